@@ -1,0 +1,156 @@
+r"""Gaussian families: diagonal and full covariance, and the Gaussian observation model.
+
+.. math:: \log \mathcal{N}(y; \mu, \Sigma) = -\tfrac12 (y - \mu)^\top \Sigma^{-1} (y - \mu)
+          - \tfrac12 \log\det \Sigma - \tfrac{D}{2} \log 2\pi
+
+| family | Sigma | parameters per distribution |
+| --- | --- | --- |
+| MeanField | diag(s)^2 | 2 D |
+| FullCovariance | L L^T, L lower triangular | D + D (D + 1) / 2 |
+| Gaussian | s^2 I or diag(s)^2, fixed, learned or read from the context | D or 2 D |
+"""
+
+from __future__ import annotations
+
+__all__ = ["FullCovariance", "Gaussian", "MeanField"]
+
+from typing import Literal
+
+import torch
+from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution
+from torch import Tensor, nn
+
+from .base import Family, positive
+
+
+class MeanField(Family):
+    r"""Diagonal Gaussian: every feature independent given the context.
+
+    .. math:: q(z \mid h) = \prod_d \mathcal{N}(z_d; \mu_d(h), s_d(h)^2)
+
+    References:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the 2 D parameters.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Example:
+        >>> import torch
+        >>> MeanField(2, context=8)(torch.zeros(5, 8)).rsample().shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, features: int, context: int | None) -> None:
+        super().__init__(features, context, size=2 * features)
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., 2 D], locations before scales, to a diagonal Gaussian."""
+        loc, raw = parameters.chunk(2, dim=-1)  # [..., D]
+        return Normal(loc, positive(raw)).to_event(1)
+
+
+class FullCovariance(Family):
+    r"""Gaussian with a full covariance, given by its Cholesky factor.
+
+    .. math:: q(z \mid h) = \mathcal{N}(z; \mu(h), L L^\top), \qquad L = \operatorname{diag}(s)\,(I + U)
+
+    with s > 0 and U strictly lower triangular: row d is measured in units of s_d.
+
+    References:
+        Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the D + D (D + 1) / 2 parameters.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Example:
+        >>> import torch
+        >>> FullCovariance(3, context=8)(torch.zeros(5, 8)).covariance_matrix.shape
+        torch.Size([5, 3, 3])
+    """
+
+    below: Tensor
+
+    def __init__(self, features: int, context: int | None) -> None:
+        super().__init__(features, context, size=2 * features + features * (features - 1) // 2)
+        rows, columns = torch.tril_indices(features, features, offset=-1)
+        self.register_buffer("below", rows * features + columns, persistent=False)  # places in a flattened [D, D]
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P]: locations, diagonal, then the strict lower triangle row by row."""
+        D = self.features
+        loc, raw, below = parameters.split([D, D, self.size - 2 * D], dim=-1)
+        scale = positive(raw)  # [..., D]
+        strict = parameters.new_zeros(*parameters.shape[:-1], D * D).index_copy(-1, self.below, below)
+        scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * strict.unflatten(-1, (D, D))  # [..., D, D]
+        return MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class Gaussian(Family):
+    r"""The Gaussian observation model, with four ways to its scale.
+
+    .. math:: p(x \mid h) = \prod_d \mathcal{N}(x_d; \mu_d(h), s_d^2)
+
+    References:
+        Rybkin, Daniilidis and Levine (2021), Simple and Effective VAE Training with Calibrated Decoders.
+
+    Args:
+        features: the number D of features, or a tuple: the shape of an image.
+        context: the width H of the context, or None: h already holds the parameters.
+        scale: a number: that scale, fixed, in the units of x; ``"shared"``: one learned scale; ``"diagonal"``: one
+            learned scale per feature; ``"context"``: scales read from the context.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Raises:
+        ValueError: if ``scale`` is not one of these, or a number that is not positive.
+
+    Example:
+        >>> import torch
+        >>> Gaussian(64, context=8, scale="shared")(torch.zeros(5, 8)).log_prob(torch.zeros(5, 64)).shape
+        torch.Size([5])
+    """
+
+    fixed: Tensor
+
+    def __init__(
+        self,
+        features: int | tuple[int, ...],
+        context: int | None,
+        scale: float | Literal["shared", "diagonal", "context"] = "shared",
+    ) -> None:
+        size = torch.Size((features,) if isinstance(features, int) else features).numel()
+        super().__init__(features, context, size=2 * size if scale == "context" else size)
+        self.scale = scale
+        if isinstance(scale, int | float) and scale > 0:
+            self.register_buffer("fixed", torch.tensor(float(scale)))
+        elif scale == "shared":
+            self.raw_scale = nn.Parameter(torch.zeros(()))
+        elif scale == "diagonal":
+            self.raw_scale = nn.Parameter(torch.zeros(self.event_shape))
+        elif scale != "context":
+            raise ValueError(
+                f'scale is a positive number, "shared", "diagonal" or "context", but got {scale!r}'
+            )
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., D], or [..., 2 D] with locations before scales, to a Gaussian of the family's scale."""
+        if self.scale == "context":
+            loc, raw = (half.unflatten(-1, self.event_shape) for half in parameters.chunk(2, dim=-1))
+            scale = positive(raw)
+        else:
+            loc = parameters.unflatten(-1, self.event_shape)
+            scale = positive(self.raw_scale) if isinstance(self.scale, str) else self.fixed
+        return Independent(Normal(loc, scale), len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        """What the printed module shows beside its layers."""
+        return f"{super().extra_repr()}, scale={self.scale!r}"

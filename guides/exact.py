@@ -1,0 +1,95 @@
+r"""Guides that come with the model: its exact posterior, and its prior.
+
+With q(z | x) = p(z | x) the log weights are constant, log w = log p(x), and one particle is enough. With q(z | x) = p(z)
+they are log p(x | z): naive Monte Carlo, unbiased for p(x) and useless as soon as the data say much about z.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ExactPosterior", "PriorGuide"]
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pyro
+from jensen.module import UniqueModule
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+
+
+class _HasPosterior(Protocol):
+    latents: dict[str, Size]
+
+    def posterior(self, x: Tensor, /) -> TorchDistribution: ...
+
+
+class ExactPosterior(UniqueModule):
+    r"""The model's own posterior as its guide: the oracle, for models that know it.
+
+    .. math:: q(z \mid x) = p(z \mid x) \quad\Rightarrow\quad \log w = \log p(x)
+
+    It has no parameters of its own, holds the model without registering it again, and follows its parameters, so
+    training the pair follows the gradient of the exact log p(x).
+
+    Args:
+        model: a model with one latent site and ``posterior(x)``.
+
+    Raises:
+        ValueError: if the model has more than one latent site.
+
+    Example:
+        >>> import torch
+        >>> from jensen.inference import log_weights
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2).double()
+        >>> x = torch.randn(3, 5).double()
+        >>> log_w = log_weights(model, ExactPosterior(model), x, particles=4)
+        >>> torch.allclose(log_w, model.log_evidence(x).expand(4, 3))
+        True
+    """
+
+    def __init__(self, model: _HasPosterior) -> None:
+        super().__init__()
+        if len(model.latents) != 1:
+            raise ValueError(f"ExactPosterior draws one latent site, but the model has {list(model.latents)}")
+        (self.site,) = model.latents
+        self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The Pyro guide: draws the latent site of each row of ``x``."""
+        (model,) = self._model
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample(self.site, model.posterior(x))  # [N, D]
+
+
+class PriorGuide(UniqueModule):
+    r"""The model's prior as its guide: naive Monte Carlo, log w = log p(x | z).
+
+    It runs the model and hides what the model observes, so it serves any Pyro model, at the price of running the
+    likelihood's network twice.
+
+    Args:
+        model: any Pyro model.
+
+    Example:
+        >>> import torch
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> q = poutine.trace(PriorGuide(model)).get_trace(torch.zeros(3, 5))
+        >>> q.stochastic_nodes
+        ['data', 'z']
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
+
+    def forward(self, *data: Tensor) -> None:
+        """The Pyro guide: draws every latent site from the model."""
+        (model,) = self._model
+        poutine.block(model, hide_fn=_is_observed)(*data)
+
+
+def _is_observed(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and bool(site["is_observed"])

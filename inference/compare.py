@@ -1,0 +1,215 @@
+r"""Several pairs measured on the same data, in one table; paired differences between them.
+
+Guides of one shared model are read against each other: log p(x) is the same for all, so
+
+.. math:: \text{ELBO}_a - \text{ELBO}_b = \text{KL}(q_b \| p) - \text{KL}(q_a \| p)
+
+is the cost of a guide, per datum and with an error. Pairs with different models differ in p and q at once.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Comparison", "Row", "compare"]
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from .evidence import Data, Evidence, Transform, as_tensors, decimals, evaluate, percent, standard_error_of_mean
+from .svi import History
+from .weights import Program, parameters_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured pair.
+
+    Attributes:
+        evidence: what :func:`~jensen.inference.evaluate` measured.
+        parameters: the number of trainable parameters; of the guide alone where the model is shared.
+        seconds: the time that training (where known) and measuring took.
+    """
+
+    evidence: Evidence
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table that :func:`compare` makes; ``print`` it, or read ``rows[name].evidence``.
+
+    Attributes:
+        rows: the measured pairs, by name.
+        shared_model: whether all pairs have the same model, so that ELBO differences are the cost of a guide.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior, PriorGuide
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> pairs = {"prior": (model, PriorGuide(model)), "exact": (model, ExactPosterior(model))}
+        >>> table = compare(pairs, torch.randn(20, 5), particles=50, seed=0, progress=False)
+        >>> table.shared_model, table.difference("exact", "prior")[0] > 0
+        (True, True)
+    """
+
+    rows: dict[str, Row]
+    shared_model: bool
+
+    def difference(
+        self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo"
+    ) -> tuple[float, float]:
+        """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
+
+        For ``"log_evidence"`` the exact values are taken where they are known.
+        """
+        first, second = (self._values(name, quantity) for name in (a, b))
+        delta = first - second
+        return float(delta.mean()), standard_error_of_mean(delta)
+
+    def sentence(self) -> str:
+        """What the table shows, in one plain sentence."""
+        if len(self.rows) < 2:
+            return "One pair alone: nothing to compare."
+        quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
+        ordered = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
+        best, others = ordered[0], ordered[1:]
+        found = {name: self.difference(best, name, quantity) for name in others}
+        listed = ", ".join(f"{name} {decimals(d, 2)} ± {decimals(e, 2)}" for name, (d, e) in found.items())
+        if self.shared_model:
+            return (
+                f"One model, so what a guide loses of the ELBO is its own cost: in nats per datum below {best}, paired "
+                f"over the data: {listed}."
+            )
+        runner_up, (gain, error) = others[0], found[others[0]]
+        verdict = f"{decimals(abs(gain) / error, 1)} standard errors above" if error > 0 else "level with"
+        return (
+            f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: {best} "
+            f"is the best model, {verdict} {runner_up}; nats per datum below it, paired over the data: {listed}."
+        )
+
+    def table(self, bits: bool = False, offset: float = 0.0) -> str:
+        """The aligned table, in nats per datum, or in bits per dimension.
+
+        Args:
+            bits: whether ELBO, log p(x) and gap are shown as bits per dimension (of minus the value: smaller is better).
+            offset: log2 of the number of grey levels, added to the bits of dequantized data.
+        """
+        columns = ["", "ELBO", "log p(x)", "± data", "± MC", "exact", "gap", "ESS", "k>0.7", "params", "seconds"]
+        lines = [columns]
+        for name, row in self.rows.items():
+            s, features = row.evidence.summary(), row.evidence.features
+            unit = features * math.log(2) if bits else 1.0
+
+            def level(value: float | None, unit: float = unit) -> str:
+                return "-" if value is None else decimals(offset - value / unit if bits else value, 3)
+
+            def spread(value: float | None, digits: int = 3, unit: float = unit) -> str:
+                return "-" if value is None else decimals(value / unit, digits)
+
+            cells = [
+                *(level(s["elbo"]), level(s["log_evidence"])),
+                *(spread(s["log_evidence_error"]), spread(s["log_evidence_mc"], 4)),
+                *(level(s["exact"]), spread(s["gap"])),
+                *(decimals(s["ess"], 1), percent(s["unreliable"])),
+                *(f"{row.parameters:,}", decimals(row.seconds, 1)),
+            ]
+            lines.append([name, *cells])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(_aligned(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+        return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers: a summary for each row."""
+        rows = {
+            name: {**row.evidence.summary(), "parameters": row.parameters, "seconds": row.seconds}
+            for name, row in self.rows.items()
+        }
+        return {"shared_model": self.shared_model, "rows": rows, "sentence": self.sentence()}
+
+    def __str__(self) -> str:
+        first = next(iter(self.rows.values())).evidence.summary()
+        head = f"{first['n']} data, {first['particles']} particles each, nats per datum"
+        return "\n".join([head, self.table(), self.sentence()])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
+
+    def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> torch.Tensor:
+        evidence = self.rows[name].evidence
+        return evidence.elbo if quantity == "elbo" else evidence.best
+
+
+def compare(
+    pairs: Mapping[str, tuple[Program, Program]],
+    data: Data,
+    particles: int = 5000,
+    *,
+    histories: Mapping[str, History] | None = None,
+    seed: int | None = None,
+    batch_transform: Transform | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Measure several pairs on the same data. It never trains.
+
+    Args:
+        pairs: (model, guide) by name, in the order of the table's rows.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws per datum.
+        histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
+        seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
+        batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
+        device: where to run; modules and data are moved there. None: where they are.
+        progress: whether to show progress bars.
+
+    Returns:
+        The :class:`Comparison`.
+
+    Raises:
+        ValueError: without pairs, for a history of no pair, and on what :func:`~jensen.inference.evaluate` names.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> table = compare({"exact": (model, ExactPosterior(model))}, torch.randn(20, 5), particles=50, progress=False)
+        >>> list(table.rows), table.rows["exact"].parameters
+        (['exact'], 0)
+    """
+    histories = histories or {}
+    if not pairs or set(histories) - set(pairs):
+        raise ValueError(
+            f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and histories "
+            f"{list(histories)}"
+        )
+    tensors = as_tensors(data)
+    if batch_transform is not None:
+        tensors = (batch_transform(tensors[0]), *tensors[1:])
+    models = [model for model, _ in pairs.values()]
+    shared = all(model == models[0] for model in models) and len(models) > 1
+    rows = {}
+    for name, (model, guide) in pairs.items():
+        start = time.perf_counter()
+        evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+        seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
+        rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds)
+    return Comparison(rows, shared)
+
+
+def _count(model: Program, guide: Program, data: Sequence[torch.Tensor], device: Any, shared: bool) -> int:
+    """Trainable parameters of the pair; of the guide alone where the model is shared."""
+    few = [x[:3].to(device or x.device) for x in data]
+    found = parameters_of(model, guide, *few)
+    if shared and isinstance(model, torch.nn.Module):
+        of_model = set(model.parameters())
+        found = [p for p in found if p not in of_model]
+    return sum(p.numel() for p in found)
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if column == 0 else cell.rjust(width)

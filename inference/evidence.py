@@ -1,0 +1,363 @@
+r"""The measurement: ELBO, importance-weighted log p(x), exact value, per datum, each with its error.
+
+.. math::
+    \text{ELBO}_n = \frac{1}{K} \sum_k \log w_{kn}, \qquad
+    \widehat{\log p}(x_n) = \log \frac{1}{K} \sum_k w_{kn}, \qquad
+    \text{gap}_n = \log p(x_n) - \text{ELBO}_n
+"""
+
+from __future__ import annotations
+
+__all__ = ["Bounds", "Evidence", "bounds", "evaluate"]
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .diagnostics import RunningWeights
+from .exact import HasEvidence
+from .weights import Program, check_pair, log_weights
+
+Data = Tensor | tuple[Tensor, ...]
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What :func:`evaluate` measured. Tensors are per datum, [N], float64, in nats; [1] for joint weights.
+
+    Attributes:
+        elbo: mean log weight.
+        elbo_error: its Monte Carlo standard error.
+        log_evidence: importance-weighted estimate of log p(x).
+        standard_error: its Monte Carlo standard error (delta method); trust it where k-hat is below 0.7.
+        ess: effective sample size of the K weights.
+        pareto_k: Pareto k-hat of the weights.
+        exact: log p(x) where the model knows it, else None.
+        particles: K.
+        features: the number of observed numbers in one datum.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2).double()
+        >>> x = torch.randn(20, 5).double()
+        >>> evidence = evaluate(model, ExactPosterior(model), x, particles=100, progress=False)
+        >>> torch.allclose(evidence.log_evidence, evidence.exact), float(evidence.gap.abs().max()) < 1e-10
+        (True, True)
+    """
+
+    elbo: Tensor
+    elbo_error: Tensor
+    log_evidence: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    exact: Tensor | None
+    particles: int
+    features: int
+
+    @property
+    def best(self) -> Tensor:
+        """log p(x): exact where it is known, else the importance-weighted estimate: [N]."""
+        return self.log_evidence if self.exact is None else self.exact
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
+        return self.best - self.elbo
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Means over the data with their errors.
+
+        ``*_error`` is the standard error over the data set (how much the mean would move with other data),
+        ``log_evidence_mc`` the Monte Carlo error of the mean (how much with other particles).
+        """
+        return {
+            "n": len(self.elbo),
+            "particles": self.particles,
+            "elbo": _mean(self.elbo),
+            "elbo_error": standard_error_of_mean(self.elbo),
+            "log_evidence": _mean(self.log_evidence),
+            "log_evidence_error": standard_error_of_mean(self.log_evidence),
+            "log_evidence_mc": float(self.standard_error.square().sum().sqrt()) / len(self.elbo),
+            "exact": None if self.exact is None else _mean(self.exact),
+            "gap": _mean(self.gap),
+            "gap_error": standard_error_of_mean(self.gap),
+            "ess": _mean(self.ess),
+            "unreliable": float((self.pareto_k > 0.7).double().mean()) if self.particles >= 25 else None,
+        }
+
+    def bits_per_dimension(self, offset: float = 0.0) -> float:
+        """Mean of -log2 p(x) per observed number, plus ``offset``.
+
+        Args:
+            offset: log2 of the number of grey levels, for data dequantized to [0, 1]: it turns the density of the scaled
+                data into that of the levels.
+        """
+        return -_mean(self.best) / (self.features * math.log(2)) + offset
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists: the summary, and the values per datum."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        per_datum = {k: v.tolist() for k, v in values.items() if isinstance(v, Tensor)}
+        return {"summary": self.summary(), "per_datum": per_datum, "features": self.features}
+
+    def __str__(self) -> str:
+        s = self.summary()
+        over = "± {}  over the data".format
+        rows = [
+            ("ELBO", decimals(s["elbo"]), over(decimals(s["elbo_error"]))),
+            ("log p(x), importance-weighted", decimals(s["log_evidence"]), over(decimals(s["log_evidence_error"]))),
+            ("  its Monte Carlo error", decimals(s["log_evidence_mc"]), ""),
+            ("log p(x), exact", decimals(s["exact"]), ""),
+            ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_error"]))),
+            ("effective sample size, mean", decimals(s["ess"], 1), f"of {self.particles}"),
+            ("data with k-hat > 0.7", percent(s["unreliable"]), ""),
+        ]
+        head = f"{s['n']} data, {self.particles} particles each, nats per datum"
+        return "\n".join([head, *(f"{name:31s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 5000,
+    *,
+    seed: int | None = None,
+    batch_transform: Transform | None = None,
+    chunk_size: int = 4096,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Evidence:
+    r"""Measure a pair: per datum, the ELBO, an importance-weighted estimate of log p(x), and whether to trust it.
+
+    Weights are streamed in chunks of data and particles; sums run in float64 and memory grows neither with K nor, but
+    for the results, with N. Parameters are not touched; modules are put in evaluation mode meanwhile.
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide, called with the same data.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws per datum.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
+        chunk_size: how many (datum, particle) pairs are run at once.
+        device: where to run; modules and data are moved there. None: where they are.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The :class:`Evidence`.
+
+    Raises:
+        ValueError: for ``particles`` less than 1, data that are empty or not finite, and on what
+            :func:`~jensen.inference.log_weights` names.
+        FloatingPointError: if a log weight is NaN.
+
+    Example:
+        >>> from jensen.families import MeanField
+        >>> from jensen.guides import amortize
+        >>> from jensen.models import PPCA
+        >>> from jensen.networks import mlp
+        >>> model = PPCA(5, latent=2)
+        >>> guide = amortize(model, mlp(5, [16]), MeanField, context=16)
+        >>> evidence = evaluate(model, guide, torch.randn(20, 5), particles=100, progress=False)
+        >>> evidence.elbo.shape, evidence.summary()["particles"]
+        (torch.Size([20]), 100)
+    """
+    if particles < 1:
+        raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
+    tensors = as_tensors(data)
+    with measuring(model, guide, seed=seed, device=device):
+        if batch_transform is not None:
+            tensors = (batch_transform(tensors[0]), *tensors[1:])
+        parts: list[dict[str, Tensor]] = []
+        pairs = per_datum(model, guide, tensors)
+        size = max(1, min(64, chunk_size // min(particles, 64))) if pairs else len(tensors[0])
+        block = max(1, chunk_size // size)
+        with tqdm(total=len(tensors[0]) * particles, disable=not progress, desc="evaluate", unit_scale=True) as bar:
+            for start in range(0, len(tensors[0]), size):
+                batch = tuple(x[start : start + size].to(device or x.device) for x in tensors)
+                nesting = check_pair(model, guide, *batch).nesting
+                running = RunningWeights(particles)
+                for first in range(0, particles, block):
+                    k = min(block, particles - first)
+                    log_w = log_weights(model, guide, *batch, particles=k, max_plate_nesting=nesting)
+                    running.update(log_w if pairs else log_w.unsqueeze(-1))
+                    bar.update(k * len(batch[0]))
+                names = ("elbo", "elbo_error", "log_evidence", "standard_error", "ess", "pareto_k")
+                part = {name: getattr(running, name).cpu() for name in names}
+                if isinstance(model, HasEvidence):
+                    part["exact"] = model.log_evidence(*batch).double().cpu()
+                parts.append(part)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evidence(
+        **{"exact": None, **joined}, particles=particles, features=tensors[0][0].numel() if tensors[0].dim() > 1 else 1
+    )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Importance-weighted bounds against K, averaged over the data; made by :func:`bounds`.
+
+    Attributes:
+        particles: the numbers of particles, ascending: [B].
+        mean: the bound at each, nats per datum, [B].
+        error: its Monte Carlo standard error, [B] (the data are the same at every K).
+        exact: mean exact log p(x) where the model knows it, else None.
+    """
+
+    particles: list[int]
+    mean: Tensor
+    error: Tensor
+    exact: float | None
+
+
+def bounds(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 4096,
+    *,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Bounds:
+    r"""Importance-weighted bounds at K' = 1, 2, 4, ..., K from one draw of K particles.
+
+    .. math:: \mathcal{L}_{K'} = \mathbb{E} \log \frac{1}{K'} \sum_{k=1}^{K'} w_k
+
+    The bound at K' is the mean over the K / K' blocks of the draw, so bounds at different K' share their noise, and by
+    Jensen's inequality they rise with K' in the sample, not only in expectation.
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, theorem 1.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide, called with the same data.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the largest K, a power of two.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        device: where to run; modules and data are moved there. None: where they are.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The :class:`Bounds`.
+
+    Raises:
+        ValueError: if ``particles`` is not a power of two, or the weights are joint.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> b = bounds(model, PriorGuide(model), torch.randn(20, 5), particles=64, progress=False)
+        >>> b.particles, bool((b.mean.diff() >= 0).all())
+        ([1, 2, 4, 8, 16, 32, 64], True)
+    """
+    if particles < 1 or particles & (particles - 1):
+        raise ValueError(f"bounds needs a power of two as its largest number of particles, but got {particles}")
+    tensors = as_tensors(data)
+    sizes = [2**i for i in range(particles.bit_length())]
+    means, squares, exact = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double(), 0.0
+    with measuring(model, guide, seed=seed, device=device):
+        if not per_datum(model, guide, tensors):
+            raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
+        rows = range(0, len(tensors[0]), max(1, 2**15 // particles))
+        for start in tqdm(rows, disable=not progress, desc="bounds"):
+            batch = tuple(x[start : start + rows.step].to(device or x.device) for x in tensors)
+            log_w = log_weights(model, guide, *batch, particles=particles).double().cpu()  # [K, n]
+            for i, size in enumerate(sizes):
+                blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
+                means[i] += blocks.mean(0).sum()
+                squares[i] += _block_variance(blocks, log_w).sum()
+            if isinstance(model, HasEvidence):
+                exact += float(model.log_evidence(*batch).double().sum())
+    n = len(tensors[0])
+    known = exact / n if isinstance(model, HasEvidence) else None
+    return Bounds(sizes, means / n, squares.sqrt() / n, known)
+
+
+def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:
+    """Monte Carlo variance of the mean over blocks, per datum; by the delta method where there is one block: [n]."""
+    if len(blocks) > 1:
+        return blocks.var(0) / len(blocks)
+    running = RunningWeights(len(log_w))
+    running.update(log_w)
+    return running.standard_error.square().nan_to_num()
+
+
+def as_tensors(data: Data) -> tuple[Tensor, ...]:
+    """Data as a tuple of tensors that agree in their first dimension, which is not zero."""
+    tensors = data if isinstance(data, tuple) else (data,)
+    for x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor")
+    if len({len(x) for x in tensors}) != 1 or not len(tensors[0]):
+        shapes = [list(x.shape) for x in tensors]
+        raise ValueError(f"data need one first dimension N of at least 1, but got tensors of shape {shapes}")
+    return tensors
+
+
+def per_datum(model: Program, guide: Program, data: tuple[Tensor, ...]) -> bool:
+    """Whether the pair's weights are per datum (else they are joint), from its layout on a few data."""
+    n = len(data[0])
+    sizes = check_pair(model, guide, *data if n < 3 else (x[:3] for x in data)).sizes
+    if sizes and sizes != (min(n, 3),):
+        raise ValueError(
+            f"the plates around every site have sizes {sizes}, but the model was given {min(n, 3)} data: measure the "
+            "model without subsampling, in one plate over its data"
+        )
+    return bool(sizes)
+
+
+@contextmanager
+def measuring(
+    model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
+) -> Iterator[None]:
+    """No gradient, evaluation mode (restored), the device asked for, and a random stream of its own if seeded."""
+    modules = [half for half in (model, guide) if isinstance(half, nn.Module)]
+    with torch.no_grad(), ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(seed)
+        for module in modules:
+            if device is not None:
+                module.to(device)
+            stack.callback(module.train, module.training)
+            module.eval()
+        yield
+
+
+def standard_error_of_mean(values: Tensor) -> float:
+    """The standard error of a mean over data; NaN for one datum."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, without a negative zero; a dash for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent; a dash for what is not known."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())

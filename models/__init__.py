@@ -1,0 +1,11 @@
+"""Generative models p(x, z): a Pyro module whose ``forward(x=None, *, n=1)`` is the model function.
+
+``latents`` maps each latent site to its event shape, in generative order. Every site stands in ``pyro.plate("data")``,
+``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
+"""
+
+from .linear import PPCA
+from .priors import StandardNormal
+from .vae import VAE
+
+__all__ = ["PPCA", "VAE", "StandardNormal"]

@@ -1,0 +1,236 @@
+r"""Linear-Gaussian models: the exact members.
+
+Probabilistic PCA, with prior scale nu and noise sigma:
+
+.. math:: z \sim \mathcal{N}(0, \nu^2 I), \qquad x \mid z \sim \mathcal{N}(\mu + W z, \sigma^2 I)
+
+| symbol | meaning | shape |
+| --- | --- | --- |
+| X, D | features of a datum, latent features | |
+| W, mu, sigma | weight, mean, noise | [X, D], [X], [] |
+| M = W^T W + (sigma / nu)^2 I | posterior precision, times sigma^2 | [D, D] |
+| A, lower triangular, A A^T = M^{-1} | its inverse root: all that is needed | [D, D] |
+
+With r = x - mu, everything follows from one Cholesky factor of a D x D matrix (Woodbury):
+
+.. math::
+    p(z \mid x) &= \mathcal{N}(A A^\top W^\top r, \; \sigma^2 A A^\top) \\
+    p(x) &= \mathcal{N}(\mu, C), \qquad C = \nu^2 W W^\top + \sigma^2 I \\
+    \log\det C &= (X - D) \log \sigma^2 + D \log \nu^2 + \log\det M \\
+    r^\top C^{-1} r &= \left(|r|^2 - |A^\top W^\top r|^2\right) / \sigma^2
+"""
+
+from __future__ import annotations
+
+__all__ = ["PPCA"]
+
+import math
+
+import pyro
+import torch
+from jensen.module import UniqueModule
+from pyro.distributions import MultivariateNormal, Normal
+from torch import Size, Tensor, nn
+
+from .base import check_width, data_plate
+
+
+class PPCA(UniqueModule):
+    r"""Probabilistic principal component analysis, the linear VAE whose evidence and posterior are known.
+
+    .. math:: p(x) = \mathcal{N}(\mu, \nu^2 W W^\top + \sigma^2 I)
+
+    The columns of W at maximum likelihood are orthogonal, so there (and at no other rotation of W, though p(x) is the
+    same) a mean-field guide is exact.
+
+    References:
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
+
+    Args:
+        features: the number X of features of a datum.
+        latent: the number D of latent features, less than ``features``.
+        prior_scale: nu, the standard deviation of the prior.
+
+    Raises:
+        ValueError: if not 1 <= latent < features, or ``prior_scale`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 5).double() @ torch.randn(5, 5).double()
+        >>> model = PPCA(5, latent=2).double().fit_closed_form(x)
+        >>> model.log_evidence(x).shape, model.posterior(x).event_shape
+        (torch.Size([100]), torch.Size([2]))
+        >>> same_marginal = model.rotated(seed=0)
+        >>> torch.allclose(model.log_evidence(x), same_marginal.log_evidence(x))
+        True
+    """
+
+    def __init__(self, features: int, latent: int, prior_scale: float = 1.0) -> None:
+        if not 1 <= latent < features:
+            raise ValueError(f"PPCA needs 1 <= latent < features, but got latent={latent}, features={features}")
+        if not prior_scale > 0:
+            raise ValueError(f"prior_scale is a positive standard deviation, but got {prior_scale}")
+        super().__init__()
+        self.prior_scale = float(prior_scale)
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.weight = nn.Parameter(torch.randn(features, latent) / math.sqrt(features))
+        self.log_noise = nn.Parameter(torch.zeros(()))
+        self.latents = {"z": Size((latent,))}
+        self.event_shape = Size((features,))
+
+    @property
+    def noise(self) -> Tensor:
+        """sigma, the standard deviation of the noise, in the units of x."""
+        return self.log_noise.exp()
+
+    def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """The Pyro model: observes ``x`` of shape [N, X], or draws ``n`` data."""
+        weight, mean, noise = self.weight, self.mean, self.noise
+        with data_plate(x, self.event_shape, n, "PPCA"):
+            prior = Normal(mean.new_zeros(weight.shape[1]), self.prior_scale).to_event(1)
+            z = pyro.sample("z", prior)  # [N, D]
+            return pyro.sample("x", Normal(mean + z @ weight.T, noise).to_event(1), obs=x)  # [N, X]
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x) of each row of ``x`` [N, X], in nats: [N]."""
+        check_width(x, self.event_shape, "PPCA")
+        r = x - self.mean  # [N, X]
+        root = _inverse_root(self.weight, self.noise, self.prior_scale)
+        explained = (r @ self.weight @ root).square().sum(-1)  # [N]
+        return self._log_density(r.square().sum(-1) - explained, root)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
+        check_width(x, self.event_shape, "PPCA")
+        root = _inverse_root(self.weight, self.noise, self.prior_scale)
+        loc = (x - self.mean) @ self.weight @ root @ root.T  # [N, D]
+        return MultivariateNormal(loc, scale_tril=self.noise * root)
+
+    def rotated(self, seed: int) -> PPCA:
+        """The same p(x) with W turned by a random orthogonal matrix: W R has columns that are not orthogonal.
+
+        Args:
+            seed: fixes R, which is uniform over rotations and reflections (Haar).
+        """
+        features, latent = self.weight.shape
+        generator = torch.Generator().manual_seed(seed)
+        q, r = torch.linalg.qr(torch.randn(latent, latent, generator=generator, dtype=torch.float64))
+        rotation = (q * r.diagonal().sign()).to(self.weight)
+        with torch.random.fork_rng(devices=[]):  # the weight that a new model draws is not used
+            turned = PPCA(features, latent, self.prior_scale).to(self.weight)
+        return turned._assign(self.mean, self.weight @ rotation, self.noise.square())
+
+    @torch.no_grad()
+    def fit_closed_form(self, x: Tensor) -> PPCA:
+        r"""Maximum likelihood in closed form, from the eigenvalues of the covariance of ``x`` [N, X].
+
+        .. math:: W = U_D (\Lambda_D - \sigma^2 I)^{1/2} / \nu, \qquad \sigma^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_i
+
+        The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1).
+
+        Raises:
+            ValueError: if ``x`` has no variance left outside D directions (sigma would be 0).
+        """
+        mean, covariance = self._moments(x)
+        D = self.weight.shape[1]
+        eigenvalues, vectors = torch.linalg.eigh(covariance)  # ascending
+        variance = eigenvalues[:-D].mean()
+        if variance <= 1e-12 * eigenvalues[-1]:
+            raise ValueError(
+                f"the data have no variance outside {D} directions, so the noise would be 0: take latent < {D}, "
+                "or add noise (dequantize)"
+            )
+        top, vectors = eigenvalues[-D:].flip(0), vectors[:, -D:].flip(1)
+        return self._assign(mean, vectors * (top - variance).clamp_min(0).sqrt() / self.prior_scale, variance)
+
+    @torch.no_grad()
+    def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> PPCA:
+        """Maximum likelihood by expectation maximization on ``x`` [N, X], from the present W and sigma.
+
+        Args:
+            x: the data.
+            iterations: the most iterations.
+            tolerance: stop when one iteration gains fewer nats per datum than this.
+        """
+        mean, covariance = self._moments(x)
+        weight = self.weight.double() * self.prior_scale  # the model with prior scale 1
+        variance = self.noise.double().square()
+        before = torch.tensor(-math.inf, dtype=torch.float64)
+        total = covariance.trace()
+        for _ in range(iterations):
+            root = _inverse_root(weight, variance.sqrt(), 1.0)
+            cross = covariance @ weight  # [X, D]
+            explained = (root.T @ (weight.T @ cross) @ root).trace()
+            now = _log_density(total - explained, root, variance.sqrt(), 1.0, len(mean))
+            if now - before < tolerance:
+                break
+            before = now
+            inverse = root @ root.T
+            eye = torch.eye(len(root), dtype=torch.float64, device=x.device)
+            weight = cross @ torch.linalg.inv(variance * eye + inverse @ weight.T @ cross)
+            variance = (total - ((cross @ inverse) * weight).sum()) / len(mean)
+        return self._assign(mean, weight / self.prior_scale, variance)
+
+    def fit_gradient(self, x: Tensor, iterations: int = 2_000) -> PPCA:
+        """Maximum likelihood by L-BFGS on the exact log p(x) of ``x`` [N, X], from the present W and sigma."""
+        mean, covariance = self._moments(x)
+        weight = self.weight.detach().double().requires_grad_()
+        log_noise = self.log_noise.detach().double().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weight, log_noise],
+            max_iter=iterations,
+            tolerance_grad=1e-9,
+            tolerance_change=1e-12,
+            history_size=50,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            noise = log_noise.exp()
+            root = _inverse_root(weight, noise, self.prior_scale)
+            explained = (root.T @ (weight.T @ covariance @ weight) @ root).trace()
+            value = -_log_density(covariance.trace() - explained, root, noise, self.prior_scale, len(mean))
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        return self._assign(mean, weight.detach(), (2 * log_noise.detach()).exp())
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""
+        check_width(x, self.event_shape, "PPCA")
+        if len(x) < 2 or not x.isfinite().all():
+            raise ValueError(f"PPCA fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
+        x = x.double()
+        mean = x.mean(0)
+        r = x - mean
+        return mean, r.T @ r / len(x)
+
+    def _assign(self, mean: Tensor, weight: Tensor, variance: Tensor) -> PPCA:
+        """Write parameters in place, so that optimizers and Pyro's parameter store keep seeing them."""
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.weight.copy_(weight)
+            self.log_noise.copy_(variance.log() / 2)
+        return self
+
+    def _log_density(self, distance: Tensor, root: Tensor) -> Tensor:
+        return _log_density(distance, root, self.noise, self.prior_scale, self.event_shape[0])
+
+
+def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
+    """A, lower triangular with A A^T = M^{-1}: [D, D]. From M = U U^T with U upper triangular, A = U^{-T}."""
+    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    m = weight.T @ weight + (noise / prior_scale).square() * eye
+    upper = torch.linalg.cholesky(m.flip(0, 1)).flip(0, 1)
+    return torch.linalg.solve_triangular(upper, eye, upper=True).T
+
+
+def _log_density(distance: Tensor, root: Tensor, noise: Tensor, prior_scale: float, features: int) -> Tensor:
+    """The log-density at given |r|^2 - |A^T W^T r|^2, any shape, or its mean at that quantity's mean."""
+    D = len(root)
+    log_det = (
+        2 * (features - D) * noise.log() + 2 * D * math.log(prior_scale) - 2 * root.diagonal().log().sum()
+    )  # log det M = -2 sum log diag A
+    return -0.5 * (features * math.log(2 * math.pi) + log_det + distance / noise.square())
