@@ -79,7 +79,7 @@ class Comparison:
         ordered = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         best, others = ordered[0], ordered[1:]
         found = {name: self.difference(best, name, quantity) for name in others}
-        listed = ", ".join(f"{name} {decimals(d, 2)} ± {decimals(e, 2)}" for name, (d, e) in found.items())
+        listed = ", ".join(f"{name} {_with_error(d, e)}" for name, (d, e) in found.items())
         if self.shared_model:
             return (
                 f"One model, so what a guide loses of the ELBO is its own cost: in nats per datum below {best}, paired "
@@ -209,6 +209,12 @@ def _count(model: Program, guide: Program, data: Sequence[torch.Tensor], device:
         of_model = set(model.parameters())
         found = [p for p in found if p not in of_model]
     return sum(p.numel() for p in found)
+
+
+def _with_error(value: float, error: float) -> str:
+    """A value and its error, to two digits of the error."""
+    digits = 3 if not error > 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{decimals(value, digits)} ± {decimals(error, digits)}"
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

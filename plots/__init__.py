@@ -1,1 +1,10 @@
-"""x."""
+"""Pictures: each function takes a result (or tensors), draws on an ``Axes`` and returns it. No global state.
+
+Without an ``Axes`` a figure of its own is made, which pyplot does not know of: ``ax.figure.savefig(...)``.
+"""
+
+from .bounds import plot_bounds
+from .images import plot_images
+from .latent import plot_latent
+
+__all__ = ["plot_bounds", "plot_images", "plot_latent"]

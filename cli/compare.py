@@ -1,0 +1,203 @@
+"""``jensen compare``: the main job, from data to tables, pictures and a report."""
+
+from __future__ import annotations
+
+__all__ = ["GUIDES", "run"]
+
+import argparse
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jensen.datasets import Dataset, load
+from jensen.families import Bernoulli, Family, FullCovariance, Gaussian, MeanField
+from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.inference import Comparison, History, compare, fit
+from jensen.models import PPCA, VAE
+from jensen.networks import mlp
+from torch import nn
+
+from .report import draw
+
+FAMILIES: dict[str, Callable[[int, int], Family]] = {"mean-field": MeanField, "full-covariance": FullCovariance}
+GUIDES = ("prior", *FAMILIES, "exact")
+Pair = tuple[nn.Module, nn.Module]
+
+
+def run(options: argparse.Namespace, progress: bool) -> None:
+    """Run the job that the options describe."""
+    guides = _guides(options.guides)
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    job = _Job(options, progress)
+    blocks: dict[str, Comparison] = {}
+    pictured: dict[str, Pair] = {}
+    if options.model in ("ppca", "all"):
+        pairs, histories = job.one_model(guides)
+        blocks["one-model"] = job.measure("One model, several guides", _ONE_MODEL, pairs, histories)
+        job.pictures += draw(out, job.data, job.test, "one-model", bounds_of=pairs, seed=options.seed)
+        pictured = {name: pairs[name] for name in list(pairs)[-1:]}
+    if options.model in ("vae", "all"):
+        pairs, histories = job.trained_together([name for name in guides if name in FAMILIES])
+        blocks["trained-together"] = job.measure("Model and guide trained together", job.note, pairs, histories)
+        job.pictures += draw(out, job.data, job.test, "trained-together", bounds_of=pairs, seed=options.seed)
+        pictured = pairs
+    job.pictures += draw(out, job.data, job.test, "", pictures_of=pictured, labels=job.labels, seed=options.seed)
+    report = {
+        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items()},
+        "epochs": job.epochs,
+        "data": {
+            "name": job.data.name,
+            "features": job.data.train.shape[1],
+            "train": len(job.data.train),
+            "test": len(job.test),
+            "bits_offset": job.data.bits_offset,
+            "licence": job.data.licence,
+            "citation": job.data.citation,
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")},
+        "blocks": {name: block.to_dict() for name, block in blocks.items()},
+        "pictures": job.pictures,
+    }
+    (out / "report.json").write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
+    print(f"{len(job.pictures)} pictures and report.json are in {out}/")
+
+
+_ONE_MODEL = (
+    "Probabilistic PCA in closed form, W turned by a fixed rotation, frozen; guides whose parameters are affine in x."
+)
+
+
+class _Job:
+    """Data, settings and what is trained."""
+
+    def __init__(self, options: argparse.Namespace, progress: bool) -> None:
+        for name in ("latent", "particles", "test_size"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {getattr(options, name)}")
+        self.options, self.progress = options, progress
+        self.data: Dataset = load(options.data, dequantize=True if options.data == "mnist" else None, seed=options.seed)
+        self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
+        order = torch.randperm(len(self.data.test), generator=torch.Generator().manual_seed(options.seed))
+        rows = order[: options.test_size]
+        self.test = self.data.test[rows]
+        self.labels = self.data.labels["test"][rows] if self.data.labels else None
+        self.features = self.data.train.shape[1]
+        self.pictures: list[str] = []
+        self.binary = self.data.levels == 2
+        self.note = "PPCA by SVI, and a VAE with one learned noise level; encoders are networks."
+        if self.binary:
+            self.note = "A Bernoulli VAE (binary data: PPCA's density would not compare with its probabilities)."
+
+    def one_model(self, guides: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:
+        """PPCA in closed form, rotated and frozen, with each guide fitted to it."""
+        model = PPCA(self.features, self.options.latent).fit_closed_form(self.data.train).rotated(self.options.seed)
+        pairs: dict[str, Pair] = {}
+        histories: dict[str, History] = {}
+        for name in guides:
+            if name in FAMILIES:
+                torch.manual_seed(self.options.seed)
+                guide: nn.Module = amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
+                histories[name] = self.train(name, model, guide, lr=1e-2, freeze=model)
+            else:
+                guide = PriorGuide(model) if name == "prior" else ExactPosterior(model)
+            pairs[name] = (model, guide)
+        return pairs, histories
+
+    def trained_together(self, families: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:
+        """PPCA and a VAE, each trained with its guide."""
+        if not families:
+            raise ValueError(f"the second block trains its guides, so --guides needs one of {', '.join(FAMILIES)}")
+        latent, hidden = self.options.latent, 128 if self.features < 200 else 400
+        makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
+        if not self.binary:
+            makers["PPCA"] = (lambda: PPCA(self.features, latent), families[-1])
+        likelihood = Bernoulli if self.binary else partial(Gaussian, scale="shared")
+        for name in families:
+            makers[f"VAE {name}"] = (
+                lambda: VAE(mlp(latent, [hidden]), likelihood(self.features, hidden), latent),
+                name,
+            )
+        pairs: dict[str, Pair] = {}
+        histories: dict[str, History] = {}
+        for name, (make, family) in makers.items():
+            torch.manual_seed(self.options.seed)
+            model = make()
+            guide = amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
+            histories[name] = self.train(name, model, guide, lr=2e-3)
+            pairs[name] = (model, guide)
+        return pairs, histories
+
+    def train(self, name: str, model: nn.Module, guide: nn.Module, lr: float, freeze: Any = ()) -> History:
+        """Fit one pair: cosine learning rate, the parameters of the best validation epoch."""
+        self.say(f"training {name}: {self.epochs} epochs")
+        return fit(
+            model,
+            guide,
+            self.data.train,
+            epochs=self.epochs,
+            lr=lr,
+            scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.epochs),
+            validation=self.data.validation,
+            patience=self.epochs,
+            freeze=freeze,
+            seed=self.options.seed,
+            progress=self.progress,
+        )
+
+    def measure(
+        self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]
+    ) -> Comparison:
+        """Measure the pairs and print their block."""
+        self.say(f"measuring {', '.join(pairs)}")
+        table = compare(
+            pairs,
+            self.test,
+            self.options.particles,
+            histories=histories,
+            seed=self.options.seed,
+            progress=self.progress,
+        )
+        unit = "nats per datum"
+        if self.options.bits:
+            unit = "bits per dimension (of minus the value: smaller is better"
+            unit += f"; log2 {self.data.levels} of the grey-level scale is added)" if self.data.bits_offset else ")"
+        print(f"{title}\n{note}")
+        print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")
+        print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
+        print(f"\n{table.sentence()}\n", flush=True)
+        return table
+
+    def say(self, text: str) -> None:
+        """A plain line for a log, where no progress bar is seen."""
+        if not self.progress:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _guides(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in GUIDES:
+            close = get_close_matches(name, GUIDES, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ";"
+            raise ValueError(f"--guides: there is no guide {name!r}{hint} there are {', '.join(GUIDES)}")
+    if not names:
+        raise ValueError(f"--guides needs at least one of {', '.join(GUIDES)}")
+    return [name for name in GUIDES if name in names]
+
+
+def _finite(value: Any) -> Any:
+    """The same nest of dicts and lists, with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

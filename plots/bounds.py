@@ -1,0 +1,58 @@
+"""Importance-weighted bounds against the number of particles."""
+
+from __future__ import annotations
+
+__all__ = ["plot_bounds"]
+
+from collections.abc import Mapping
+
+from jensen.inference import Bounds
+from matplotlib.axes import Axes
+
+from .axes import COLOURS, own_axes
+
+_MARKERS = "os^Dv<>pX*"
+
+
+def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
+    """Bounds on log p(x) against K, one line a guide, with bands of two Monte Carlo standard errors.
+
+    A dashed line marks the exact value where the results know it.
+
+    Args:
+        results: what :func:`jensen.inference.bounds` returned, by name.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: K on a logarithmic axis, nats per datum.
+
+    Raises:
+        ValueError: without results.
+
+    Example:
+        >>> import torch
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import bounds
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> b = bounds(model, PriorGuide(model), torch.randn(20, 5), particles=64, progress=False)
+        >>> plot_bounds({"prior": b}).get_xlabel()
+        'particles K'
+    """
+    if not results:
+        raise ValueError("plot_bounds needs at least one result")
+    ax = own_axes(ax)
+    for i, (name, b) in enumerate(results.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(b.particles, b.mean, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
+        ax.fill_between(
+            b.particles, b.mean - 2 * b.error, b.mean + 2 * b.error, color=colour, alpha=0.25, linewidth=0
+        )
+    exact = {b.exact for b in results.values() if b.exact is not None}
+    for i, value in enumerate(sorted(exact)):
+        ax.axhline(value, color="black", linestyle="--", linewidth=1, label="exact log p(x)" if i == 0 else None)
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("particles K")
+    ax.set_ylabel("bound on log p(x) (nats per datum)")
+    ax.legend(fontsize="small")
+    return ax
