@@ -106,7 +106,7 @@ class _Job:
             if name in FAMILIES:
                 torch.manual_seed(self.options.seed)
                 guide: nn.Module = amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
-                histories[name] = self.train(name, model, guide, lr=1e-2, freeze=model)
+                histories[name] = self.train(name, model, guide, lr=5e-2, freeze=model)
             else:
                 guide = PriorGuide(model) if name == "prior" else ExactPosterior(model)
             pairs[name] = (model, guide)
@@ -132,7 +132,7 @@ class _Job:
             torch.manual_seed(self.options.seed)
             model = make()
             guide = amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
-            histories[name] = self.train(name, model, guide, lr=2e-3)
+            histories[name] = self.train(name, model, guide, lr=5e-3)
             pairs[name] = (model, guide)
         return pairs, histories
 

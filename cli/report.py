@@ -38,10 +38,11 @@ def draw(
             name: bounds(model, guide, few, particles=1024, seed=seed, progress=False)
             for name, (model, guide) in bounds_of.items()
         }
-        ax = plot_bounds(curves)
+        low, high = _window([curve.mean for curve in curves.values()])
+        hidden = {name for name, curve in curves.items() if float(curve.mean[-1]) < low}
+        ax = plot_bounds({f"{name} (below)" if name in hidden else name: curve for name, curve in curves.items()})
+        ax.set_ylim(low, high)
         ax.set_title(f"{data.name}: bounds rise to log p(x) ({len(few)} test data)", fontsize="medium")
-        if len(curves) > 2:  # naive Monte Carlo starts far below: show where the others part
-            ax.set_ylim(*_window([c.mean for c in curves.values()]))
         drawn.append(_save(ax.figure, out / f"bounds-{block}.png"))  # type: ignore[arg-type]
     if pictures_of:
         drawn.append(_save(_latent_maps(pictures_of, test, labels, seed), out / "latent-map.png"))
@@ -71,7 +72,8 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
         torch.manual_seed(seed)
         means = terms(model, PriorGuide(model), test[:30]).p["x"].mean[0]
         panels[f"{name}: E[x | z], z ~ p(z)"] = means
-    figure = Figure(figsize=(3.2 * len(panels), 3.0), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(panels), 3.0))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         plot_images(images, data.image_shape, columns=6, value_range=data.value_range, title=title, ax=ax)
     return figure
@@ -84,7 +86,7 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
     for name, (model, guide) in pairs.items():
         torch.manual_seed(seed)
         rows[name] = terms(model, guide, x, particles=32).p["x"].mean.mean(0)
-    figure = Figure(figsize=(7.5, 0.6 + 0.6 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.35 + 0.53 * len(rows)), layout="constrained")
     plot_images(
         torch.cat(list(rows.values())),
         data.image_shape,
@@ -98,11 +100,12 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
 
 
 def _window(curves: list[Tensor]) -> tuple[float, float]:
-    """Limits that hold the curves' ends and all but the lowest start."""
+    """Limits that hold all curves, but the lowest of several: naive Monte Carlo starts far below the others."""
     starts = sorted(float(curve[0]) for curve in curves)
     top = max(float(curve[-1]) for curve in curves)
-    margin = 0.08 * (top - starts[1])
-    return starts[1] - 3 * margin, top + margin
+    low = starts[1 if len(starts) > 2 else 0]
+    margin = 0.08 * (top - low) + 1e-3
+    return low - margin, top + margin
 
 
 def _save(figure: Figure, path: Path) -> str:

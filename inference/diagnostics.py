@@ -45,6 +45,7 @@ class RunningWeights:
             zeros = log_w.new_zeros(log_w.shape[1])
             self._max = torch.full_like(zeros, -math.inf)
             self._sum, self._square, self._mean, self._spread = zeros, zeros, zeros, zeros
+            self._zero_weights = zeros > 0
             self._top = log_w.new_empty(0, log_w.shape[1])
             self._resolution = resolution
         block = log_w.amax(0)
@@ -56,9 +57,11 @@ class RunningWeights:
         self._square = self._square * old**2 + new.square().sum(0)
         self._max = top
         count = self.seen + len(log_w)  # Chan, Golub and LeVeque (1983): mean and squared deviations, merged
-        mean = log_w.mean(0)
+        self._zero_weights = self._zero_weights | (block_min := log_w.amin(0)).isneginf()
+        finite = log_w.masked_fill(log_w.isneginf(), 0.0) if block_min.isneginf().any() else log_w
+        mean = finite.mean(0)
         delta = mean - self._mean
-        deviations = (log_w - mean).square().sum(0)
+        deviations = (finite - mean).square().sum(0)
         self._spread = self._spread + deviations + delta.square() * self.seen * len(log_w) / count
         self._mean = self._mean + delta * len(log_w) / count
         self._top = torch.cat([self._top, log_w])
@@ -67,13 +70,15 @@ class RunningWeights:
 
     @property
     def elbo(self) -> Tensor:
-        """Mean log weight: [N]."""
-        return self._mean
+        """Mean log weight: [N]; minus infinity where any weight is zero."""
+        return self._mean.masked_fill(self._zero_weights, -math.inf)
 
     @property
     def elbo_error(self) -> Tensor:
-        """Monte Carlo standard error of the mean log weight: [N]; NaN for one particle."""
-        return (self._spread / (self.seen - 1) / self.seen).sqrt() if self.seen > 1 else self._mean * math.nan
+        """Monte Carlo standard error of the mean log weight: [N]; NaN for one particle, or where a weight is zero."""
+        if self.seen < 2:
+            return self._mean * math.nan
+        return (self._spread / (self.seen - 1) / self.seen).sqrt().masked_fill(self._zero_weights, math.nan)
 
     @property
     def log_evidence(self) -> Tensor:

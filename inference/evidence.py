@@ -187,7 +187,7 @@ def evaluate(
             tensors = (batch_transform(tensors[0]), *tensors[1:])
         parts: list[dict[str, Tensor]] = []
         pairs = per_datum(model, guide, tensors)
-        size = max(1, min(64, chunk_size // min(particles, 64))) if pairs else len(tensors[0])
+        size = max(1, min(64, len(tensors[0]), chunk_size // min(particles, 64))) if pairs else len(tensors[0])
         block = max(1, chunk_size // size)
         with tqdm(total=len(tensors[0]) * particles, disable=not progress, desc="evaluate", unit_scale=True) as bar:
             for start in range(0, len(tensors[0]), size):

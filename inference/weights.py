@@ -226,8 +226,7 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     with torch.no_grad(), _forked_rng(data):
         p, q = _trace_pair(model, guide, data)
     _check_match(p, q)
-    for site in [*_sites(p), *_sites(q)]:
-        _check_scale(site)
+    _check_scale([*_sites(p), *_sites(q)])
     for site in _sites(p):
         if site["is_observed"]:
             _check_support(site)
@@ -399,12 +398,14 @@ def _check_match(p: Trace, q: Trace) -> None:
         )
 
 
-def _check_scale(site: Site) -> None:
-    own = torch.as_tensor(site["scale"]) / _subsampling(_plates(site))
-    if ((own - 1).abs() > 1e-6).any():
+def _check_scale(sites: list[Site]) -> None:
+    scales = {s["name"]: torch.as_tensor(s["scale"]) / _subsampling(_plates(s)) for s in sites}
+    own = {name: scale.flatten()[0].item() for name, scale in scales.items() if ((scale - 1).abs() > 1e-6).any()}
+    if own:
+        listed = ", ".join(f"'{name}' ({scale:g})" for name, scale in own.items())
         warnings.warn(
-            f"site '{site['name']}' stands under a poutine.scale of {own.flatten()[0].item():g}; importance weights "
-            "leave scales out, so they are those of the unscaled model",
+            f"these sites stand under a poutine.scale: {listed}; importance weights leave scales out, so they are those "
+            "of the unscaled model",
             stacklevel=4,
         )
 

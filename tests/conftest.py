@@ -1,0 +1,50 @@
+"""Fixtures of the suite: a fixed seed, an empty parameter store, real data where the machine has them."""
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+DATA_FILES = {
+    "mnist": "mnist/train-images-idx3-ubyte.gz",
+    "binarized_mnist": "binarized_mnist/binarized_mnist.npz",
+    "oil_flow": "oil_flow/oil_flow_3class.npz",
+}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "data(name): needs the files of a data set under JENSEN_DATA")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out (not skip) what needs data files that are not there, and say so."""
+    folder = Path(os.environ.get("JENSEN_DATA", "/nonexistent"))
+    missing = {name for name, file in DATA_FILES.items() if not (folder / file).is_file()}
+    left_out = [item for item in items if missing & {m.args[0] for m in item.iter_markers("data")}]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Every test starts from the same seed and without anybody's parameters."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    """Modules made in the test are float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from jensen.datasets import load
+
+    return load("digits", dtype=torch.float64)

@@ -1,0 +1,256 @@
+"""The measurement: streams exactly, knows its error, flags what cannot be trusted."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from arviz_stats.base import array_stats
+from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.inference import bounds, evaluate, fit, log_weights, pareto_k
+from jensen.inference.diagnostics import RunningWeights, tail_length
+from jensen.families import MeanField
+from jensen.models import PPCA
+from members import pair
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+
+def _arviz_k(log_w):
+    """k-hat of ArviZ's PSIS, which takes minus the log weights."""
+    return torch.as_tensor(array_stats.psislw(-log_w.T.numpy())[1])
+
+
+@pytest.mark.parametrize("particles", [25, 26, 100, 225, 226, 1000, 5000])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_pareto_k_agrees_with_arviz(particles, scale, float64):
+    log_w = scale * torch.randn(particles, 6) - 70
+    torch.testing.assert_close(pareto_k(log_w), _arviz_k(log_w), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9, 1.3])
+def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape, float64):
+    log_w = -shape * torch.rand(20_000, 50).log()
+    k = pareto_k(log_w)
+    assert abs(k.mean() - shape) < 4 * k.std() / 50**0.5 + 0.02  # the weak prior at 0.5 pulls a little
+
+
+def test_constant_weights_are_reliable(float64):
+    assert pareto_k(torch.full((1000, 3), -70.0)).tolist() == [0, 0, 0]
+    rounding = -70.0 + 1e-14 * torch.randn(1000, 3)
+    assert (pareto_k(rounding) == 0).all()
+    assert (pareto_k((-70.0 + 1e-5 * torch.randn(1000, 3)).float()) == 0).all()
+
+
+def test_discrete_weights_have_a_finite_k(float64):
+    """Ties at the threshold of the tail: a latent with few states."""
+    log_w = torch.randint(0, 3, (1000, 3)).double() * torch.tensor([0.0, 1.0, 5.0])
+    log_w[:20] += 1.0
+    assert pareto_k(log_w).isfinite().all()
+
+
+def test_too_few_particles_have_no_k():
+    assert tail_length(24) == 0
+    assert pareto_k(torch.randn(24, 2)).isnan().all()
+    assert tail_length(25) == 5
+
+
+@pytest.mark.parametrize("blocks", [[1000], [1, 999], [333, 333, 334], [7] * 142 + [6], [1] * 1000])
+def test_streaming_equals_the_formulas_on_all_weights_at_once(blocks, float64):
+    log_w = 3 * torch.randn(1000, 4) - 500
+    running = RunningWeights(1000)
+    for block in log_w.split(blocks):
+        running.update(block)
+    w = (log_w + 500).exp()
+    torch.testing.assert_close(running.elbo, log_w.mean(0))
+    torch.testing.assert_close(running.elbo_error, log_w.std(0) / math.sqrt(1000))
+    torch.testing.assert_close(running.log_evidence, log_w.logsumexp(0) - math.log(1000))
+    torch.testing.assert_close(running.standard_error, w.std(0) / w.mean(0) / math.sqrt(1000))
+    torch.testing.assert_close(running.ess, w.sum(0) ** 2 / w.square().sum(0))
+    torch.testing.assert_close(running.pareto_k, pareto_k(log_w))
+
+
+def test_weights_of_zero_are_weights_of_zero(float64):
+    log_w = torch.randn(100, 2)
+    log_w[:60, 0] = -math.inf
+    running = RunningWeights(100)
+    for block in log_w.split(30):
+        running.update(block)
+    torch.testing.assert_close(running.log_evidence, log_w.logsumexp(0) - math.log(100))
+    assert running.elbo[0] == -math.inf
+    assert running.elbo[1].isfinite()
+
+
+class Counting(nn.Module):
+    """A decoder that counts the rows it decodes."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.rows = inner, 0
+
+    def forward(self, z):
+        self.rows += z.shape[:-1].numel()
+        return self.inner(z)
+
+
+@pytest.mark.parametrize("particles", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("chunk_size", [50, 333, 4096])
+def test_exactly_k_particles_are_drawn(particles, chunk_size):
+    model, guide, x = pair("VAE, shared scale", "MeanField")
+    model.decoder = Counting(model.decoder)
+    evidence = evaluate(model, guide, x, particles, chunk_size=chunk_size, progress=False)
+    checked = 3 + len(x)  # the pair is looked at on three data, then every datum once
+    assert evidence.particles == particles
+    assert model.decoder.rows == particles * len(x) + checked
+
+
+def test_a_seed_repeats_the_measurement_and_leaves_the_stream_alone():
+    model, guide, x = pair("VAE, shared scale", "MeanField")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = evaluate(model, guide, x, 100, seed=3, progress=False)
+    assert torch.equal(torch.rand(1), expected)
+    two = evaluate(model, guide, x, 100, seed=3, progress=False)
+    assert torch.equal(one.log_evidence, two.log_evidence)
+    assert not torch.equal(one.log_evidence, evaluate(model, guide, x, 100, seed=4, progress=False).log_evidence)
+
+
+def test_one_particle_is_enough_with_the_exact_posterior(digits):
+    model = PPCA(64, 8).double().fit_closed_form(digits.train).rotated(seed=0)
+    evidence = evaluate(model, ExactPosterior(model), digits.test, particles=1, progress=False)
+    assert (evidence.log_evidence - evidence.exact).abs().max() < 1e-10
+    assert (evidence.gap.abs() < 1e-10).all()
+    assert evidence.standard_error.isnan().all()
+    assert evidence.summary()["unreliable"] is None
+    assert "log p(x), exact" in str(evidence)
+
+
+def test_elbo_error_is_the_spread_of_the_elbo():
+    """Over 400 repeats the mean log weight spreads as its error says, and centres on one value."""
+    model, guide, x = pair("PPCA", "MeanField")
+    runs = [evaluate(model, guide, x[:1], 50, seed=s, progress=False) for s in range(400)]
+    elbos = torch.stack([r.elbo for r in runs]).squeeze()
+    errors = torch.stack([r.elbo_error for r in runs]).squeeze()
+    ratio = elbos.std() / errors.square().mean().sqrt()
+    assert abs(ratio - 1) < 4 / math.sqrt(2 * 400)
+
+
+@pytest.fixture(scope="module")
+def rotated_with_mean_field(digits):
+    """PPCA on digits, D = 8, rotated, and a mean-field guide trained on it."""
+    torch.manual_seed(0)
+    model = PPCA(64, 8).double().fit_closed_form(digits.train).rotated(seed=0)
+    guide = amortize(model, nn.Identity(), MeanField, context=64).double()
+    schedule = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    fit(model, guide, digits.train, epochs=800, batch_size=300, lr=5e-2, scheduler=schedule, freeze=model, seed=0, progress=False)
+    return model, guide
+
+
+def test_the_monte_carlo_error_is_honest(digits, rotated_with_mean_field):
+    model, guide = rotated_with_mean_field
+    x = torch.cat([digits.train, digits.validation, digits.test])
+    evidence = evaluate(model, guide, x, particles=4000, seed=1, progress=False)
+    assert evidence.gap.mean() >= 0.3
+    reliable = evidence.pareto_k < 0.7
+    assert reliable.double().mean() >= 0.8
+    inside = (evidence.log_evidence - evidence.exact).abs() <= 2 * evidence.standard_error
+    assert 0.88 <= inside[reliable].double().mean() <= 0.99
+
+
+def test_bounds_rise_to_the_exact_value(digits, rotated_with_mean_field):
+    model, guide = rotated_with_mean_field
+    b = bounds(model, guide, digits.test[:100], particles=1024, seed=0, progress=False)
+    assert (b.mean.diff() > 0).all()
+    assert b.mean[0] < b.exact - 0.3
+    assert abs(b.mean[-1] - b.exact) < 4 * b.error[-1] + 0.02
+    elbo = evaluate(model, guide, digits.test[:100], particles=1024, seed=7, progress=False)
+    error = math.hypot(b.error[0], float(elbo.elbo_error.square().sum().sqrt()) / 100)
+    assert abs(b.mean[0] - elbo.elbo.mean()) < 4 * error
+
+
+def test_the_prior_fails_and_the_flags_say_so(digits):
+    model = PPCA(64, 8).double().fit_closed_form(digits.train)
+    evidence = evaluate(model, PriorGuide(model), digits.test[:50], particles=1000, seed=0, progress=False)
+    assert evidence.summary()["unreliable"] > 0.95
+    assert evidence.ess.mean() < 5
+
+
+def test_evaluation_leaves_modes_and_gradients_alone():
+    model, guide, x = pair("VAE, shared scale", "MeanField")
+    guide.eval()
+    evaluate(model, guide, x, 10, progress=False)
+    assert model.training
+    assert not guide.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bits_per_dimension():
+    model, guide, x = pair("PPCA", "MeanField")
+    evidence = evaluate(model, guide, x, 10, progress=False)
+    nats = evidence.exact.mean().item()
+    assert evidence.bits_per_dimension(offset=math.log2(17)) == pytest.approx(-nats / (5 * math.log(2)) + math.log2(17))
+
+
+def test_results_print_and_convert():
+    model, guide, x = pair("PPCA", "MeanField")
+    evidence = evaluate(model, guide, x, 100, seed=0, progress=False)
+    text = str(evidence)
+    assert text.startswith("7 data, 100 particles each, nats per datum")
+    assert f"{evidence.elbo.mean():.3f}" in text
+    assert "-0.000" not in text
+    stored = evidence.to_dict()
+    assert stored["per_datum"]["elbo"] == evidence.elbo.tolist()
+    assert stored["summary"]["gap"] == pytest.approx((evidence.exact - evidence.elbo).mean().item())
+
+
+_PEAK = """
+import resource, sys, threading, time, torch
+from jensen.families import Bernoulli, MeanField
+from jensen.guides import amortize
+from jensen.inference import evaluate
+from jensen.models import VAE
+from jensen.networks import mlp
+torch.manual_seed(0)
+model = VAE(mlp(50, [200, 200]), Bernoulli(784, 200), 50)
+guide = amortize(model, mlp(784, [200, 200]), MeanField, context=200)
+x = (torch.rand(16, 784) > 0.5).float()
+def resident():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
+base, peak, done = resident(), 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+evaluate(model, guide, x, particles=int(sys.argv[1]), progress=False)
+done = True
+thread.join()
+print(peak - base)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_particles():
+    def peak(particles):
+        return int(subprocess.run([sys.executable, "-c", _PEAK, str(particles)], capture_output=True, check=True).stdout)
+
+    few = sorted(peak(1_000) for _ in range(3))[1]
+    many = peak(100_000)
+    print(f"memory above the loaded process: K = 1,000: {few} KiB, K = 100,000: {many} KiB")
+    assert many <= 1.1 * few
+
+
+def test_mean_over_blocks_of_nested_draws_is_ordered_draw_by_draw(float64):
+    model, guide, x = pair("VAE, shared scale", "MeanField")
+    with torch.no_grad():
+        log_w = log_weights(model, guide, x, particles=64)
+    means = [(log_w.unflatten(0, (-1, k)).logsumexp(1) - math.log(k)).mean(0) for k in (1, 2, 4, 8, 16, 32, 64)]
+    assert (torch.stack(means).diff(dim=0) >= 0).all()
+    loss = Trace_ELBO(num_particles=64, vectorize_particles=True, max_plate_nesting=1).loss(model, guide, x)
+    assert abs(means[0].sum().item() + loss) < 6 * (log_w.var(0) / 32).sum().sqrt().item()
