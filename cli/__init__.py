@@ -3,6 +3,6 @@
 This room stands on top: it puts the others together and holds nothing that they need.
 """
 
-from .main import main
+from .command import main
 
 __all__ = ["main"]

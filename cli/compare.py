@@ -16,17 +16,21 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
+
 from jensen.datasets import Dataset, load
 from jensen.families import Bernoulli, Family, FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
-from torch import nn
 
 from .report import draw
 
-FAMILIES: dict[str, Callable[[int, int], Family]] = {"mean-field": MeanField, "full-covariance": FullCovariance}
+FAMILIES: dict[str, Callable[[int, int], Family]] = {
+    "mean-field": MeanField,
+    "full-covariance": FullCovariance,
+}
 GUIDES = ("prior", *FAMILIES, "exact")
 Pair = tuple[nn.Module, nn.Module]
 
@@ -153,9 +157,7 @@ class _Job:
             progress=self.progress,
         )
 
-    def measure(
-        self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]
-    ) -> Comparison:
+    def measure(self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]) -> Comparison:
         """Measure the pairs and print their block."""
         self.say(f"measuring {', '.join(pairs)}")
         table = compare(

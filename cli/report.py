@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
 from jensen.inference import bounds, terms
 from jensen.plots import plot_bounds, plot_images, plot_latent
-from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
@@ -66,7 +67,8 @@ def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -
 
 
 def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
-    assert data.image_shape is not None and data.value_range is not None
+    assert data.image_shape is not None
+    assert data.value_range is not None
     panels = {"test data": test[:30]}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
@@ -80,7 +82,8 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
 
 
 def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
-    assert data.image_shape is not None and data.value_range is not None
+    assert data.image_shape is not None
+    assert data.value_range is not None
     x = test[:12]
     rows = {"data": x}
     for name, (model, guide) in pairs.items():

@@ -1,9 +1,9 @@
 """Real data as tensors: ``load(name)`` gives train, validation and test [N, X], labels, value range, licence, citation.
 
-Files are looked for in the folder ``JENSEN_DATA``, then in the user's cache, then downloaded and checked. Grey images are
-never binarized, and never dequantized, silently.
+Files are looked for in the folder ``JENSEN_DATA``, then in the user's cache, then downloaded and checked. Grey images
+are never binarized silently.
 """
 
-from .load import Dataset, load
+from .loaders import Dataset, load
 
 __all__ = ["Dataset", "load"]

@@ -54,12 +54,15 @@ def locate(file: File) -> Path:
         try:
             url, known = mirror + file.name, f"sha256:{file.sha256}"
             return Path(pooch.retrieve(url, known, fname=file.name, path=cache, progressbar=True))
-        except (OSError, ValueError) as error:  # no network, no such file there, or another file: the next mirror
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no network, no such file there, or another file: the next mirror
             failures.append(f"{mirror}: {error}")
     raise FileNotFoundError(
         f"{file.name} was not found and could not be downloaded. Put it (SHA-256 {file.sha256}) at "
-        f"{Path(given or '$JENSEN_DATA') / file.folder / file.name} with the environment variable JENSEN_DATA naming that "
-        f"folder, or at {cached}. " + (f"Tried: {'; '.join(failures)}" if failures else "No mirror is known.")
+        f"{Path(given or '$JENSEN_DATA') / file.folder / file.name} with the environment variable JENSEN_DATA naming "
+        f"that folder, or at {cached}. " + (f"Tried: {'; '.join(failures)}" if failures else "No mirror is known.")
     )
 
 

@@ -50,7 +50,7 @@ class MeanField(Family):
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., 2 D], locations before scales, to a diagonal Gaussian."""
         loc, raw = parameters.chunk(2, dim=-1)  # [..., D]
-        return Normal(loc, positive(raw)).to_event(1)
+        return Independent(Normal(loc, positive(raw)), 1)
 
 
 class FullCovariance(Family):
@@ -137,9 +137,7 @@ class Gaussian(Family):
         elif scale == "diagonal":
             self.raw_scale = nn.Parameter(torch.zeros(self.event_shape))
         elif scale != "context":
-            raise ValueError(
-                f'scale is a positive number, "shared", "diagonal" or "context", but got {scale!r}'
-            )
+            raise ValueError(f'scale is a positive number, "shared", "diagonal" or "context", but got {scale!r}')
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., D], or [..., 2 D] with locations before scales, to a Gaussian of the family's scale."""

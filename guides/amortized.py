@@ -12,10 +12,11 @@ from typing import Protocol
 
 import pyro
 import torch
-from jensen.families import Family
-from jensen.module import UniqueModule
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
+
+from jensen.families import Family
+from jensen.module import UniqueModule
 
 
 class Through(nn.Module):
@@ -47,8 +48,8 @@ class Through(nn.Module):
 class Amortized(UniqueModule):
     r"""An amortized guide: the encoder reads the data once, the sites are drawn one after the other.
 
-    The context of the first site is ``encoder(*data)``, [N, H]; that of the next is the concatenation of the context and
-    the value just drawn, leading dimensions broadcast. The encoder runs once, whatever the number of particles.
+    The context of the first site is ``encoder(*data)``, [N, H]; that of the next is the concatenation of the context
+    and the value just drawn, leading dimensions broadcast. The encoder runs once, whatever the number of particles.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
@@ -79,23 +80,22 @@ class Amortized(UniqueModule):
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: draws every site for the rows of ``x``; returns the values by site."""
-        context = self.encoder(x, *covariates)  # [N, H]
+        parts = [self.encoder(x, *covariates)]  # [N, H], then a [K, N, D] for each site drawn
         values: dict[str, Tensor] = {}
         with pyro.plate("data", len(x), dim=-1):
             for site, family in self.families.items():
-                if values:
-                    context = _join(context, value, event_dim)  # [K, N, H + D]
-                distribution = family(context)
-                event_dim = len(distribution.event_shape)
-                value = values[site] = pyro.sample(site, distribution)  # [K, N, D]
+                q: TorchDistribution = family(_join(parts))
+                z = values[site] = pyro.sample(site, q)  # [K, N, *event]
+                parts.append(z.flatten(z.dim() - q.event_dim) if q.event_dim else z.unsqueeze(-1))
         return values
 
 
-def _join(context: Tensor, value: Tensor, event_dim: int) -> Tensor:
-    """Concatenate a context [..., H] and a value [..., *event] along their last dimension, leading ones broadcast."""
-    value = value.flatten(value.dim() - event_dim) if event_dim else value.unsqueeze(-1)
-    leading = torch.broadcast_shapes(context.shape[:-1], value.shape[:-1])
-    return torch.cat([context.expand(*leading, -1), value.expand(*leading, -1)], dim=-1)
+def _join(parts: list[Tensor]) -> Tensor:
+    """Concatenate contexts [..., H], [..., D], ... along their last dimension, leading ones broadcast."""
+    if len(parts) == 1:
+        return parts[0]
+    leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*leading, -1) for part in parts], dim=-1)
 
 
 class _HasLatents(Protocol):

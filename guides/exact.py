@@ -1,7 +1,8 @@
 r"""Guides that come with the model: its exact posterior, and its prior.
 
-With q(z | x) = p(z | x) the log weights are constant, log w = log p(x), and one particle is enough. With q(z | x) = p(z)
-they are log p(x | z): naive Monte Carlo, unbiased for p(x) and useless as soon as the data say much about z.
+With q(z | x) = p(z | x) the log weights are constant, log w = log p(x), and one particle is enough. With the prior,
+q(z | x) = p(z), they are log p(x | z): naive Monte Carlo, unbiased for p(x) and useless as soon as the data say much
+about z.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import pyro
-from jensen.module import UniqueModule
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
+
+from jensen.module import UniqueModule
 
 
 class _HasPosterior(Protocol):
@@ -91,5 +93,5 @@ class PriorGuide(UniqueModule):
         poutine.block(model, hide_fn=_is_observed)(*data)
 
 
-def _is_observed(site: dict[str, Any]) -> bool:
+def _is_observed(site: Any) -> bool:
     return site["type"] == "sample" and bool(site["is_observed"])

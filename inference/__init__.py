@@ -3,12 +3,15 @@
 Nothing here imports another room: models and guides are met through the Pyro protocol alone.
 """
 
+from .bounds import Bounds, bounds
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
-from .evidence import Bounds, Evidence, bounds, evaluate
+from .evidence import Evidence, evaluate
 from .exact import HasEvidence
-from .svi import History, fit
-from .weights import Terms, log_joint, log_weights, terms
+from .history import History
+from .sites import Terms
+from .svi import fit
+from .weights import log_joint, log_weights, terms
 
 __all__ = [
     "Bounds",

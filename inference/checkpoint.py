@@ -2,25 +2,122 @@
 
 from __future__ import annotations
 
-__all__ = ["read", "write"]
+__all__ = ["MakeScheduler", "Run", "read", "write"]
 
 import os
 import pickle
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
+from torch import Tensor, nn
+
+from .history import History
+from .weights import Program
 
 FORMAT = 1
+MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Run:
+    """The state of a training run: what a checkpoint holds, and a way back to earlier parameters.
+
+    Args:
+        model: one half of the pair.
+        guide: the other half.
+        trained: the parameters that the run moves.
+        optimizer: of ``trained``.
+        scheduler: called with the optimizer, or None.
+        history: what happened so far; :meth:`load` fills it in place.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        trained: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scheduler: MakeScheduler | None,
+        history: History,
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer makes a torch.optim.Optimizer, but it made a {type(optimizer).__name__}; give a class such "
+                "as torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
+            )
+        self.model, self.guide = model, guide
+        self.trained, self.optimizer, self.history = trained, optimizer, history
+        self.scheduler = None if scheduler is None else scheduler(optimizer)
+        self.best: list[Tensor] | None = None
+
+    def names(self) -> list[str]:
+        """A name and shape for each trained parameter, the same in every process."""
+        halves = {"model": self.model, "guide": self.guide}
+        modules = {prefix: half for prefix, half in halves.items() if isinstance(half, nn.Module)}
+        known = {id(p): f"{prefix}.{name}" for prefix, m in modules.items() for name, p in m.named_parameters()}
+        store = pyro.get_param_store()
+        return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of the trained parameters."""
+        return [p.detach().clone() for p in self.trained]
+
+    @torch.no_grad()
+    def restore(self, values: list[Tensor]) -> None:
+        """Write a snapshot back, in place."""
+        for p, value in zip(self.trained, values, strict=False):  # parameters made since stay as they are
+            p.copy_(value)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint."""
+        write(
+            path,
+            {
+                "names": self.names(),
+                "parameters": self.snapshot(),
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "history": self.history.to_dict(),
+                "random": torch.get_rng_state(),
+            },
+        )
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint: parameters, optimizer, random stream, history.
+
+        Raises:
+            ValueError: if it is of another pair, torn, or no checkpoint.
+        """
+        state = read(path)
+        saved, own = state["names"], self.names()
+        if saved != own:
+            raise ValueError(
+                f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
+                f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
+            )
+        self.restore(state["parameters"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for name, value in state["history"].items():
+            setattr(self.history, name, value)
+        torch.set_rng_state(state["random"])
 
 
 def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write a checkpoint: to a temporary file first, so that a crash leaves the last good one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": str(torch.__version__), "pyro": pyro.__version__, "python": platform.python_version()}
+    versions = {
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+    }
     partial = target.with_name(target.name + f".{os.getpid()}.partial")
     torch.save({"jensen_checkpoint": FORMAT, "versions": versions, **state}, partial)
     os.replace(partial, target)

@@ -14,13 +14,14 @@ __all__ = ["Comparison", "Row", "compare"]
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from .evidence import Data, Evidence, Transform, as_tensors, decimals, evaluate, percent, standard_error_of_mean
-from .svi import History
+from .evidence import Evidence, decimals, evaluate, percent, standard_error_of_mean
+from .history import History
+from .inputs import Data, Transform, as_tensors
 from .weights import Program, parameters_of
 
 
@@ -32,6 +33,14 @@ class Row:
         evidence: what :func:`~jensen.inference.evaluate` measured.
         parameters: the number of trainable parameters; of the guide alone where the model is shared.
         seconds: the time that training (where known) and measuring took.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> table = compare({"prior": (model, PriorGuide(model))}, torch.randn(20, 5), particles=50, progress=False)
+        >>> table.rows["prior"].evidence.elbo.shape, table.rows["prior"].parameters
+        (torch.Size([20]), 16)
     """
 
     evidence: Evidence
@@ -60,9 +69,7 @@ class Comparison:
     rows: dict[str, Row]
     shared_model: bool
 
-    def difference(
-        self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo"
-    ) -> tuple[float, float]:
+    def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
         """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
 
         For ``"log_evidence"`` the exact values are taken where they are known.
@@ -88,18 +95,30 @@ class Comparison:
         runner_up, (gain, error) = others[0], found[others[0]]
         verdict = f"{decimals(abs(gain) / error, 1)} standard errors above" if error > 0 else "level with"
         return (
-            f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: {best} "
-            f"is the best model, {verdict} {runner_up}; nats per datum below it, paired over the data: {listed}."
+            f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: "
+            f"{best} is the best model, {verdict} {runner_up}; nats per datum below it, paired over the data: {listed}."
         )
 
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
         """The aligned table, in nats per datum, or in bits per dimension.
 
         Args:
-            bits: whether ELBO, log p(x) and gap are shown as bits per dimension (of minus the value: smaller is better).
+            bits: whether ELBO, log p(x) and gap are shown as bits per dimension (of minus the value: less is better).
             offset: log2 of the number of grey levels, added to the bits of dequantized data.
         """
-        columns = ["", "ELBO", "log p(x)", "± data", "± MC", "exact", "gap", "ESS", "k>0.7", "params", "seconds"]
+        columns = [
+            "",
+            "ELBO",
+            "log p(x)",
+            "± data",
+            "± MC",
+            "exact",
+            "gap",
+            "ESS",
+            "k>0.7",
+            "params",
+            "seconds",
+        ]
         lines = [columns]
         for name, row in self.rows.items():
             s, features = row.evidence.summary(), row.evidence.features
@@ -120,7 +139,10 @@ class Comparison:
             ]
             lines.append([name, *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(_aligned(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+        text = [
+            "  ".join(_aligned(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
         return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,13 +201,13 @@ def compare(
         >>> model = PPCA(5, latent=2)
         >>> table = compare({"exact": (model, ExactPosterior(model))}, torch.randn(20, 5), particles=50, progress=False)
         >>> list(table.rows), table.rows["exact"].parameters
-        (['exact'], 0)
+        (['exact'], 16)
     """
     histories = histories or {}
     if not pairs or set(histories) - set(pairs):
         raise ValueError(
-            f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and histories "
-            f"{list(histories)}"
+            f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and "
+            f"histories {list(histories)}"
         )
     tensors = as_tensors(data)
     if batch_transform is not None:

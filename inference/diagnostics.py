@@ -38,8 +38,8 @@ class RunningWeights:
         if log_w.isnan().any():
             bad = log_w.isnan().any(0).nonzero().flatten()
             raise FloatingPointError(
-                f"the log weights of {len(bad)} data of this batch are NaN, the first at row {int(bad[0])}: the model or "
-                "the guide is not finite there"
+                f"the log weights of {len(bad)} data of this batch are NaN, the first at row {int(bad[0])}: the model "
+                "or the guide is not finite there"
             )
         if not self.seen:
             zeros = log_w.new_zeros(log_w.shape[1])

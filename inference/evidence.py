@@ -8,24 +8,20 @@ r"""The measurement: ELBO, importance-weighted log p(x), exact value, per datum,
 
 from __future__ import annotations
 
-__all__ = ["Bounds", "Evidence", "bounds", "evaluate"]
+__all__ = ["Evidence", "decimals", "evaluate", "percent", "standard_error_of_mean"]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diagnostics import RunningWeights
-from .exact import HasEvidence
+from .exact import exact_evidence
+from .inputs import Data, Transform, as_tensors, measuring, per_datum
 from .weights import Program, check_pair, log_weights
-
-Data = Tensor | tuple[Tensor, ...]
-Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,12 @@ class Evidence:
 
     @property
     def best(self) -> Tensor:
-        """log p(x): exact where it is known, else the importance-weighted estimate: [N]."""
+        """Log p(x): exact where it is known, else the importance-weighted estimate: [N]."""
         return self.log_evidence if self.exact is None else self.exact
 
     @property
     def gap(self) -> Tensor:
-        """log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
+        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
         return self.best - self.elbo
 
     def summary(self) -> dict[str, float | int | None]:
@@ -98,8 +94,8 @@ class Evidence:
         """Mean of -log2 p(x) per observed number, plus ``offset``.
 
         Args:
-            offset: log2 of the number of grey levels, for data dequantized to [0, 1]: it turns the density of the scaled
-                data into that of the levels.
+            offset: log2 of the number of grey levels, for data dequantized to [0, 1]: it turns the density of the
+                scaled data into that of the levels.
         """
         return -_mean(self.best) / (self.features * math.log(2)) + offset
 
@@ -114,7 +110,11 @@ class Evidence:
         over = "± {}  over the data".format
         rows = [
             ("ELBO", decimals(s["elbo"]), over(decimals(s["elbo_error"]))),
-            ("log p(x), importance-weighted", decimals(s["log_evidence"]), over(decimals(s["log_evidence_error"]))),
+            (
+                "log p(x), importance-weighted",
+                decimals(s["log_evidence"]),
+                over(decimals(s["log_evidence_error"])),
+            ),
             ("  its Monte Carlo error", decimals(s["log_evidence_mc"]), ""),
             ("log p(x), exact", decimals(s["exact"]), ""),
             ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_error"]))),
@@ -201,147 +201,18 @@ def evaluate(
                     bar.update(k * len(batch[0]))
                 names = ("elbo", "elbo_error", "log_evidence", "standard_error", "ess", "pareto_k")
                 part = {name: getattr(running, name).cpu() for name in names}
-                if isinstance(model, HasEvidence):
-                    part["exact"] = model.log_evidence(*batch).double().cpu()
+                exact = exact_evidence(model, batch)
+                if exact is not None:
+                    part["exact"] = exact.cpu()
                 parts.append(part)
+    known = torch.cat([part.pop("exact") for part in parts]) if "exact" in parts[0] else None
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Evidence(
-        **{"exact": None, **joined}, particles=particles, features=tensors[0][0].numel() if tensors[0].dim() > 1 else 1
+        **joined,
+        exact=known,
+        particles=particles,
+        features=tensors[0][0].numel() if tensors[0].dim() > 1 else 1,
     )
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Importance-weighted bounds against K, averaged over the data; made by :func:`bounds`.
-
-    Attributes:
-        particles: the numbers of particles, ascending: [B].
-        mean: the bound at each, nats per datum, [B].
-        error: its Monte Carlo standard error, [B] (the data are the same at every K).
-        exact: mean exact log p(x) where the model knows it, else None.
-    """
-
-    particles: list[int]
-    mean: Tensor
-    error: Tensor
-    exact: float | None
-
-
-def bounds(
-    model: Program,
-    guide: Program,
-    data: Data,
-    particles: int = 4096,
-    *,
-    seed: int | None = None,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> Bounds:
-    r"""Importance-weighted bounds at K' = 1, 2, 4, ..., K from one draw of K particles.
-
-    .. math:: \mathcal{L}_{K'} = \mathbb{E} \log \frac{1}{K'} \sum_{k=1}^{K'} w_k
-
-    The bound at K' is the mean over the K / K' blocks of the draw, so bounds at different K' share their noise, and by
-    Jensen's inequality they rise with K' in the sample, not only in expectation.
-
-    References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, theorem 1.
-
-    Args:
-        model: any Pyro model, called as ``model(*data)``.
-        guide: its guide, called with the same data.
-        data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the largest K, a power of two.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        device: where to run; modules and data are moved there. None: where they are.
-        progress: whether to show a progress bar.
-
-    Returns:
-        The :class:`Bounds`.
-
-    Raises:
-        ValueError: if ``particles`` is not a power of two, or the weights are joint.
-
-    Example:
-        >>> from jensen.guides import PriorGuide
-        >>> from jensen.models import PPCA
-        >>> model = PPCA(5, latent=2)
-        >>> b = bounds(model, PriorGuide(model), torch.randn(20, 5), particles=64, progress=False)
-        >>> b.particles, bool((b.mean.diff() >= 0).all())
-        ([1, 2, 4, 8, 16, 32, 64], True)
-    """
-    if particles < 1 or particles & (particles - 1):
-        raise ValueError(f"bounds needs a power of two as its largest number of particles, but got {particles}")
-    tensors = as_tensors(data)
-    sizes = [2**i for i in range(particles.bit_length())]
-    means, squares, exact = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double(), 0.0
-    with measuring(model, guide, seed=seed, device=device):
-        if not per_datum(model, guide, tensors):
-            raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
-        rows = range(0, len(tensors[0]), max(1, 2**15 // particles))
-        for start in tqdm(rows, disable=not progress, desc="bounds"):
-            batch = tuple(x[start : start + rows.step].to(device or x.device) for x in tensors)
-            log_w = log_weights(model, guide, *batch, particles=particles).double().cpu()  # [K, n]
-            for i, size in enumerate(sizes):
-                blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
-                means[i] += blocks.mean(0).sum()
-                squares[i] += _block_variance(blocks, log_w).sum()
-            if isinstance(model, HasEvidence):
-                exact += float(model.log_evidence(*batch).double().sum())
-    n = len(tensors[0])
-    known = exact / n if isinstance(model, HasEvidence) else None
-    return Bounds(sizes, means / n, squares.sqrt() / n, known)
-
-
-def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:
-    """Monte Carlo variance of the mean over blocks, per datum; by the delta method where there is one block: [n]."""
-    if len(blocks) > 1:
-        return blocks.var(0) / len(blocks)
-    running = RunningWeights(len(log_w))
-    running.update(log_w)
-    return running.standard_error.square().nan_to_num()
-
-
-def as_tensors(data: Data) -> tuple[Tensor, ...]:
-    """Data as a tuple of tensors that agree in their first dimension, which is not zero."""
-    tensors = data if isinstance(data, tuple) else (data,)
-    for x in tensors:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor")
-    if len({len(x) for x in tensors}) != 1 or not len(tensors[0]):
-        shapes = [list(x.shape) for x in tensors]
-        raise ValueError(f"data need one first dimension N of at least 1, but got tensors of shape {shapes}")
-    return tensors
-
-
-def per_datum(model: Program, guide: Program, data: tuple[Tensor, ...]) -> bool:
-    """Whether the pair's weights are per datum (else they are joint), from its layout on a few data."""
-    n = len(data[0])
-    sizes = check_pair(model, guide, *data if n < 3 else (x[:3] for x in data)).sizes
-    if sizes and sizes != (min(n, 3),):
-        raise ValueError(
-            f"the plates around every site have sizes {sizes}, but the model was given {min(n, 3)} data: measure the "
-            "model without subsampling, in one plate over its data"
-        )
-    return bool(sizes)
-
-
-@contextmanager
-def measuring(
-    model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
-) -> Iterator[None]:
-    """No gradient, evaluation mode (restored), the device asked for, and a random stream of its own if seeded."""
-    modules = [half for half in (model, guide) if isinstance(half, nn.Module)]
-    with torch.no_grad(), ExitStack() as stack:
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
-        for module in modules:
-            if device is not None:
-                module.to(device)
-            stack.callback(module.train, module.training)
-            module.eval()
-        yield
 
 
 def standard_error_of_mean(values: Tensor) -> float:

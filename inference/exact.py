@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["HasEvidence"]
+__all__ = ["HasEvidence", "exact_evidence"]
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -19,6 +20,11 @@ class HasEvidence(Protocol):
         True
     """
 
-    def log_evidence(self, x: Tensor, /) -> Tensor:
-        """log p(x) of each row of ``x``, in nats: [N]."""
+    def log_evidence(self, *data: Tensor) -> Tensor:
+        """Log p(x) of each row of ``x``, in nats: [N]."""
         ...
+
+
+def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:
+    """Log p(x) of each datum in float64, [N], where the model knows it; else None."""
+    return model.log_evidence(*data).double() if isinstance(model, HasEvidence) else None

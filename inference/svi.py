@@ -5,66 +5,28 @@ r"""Training: stochastic variational inference with any Pyro objective.
 
 from __future__ import annotations
 
-__all__ = ["History", "fit"]
+__all__ = ["fit"]
 
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from tqdm.auto import tqdm
 
-from . import checkpoint as checkpoints
-from .evidence import Data, Transform, as_tensors, measuring
+from .checkpoint import MakeScheduler, Run
+from .history import History
+from .inputs import Data, Transform, as_tensors, measuring
 from .weights import Program, check_pair, log_weights, parameters_of, trained_by
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
-MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
-
-
-@dataclass
-class History:
-    """What happened in :func:`fit`, epoch by epoch.
-
-    Attributes:
-        elbo: the objective's bound on the training data (minus its loss), nats per datum, averaged over the epoch.
-        validation: the ELBO of the validation data after each epoch, nats per datum; empty without validation data.
-        best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
-        steps: the number of optimizer steps.
-        seconds: wall-clock time.
-
-    Example:
-        >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
-        >>> print(history)
-        2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per datum
-    """
-
-    elbo: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    steps: int = 0
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
-        if self.elbo:
-            text += f": training bound {self.elbo[0]:.3f} -> {self.elbo[-1]:.3f} nats per datum"
-        if self.validation:
-            text += f", validation {self.validation[-1]:.3f}"
-        if self.best_epoch is not None:
-            text += f", kept epoch {self.best_epoch} at {self.validation[self.best_epoch - 1]:.3f}"
-        return text
 
 
 def fit(
@@ -153,17 +115,18 @@ def fit(
     with _training(model, guide, frozen, seed, device):
         batch = _batch(train, torch.arange(min(batch_size, len(train[0]))), device, batch_transform)
         fixed = {p for module in frozen for p in module.parameters()}
+        _check_all(model, guide, train, device, batch_transform)
         trained = [p for p in parameters_of(model, guide, *batch) if p not in fixed]
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
-        _check_all(model, guide, train, device, batch_transform)
-        run = _Run(model, guide, trained, optimizer(trained, lr=lr), scheduler, history)
+        run = Run(model, guide, trained, optimizer(trained, lr=lr), scheduler, history)
         if resume and checkpoint is not None and os.path.exists(checkpoint):
             run.load(checkpoint)
         before = history.seconds
         with tqdm(range(len(history.elbo), epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
-                if run.is_over(patience):
+                best = history.best_epoch
+                if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
                 good = run.snapshot()
                 total = 0.0
@@ -173,15 +136,18 @@ def fit(
                     if not math.isfinite(loss):
                         run.restore(good)
                         raise FloatingPointError(
-                            f"the loss is {loss} at step {history.steps} (epoch {epoch + 1}); the parameters are back at "
-                            f"the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
+                            f"the loss is {loss} at step {history.steps} (epoch {epoch + 1}); the parameters are back "
+                            f"at the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
                         )
                     total -= loss
                 history.elbo.append(total / len(train[0]))
                 if run.scheduler is not None:
                     run.scheduler.step()
                 if validation is not None:
-                    run.validate(as_tensors(validation), batch_size, device, batch_transform, patience)
+                    held_out = as_tensors(validation)
+                    history.validation.append(_elbo(model, guide, held_out, batch_size, device, batch_transform))
+                    if patience is not None and history.validation[-1] >= max(history.validation):
+                        run.best, history.best_epoch = run.snapshot(), epoch + 1
                 history.seconds = before + time.perf_counter() - start
                 if checkpoint is not None:
                     run.save(checkpoint)
@@ -192,13 +158,13 @@ def fit(
     return history
 
 
-def _step(run: _Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
+def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
     """One SVI step; the loss."""
     with trained_by() as read:
         try:
             loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
-        except ValueError:  # Pyro refuses distributions whose parameters are not finite
-            if all(bool(p.isfinite().all()) for p in run.trained):
+        except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
+            if _is_finite(run, objective, batch):
                 raise
             return math.nan
     for p in read:  # made by pyro.param at this step for the first time
@@ -214,102 +180,39 @@ def _step(run: _Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.P
     return value
 
 
-class _Run:
-    """The state of a run: what a checkpoint holds."""
+@torch.no_grad()
+def _is_finite(run: Run, objective: ELBO, batch: tuple[Tensor, ...]) -> bool:
+    """Whether a loss that could not be computed would be finite without validation."""
+    try:
+        with pyro.validation_enabled(False):
+            loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+    except LinAlgError:
+        return False
+    return bool(torch.as_tensor(loss).isfinite())
 
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        trained: list[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        scheduler: MakeScheduler | None,
-        history: History,
-    ) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer makes a torch.optim.Optimizer, but it made a {type(optimizer).__name__}; give a class such as "
-                "torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
-            )
-        self.model, self.guide = model, guide
-        self.trained, self.optimizer, self.history = trained, optimizer, history
-        self.scheduler = None if scheduler is None else scheduler(optimizer)
-        self.best: list[Tensor] | None = None
 
-    def names(self) -> list[str]:
-        """A name and shape for each trained parameter, the same in every process."""
-        halves = {"model": self.model, "guide": self.guide}
-        modules = {prefix: half for prefix, half in halves.items() if isinstance(half, nn.Module)}
-        known = {id(p): f"{prefix}.{name}" for prefix, m in modules.items() for name, p in m.named_parameters()}
-        store = pyro.get_param_store()
-        return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
-
-    def snapshot(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self.trained]
-
-    @torch.no_grad()
-    def restore(self, values: list[Tensor]) -> None:
-        for p, value in zip(self.trained, values, strict=False):  # parameters made since stay as they are
-            p.copy_(value)
-
-    def validate(
-        self,
-        data: tuple[Tensor, ...],
-        batch_size: int,
-        device: torch.device | str | None,
-        batch_transform: Transform | None,
-        patience: int | None,
-    ) -> None:
-        """Append the ELBO of the validation data to the history; keep the parameters if it is the best."""
-        total = 0.0
-        with measuring(self.model, self.guide, seed=0):  # the same draws after every epoch
-            for rows in torch.arange(len(data[0])).split(batch_size):
-                batch = _batch(data, rows, device, batch_transform)
-                total += float(log_weights(self.model, self.guide, *batch, particles=8).mean(0).sum())
-        values = self.history.validation
-        values.append(total / len(data[0]))
-        if patience is not None and values[-1] >= max(values):
-            self.best, self.history.best_epoch = self.snapshot(), len(values)
-
-    def is_over(self, patience: int | None) -> bool:
-        """Whether patience has run out."""
-        best = self.history.best_epoch
-        return patience is not None and best is not None and len(self.history.validation) - best >= patience
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        checkpoints.write(
-            path,
-            {
-                "names": self.names(),
-                "parameters": self.snapshot(),
-                "best": self.best,
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                "history": self.history.to_dict(),
-                "random": torch.get_rng_state(),
-            },
-        )
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        state = checkpoints.read(path)
-        saved, own = state["names"], self.names()
-        if saved != own:
-            raise ValueError(
-                f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair has "
-                f"{sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
-            )
-        self.restore(state["parameters"])
-        self.best = state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        for name, value in state["history"].items():
-            setattr(self.history, name, value)
-        torch.set_rng_state(state["random"])
+def _elbo(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    batch_size: int,
+    device: torch.device | str | None,
+    batch_transform: Transform | None,
+) -> float:
+    """The ELBO in nats per datum, from 8 particles that are the same at every call."""
+    total = 0.0
+    with measuring(model, guide, seed=0):
+        for rows in torch.arange(len(data[0])).split(batch_size):
+            batch = _batch(data, rows, device, batch_transform)
+            total += float(log_weights(model, guide, *batch, particles=8).mean(0).sum())
+    return total / len(data[0])
 
 
 def _batch(
-    data: tuple[Tensor, ...], rows: Tensor, device: torch.device | str | None, batch_transform: Transform | None
+    data: tuple[Tensor, ...],
+    rows: Tensor,
+    device: torch.device | str | None,
+    batch_transform: Transform | None,
 ) -> tuple[Tensor, ...]:
     first, *others = (x[rows.to(x.device)].to(device or x.device) for x in data)
     return (first if batch_transform is None else batch_transform(first), *others)
@@ -330,11 +233,17 @@ def _check_all(
 
 @contextmanager
 def _training(
-    model: Program, guide: Program, frozen: list[nn.Module], seed: int | None, device: torch.device | str | None
+    model: Program,
+    guide: Program,
+    frozen: list[nn.Module],
+    seed: int | None,
+    device: torch.device | str | None,
 ) -> Iterator[None]:
     """Training mode (evaluation mode for what is frozen), restored afterwards; a random stream of its own if seeded."""
     halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
         if seed is not None:
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(seed)

@@ -28,9 +28,10 @@ import math
 
 import pyro
 import torch
-from jensen.module import UniqueModule
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Size, Tensor, nn
+
+from jensen.module import UniqueModule
 
 from .base import check_width, data_plate
 
@@ -92,7 +93,7 @@ class PPCA(UniqueModule):
             return pyro.sample("x", Normal(mean + z @ weight.T, noise).to_event(1), obs=x)  # [N, X]
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x) of each row of ``x`` [N, X], in nats: [N]."""
+        """Log p(x) of each row of ``x`` [N, X], in nats: [N]."""
         check_width(x, self.event_shape, "PPCA")
         r = x - self.mean  # [N, X]
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
@@ -124,7 +125,8 @@ class PPCA(UniqueModule):
     def fit_closed_form(self, x: Tensor) -> PPCA:
         r"""Maximum likelihood in closed form, from the eigenvalues of the covariance of ``x`` [N, X].
 
-        .. math:: W = U_D (\Lambda_D - \sigma^2 I)^{1/2} / \nu, \qquad \sigma^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_i
+        .. math::
+            W = U_D (\Lambda_D - \sigma^2 I)^{1/2} / \nu, \qquad \sigma^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_i
 
         The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1).
 
@@ -191,10 +193,10 @@ class PPCA(UniqueModule):
             root = _inverse_root(weight, noise, self.prior_scale)
             explained = (root.T @ (weight.T @ covariance @ weight) @ root).trace()
             value = -_log_density(covariance.trace() - explained, root, noise, self.prior_scale, len(mean))
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
         return self._assign(mean, weight.detach(), (2 * log_noise.detach()).exp())
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +226,8 @@ def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     m = weight.T @ weight + (noise / prior_scale).square() * eye
     upper = torch.linalg.cholesky(m.flip(0, 1)).flip(0, 1)
-    return torch.linalg.solve_triangular(upper, eye, upper=True).T
+    root: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True).T
+    return root
 
 
 def _log_density(distance: Tensor, root: Tensor, noise: Tensor, prior_scale: float, features: int) -> Tensor:

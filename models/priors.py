@@ -32,4 +32,5 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> TorchDistribution:
         """The distribution, in the module's precision and on its device."""
-        return Normal(self.loc, 1.0).to_event(1)
+        prior: TorchDistribution = Normal(self.loc, 1.0).to_event(1)
+        return prior

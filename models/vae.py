@@ -8,10 +8,11 @@ from __future__ import annotations
 __all__ = ["VAE"]
 
 import pyro
-from jensen.families import Family
-from jensen.module import UniqueModule
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
+
+from jensen.families import Family
+from jensen.module import UniqueModule
 
 from .base import data_plate
 from .priors import StandardNormal

@@ -1,8 +1,8 @@
 """The root of a Pyro pair: a PyroModule under a name of its own.
 
-Pyro keeps parameters in one global store, by name. Two root modules without a name (``model.net`` and ``guide.net``; two
-models of one class) collide there: under classic ``SVI.step`` one of them is silently never trained. Every model and
-guide of jensen is therefore a :class:`UniqueModule`.
+Pyro keeps parameters in one global store, by name. Two root modules without a name (``model.net`` and ``guide.net``;
+two models of one class) collide there: under classic ``SVI.step`` one of them is silently never trained. Every model
+and guide of jensen is therefore a :class:`UniqueModule`.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class UniqueModule(PyroModule):
         super().__init__(name=f"{type(self).__name__}_{next(_count)}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # deepcopy and unpickling come through here
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._pyro_name = f"{type(self).__name__}_{next(_count)}"

@@ -6,8 +6,9 @@ __all__ = ["plot_bounds"]
 
 from collections.abc import Mapping
 
-from jensen.inference import Bounds
 from matplotlib.axes import Axes
+
+from jensen.inference import Bounds
 
 from .axes import COLOURS, own_axes
 
@@ -45,9 +46,7 @@ def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
     for i, (name, b) in enumerate(results.items()):
         colour = COLOURS[i % len(COLOURS)]
         ax.plot(b.particles, b.mean, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
-        ax.fill_between(
-            b.particles, b.mean - 2 * b.error, b.mean + 2 * b.error, color=colour, alpha=0.25, linewidth=0
-        )
+        ax.fill_between(b.particles, b.mean - 2 * b.error, b.mean + 2 * b.error, color=colour, alpha=0.25, linewidth=0)
     exact = {b.exact for b in results.values() if b.exact is not None}
     for i, value in enumerate(sorted(exact)):
         ax.axhline(value, color="black", linestyle="--", linewidth=1, label="exact log p(x)" if i == 0 else None)

@@ -11,9 +11,7 @@ from torch import Tensor
 from .axes import COLOURS, own_axes
 
 
-def plot_latent(
-    z: Tensor, labels: Tensor | None = None, *, title: str | None = None, ax: Axes | None = None
-) -> Axes:
+def plot_latent(z: Tensor, labels: Tensor | None = None, *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """A scatter of latent positions in two dimensions, coloured by class.
 
     More than two latent dimensions are projected on the two principal components of ``z``; the axes say so.

@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+
 from jensen.families import Bernoulli, FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.models import PPCA, VAE

@@ -5,11 +5,12 @@ import copy
 import pyro
 import pytest
 import torch
-from jensen.inference import fit, log_joint, log_weights, terms
 from members import CASES, EXCLUSIONS, GUIDES, MODELS, D, X, pair
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+
+from jensen.inference import fit, log_joint, log_weights, terms
 
 each_pair = pytest.mark.parametrize(("model_name", "guide_name"), CASES)
 each_model = pytest.mark.parametrize("model_name", MODELS)

@@ -7,14 +7,15 @@ import sys
 import pytest
 import torch
 from arviz_stats.base import array_stats
-from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import bounds, evaluate, fit, log_weights, pareto_k
-from jensen.inference.diagnostics import RunningWeights, tail_length
-from jensen.families import MeanField
-from jensen.models import PPCA
 from members import pair
 from pyro.infer import Trace_ELBO
 from torch import nn
+
+from jensen.families import MeanField
+from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.inference import bounds, evaluate, fit, log_weights, pareto_k
+from jensen.inference.diagnostics import RunningWeights, tail_length
+from jensen.models import PPCA
 
 
 def _arviz_k(log_w):
@@ -144,7 +145,18 @@ def rotated_with_mean_field(digits):
     model = PPCA(64, 8).double().fit_closed_form(digits.train).rotated(seed=0)
     guide = amortize(model, nn.Identity(), MeanField, context=64).double()
     schedule = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
-    fit(model, guide, digits.train, epochs=800, batch_size=300, lr=5e-2, scheduler=schedule, freeze=model, seed=0, progress=False)
+    fit(
+        model,
+        guide,
+        digits.train,
+        epochs=800,
+        batch_size=300,
+        lr=5e-2,
+        scheduler=schedule,
+        freeze=model,
+        seed=0,
+        progress=False,
+    )
     return model, guide
 
 
@@ -206,7 +218,7 @@ def test_results_print_and_convert():
 
 
 _PEAK = """
-import resource, sys, threading, time, torch
+import sys, torch
 from jensen.families import Bernoulli, MeanField
 from jensen.guides import amortize
 from jensen.inference import evaluate
@@ -216,32 +228,25 @@ torch.manual_seed(0)
 model = VAE(mlp(50, [200, 200]), Bernoulli(784, 200), 50)
 guide = amortize(model, mlp(784, [200, 200]), MeanField, context=200)
 x = (torch.rand(16, 784) > 0.5).float()
-def resident():
+def status(key):
     with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
-base, peak, done = resident(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(0.001)
-thread = threading.Thread(target=watch)
-thread.start()
+        return next(int(line.split()[1]) for line in f if line.startswith(key))
+with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")  # the peak starts anew at what is resident now
+before = status("VmRSS")
 evaluate(model, guide, x, particles=int(sys.argv[1]), progress=False)
-done = True
-thread.join()
-print(peak - base)
+print(status("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells the peak of a span: /proc")
 def test_memory_does_not_grow_with_the_particles():
     def peak(particles):
-        return int(subprocess.run([sys.executable, "-c", _PEAK, str(particles)], capture_output=True, check=True).stdout)
+        done = subprocess.run([sys.executable, "-c", _PEAK, str(particles)], capture_output=True, check=True)
+        return int(done.stdout)
 
-    few = sorted(peak(1_000) for _ in range(3))[1]
-    many = peak(100_000)
+    few, many = (sorted(peak(k) for _ in range(3))[1] for k in (1_000, 100_000))
     print(f"memory above the loaded process: K = 1,000: {few} KiB, K = 100,000: {many} KiB")
     assert many <= 1.1 * few
 

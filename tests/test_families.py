@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from jensen.families import Bernoulli, FullCovariance, Gaussian, MeanField
 from members import DENSITIES, FAMILIES
+
+from jensen.families import Bernoulli, FullCovariance, Gaussian, MeanField
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 each_density = pytest.mark.parametrize("family", DENSITIES.values(), ids=DENSITIES.keys())
@@ -33,9 +34,7 @@ def test_two_halves_make_the_whole(family, float64):
 @each_family
 def test_without_context_h_holds_the_parameters(family, float64):
     with_context, without = family(3, 8), family(3, None)
-    without.load_state_dict(
-        {name: value for name, value in with_context.state_dict().items() if "affine" not in name}
-    )
+    without.load_state_dict({name: value for name, value in with_context.state_dict().items() if "affine" not in name})
     h = torch.randn(7, 8)
     q = with_context(h)
     y = q.sample()
@@ -122,7 +121,9 @@ def test_mean_field_is_a_diagonal_gaussian(float64):
     torch.testing.assert_close(q.stddev, torch.ones(2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("scale", "size", "learned"), [(0.3, 3, 0), ("shared", 3, 1), ("diagonal", 3, 3), ("context", 6, 0)])
+@pytest.mark.parametrize(
+    ("scale", "size", "learned"), [(0.3, 3, 0), ("shared", 3, 1), ("diagonal", 3, 3), ("context", 6, 0)]
+)
 def test_four_scales(scale, size, learned):
     family = Gaussian(3, None, scale=scale)
     assert family.size == size

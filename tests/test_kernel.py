@@ -6,14 +6,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import evaluate, log_joint, log_weights, terms
-from jensen.models import PPCA
 from members import POSTERIORS, pair
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
+
+from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.inference import evaluate, log_joint, log_weights, terms
+from jensen.models import PPCA
 
 
 def _log_mean_exp(log_w):
@@ -233,7 +234,7 @@ def test_log_joint_of_a_global_latent(float64):
 
 
 def test_sticking_the_landing_has_no_gradient_at_the_exact_posterior(float64):
-    """log p - log q with q's parameters stopped is constant in them there: zero, draw by draw."""
+    """Log p - log q with q's parameters stopped is constant in them there: zero, draw by draw."""
     model, _, x = pair("PPCA", "MeanField")
     posterior = ExactPosterior(model)
     loc = nn.Parameter(model.posterior(x).loc.detach())
@@ -246,7 +247,11 @@ def test_sticking_the_landing_has_no_gradient_at_the_exact_posterior(float64):
     t = terms(model, guide, x, particles=5, stopped=True)
     torch.testing.assert_close(t.log_q_stopped["z"], t.log_q["z"])
     stopped = sum(t.log_p.values()) - t.log_q_stopped["z"]
-    for p, grad in zip((loc, scale_tril), torch.autograd.grad(stopped.sum(), (loc, scale_tril), retain_graph=True), strict=True):
+    for p, grad in zip(
+        (loc, scale_tril),
+        torch.autograd.grad(stopped.sum(), (loc, scale_tril), retain_graph=True),
+        strict=True,
+    ):
         assert grad.abs().max() < 1e-10, p.shape
     plain = torch.autograd.grad(t.log_weights.sum(), (loc, scale_tril))
     assert min(grad.abs().max() for grad in plain) > 0.1
@@ -280,7 +285,9 @@ def test_stopped_gradient_is_the_gradient_through_the_draws(float64):
         ours = torch.autograd.grad(t.log_q_stopped[site].sum(), (a, b), retain_graph=True, allow_unused=True)
         theirs = torch.autograd.grad(expected.sum(), (a, b), retain_graph=True, allow_unused=True)
         for one, two in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one if one is not None else torch.zeros(()), two if two is not None else torch.zeros(()))
+            torch.testing.assert_close(
+                one if one is not None else torch.zeros(()), two if two is not None else torch.zeros(())
+            )
 
 
 def test_nested_plates_are_summed_inside_the_data(float64):

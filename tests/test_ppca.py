@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from sklearn.decomposition import PCA
+from torch import nn
+
 from jensen.datasets import load
 from jensen.families import FullCovariance, MeanField
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import evaluate, fit, log_weights
 from jensen.models import PPCA
-from pyro.infer import Trace_ELBO
-from sklearn.decomposition import PCA
-from torch import nn
 
 
 def _oil_flow():

@@ -57,10 +57,7 @@ class Dataset:
 
     @property
     def bits_offset(self) -> float:
-        """log2 of the number of levels: what bits per dimension of scaled, dequantized data lack of those of the levels.
-
-        0 for data that are not dequantized.
-        """
+        """log2 of the number of grey levels, to be added to bits per dimension; 0 for data that are not dequantized."""
         return math.log2(self.levels) if self.dequantized and self.levels else 0.0
 
 
@@ -96,7 +93,8 @@ def load(name: str, *, dequantize: bool | None = None, seed: int = 0, dtype: tor
     if name not in _LOADERS:
         close = get_close_matches(name, _LOADERS, n=1)
         raise ValueError(
-            f"there is no data set {name!r}{f'; did you mean {close[0]!r}?' if close else ';'} there are {list(_LOADERS)}"
+            f"there is no data set {name!r}; " + (f"did you mean {close[0]!r}? " if close else "") + "there are "
+            f"{', '.join(_LOADERS)}"
         )
     return _LOADERS[name](dequantize, seed, dtype)
 
@@ -115,7 +113,7 @@ def _digits(dequantize: bool | None, seed: int, dtype: torch.dtype) -> Dataset:
         seed=seed,
         dtype=dtype,
         licence="CC BY 4.0 (UCI); shipped with scikit-learn (BSD 3-Clause)",
-        citation="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning Repository",
+        citation="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI ML Repository",
     )
 
 
@@ -230,7 +228,10 @@ def _hold_out(train: NDArray[np.generic], test: NDArray[np.generic]) -> Splits:
 
 
 _SPLITS = ("train", "validation", "test")
-_LECUN = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+_LECUN = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
 _LAROCHELLE = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",)
 _MNIST = {
     name: File("mnist", f"{name}-idx{rank}-ubyte.gz", sha256, _LECUN)
@@ -254,9 +255,7 @@ _AMAT = tuple(
         ("test", "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"),
     )
 )
-_OIL = File(
-    "oil_flow", "oil_flow_3class.npz", "1322dda16d4af802ea3d7361395d4574d9670966434771d3f8de2cc492060e61"
-)
+_OIL = File("oil_flow", "oil_flow_3class.npz", "1322dda16d4af802ea3d7361395d4574d9670966434771d3f8de2cc492060e61")
 _LOADERS: dict[str, Callable[[bool | None, int, torch.dtype], Dataset]] = {
     "digits": _digits,
     "mnist": _mnist,

@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--guides",
         default=",".join(GUIDES),
         metavar="NAMES",
-        help=f"guides of the first block, separated by commas, out of {', '.join(GUIDES)}; the second block takes those "
-        "that can be trained",
+        help=f"guides of the first block, separated by commas, out of {', '.join(GUIDES)}; the second block takes "
+        "those that can be trained",
     )
     add("--latent", type=int, default=8, metavar="D", help="latent dimensions")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per test datum")
@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--test-size", type=int, default=1000, metavar="N", help="measure on at most so many random test data")
     add("--seed", type=int, default=0, help="seed of everything that is random")
-    add("--out", type=Path, default=Path("jensen-report"), metavar="DIR", help="folder for the pictures and report.json")
+    add(
+        "--out",
+        type=Path,
+        default=Path("jensen-report"),
+        metavar="DIR",
+        help="folder for the pictures and report.json",
+    )
     add("--bits", action="store_true", help="bits per dimension instead of nats per datum")
     return parser

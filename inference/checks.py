@@ -1,0 +1,90 @@
+"""What a user gets wrong about a pair and its data: each check names the argument or site, what came, the remedy."""
+
+from __future__ import annotations
+
+__all__ = ["check_data", "check_match", "check_scale", "check_support"]
+
+import warnings
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from .sites import Site, plates_of, sites_of, subsampling
+
+
+def check_data(data: tuple[Tensor, ...]) -> None:
+    """Raise ValueError for data that are empty or not finite."""
+    for i, x in enumerate(data):
+        if x.dim() and len(x) == 0:
+            raise ValueError(f"data[{i}] is empty: its shape is {list(x.shape)}")
+        if x.is_floating_point() and not (finite := x.isfinite()).all():
+            row = (~finite).nonzero()[0].tolist()
+            raise ValueError(
+                f"data[{i}] holds {int((~finite).sum())} values that are NaN or infinite, the first at index {row}; "
+                "remove these rows or fill them in"
+            )
+
+
+def check_match(p: Trace, q: Trace) -> None:
+    """Raise ValueError for a site that one half lacks; warn of a plate that only the guide has."""
+    p_sites, q_sites = sites_of(p), sites_of(q)
+    latent = {s["name"]: s for s in p_sites if not s["is_observed"]}
+    drawn = {s["name"] for s in q_sites}
+    auxiliary = {s["name"] for s in q_sites if s["infer"].get("is_auxiliary")}
+    missing = {name for name, s in latent.items() if not s["infer"].get("enumerate")} - drawn
+    if missing:
+        raise ValueError(
+            f"the guide misses {sorted(missing)} of the model's latent sites {sorted(latent)}; sample it in the guide, "
+            "or observe it in the model"
+        )
+    if extra := drawn - auxiliary - set(latent):
+        raise ValueError(
+            f"the guide samples {sorted(extra)}, but the model's latent sites are {sorted(latent)}; rename the site, "
+            "or mark it infer={'is_auxiliary': True}"
+        )
+    plates = {frame.name for s in p_sites for frame in plates_of(s)}
+    if foreign := {frame.name for s in q_sites for frame in plates_of(s)} - plates:
+        warnings.warn(
+            f"the guide's plates {sorted(foreign)} are not in the model, whose plates are {sorted(plates)}: sites in "
+            "differently named plates are not independent data, and their weights are joint",
+            stacklevel=4,
+        )
+
+
+def check_scale(sites: list[Site]) -> None:
+    """Warn of a ``poutine.scale`` of the user's own."""
+    scales = {s["name"]: torch.as_tensor(s["scale"]) / subsampling(plates_of(s)) for s in sites}
+    own = {name: scale.flatten()[0].item() for name, scale in scales.items() if ((scale - 1).abs() > 1e-6).any()}
+    if own:
+        listed = ", ".join(f"'{name}' ({scale:g})" for name, scale in own.items())
+        warnings.warn(
+            f"these sites stand under a poutine.scale: {listed}; importance weights leave scales out, so they are "
+            "those of the unscaled model",
+            stacklevel=4,
+        )
+
+
+def check_support(site: Site) -> None:
+    """Raise ValueError for an observation outside the support of its distribution."""
+    fn, value = site["fn"], site["value"]
+    try:
+        inside = fn.support.check(value)
+    except NotImplementedError:  # a distribution that does not know its support
+        return
+    mask = site["mask"]
+    outside = ~inside if mask is None else ~inside & mask
+    if outside.any():
+        bad = value[outside.expand(value.shape[: outside.dim()])] if outside.dim() else value
+        raise ValueError(
+            f"the data observed at site '{site['name']}' lie outside the support of {_name(fn)} in "
+            f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); binarize grey images "
+            "(batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
+        )
+
+
+def _name(fn: Any) -> str:
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__

@@ -1,0 +1,46 @@
+"""What training leaves behind: its curve, its length, its time."""
+
+from __future__ import annotations
+
+__all__ = ["History"]
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """What happened in :func:`fit`, epoch by epoch.
+
+    Attributes:
+        elbo: the objective's bound on the training data (minus its loss), nats per datum, averaged over the epoch.
+        validation: the ELBO of the validation data after each epoch, nats per datum; empty without validation data.
+        best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
+        steps: the number of optimizer steps.
+        seconds: wall-clock time.
+
+    Example:
+        >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
+        >>> print(history)
+        2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per datum
+    """
+
+    elbo: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
+        if self.elbo:
+            text += f": training bound {self.elbo[0]:.3f} -> {self.elbo[-1]:.3f} nats per datum"
+        if self.validation:
+            text += f", validation {self.validation[-1]:.3f}"
+        if self.best_epoch is not None:
+            text += f", kept epoch {self.best_epoch} at {self.validation[self.best_epoch - 1]:.3f}"
+        return text

@@ -1,0 +1,117 @@
+"""Reading traces: which sites count, which plates enclose them, and their log-densities per datum."""
+
+from __future__ import annotations
+
+__all__ = [
+    "PARTICLES",
+    "Site",
+    "Terms",
+    "enclosing_plates",
+    "nesting_of",
+    "plates_of",
+    "site_log_prob",
+    "sites_of",
+    "subsampling",
+    "sum_to_data",
+]
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+Site = Any  # a Pyro message: a TypedDict that Pyro does not type fully
+PARTICLES = "jensen_particles"
+
+
+def sites_of(trace: Trace) -> list[Site]:
+    """The sample sites that count: not those of subsampling, not ``pyro.deterministic``."""
+    return [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+    ]
+
+
+def plates_of(site: Site) -> set[CondIndepStackFrame]:
+    """The vectorized plates around a site."""
+    return {frame for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def _dim(frame: CondIndepStackFrame) -> int:
+    assert frame.dim is not None  # plates_of leaves the sequential ones out
+    return frame.dim
+
+
+def nesting_of(sites: list[Site]) -> int:
+    """How many dimensions the plates of these sites take."""
+    return max((-_dim(frame) for site in sites for frame in plates_of(site)), default=0)
+
+
+def enclosing_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
+    """The plates, other than the particles, that enclose every site, from left to right."""
+    common = set.intersection(*map(plates_of, sites)) if sites else set()
+    return sorted((frame for frame in common if frame.name != PARTICLES), key=_dim)
+
+
+def subsampling(frames: set[CondIndepStackFrame]) -> float:
+    """N/B over the subsampled ones of these plates."""
+    return prod((frame.full_size or frame.size) / frame.size for frame in frames)
+
+
+def site_log_prob(site: Site, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
+    """The site's log-density without scale, with mask, summed over all but particles and ``keep``: [K or 1, ...]."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, subsampling(plates_of(site) - set(keep)), site["mask"])
+    return sum_to_data(log_prob, keep, nesting)
+
+
+def sum_to_data(batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
+    """Sum a tensor of a site's batch shape over all dimensions but particles and ``keep``."""
+    batch = batch.reshape((1,) * (nesting + 1 - batch.dim()) + batch.shape)
+    kept = {-nesting - 1, *map(_dim, keep)}
+    summed = [dim for dim in range(-batch.dim(), 0) if dim not in kept]
+    return batch.sum(summed) if summed else batch
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What log weights are made of, site by site. Every tensor of log-densities is [K, N] ([K] where joint).
+
+    Attributes:
+        log_p: log p of each site of the model given its parents, observed sites included.
+        log_q: log q of each site of the guide, auxiliary sites included.
+        log_q_stopped: the same values, whose gradient reaches the guide's parameters through the draws alone: the
+            derivative in the parameters at fixed z is left out. None unless asked for.
+        p: the model's distributions, by site.
+        q: the guide's distributions, by site.
+        values: the values drawn and observed, by site: [K, N, *event] for draws.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import terms
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> t = terms(model, PriorGuide(model), torch.zeros(3, 5))
+        >>> torch.allclose(t.log_weights, t.log_p["x"] + t.log_p["z"] - t.log_q["z"])
+        True
+    """
+
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    log_q_stopped: dict[str, Tensor] | None
+    p: dict[str, TorchDistribution]
+    q: dict[str, TorchDistribution]
+    values: dict[str, Tensor]
+
+    @property
+    def log_weights(self) -> Tensor:
+        """The log weights: the sum of ``log_p`` minus the sum of ``log_q``."""
+        total: Tensor = sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[assignment]
+        return total

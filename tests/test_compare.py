@@ -1,0 +1,116 @@
+"""The table: paired differences, what is shared, what is counted."""
+
+import math
+
+import pytest
+import torch
+from members import pair
+from torch import nn
+
+from jensen.families import MeanField
+from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.inference import compare, evaluate, fit
+from jensen.models import PPCA
+
+
+@pytest.fixture
+def shared():
+    model = PPCA(5, 2).double()
+    guide = amortize(model, nn.Identity(), MeanField, context=5).double()
+    with torch.no_grad():
+        x = model(n=30)
+    pairs = {
+        "prior": (model, PriorGuide(model)),
+        "mean-field": (model, guide),
+        "exact": (model, ExactPosterior(model)),
+    }
+    return pairs, x
+
+
+def test_rows_are_what_evaluate_measures(shared):
+    pairs, x = shared
+    table = compare(pairs, x, particles=100, seed=3, progress=False)
+    for name, (model, guide) in pairs.items():
+        alone = evaluate(model, guide, x, 100, seed=3, progress=False)
+        assert torch.equal(table.rows[name].evidence.log_evidence, alone.log_evidence)
+
+
+def test_differences_are_paired_by_datum(shared):
+    pairs, x = shared
+    table = compare(pairs, x, particles=100, seed=3, progress=False)
+    delta = table.rows["exact"].evidence.elbo - table.rows["prior"].evidence.elbo
+    mean, error = table.difference("exact", "prior")
+    assert mean == pytest.approx(delta.mean().item())
+    assert error == pytest.approx(delta.std().item() / math.sqrt(30))
+    assert table.difference("exact", "prior", "log_evidence") == (
+        0.0,
+        0.0,
+    )  # one model: the exact value is shared
+
+
+def test_parameters_of_a_shared_model_are_not_a_guides(shared):
+    pairs, x = shared
+    table = compare(pairs, x, particles=10, progress=False)
+    assert {name: row.parameters for name, row in table.rows.items()} == {
+        "prior": 0,
+        "mean-field": 24,
+        "exact": 0,
+    }
+    alone = compare({"mean-field": pairs["mean-field"]}, x, particles=10, progress=False)
+    assert alone.rows["mean-field"].parameters == 24 + 5 * 2 + 5 + 1
+
+
+def test_pairs_with_their_own_models_are_not_read_as_guides():
+    one, two = pair("PPCA", "MeanField"), pair("PPCA", "FullCovariance")
+    table = compare({"a": one[:2], "b": two[:2]}, one[2], particles=10, progress=False)
+    assert not table.shared_model
+    assert "differ in p and q at once" in table.sentence()
+    assert table.rows["a"].parameters > 16
+
+
+def test_training_time_counts(shared):
+    pairs, x = shared
+    model, guide = pairs["mean-field"]
+    history = fit(model, guide, x, epochs=1, progress=False, freeze=model)
+    history.seconds = 1000.0
+    table = compare(pairs, x, particles=10, histories={"mean-field": history}, progress=False)
+    assert table.rows["mean-field"].seconds > 1000
+    assert table.rows["prior"].seconds < 1000
+
+
+def test_the_table_is_aligned_and_says_what_it_shows(shared):
+    pairs, x = shared
+    table = compare(pairs, x, particles=100, seed=0, progress=False)
+    head, columns, rule, *rows, sentence = str(table).splitlines()
+    assert head == "30 data, 100 particles each, nats per datum"
+    assert len({len(line) for line in (columns, rule, *rows)}) == 1
+    assert [row.split()[0] for row in rows] == ["prior", "mean-field", "exact"]
+    assert sentence.startswith(
+        "One model, so what a guide loses of the ELBO is its own cost: in nats per datum below exact"
+    )
+    assert f"<pre>{table}</pre>" == table._repr_html_()
+
+
+def test_bits(shared):
+    pairs, x = shared
+    table = compare(pairs, x, particles=100, seed=0, progress=False)
+    bits = table.rows["exact"].evidence.bits_per_dimension(offset=3.0)
+    assert f"{bits:.3f}" in table.table(bits=True, offset=3.0)
+
+
+def test_one_draw_of_a_random_transform_serves_all_pairs():
+    model, guide, x = pair("VAE, Bernoulli", "MeanField")
+    calls = []
+
+    def binarize(batch):
+        calls.append(1)
+        return torch.bernoulli(batch)
+
+    compare(
+        {"a": (model, guide), "b": (model, PriorGuide(model))},
+        torch.rand_like(x),
+        10,
+        batch_transform=binarize,
+        progress=False,
+    )
+    assert calls == [1]

@@ -1,0 +1,282 @@
+"""What a user gets wrong, and hears about: one exception each, by its message."""
+
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from members import pair
+from pyro.infer import RenyiELBO
+from torch import nn
+
+from jensen.families import Gaussian, MeanField
+from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
+from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights
+from jensen.models import PPCA, VAE
+from jensen.networks import mlp
+
+
+def _fit(model, guide, x, **options):
+    return fit(model, guide, x, epochs=1, progress=False, **options)
+
+
+def _evaluate(model, guide, x, **options):
+    return evaluate(model, guide, x, 10, progress=False, **options)
+
+
+each_use = pytest.mark.parametrize("use", [log_weights, _fit, _evaluate], ids=["log_weights", "fit", "evaluate"])
+
+
+@each_use
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite(use, bad):
+    model, guide, x = pair("PPCA", "MeanField")
+    x[4, 2] = bad
+    with pytest.raises(
+        ValueError, match=r"data\[0\] holds 1 values that are NaN or infinite, the first at index \[4, 2\]"
+    ):
+        use(model, guide, x)
+
+
+@each_use
+@pytest.mark.parametrize("guide_name", ["MeanField", "ExactPosterior", "PriorGuide"])
+def test_a_wrong_width(use, guide_name):
+    model, guide, x = pair("PPCA", guide_name)
+    expected = (
+        r"this network reads 5 features" if guide_name == "MeanField" else r"PPCA expects data x of shape \[N, 5\]"
+    )
+    with pytest.raises(ValueError, match=rf"{expected}.*got"):
+        use(model, guide, x[:, :4])
+
+
+@each_use
+def test_data_outside_the_support(use):
+    model, guide, x = pair("VAE, Bernoulli", "MeanField")
+    with pytest.raises(
+        ValueError,
+        match=r"site 'x' lie outside the support of Bernoulli in \d places \(values from 0.5 to 0.5 there\); binarize",
+    ):
+        use(model, guide, torch.full_like(x, 0.5))
+
+
+@each_use
+def test_an_empty_set(use):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"data\[0\] is empty|N of at least 1, but got tensors of shape \[\[0, 5\]\]"):
+        use(model, guide, x[:0])
+
+
+@pytest.mark.parametrize("particles", [0, -3])
+def test_too_few_particles(particles):
+    model, guide, x = pair("PPCA", "MeanField")
+    message = f"particles is the number of draws from the guide, at least 1, but got {particles}"
+    with pytest.raises(ValueError, match=message):
+        log_weights(model, guide, x, particles=particles)
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, guide, x, particles)
+
+
+def _two_sites(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + u.unsqueeze(-1), 1.0).expand_by([1]).to_event(1), obs=x)
+
+
+@each_use
+def test_a_guide_that_misses_a_site(use):
+    guide = Amortized(nn.Identity(), {"z": MeanField(2, 5)})
+    with pytest.raises(ValueError, match=r"the guide misses \['u'\] of the model's latent sites \['u', 'z'\]"):
+        use(_two_sites, guide, torch.randn(7, 5))
+
+
+@each_use
+def test_a_guide_with_a_site_too_many(use):
+    model, _, x = pair("PPCA", "MeanField")
+    guide = Amortized(nn.Identity(), {"z": MeanField(2, 5), "w": MeanField(1, 7)})
+    with pytest.raises(ValueError, match=r"the guide samples \['w'\], but the model's latent sites are \['z'\]"):
+        use(model, guide, x)
+
+
+@each_use
+def test_a_plate_that_only_the_guide_has(use):
+    model, _, x = pair("PPCA", "MeanField")
+
+    def guide(x):
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        use(model, guide, x)
+    assert any("the guide's plates ['rows'] are not in the model" in str(w.message) for w in caught)
+
+
+def test_a_checkpoint_of_another_pair(tmp_path):
+    model, guide, x = pair("PPCA", "MeanField")
+    _fit(model, guide, x, checkpoint=tmp_path / "c.pt")
+    other, other_guide, _ = pair("PPCA", "FullCovariance")
+    with pytest.raises(
+        ValueError, match=r"c.pt is a checkpoint of another pair: only it has \['guide.families.z.affine"
+    ):
+        _fit(other, other_guide, x, checkpoint=tmp_path / "c.pt", resume=True)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000])
+def test_a_torn_checkpoint(tmp_path, kept):
+    model, guide, x = pair("PPCA", "MeanField")
+    file = tmp_path / "c.pt"
+    _fit(model, guide, x, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"c.pt cannot be read as a checkpoint: it is torn or of another kind"):
+        _fit(model, guide, x, checkpoint=file, resume=True)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    model, guide, x = pair("PPCA", "MeanField")
+    torch.save({"weights": x}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c.pt is not a checkpoint written by fit"):
+        _fit(model, guide, x, checkpoint=tmp_path / "c.pt", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs and batch_size are at least 1, but got 0 and 128"),
+        ({"batch_size": 0}, "epochs and batch_size are at least 1, but got 100 and 0"),
+        ({"patience": 3}, "patience watches the validation ELBO: give validation data too"),
+        ({"resume": True}, "resume goes on from a checkpoint: say which file"),
+    ],
+)
+def test_settings_of_fit_that_make_no_sense(options, message):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=message):
+        fit(model, guide, x, progress=False, **options)
+
+
+def test_an_objective_without_a_differentiable_loss():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(TypeError, match="RenyiELBO has no differentiable_loss"):
+        fit(model, guide, x, RenyiELBO(), progress=False)
+
+
+def test_pyros_optimizers_serve_svi_not_fit():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(TypeError, match=r"optimizer makes a torch.optim.Optimizer, but it made a PyroOptim"):
+        _fit(model, guide, x, optimizer=lambda parameters, lr: pyro.optim.Adam({"lr": lr}))
+
+
+def test_nothing_to_train():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match="there is nothing to train"):
+        _fit(model, guide, x, freeze=[model, guide])
+
+
+def test_data_that_are_no_tensors():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(
+        TypeError, match=r"data is a tensor or a tuple of tensors, but got ndarray; use torch.as_tensor"
+    ):
+        _evaluate(model, guide, x.numpy())
+
+
+def test_tensors_of_different_lengths():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(
+        ValueError,
+        match=r"one first dimension N of at least 1, but got tensors of shape \[\[7, 5\], \[6, 5\]\]",
+    ):
+        _evaluate(model, guide, (x, x[1:]))
+
+
+def test_a_model_that_subsamples_cannot_be_evaluated():
+    x = torch.randn(100)
+
+    def model(batch):
+        with pyro.plate("data", 100, subsample_size=10) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    with pytest.raises(
+        ValueError, match=r"have sizes \(10,\), but the model was given 3 data: measure the model without"
+    ):
+        _evaluate(model, lambda x: pyro.poutine.block(model, hide=["x"])(x), x)
+
+
+def test_weights_that_are_nan_are_not_averaged_away():
+    model, guide, x = pair("PPCA", "PriorGuide")
+    with torch.no_grad():
+        model.log_noise.fill_(-1e4)  # a scale of zero
+    with pytest.raises((FloatingPointError, ValueError), match=r"NaN|scale"):
+        _evaluate(model, guide, x)
+
+
+def test_log_joint_says_which_values_it_lacks():
+    model, _, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"missing \['z'\], not in the model \['w'\]"):
+        log_joint(model, {"w": torch.zeros(1, 7, 2)}, x)
+
+
+def test_comparisons_need_pairs_and_their_own_histories():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match="compare needs at least one pair"):
+        compare({}, x)
+    history = _fit(model, guide, x)
+    with pytest.raises(ValueError, match=r"histories \['b'\]"):
+        compare({"a": (model, guide)}, x, histories={"b": history})
+
+
+def test_bounds_need_a_power_of_two_and_data():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match="a power of two as its largest number of particles, but got 100"):
+        bounds(model, guide, x, particles=100)
+    joint = pyro.infer.autoguide.AutoMultivariateNormal(model)
+    with pytest.raises(ValueError, match=r"weights of this pair are joint"):
+        bounds(model, joint, x, particles=4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Gaussian(3, 4, scale="full"), r'"shared", "diagonal" or "context", but got \'full\''),
+        (lambda: Gaussian(3, 4, scale=-1.0), "but got -1.0"),
+        (lambda: MeanField(0, 4), "features and context of at least 1, got features=0, context=4"),
+        (
+            lambda: MeanField(2, 4)(torch.zeros(5, 3)),
+            r"MeanField reads a context of width 4, but got shape \(5, 3\)",
+        ),
+        (lambda: mlp(4, []), "mlp needs at least one layer"),
+        (
+            lambda: mlp(4, [3])(torch.zeros(5, 6)),
+            r"reads 4 features in the last dimension of its input, but got shape \(5, 6\)",
+        ),
+        (lambda: Amortized(nn.Identity(), {}), "at least one latent site"),
+        (lambda: PPCA(5, 2)(n=0), "PPCA needs at least one datum, but got 0"),
+        (
+            lambda: VAE(mlp(2, [4]), Gaussian(5, 4), 2)(torch.zeros(3, 6)),
+            r"VAE expects data x of shape \[N, 5\], but got \[3, 6\]",
+        ),
+        (
+            lambda: PPCA(5, 2).log_evidence(torch.zeros(5)),
+            r"PPCA expects data x of shape \[N, 5\], but got \[5\]",
+        ),
+    ],
+)
+def test_wrong_sizes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_exact_posterior_draws_one_site():
+    model = PPCA(5, 2)
+    model.latents = {"z": torch.Size([1]), "u": torch.Size([1])}
+    with pytest.raises(ValueError, match=r"one latent site, but the model has \['z', 'u'\]"):
+        ExactPosterior(model)
+
+
+def test_amortize_swaps_the_family_only_in_one_word():
+    model = PPCA(5, 2)
+    assert amortize(model, nn.Identity(), MeanField, 5).families["z"].size == 4
+    assert PriorGuide(model)(torch.zeros(3, 5)) is None

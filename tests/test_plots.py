@@ -1,0 +1,86 @@
+"""Pictures: the data in the axes, their labels, no state of pyplot's."""
+
+import pytest
+import torch
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
+
+from jensen.inference import Bounds
+from jensen.plots import plot_bounds, plot_images, plot_latent
+
+_BOUNDS = {
+    "loose": Bounds([1, 2, 4], torch.tensor([-3.0, -2.5, -2.2]), torch.tensor([0.1, 0.1, 0.2]), exact=-2.0),
+    "tight": Bounds([1, 2, 4], torch.tensor([-2.1, -2.05, -2.0]), torch.tensor([0.01, 0.01, 0.01]), exact=-2.0),
+}
+
+
+def test_bounds_are_drawn_with_bands_of_two_errors():
+    ax = plot_bounds(_BOUNDS)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines) == ["loose", "tight", "exact log p(x)"]
+    assert list(lines["loose"].get_xdata()) == [1, 2, 4]
+    assert lines["loose"].get_ydata().tolist() == pytest.approx([-3.0, -2.5, -2.2])
+    assert set(lines["exact log p(x)"].get_ydata()) == {-2.0}
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(-3.2)
+    assert ax.get_xscale() == "log"
+    assert ax.get_ylabel() == "bound on log p(x) (nats per datum)"
+
+
+def test_latents_are_drawn_by_class():
+    z, labels = torch.randn(30, 2), torch.arange(30) % 3
+    ax = plot_latent(z, labels, title="map")
+    assert [c.get_label() for c in ax.collections] == ["0", "1", "2"]
+    torch.testing.assert_close(torch.as_tensor(ax.collections[1].get_offsets().data), z[labels == 1].double())
+    assert (ax.get_xlabel(), ax.get_title()) == ("$z_1$", "map")
+
+
+def test_many_latents_are_projected_on_their_principal_plane():
+    z = torch.randn(200, 5) * torch.tensor([0.1, 5.0, 0.1, 2.0, 0.1])
+    ax = plot_latent(z)
+    drawn = torch.as_tensor(ax.collections[0].get_offsets().data)
+    expected = (z - z.mean(0))[:, [1, 3]].double()
+    assert abs(torch.corrcoef(torch.stack([drawn[:, 0], expected[:, 0]]))[0, 1]) > 0.99
+    assert abs(torch.corrcoef(torch.stack([drawn[:, 1], expected[:, 1]]))[0, 1]) > 0.99
+    assert ax.get_xlabel() == "1st principal direction of 5 latents"
+
+
+def test_images_stand_in_rows():
+    images = torch.arange(6.0).unsqueeze(-1).expand(6, 4) / 5
+    ax = plot_images(images, (2, 2), columns=3, row_labels=("top", "bottom"))
+    canvas = torch.as_tensor(ax.get_images()[0].get_array().filled(float("nan")))
+    assert canvas.shape == (5, 8)  # two rows and three columns of 2 x 2, a pixel between
+    assert canvas[0, 0] == 0
+    assert canvas[0, 3] == pytest.approx(0.2)
+    assert canvas[3, 6] == pytest.approx(1.0)
+    assert canvas[2].isnan().all()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["top", "bottom"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ax: plot_bounds(_BOUNDS, ax),
+        lambda ax: plot_latent(torch.randn(5, 2), ax=ax),
+        lambda ax: plot_images(torch.rand(3, 4), (2, 2), ax=ax),
+    ],
+)
+def test_an_axes_of_ones_own_is_used_and_pyplot_stays_out(draw):
+    ax = Figure().add_subplot()
+    assert draw(ax) is ax
+    draw(None)
+    assert Gcf.get_all_fig_managers() == []
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plot_bounds({}), "at least one result"),
+        (lambda: plot_latent(torch.randn(5, 1)), r"D at least 2, but got \[5, 1\]"),
+        (lambda: plot_latent(torch.randn(5, 2), torch.zeros(4)), "a label for each of the 5 data, but got 4"),
+        (lambda: plot_images(torch.rand(3, 5), (2, 2)), r"images of shape \[N, 4\], but got \[3, 5\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
