@@ -19,7 +19,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoint import MakeScheduler, Run
 from .history import History
