@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _epochs(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jensen", description="Latent-variable models for Pyro whose likelihoods can be trusted."
@@ -71,9 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per test datum")
     add(
         "--epochs",
-        type=int,
+        type=_epochs,
+        default="auto",
         metavar="E",
-        help="passes over the training data; if not given, as many as make 3000 steps of 128 data",
+        help="passes over the training data; auto: as many as make 3000 steps of 128 data",
     )
     add("--test-size", type=int, default=1000, metavar="N", help="measure on at most so many random test data")
     add("--seed", type=int, default=0, help="seed of everything that is random")

@@ -32,6 +32,7 @@ FAMILIES: dict[str, Callable[[int, int], Family]] = {
     "full-covariance": FullCovariance,
 }
 GUIDES = ("prior", *FAMILIES, "exact")
+ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
 Pair = tuple[nn.Module, nn.Module]
 
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         pairs, histories = job.one_model(guides)
         blocks["one-model"] = job.measure("One model, several guides", _ONE_MODEL, pairs, histories)
         job.pictures += draw(out, job.data, job.test, "one-model", bounds_of=pairs, seed=options.seed)
-        pictured = {name: pairs[name] for name in list(pairs)[-1:]}
+        pictured = {"PPCA": list(pairs.values())[-1]}
     if options.model in ("vae", "all"):
         pairs, histories = job.trained_together([name for name in guides if name in FAMILIES])
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, pairs, histories)
@@ -84,9 +85,10 @@ class _Job:
     """Data, settings and what is trained."""
 
     def __init__(self, options: argparse.Namespace, progress: bool) -> None:
-        for name in ("latent", "particles", "test_size"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {getattr(options, name)}")
+        for name in ("latent", "particles", "test_size", "epochs"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
         self.options, self.progress = options, progress
         self.data: Dataset = load(options.data, dequantize=True if options.data == "mnist" else None, seed=options.seed)
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
@@ -113,7 +115,7 @@ class _Job:
                 histories[name] = self.train(name, model, guide, lr=5e-2, freeze=model)
             else:
                 guide = PriorGuide(model) if name == "prior" else ExactPosterior(model)
-            pairs[name] = (model, guide)
+            pairs[ROWS.get(name, name)] = (model, guide)
         return pairs, histories
 
     def trained_together(self, families: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:

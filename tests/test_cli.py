@@ -44,7 +44,7 @@ def test_the_report_holds_the_numbers_and_the_pictures(report):
     printed, _, out = report
     stored = json.loads((out / "report.json").read_text())
     assert set(stored["blocks"]) == {"one-model", "trained-together"}
-    exact = stored["blocks"]["one-model"]["rows"]["exact"]
+    exact = stored["blocks"]["one-model"]["rows"]["exact posterior"]
     assert exact["gap"] == pytest.approx(0, abs=1e-4)
     assert f"{exact['exact']:.3f}" in printed
     assert exact["parameters"] == 0
@@ -67,7 +67,7 @@ def test_bits_add_the_grey_levels(tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "a"), "--bits"]) == 0
     printed = capsys.readouterr().out
     assert "log2 17 of the grey-level scale is added" in printed
-    row = json.loads((tmp_path / "a" / "report.json").read_text())["blocks"]["one-model"]["rows"]["exact"]
+    row = json.loads((tmp_path / "a" / "report.json").read_text())["blocks"]["one-model"]["rows"]["exact posterior"]
     bits = -row["exact"] / (64 * 0.6931471805599453) + 4.087462841250339
     assert f"{bits:.3f}" in printed
 
@@ -142,6 +142,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--guides", "mean-feld"], "there is no guide 'mean-feld'; did you mean mean-field?"),
         (["--guides", ","], "--guides needs at least one of"),
         (["--particles", "0"], "--particles is at least 1, but got 0"),
+        (["--epochs", "0"], "--epochs is at least 1, but got 0"),
         (["--latent", "64"], "PPCA needs 1 <= latent < features, but got latent=64, features=64"),
         (["--model", "vae", "--guides", "exact"], "--guides needs one of mean-field, full-covariance"),
     ],
