@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         run(options, progress=sys.stderr.isatty())
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"jensen: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -39,9 +39,9 @@ Pair = tuple[nn.Module, nn.Module]
 def run(options: argparse.Namespace, progress: bool) -> None:
     """Run the job that the options describe."""
     guides = _guides(options.guides)
+    job = _Job(options, progress)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    job = _Job(options, progress)
     blocks: dict[str, Comparison] = {}
     pictured: dict[str, Pair] = {}
     if options.model in ("ppca", "all"):

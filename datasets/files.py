@@ -73,10 +73,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         ValueError: if the header is not that of such a file, or claims another size than the file has.
     """
     with gzip.open(path) as stream:
-        zeros, kind, rank = struct.unpack(">HBB", stream.read(4))
-        if zeros or kind != 8 or not 1 <= rank <= 4:
-            raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-        shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
+        try:
+            zeros, kind, rank = struct.unpack(">HBB", stream.read(4))
+            if zeros or kind != 8 or not 1 <= rank <= 4:
+                raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+            shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
+        except struct.error as error:
+            raise ValueError(f"{path} is not an IDX file: its header is cut short") from error
         body = stream.read()
     if len(body) != math.prod(shape):
         raise ValueError(f"{path} holds {len(body)} values, but its header claims {shape}")

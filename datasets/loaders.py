@@ -204,7 +204,7 @@ def _grey(
     for split, values in images.items():
         x = torch.tensor(values, dtype=dtype)
         if dequantize:
-            u = torch.rand(x.shape, generator=noise)
+            u = torch.rand(x.shape, generator=noise, dtype=torch.float32)
             x = (x + u.clamp_max(1 - 2**-16)) / levels  # 255 + u stays below 256 in float32
         else:
             x = x / (levels - 1)

@@ -131,7 +131,7 @@ class Gaussian(Family):
         super().__init__(features, context, size=2 * size if scale == "context" else size)
         self.scale = scale
         if isinstance(scale, int | float) and scale > 0:
-            self.register_buffer("fixed", torch.tensor(float(scale)))
+            self.register_buffer("fixed", torch.tensor(float(scale)), persistent=False)
         elif scale == "shared":
             self.raw_scale = nn.Parameter(torch.zeros(()))
         elif scale == "diagonal":

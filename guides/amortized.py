@@ -119,6 +119,9 @@ def amortize(
     Returns:
         An :class:`Amortized` guide that draws the sites in the model's order, each given those before it.
 
+    Raises:
+        ValueError: for a site whose event is not a vector.
+
     Example:
         >>> from jensen.families import FullCovariance, MeanField
         >>> from jensen.models import PPCA
@@ -129,6 +132,11 @@ def amortize(
     """
     families: dict[str, Family | Through] = {}
     for site, event_shape in model.latents.items():
+        if len(event_shape) != 1:
+            raise ValueError(
+                f"amortize draws vectors, but site '{site}' has event shape {list(event_shape)}: build its family "
+                "yourself and give it to Amortized"
+            )
         families[site] = family(event_shape.numel(), context)
         context += event_shape.numel()
     return Amortized(encoder, families)

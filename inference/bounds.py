@@ -13,18 +13,19 @@ from tqdm import tqdm
 
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
-from .inputs import Data, as_tensors, measuring, per_datum
-from .weights import Program, log_weights
+from .inputs import Data, Transform, as_tensors, expect_rows, plan, running
+from .weights import Program, check_pair, log_weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bounds:
     """Importance-weighted bounds against K, averaged over the data; made by :func:`bounds`.
 
     Attributes:
-        particles: the numbers of particles, ascending: [B].
-        mean: the bound at each, nats per datum, [B].
-        error: its Monte Carlo standard error, [B] (the data are the same at every K).
+        particles: the numbers of particles, ascending.
+        mean: the bound at each, nats per datum.
+        error: its Monte Carlo standard error, one for each K (the data are the same); from the spread of the blocks of
+            the draw, by the delta method for the last; NaN for a single particle.
         exact: mean exact log p(x) where the model knows it, else None.
 
     Example:
@@ -46,6 +47,7 @@ def bounds(
     particles: int = 4096,
     *,
     seed: int | None = None,
+    batch_transform: Transform | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Bounds:
@@ -65,6 +67,7 @@ def bounds(
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the largest K, a power of two.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: where they are.
         progress: whether to show a progress bar.
 
@@ -72,7 +75,8 @@ def bounds(
         The :class:`Bounds`.
 
     Raises:
-        ValueError: if ``particles`` is not a power of two, or the weights are joint.
+        ValueError: if ``particles`` is not a power of two, or the weights are joint; and on what
+            :func:`~jensen.inference.log_weights` names.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -85,23 +89,29 @@ def bounds(
     if particles < 1 or particles & (particles - 1):
         raise ValueError(f"bounds needs a power of two as its largest number of particles, but got {particles}")
     tensors = as_tensors(data)
+    n = len(tensors[0])
     sizes = [2**i for i in range(particles.bit_length())]
-    means, squares, exact = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double(), 0.0
-    with measuring(model, guide, seed=seed, device=device):
-        if not per_datum(model, guide, tensors):
+    means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
+    exact: list[Tensor] = []
+    with running(model, guide, seed=seed, device=device):
+        if batch_transform is not None:
+            tensors = (batch_transform(tensors[0]), *tensors[1:])
+        if device is not None:
+            tensors = tuple(x.to(device) for x in tensors)
+        separate, rows = plan(model, guide, tensors, max(1, 2**15 // particles))
+        if not separate:
             raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
-        rows = range(0, len(tensors[0]), max(1, 2**15 // particles))
-        for start in tqdm(rows, disable=not progress, desc="bounds"):
-            batch = tuple(x[start : start + rows.step].to(device or x.device) for x in tensors)
+        for start in tqdm(range(0, n, rows), disable=not progress, desc="bounds"):
+            batch = tuple(x[start : start + rows] for x in tensors)
+            expect_rows(check_pair(model, guide, *batch), len(batch[0]))
             log_w = log_weights(model, guide, *batch, particles=particles).double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
                 blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
                 means[i] += blocks.mean(0).sum()
                 squares[i] += _block_variance(blocks, log_w).sum()
             known = exact_evidence(model, batch)
-            exact += math.nan if known is None else float(known.sum())
-    n = len(tensors[0])
-    return Bounds(sizes, means / n, squares.sqrt() / n, None if math.isnan(exact) else exact / n)
+            exact += [] if known is None else [known.cpu()]
+    return Bounds(sizes, means / n, squares.sqrt() / n, float(torch.cat(exact).mean()) if exact else None)
 
 
 def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:
@@ -110,4 +120,4 @@ def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:
         return blocks.var(0) / len(blocks)
     running = RunningWeights(len(log_w))
     running.update(log_w)
-    return running.standard_error.square().nan_to_num()
+    return running.standard_error.square()

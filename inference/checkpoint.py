@@ -7,7 +7,7 @@ __all__ = ["MakeScheduler", "Run", "read", "write"]
 import os
 import pickle
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .history import History
+from .inputs import modules_of
 from .weights import Program
 
 FORMAT = 1
@@ -43,32 +44,39 @@ class Run:
         scheduler: MakeScheduler | None,
         history: History,
     ) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer makes a torch.optim.Optimizer, but it made a {type(optimizer).__name__}; give a class such "
-                "as torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
-            )
         self.model, self.guide = model, guide
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.best: list[Tensor] | None = None
+        self._buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
+        self._known = set(trained)
+
+    def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Train these parameters too, if they are new."""
+        for p in parameters:
+            if p not in self._known:
+                self._known.add(p)
+                self.trained.append(p)
+                self.optimizer.add_param_group({"params": [p]})
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""
-        halves = {"model": self.model, "guide": self.guide}
-        modules = {prefix: half for prefix, half in halves.items() if isinstance(half, nn.Module)}
-        known = {id(p): f"{prefix}.{name}" for prefix, m in modules.items() for name, p in m.named_parameters()}
+        owners = {"model": modules_of(self.model), "guide": modules_of(self.guide)}
+        modules = [(prefix, module) for prefix, found in owners.items() for module in found]
+        known = {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
         store = pyro.get_param_store()
         return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
 
     def snapshot(self) -> list[Tensor]:
-        """A copy of the trained parameters."""
-        return [p.detach().clone() for p in self.trained]
+        """A copy of the buffers and the trained parameters."""
+        return [p.detach().clone() for p in [*self._buffers, *self.trained]]
 
     @torch.no_grad()
     def restore(self, values: list[Tensor]) -> None:
         """Write a snapshot back, in place."""
-        for p, value in zip(self.trained, values, strict=False):  # parameters made since stay as they are
+        for p, value in zip(
+            [*self._buffers, *self.trained], values, strict=False
+        ):  # parameters made since stay as they are
             p.copy_(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -83,6 +91,7 @@ class Run:
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "history": self.history.to_dict(),
                 "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
         )
 
@@ -107,6 +116,8 @@ class Run:
         for name, value in state["history"].items():
             setattr(self.history, name, value)
         torch.set_rng_state(state["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -131,7 +142,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if the file is torn, or not a checkpoint of :func:`~jensen.inference.fit`.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is torn or of another kind ({error}); delete it and start again"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["check_data", "check_match", "check_scale", "check_support"]
+__all__ = ["check_data", "check_match", "check_scale", "check_shape", "check_support", "fit_values"]
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from .sites import Site, plates_of, sites_of, subsampling
+from .sites import Site, base_of, plates_of, sites_of, subsampling
 
 
 def check_data(data: tuple[Tensor, ...]) -> None:
@@ -55,14 +55,27 @@ def check_match(p: Trace, q: Trace) -> None:
 
 def check_scale(sites: list[Site]) -> None:
     """Warn of a ``poutine.scale`` of the user's own."""
-    scales = {s["name"]: torch.as_tensor(s["scale"]) / subsampling(plates_of(s)) for s in sites}
-    own = {name: scale.flatten()[0].item() for name, scale in scales.items() if ((scale - 1).abs() > 1e-6).any()}
+    scales = [(s["name"], torch.as_tensor(s["scale"]) / subsampling(set(s["cond_indep_stack"]))) for s in sites]
+    own = {name: scale.flatten()[0].item() for name, scale in scales if ((scale - 1).abs() > 1e-6).any()}
     if own:
         listed = ", ".join(f"'{name}' ({scale:g})" for name, scale in own.items())
         warnings.warn(
             f"these sites stand under a poutine.scale: {listed}; importance weights leave scales out, so they are "
             "those of the unscaled model",
             stacklevel=4,
+        )
+
+
+def check_shape(site: Site) -> None:
+    """Raise ValueError for a batch dimension that no plate declares, as Pyro's own losses do."""
+    shape = site["fn"].batch_shape
+    declared = {frame.dim: frame.size for frame in plates_of(site)}
+    loose = [dim for dim in range(-len(shape), 0) if shape[dim] != 1 and declared.get(dim) != shape[dim]]
+    if loose:
+        raise ValueError(
+            f"site '{site['name']}' has batch shape {tuple(shape)}, but dimension {loose[0]} stands in no plate (they "
+            f"have {dict(sorted(declared.items()))}, size by dimension); make it part of the event (.to_event(1)), or "
+            "open a plate for it"
         )
 
 
@@ -78,13 +91,36 @@ def check_support(site: Site) -> None:
     if outside.any():
         bad = value[outside.expand(value.shape[: outside.dim()])] if outside.dim() else value
         raise ValueError(
-            f"the data observed at site '{site['name']}' lie outside the support of {_name(fn)} in "
+            f"the data observed at site '{site['name']}' lie outside the support of {type(base_of(fn)).__name__} in "
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); binarize grey images "
             "(batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
         )
 
 
-def _name(fn: Any) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
+def fit_values(values: Mapping[str, Tensor], sites: list[Site], nesting: int) -> tuple[int, dict[str, Tensor]]:
+    """K, and the values [K, *site] of all latent sites reshaped so that K stands left of ``nesting`` plates.
+
+    Raises:
+        ValueError: if a site has no value, a value no site, or a value another shape.
+    """
+    latent = {s["name"]: s for s in sites if not s["is_observed"]}
+    if set(latent) != set(values) or not latent:
+        raise ValueError(
+            f"log_joint needs a value for each latent site of the model, {sorted(latent)}: missing "
+            f"{sorted(set(latent) - set(values))}, not in the model {sorted(set(values) - set(latent))}"
+        )
+    particles = sorted({len(value) for value in values.values()})
+    if len(particles) != 1:
+        raise ValueError(f"log_joint needs values that agree in their first dimension K, but got {particles}")
+    fitted = {}
+    for name, site in latent.items():
+        shape, inner = tuple(site["value"].shape), tuple(values[name].shape[1:])
+        cut = len(inner) - len(shape)
+        if cut < 0 or inner[cut:] != shape or set(inner[:cut]) - {1}:
+            expected = ", ".join(["K", *map(str, shape)])
+            raise ValueError(
+                f"log_joint needs values of shape [{expected}] at site '{name}', but got {list(values[name].shape)}"
+            )
+        padding = (1,) * (nesting + site["fn"].event_dim - len(shape))
+        fitted[name] = values[name].reshape(particles[0], *padding, *shape)
+    return particles[0], fitted

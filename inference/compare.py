@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import torch
 
-from .evidence import Evidence, decimals, evaluate, percent, standard_error_of_mean
+from .evidence import Evidence, evaluate
 from .history import History
-from .inputs import Data, Transform, as_tensors
+from .inputs import Data, Transform, as_tensors, private_randomness
+from .text import decimals, percent, standard_error_of_mean, with_error
 from .weights import Program, parameters_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One measured pair.
 
@@ -48,7 +49,7 @@ class Row:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """The table that :func:`compare` makes; ``print`` it, or read ``rows[name].evidence``.
 
@@ -86,18 +87,29 @@ class Comparison:
         ordered = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         best, others = ordered[0], ordered[1:]
         found = {name: self.difference(best, name, quantity) for name in others}
-        listed = ", ".join(f"{name} {_with_error(d, e)}" for name, (d, e) in found.items())
+        listed = ", ".join(f"{name} {with_error(d, e)}" for name, (d, e) in found.items())
         if self.shared_model:
             return (
                 f"One model, so what a guide loses of the ELBO is its own cost: in nats per datum below {best}, paired "
-                f"over the data: {listed}."
+                f"over the data: {listed}.{self._flagged()}"
             )
-        runner_up, (gain, error) = others[0], found[others[0]]
-        verdict = f"{decimals(abs(gain) / error, 1)} standard errors above" if error > 0 else "level with"
+        gain, error = found[others[0]]
+        verdict = f"{best} and {others[0]} cannot be told apart"
+        if gain > 2 * error:
+            verdict = f"{best} is the best model, {decimals(gain / error, 1)} standard errors above {others[0]}"
         return (
             f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: "
-            f"{best} is the best model, {verdict} {runner_up}; nats per datum below it, paired over the data: {listed}."
+            f"{verdict}; nats per datum below {best}, paired over the data: {listed}.{self._flagged()}"
         )
+
+    def _flagged(self) -> str:
+        """A warning for the rows whose estimate of log p(x) counts and is flagged for more than a tenth of the data."""
+        shares = {name: row.evidence.summary()["unreliable"] for name, row in self.rows.items()}
+        known = {name for name, row in self.rows.items() if row.evidence.exact is not None}
+        flagged = [name for name, share in shares.items() if share is not None and share > 0.1 and name not in known]
+        if not flagged:
+            return ""
+        return f" The estimates of {', '.join(flagged)} lean low: k-hat exceeds 0.7 for more than a tenth of the data."
 
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
         """The aligned table, in nats per datum, or in bits per dimension.
@@ -193,7 +205,9 @@ def compare(
         The :class:`Comparison`.
 
     Raises:
-        ValueError: without pairs, for a history of no pair, and on what :func:`~jensen.inference.evaluate` names.
+        ValueError: without pairs, for a history of no pair, for joint weights beside weights per datum, and on what
+            :func:`~jensen.inference.evaluate` names.
+        FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -211,7 +225,8 @@ def compare(
         )
     tensors = as_tensors(data)
     if batch_transform is not None:
-        tensors = (batch_transform(tensors[0]), *tensors[1:])
+        with private_randomness(seed):
+            tensors = (batch_transform(tensors[0]), *tensors[1:])
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1
     rows = {}
@@ -220,23 +235,19 @@ def compare(
         evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
         rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds)
+    if len({row.evidence.joint for row in rows.values()}) > 1:
+        joint = [name for name, row in rows.items() if row.evidence.joint]
+        raise ValueError(
+            f"the weights of {joint} are joint (one number for all data), those of the other pairs per datum: they "
+            "do not compare; is a plate missing around a site of the guide?"
+        )
     return Comparison(rows, shared)
 
 
 def _count(model: Program, guide: Program, data: Sequence[torch.Tensor], device: Any, shared: bool) -> int:
     """Trainable parameters of the pair; of the guide alone where the model is shared."""
-    few = [x[:3].to(device or x.device) for x in data]
-    found = parameters_of(model, guide, *few)
-    if shared and isinstance(model, torch.nn.Module):
-        of_model = set(model.parameters())
-        found = [p for p in found if p not in of_model]
-    return sum(p.numel() for p in found)
-
-
-def _with_error(value: float, error: float) -> str:
-    """A value and its error, to two digits of the error."""
-    digits = 3 if not error > 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
-    return f"{decimals(value, digits)} ± {decimals(error, digits)}"
+    of_model, of_guide = parameters_of(model, guide, *(x.to(device or x.device) for x in data))
+    return sum(p.numel() for p in (of_guide if shared else [*of_model, *of_guide]))
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

@@ -1,4 +1,4 @@
-r"""Can the number be trusted? Moments and tail of importance weights, per datum, in one pass and flat memory.
+r"""Can the number be trusted? Moments and tail of importance weights, per datum, in one pass.
 
 | quantity | of the weights w_1 ... w_K of one datum |
 | --- | --- |
@@ -18,9 +18,9 @@ from torch import Tensor
 
 
 class RunningWeights:
-    """Streams log weights of N data, block after block of particles, in float64: what is kept does not grow with K.
+    """Streams log weights of N data, block after block of particles, in float64.
 
-    The largest weights are kept for the Pareto fit, so the total number of particles is fixed beforehand.
+    Kept are sums, and the 3 sqrt(K) largest weights for the Pareto fit: so K is fixed beforehand.
 
     Args:
         particles: the number K of particles that will come.
@@ -35,11 +35,11 @@ class RunningWeights:
         """Take a block of log weights [k, N]."""
         resolution = math.sqrt(torch.finfo(log_w.dtype).eps)
         log_w = log_w.detach().double()
-        if log_w.isnan().any():
-            bad = log_w.isnan().any(0).nonzero().flatten()
+        wrong = (log_w.isnan() | log_w.isposinf()).any(0).nonzero().flatten()
+        if len(wrong):
             raise FloatingPointError(
-                f"the log weights of {len(bad)} data of this batch are NaN, the first at row {int(bad[0])}: the model "
-                "or the guide is not finite there"
+                f"the log weights of {len(wrong)} data of this batch are NaN or plus infinity, the first at row "
+                f"{int(wrong[0])}: the model or the guide is not finite there"
             )
         if not self.seen:
             zeros = log_w.new_zeros(log_w.shape[1])
@@ -107,8 +107,9 @@ class RunningWeights:
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Pareto k-hat, the shape of the upper tail of importance weights.
 
-    Below 0.7 the estimate of log p(x) and its error can usually be trusted; above, the variance of the weights is
-    practically infinite and they cannot. A small k-hat proves nothing about regions that the guide never reached.
+    Below 0.7 (with K particles below 1000, below 1 - 1 / log10 K) the estimate of log p(x) and its error can usually be
+    trusted; above, the variance of the weights is practically infinite and they cannot. A small k-hat proves nothing
+    about regions that the guide never reached.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
@@ -118,8 +119,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: log weights, [K, N].
 
     Returns:
-        k-hat of each datum, [N]; NaN for K below 25; 0 where the weights are constant to the precision of their dtype
-        (such weights are as reliable as can be).
+        k-hat of each datum, [N]; NaN for K below 25; 0 where the tail is constant to the square root of the dtype's
+        precision (such weights are as reliable as can be); infinite where fewer than five weights stand out from the
+        rest, whose total they are.
 
     Example:
         >>> torch.manual_seed(0).initial_seed()
@@ -148,6 +150,9 @@ def _tail_shape(top: Tensor, tail: int, resolution: float) -> Tensor:
     w = (top - top[0]).exp()  # [tail + 1, N]
     excess = (w[:-1] - w[-1]).flip(0)  # [tail, N], ascending
     k = _pareto_shape(excess)
+    for n in ((excess[0] <= 0) & ~constant & top[0].isfinite()).nonzero().flatten().tolist():
+        above = excess[:, n][excess[:, n] > 0]  # weights far below the largest, or tied with the threshold, are no tail
+        k[n] = _pareto_shape(above.unsqueeze(-1))[0] if len(above) >= 5 else math.inf
     return torch.where(constant, torch.zeros_like(k), k)
 
 
@@ -156,8 +161,6 @@ def _pareto_shape(x: Tensor) -> Tensor:
     n = len(x)
     grid = 30 + int(math.sqrt(n))
     quartile = x[int(n / 4 + 0.5) - 1]
-    smallest = x.masked_fill(x <= 0, math.inf).amin(0)  # ties with the threshold: discrete weights
-    quartile = torch.where(quartile > 0, quartile, smallest)
     b = 1 - (grid / (torch.arange(1, grid + 1, dtype=x.dtype, device=x.device) - 0.5)).sqrt()  # [grid]
     b = b.unsqueeze(-1) / (3 * quartile) + 1 / x[-1]  # [grid, N]
     k = torch.stack([torch.log1p(-row * x).mean(0) for row in b])  # [grid, N]; one row at a time keeps memory flat

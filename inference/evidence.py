@@ -8,7 +8,7 @@ r"""The measurement: ELBO, importance-weighted log p(x), exact value, per datum,
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "decimals", "evaluate", "percent", "standard_error_of_mean"]
+__all__ = ["Evidence", "evaluate"]
 
 import math
 from dataclasses import dataclass, fields
@@ -20,13 +20,16 @@ from tqdm import tqdm
 
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
-from .inputs import Data, Transform, as_tensors, measuring, per_datum
+from .inputs import Data, Transform, as_tensors, expect_rows, plan, running
+from .text import decimals, percent, standard_error_of_mean
 from .weights import Program, check_pair, log_weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
-    """What :func:`evaluate` measured. Tensors are per datum, [N], float64, in nats; [1] for joint weights.
+    """What :func:`evaluate` measured. Tensors are per datum, [N], float64, in nats.
+
+    Joint weights (a global latent) speak of all data at once: tensors are [1].
 
     Attributes:
         elbo: mean log weight.
@@ -37,7 +40,8 @@ class Evidence:
         pareto_k: Pareto k-hat of the weights.
         exact: log p(x) where the model knows it, else None.
         particles: K.
-        features: the number of observed numbers in one datum.
+        features: the number of observed numbers in one datum (in all data, for joint weights).
+        joint: whether the weights are joint.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -58,6 +62,7 @@ class Evidence:
     exact: Tensor | None
     particles: int
     features: int
+    joint: bool = False
 
     @property
     def best(self) -> Tensor:
@@ -73,7 +78,8 @@ class Evidence:
         """Means over the data with their errors.
 
         ``*_error`` is the standard error over the data set (how much the mean would move with other data),
-        ``log_evidence_mc`` the Monte Carlo error of the mean (how much with other particles).
+        ``log_evidence_mc`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the share
+        of data whose k-hat is not below 0.7.
         """
         return {
             "n": len(self.elbo),
@@ -87,7 +93,7 @@ class Evidence:
             "gap": _mean(self.gap),
             "gap_error": standard_error_of_mean(self.gap),
             "ess": _mean(self.ess),
-            "unreliable": float((self.pareto_k > 0.7).double().mean()) if self.particles >= 25 else None,
+            "unreliable": float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None,
         }
 
     def bits_per_dimension(self, offset: float = 0.0) -> float:
@@ -121,7 +127,8 @@ class Evidence:
             ("effective sample size, mean", decimals(s["ess"], 1), f"of {self.particles}"),
             ("data with k-hat > 0.7", percent(s["unreliable"]), ""),
         ]
-        head = f"{s['n']} data, {self.particles} particles each, nats per datum"
+        what = "all data jointly" if self.joint else f"{s['n']} data"
+        head = f"{what}, {self.particles} particles each, nats" + ("" if self.joint else " per datum")
         return "\n".join([head, *(f"{name:31s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
 
     def _repr_html_(self) -> str:
@@ -142,8 +149,10 @@ def evaluate(
 ) -> Evidence:
     r"""Measure a pair: per datum, the ELBO, an importance-weighted estimate of log p(x), and whether to trust it.
 
-    Weights are streamed in chunks of data and particles; sums run in float64 and memory grows neither with K nor, but
-    for the results, with N. Parameters are not touched; modules are put in evaluation mode meanwhile.
+    Weights are streamed in chunks of data and particles and reduced in float64. Memory does not grow with K, but for
+    the 3 sqrt(K) largest weights of the data in hand, nor with N, but for the results. (Joint weights, and guides that
+    hold a value for each datum, are run on all data at once.) Parameters are not touched; modules are in evaluation
+    mode meanwhile.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
@@ -166,7 +175,7 @@ def evaluate(
     Raises:
         ValueError: for ``particles`` less than 1, data that are empty or not finite, and on what
             :func:`~jensen.inference.log_weights` names.
-        FloatingPointError: if a log weight is NaN.
+        FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
         >>> from jensen.families import MeanField
@@ -182,52 +191,37 @@ def evaluate(
     if particles < 1:
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     tensors = as_tensors(data)
-    with measuring(model, guide, seed=seed, device=device):
+    n = len(tensors[0])
+    with running(model, guide, seed=seed, device=device):
         if batch_transform is not None:
             tensors = (batch_transform(tensors[0]), *tensors[1:])
+        if device is not None:
+            tensors = tuple(x.to(device) for x in tensors)
+        separate, rows = plan(model, guide, tensors, min(64, max(1, chunk_size // min(particles, 64))))
+        block = max(1, chunk_size // rows)
         parts: list[dict[str, Tensor]] = []
-        pairs = per_datum(model, guide, tensors)
-        size = max(1, min(64, len(tensors[0]), chunk_size // min(particles, 64))) if pairs else len(tensors[0])
-        block = max(1, chunk_size // size)
-        with tqdm(total=len(tensors[0]) * particles, disable=not progress, desc="evaluate", unit_scale=True) as bar:
-            for start in range(0, len(tensors[0]), size):
-                batch = tuple(x[start : start + size].to(device or x.device) for x in tensors)
-                nesting = check_pair(model, guide, *batch).nesting
-                running = RunningWeights(particles)
+        with tqdm(total=n * particles, disable=not progress, desc="evaluate", unit_scale=True) as bar:
+            for start in range(0, n, rows):
+                batch = tuple(x[start : start + rows] for x in tensors)
+                layout = check_pair(model, guide, *batch)
+                if separate:
+                    expect_rows(layout, len(batch[0]))
+                weights = RunningWeights(particles)
                 for first in range(0, particles, block):
                     k = min(block, particles - first)
-                    log_w = log_weights(model, guide, *batch, particles=k, max_plate_nesting=nesting)
-                    running.update(log_w if pairs else log_w.unsqueeze(-1))
+                    log_w = log_weights(model, guide, *batch, particles=k, max_plate_nesting=layout.nesting)
+                    weights.update(log_w if separate else log_w.unsqueeze(-1))
                     bar.update(k * len(batch[0]))
                 names = ("elbo", "elbo_error", "log_evidence", "standard_error", "ess", "pareto_k")
-                part = {name: getattr(running, name).cpu() for name in names}
+                part = {name: getattr(weights, name).cpu() for name in names}
                 exact = exact_evidence(model, batch)
                 if exact is not None:
-                    part["exact"] = exact.cpu()
+                    part["exact"] = exact.cpu() if separate else exact.sum().unsqueeze(0).cpu()
                 parts.append(part)
     known = torch.cat([part.pop("exact") for part in parts]) if "exact" in parts[0] else None
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Evidence(
-        **joined,
-        exact=known,
-        particles=particles,
-        features=tensors[0][0].numel() if tensors[0].dim() > 1 else 1,
-    )
-
-
-def standard_error_of_mean(values: Tensor) -> float:
-    """The standard error of a mean over data; NaN for one datum."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def decimals(value: float | None, digits: int = 3) -> str:
-    """A number with so many decimals, without a negative zero; a dash for what is not known."""
-    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent; a dash for what is not known."""
-    return "-" if share is None else f"{100 * share:.1f} %"
+    features = tensors[0][0].numel() * (1 if separate else n)
+    return Evidence(**joined, exact=known, particles=particles, features=features, joint=not separate)
 
 
 def _mean(values: Tensor) -> float:

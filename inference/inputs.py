@@ -1,18 +1,31 @@
-"""What measurements and training do with their arguments first: data as tensors, modes, device, random stream."""
+"""What measurements and training do with their arguments first: data as tensors, layout, modes, device, randomness."""
 
 from __future__ import annotations
 
-__all__ = ["Data", "Transform", "as_tensors", "measuring", "per_datum"]
+__all__ = [
+    "Data",
+    "Transform",
+    "as_tensors",
+    "expect_rows",
+    "modes_kept",
+    "modules_of",
+    "plan",
+    "private_randomness",
+    "running",
+]
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from .weights import Program, check_pair
+from .weights import Layout, Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
+Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -22,37 +35,104 @@ def as_tensors(data: Data) -> tuple[Tensor, ...]:
     for x in tensors:
         if not isinstance(x, Tensor):
             raise TypeError(f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor")
-    if len({len(x) for x in tensors}) != 1 or not len(tensors[0]):
-        shapes = [list(x.shape) for x in tensors]
+    shapes = [list(x.shape) for x in tensors]
+    if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
         raise ValueError(f"data need one first dimension N of at least 1, but got tensors of shape {shapes}")
     return tensors
 
 
-def per_datum(model: Program, guide: Program, data: tuple[Tensor, ...]) -> bool:
-    """Whether the pair's weights are per datum (else they are joint), from its layout on a few data."""
+class Batches(NamedTuple):
+    """Data, how many rows a batch takes, where it goes, and what happens to its first tensor."""
+
+    tensors: tuple[Tensor, ...]
+    size: int
+    device: Device
+    transform: Transform | None
+
+    @property
+    def n(self) -> int:
+        """The number of data."""
+        return len(self.tensors[0])
+
+    def take(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The batch of these rows."""
+        first, *others = (x[rows.to(x.device)].to(self.device or x.device) for x in self.tensors)
+        return (first if self.transform is None else self.transform(first), *others)
+
+    def first(self) -> tuple[Tensor, ...]:
+        """The batch of the first rows."""
+        return self.take(torch.arange(min(self.size, self.n)))
+
+    def shuffled(self) -> tuple[Tensor, ...]:
+        """Rows of shuffled batches; all in their own order if they fit one, as guides with a value per datum need."""
+        return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
+
+
+def plan(model: Program, guide: Program, data: tuple[Tensor, ...], rows: int) -> tuple[bool, int]:
+    """Whether a pair's weights are per datum, and how many rows to run at once: at most ``rows``, or all N.
+
+    All at once go joint weights, and guides that hold a value for each datum (AutoGuides; any that fits only all N).
+    """
     n = len(data[0])
-    sizes = check_pair(model, guide, *data if n < 3 else (x[:3] for x in data)).sizes
-    if sizes and sizes != (min(n, 3),):
+    rows = n if isinstance(guide, AutoGuide) else min(rows, n)
+    try:
+        layout = check_pair(model, guide, *(x[:rows] for x in data))
+    except (RuntimeError, ValueError):
+        if rows == n:
+            raise
+        rows = n
+        layout = check_pair(model, guide, *data)
+    if not layout.sizes:
+        return False, n
+    expect_rows(layout, rows)
+    return True, rows
+
+
+def expect_rows(layout: Layout, rows: int) -> None:
+    """Raise ValueError unless the weights of a batch are one for each of its rows."""
+    if layout.sizes != (rows,):
         raise ValueError(
-            f"the plates around every site have sizes {sizes}, but the model was given {min(n, 3)} data: measure the "
-            "model without subsampling, in one plate over its data"
+            f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data: measure "
+            "a model that has one plate over its data around every site, and does not subsample"
         )
-    return bool(sizes)
+
+
+def modules_of(*programs: Program) -> list[nn.Module]:
+    """The modules among programs, and those whose bound methods programs are."""
+    owners = (getattr(program, "__self__", program) for program in programs)
+    return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
 @contextmanager
-def measuring(
-    model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
-) -> Iterator[None]:
-    """No gradient, evaluation mode (restored), the device asked for, and a random stream of its own if seeded."""
-    modules = [half for half in (model, guide) if isinstance(half, nn.Module)]
-    with torch.no_grad(), ExitStack() as stack:
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put every submodule back into the mode, training or evaluation, that it was in."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
+@contextmanager
+def private_randomness(seed: int | None, device: Device = None) -> Iterator[None]:
+    """With a seed, a random stream of its own; without, the user's."""
+    if seed is None:
+        yield
+        return
+    cuda = [torch.device(device)] if device is not None and torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def running(model: Program, guide: Program, *, seed: int | None = None, device: Device = None) -> Iterator[None]:
+    """Measure: no gradient, evaluation mode (kept from the user's), the device asked for, a random stream if seeded."""
+    modules = modules_of(model, guide)
+    with torch.no_grad(), modes_kept(modules), private_randomness(seed, device):
         for module in modules:
             if device is not None:
                 module.to(device)
-            stack.callback(module.train, module.training)
             module.eval()
         yield

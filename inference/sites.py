@@ -4,23 +4,28 @@ from __future__ import annotations
 
 __all__ = [
     "PARTICLES",
+    "PairRun",
     "Site",
     "Terms",
+    "at_leaves",
+    "base_of",
     "enclosing_plates",
     "nesting_of",
     "plates_of",
     "site_log_prob",
     "sites_of",
+    "stop_parameters",
     "subsampling",
     "sum_to_data",
 ]
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
-from pyro.distributions import TorchDistribution
-from pyro.distributions.util import scale_and_mask
+import torch
+from pyro.distributions import Delta, TorchDistribution, Unit
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -60,6 +65,13 @@ def enclosing_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
     return sorted((frame for frame in common if frame.name != PARTICLES), key=_dim)
 
 
+def base_of(fn: Any) -> Any:
+    """The distribution inside ``Independent``, ``mask`` and ``expand``."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
 def subsampling(frames: set[CondIndepStackFrame]) -> float:
     """N/B over the subsampled ones of these plates."""
     return prod((frame.full_size or frame.size) / frame.size for frame in frames)
@@ -68,7 +80,7 @@ def subsampling(frames: set[CondIndepStackFrame]) -> float:
 def site_log_prob(site: Site, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
     """The site's log-density without scale, with mask, summed over all but particles and ``keep``: [K or 1, ...]."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, subsampling(plates_of(site) - set(keep)), site["mask"])
+    log_prob = scale_and_mask(log_prob, subsampling(set(site["cond_indep_stack"]) - set(keep)), site["mask"])
     return sum_to_data(log_prob, keep, nesting)
 
 
@@ -115,3 +127,67 @@ class Terms:
         """The log weights: the sum of ``log_p`` minus the sum of ``log_q``."""
         total: Tensor = sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[assignment]
         return total
+
+
+class PairRun(NamedTuple):
+    """One run of a pair under K particles: its sites, the plates that are kept, and the shape of its weights."""
+
+    p: list[Site]
+    q: list[Site]
+    q_trace: Trace
+    keep: list[CondIndepStackFrame]
+    nesting: int
+    shape: tuple[int, ...]
+
+    def log_prob(self, site: Site) -> Tensor:
+        """Log-density of one of its sites, of the shape of the weights."""
+        return site_log_prob(site, self.keep, self.nesting).expand(self.shape)
+
+
+def at_leaves(run: PairRun) -> tuple[Trace, dict[str, Tensor]]:
+    """The guide's trace with leaves in the place of its draws, to be replayed, and the leaves that need a gradient."""
+    frozen, leaves = run.q_trace.copy(), {}
+    for site in run.q:
+        if not site["is_observed"]:
+            leaf = site["value"].detach().requires_grad_(site["value"].requires_grad)
+            at_leaf: Any = {**site, "value": leaf}
+            frozen.nodes[site["name"]] = at_leaf
+            if leaf.requires_grad:
+                leaves[site["name"]] = leaf
+    return frozen, leaves
+
+
+def stop_parameters(
+    run: PairRun, log_q: dict[str, Tensor], again: list[Site], leaves: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Log q at the drawn values, differentiable through the values alone.
+
+    ``again`` are the guide's sites run at the leaves. Log q is differentiated in the leaves, and that gradient is
+    attached to the drawn values: no parameter of any kind has to be found and stopped. A ``Delta``'s log-density and a
+    factor are no normalised densities, so their derivative in the parameters does not average to zero: they keep it.
+    """
+    result = dict(log_q)
+    for site in again:
+        name = site["name"]
+        if isinstance(base_of(site["fn"]), Delta | Unit):
+            continue
+        try:
+            value = run.log_prob(site)
+        except (KeyError, NotImplementedError) as error:
+            raise NotImplementedError(f"site '{name}': its distribution has no log q of a given value") from error
+        if not torch.allclose(value, log_q[name], rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
+                "its sites (dropout?); put it in evaluation mode, guide.eval()"
+            )
+        result[name] = log_q[name].detach()
+        if not (leaves and value.requires_grad):
+            continue
+        slopes = torch.autograd.grad(value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+        for leaf, slope in zip(leaves, slopes, strict=True):
+            if slope is not None:
+                drawn: Any = run.q_trace.nodes[leaf]
+                shift = slope * (drawn["value"] - drawn["value"].detach())  # zero, with a gradient
+                shift = sum_rightmost(shift, drawn["fn"].event_dim)
+                result[name] = result[name] + sum_to_data(shift, run.keep, run.nesting)
+    return result

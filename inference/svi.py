@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pyro
 import torch
@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from .checkpoint import MakeScheduler, Run
 from .history import History
-from .inputs import Data, Transform, as_tensors, measuring
-from .weights import Program, check_pair, log_weights, parameters_of, trained_by
+from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, modules_of, private_randomness, running
+from .weights import Layout, Program, check_pair, forked_rng, log_weights, parameters_of, parameters_read
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -43,7 +43,7 @@ def fit(
     validation: Data | None = None,
     patience: int | None = None,
     seed: int | None = None,
-    device: torch.device | str | None = None,
+    device: Device = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     batch_transform: Transform | None = None,
@@ -65,27 +65,30 @@ def fit(
         data: a tensor [N, ...], or a tuple of such tensors.
         objective: a Pyro objective with ``differentiable_loss``; ``Trace_ELBO()`` if None.
         epochs: passes over the data.
-        batch_size: data per step; the last batch of an epoch may be smaller.
+        batch_size: data per step, shuffled; the last batch of an epoch may be smaller. From N on, all data in their own
+            order.
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
         validation: data like ``data``, whose ELBO is taken after every epoch (8 particles, the same draws every time).
         patience: stop after so many epochs without a better validation ELBO, and go back to the best parameters.
         seed: makes the run repeatable and leaves the user's random stream alone; None draws from that stream.
-        device: where to run; modules and batches are moved there. None: where they are.
+        device: where to run; modules (which stay there) and batches are moved. None: where they are.
         checkpoint: a file written after every epoch, whole or not at all.
         resume: go on from ``checkpoint`` if it exists: the run ends as an uninterrupted one would.
         batch_transform: applied to the first tensor of every batch: ``torch.bernoulli`` binarizes grey images.
-        freeze: modules whose parameters stay as they are: ``freeze=model`` fits the guide alone.
+        freeze: modules whose parameters stay as they are, in evaluation mode: ``freeze=model`` fits the guide alone.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`History`.
 
     Raises:
-        ValueError: for data that are empty, not finite or outside the support, sites that do not match, nothing to
-            train, and a checkpoint of another pair.
-        FloatingPointError: at the first loss that is not finite; the parameters are those of the last whole epoch.
+        ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
+            make no sense, nothing to train, and a checkpoint that is torn or of another pair.
+        TypeError: for an objective or optimizer that does not serve, and data that are no tensors.
+        FloatingPointError: at the first loss or gradient that is not finite; the parameters are those of the last good
+            epoch, and so is the checkpoint.
 
     Example:
         >>> from jensen.families import FullCovariance
@@ -100,52 +103,50 @@ def fit(
     """
     start = time.perf_counter()
     objective = Trace_ELBO() if objective is None else objective
-    train = as_tensors(data)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size are at least 1, but got {epochs} and {batch_size}")
-    if patience is not None and validation is None:
-        raise ValueError("patience watches the validation ELBO: give validation data too")
-    if resume and checkpoint is None:
-        raise ValueError("resume goes on from a checkpoint: say which file")
-    if not callable(getattr(objective, "differentiable_loss", None)):
-        raise TypeError(f"{type(objective).__name__} has no differentiable_loss; fit needs an objective that has one")
+    train = Batches(as_tensors(data), batch_size, device, batch_transform)
+    held_out = None if validation is None else Batches(as_tensors(validation), batch_size, device, batch_transform)
+    _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
     history = History()
 
     with _training(model, guide, frozen, seed, device):
-        batch = _batch(train, torch.arange(min(batch_size, len(train[0]))), device, batch_transform)
+        layout = _look(model, guide, train)
+        if held_out is not None:
+            _look(model, guide, held_out)
         fixed = {p for module in frozen for p in module.parameters()}
-        _check_all(model, guide, train, device, batch_transform)
-        trained = [p for p in parameters_of(model, guide, *batch) if p not in fixed]
+        of_model, of_guide = parameters_of(model, guide, *train.first())
+        trained = [p for p in [*of_model, *of_guide] if p not in fixed]
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
-        run = Run(model, guide, trained, optimizer(trained, lr=lr), scheduler, history)
+        run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         if resume and checkpoint is not None and os.path.exists(checkpoint):
             run.load(checkpoint)
         before = history.seconds
+        good = run.snapshot()
         with tqdm(range(len(history.elbo), epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
-                good = run.snapshot()
-                total = 0.0
-                for rows in torch.randperm(len(train[0])).split(batch_size):
-                    loss = _step(run, objective, _batch(train, rows, device, batch_transform), fixed)
+                losses = []
+                for rows in train.shuffled():
+                    batch = train.take(rows)
+                    losses.append(_step(run, objective, batch, fixed))
                     history.steps += 1
-                    if not math.isfinite(loss):
-                        run.restore(good)
-                        raise FloatingPointError(
-                            f"the loss is {loss} at step {history.steps} (epoch {epoch + 1}); the parameters are back "
-                            f"at the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
-                        )
-                    total -= loss
-                history.elbo.append(total / len(train[0]))
+                    if not math.isfinite(losses[-1]):
+                        break
+                if not math.isfinite(losses[-1]) or not _is_finite(run, objective, batch):
+                    run.restore(good)
+                    raise FloatingPointError(
+                        f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}); the parameters "
+                        f"are back at the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
+                    )
+                good = run.snapshot()
+                history.elbo.append(_per_datum(losses, layout, train.n))
                 if run.scheduler is not None:
                     run.scheduler.step()
-                if validation is not None:
-                    held_out = as_tensors(validation)
-                    history.validation.append(_elbo(model, guide, held_out, batch_size, device, batch_transform))
+                if held_out is not None:
+                    history.validation.append(_elbo(model, guide, held_out))
                     if patience is not None and history.validation[-1] >= max(history.validation):
                         run.best, history.best_epoch = run.snapshot(), epoch + 1
                 history.seconds = before + time.perf_counter() - start
@@ -159,97 +160,118 @@ def fit(
 
 
 def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
-    """One SVI step; the loss."""
-    with trained_by() as read:
+    """One SVI step; the loss, NaN if it or its gradient is not finite (then nothing is updated)."""
+    with parameters_read() as read:
         try:
             loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
         except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
             if _is_finite(run, objective, batch):
                 raise
             return math.nan
-    for p in read:  # made by pyro.param at this step for the first time
-        if p not in fixed and not any(p is known for known in run.trained):
-            run.trained.append(p)
-            run.optimizer.add_param_group({"params": [p]})
+    run.adopt(p for p in read if p not in fixed)  # made by pyro.param at this step for the first time
     value = float(loss.detach())
-    if math.isfinite(value):
-        run.optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=run.trained)
+    if not math.isfinite(value):
+        return math.nan
+    run.optimizer.zero_grad()
+    torch.autograd.backward(loss, inputs=run.trained)
+    if not all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None):
+        value = math.nan
+    else:
         run.optimizer.step()
-        run.optimizer.zero_grad()
+    run.optimizer.zero_grad()
     return value
 
 
 @torch.no_grad()
 def _is_finite(run: Run, objective: ELBO, batch: tuple[Tensor, ...]) -> bool:
-    """Whether a loss that could not be computed would be finite without validation."""
+    """Whether the loss on a batch, at the present parameters and without validation, is finite."""
     try:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), forked_rng(batch):
             loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
     except LinAlgError:
         return False
     return bool(torch.as_tensor(loss).isfinite())
 
 
-def _elbo(
-    model: Program,
-    guide: Program,
-    data: tuple[Tensor, ...],
-    batch_size: int,
-    device: torch.device | str | None,
-    batch_transform: Transform | None,
-) -> float:
-    """The ELBO in nats per datum, from 8 particles that are the same at every call."""
+def _per_datum(losses: list[float], layout: Layout, n: int) -> float:
+    """The bound of an epoch per datum: batches add up, unless the model scales each of them up to all its data."""
+    return -sum(losses) / n if layout.full_size is None else -sum(losses) / len(losses) / layout.full_size
+
+
+def _elbo(model: Program, guide: Program, data: Batches) -> float:
+    """The ELBO per datum, from 8 particles that are the same at every call; joint weights on all data at once."""
     total = 0.0
-    with measuring(model, guide, seed=0):
-        for rows in torch.arange(len(data[0])).split(batch_size):
-            batch = _batch(data, rows, device, batch_transform)
-            total += float(log_weights(model, guide, *batch, particles=8).mean(0).sum())
-    return total / len(data[0])
+    with running(model, guide, seed=0, device=data.device):
+        layout = check_pair(model, guide, *data.first())
+        for rows in torch.arange(data.n).split(data.size if layout.sizes else data.n):
+            log_w = log_weights(model, guide, *data.take(rows), particles=8, max_plate_nesting=layout.nesting)
+            total += float(log_w.mean(0).sum())
+    return total / (data.n if layout.sizes or layout.full_size is None else layout.full_size)
 
 
-def _batch(
-    data: tuple[Tensor, ...],
-    rows: Tensor,
-    device: torch.device | str | None,
-    batch_transform: Transform | None,
-) -> tuple[Tensor, ...]:
-    first, *others = (x[rows.to(x.device)].to(device or x.device) for x in data)
-    return (first if batch_transform is None else batch_transform(first), *others)
-
-
-def _check_all(
-    model: Program,
-    guide: Program,
-    data: tuple[Tensor, ...],
-    device: torch.device | str | None,
-    batch_transform: Transform | None,
+def _check_settings(
+    objective: ELBO,
+    epochs: int,
+    batch_size: int,
+    patience: int | None,
+    held_out: Batches | None,
+    resume: bool,
+    checkpoint: str | os.PathLike[str] | None,
 ) -> None:
-    """Look at every datum once before the first step."""
-    with torch.random.fork_rng():
-        for rows in torch.arange(len(data[0])).split(4096):
-            check_pair(model, guide, *_batch(data, rows, device, batch_transform))
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size are at least 1, but got {epochs} and {batch_size}")
+    if patience is not None and (held_out is None or patience < 1):
+        raise ValueError(
+            "patience counts epochs without a better validation ELBO: give validation data, and patience of at least "
+            f"1 (got {patience})"
+        )
+    if resume and checkpoint is None:
+        raise ValueError("resume goes on from a checkpoint: say which file")
+    if not callable(getattr(objective, "differentiable_loss", None)):
+        raise TypeError(f"{type(objective).__name__} has no differentiable_loss; fit needs an objective that has one")
+
+
+def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    try:
+        made = make(trained, lr=lr)
+    except TypeError as error:
+        raise TypeError(f"optimizer(parameters, lr=lr) fails: {error}; {_REMEDY}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer makes a torch.optim.Optimizer, but it made a {type(made).__name__}; {_REMEDY}")
+    return made
+
+
+_REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
+
+
+def _look(model: Program, guide: Program, data: Batches) -> Layout:
+    """Look at every datum once, in batches of the size to come, before the first step; the pair's layout."""
+    with forked_rng(data.tensors):
+        parts = torch.arange(data.n).split(data.size)
+        layout = check_pair(model, guide, *data.take(parts[0]))
+        if 1 < data.size < data.n:
+            try:  # a guide with a value per datum fits one size only
+                check_pair(model, guide, *data.take(parts[0][:-1]))
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"the pair runs on {data.size} data but not on {data.size - 1}: a guide that holds a value for "
+                    f"each datum (an AutoGuide) sees all data at every step: make a new one, and give batch_size="
+                    f"{data.n} or more ({str(error).splitlines()[0]})"
+                ) from error
+        for rows in parts[1:]:
+            check_pair(model, guide, *data.take(rows))
+    return layout
 
 
 @contextmanager
 def _training(
-    model: Program,
-    guide: Program,
-    frozen: list[nn.Module],
-    seed: int | None,
-    device: torch.device | str | None,
+    model: Program, guide: Program, frozen: list[nn.Module], seed: int | None, device: Device
 ) -> Iterator[None]:
-    """Training mode (evaluation mode for what is frozen), restored afterwards; a random stream of its own if seeded."""
-    halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    """Training mode (evaluation mode for what is frozen), the user's restored; a random stream of its own if seeded."""
+    modules = modules_of(model, guide)
+    with warnings.catch_warnings(), modes_kept([*modules, *frozen]), private_randomness(seed, device):
         warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
-        for module in [*halves, *frozen]:
-            stack.callback(module.train, module.training)
-        for module in halves:
+        for module in modules:
             if device is not None:
                 module.to(device)
             module.train()

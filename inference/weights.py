@@ -15,13 +15,13 @@ from __future__ import annotations
 
 __all__ = [
     "Layout",
-    "Terms",
     "check_pair",
+    "forked_rng",
     "log_joint",
     "log_weights",
     "parameters_of",
+    "parameters_read",
     "terms",
-    "trained_by",
 ]
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,22 +31,38 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from .checks import check_data, check_match, check_scale, check_support
-from .sites import PARTICLES, Terms, enclosing_plates, nesting_of, site_log_prob, sites_of, sum_to_data
+from .checks import check_data, check_match, check_scale, check_shape, check_support, fit_values
+from .sites import (
+    PARTICLES,
+    PairRun,
+    Terms,
+    at_leaves,
+    enclosing_plates,
+    nesting_of,
+    site_log_prob,
+    sites_of,
+    stop_parameters,
+)
+from .store import claim_parameters
 
 Program = Callable[..., Any]
 
 
 class Layout(NamedTuple):
-    """How a pair is laid out: ``nesting`` plates deep, with the sizes of the plates that enclose every site."""
+    """How a pair is laid out.
+
+    Attributes:
+        nesting: how deep its plates are nested.
+        sizes: the sizes of the plates that enclose every site; empty where weights are joint.
+        full_size: the size of a plate that is subsampled; None without one.
+    """
 
     nesting: int
     sizes: tuple[int, ...]
+    full_size: int | None
 
 
 def log_weights(
@@ -82,16 +98,9 @@ def log_weights(
         >>> log_weights(model, PriorGuide(model), torch.zeros(3, 5), particles=10).shape
         torch.Size([10, 3])
     """
-    p, q, layout = _traced(model, guide, data, particles, max_plate_nesting)
-    keep = enclosing_plates([*sites_of(p), *sites_of(q)])
-    total: Tensor | float = 0.0
-    for site in sites_of(p):
-        if site["is_observed"] or site["name"] in q.nodes:  # a site to enumerate is its own proposal
-            total = total + site_log_prob(site, keep, layout.nesting)
-    for site in sites_of(q):
-        total = total - site_log_prob(site, keep, layout.nesting)
-    shape = (particles, *(frame.size for frame in keep))
-    return torch.as_tensor(total).expand(shape)
+    run = _run(model, guide, data, particles, max_plate_nesting)
+    total = sum(run.log_prob(site) for site in run.p) - sum(run.log_prob(site) for site in run.q)
+    return torch.as_tensor(total).expand(run.shape)
 
 
 def terms(
@@ -130,17 +139,24 @@ def terms(
         >>> sorted(t.log_p), sorted(t.log_q), t.values["z"].shape, t.log_weights.shape
         (['x', 'z'], ['z'], torch.Size([10, 3, 2]), torch.Size([10, 3]))
     """
-    p, q, layout = _traced(model, guide, data, particles, max_plate_nesting)
-    keep = enclosing_plates([*sites_of(p), *sites_of(q)])
-    shape = (particles, *(frame.size for frame in keep))
-    p_sites = [s for s in sites_of(p) if s["is_observed"] or s["name"] in q.nodes]
+    state = torch.get_rng_state()
+    run = _run(model, guide, data, particles, max_plate_nesting)
+    log_q = {site["name"]: run.log_prob(site) for site in run.q}
+    log_q_stopped = None
+    if stopped:  # the guide runs again, at leaves in the place of its values
+        frozen, leaves = at_leaves(run)
+        guide = poutine.replay(_in_plate(guide, particles, run.nesting), trace=frozen)
+        with torch.enable_grad(), forked_rng(data):
+            torch.set_rng_state(state)
+            again = sites_of(poutine.trace(guide).get_trace(*data))
+            log_q_stopped = stop_parameters(run, log_q, again, leaves)
     return Terms(
-        log_p={s["name"]: site_log_prob(s, keep, layout.nesting).expand(shape) for s in p_sites},
-        log_q={s["name"]: site_log_prob(s, keep, layout.nesting).expand(shape) for s in sites_of(q)},
-        log_q_stopped=_stopped(guide, data, q, keep, layout.nesting, shape) if stopped else None,
-        p={s["name"]: s["fn"] for s in p_sites},
-        q={s["name"]: s["fn"] for s in sites_of(q)},
-        values={s["name"]: s["value"] for s in [*p_sites, *sites_of(q)]},
+        log_p={site["name"]: run.log_prob(site) for site in run.p},
+        log_q=log_q,
+        log_q_stopped=log_q_stopped,
+        p={site["name"]: site["fn"] for site in run.p},
+        q={site["name"]: site["fn"] for site in run.q},
+        values={site["name"]: site["value"] for site in [*run.p, *run.q]},
     )
 
 
@@ -164,23 +180,15 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         >>> log_joint(model, {"z": torch.zeros(7, 3, 2)}, torch.zeros(3, 5)).shape
         torch.Size([7, 3])
     """
-    with torch.no_grad(), _forked_rng(data):
+    claim_parameters(model, model)
+    with torch.no_grad(), forked_rng(data):
         sites = sites_of(poutine.trace(model).get_trace(*data))
-    latent = {s["name"] for s in sites if not s["is_observed"]}
-    if latent != set(values):
-        raise ValueError(
-            f"log_joint needs a value for each latent site of the model: missing {sorted(latent - set(values))}, "
-            f"not in the model {sorted(set(values) - latent)}"
-        )
-    sizes = {len(value) for value in values.values()}
-    if len(sizes) != 1:
-        raise ValueError(f"log_joint needs values that agree in their first dimension K, but got {sorted(sizes)}")
-    nesting, particles = nesting_of(sites), sizes.pop()
-    conditioned = poutine.condition(_in_plate(model, particles, nesting), data=dict(values))
-    sites = sites_of(poutine.trace(conditioned).get_trace(*data))
+    nesting = nesting_of(sites)
+    k, fitted = fit_values(values, sites, nesting)
+    sites = sites_of(poutine.trace(poutine.condition(_in_plate(model, k, nesting), data=fitted)).get_trace(*data))
     keep = enclosing_plates(sites)
     total = sum(site_log_prob(site, keep, nesting) for site in sites)
-    return torch.as_tensor(total).expand((particles, *(frame.size for frame in keep)))
+    return torch.as_tensor(total).expand((k, *(frame.size for frame in keep)))
 
 
 def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
@@ -200,19 +208,23 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
             the guide that the model does not have.
     """
     check_data(data)
-    with torch.no_grad(), _forked_rng(data):
+    claim_parameters(model, guide)
+    with torch.no_grad(), forked_rng(data):
         p, q = _trace_pair(model, guide, data)
     check_match(p, q)
-    check_scale([*sites_of(p), *sites_of(q)])
+    sites = [*sites_of(p), *sites_of(q)]
+    check_scale(sites)
+    for site in sites:
+        check_shape(site)
     for site in sites_of(p):
         if site["is_observed"]:
             check_support(site)
-    sites = [*sites_of(p), *sites_of(q)]
-    return Layout(nesting_of(sites), tuple(frame.size for frame in enclosing_plates(sites)))
+    full = [frame.full_size for site in sites for frame in site["cond_indep_stack"] if frame.full_size != frame.size]
+    return Layout(nesting_of(sites), tuple(frame.size for frame in enclosing_plates(sites)), full[0] if full else None)
 
 
 @contextmanager
-def trained_by() -> Iterator[list[nn.Parameter]]:
+def parameters_read() -> Iterator[list[nn.Parameter]]:
     """Collect, into the list it yields, the (unconstrained) parameters that Pyro programs read inside the block."""
     found: list[nn.Parameter] = []
     with poutine.trace(param_only=True) as capture:
@@ -221,12 +233,18 @@ def trained_by() -> Iterator[list[nn.Parameter]]:
     found += [site["value"].unconstrained() for site in sites]
 
 
-def parameters_of(model: Program, guide: Program, *data: Tensor) -> list[nn.Parameter]:
-    """The trainable parameters of a pair, each once: those of modules, and those that ``pyro.param`` makes."""
-    with torch.no_grad(), _forked_rng(data), trained_by() as read:
-        _trace_pair(model, guide, data)
-    owned = [p for half in (model, guide) if isinstance(half, nn.Module) for p in half.parameters()]
-    return [p for p in dict.fromkeys([*owned, *read]) if p.requires_grad]
+def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trainable parameters of the model, and those of the guide alone: of modules, and of ``pyro.param``."""
+    claim_parameters(model, guide)
+    with torch.no_grad(), forked_rng(data):
+        with parameters_read() as of_guide:
+            q = poutine.trace(guide).get_trace(*data)
+        with parameters_read() as of_model:
+            poutine.replay(model, trace=q)(*data)
+    owned = [list(half.parameters()) if isinstance(half, nn.Module) else [] for half in (model, guide)]
+    first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
+    known = set(first)
+    return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]
 
 
 def _in_plate(fn: Program, particles: int, nesting: int) -> Program:
@@ -240,58 +258,21 @@ def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tup
     return p, q
 
 
-def _traced(
-    model: Program, guide: Program, data: tuple[Tensor, ...], particles: int, nesting: int | None
-) -> tuple[Trace, Trace, Layout]:
+def _run(model: Program, guide: Program, data: tuple[Tensor, ...], particles: int, nesting: int | None) -> PairRun:
     if particles < 1:
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
-    layout = check_pair(model, guide, *data) if nesting is None else Layout(nesting, ())
-    p, q = _trace_pair(_in_plate(model, particles, layout.nesting), _in_plate(guide, particles, layout.nesting), data)
-    return p, q, layout
-
-
-def _stopped(
-    guide: Program,
-    data: tuple[Tensor, ...],
-    q: Trace,
-    keep: list[CondIndepStackFrame],
-    nesting: int,
-    shape: tuple[int, ...],
-) -> dict[str, Tensor]:
-    """Log q at the drawn values, differentiable through the values alone.
-
-    The guide is run again with the values as leaves, log q is differentiated in them, and that gradient is attached to
-    the drawn values: no parameter of any kind has to be found and stopped.
-    """
-    leaves = {}
-    frozen = q.copy()
-    for site in sites_of(q):
-        if not site["is_observed"]:
-            leaf = site["value"].detach().requires_grad_(site["value"].requires_grad)
-            at_leaf: Any = {**site, "value": leaf}
-            frozen.nodes[site["name"]] = at_leaf
-            if leaf.requires_grad:
-                leaves[site["name"]] = leaf
-    with torch.enable_grad():
-        again = poutine.trace(poutine.replay(_in_plate(guide, shape[0], nesting), trace=frozen)).get_trace(*data)
-        result = {}
-        for site in sites_of(again):
-            log_q = site_log_prob(site, keep, nesting).expand(shape)
-            result[site["name"]] = log_q.detach()
-            if not (leaves and log_q.requires_grad):
-                continue
-            slopes = torch.autograd.grad(log_q.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
-            for name, slope in zip(leaves, slopes, strict=True):
-                if slope is not None:
-                    drawn: Any = q.nodes[name]
-                    shift = slope * (drawn["value"] - drawn["value"].detach())  # zero, with a gradient
-                    shift = sum_rightmost(shift, drawn["fn"].event_dim)
-                    result[site["name"]] = result[site["name"]] + sum_to_data(shift, keep, nesting)
-    return result
+    if nesting is None:
+        nesting = check_pair(model, guide, *data).nesting
+    p, q = _trace_pair(_in_plate(model, particles, nesting), _in_plate(guide, particles, nesting), data)
+    p_sites, q_sites = sites_of(p), sites_of(q)
+    keep = enclosing_plates([*p_sites, *q_sites])
+    p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal
+    return PairRun(p_sites, q_sites, q, keep, nesting, (particles, *(frame.size for frame in keep)))
 
 
 @contextmanager
-def _forked_rng(data: tuple[Tensor, ...]) -> Iterator[None]:
+def forked_rng(data: tuple[Tensor, ...]) -> Iterator[None]:
+    """Give the user's random stream back as it was, on the CPU and on the data's device."""
     devices = {x.device for x in data if x.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         yield

@@ -18,6 +18,9 @@ With r = x - mu, everything follows from one Cholesky factor of a D x D matrix (
     p(x) &= \mathcal{N}(\mu, C), \qquad C = \nu^2 W W^\top + \sigma^2 I \\
     \log\det C &= (X - D) \log \sigma^2 + D \log \nu^2 + \log\det M \\
     r^\top C^{-1} r &= \left(|r|^2 - |A^\top W^\top r|^2\right) / \sigma^2
+    = \left(|r - W m|^2 + (\sigma / \nu)^2 |m|^2\right) / \sigma^2, \qquad m = A A^\top W^\top r
+
+The last form is a sum of squares, and keeps its digits in float32 where the one before cancels.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ class PPCA(UniqueModule):
 
     .. math:: p(x) = \mathcal{N}(\mu, \nu^2 W W^\top + \sigma^2 I)
 
-    The columns of W at maximum likelihood are orthogonal, so there (and at no other rotation of W, though p(x) is the
-    same) a mean-field guide is exact.
+    Any rotation W R has the same p(x). The maximum that ``fit_closed_form`` picks has orthogonal columns, so a
+    mean-field guide is exact there; at a general rotation it is not.
 
     References:
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
@@ -97,8 +100,10 @@ class PPCA(UniqueModule):
         check_width(x, self.event_shape, "PPCA")
         r = x - self.mean  # [N, X]
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
-        explained = (r @ self.weight @ root).square().sum(-1)  # [N]
-        return self._log_density(r.square().sum(-1) - explained, root)
+        m = r @ self.weight @ root @ root.T  # [N, D], the posterior mean
+        shrinkage = (self.noise / self.prior_scale).square() * m.square().sum(-1)
+        distance = (r - m @ self.weight.T).square().sum(-1) + shrinkage  # [N]
+        return _log_density(distance, root, self.noise, self.prior_scale, len(self.mean))
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
@@ -128,31 +133,36 @@ class PPCA(UniqueModule):
         .. math::
             W = U_D (\Lambda_D - \sigma^2 I)^{1/2} / \nu, \qquad \sigma^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_i
 
-        The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1).
+        The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1). Returns the model.
 
         Raises:
-            ValueError: if ``x`` has no variance left outside D directions (sigma would be 0).
+            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions (sigma would
+                be 0).
         """
         mean, covariance = self._moments(x)
         D = self.weight.shape[1]
         eigenvalues, vectors = torch.linalg.eigh(covariance)  # ascending
         variance = eigenvalues[:-D].mean()
-        if variance <= 1e-12 * eigenvalues[-1]:
-            raise ValueError(
-                f"the data have no variance outside {D} directions, so the noise would be 0: take latent < {D}, "
-                "or add noise (dequantize)"
-            )
         top, vectors = eigenvalues[-D:].flip(0), vectors[:, -D:].flip(1)
         return self._assign(mean, vectors * (top - variance).clamp_min(0).sqrt() / self.prior_scale, variance)
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> PPCA:
-        """Maximum likelihood by expectation maximization on ``x`` [N, X], from the present W and sigma.
+        r"""Maximum likelihood by expectation maximization, from the present W and sigma; returns the model.
+
+        .. math::
+            \tilde W = S W (\sigma^2 I + M^{-1} W^\top S W)^{-1}, \qquad
+            \tilde\sigma^2 = \tfrac{1}{X} \operatorname{tr}(S - S W M^{-1} \tilde W^\top)
+
+        with S the covariance of the data and prior scale 1 (Tipping and Bishop 1999, equations 29 and 30).
 
         Args:
-            x: the data.
+            x: the data, [N, X].
             iterations: the most iterations.
             tolerance: stop when one iteration gains fewer nats per datum than this.
+
+        Raises:
+            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions.
         """
         mean, covariance = self._moments(x)
         weight = self.weight.double() * self.prior_scale  # the model with prior scale 1
@@ -174,7 +184,15 @@ class PPCA(UniqueModule):
         return self._assign(mean, weight / self.prior_scale, variance)
 
     def fit_gradient(self, x: Tensor, iterations: int = 2_000) -> PPCA:
-        """Maximum likelihood by L-BFGS on the exact log p(x) of ``x`` [N, X], from the present W and sigma."""
+        """Maximum likelihood by L-BFGS on the exact log p(x), from the present W and sigma; returns the model.
+
+        Args:
+            x: the data, [N, X].
+            iterations: the most iterations.
+
+        Raises:
+            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions.
+        """
         mean, covariance = self._moments(x)
         weight = self.weight.detach().double().requires_grad_()
         log_noise = self.log_noise.detach().double().requires_grad_()
@@ -207,7 +225,15 @@ class PPCA(UniqueModule):
         x = x.double()
         mean = x.mean(0)
         r = x - mean
-        return mean, r.T @ r / len(x)
+        covariance = r.T @ r / len(x)
+        eigenvalues = torch.linalg.eigvalsh(covariance)  # ascending
+        D = self.weight.shape[1]
+        if eigenvalues[:-D].mean() <= 1e-12 * eigenvalues[-1]:
+            raise ValueError(
+                f"the data have no variance outside {D} directions, so the noise would be 0: take latent < {D}, "
+                "or add noise (dequantize)"
+            )
+        return mean, covariance
 
     def _assign(self, mean: Tensor, weight: Tensor, variance: Tensor) -> PPCA:
         """Write parameters in place, so that optimizers and Pyro's parameter store keep seeing them."""
@@ -216,9 +242,6 @@ class PPCA(UniqueModule):
             self.weight.copy_(weight)
             self.log_noise.copy_(variance.log() / 2)
         return self
-
-    def _log_density(self, distance: Tensor, root: Tensor) -> Tensor:
-        return _log_density(distance, root, self.noise, self.prior_scale, self.event_shape[0])
 
 
 def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
@@ -231,7 +254,7 @@ def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
 
 
 def _log_density(distance: Tensor, root: Tensor, noise: Tensor, prior_scale: float, features: int) -> Tensor:
-    """The log-density at given |r|^2 - |A^T W^T r|^2, any shape, or its mean at that quantity's mean."""
+    """The log-density at given sigma^2 r^T C^{-1} r, of any shape, or its mean at that quantity's mean."""
     D = len(root)
     log_det = (
         2 * (features - D) * noise.log() + 2 * D * math.log(prior_scale) - 2 * root.diagonal().log().sum()

@@ -33,3 +33,6 @@ class UniqueModule(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:  # deepcopy and unpickling come through here
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._pyro_name = f"{type(self).__name__}_{next(_count)}"
+        for name, part in self.named_modules():
+            if name and isinstance(part, PyroModule):
+                part._pyro_name = f"{self._pyro_name}.{name}"

@@ -1,0 +1,74 @@
+"""Whose values count: a module's own parameters, not what Pyro's store holds under the same name.
+
+Pyro's store is global and works by name. A ``PyroModule`` that reads a ``PyroParam`` takes the value stored under its
+name, whoever put it there: a second nameless module, or a second AutoGuide of one class, silently becomes the first.
+"""
+
+from __future__ import annotations
+
+__all__ = ["claim_parameters"]
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+
+def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+    """Clear Pyro's store of entries that stand under the names of the pair's modules but are not theirs.
+
+    Raises:
+        ValueError: if model and guide have a constrained parameter of the same name, which Pyro would merge.
+
+    Warns:
+        UserWarning: if the store held other values for constrained parameters of the pair.
+    """
+    store = pyro.get_param_store()
+    taken: list[str] = []
+    seen: dict[str, Tensor] = {}
+    for half in (model, guide):
+        if not isinstance(half, PyroModule):
+            continue
+        own = list(_parameters(half, half._pyro_name))
+        for name, value, constrained in own:
+            if constrained and seen.setdefault(name, value) is not value:
+                raise ValueError(
+                    f"model and guide both have a constrained parameter named '{name}', and Pyro would make them one: "
+                    "give one of the modules a name (super().__init__(name=...))"
+                )
+            if name in store and store._params[name] is not value:
+                del store[name]
+                taken += [name] * constrained
+        if isinstance(half, AutoGuide):  # it makes its parameters when first called, from the store if it can
+            names = {name for name, _, _ in own}
+            stale = [name for name in list(store) if name.startswith(f"{half._pyro_name}.") and name not in names]
+            for name in stale:
+                del store[name]
+            taken += stale
+    if taken:
+        warnings.warn(
+            f"Pyro's parameter store held other values under the names {sorted(taken)} than this pair's modules, left "
+            "by modules of the same name, or loaded; the modules' own values count. Give modules names of their own; "
+            "after pyro.get_param_store().load(...), call the model and the guide once to read them in",
+            stacklevel=4,
+        )
+
+
+def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, bool]]:
+    """Name in Pyro's store, value, and whether constrained, of each parameter of a module."""
+    dotted = f"{prefix}." if prefix else ""
+    for name, value in module._parameters.items():
+        if value is not None:
+            plain = name.removesuffix("_unconstrained")
+            constrained = plain in module._pyro_params
+            yield dotted + (plain if constrained else name), value, constrained
+    for name, child in module._modules.items():
+        if isinstance(child, PyroModule):
+            yield from _parameters(child, dotted + name)
+        elif isinstance(child, nn.Module):
+            for inner, value in child.named_parameters():
+                yield f"{dotted}{name}$$${inner}", value, False

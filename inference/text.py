@@ -1,0 +1,30 @@
+"""Numbers as text, and the error of a mean: what printed results share."""
+
+from __future__ import annotations
+
+__all__ = ["decimals", "percent", "standard_error_of_mean", "with_error"]
+
+import math
+
+from torch import Tensor
+
+
+def standard_error_of_mean(values: Tensor) -> float:
+    """The standard error of a mean over data; NaN for one datum."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, without a negative zero; a dash for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent; a dash for what is not known."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its error, to two digits of the error."""
+    digits = 3 if not error > 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{decimals(value, digits)} ± {decimals(error, digits)}"
