@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _epochs(text: str) -> int | None:
-    return None if text == "auto" else int(text)
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number or auto, but got {text!r}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = compare.add_argument
-    add("--data", choices=_DATA, default="digits", help="data set; digits is embedded, the others need files")
+    add(
+        "--data",
+        choices=_DATA,
+        default="digits",
+        help="data set; digits is embedded, the others are files in $JENSEN_DATA or the cache",
+    )
     add(
         "--model",
         choices=("ppca", "vae", "all"),

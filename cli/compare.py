@@ -25,7 +25,7 @@ from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
-from .report import draw
+from .report import draw_bounds, draw_images
 
 FAMILIES: dict[str, Callable[[int, int], Family]] = {
     "mean-field": MeanField,
@@ -39,6 +39,11 @@ Pair = tuple[nn.Module, nn.Module]
 def run(options: argparse.Namespace, progress: bool) -> None:
     """Run the job that the options describe."""
     guides = _guides(options.guides)
+    if options.model != "ppca" and not set(guides) & set(FAMILIES):
+        raise ValueError(
+            f"the second block trains its guides, so --guides needs one of {', '.join(FAMILIES)} (or --model ppca "
+            "leaves that block out)"
+        )
     job = _Job(options, progress)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -46,15 +51,17 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     pictured: dict[str, Pair] = {}
     if options.model in ("ppca", "all"):
         pairs, histories = job.one_model(guides)
-        blocks["one-model"] = job.measure("One model, several guides", _ONE_MODEL, pairs, histories)
-        job.pictures += draw(out, job.data, job.test, "one-model", bounds_of=pairs, seed=options.seed)
-        pictured = {"PPCA": list(pairs.values())[-1]}
+        note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
+        blocks["one-model"] = job.measure("One model, several guides", note, pairs, histories)
+        job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
+        name, pair = list(pairs.items())[-1]
+        pictured = {f"PPCA, {name}": pair}
     if options.model in ("vae", "all"):
         pairs, histories = job.trained_together([name for name in guides if name in FAMILIES])
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, pairs, histories)
-        job.pictures += draw(out, job.data, job.test, "trained-together", bounds_of=pairs, seed=options.seed)
+        job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
         pictured = pairs
-    job.pictures += draw(out, job.data, job.test, "", pictures_of=pictured, labels=job.labels, seed=options.seed)
+    job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
     report = {
         "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items()},
         "epochs": job.epochs,
@@ -69,7 +76,9 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")},
+        "units": "nats per datum",
         "blocks": {name: block.to_dict() for name, block in blocks.items()},
+        "histories": {name: history.to_dict() for name, history in job.histories.items()},
         "pictures": job.pictures,
     }
     (out / "report.json").write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
@@ -89,6 +98,8 @@ class _Job:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
+        if not 0 <= options.seed < 2**32:
+            raise ValueError(f"--seed is between 0 and 2^32 - 1, but got {options.seed}")
         self.options, self.progress = options, progress
         self.data: Dataset = load(options.data, dequantize=True if options.data == "mnist" else None, seed=options.seed)
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
@@ -98,6 +109,7 @@ class _Job:
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
         self.pictures: list[str] = []
+        self.histories: dict[str, History] = {}
         self.binary = self.data.levels == 2
         self.note = "PPCA by SVI, and a VAE with one learned noise level; encoders are networks."
         if self.binary:
@@ -120,8 +132,6 @@ class _Job:
 
     def trained_together(self, families: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:
         """PPCA and a VAE, each trained with its guide."""
-        if not families:
-            raise ValueError(f"the second block trains its guides, so --guides needs one of {', '.join(FAMILIES)}")
         latent, hidden = self.options.latent, 128 if self.features < 200 else 400
         makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
         if not self.binary:
@@ -145,7 +155,7 @@ class _Job:
     def train(self, name: str, model: nn.Module, guide: nn.Module, lr: float, freeze: Any = ()) -> History:
         """Fit one pair: cosine learning rate, the parameters of the best validation epoch."""
         self.say(f"training {name}: {self.epochs} epochs")
-        return fit(
+        self.histories[name] = fit(
             model,
             guide,
             self.data.train,
@@ -153,11 +163,12 @@ class _Job:
             lr=lr,
             scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.epochs),
             validation=self.data.validation,
-            patience=self.epochs,
+            patience=self.epochs,  # never stops early, but keeps the best epoch
             freeze=freeze,
             seed=self.options.seed,
             progress=self.progress,
         )
+        return self.histories[name]
 
     def measure(self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]) -> Comparison:
         """Measure the pairs and print their block."""
@@ -181,9 +192,8 @@ class _Job:
         return table
 
     def say(self, text: str) -> None:
-        """A plain line for a log, where no progress bar is seen."""
-        if not self.progress:
-            print(text, file=sys.stderr, flush=True)
+        """A line beside the progress bars, or in their place in a log."""
+        print(text, file=sys.stderr, flush=True)
 
 
 def _guides(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["draw"]
+__all__ = ["draw_bounds", "draw_images"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,36 +20,33 @@ Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
 
 @torch.no_grad()
-def draw(
-    out: Path,
-    data: Dataset,
-    test: Tensor,
-    block: str,
-    *,
-    bounds_of: Pairs | None = None,
-    pictures_of: Pairs | None = None,
-    labels: Tensor | None = None,
-    seed: int = 0,
-) -> list[str]:
-    """Draw the bounds of one block's pairs, or latent map, samples and reconstructions of pairs; the files' names."""
+def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs, seed: int) -> list[str]:
+    """Draw the bounds of one block's pairs; the file's name."""
+    curves = {
+        name: bounds(model, guide, test, particles=1024, seed=seed, progress=False)
+        for name, (model, guide) in pairs.items()
+    }
+    low, high = _window([curve.mean for curve in curves.values()])
+    hidden = {name: curve for name, curve in curves.items() if float(curve.mean[0]) < low}
+    ax = plot_bounds({name: curve for name, curve in curves.items() if name not in hidden})
+    ax.set_ylim(low, high)
+    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize="x-small", fontsize="small")
+    title = f"{data.name}: bounds rise to log p(x), {len(test)} test data"
+    for name, curve in hidden.items():
+        title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
+    ax.set_title(title, fontsize="medium")
+    return [_save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
+    """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
-    if bounds_of:
-        few = test[:200]
-        curves = {
-            name: bounds(model, guide, few, particles=1024, seed=seed, progress=False)
-            for name, (model, guide) in bounds_of.items()
-        }
-        low, high = _window([curve.mean for curve in curves.values()])
-        hidden = {name for name, curve in curves.items() if float(curve.mean[-1]) < low}
-        ax = plot_bounds({f"{name} (below)" if name in hidden else name: curve for name, curve in curves.items()})
-        ax.set_ylim(low, high)
-        ax.set_title(f"{data.name}: bounds rise to log p(x) ({len(few)} test data)", fontsize="medium")
-        drawn.append(_save(ax.figure, out / f"bounds-{block}.png"))  # type: ignore[arg-type]
-    if pictures_of:
-        drawn.append(_save(_latent_maps(pictures_of, test, labels, seed), out / "latent-map.png"))
-        if data.image_shape is not None:
-            drawn.append(_save(_samples(pictures_of, data, test, seed), out / "samples.png"))
-            drawn.append(_save(_reconstructions(pictures_of, data, test, seed), out / "reconstructions.png"))
+    if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
+        drawn.append(_save(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
+    if data.image_shape is not None:
+        drawn.append(_save(_samples(pairs, data, test, seed), out / "samples.png"))
+        drawn.append(_save(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
     return drawn
 
 
@@ -58,9 +55,7 @@ def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -
     for ax, (name, (model, guide)) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
         torch.manual_seed(seed)
         z = terms(model, guide, test, particles=32).values["z"].mean(0)  # [N, D]
-        if z.shape[1] < 2:
-            z = torch.cat([z, torch.zeros_like(z)], dim=1)
-        plot_latent(z, labels, title=f"{name}: posterior means", ax=ax)
+        plot_latent(z, labels, title=f"{name}: means of q(z | x)", ax=ax)
         if ax.get_legend() is not None and ax.get_subplotspec().colspan.stop < len(pairs):
             ax.get_legend().remove()  # one legend, at the right
     return figure
@@ -69,10 +64,11 @@ def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -
 def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     assert data.image_shape is not None
     assert data.value_range is not None
-    panels = {"test data": test[:30]}
+    few = test[:30]
+    panels = {"test data": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
-        means = terms(model, PriorGuide(model), test[:30]).p["x"].mean[0]
+        means = terms(model, PriorGuide(model), few).p["x"].mean[0]
         panels[f"{name}: E[x | z], z ~ p(z)"] = means
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
@@ -96,7 +92,7 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
         columns=len(x),
         value_range=data.value_range,
         row_labels=tuple(rows),
-        title="posterior mean of the reconstruction",
+        title="E[x | z], averaged over 32 draws from q(z | x)",
         ax=figure.subplots(),
     )
     return figure

@@ -20,7 +20,7 @@ from .files import File, locate, read_idx
 Splits = dict[str, NDArray[np.generic]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A data set in three splits.
 
@@ -54,6 +54,10 @@ class Dataset:
     dequantized: bool
     licence: str
     citation: str
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation, {len(self.test)} test data"
+        return f"<Dataset {self.name}: {sizes} of {self.train.shape[1]} features; licence: {self.licence}>"
 
     @property
     def bits_offset(self) -> float:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 __all__ = ["FullCovariance", "Gaussian", "MeanField"]
 
+import math
 from typing import Literal
 
 import torch
 from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
+from torch.types import _size
 
 from .base import Family, positive
 
@@ -90,7 +92,32 @@ class FullCovariance(Family):
         scale = positive(raw)  # [..., D]
         strict = parameters.new_zeros(*parameters.shape[:-1], D * D).index_copy(-1, self.below, below)
         scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * strict.unflatten(-1, (D, D))  # [..., D, D]
-        return MultivariateNormal(loc, scale_tril=scale_tril)
+        return _Remembering(loc, scale_tril=scale_tril)
+
+
+class _Remembering(MultivariateNormal):
+    """A Gaussian that knows the noise of its last draw, so that the log-density of that draw needs no triangular solve.
+
+    For an ill-conditioned L the solve loses all digits in float32: log q comes out far too low, and the ELBO, which a
+    guide then learns to exploit, above log p(x).
+    """
+
+    _drawn: tuple[Tensor, Tensor] | None = None
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        self._drawn = (z, noise)
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._drawn is None or value is not self._drawn[0]:
+            log_density: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
+            return log_density
+        noise = self._drawn[1]
+        log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det
 
 
 class Gaussian(Family):

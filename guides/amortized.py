@@ -132,6 +132,7 @@ def amortize(
     """
     families: dict[str, Family | Through] = {}
     for site, event_shape in model.latents.items():
+        event_shape = Size(event_shape)
         if len(event_shape) != 1:
             raise ValueError(
                 f"amortize draws vectors, but site '{site}' has event shape {list(event_shape)}: build its family "

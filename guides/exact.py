@@ -39,6 +39,7 @@ class ExactPosterior(UniqueModule):
 
     Raises:
         ValueError: if the model has more than one latent site.
+        TypeError: if it has no ``posterior``.
 
     Example:
         >>> import torch
@@ -55,6 +56,8 @@ class ExactPosterior(UniqueModule):
         super().__init__()
         if len(model.latents) != 1:
             raise ValueError(f"ExactPosterior draws one latent site, but the model has {list(model.latents)}")
+        if not callable(getattr(model, "posterior", None)):
+            raise TypeError(f"{type(model).__name__} has no posterior(x): its exact posterior is not known")
         (self.site,) = model.latents
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
 

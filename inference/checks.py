@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["check_data", "check_match", "check_scale", "check_shape", "check_support", "fit_values"]
+__all__ = ["check_data", "check_match", "check_observed", "check_scale", "check_shape", "fit_values"]
 
 import warnings
 from collections.abc import Mapping
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .sites import Site, base_of, plates_of, sites_of, subsampling
 
 
-def check_data(data: tuple[Tensor, ...]) -> None:
-    """Raise ValueError for data that are empty or not finite."""
+def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
+    """Raise ValueError for data that are empty, not finite, or of another precision than the pair's parameters."""
     for i, x in enumerate(data):
+        if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
+            (dtype,) = dtypes
+            raise ValueError(
+                f"data[{i}] is {x.dtype}, but the pair's parameters are {dtype}: convert the data (x.to({dtype})), or "
+                "the pair (model.double(), guide.double())"
+            )
         if x.dim() and len(x) == 0:
             raise ValueError(f"data[{i}] is empty: its shape is {list(x.shape)}")
         if x.is_floating_point() and not (finite := x.isfinite()).all():
@@ -44,12 +51,35 @@ def check_match(p: Trace, q: Trace) -> None:
             f"the guide samples {sorted(extra)}, but the model's latent sites are {sorted(latent)}; rename the site, "
             "or mark it infer={'is_auxiliary': True}"
         )
+    for s in q_sites:
+        if s["name"] in latent:
+            _check_draw(latent[s["name"]], s)
     plates = {frame.name for s in p_sites for frame in plates_of(s)}
     if foreign := {frame.name for s in q_sites for frame in plates_of(s)} - plates:
         warnings.warn(
             f"the guide's plates {sorted(foreign)} are not in the model, whose plates are {sorted(plates)}: sites in "
             "differently named plates are not independent data, and their weights are joint",
             stacklevel=4,
+        )
+
+
+def _check_draw(p: Site, q: Site) -> None:
+    """Raise ValueError if the guide draws a site in another form than the model's."""
+    name, mine, theirs = q["name"], base_of(q["fn"]), base_of(p["fn"])
+    if q["fn"].event_dim != p["fn"].event_dim:
+        raise ValueError(
+            f"the guide draws site '{name}' with {q['fn'].event_dim} event dimensions, but the model's has "
+            f"{p['fn'].event_dim}; give both the same to_event, and the same plates"
+        )
+    try:
+        discrete = (q["fn"].support.is_discrete, p["fn"].support.is_discrete)
+        outside = not bool(p["fn"].support.check(q["value"]).all())
+    except NotImplementedError:  # a distribution that does not know its support
+        return
+    if outside or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
+        raise ValueError(
+            f"the guide draws site '{name}' from {type(mine).__name__}, whose support is not that of the model's "
+            f"{type(theirs).__name__}; take a family with the support of the site"
         )
 
 
@@ -79,9 +109,16 @@ def check_shape(site: Site) -> None:
         )
 
 
-def check_support(site: Site) -> None:
-    """Raise ValueError for an observation outside the support of its distribution."""
+def check_observed(site: Site) -> None:
+    """Raise ValueError for an observation outside the support of its distribution, or of another shape."""
     fn, value = site["fn"], site["value"]
+    event_dim = fn.event_dim
+    shape = tuple(value.shape[: value.dim() - event_dim])
+    if torch.broadcast_shapes(shape, fn.batch_shape) != fn.batch_shape:
+        raise ValueError(
+            f"the data observed at site '{site['name']}' have batch shape {shape}, but its distribution has "
+            f"{tuple(fn.batch_shape)}"
+        )
     try:
         inside = fn.support.check(value)
     except NotImplementedError:  # a distribution that does not know its support

@@ -49,7 +49,7 @@ class Row:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """The table that :func:`compare` makes; ``print`` it, or read ``rows[name].evidence``.
 
@@ -164,6 +164,9 @@ class Comparison:
             for name, row in self.rows.items()
         }
         return {"shared_model": self.shared_model, "rows": rows, "sentence": self.sentence()}
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         first = next(iter(self.rows.values())).evidence.summary()

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["Evidence", "evaluate"]
 
 import math
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,7 +26,7 @@ from .text import decimals, percent, standard_error_of_mean
 from .weights import Program, check_pair, log_weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
     """What :func:`evaluate` measured. Tensors are per datum, [N], float64, in nats.
 
@@ -110,6 +111,9 @@ class Evidence:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         per_datum = {k: v.tolist() for k, v in values.items() if isinstance(v, Tensor)}
         return {"summary": self.summary(), "per_datum": per_datum, "features": self.features}
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         s = self.summary()
@@ -221,7 +225,23 @@ def evaluate(
     known = torch.cat([part.pop("exact") for part in parts]) if "exact" in parts[0] else None
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     features = tensors[0][0].numel() * (1 if separate else n)
-    return Evidence(**joined, exact=known, particles=particles, features=features, joint=not separate)
+    evidence = Evidence(**joined, exact=known, particles=particles, features=features, joint=not separate)
+    _doubt(evidence)
+    return evidence
+
+
+def _doubt(evidence: Evidence) -> None:
+    """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
+    if evidence.exact is None or evidence.particles < 2:
+        return
+    excess = float((evidence.elbo - evidence.exact).mean())
+    error = float(evidence.elbo_error.square().sum().sqrt()) / len(evidence.elbo)
+    if excess > 6 * error + 1e-4 * (1 + float(evidence.exact.abs().mean())):
+        warnings.warn(
+            f"the ELBO lies {excess:.3g} nats above the exact log p(x), which no guide can do: numbers are lost to "
+            "rounding; measure in float64 (model.double(), guide.double())",
+            stacklevel=3,
+        )
 
 
 def _mean(values: Tensor) -> float:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What happened in :func:`fit`, epoch by epoch.
 
@@ -34,6 +34,9 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        return f"<History: {self}>"
 
     def __str__(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"

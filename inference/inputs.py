@@ -82,6 +82,11 @@ def plan(model: Program, guide: Program, data: tuple[Tensor, ...], rows: int) ->
             raise
         rows = n
         layout = check_pair(model, guide, *data)
+    if layout.points:
+        raise ValueError(
+            f"the guide is a point estimate at {list(layout.points)} (Delta): it has no density, so there is neither "
+            "an ELBO nor an estimate of log p(x); measure a guide with a density"
+        )
     if not layout.sizes:
         return False, n
     expect_rows(layout, rows)

@@ -114,6 +114,12 @@ def fit(
         if held_out is not None:
             _look(model, guide, held_out)
         fixed = {p for module in frozen for p in module.parameters()}
+        if not layout.sizes and layout.full_size is None and train.size < train.n:
+            warnings.warn(
+                "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
+                f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
+                stacklevel=2,
+            )
         of_model, of_guide = parameters_of(model, guide, *train.first())
         trained = [p for p in [*of_model, *of_guide] if p not in fixed]
         if not trained:

@@ -31,15 +31,17 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta, Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from .checks import check_data, check_match, check_scale, check_shape, check_support, fit_values
+from .checks import check_data, check_match, check_observed, check_scale, check_shape, fit_values
 from .sites import (
     PARTICLES,
     PairRun,
     Terms,
     at_leaves,
+    base_of,
     enclosing_plates,
     nesting_of,
     site_log_prob,
@@ -58,11 +60,13 @@ class Layout(NamedTuple):
         nesting: how deep its plates are nested.
         sizes: the sizes of the plates that enclose every site; empty where weights are joint.
         full_size: the size of a plate that is subsampled; None without one.
+        points: the guide's sites, if all of them are points (``Delta``) without a density.
     """
 
     nesting: int
     sizes: tuple[int, ...]
     full_size: int | None
+    points: tuple[str, ...] = ()
 
 
 def log_weights(
@@ -207,7 +211,8 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
         UserWarning: for a ``poutine.scale`` of the user's own, which importance weights leave out, and for a plate of
             the guide that the model does not have.
     """
-    check_data(data)
+    halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
+    check_data(data, {p.dtype for half in halves for p in half.parameters()})
     claim_parameters(model, guide)
     with torch.no_grad(), forked_rng(data):
         p, q = _trace_pair(model, guide, data)
@@ -218,9 +223,13 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
         check_shape(site)
     for site in sites_of(p):
         if site["is_observed"]:
-            check_support(site)
+            check_observed(site)
+    densities = [s for s in sites_of(q) if not isinstance(base_of(s["fn"]), Delta | Unit)]
+    points = () if densities else tuple(s["name"] for s in sites_of(q))
     full = [frame.full_size for site in sites for frame in site["cond_indep_stack"] if frame.full_size != frame.size]
-    return Layout(nesting_of(sites), tuple(frame.size for frame in enclosing_plates(sites)), full[0] if full else None)
+    return Layout(
+        nesting_of(sites), tuple(frame.size for frame in enclosing_plates(sites)), full[0] if full else None, points
+    )
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def plot_latent(z: Tensor, labels: Tensor | None = None, *, title: str | None = 
     D = z.shape[1]
     if D > 2:
         z = z - z.mean(0)
-        z = z @ torch.linalg.svd(z, full_matrices=False).Vh[:2].T  # [N, 2]
+        z = z @ torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)[:, :2]  # [N, 2]
     ax = own_axes(ax, width=4.4, height=3.6)
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)

@@ -1,6 +1,7 @@
 """The table: paired differences, what is shared, what is counted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import compare, evaluate, fit
+from jensen.inference import Comparison, Evidence, Row, compare, evaluate, fit
 from jensen.models import PPCA
 
 
@@ -89,6 +90,88 @@ def test_the_table_is_aligned_and_says_what_it_shows(shared):
         "One model, so what a guide loses of the ELBO is its own cost: in nats per datum below exact"
     )
     assert f"<pre>{table}</pre>" == table._repr_html_()
+
+
+def _made(exact=None, k=0.1, **means):
+    """Evidence of three data whose values spread by one around their means."""
+    spread = torch.tensor([-1.0, 0.0, 1.0]).double()
+    return Evidence(
+        elbo=means["elbo"] + spread,
+        elbo_error=torch.full((3,), 0.3).double(),
+        log_evidence=means["log_evidence"] + spread,
+        standard_error=torch.tensor([0.3, 0.0, 0.4]).double(),
+        ess=torch.tensor([10.0, 20.0, 30.0]).double(),
+        pareto_k=torch.tensor([0.1, 0.2, k]).double(),
+        exact=None if exact is None else exact + spread,
+        particles=100,
+        features=4,
+    )
+
+
+def test_the_summary_is_the_formulas():
+    s = _made(elbo=-5.0, log_evidence=-4.0, exact=-3.5, k=0.9).summary()
+    assert (s["elbo"], s["log_evidence"], s["exact"], s["gap"]) == (-5.0, -4.0, -3.5, 1.5)
+    assert s["elbo_error"] == s["log_evidence_error"] == pytest.approx(1 / math.sqrt(3))
+    assert s["gap_error"] == 0
+    assert s["log_evidence_mc"] == pytest.approx(0.5 / 3)
+    assert s["ess"] == 20
+    assert s["unreliable"] == pytest.approx(1 / 3)
+    assert _made(elbo=-5.0, log_evidence=-4.0, k=math.nan).summary()["unreliable"] == pytest.approx(1 / 3)
+
+
+def test_every_number_stands_in_its_column():
+    table = Comparison({"a": Row(_made(elbo=-5.0, log_evidence=-4.0, exact=-3.5, k=0.9), 1234, 5.6)}, False)
+    columns, _, row = table.table().splitlines()
+    assert columns.split() == [
+        "ELBO",
+        "log",
+        "p(x)",
+        "±",
+        "data",
+        "±",
+        "MC",
+        "exact",
+        "gap",
+        "ESS",
+        "k>0.7",
+        "params",
+        "seconds",
+    ]
+    assert row.split() == [
+        "a",
+        "-5.000",
+        "-4.000",
+        "0.577",
+        "0.1667",
+        "-3.500",
+        "1.500",
+        "20.0",
+        "33.3",
+        "%",
+        "1,234",
+        "5.6",
+    ]
+    bits = table.table(bits=True, offset=3.0).splitlines()[2].split()
+    nat = 1 / (4 * math.log(2))
+    assert bits[1:4] == [f"{3 + 5 * nat:.3f}", f"{3 + 4 * nat:.3f}", f"{nat / math.sqrt(3):.3f}"]
+    assert bits[6] == f"{1.5 * nat:.3f}"
+
+
+def test_the_sentence_says_the_difference_and_its_error():
+    spread = torch.tensor([0.0, 0.1, 0.2]).double()
+    a, b = _made(elbo=-5.0, log_evidence=-4.0, k=0.9), _made(elbo=-6.0, log_evidence=-4.5)
+    b = replace(b, log_evidence=a.log_evidence - 0.5 - spread)
+    sentence = Comparison({"a": Row(a, 1, 1.0), "b": Row(b, 1, 1.0)}, False).sentence()
+    assert "a is the best model, 10.4 standard errors above b" in sentence
+    assert "b 0.600 ± 0.058." in sentence
+    assert "The estimates of a lean low: k-hat exceeds 0.7 for more than a tenth of the data." in sentence
+
+
+def test_models_that_cannot_be_told_apart_are_not_ranked():
+    a, b = _made(elbo=-5.0, log_evidence=-4.0), _made(elbo=-6.0, log_evidence=-4.5)
+    b = replace(b, log_evidence=a.log_evidence + torch.tensor([-1.0, 0.0, 0.9]).double())
+    sentence = Comparison({"a": Row(a, 1, 1.0), "b": Row(b, 1, 1.0)}, False).sentence()
+    assert "a and b cannot be told apart" in sentence
 
 
 def test_bits(shared):

@@ -12,7 +12,7 @@ from pyro.infer import RenyiELBO
 from torch import nn
 
 from jensen.families import Gaussian, MeanField
-from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
+from jensen.guides import Amortized, ExactPosterior, amortize
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
@@ -204,11 +204,23 @@ def test_a_model_that_subsamples_cannot_be_evaluated():
 
 
 def test_weights_that_are_nan_are_not_averaged_away():
-    model, guide, x = pair("PPCA", "PriorGuide")
-    with torch.no_grad():
-        model.log_noise.fill_(-1e4)  # a scale of zero
-    with pytest.raises((FloatingPointError, ValueError), match=r"NaN|scale"):
-        _evaluate(model, guide, x)
+    """A log-density that is broken for positive values."""
+
+    class Broken(dist.Normal):
+        def log_prob(self, value):
+            return torch.where(value > 0, math.nan, super().log_prob(value))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Broken(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(FloatingPointError, match="of 1 data of this batch are NaN or plus .*, the first at row 2"):
+        _evaluate(model, guide, torch.tensor([-1.0, -1.0, 1.0]))
 
 
 def test_log_joint_says_which_values_it_lacks():
@@ -274,7 +286,20 @@ def test_the_exact_posterior_draws_one_site():
         ExactPosterior(model)
 
 
-def test_amortize_swaps_the_family_only_in_one_word():
+def test_the_exact_posterior_must_be_known():
+    model, _, _ = pair("VAE, shared scale", "MeanField")
+    with pytest.raises(TypeError, match=r"VAE has no posterior\(x\): its exact posterior is not known"):
+        ExactPosterior(model)
+
+
+def test_amortize_draws_vectors():
     model = PPCA(5, 2)
-    assert amortize(model, nn.Identity(), MeanField, 5).families["z"].size == 4
-    assert PriorGuide(model)(torch.zeros(3, 5)) is None
+    model.latents = {"z": torch.Size([2, 3])}
+    with pytest.raises(ValueError, match=r"site 'z' has event shape \[2, 3\]: build its family yourself"):
+        amortize(model, nn.Identity(), MeanField, 5)
+
+
+def test_optimizers_of_pyro_by_name():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(TypeError, match=r"optimizer\(parameters, lr=lr\) fails: .*; give a class such as"):
+        _fit(model, guide, x, optimizer=pyro.optim.Adam)

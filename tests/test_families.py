@@ -1,6 +1,7 @@
 """What every family must do, without a model."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -22,13 +23,12 @@ def test_shapes(family, leading):
 
 
 @each_family
-def test_two_halves_make_the_whole(family, float64):
+def test_parameters_are_affine_in_the_context(family, float64):
     built = family(3, 8)
-    h = torch.randn(7, 8)
-    direct, halves = built(h), built.distribution(built.project(h))
-    y = direct.sample()
-    assert torch.equal(direct.log_prob(y), halves.log_prob(y))
+    h, other = torch.randn(7, 8), torch.randn(7, 8)
     assert built.project(h).shape == (7, built.size)
+    between = built.project(0.3 * h + 0.7 * other)
+    torch.testing.assert_close(between, 0.3 * built.project(h) + 0.7 * built.project(other))
 
 
 @each_family
@@ -121,13 +121,47 @@ def test_mean_field_is_a_diagonal_gaussian(float64):
     torch.testing.assert_close(q.stddev, torch.ones(2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("scale", "size", "learned"), [(0.3, 3, 0), ("shared", 3, 1), ("diagonal", 3, 3), ("context", 6, 0)]
-)
-def test_four_scales(scale, size, learned):
-    family = Gaussian(3, None, scale=scale)
-    assert family.size == size
-    assert sum(p.numel() for p in family.parameters()) == learned
+def _raw(scale):
+    """What softplus, shifted and floored, turns into this scale."""
+    return torch.log(torch.expm1(scale - 1e-6)) - math.log(math.e - 1)
+
+
+def test_a_fixed_scale_is_that_scale(float64):
+    q = Gaussian(3, None, scale=0.3)(torch.randn(7, 3))
+    torch.testing.assert_close(q.stddev, torch.full((7, 3), 0.3), rtol=1e-6, atol=0)
+    assert list(Gaussian(3, None, scale=0.3).parameters()) == []
+
+
+def test_a_shared_scale_is_one_learned_number(float64):
+    family = Gaussian(3, None, scale="shared")
+    torch.nn.init.constant_(family.raw_scale, _raw(torch.tensor(0.2)))
+    torch.testing.assert_close(family(torch.randn(7, 3)).stddev, torch.full((7, 3), 0.2))
+    assert sum(p.numel() for p in family.parameters()) == 1
+
+
+def test_a_diagonal_scale_is_a_number_per_feature(float64):
+    family = Gaussian(3, None, scale="diagonal")
+    scales = torch.tensor([0.1, 1.0, 5.0])
+    with torch.no_grad():
+        family.raw_scale.copy_(_raw(scales))
+    torch.testing.assert_close(family(torch.randn(7, 3)).stddev, scales.expand(7, 3))
+
+
+def test_a_context_scale_is_read_behind_the_locations(float64):
+    scales = torch.rand(7, 3) + 0.1
+    loc = torch.randn(7, 3)
+    q = Gaussian(3, None, scale="context")(torch.cat([loc, _raw(scales)], -1))
+    torch.testing.assert_close(q.mean, loc)
+    torch.testing.assert_close(q.stddev, scales)
+
+
+def test_full_covariance_remembers_its_draw_and_solves_for_others(float64):
+    q = FullCovariance(4, 8)(torch.randn(7, 8)).expand([5, 7])
+    z = q.rsample()
+    torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+    gradients = [torch.autograd.grad(q.log_prob(y).sum(), z, retain_graph=True, allow_unused=True) for y in (z * 1, z)]
+    assert gradients[0][0] is not None
+    assert gradients[1][0] is None  # along the draw, log q is a function of the noise and of L
 
 
 def test_images_keep_their_shape():

@@ -9,12 +9,12 @@ import pytest
 import torch
 from members import pair
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
 from torch import nn
 
-from jensen.families import MeanField
+from jensen.families import Bernoulli, FullCovariance, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights, terms
 from jensen.models import PPCA
@@ -94,15 +94,13 @@ def test_an_auto_guide_is_fitted_on_all_data_in_their_order():
     for _ in range(600):
         svi.step(x)
         model.load_state_dict(frozen)
-    ours = evaluate(model, guide, x, 500, seed=0, progress=False)
+    theirs = evaluate(model, twin, x, 500, seed=0, progress=False)
+    assert bounds(model, twin, x, 4, progress=False).mean.isfinite().all()
     with pytest.warns(UserWarning, match="held other values"):
-        log_weights(model, guide, x)
-    with pytest.warns(UserWarning, match="held other values"):
-        theirs = evaluate(model, twin, x, 500, seed=0, progress=False)
+        ours = evaluate(model, guide, x, 500, seed=0, progress=False)
     assert ours.elbo.shape == (40,)
     assert abs(ours.elbo.mean() - theirs.elbo.mean()) < 0.05
     assert ours.gap.mean() < 0.5
-    assert bounds(model, twin, x, 4, progress=False).mean.isfinite().all()
 
 
 def test_an_auto_guide_in_batches_is_refused():
@@ -114,20 +112,79 @@ def test_an_auto_guide_in_batches_is_refused():
 
 def test_joint_weights_stand_beside_the_joint_exact_value(float64):
     model = PPCA(5, 2)
-    x = torch.randn(40, 5)
-
-    def no_plate(x):
-        pyro.sample("z", model.posterior(x).to_event(1))
-
-    evidence = evaluate(model, no_plate, x, 50, progress=False)
+    x = torch.randn(12, 5)
+    guide = AutoMultivariateNormal(model)
+    evidence = evaluate(model, guide, x, 50, progress=False)
     assert evidence.joint
     torch.testing.assert_close(evidence.exact, model.log_evidence(x).sum().unsqueeze(0))
-    torch.testing.assert_close(evidence.elbo, evidence.exact)
+    assert evidence.elbo.shape == evidence.gap.shape == (1,)
     per_datum = evaluate(model, ExactPosterior(model), x, 1, progress=False)
     assert evidence.bits_per_dimension() == pytest.approx(per_datum.bits_per_dimension())
     assert str(evidence).startswith("all data jointly, 50 particles each, nats\n")
     with pytest.raises(ValueError, match=r"the weights of \['a'\] are joint"):
-        compare({"a": (model, no_plate), "b": (model, ExactPosterior(model))}, x, 10, progress=False)
+        compare({"a": (model, guide), "b": (model, ExactPosterior(model))}, x, 10, progress=False)
+
+
+def test_a_guide_that_draws_another_event_is_refused():
+    model, _, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match="draws site 'z' with 2 event dimensions, but the model's has 1"):
+        log_weights(model, lambda x: pyro.sample("z", dist.Normal(torch.zeros(7, 2), 1.0).to_event(2)), x)
+
+
+def test_a_guide_with_another_support_is_refused():
+    model, _, x = pair("PPCA", "MeanField")
+    guide = amortize(model, nn.Identity(), Bernoulli, context=5)
+    with pytest.raises(
+        ValueError, match="draws site 'z' from Bernoulli, whose support is not that of the model's Normal"
+    ):
+        evaluate(model, guide, x, 10, progress=False)
+
+
+def test_a_point_estimate_has_no_evidence():
+    model, _, x = pair("PPCA", "MeanField")
+    guide = AutoDelta(model)
+    fit(model, guide, x, epochs=2, freeze=model, progress=False)  # which is MAP, and legal
+    with pytest.raises(ValueError, match=r"the guide is a point estimate at \['z'\] \(Delta\): it has no density"):
+        evaluate(model, guide, x, 10, progress=False)
+
+
+def test_a_global_latent_in_batches_is_warned_about():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+    with pytest.warns(UserWarning, match="each batch is scored against its whole prior: take batch_size=20"):
+        fit(model, guide, torch.randn(20), epochs=1, batch_size=10, progress=False)
+
+
+def test_data_of_another_precision_are_named():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"data\[0\] is torch.float64, but the pair's parameters are torch.float32"):
+        evaluate(model, guide, x.double(), 10, progress=False)
+
+
+@pytest.mark.parametrize(("latent", "scale"), [(16, 1.0), (40, 1.0), (8, 255.0)])
+def test_a_full_covariance_guide_stays_below_log_p_however_ill_conditioned(digits, latent, scale):
+    """In float32, at a learning rate that throws its Cholesky factor about."""
+    x = (digits.train * scale).float()
+    model = PPCA(64, latent).fit_closed_form(x).rotated(seed=0)
+    guide = amortize(model, nn.Identity(), FullCovariance, context=64)
+    history = fit(model, guide, x, epochs=40, lr=5e-2, freeze=model, seed=0, progress=False)
+    exact = model.log_evidence(x).mean().item()
+    assert max(history.elbo) < exact + 1
+    evidence = evaluate(model, guide, x[:200], 500, seed=0, progress=False)
+    assert (evidence.elbo < evidence.exact + 6 * evidence.elbo_error + 1e-2 * evidence.exact.abs()).all()
+
+
+def test_an_elbo_above_the_exact_value_is_doubted(float64):
+    model, guide, x = pair("PPCA", "ExactPosterior")
+    model.log_evidence = lambda x: torch.full((len(x),), -100.0)
+    with pytest.warns(UserWarning, match="nats above the exact log p"):
+        evaluate(model, guide, x, 10, progress=False)
 
 
 def test_validation_of_joint_weights_does_not_depend_on_the_batch_size(float64):
