@@ -219,7 +219,7 @@ def test_weights_that_are_nan_are_not_averaged_away():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
-    with pytest.raises(FloatingPointError, match="of 1 data of this batch are NaN or plus .*, the first at row 2"):
+    with pytest.raises(FloatingPointError, match=r"of 1 data of this batch are NaN or plus .*, the first at row 2"):
         _evaluate(model, guide, torch.tensor([-1.0, -1.0, 1.0]))
 
 

@@ -203,7 +203,7 @@ def test_weights_of_plus_infinity_are_refused(float64):
     running = RunningWeights(100)
     log_w = torch.randn(100, 3)
     log_w[7, 1] = math.inf
-    with pytest.raises(FloatingPointError, match="of 1 data of this batch are NaN or plus .*, the first at row 1"):
+    with pytest.raises(FloatingPointError, match=r"of 1 data of this batch are NaN or plus .*, the first at row 1"):
         running.update(log_w)
 
 
