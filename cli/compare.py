@@ -124,7 +124,7 @@ class _Job:
             if name in FAMILIES:
                 torch.manual_seed(self.options.seed)
                 guide: nn.Module = amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
-                histories[name] = self.train(name, model, guide, lr=5e-2, freeze=model)
+                histories[name] = self.train(name, model, guide, lr=min(5e-2, 0.4 / self.features**0.5), freeze=model)
             else:
                 guide = PriorGuide(model) if name == "prior" else ExactPosterior(model)
             pairs[ROWS.get(name, name)] = (model, guide)

@@ -144,7 +144,7 @@ class Comparison:
 
             cells = [
                 *(level(s["elbo"]), level(s["log_evidence"])),
-                *(spread(s["log_evidence_error"]), spread(s["log_evidence_mc"], 4)),
+                *(spread(s["log_evidence_data_error"]), spread(s["log_evidence_mc_error"], 4)),
                 *(level(s["exact"]), spread(s["gap"])),
                 *(decimals(s["ess"], 1), percent(s["unreliable"])),
                 *(f"{row.parameters:,}", decimals(row.seconds, 1)),

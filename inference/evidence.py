@@ -78,21 +78,21 @@ class Evidence:
     def summary(self) -> dict[str, float | int | None]:
         """Means over the data with their errors.
 
-        ``*_error`` is the standard error over the data set (how much the mean would move with other data),
-        ``log_evidence_mc`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the share
-        of data whose k-hat is not below 0.7.
+        ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
+        ``log_evidence_mc_error`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the
+        share of data whose k-hat is not below 0.7.
         """
         return {
             "n": len(self.elbo),
             "particles": self.particles,
             "elbo": _mean(self.elbo),
-            "elbo_error": standard_error_of_mean(self.elbo),
+            "elbo_data_error": standard_error_of_mean(self.elbo),
             "log_evidence": _mean(self.log_evidence),
-            "log_evidence_error": standard_error_of_mean(self.log_evidence),
-            "log_evidence_mc": float(self.standard_error.square().sum().sqrt()) / len(self.elbo),
+            "log_evidence_data_error": standard_error_of_mean(self.log_evidence),
+            "log_evidence_mc_error": float(self.standard_error.square().sum().sqrt()) / len(self.elbo),
             "exact": None if self.exact is None else _mean(self.exact),
             "gap": _mean(self.gap),
-            "gap_error": standard_error_of_mean(self.gap),
+            "gap_data_error": standard_error_of_mean(self.gap),
             "ess": _mean(self.ess),
             "unreliable": float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None,
         }
@@ -119,15 +119,15 @@ class Evidence:
         s = self.summary()
         over = "± {}  over the data".format
         rows = [
-            ("ELBO", decimals(s["elbo"]), over(decimals(s["elbo_error"]))),
+            ("ELBO", decimals(s["elbo"]), over(decimals(s["elbo_data_error"]))),
             (
                 "log p(x), importance-weighted",
                 decimals(s["log_evidence"]),
-                over(decimals(s["log_evidence_error"])),
+                over(decimals(s["log_evidence_data_error"])),
             ),
-            ("  its Monte Carlo error", decimals(s["log_evidence_mc"]), ""),
+            ("  its Monte Carlo error", decimals(s["log_evidence_mc_error"]), ""),
             ("log p(x), exact", decimals(s["exact"]), ""),
-            ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_error"]))),
+            ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_data_error"]))),
             ("effective sample size, mean", decimals(s["ess"], 1), f"of {self.particles}"),
             ("data with k-hat > 0.7", percent(s["unreliable"]), ""),
         ]

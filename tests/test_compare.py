@@ -111,9 +111,9 @@ def _made(exact=None, k=0.1, **means):
 def test_the_summary_is_the_formulas():
     s = _made(elbo=-5.0, log_evidence=-4.0, exact=-3.5, k=0.9).summary()
     assert (s["elbo"], s["log_evidence"], s["exact"], s["gap"]) == (-5.0, -4.0, -3.5, 1.5)
-    assert s["elbo_error"] == s["log_evidence_error"] == pytest.approx(1 / math.sqrt(3))
-    assert s["gap_error"] == 0
-    assert s["log_evidence_mc"] == pytest.approx(0.5 / 3)
+    assert s["elbo_data_error"] == s["log_evidence_data_error"] == pytest.approx(1 / math.sqrt(3))
+    assert s["gap_data_error"] == 0
+    assert s["log_evidence_mc_error"] == pytest.approx(0.5 / 3)
     assert s["ess"] == 20
     assert s["unreliable"] == pytest.approx(1 / 3)
     assert _made(elbo=-5.0, log_evidence=-4.0, k=math.nan).summary()["unreliable"] == pytest.approx(1 / 3)
