@@ -115,8 +115,12 @@ class _Remembering(MultivariateNormal):
         if self._drawn is None or value is not self._drawn[0]:
             log_density: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
             return log_density
-        noise = self._drawn[1]
-        log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        noise, lower = self._drawn[1], self._unbroadcasted_scale_tril
+        if torch.is_grad_enabled():  # add zero, with the derivative of L^{-1} (z - mu) in z, mu and L
+            change = (value - value.detach()) - (self.loc - self.loc.detach())
+            change = change.unsqueeze(-1) - (lower - lower.detach()) @ noise.unsqueeze(-1)
+            noise = noise + torch.linalg.solve_triangular(lower.detach(), change, upper=False).squeeze(-1)
+        log_det = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det
 
 

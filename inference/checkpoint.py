@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .history import History
-from .inputs import modules_of
+from .store import owners_of
 from .weights import Program
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Run:
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.best: list[Tensor] | None = None
-        self._buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
+        self._buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -61,7 +61,7 @@ class Run:
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""
-        owners = {"model": modules_of(self.model), "guide": modules_of(self.guide)}
+        owners = {"model": owners_of(self.model), "guide": owners_of(self.guide)}
         modules = [(prefix, module) for prefix, found in owners.items() for module in found]
         known = {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
         store = pyro.get_param_store()

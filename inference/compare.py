@@ -21,7 +21,8 @@ import torch
 
 from .evidence import Evidence, evaluate
 from .history import History
-from .inputs import Data, Transform, as_tensors, private_randomness
+from .inputs import Data, Transform, as_tensors
+from .randomness import private_randomness
 from .text import decimals, percent, standard_error_of_mean, with_error
 from .weights import Program, parameters_of
 

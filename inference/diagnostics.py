@@ -120,8 +120,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     Returns:
         k-hat of each datum, [N]; NaN for K below 25; 0 where the tail is constant to the square root of the dtype's
-        precision (such weights are as reliable as can be); infinite where fewer than five weights stand out from the
-        rest, whose total they are.
+        precision (such weights are as reliable as can be); infinite where fewer than five weights, a
+        hundred times the next, are all there is.
 
     Example:
         >>> torch.manual_seed(0).initial_seed()
@@ -152,7 +152,10 @@ def _tail_shape(top: Tensor, tail: int, resolution: float) -> Tensor:
     k = _pareto_shape(excess)
     for n in ((excess[0] <= 0) & ~constant & top[0].isfinite()).nonzero().flatten().tolist():
         above = excess[:, n][excess[:, n] > 0]  # weights far below the largest, or tied with the threshold, are no tail
-        k[n] = _pareto_shape(above.unsqueeze(-1))[0] if len(above) >= 5 else math.inf
+        if len(above) >= 5:
+            k[n] = _pareto_shape(above.unsqueeze(-1))[0]
+        else:  # a few weights are all, or a few stand a little above many equal ones
+            k[n] = math.inf if w[-1, n] < 0.01 else 0.0
     return torch.where(constant, torch.zeros_like(k), k)
 
 

@@ -232,7 +232,7 @@ def evaluate(
 
 def _doubt(evidence: Evidence) -> None:
     """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
-    if evidence.exact is None or evidence.particles < 2:
+    if evidence.exact is None or evidence.particles < 10:
         return
     excess = float((evidence.elbo - evidence.exact).mean())
     error = float(evidence.elbo_error.square().sum().sqrt()) / len(evidence.elbo)

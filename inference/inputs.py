@@ -8,9 +8,7 @@ __all__ = [
     "as_tensors",
     "expect_rows",
     "modes_kept",
-    "modules_of",
     "plan",
-    "private_randomness",
     "running",
 ]
 
@@ -22,6 +20,8 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from .randomness import private_randomness
+from .store import owners_of
 from .weights import Layout, Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
@@ -102,12 +102,6 @@ def expect_rows(layout: Layout, rows: int) -> None:
         )
 
 
-def modules_of(*programs: Program) -> list[nn.Module]:
-    """The modules among programs, and those whose bound methods programs are."""
-    owners = (getattr(program, "__self__", program) for program in programs)
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
-
-
 @contextmanager
 def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put every submodule back into the mode, training or evaluation, that it was in."""
@@ -120,22 +114,10 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def private_randomness(seed: int | None, device: Device = None) -> Iterator[None]:
-    """With a seed, a random stream of its own; without, the user's."""
-    if seed is None:
-        yield
-        return
-    cuda = [torch.device(device)] if device is not None and torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
 def running(model: Program, guide: Program, *, seed: int | None = None, device: Device = None) -> Iterator[None]:
     """Measure: no gradient, evaluation mode (kept from the user's), the device asked for, a random stream if seeded."""
-    modules = modules_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed, device):
+    modules = owners_of(model, guide)
+    with torch.no_grad(), modes_kept(modules), private_randomness(seed):
         for module in modules:
             if device is not None:
                 module.to(device)

@@ -178,7 +178,7 @@ def stop_parameters(
         if not torch.allclose(value, log_q[name], rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
-                "its sites (dropout?); put it in evaluation mode, guide.eval()"
+                "its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
             )
         result[name] = log_q[name].detach()
         if not (leaves and value.requires_grad):

@@ -6,7 +6,7 @@ name, whoever put it there: a second nameless module, or a second AutoGuide of o
 
 from __future__ import annotations
 
-__all__ = ["claim_parameters"]
+__all__ = ["claim_parameters", "owners_of"]
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> No
     taken: list[str] = []
     seen: dict[str, Tensor] = {}
     for half in (model, guide):
+        half = getattr(half, "__self__", half)  # a bound method's module
         if not isinstance(half, PyroModule):
             continue
         own = list(_parameters(half, half._pyro_name))
@@ -72,3 +73,12 @@ def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, 
         elif isinstance(child, nn.Module):
             for inner, value in child.named_parameters():
                 yield f"{dotted}{name}$$${inner}", value, False
+            for part in child.modules():  # in a ModuleList, say: Pyro does not name it after its place
+                if isinstance(part, PyroModule):
+                    yield from _parameters(part, part._pyro_name)
+
+
+def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """The modules among programs, and those whose bound methods programs are."""
+    owners = (getattr(program, "__self__", program) for program in programs)
+    return [owner for owner in owners if isinstance(owner, nn.Module)]

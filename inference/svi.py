@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from .checkpoint import MakeScheduler, Run
 from .history import History
-from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, modules_of, private_randomness, running
-from .weights import Layout, Program, check_pair, forked_rng, log_weights, parameters_of, parameters_read
+from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, running
+from .randomness import forked_rng, private_randomness
+from .store import owners_of
+from .weights import Layout, Program, check_pair, log_weights, parameters_of, parameters_read
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -167,7 +169,7 @@ def fit(
 
 def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
     """One SVI step; the loss, NaN if it or its gradient is not finite (then nothing is updated)."""
-    with parameters_read() as read:
+    with parameters_read(run.model, run.guide) as read:
         try:
             loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
         except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
@@ -188,15 +190,14 @@ def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Pa
     return value
 
 
-@torch.no_grad()
 def _is_finite(run: Run, objective: ELBO, batch: tuple[Tensor, ...]) -> bool:
     """Whether the loss on a batch, at the present parameters and without validation, is finite."""
     try:
-        with pyro.validation_enabled(False), forked_rng(batch):
+        with pyro.validation_enabled(False), forked_rng():
             loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
     except LinAlgError:
         return False
-    return bool(torch.as_tensor(loss).isfinite())
+    return bool(torch.as_tensor(loss).detach().isfinite())
 
 
 def _per_datum(losses: list[float], layout: Layout, n: int) -> float:
@@ -252,7 +253,7 @@ _REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers serve py
 
 def _look(model: Program, guide: Program, data: Batches) -> Layout:
     """Look at every datum once, in batches of the size to come, before the first step; the pair's layout."""
-    with forked_rng(data.tensors):
+    with forked_rng():
         parts = torch.arange(data.n).split(data.size)
         layout = check_pair(model, guide, *data.take(parts[0]))
         if 1 < data.size < data.n:
@@ -274,8 +275,8 @@ def _training(
     model: Program, guide: Program, frozen: list[nn.Module], seed: int | None, device: Device
 ) -> Iterator[None]:
     """Training mode (evaluation mode for what is frozen), the user's restored; a random stream of its own if seeded."""
-    modules = modules_of(model, guide)
-    with warnings.catch_warnings(), modes_kept([*modules, *frozen]), private_randomness(seed, device):
+    modules = owners_of(model, guide)
+    with warnings.catch_warnings(), modes_kept([*modules, *frozen]), private_randomness(seed):
         warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
         for module in modules:
             if device is not None:

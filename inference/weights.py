@@ -16,7 +16,6 @@ from __future__ import annotations
 __all__ = [
     "Layout",
     "check_pair",
-    "forked_rng",
     "log_joint",
     "log_weights",
     "parameters_of",
@@ -32,10 +31,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, Unit
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_observed, check_scale, check_shape, fit_values
+from .randomness import forked_rng
 from .sites import (
     PARTICLES,
     PairRun,
@@ -48,7 +49,7 @@ from .sites import (
     sites_of,
     stop_parameters,
 )
-from .store import claim_parameters
+from .store import claim_parameters, owners_of
 
 Program = Callable[..., Any]
 
@@ -59,7 +60,7 @@ class Layout(NamedTuple):
     Attributes:
         nesting: how deep its plates are nested.
         sizes: the sizes of the plates that enclose every site; empty where weights are joint.
-        full_size: the size of a plate that is subsampled; None without one.
+        full_size: the size of a subsampled plate around everything observed; None without one.
         points: the guide's sites, if all of them are points (``Delta``) without a density.
     """
 
@@ -150,7 +151,7 @@ def terms(
     if stopped:  # the guide runs again, at leaves in the place of its values
         frozen, leaves = at_leaves(run)
         guide = poutine.replay(_in_plate(guide, particles, run.nesting), trace=frozen)
-        with torch.enable_grad(), forked_rng(data):
+        with torch.enable_grad(), forked_rng():
             torch.set_rng_state(state)
             again = sites_of(poutine.trace(guide).get_trace(*data))
             log_q_stopped = stop_parameters(run, log_q, again, leaves)
@@ -185,7 +186,7 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         torch.Size([7, 3])
     """
     claim_parameters(model, model)
-    with torch.no_grad(), forked_rng(data):
+    with torch.no_grad(), forked_rng():
         sites = sites_of(poutine.trace(model).get_trace(*data))
     nesting = nesting_of(sites)
     k, fitted = fit_values(values, sites, nesting)
@@ -211,10 +212,11 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
         UserWarning: for a ``poutine.scale`` of the user's own, which importance weights leave out, and for a plate of
             the guide that the model does not have.
     """
-    halves = [half for half in (model, guide) if isinstance(half, nn.Module)]
-    check_data(data, {p.dtype for half in halves for p in half.parameters()})
+    if isinstance(poutine.unwrap(guide), Messenger):
+        raise NotImplementedError("a GuideMessenger is not traced like a guide: use an AutoGuide or a guide function")
+    check_data(data, {p.dtype for owner in owners_of(model, guide) for p in owner.parameters()})
     claim_parameters(model, guide)
-    with torch.no_grad(), forked_rng(data):
+    with torch.no_grad(), forked_rng():
         p, q = _trace_pair(model, guide, data)
     check_match(p, q)
     sites = [*sites_of(p), *sites_of(q)]
@@ -226,31 +228,42 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
             check_observed(site)
     densities = [s for s in sites_of(q) if not isinstance(base_of(s["fn"]), Delta | Unit)]
     points = () if densities else tuple(s["name"] for s in sites_of(q))
-    full = [frame.full_size for site in sites for frame in site["cond_indep_stack"] if frame.full_size != frame.size]
-    return Layout(
-        nesting_of(sites), tuple(frame.size for frame in enclosing_plates(sites)), full[0] if full else None, points
-    )
+    observed = [set(s["cond_indep_stack"]) for s in sites_of(p) if s["is_observed"]]
+    around = set.intersection(*observed) if observed else set()
+    full = [frame.full_size for frame in around if frame.full_size != frame.size]
+    sizes = tuple(frame.size for frame in enclosing_plates(sites))
+    return Layout(nesting_of(sites), sizes, full[0] if full else None, points)
 
 
 @contextmanager
-def parameters_read() -> Iterator[list[nn.Parameter]]:
-    """Collect, into the list it yields, the (unconstrained) parameters that Pyro programs read inside the block."""
+def parameters_read(*programs: Program) -> Iterator[list[nn.Parameter]]:
+    """Collect, into the list it yields, the (unconstrained) parameters that Pyro programs read inside the block.
+
+    What ``pyro.module`` reads from its store for a module that is not among the programs' own is left out.
+    """
     found: list[nn.Parameter] = []
     with poutine.trace(param_only=True) as capture:
         yield found
     sites: Any = capture.trace.nodes.values()
-    found += [site["value"].unconstrained() for site in sites]
+    read = {site["value"].unconstrained(): site["name"] for site in sites}
+    owned = {p for owner in owners_of(*programs) for p in owner.parameters()}
+    found += [p for p, name in read.items() if p in owned or not owned or "$$$" not in name]
 
 
 def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trainable parameters of the model, and those of the guide alone: of modules, and of ``pyro.param``."""
     claim_parameters(model, guide)
-    with torch.no_grad(), forked_rng(data):
-        with parameters_read() as of_guide:
+    with torch.no_grad(), forked_rng():
+        with parameters_read(model, guide) as of_guide:
             q = poutine.trace(guide).get_trace(*data)
-        with parameters_read() as of_model:
+        with parameters_read(model, guide) as of_model:
             poutine.replay(model, trace=q)(*data)
-    owned = [list(half.parameters()) if isinstance(half, nn.Module) else [] for half in (model, guide)]
+    owners = [owners_of(half) for half in (model, guide)]
+    if owners[0] and owners[0] == owners[1]:  # bound methods of one module: each half has what it reads
+        rest = set(of_model) | set(of_guide)
+        of_model = [*of_model, *(p for p in owners[0][0].parameters() if p not in rest)]
+        owners = [[], []]
+    owned = [[p for owner in found for p in owner.parameters()] for found in owners]
     first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
     known = set(first)
     return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]
@@ -277,11 +290,3 @@ def _run(model: Program, guide: Program, data: tuple[Tensor, ...], particles: in
     keep = enclosing_plates([*p_sites, *q_sites])
     p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal
     return PairRun(p_sites, q_sites, q, keep, nesting, (particles, *(frame.size for frame in keep)))
-
-
-@contextmanager
-def forked_rng(data: tuple[Tensor, ...]) -> Iterator[None]:
-    """Give the user's random stream back as it was, on the CPU and on the data's device."""
-    devices = {x.device for x in data if x.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        yield

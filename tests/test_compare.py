@@ -197,3 +197,15 @@ def test_one_draw_of_a_random_transform_serves_all_pairs():
         progress=False,
     )
     assert calls == [1]
+
+
+def test_a_seed_repeats_a_random_transform_too():
+    model, guide, _ = pair("VAE, Bernoulli", "MeanField")
+    grey = torch.rand(7, 5)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    options = {"batch_transform": torch.bernoulli, "seed": 1, "progress": False}
+    runs = [compare({"a": (model, guide)}, grey, 20, **options).rows["a"].evidence.elbo for _ in range(2)]
+    assert torch.equal(*runs)
+    assert torch.equal(torch.rand(1), expected)

@@ -197,6 +197,9 @@ def test_weights_that_underflow_are_the_worst_not_the_best(float64):
     few[:3] = torch.randn(3, 1)
     assert pareto_k(few).tolist() == [math.inf]
     assert pareto_k(torch.full((5000, 1), -math.inf)).isnan().all()
+    bounded = torch.zeros(1000, 1)
+    bounded[:3] = math.log(1.1)
+    assert pareto_k(bounded).tolist() == [0]
 
 
 def test_weights_of_plus_infinity_are_refused(float64):

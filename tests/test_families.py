@@ -159,9 +159,6 @@ def test_full_covariance_remembers_its_draw_and_solves_for_others(float64):
     q = FullCovariance(4, 8)(torch.randn(7, 8)).expand([5, 7])
     z = q.rsample()
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
-    gradients = [torch.autograd.grad(q.log_prob(y).sum(), z, retain_graph=True, allow_unused=True) for y in (z * 1, z)]
-    assert gradients[0][0] is not None
-    assert gradients[1][0] is None  # along the draw, log q is a function of the noise and of L
 
 
 def test_images_keep_their_shape():

@@ -265,6 +265,58 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_epoch(tmp_path):
         assert p.abs().max() < 1e3
 
 
+def test_a_last_step_that_diverges_is_not_saved(tmp_path):
+    """All data in one batch: the bad step is the last of its epoch, and no later loss tells."""
+    model, file = PPCA(5, 2), tmp_path / "c.pt"
+    x = model(n=40).detach()
+    guide = amortize(model, nn.Identity(), FullCovariance, context=5)
+    schedule = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch < 3 else 1e30)
+    with pytest.raises(FloatingPointError, match="back at the end of epoch 3"):
+        fit(model, guide, x, epochs=4, batch_size=40, scheduler=schedule, checkpoint=file, progress=False)
+    assert all(p.abs().max() < 1e3 for half in (model, guide) for p in half.parameters())
+    assert len(torch.load(file, weights_only=True)["history"]["elbo"]) == 3
+
+
+def test_the_best_epoch_survives_an_interruption(tmp_path):
+    """Patience over a resumed run goes back to what an uninterrupted one goes back to."""
+
+    def run(epochs, **options):
+        torch.manual_seed(0)
+        model, guide, x = pair("VAE, shared scale", "MeanField")
+        options = {"validation": x + 3.0, "patience": 4, "seed": 5, "lr": 3e-2, "progress": False, **options}
+        history = fit(model, guide, x, epochs=epochs, **options)
+        return _state(model, guide), history
+
+    whole, history = run(30)
+    stop = history.best_epoch + 1
+    run(stop, checkpoint=tmp_path / "c.pt")
+    resumed, again = run(30, checkpoint=tmp_path / "c.pt", resume=True)
+    assert len(history.validation) > stop
+    assert again.best_epoch == history.best_epoch
+    assert _equal(whole, resumed)
+    assert again.seconds > 0
+
+
+def test_a_parameter_that_appears_late_is_trained():
+    calls = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        calls.append(1)
+        loc = pyro.param("early", torch.tensor(0.0))
+        if torch.is_grad_enabled() and len(calls) > 8:
+            loc = loc + pyro.param("late", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    fit(model, guide, torch.randn(20) + 3, epochs=20, lr=1e-2, progress=False)
+    assert pyro.param("late").item() > 0.05
+
+
 @pytest.mark.parametrize("batch_size", [10, 100])
 def test_a_gradient_that_is_not_finite_changes_nothing(batch_size, tmp_path):
     """Sqrt at 0: the loss is finite, its gradient is not."""

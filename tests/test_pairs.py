@@ -8,13 +8,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from members import pair
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
+from test_kernel import PyroVAE
 from torch import nn
 
 from jensen.families import Bernoulli, FullCovariance, MeanField
+from jensen.families.gaussian import _Remembering
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights, terms
 from jensen.models import PPCA
@@ -188,12 +190,41 @@ def test_an_elbo_above_the_exact_value_is_doubted(float64):
 
 
 def test_validation_of_joint_weights_does_not_depend_on_the_batch_size(float64):
-    model = PPCA(5, 2)
     x = torch.randn(40, 5)
-    guide = AutoMultivariateNormal(model)
-    history = fit(model, guide, x, epochs=1, batch_size=40, validation=x, freeze=model, progress=False)
+
+    def forgetful(x):
+        pyro.sample("shift", dist.Normal(pyro.param("a", torch.tensor(0.1)), 1.0))
+
+    def shifted(x):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(shift.unsqueeze(-1) + torch.zeros(5), 1.0).to_event(1), obs=x)
+
+    with pytest.warns(UserWarning, match="whole prior"):
+        history = fit(shifted, forgetful, x, epochs=1, batch_size=10, lr=1e-9, validation=x, progress=False)
     torch.manual_seed(0)
-    assert history.validation[0] == pytest.approx(log_weights(model, guide, x, particles=8).mean().item() / 40)
+    whole = log_weights(shifted, forgetful, x, particles=8, max_plate_nesting=1).mean().item() / 40
+    assert history.validation[0] == pytest.approx(whole)
+
+
+def test_a_new_auto_guide_does_not_wake_up_as_an_old_one():
+    model = PPCA(5, 2)
+    x = model(n=12).detach()
+    old = AutoNormal(model)
+    fit(model, old, x, epochs=50, lr=0.1, freeze=model, progress=False)
+    new = AutoNormal(model)
+    with pytest.warns(UserWarning, match="AutoNormal.locs.z"):
+        log_weights(model, new, x)
+    assert not torch.allclose(new.locs.z_unconstrained, old.locs.z_unconstrained, atol=0.05)
+
+
+def test_masked_observations_may_lie_outside_the_support():
+    model, guide, x = pair("VAE, Bernoulli", "MeanField")
+    x[2] = 0.5
+    seen = torch.tensor([n != 2 for n in range(7)])
+    with pyro.validation_enabled(False):
+        masked = log_weights(pyro.poutine.mask(model, mask=seen), guide, x, particles=3)
+    assert masked.isfinite().all()
 
 
 def test_the_history_of_a_subsampling_model_is_per_datum():
@@ -315,7 +346,8 @@ def test_modes_of_every_submodule_are_restored():
     seen = []
     encoder.register_forward_pre_hook(lambda m, a: seen.append(m.training) if torch.is_grad_enabled() else None)
     fit(model, guide, x, epochs=3, freeze=encoder, validation=x, progress=False)
-    assert seen == [False, False, False]
+    assert not any(seen)
+    assert len(seen) >= 3
     assert encoder.training
     encoder.eval()
     evaluate(model, guide, x, 20, progress=False)
@@ -411,3 +443,40 @@ def test_evidence_of_a_pair_with_covariates(float64):
     evidence = evaluate(model, PriorGuide(model), (x, y), 3000, seed=0, progress=False)
     torch.testing.assert_close(evidence.exact, model.log_evidence(x, y))
     assert ((evidence.log_evidence - evidence.exact).abs() < 5 * evidence.standard_error).all()
+
+
+def test_a_second_instance_of_pyros_vae_example_is_trained():
+    x = torch.rand(30, 8).round()
+    one, two = PyroVAE(), PyroVAE()
+    for vae in (one, two):
+        before = copy.deepcopy(vae.state_dict())
+        fit(vae.model, vae.guide, x, epochs=2, progress=False)
+        assert not any(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    table = compare({"one": (one.model, one.guide), "two": (two.model, two.guide)}, x, 20, progress=False)
+    assert len({row.parameters for row in table.rows.values()}) == 1
+
+
+def test_enumeration_trains():
+    mu = torch.tensor([-1.0, 1.0])
+    x = torch.cat([torch.randn(50) - 2, torch.randn(50) + 2])
+
+    def mixture(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(pyro.param("mu", mu)[c], 1.0), obs=x)
+
+    fit(mixture, lambda x: None, x, TraceEnum_ELBO(max_plate_nesting=1), epochs=60, lr=0.05, progress=False)
+    assert (pyro.param("mu") - torch.tensor([-2.0, 2.0])).abs().max() < 0.6
+
+
+def test_full_covariance_has_the_gradients_of_a_plain_gaussian(float64):
+    loc, lower = torch.randn(7, 3, requires_grad=True), torch.randn(7, 3, 3, requires_grad=True)
+    scale = lower.tril(-1) + torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).exp())
+    ours, plain = _Remembering(loc, scale_tril=scale), dist.MultivariateNormal(loc, scale_tril=scale)
+    for draw in (ours.expand([5, 7]).rsample, ours.rsample, ours.sample):
+        value = draw()
+        inputs = (loc, lower, value) if value.requires_grad else (loc, lower)
+        remembered = torch.autograd.grad(draw.__self__.log_prob(value).sum(), inputs, retain_graph=True)
+        solved = torch.autograd.grad(plain.log_prob(value).sum(), inputs, retain_graph=True)
+        for one, two in zip(remembered, solved, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
