@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
-from .inputs import Data, Transform, as_tensors, expect_rows, plan, running
+from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
 from .weights import Program, check_pair, log_weights
 
 
@@ -94,10 +94,7 @@ def bounds(
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
     exact: list[Tensor] = []
     with running(model, guide, seed=seed, device=device):
-        if batch_transform is not None:
-            tensors = (batch_transform(tensors[0]), *tensors[1:])
-        if device is not None:
-            tensors = tuple(x.to(device) for x in tensors)
+        tensors = placed(tensors, device, batch_transform)
         separate, rows = plan(model, guide, tensors, max(1, 2**15 // particles))
         if not separate:
             raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")

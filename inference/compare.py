@@ -21,7 +21,7 @@ import torch
 
 from .evidence import Evidence, evaluate
 from .history import History
-from .inputs import Data, Transform, as_tensors
+from .inputs import Data, Transform, as_tensors, placed
 from .randomness import private_randomness
 from .text import decimals, percent, standard_error_of_mean, with_error
 from .weights import Program, parameters_of
@@ -228,9 +228,8 @@ def compare(
             f"histories {list(histories)}"
         )
     tensors = as_tensors(data)
-    if batch_transform is not None:
-        with private_randomness(seed):
-            tensors = (batch_transform(tensors[0]), *tensors[1:])
+    with private_randomness(seed):
+        tensors = placed(tensors, None, batch_transform)
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1
     rows = {}

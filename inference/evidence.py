@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
-from .inputs import Data, Transform, as_tensors, expect_rows, plan, running
+from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
 from .text import decimals, percent, standard_error_of_mean
 from .weights import Program, check_pair, log_weights
 
@@ -197,10 +197,7 @@ def evaluate(
     tensors = as_tensors(data)
     n = len(tensors[0])
     with running(model, guide, seed=seed, device=device):
-        if batch_transform is not None:
-            tensors = (batch_transform(tensors[0]), *tensors[1:])
-        if device is not None:
-            tensors = tuple(x.to(device) for x in tensors)
+        tensors = placed(tensors, device, batch_transform)
         separate, rows = plan(model, guide, tensors, min(64, max(1, chunk_size // min(particles, 64))))
         block = max(1, chunk_size // rows)
         parts: list[dict[str, Tensor]] = []

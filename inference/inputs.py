@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 __all__ = [
+    "Batches",
     "Data",
+    "Device",
     "Transform",
     "as_tensors",
     "expect_rows",
     "modes_kept",
+    "placed",
     "plan",
     "running",
 ]
@@ -41,6 +44,12 @@ def as_tensors(data: Data) -> tuple[Tensor, ...]:
     return tensors
 
 
+def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | None) -> tuple[Tensor, ...]:
+    """Tensors on their device, the first of them transformed."""
+    first, *others = (x.to(device or x.device) for x in tensors)
+    return (first if transform is None else transform(first), *others)
+
+
 class Batches(NamedTuple):
     """Data, how many rows a batch takes, where it goes, and what happens to its first tensor."""
 
@@ -56,8 +65,7 @@ class Batches(NamedTuple):
 
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The batch of these rows."""
-        first, *others = (x[rows.to(x.device)].to(self.device or x.device) for x in self.tensors)
-        return (first if self.transform is None else self.transform(first), *others)
+        return placed((x[rows.to(x.device)] for x in self.tensors), self.device, self.transform)
 
     def first(self) -> tuple[Tensor, ...]:
         """The batch of the first rows."""
