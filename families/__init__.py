@@ -5,7 +5,31 @@ Guides use families for q(z | x), models for p(x | z).
 """
 
 from .base import Family
-from .discrete import Bernoulli
-from .gaussian import FullCovariance, Gaussian, MeanField
+from .discrete import Bernoulli, BinaryVector, OneHotCategorical
+from .flows import IAF, Flow
+from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
+from .mixture import Mixture
+from .point import Delta
+from .splines import NeuralSpline
+from .student import StudentT
+from .sylvester import Sylvester
+from .zuko import Zuko
 
-__all__ = ["Bernoulli", "Family", "FullCovariance", "Gaussian", "MeanField"]
+__all__ = [
+    "IAF",
+    "Bernoulli",
+    "BinaryVector",
+    "Delta",
+    "Family",
+    "Flow",
+    "FullCovariance",
+    "Gaussian",
+    "LowRank",
+    "MeanField",
+    "Mixture",
+    "NeuralSpline",
+    "OneHotCategorical",
+    "StudentT",
+    "Sylvester",
+    "Zuko",
+]

@@ -9,14 +9,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Family", "positive"]
+__all__ = ["Drawn", "Family", "lower_triangle", "matvec", "positive"]
 
+import copy
 import math
 from abc import ABC, abstractmethod
 
-from pyro.distributions import TorchDistribution
+import torch
+from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
+from torch.types import _size
 
 _ONE = math.log(math.e - 1.0)  # softplus(_ONE) == 1
 
@@ -79,6 +82,10 @@ class Family(nn.Module, ABC):
         """Contexts [..., H] to a distribution of batch shape [...] and the family's event shape."""
         return self.distribution(self.project(h))
 
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the second half reads beside lambda, by name: a flow's networks, a shared scale."""
+        return {name: value for name, value in self.named_parameters() if not name.startswith("affine.")}
+
     def extra_repr(self) -> str:
         """What the printed module shows beside its layers."""
         return f"features={tuple(self.event_shape)}, context={self.context}"
@@ -87,3 +94,71 @@ class Family(nn.Module, ABC):
 def positive(raw: Tensor) -> Tensor:
     """A positive number from any real one: softplus, shifted so that 0 goes to 1 and floored at 1e-6."""
     return F.softplus(raw + _ONE) + 1e-6
+
+
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """[*batch, I, J] times [*sample, *batch, J]: [*sample, *batch, I], without a copy of the matrix per sample."""
+    product: Tensor = torch.einsum("...ij,...j->...i", matrix, vector)
+    return product
+
+
+def lower_triangle(entries: Tensor, size: int) -> Tensor:
+    """Entries [..., size (size - 1) / 2] to strictly lower triangular matrices [..., size, size], row by row."""
+    rows, columns = torch.tril_indices(size, size, offset=-1, device=entries.device)
+    places = rows * size + columns
+    flat = entries.new_zeros(*entries.shape[:-1], size * size).index_copy(-1, places, entries)
+    matrices: Tensor = flat.unflatten(-1, (size, size))
+    return matrices
+
+
+class Drawn(TorchDistribution):
+    r"""A distribution over vectors that knows the log-density of its own last draw from the noise that made it.
+
+    .. math:: z = f(\epsilon), \qquad \log q(z) = \log p(\epsilon) - \log |\det f'(\epsilon)|
+
+    No inverse of f is needed for it, and none of its rounding reaches log q: in float32 an ill-conditioned inverse
+    loses all digits, and SVI learns to exploit that. Parameters keep their own batch shape, however the distribution
+    is expanded; they are broadcast.
+
+    Args:
+        batch_shape: the batch shape.
+        features: the number D of features.
+    """
+
+    has_rsample = True
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+
+    def __init__(self, batch_shape: _size, features: int) -> None:
+        super().__init__(Size(batch_shape), Size((features,)), validate_args=False)
+        self._last: tuple[Tensor, Tensor, bool] | None = None
+
+    @abstractmethod
+    def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
+        """A draw [*shape], and its log-density [*shape[:-1]]."""
+
+    @abstractmethod
+    def density(self, value: Tensor) -> Tensor:
+        """The log-density of any value."""
+
+    def expand(self, batch_shape: _size, _instance: object = None) -> Drawn:
+        """The same distribution under another batch shape."""
+        new = copy.copy(self)
+        new._batch_shape, new._last = Size(batch_shape), None
+        return new
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        """A reparameterized draw."""
+        z, log_q = self.draw(self._extended_shape(Size(sample_shape)))
+        self._last = (z, log_q, torch.is_grad_enabled())
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density: of the last draw from its noise, of any other value from the inverse.
+
+        A value drawn without gradient (``sample``) is any other value once gradients are asked for: log q at a fixed z
+        has another derivative than log q along a draw.
+        """
+        if self._last is not None and value is self._last[0] and self._last[2] >= torch.is_grad_enabled():
+            return self._last[1]
+        return self.density(value)

@@ -1,4 +1,4 @@
-r"""Gaussian families: diagonal and full covariance, and the Gaussian observation model.
+r"""Gaussian families: diagonal, low-rank and full covariance, and the Gaussian observation model.
 
 .. math:: \log \mathcal{N}(y; \mu, \Sigma) = -\tfrac12 (y - \mu)^\top \Sigma^{-1} (y - \mu)
           - \tfrac12 \log\det \Sigma - \tfrac{D}{2} \log 2\pi
@@ -6,13 +6,14 @@ r"""Gaussian families: diagonal and full covariance, and the Gaussian observatio
 | family | Sigma | parameters per distribution |
 | --- | --- | --- |
 | MeanField | diag(s)^2 | 2 D |
+| LowRank | diag(s) (I + U U^T) diag(s), U of R columns | 2 D + D R |
 | FullCovariance | L L^T, L lower triangular | D + D (D + 1) / 2 |
 | Gaussian | s^2 I or diag(s)^2, fixed, learned or read from the context | D or 2 D |
 """
 
 from __future__ import annotations
 
-__all__ = ["FullCovariance", "Gaussian", "MeanField"]
+__all__ = ["FullCovariance", "Gaussian", "LowRank", "MeanField"]
 
 import math
 from typing import Literal
@@ -22,7 +23,7 @@ from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDis
 from torch import Tensor, nn
 from torch.types import _size
 
-from .base import Family, positive
+from .base import Drawn, Family, lower_triangle, matvec, positive
 
 
 class MeanField(Family):
@@ -55,6 +56,85 @@ class MeanField(Family):
         return Independent(Normal(loc, positive(raw)), 1)
 
 
+class LowRank(Family):
+    r"""Gaussian whose covariance is diagonal plus a matrix of low rank R.
+
+    .. math:: q(z \mid h) = \mathcal{N}(z; \mu, \operatorname{diag}(s) (I + U U^\top) \operatorname{diag}(s)), \qquad
+              z = \mu + s \odot (\epsilon_1 + U \epsilon_2)
+
+    With rank D it reaches every Gaussian but those at the edge. With Q R the QR decomposition of U stacked on the
+    identity, and e that of :math:`\epsilon_1` on :math:`-\epsilon_2`,
+
+    .. math:: \log\det(I + U U^\top) = 2 \log |\det R|, \qquad
+              (z - \mu)^\top \Sigma^{-1} (z - \mu) = |e - Q Q^\top e|^2
+
+    a sum of squares, which keeps its digits where Woodbury's difference loses them.
+
+    References:
+        Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the 2 D + D R parameters.
+        rank: the number R of columns of U.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Raises:
+        ValueError: if ``rank`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> LowRank(10, context=8, rank=2)(torch.zeros(5, 8)).rsample().shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(self, features: int, context: int | None, rank: int = 1) -> None:
+        if rank < 1:
+            raise ValueError(f"LowRank needs a rank of at least 1, but got {rank}; MeanField has rank 0")
+        super().__init__(features, context, size=(2 + rank) * features)
+        self.rank = rank
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P], locations before scales before U column by column, to a Gaussian."""
+        D = self.features
+        loc, raw, columns = parameters.split([D, D, self.rank * D], dim=-1)
+        return _LowRank(loc, positive(raw), columns.unflatten(-1, (self.rank, D)).transpose(-1, -2))
+
+    def extra_repr(self) -> str:
+        """What the printed module shows beside its layers."""
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class _LowRank(Drawn):
+    def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1])
+        self.loc, self.scale, self.factor = loc, scale, factor  # [..., D], [..., D], [..., D, R]
+        rank = factor.shape[-1]
+        eye = torch.eye(rank, dtype=factor.dtype, device=factor.device).expand(*factor.shape[:-2], rank, rank)
+        self.basis, root = torch.linalg.qr(torch.cat([factor, eye], -2))  # [..., D + R, R], [..., R, R]
+        self.log_det = scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+    def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        D, rank = self.factor.shape[-2:]
+        noise = torch.randn(*shape[:-1], D + rank, dtype=self.loc.dtype, device=self.loc.device)
+        one, two = noise.split([D, rank], -1)
+        z = self.loc + self.scale * (one + matvec(self.factor, two))
+        return z, self._log_density(torch.cat([one, -two], -1))
+
+    def density(self, value: Tensor) -> Tensor:
+        rank = self.factor.shape[-1]
+        y = (value - self.loc) / self.scale
+        return self._log_density(torch.cat([y, y.new_zeros(*y.shape[:-1], rank)], -1))
+
+    def _log_density(self, e: Tensor) -> Tensor:
+        """Log-density, where e [..., D + R] differs from (y, 0) by a combination of the columns of U over I."""
+        rest = e - matvec(self.basis, matvec(self.basis.transpose(-1, -2), e))
+        log_density: Tensor = -0.5 * (rest.square().sum(-1) + self.loc.shape[-1] * math.log(2 * math.pi)) - self.log_det
+        return log_density
+
+
 class FullCovariance(Family):
     r"""Gaussian with a full covariance, given by its Cholesky factor.
 
@@ -78,20 +158,15 @@ class FullCovariance(Family):
         torch.Size([5, 3, 3])
     """
 
-    below: Tensor
-
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=2 * features + features * (features - 1) // 2)
-        rows, columns = torch.tril_indices(features, features, offset=-1)
-        self.register_buffer("below", rows * features + columns, persistent=False)  # places in a flattened [D, D]
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., P]: locations, diagonal, then the strict lower triangle row by row."""
         D = self.features
         loc, raw, below = parameters.split([D, D, self.size - 2 * D], dim=-1)
         scale = positive(raw)  # [..., D]
-        strict = parameters.new_zeros(*parameters.shape[:-1], D * D).index_copy(-1, self.below, below)
-        scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * strict.unflatten(-1, (D, D))  # [..., D, D]
+        scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * lower_triangle(below, D)  # [..., D, D]
         return _Remembering(loc, scale_tril=scale_tril)
 
 
@@ -107,7 +182,7 @@ class _Remembering(MultivariateNormal):
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        z: Tensor = self.loc + matvec(self._unbroadcasted_scale_tril, noise)
         self._drawn = (z, noise)
         return z
 
@@ -118,8 +193,8 @@ class _Remembering(MultivariateNormal):
         noise, lower = self._drawn[1], self._unbroadcasted_scale_tril
         if torch.is_grad_enabled():  # add zero, with the derivative of L^{-1} (z - mu) in z, mu and L
             change = (value - value.detach()) - (self.loc - self.loc.detach())
-            change = change.unsqueeze(-1) - (lower - lower.detach()) @ noise.unsqueeze(-1)
-            noise = noise + torch.linalg.solve_triangular(lower.detach(), change, upper=False).squeeze(-1)
+            change = change - matvec(lower - lower.detach(), noise)
+            noise = noise + torch.linalg.solve_triangular(lower.detach(), change.unsqueeze(-1), upper=False).squeeze(-1)
         log_det = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det
 

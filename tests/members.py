@@ -3,11 +3,30 @@
 from functools import partial
 
 import torch
+import zuko
+from torch.distributions import Distribution
 
-from jensen.families import Bernoulli, FullCovariance, Gaussian, MeanField
+from jensen.families import (
+    IAF,
+    Bernoulli,
+    BinaryVector,
+    Delta,
+    FullCovariance,
+    Gaussian,
+    LowRank,
+    MeanField,
+    Mixture,
+    NeuralSpline,
+    OneHotCategorical,
+    StudentT,
+    Sylvester,
+    Zuko,
+)
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+
+Distribution._validate_args = True  # importing zuko turned it off
 
 X, D, H = 5, 2, 16  # features, latents, context of every member below
 
@@ -26,7 +45,27 @@ MODELS = {
     "VAE, Bernoulli": lambda: _vae(Bernoulli),
 }
 
-POSTERIORS = {"MeanField": MeanField, "FullCovariance": FullCovariance}
+FLOWS = {
+    "IAF": partial(IAF, hidden=[16]),
+    "spline, autoregressive": partial(NeuralSpline, hidden=[16]),
+    "spline, coupling": partial(NeuralSpline, hidden=[16], coupling=True),
+    "Sylvester, orthogonal": partial(Sylvester, kind="orthogonal"),
+    "Sylvester, Householder": partial(Sylvester, kind="householder"),
+    "Sylvester, triangular": partial(Sylvester, kind="triangular"),
+}
+
+NO_INVERSE = {name: family for name, family in FLOWS.items() if name.startswith("Sylvester")}
+
+POSTERIORS = {
+    "MeanField": MeanField,
+    "LowRank": partial(LowRank, rank=2),
+    "FullCovariance": FullCovariance,
+    "StudentT": StudentT,
+    "StudentT, fixed": partial(StudentT, df=5.0),
+    "Mixture": partial(Mixture, components=3),
+    **FLOWS,
+    "zuko": partial(Zuko, flow=partial(zuko.flows.NSF, transforms=1, hidden_features=(16,), passes=2)),
+}
 
 GUIDES = {
     **{
@@ -54,7 +93,9 @@ OBSERVATIONS = {
 
 DENSITIES = {**POSTERIORS, **OBSERVATIONS}
 
-FAMILIES = {**DENSITIES, "Bernoulli": Bernoulli}
+DISCRETE = {"Bernoulli": Bernoulli, "BinaryVector": BinaryVector, "OneHotCategorical": OneHotCategorical}
+
+FAMILIES = {**DENSITIES, **DISCRETE, "Delta": Delta}
 
 
 def pair(model_name, guide_name):

@@ -1,0 +1,193 @@
+r"""Normalizing flows for posteriors: noise, bent by a flow, then placed by the context's own affine map.
+
+.. math::
+    z = \mu(h) + L(h) \, f_h(\epsilon), \qquad \epsilon \sim \mathcal{N}(0, I), \qquad
+    \log q(z \mid h) = \log \mathcal{N}(\epsilon; 0, I) - \log |\det f_h'(\epsilon)| - \log \det L(h)
+
+The affine map comes last: the flow bends a standardized shape, whose place it need not follow. A draw is one pass; the
+log-density of a value that the flow did not draw needs the inverse of f, where there is one.
+
+| symbol | meaning |
+| --- | --- |
+| G | what the flow reads of the context beside the affine map: its share of lambda, [..., G] |
+| L | diagonal, or lower triangular with its rows in units of the diagonal |
+"""
+
+from __future__ import annotations
+
+__all__ = ["IAF", "Flow", "autoregressive", "start_near_zero"]
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import ConditionalAutoRegressiveNN
+from torch import Size, Tensor, nn
+
+from .base import Drawn, Family, lower_triangle, matvec, positive
+
+
+class Flow(Family):
+    """What flows share: the affine map, the noise, and log q from the log-determinant that a member declares.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the parameters.
+        reads: the number G of parameters that f reads.
+        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
+
+    Example:
+        >>> import torch
+        >>> from jensen.families import IAF
+        >>> q = IAF(3, context=8)(torch.randn(5, 8))
+        >>> z, log_det = q.push(torch.randn(5, 3))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, features: int, context: int | None, reads: int, triangular: bool = False) -> None:
+        below = features * (features - 1) // 2 if triangular else 0
+        super().__init__(features, context, size=2 * features + below + reads)
+        self._parts = [features, features, below, reads]
+
+    @abstractmethod
+    def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """f: noise [*sample, ..., D] and parameters [..., G] to y and log|det f'|."""
+
+    @abstractmethod
+    def straighten(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of f: y to noise, and log|det f'| there; NotImplementedError if there is none."""
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P]: locations, scales, lower triangle, and what the flow reads."""
+        loc, raw, below, g = parameters.split(self._parts, dim=-1)
+        return _Pushed(self, loc, positive(raw), below if self._parts[2] else None, g)
+
+
+class _Pushed(Drawn):
+    """The distribution of mu + L f(noise)."""
+
+    def __init__(self, flow: Flow, loc: Tensor, scale: Tensor, below: Tensor | None, g: Tensor) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1])
+        self.flow, self.loc, self.scale, self.g = flow, loc, scale, g
+        self.below = None if below is None else lower_triangle(below, loc.shape[-1])  # L = diag(scale) (I + below)
+        self.log_scale = scale.log().sum(-1)
+
+    def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise to the value it makes, and the log-determinant of that map's Jacobian."""
+        y, log_det = self.flow.bend(noise, self.g)
+        if self.below is not None:
+            y = y + matvec(self.below, y)
+        return self.loc + self.scale * y, log_det + self.log_scale
+
+    def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        z, log_det = self.push(noise)
+        return z, _standard_normal(noise) - log_det
+
+    def density(self, value: Tensor) -> Tensor:
+        y = (value - self.loc) / self.scale
+        if self.below is not None:
+            y = torch.linalg.solve_triangular(self.below, y.unsqueeze(-1), upper=False, unitriangular=True).squeeze(-1)
+        noise, log_det = self.flow.straighten(y, self.g)
+        return _standard_normal(noise) - log_det - self.log_scale
+
+
+def _standard_normal(noise: Tensor) -> Tensor:
+    return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class IAF(Flow):
+    r"""Inverse autoregressive flow: a few layers, each an affine map of one feature given those before it.
+
+    .. math:: y_d = m_d(\epsilon_{<d}, g) + e^{a_d(\epsilon_{<d}, g)} \epsilon_d, \qquad
+              \log |\det f'| = \sum_d a_d, \qquad |a_d| < 3
+
+    The order of the features turns around from layer to layer. A draw is one pass of the networks; the log-density of a
+    foreign value takes D passes.
+
+    References:
+        Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow.
+        Germain et al. (2015), MADE: Masked Autoencoder for Distribution Estimation.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the parameters.
+        layers: the number of layers.
+        hidden: the widths of the hidden layers of each network (widened to D where they are narrower).
+        reads: the number G of parameters that the networks read of the context.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Example:
+        >>> import torch
+        >>> q = IAF(3, context=8)(torch.randn(5, 8))
+        >>> z = q.rsample()
+        >>> torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-4)
+        True
+    """
+
+    def __init__(
+        self, features: int, context: int | None, layers: int = 2, hidden: Sequence[int] = (64, 64), reads: int = 16
+    ) -> None:
+        super().__init__(features, context, reads)
+        self.networks = nn.ModuleList(autoregressive(features, reads, hidden, 2) for _ in range(layers))
+
+    def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise [..., D] to y, one pass of each network."""
+        y, log_det = noise, noise.new_zeros(())
+        for network in self.networks:
+            shift, log_scale = _affine(network, y, g)
+            y = (shift + log_scale.exp() * y).flip(-1)
+            log_det = log_det + log_scale.sum(-1)
+        return y, log_det
+
+    def straighten(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse, D passes of each network."""
+        log_det = y.new_zeros(())
+        for network in reversed(self.networks):
+            y, x = y.flip(-1), torch.zeros_like(y)
+            for _ in range(self.features):  # pass d makes feature d right
+                shift, log_scale = _affine(network, x, g)
+                x = (y - shift) * (-log_scale).exp()
+            y = x
+            log_det = log_det + log_scale.sum(-1)
+        return y, log_det
+
+
+def _affine(network: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and log-scale of each feature given those before it; the log-scale stays within (-3, 3)."""
+    shift, raw = network(x, g)
+    return shift, 3 * torch.tanh(raw / 3)
+
+
+def autoregressive(features: int, reads: int, hidden: Sequence[int], outputs: int) -> nn.Module:
+    """A masked network from features [..., D] and g [..., G] to ``outputs`` numbers per feature, near zero at first.
+
+    Output d depends on g and on the features before d: a tuple of [..., D], or [..., outputs, D] for more than two.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")  # g alone is left to read
+        network = ConditionalAutoRegressiveNN(
+            features,
+            reads,
+            [max(width, features) for width in hidden],
+            param_dims=[1, 1] if outputs == 2 else [outputs],
+            permutation=torch.arange(features),  # type: ignore[arg-type]
+            skip_connections=True,
+            nonlinearity=nn.SiLU(),
+        )
+    start_near_zero(network.layers[-1], network.skip_layer)
+    return network
+
+
+def start_near_zero(*layers: nn.Module | None) -> None:
+    """Shrink a network's last layers, so that a flow starts close to the identity."""
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in () if layer is None else layer.parameters():
+                parameter.mul_(0.01)

@@ -1,0 +1,71 @@
+r"""Any flow of the zuko library as a family.
+
+.. math:: z = \mu(h) + s(h) \odot y, \qquad y \sim \text{flow}(g(h))
+
+Nothing of zuko is imported here: the flow is handed in. (Importing zuko turns off the argument checks of every torch
+distribution in the process.)
+"""
+
+from __future__ import annotations
+
+__all__ = ["Zuko"]
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+
+from .base import Drawn, Family, positive
+
+
+class Zuko(Family):
+    """A flow of zuko's, placed and scaled by the context's own affine map.
+
+    Most of zuko's flows are made for fast densities, and draw in D passes; its coupling flows (``passes=2``) do both
+    fast, and ``IAF`` and ``NeuralSpline`` here draw in one.
+
+    References:
+        Rozet et al. (2022), Zuko: Normalizing flows in PyTorch.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the parameters.
+        flow: makes the flow, called as ``flow(features, reads)``: ``zuko.flows.NSF``, or a ``functools.partial``.
+        reads: the number G of parameters that the flow reads of the context.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Example:
+        >>> import torch, zuko
+        >>> from functools import partial
+        >>> family = Zuko(3, context=8, flow=partial(zuko.flows.NSF, transforms=2, passes=2))
+        >>> family(torch.zeros(5, 8)).rsample().shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, features: int, context: int | None, flow: Callable[[int, int], nn.Module], reads: int = 16):
+        super().__init__(features, context, size=2 * features + reads)
+        self.flow = flow(features, reads)
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P]: locations, scales, and what the flow reads."""
+        D = self.features
+        loc, raw, g = parameters.split([D, D, self.size - 2 * D], dim=-1)
+        return _Placed(loc, positive(raw), self.flow(g))
+
+
+class _Placed(Drawn):
+    def __init__(self, loc: Tensor, scale: Tensor, base: Any) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1])
+        self.loc, self.scale, self.base = loc, scale, base
+
+    def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
+        sample_shape = shape[: len(shape) - self.loc.dim()]  # the base has the batch shape of the parameters
+        y, log_q = self.base.rsample_and_log_prob(sample_shape)
+        return self.loc + self.scale * y, log_q - self.scale.log().sum(-1)
+
+    def density(self, value: Tensor) -> Tensor:
+        log_q: Tensor = self.base.log_prob((value - self.loc) / self.scale)
+        return log_q - self.scale.log().sum(-1)
