@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Drawn", "Family", "lower_triangle", "matvec", "positive"]
+__all__ = ["Drawn", "Family", "lower_triangle", "matvec", "positive", "raw_of"]
 
 import copy
 import math
@@ -96,6 +96,12 @@ def positive(raw: Tensor) -> Tensor:
     return F.softplus(raw + _ONE) + 1e-6
 
 
+def raw_of(value: Tensor) -> Tensor:
+    """The number that :func:`positive` turns into this one, which is above 1e-6."""
+    value = (value - 1e-6).clamp_min(1e-12)
+    return value + torch.log(-torch.expm1(-value)) - _ONE
+
+
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     """[*batch, I, J] times [*sample, *batch, J]: [*sample, *batch, I], without a copy of the matrix per sample."""
     product: Tensor = torch.einsum("...ij,...j->...i", matrix, vector)
@@ -112,7 +118,7 @@ def lower_triangle(entries: Tensor, size: int) -> Tensor:
 
 
 class Drawn(TorchDistribution):
-    r"""A distribution over vectors that knows the log-density of its own last draw from the noise that made it.
+    r"""A distribution that knows the log-density of its own last draw from the noise that made it.
 
     .. math:: z = f(\epsilon), \qquad \log q(z) = \log p(\epsilon) - \log |\det f'(\epsilon)|
 
@@ -122,20 +128,20 @@ class Drawn(TorchDistribution):
 
     Args:
         batch_shape: the batch shape.
-        features: the number D of features.
+        event_shape: the event shape.
     """
 
     has_rsample = True
     arg_constraints = {}  # noqa: RUF012
     support = constraints.real_vector
 
-    def __init__(self, batch_shape: _size, features: int) -> None:
-        super().__init__(Size(batch_shape), Size((features,)), validate_args=False)
+    def __init__(self, batch_shape: _size, event_shape: _size) -> None:
+        super().__init__(Size(batch_shape), Size(event_shape), validate_args=False)
         self._last: tuple[Tensor, Tensor, bool] | None = None
 
     @abstractmethod
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
-        """A draw [*shape], and its log-density [*shape[:-1]]."""
+        """A draw [*shape], and its log-density."""
 
     @abstractmethod
     def density(self, value: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Bernoulli(Family):
 class BinaryVector(Family):
     r"""A vector of D independent binary features as one discrete variable, with 2^D states that can be enumerated.
 
-    For a latent site: ``pyro.sample(site, q, infer={"enumerate": "parallel"})`` sums it out exactly.
+    A latent site with it under ``pyro.infer.config_enumerate`` is summed out exactly.
 
     References:
         Saul, Jaakkola and Jordan (1996), Mean Field Theory for Sigmoid Belief Networks.

@@ -71,7 +71,7 @@ class _Pushed(Drawn):
     """The distribution of mu + L f(noise)."""
 
     def __init__(self, flow: Flow, loc: Tensor, scale: Tensor, below: Tensor | None, g: Tensor) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1])
+        super().__init__(loc.shape[:-1], loc.shape[-1:])
         self.flow, self.loc, self.scale, self.g = flow, loc, scale, g
         self.below = None if below is None else lower_triangle(below, loc.shape[-1])  # L = diag(scale) (I + below)
         self.log_scale = scale.log().sum(-1)

@@ -13,7 +13,7 @@ r"""Gaussian families: diagonal, low-rank and full covariance, and the Gaussian 
 
 from __future__ import annotations
 
-__all__ = ["FullCovariance", "Gaussian", "LowRank", "MeanField"]
+__all__ = ["FullCovariance", "Gaussian", "LowRank", "MeanField", "RememberingNormal"]
 
 import math
 from typing import Literal
@@ -23,7 +23,7 @@ from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDis
 from torch import Tensor, nn
 from torch.types import _size
 
-from .base import Drawn, Family, lower_triangle, matvec, positive
+from .base import Drawn, Family, lower_triangle, matvec, positive, raw_of
 
 
 class MeanField(Family):
@@ -53,7 +53,16 @@ class MeanField(Family):
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., 2 D], locations before scales, to a diagonal Gaussian."""
         loc, raw = parameters.chunk(2, dim=-1)  # [..., D]
-        return Independent(Normal(loc, positive(raw)), 1)
+        return Independent(_Normal(loc, positive(raw)), 1)
+
+
+class _Normal(Normal):
+    """Draws without writing in place, so that a family can be mapped over data (``torch.func.vmap``)."""
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(sample_shape)
+        z: Tensor = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return z
 
 
 class LowRank(Family):
@@ -109,7 +118,7 @@ class LowRank(Family):
 
 class _LowRank(Drawn):
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1])
+        super().__init__(loc.shape[:-1], loc.shape[-1:])
         self.loc, self.scale, self.factor = loc, scale, factor  # [..., D], [..., D], [..., D, R]
         rank = factor.shape[-1]
         eye = torch.eye(rank, dtype=factor.dtype, device=factor.device).expand(*factor.shape[:-2], rank, rank)
@@ -167,10 +176,17 @@ class FullCovariance(Family):
         loc, raw, below = parameters.split([D, D, self.size - 2 * D], dim=-1)
         scale = positive(raw)  # [..., D]
         scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * lower_triangle(below, D)  # [..., D, D]
-        return _Remembering(loc, scale_tril=scale_tril)
+        return RememberingNormal(loc, scale_tril=scale_tril)
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] whose distribution has this mean [..., D] and Cholesky factor [..., D, D]."""
+        rows, columns = torch.tril_indices(self.features, self.features, offset=-1, device=loc.device)
+        scale = scale_tril.diagonal(dim1=-2, dim2=-1)  # [..., D]
+        below = (scale_tril / scale.unsqueeze(-1))[..., rows, columns]
+        return torch.cat([loc, raw_of(scale), below], dim=-1)
 
 
-class _Remembering(MultivariateNormal):
+class RememberingNormal(MultivariateNormal):
     """A Gaussian that knows the noise of its last draw, so that the log-density of that draw needs no triangular solve.
 
     For an ill-conditioned L the solve loses all digits in float32: log q comes out far too low, and the ELBO, which a
@@ -180,6 +196,7 @@ class _Remembering(MultivariateNormal):
     _drawn: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        """A reparameterized draw, whose noise is kept."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z: Tensor = self.loc + matvec(self._unbroadcasted_scale_tril, noise)
@@ -187,6 +204,7 @@ class _Remembering(MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density: of the last draw from its noise, of any other value by a triangular solve."""
         if self._drawn is None or value is not self._drawn[0]:
             log_density: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
             return log_density

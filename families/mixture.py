@@ -72,7 +72,7 @@ class _Mixture(Drawn):
     """
 
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
-        super().__init__(loc.shape[:-2], loc.shape[-1])
+        super().__init__(loc.shape[:-2], loc.shape[-1:])
         self.log_weights, self.loc, self.scale = logits.log_softmax(-1), loc, scale  # [..., C], [..., C, D]
 
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,11 @@ __all__ = ["StudentT"]
 
 from typing import Literal
 
+import torch
 from pyro.distributions import Independent, TorchDistribution
 from pyro.distributions import StudentT as Univariate
 from torch import Tensor
+from torch.types import _size
 
 from .base import Family, positive
 
@@ -53,8 +55,20 @@ class StudentT(Family):
         """Parameters [..., 2 D] or [..., 3 D], locations, scales, degrees of freedom, to independent Student's t."""
         loc, raw, *rest = parameters.split(self.features, dim=-1)  # [..., D]
         df = 1 + positive(rest[0]) if isinstance(self.df, str) else loc.new_full((), self.df)
-        return Independent(Univariate(df, loc, positive(raw)), 1)
+        return Independent(_StudentT(df, loc, positive(raw)), 1)
 
     def extra_repr(self) -> str:
         """What the printed module shows beside its layers."""
         return f"{super().extra_repr()}, df={self.df!r}"
+
+
+class _StudentT(Univariate):  # type: ignore[misc]
+    """Draws without writing in place, so that the family can be mapped over data (``torch.func.vmap``)."""
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(sample_shape)
+        half = (self.df / 2 + torch.zeros_like(self.loc)).expand(shape)
+        gamma = torch._standard_gamma(half)
+        noise = torch.randn(shape, dtype=half.dtype, device=half.device)
+        z: Tensor = self.loc + self.scale * noise * torch.rsqrt(gamma / half)
+        return z

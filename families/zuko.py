@@ -13,8 +13,10 @@ __all__ = ["Zuko"]
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
+from torch.distributions import Normal
 
 from .base import Drawn, Family, positive
 
@@ -58,13 +60,22 @@ class Zuko(Family):
 
 class _Placed(Drawn):
     def __init__(self, loc: Tensor, scale: Tensor, base: Any) -> None:
-        super().__init__(loc.shape[:-1], loc.shape[-1])
+        super().__init__(loc.shape[:-1], loc.shape[-1:])
         self.loc, self.scale, self.base = loc, scale, base
 
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
         sample_shape = shape[: len(shape) - self.loc.dim()]  # the base has the batch shape of the parameters
-        y, log_q = self.base.rsample_and_log_prob(sample_shape)
+        y, log_q = self._base_draw(sample_shape)
         return self.loc + self.scale * y, log_q - self.scale.log().sum(-1)
+
+    def _base_draw(self, sample_shape: Size) -> tuple[Tensor, Tensor]:
+        noise = self.base.base.expand(self.loc.shape[:-1])
+        if not isinstance(normal := getattr(noise, "base_dist", None), Normal):
+            drawn: tuple[Tensor, Tensor] = self.base.rsample_and_log_prob(sample_shape)
+            return drawn
+        e = normal.loc + normal.scale * torch.randn(*sample_shape, *self.loc.shape).to(self.loc)
+        y, log_det = self.base.transform.inv.call_and_ladj(e)
+        return y, noise.log_prob(e) - log_det
 
     def density(self, value: Tensor) -> Tensor:
         log_q: Tensor = self.base.log_prob((value - self.loc) / self.scale)

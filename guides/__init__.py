@@ -3,9 +3,46 @@
 A guide meets its model through the Pyro protocol alone. The families meant for posteriors are re-exported here.
 """
 
-from jensen.families import FullCovariance, MeanField
+from jensen.families import (
+    IAF,
+    BinaryVector,
+    Delta,
+    FullCovariance,
+    LowRank,
+    MeanField,
+    Mixture,
+    NeuralSpline,
+    OneHotCategorical,
+    StudentT,
+    Sylvester,
+    Zuko,
+)
 
-from .amortized import Amortized, Through, amortize
+from .amortized import Amortized, Joint, amortize
 from .exact import ExactPosterior, PriorGuide
+from .members import Constrained, Through
+from .refine import Laplace, SemiAmortized
 
-__all__ = ["Amortized", "ExactPosterior", "FullCovariance", "MeanField", "PriorGuide", "Through", "amortize"]
+__all__ = [
+    "IAF",
+    "Amortized",
+    "BinaryVector",
+    "Constrained",
+    "Delta",
+    "ExactPosterior",
+    "FullCovariance",
+    "Joint",
+    "Laplace",
+    "LowRank",
+    "MeanField",
+    "Mixture",
+    "NeuralSpline",
+    "OneHotCategorical",
+    "PriorGuide",
+    "SemiAmortized",
+    "StudentT",
+    "Sylvester",
+    "Through",
+    "Zuko",
+    "amortize",
+]

@@ -4,17 +4,20 @@ Nothing here imports another room: models and guides are met through the Pyro pr
 """
 
 from .bounds import Bounds, bounds
+from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .evidence import Evidence, evaluate
 from .exact import HasEvidence
 from .history import History
+from .ranks import Calibration
 from .sites import Terms
 from .svi import fit
-from .weights import log_joint, log_weights, terms
+from .weights import log_joint, log_weights, simulate, terms
 
 __all__ = [
     "Bounds",
+    "Calibration",
     "Comparison",
     "Evidence",
     "HasEvidence",
@@ -22,11 +25,13 @@ __all__ = [
     "Row",
     "Terms",
     "bounds",
+    "calibrate",
     "compare",
     "evaluate",
     "fit",
     "log_joint",
     "log_weights",
     "pareto_k",
+    "simulate",
     "terms",
 ]

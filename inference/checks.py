@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["check_data", "check_match", "check_observed", "check_scale", "check_shape", "fit_values"]
+__all__ = [
+    "check_data",
+    "check_match",
+    "check_scale",
+    "check_shapes",
+    "check_simulated",
+    "fit_values",
+]
 
 import warnings
 from collections.abc import Mapping
@@ -96,7 +103,16 @@ def check_scale(sites: list[Site]) -> None:
         )
 
 
-def check_shape(site: Site) -> None:
+def check_shapes(p: list[Site], q: list[Site]) -> None:
+    """Raise ValueError for a site of the model or guide that its plates do not explain, or data that do not fit."""
+    for site in [*p, *q]:
+        _check_shape(site)
+    for site in p:
+        if site["is_observed"]:
+            _check_observed(site)
+
+
+def _check_shape(site: Site) -> None:
     """Raise ValueError for a batch dimension that no plate declares, as Pyro's own losses do."""
     shape = site["fn"].batch_shape
     declared = {frame.dim: frame.size for frame in plates_of(site)}
@@ -109,7 +125,7 @@ def check_shape(site: Site) -> None:
         )
 
 
-def check_observed(site: Site) -> None:
+def _check_observed(site: Site) -> None:
     """Raise ValueError for an observation outside the support of its distribution, or of another shape."""
     fn, value = site["fn"], site["value"]
     event_dim = fn.event_dim
@@ -132,6 +148,28 @@ def check_observed(site: Site) -> None:
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); binarize grey images "
             "(batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
         )
+
+
+def check_simulated(sites: list[Site], n: int) -> dict[str, Tensor]:
+    """What a model without data drew, by site.
+
+    Raises:
+        ValueError: unless it drew ``n`` data at site ``"x"``, and n values at each of its other sites.
+    """
+    drawn = {s["name"]: s for s in sites if not s["is_observed"]}
+    if "x" not in drawn:
+        raise ValueError(
+            f"the model draws no data: none of the sites that it draws, {sorted(drawn)}, is 'x'; name the site of the "
+            "data 'x', with obs=None where there are none"
+        )
+    for name, site in drawn.items():
+        shape = tuple(site["fn"].batch_shape)
+        if shape != (n,):
+            raise ValueError(
+                f"site '{name}' is drawn with batch shape {shape}, but {n} data take {(n,)}: open one plate of size n "
+                "around every site, and no other (a global latent has no value per datum)"
+            )
+    return {name: site["value"] for name, site in drawn.items()}
 
 
 def fit_values(values: Mapping[str, Tensor], sites: list[Site], nesting: int) -> tuple[int, dict[str, Tensor]]:

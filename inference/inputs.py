@@ -24,8 +24,9 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from .randomness import private_randomness
+from .sites import Layout
 from .store import owners_of
-from .weights import Layout, Program, check_pair
+from .weights import Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
 Device = torch.device | str | None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 __all__ = [
     "PARTICLES",
+    "Layout",
     "PairRun",
     "Site",
     "Terms",
     "at_leaves",
     "base_of",
     "enclosing_plates",
+    "in_plate",
+    "layout_of",
     "nesting_of",
     "plates_of",
     "site_log_prob",
@@ -19,10 +22,12 @@ __all__ = [
     "sum_to_data",
 ]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions import Delta, TorchDistribution, Unit
 from pyro.distributions.util import scale_and_mask, sum_rightmost
@@ -65,11 +70,44 @@ def enclosing_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
     return sorted((frame for frame in common if frame.name != PARTICLES), key=_dim)
 
 
+def in_plate(fn: Callable[..., Any], particles: int, nesting: int) -> Callable[..., Any]:
+    """A program under K particles, in a plate left of all its own."""
+    wrapped: Callable[..., Any] = pyro.plate(PARTICLES, particles, dim=-nesting - 1)(fn)
+    return wrapped
+
+
 def base_of(fn: Any) -> Any:
     """The distribution inside ``Independent``, ``mask`` and ``expand``."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
+
+
+class Layout(NamedTuple):
+    """How a pair is laid out.
+
+    Attributes:
+        nesting: how deep its plates are nested.
+        sizes: the sizes of the plates that enclose every site; empty where weights are joint.
+        full_size: the size of a subsampled plate around everything observed; None without one.
+        points: the guide's sites, if all of them are points (``Delta``) without a density.
+    """
+
+    nesting: int
+    sizes: tuple[int, ...]
+    full_size: int | None
+    points: tuple[str, ...] = ()
+
+
+def layout_of(p: list[Site], q: list[Site]) -> Layout:
+    """The layout of a pair, from the sites of its model and those of its guide."""
+    densities = [s for s in q if not isinstance(base_of(s["fn"]), Delta | Unit)]
+    points = () if densities else tuple(s["name"] for s in q)
+    observed = [set(s["cond_indep_stack"]) for s in p if s["is_observed"]]
+    around = set.intersection(*observed) if observed else set()
+    full = [frame.full_size for frame in around if frame.full_size != frame.size]
+    sizes = tuple(frame.size for frame in enclosing_plates([*p, *q]))
+    return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points)
 
 
 def subsampling(frames: set[CondIndepStackFrame]) -> float:

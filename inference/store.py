@@ -6,7 +6,7 @@ name, whoever put it there: a second nameless module, or a second AutoGuide of o
 
 from __future__ import annotations
 
-__all__ = ["claim_parameters", "owners_of"]
+__all__ = ["claim_parameters", "owners_of", "trainable"]
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,3 +82,18 @@ def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules among programs, and those whose bound methods programs are."""
     owners = (getattr(program, "__self__", program) for program in programs)
     return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+def trainable(
+    model: Callable[..., Any], guide: Callable[..., Any], of_model: list[nn.Parameter], of_guide: list[nn.Parameter]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trainable parameters of the model, and those of the guide alone: what they own, and what they read."""
+    owners = [owners_of(half) for half in (model, guide)]
+    if owners[0] and owners[0] == owners[1]:  # bound methods of one module: each half has what it reads
+        rest = set(of_model) | set(of_guide)
+        of_model = [*of_model, *(p for p in owners[0][0].parameters() if p not in rest)]
+        owners = [[], []]
+    owned = [[p for owner in found for p in owner.parameters()] for found in owners]
+    first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
+    known = set(first)
+    return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]

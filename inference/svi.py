@@ -25,8 +25,9 @@ from .checkpoint import MakeScheduler, Run
 from .history import History
 from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, running
 from .randomness import forked_rng, private_randomness
+from .sites import Layout
 from .store import owners_of
-from .weights import Layout, Program, check_pair, log_weights, parameters_of, parameters_read
+from .weights import Program, check_pair, log_weights, parameters_of, parameters_read
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 

@@ -14,60 +14,43 @@ that is subsampled and does *not* enclose every site still multiplies its own si
 from __future__ import annotations
 
 __all__ = [
-    "Layout",
     "check_pair",
     "log_joint",
     "log_weights",
     "parameters_of",
     "parameters_read",
+    "simulate",
     "terms",
 ]
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from .checks import check_data, check_match, check_observed, check_scale, check_shape, fit_values
+from .checks import check_data, check_match, check_scale, check_shapes, check_simulated, fit_values
 from .randomness import forked_rng
 from .sites import (
-    PARTICLES,
+    Layout,
     PairRun,
     Terms,
     at_leaves,
-    base_of,
     enclosing_plates,
+    in_plate,
+    layout_of,
     nesting_of,
     site_log_prob,
     sites_of,
     stop_parameters,
 )
-from .store import claim_parameters, owners_of
+from .store import claim_parameters, owners_of, trainable
 
 Program = Callable[..., Any]
-
-
-class Layout(NamedTuple):
-    """How a pair is laid out.
-
-    Attributes:
-        nesting: how deep its plates are nested.
-        sizes: the sizes of the plates that enclose every site; empty where weights are joint.
-        full_size: the size of a subsampled plate around everything observed; None without one.
-        points: the guide's sites, if all of them are points (``Delta``) without a density.
-    """
-
-    nesting: int
-    sizes: tuple[int, ...]
-    full_size: int | None
-    points: tuple[str, ...] = ()
 
 
 def log_weights(
@@ -150,7 +133,7 @@ def terms(
     log_q_stopped = None
     if stopped:  # the guide runs again, at leaves in the place of its values
         frozen, leaves = at_leaves(run)
-        guide = poutine.replay(_in_plate(guide, particles, run.nesting), trace=frozen)
+        guide = poutine.replay(in_plate(guide, particles, run.nesting), trace=frozen)
         with torch.enable_grad(), forked_rng():
             torch.set_rng_state(state)
             again = sites_of(poutine.trace(guide).get_trace(*data))
@@ -190,10 +173,51 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         sites = sites_of(poutine.trace(model).get_trace(*data))
     nesting = nesting_of(sites)
     k, fitted = fit_values(values, sites, nesting)
-    sites = sites_of(poutine.trace(poutine.condition(_in_plate(model, k, nesting), data=fitted)).get_trace(*data))
+    sites = sites_of(poutine.trace(poutine.condition(in_plate(model, k, nesting), data=fitted)).get_trace(*data))
     keep = enclosing_plates(sites)
     total = sum(site_log_prob(site, keep, nesting) for site in sites)
     return torch.as_tensor(total).expand((k, *(frame.size for frame in keep)))
+
+
+def simulate(model: Program, n: int, *covariates: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    r"""Draw data from a model, together with the latent values that made them.
+
+    .. math:: z_n \sim p(z), \qquad x_n \sim p(x \mid z_n)
+
+    Given x, the z that made it is an exact draw from p(z | x). Draws from the user's random stream, without gradient.
+
+    Args:
+        model: a model called as ``model(None, *covariates, n=n)`` that draws its data at site ``"x"``.
+        n: the number N of data, at least 1.
+        covariates: what the model reads beside x, tensors whose first dimension is N.
+
+    Returns:
+        The latent values by site, [N, *event], and the data x, [N, *event_shape].
+
+    Raises:
+        ValueError: for ``n`` less than 1, a model without site ``"x"``, and a site that is not in the one plate of
+            the data.
+        TypeError: if the model does not run as ``model(None, *covariates, n=n)``.
+
+    Example:
+        >>> from jensen.models import PPCA
+        >>> values, x = simulate(PPCA(5, latent=2), 3)
+        >>> values["z"].shape, x.shape
+        (torch.Size([3, 2]), torch.Size([3, 5]))
+    """
+    if n < 1:
+        raise ValueError(f"n is the number of data to draw, at least 1, but got {n}")
+    claim_parameters(model, model)
+    try:
+        with torch.no_grad():
+            trace = poutine.trace(model).get_trace(None, *covariates, n=n)
+    except (AttributeError, TypeError) as error:
+        raise TypeError(
+            f"the model cannot draw data: model(None, *covariates, n={n}) fails ({error}); write it as "
+            "forward(x=None, *covariates, n=1), with obs=x at site 'x' and a plate over n data where x is None"
+        ) from error
+    values = check_simulated(sites_of(trace), n)
+    return values, values.pop("x")
 
 
 def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
@@ -219,20 +243,9 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     with torch.no_grad(), forked_rng():
         p, q = _trace_pair(model, guide, data)
     check_match(p, q)
-    sites = [*sites_of(p), *sites_of(q)]
-    check_scale(sites)
-    for site in sites:
-        check_shape(site)
-    for site in sites_of(p):
-        if site["is_observed"]:
-            check_observed(site)
-    densities = [s for s in sites_of(q) if not isinstance(base_of(s["fn"]), Delta | Unit)]
-    points = () if densities else tuple(s["name"] for s in sites_of(q))
-    observed = [set(s["cond_indep_stack"]) for s in sites_of(p) if s["is_observed"]]
-    around = set.intersection(*observed) if observed else set()
-    full = [frame.full_size for frame in around if frame.full_size != frame.size]
-    sizes = tuple(frame.size for frame in enclosing_plates(sites))
-    return Layout(nesting_of(sites), sizes, full[0] if full else None, points)
+    check_scale([*sites_of(p), *sites_of(q)])
+    check_shapes(sites_of(p), sites_of(q))
+    return layout_of(sites_of(p), sites_of(q))
 
 
 @contextmanager
@@ -258,20 +271,7 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
             q = poutine.trace(guide).get_trace(*data)
         with parameters_read(model, guide) as of_model:
             poutine.replay(model, trace=q)(*data)
-    owners = [owners_of(half) for half in (model, guide)]
-    if owners[0] and owners[0] == owners[1]:  # bound methods of one module: each half has what it reads
-        rest = set(of_model) | set(of_guide)
-        of_model = [*of_model, *(p for p in owners[0][0].parameters() if p not in rest)]
-        owners = [[], []]
-    owned = [[p for owner in found for p in owner.parameters()] for found in owners]
-    first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
-    known = set(first)
-    return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]
-
-
-def _in_plate(fn: Program, particles: int, nesting: int) -> Program:
-    wrapped: Program = pyro.plate(PARTICLES, particles, dim=-nesting - 1)(fn)
-    return wrapped
+    return trainable(model, guide, of_model, of_guide)
 
 
 def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
@@ -285,7 +285,7 @@ def _run(model: Program, guide: Program, data: tuple[Tensor, ...], particles: in
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     if nesting is None:
         nesting = check_pair(model, guide, *data).nesting
-    p, q = _trace_pair(_in_plate(model, particles, nesting), _in_plate(guide, particles, nesting), data)
+    p, q = _trace_pair(in_plate(model, particles, nesting), in_plate(guide, particles, nesting), data)
     p_sites, q_sites = sites_of(p), sites_of(q)
     keep = enclosing_plates([*p_sites, *q_sites])
     p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal

@@ -4,8 +4,9 @@
 ``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
 """
 
+from .curved import Banana, Ring
 from .linear import PPCA
 from .priors import StandardNormal
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "StandardNormal"]
+__all__ = ["PPCA", "VAE", "Banana", "Ring", "StandardNormal"]

@@ -16,7 +16,7 @@ from test_kernel import PyroVAE
 from torch import nn
 
 from jensen.families import Bernoulli, FullCovariance, MeanField
-from jensen.families.gaussian import _Remembering
+from jensen.families.gaussian import RememberingNormal
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights, terms
 from jensen.models import PPCA
@@ -472,7 +472,7 @@ def test_enumeration_trains():
 def test_full_covariance_has_the_gradients_of_a_plain_gaussian(float64):
     loc, lower = torch.randn(7, 3, requires_grad=True), torch.randn(7, 3, 3, requires_grad=True)
     scale = lower.tril(-1) + torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).exp())
-    ours, plain = _Remembering(loc, scale_tril=scale), dist.MultivariateNormal(loc, scale_tril=scale)
+    ours, plain = RememberingNormal(loc, scale_tril=scale), dist.MultivariateNormal(loc, scale_tril=scale)
     for draw in (ours.expand([5, 7]).rsample, ours.rsample, ours.sample):
         value = draw()
         inputs = (loc, lower, value) if value.requires_grad else (loc, lower)

@@ -1,0 +1,145 @@
+r"""What a guide draws a site from: a family, read through a network, mapped to a constrained support.
+
+All offer a family's two halves, context to parameters and parameters to distribution, so guides need not tell them
+apart, and refine the parameters between the halves.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Constrained", "Member", "Through", "site_transform"]
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
+from torch import Size, Tensor, nn
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import ComposeTransform, ReshapeTransform, Transform
+
+
+class Member(Protocol):
+    """The two halves of a family."""
+
+    size: int
+
+    def project(self, h: Tensor) -> Tensor:
+        """Contexts [..., H] to parameters [..., P]."""
+        ...
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P] to a distribution of batch shape [...]."""
+        ...
+
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the second half reads beside lambda, by name."""
+        ...
+
+
+class _Wrapped(nn.Module):
+    """What holds a family and hands its second half on."""
+
+    def __init__(self, family: Member) -> None:
+        super().__init__()
+        self.family = family
+        self.size = family.size
+
+    def project(self, h: Tensor) -> Tensor:
+        """Contexts [..., H] to the family's parameters [..., P]."""
+        return self.family.project(h)
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P] to the distribution."""
+        return self.family.distribution(parameters)
+
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that the second half reads beside lambda, by name."""
+        return {f"family.{name}": value for name, value in self.family.own_weights().items()}
+
+    def forward(self, h: Tensor) -> TorchDistribution:
+        """Contexts [..., H] to a distribution of batch shape [...]."""
+        return self.distribution(self.project(h))
+
+
+class Through(_Wrapped):
+    """A family that reads its context through a network of its own.
+
+    Args:
+        network: a network from [..., H] to [..., G].
+        family: a family with context G.
+
+    Example:
+        >>> import torch
+        >>> from jensen.families import MeanField
+        >>> from jensen.networks import mlp
+        >>> Through(mlp(16, [32]), MeanField(2, context=32))(torch.zeros(5, 16)).batch_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, network: nn.Module, family: Member) -> None:
+        super().__init__(family)
+        self.network = network
+
+    def project(self, h: Tensor) -> Tensor:
+        """Contexts [..., H] to the family's parameters [..., P]."""
+        return self.family.project(self.network(h))
+
+
+class Constrained(_Wrapped):
+    r"""A family mapped from all of R^D onto the support of a site: positive, an interval, a simplex, ...
+
+    .. math:: z = t(u), \quad u \sim q(u \mid h), \qquad \log q(z \mid h) = \log q(u \mid h) - \log |\det t'(u)|
+
+    References:
+        Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), Automatic Differentiation Variational Inference.
+
+    Args:
+        family: a family whose features are the coordinates of the unconstrained space (a simplex of 3 numbers has 2).
+        constraint: the support, as in ``torch.distributions.constraints``.
+        event_shape: the event shape of the site; a vector of the family's features if None. ``()`` for a scalar.
+
+    Raises:
+        ValueError: if the family's features are not those of the unconstrained space.
+
+    Example:
+        >>> import torch
+        >>> from jensen.families import FullCovariance
+        >>> q = Constrained(FullCovariance(2, context=8), constraints.simplex, event_shape=(3,))(torch.randn(5, 8))
+        >>> torch.allclose(q.rsample().sum(-1), torch.ones(5))
+        True
+    """
+
+    def __init__(self, family: Member, constraint: Constraint, event_shape: Sequence[int] | None = None) -> None:
+        super().__init__(family)
+        features: int = family.features  # type: ignore[attr-defined]
+        self.constraint = constraint
+        self.event_shape = Size((features,) if event_shape is None else event_shape)
+        self.features = features
+        (expected,) = site_transform(self.event_shape, constraint).inverse_shape(self.event_shape)
+        if features != expected:
+            raise ValueError(
+                f"a site of event shape {list(self.event_shape)} under {constraint} has {expected} unconstrained "
+                f"coordinates, but the family has {features} features"
+            )
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """Parameters [..., P] to a distribution on the support."""
+        transform = site_transform(self.event_shape, self.constraint)
+        mapped: TorchDistribution = TransformedDistribution(self.family.distribution(parameters), [transform])
+        return mapped
+
+    def extra_repr(self) -> str:
+        """What the printed module shows beside its parts."""
+        return f"{self.constraint}, event_shape={tuple(self.event_shape)}"
+
+
+def site_transform(event_shape: Sequence[int], constraint: Constraint = constraints.real) -> Transform:
+    """The bijection from a vector of unconstrained coordinates onto the support of a site of this event shape.
+
+    It remembers its last value, so that the inverse of a value that it made is the very coordinates it came from.
+    """
+    onto = biject_to(constraint)
+    inner = Size(onto.inverse_shape(Size(event_shape)))
+    flat = ReshapeTransform(Size((inner.numel(),)), inner)
+    transform: Transform = ComposeTransform([flat, onto]).with_cache(1)
+    return transform
