@@ -54,7 +54,7 @@ class StudentT(Family):
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., 2 D] or [..., 3 D], locations, scales, degrees of freedom, to independent Student's t."""
         loc, raw, *rest = parameters.split(self.features, dim=-1)  # [..., D]
-        df = 1 + positive(rest[0]) if isinstance(self.df, str) else loc.new_full((), self.df)
+        df = 1 + positive(rest[0]).square() if isinstance(self.df, str) else loc.new_full((), self.df)
         return Independent(_StudentT(df, loc, positive(raw)), 1)
 
     def extra_repr(self) -> str:

@@ -67,6 +67,10 @@ class ExactPosterior(UniqueModule):
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample(self.site, model.posterior(x))  # [N, D]
 
+    def local(self, *data: Tensor) -> ExactPosterior:
+        """Itself: it has nothing to optimise."""
+        return self
+
 
 class PriorGuide(UniqueModule):
     r"""The model's prior as its guide: naive Monte Carlo, log w = log p(x | z).
@@ -94,6 +98,10 @@ class PriorGuide(UniqueModule):
         """The Pyro guide: draws every latent site from the model."""
         (model,) = self._model
         poutine.block(model, hide_fn=_is_observed)(*data)
+
+    def local(self, *data: Tensor) -> PriorGuide:
+        """Itself: it has nothing to optimise."""
+        return self
 
 
 def _is_observed(site: Any) -> bool:

@@ -9,6 +9,7 @@ from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .evidence import Evidence, evaluate
 from .exact import HasEvidence
+from .gaps import Gaps, gaps
 from .history import History
 from .ranks import Calibration
 from .sites import Terms
@@ -20,6 +21,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Evidence",
+    "Gaps",
     "HasEvidence",
     "History",
     "Row",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "gaps",
     "log_joint",
     "log_weights",
     "pareto_k",

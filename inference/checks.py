@@ -86,7 +86,8 @@ def _check_draw(p: Site, q: Site) -> None:
     if outside or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
         raise ValueError(
             f"the guide draws site '{name}' from {type(mine).__name__}, whose support is not that of the model's "
-            f"{type(theirs).__name__}; take a family with the support of the site"
+            f"{type(theirs).__name__}; take a family with the support of the site, or map a continuous one onto it: "
+            f"constraints={{'{name}': ...}}, of amortize and of the guides that take it"
         )
 
 

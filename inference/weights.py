@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -241,7 +241,12 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     check_data(data, {p.dtype for owner in owners_of(model, guide) for p in owner.parameters()})
     claim_parameters(model, guide)
     with torch.no_grad(), forked_rng():
-        p, q = _trace_pair(model, guide, data)
+        try:
+            p, q = _trace_pair(model, guide, data)
+        except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
+            with validation_enabled(False), suppress(RuntimeError):
+                check_match(*_trace_pair(model, guide, data))
+            raise
     check_match(p, q)
     check_scale([*sites_of(p), *sites_of(q)])
     check_shapes(sites_of(p), sites_of(q))

@@ -1,0 +1,285 @@
+r"""What a guide costs, in two parts: what its family cannot do, and what its encoder does not do.
+
+.. math::
+    \log p(x) - \text{ELBO}(q_{\lambda(x)}) =
+    \underbrace{\log p(x) - \text{ELBO}(q_{\lambda^*})}_{\text{approximation gap}} +
+    \underbrace{\text{ELBO}(q_{\lambda^*}) - \text{ELBO}(q_{\lambda(x)})}_{\text{amortization gap}}, \qquad
+    \lambda^* = \arg\max_\lambda \text{ELBO}(q_\lambda)
+
+with parameters lambda* of the same family found for each datum on its own, all data of a batch at once.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Gaps", "gaps"]
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from tqdm import tqdm
+
+from .evidence import Evidence, evaluate
+from .inputs import Data, Device, Transform, as_tensors, placed, running
+from .randomness import private_randomness
+from .search import LocalSearch, without_store_warnings
+from .text import decimals, percent, standard_error_of_mean
+from .weights import Program
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaps:
+    """What :func:`gaps` measured. Tensors are per datum, [N], float64, in nats.
+
+    Attributes:
+        evidence: the measurement of the guide.
+        local: the same of the family's best, found for each datum.
+        gained: what the last round of the local optimisation still added to the ELBO.
+        converged: whether that is less than the tolerance and twice its Monte Carlo error.
+        rounds: how many rounds the batches took, the most of them.
+        seconds: the time that the local optimisation took.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2).double()
+        >>> found = gaps(model, ExactPosterior(model), torch.randn(20, 5).double(), particles=50, progress=False)
+        >>> float(found.approximation.abs().max()) < 1e-10, float(found.amortization.abs().max()) < 1e-10
+        (True, True)
+    """
+
+    evidence: Evidence
+    local: Evidence
+    gained: Tensor
+    converged: Tensor
+    rounds: int
+    seconds: float
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Log p(x): exact where it is known, else, of the two guides' estimates, that with the smaller k-hat: [N]."""
+        if self.evidence.exact is not None:
+            return self.evidence.exact
+        amortized_is_better = self.evidence.pareto_k < self.local.pareto_k
+        return torch.where(amortized_is_better, self.evidence.log_evidence, self.local.log_evidence)
+
+    @property
+    def approximation(self) -> Tensor:
+        """Log p(x) minus the ELBO of the family's best: [N]."""
+        return self.log_evidence - self.local.elbo
+
+    @property
+    def amortization(self) -> Tensor:
+        """The ELBO of the family's best minus that of the guide: [N]."""
+        return self.local.elbo - self.evidence.elbo
+
+    @property
+    def total(self) -> Tensor:
+        """Log p(x) minus the ELBO of the guide: [N], the sum of both gaps."""
+        return self.log_evidence - self.evidence.elbo
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Means over the data with their errors.
+
+        ``*_data_error`` is the standard error over the data set, ``*_mc_error`` the Monte Carlo error of the mean.
+        ``unreliable`` is the share of data for which neither estimate of log p(x) has a k-hat below 0.7; None where
+        log p(x) is exact, or k-hat unknown.
+        """
+        error = _mc_error(self.local.elbo_error)
+        both = math.hypot(error, _mc_error(self.evidence.elbo_error))
+        better = torch.fmin(self.evidence.pareto_k, self.local.pareto_k)
+        known = self.evidence.exact is not None
+        smaller = torch.fmin(self.evidence.standard_error, self.local.standard_error)
+        of_evidence = 0.0 if known else _mc_error(smaller)
+        return {
+            "n": len(self.total),
+            "particles": self.evidence.particles,
+            "gap": float(self.total.mean()),
+            "gap_data_error": standard_error_of_mean(self.total),
+            "approximation": float(self.approximation.mean()),
+            "approximation_data_error": standard_error_of_mean(self.approximation),
+            "approximation_mc_error": math.hypot(error, of_evidence),
+            "amortization": float(self.amortization.mean()),
+            "amortization_data_error": standard_error_of_mean(self.amortization),
+            "amortization_mc_error": both,
+            "converged": float(self.converged.double().mean()),
+            "gained": float(self.gained.mean()),
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "unreliable": None if known or self.evidence.particles < 25 else float((~(better <= 0.7)).double().mean()),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists: the summary, and the values per datum."""
+        names = ("log_evidence", "approximation", "amortization", "gained", "converged")
+        return {"summary": self.summary(), "per_datum": {name: getattr(self, name).tolist() for name in names}}
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        s = self.summary()
+        rows = [
+            (label, decimals(s[name]), f"± {decimals(s[f'{name}_data_error'])}  over the data" + note)
+            for label, name, note in (
+                ("gap = log p(x) - ELBO", "gap", ""),
+                ("  approximation (the family)", "approximation", _and(s["approximation_mc_error"])),
+                ("  amortization (the encoder)", "amortization", _and(s["amortization_mc_error"])),
+            )
+        ]
+        rows.append(
+            (
+                "local optimisation converged",
+                percent(s["converged"]),
+                f"of the data; last round gained {decimals(s['gained'], 4)} nats",
+            )
+        )
+        if s["unreliable"]:
+            rows.append(("log p(x) doubtful (k-hat > 0.7)", percent(s["unreliable"]), "of the data: gaps lean low"))
+        head = f"{s['n']} data, {s['particles']} particles each, nats per datum"
+        return "\n".join([head, *(f"{name:32s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
+
+
+def gaps(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 5000,
+    *,
+    tolerance: float = 0.002,
+    rounds: int = 10,
+    steps: int = 200,
+    lr: float = 0.1,
+    draws: int = 8,
+    batch_size: int = 250,
+    seed: int | None = None,
+    batch_transform: Transform | None = None,
+    device: Device = None,
+    progress: bool = True,
+) -> Gaps:
+    r"""Split log p(x) - ELBO into the approximation gap of the family and the amortization gap of the encoder.
+
+    For each datum the parameters of the same family are optimised from the encoder's answer on: offsets to what the
+    encoder says, and one copy of every other weight of the family (a flow's networks) per datum. A round is ``steps``
+    steps of Adam whose learning rate falls to a hundredth; after it each datum keeps the better of the parameters
+    before and after, by the ELBO under the same noise. Rounds go on until one gains less than the tolerance on average,
+    so the last round is the check of convergence: it set out with a large step again and found nothing. The optimum is
+    a local one, and so an upper bound on the approximation gap. Where log q of a given value is known and not much
+    dearer than a draw, gradients stick the landing: their noise vanishes as q comes close to the posterior.
+
+    References:
+        Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+        Roeder, Wu and Duvenaud (2017), Sticking the Landing.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide; one of ours (it has ``local(*data)``), or an AutoGuide, which has no encoder: what is left to
+            its optimisation counts as amortization.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws per datum of the final measurements.
+        tolerance: in nats per datum: when the optimisation has converged.
+        rounds: the most rounds.
+        steps: steps of Adam in a round.
+        lr: the learning rate that the first two rounds start with, for parameters that are offsets; a fifth of it for
+            copies of weights. Later rounds start with half of the one before, down to a tenth.
+        draws: draws from the guide per datum and step.
+        batch_size: how many data are optimised at once.
+        seed: makes everything repeatable and leaves the user's random stream alone; None draws from that stream.
+        batch_transform: applied to the first tensor, once.
+        device: where to run; modules and data are moved there. None: where they are.
+        progress: whether to show progress bars.
+
+    Returns:
+        The :class:`Gaps`.
+
+    Raises:
+        TypeError: for a guide without ``local``.
+        ValueError: for settings that make no sense, joint weights, and on what
+            :func:`~jensen.inference.evaluate` names.
+
+    Example:
+        >>> from jensen.families import MeanField
+        >>> from jensen.guides import amortize
+        >>> from jensen.models import PPCA
+        >>> from jensen.networks import mlp
+        >>> model = PPCA(5, latent=2)
+        >>> guide = amortize(model, mlp(5, [3]), MeanField, context=3)
+        >>> found = gaps(model, guide, torch.randn(20, 5), particles=100, seed=0, progress=False)
+        >>> bool(found.amortization.mean() > 0.1), found.summary()["converged"] > 0.5
+        (True, True)
+    """
+    if min(rounds, steps, draws, batch_size) < 1 or not tolerance > 0 or not lr > 0:
+        raise ValueError("rounds, steps, draws and batch_size are at least 1, tolerance and lr positive")
+    if not has_local(guide):
+        raise TypeError(
+            f"gaps needs a guide that says what its family is, but {type(guide).__name__} has no local(*data); take "
+            "amortize(...), or give your guide that method: a guide with parameters of its own for each of these data"
+        )
+    tensors = as_tensors(data)
+    with private_randomness(seed):
+        tensors = placed(tensors, device, batch_transform)
+    evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+    if evidence.joint:
+        raise ValueError("the weights of this pair are joint, one number for all data, so there is no gap per datum")
+    n, start = len(tensors[0]), time.perf_counter()
+    rows = n if isinstance(guide, AutoGuide) else batch_size
+    found: list[Evidence] = []
+    gain: list[Tensor] = []
+    converged: list[Tensor] = []
+    most, spent = 0, 0.0
+    with (
+        tqdm(total=n, disable=not progress, desc="local optimum", unit="datum") as bar,
+        without_store_warnings(),
+        running(model, guide, seed=seed, device=device),
+    ):
+        for first in range(0, n, rows):
+            batch = tuple(x[first : first + rows] for x in tensors)
+            local = copy.deepcopy(guide) if isinstance(guide, AutoGuide) else guide.local(*batch)  # type: ignore[attr-defined]
+            search = LocalSearch(model, local, batch, draws)
+            done, gained, error = 0, torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
+            if search.free:
+                for done in range(1, rounds + 1):
+                    gained, error = search.round(steps, lr * max(0.1, 0.5 ** max(0, done - 2)))
+                    if done > 1 and float(gained.mean()) < tolerance:
+                        break
+            spent, start = spent + time.perf_counter() - start, time.perf_counter()
+            found.append(evaluate(model, local, batch, particles, device=device, progress=False))
+            start = time.perf_counter()
+            gain.append(gained.double().cpu())
+            converged.append((gained <= tolerance + 2 * error).cpu())
+            most = max(most, done)
+            bar.update(len(batch[0]))
+    return Gaps(evidence, _joined(found), torch.cat(gain), torch.cat(converged), most, spent)
+
+
+def has_local(guide: Program) -> bool:
+    """Whether the gap of a guide can be split."""
+    return isinstance(guide, AutoGuide) or callable(getattr(guide, "local", None))
+
+
+def _joined(parts: Sequence[Evidence]) -> Evidence:
+    """The measurement of all data, from those of its batches."""
+    first = parts[0]
+    values: dict[str, Any] = {}
+    for field in fields(Evidence):
+        pieces = [getattr(part, field.name) for part in parts]
+        values[field.name] = torch.cat(pieces) if isinstance(pieces[0], Tensor) else getattr(first, field.name)
+    return Evidence(**values)
+
+
+def _mc_error(errors: Tensor) -> float:
+    """The Monte Carlo error of a mean over data, from those of its terms."""
+    return float(errors.square().sum().sqrt()) / len(errors)
+
+
+def _and(mc_error: float | int | None) -> str:
+    return f", {decimals(mc_error, 4)} Monte Carlo"
