@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jensen import __version__
 
-from .compare import GUIDES, run
+from .compare import DEFAULT_GUIDES, GUIDES, run
 
 _DATA = ("digits", "mnist", "binarized_mnist", "oil_flow")
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--guides",
-        default=",".join(GUIDES),
+        default=",".join(DEFAULT_GUIDES),
         metavar="NAMES",
         help=f"guides of the first block, separated by commas, out of {', '.join(GUIDES)}; the second block takes "
         "those that can be trained",
@@ -97,5 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the pictures and report.json",
     )
+    add("--gaps", action="store_true", help="split every gap into the family's part and the encoder's part")
     add("--bits", action="store_true", help="bits per dimension instead of nats per datum")
     return parser

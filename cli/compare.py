@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GUIDES", "run"]
+__all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
 
 import argparse
 import json
@@ -19,19 +19,41 @@ import torch
 from torch import nn
 
 from jensen.datasets import Dataset, load
-from jensen.families import Bernoulli, Family, FullCovariance, Gaussian, MeanField
-from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.families import (
+    IAF,
+    Bernoulli,
+    Family,
+    FullCovariance,
+    Gaussian,
+    LowRank,
+    MeanField,
+    Mixture,
+    NeuralSpline,
+    StudentT,
+    Sylvester,
+)
+from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
-from .report import draw_bounds, draw_images
+from .report import draw_bounds, draw_gaps, draw_images
 
 FAMILIES: dict[str, Callable[[int, int], Family]] = {
     "mean-field": MeanField,
+    "low-rank": partial(LowRank, rank=2),
     "full-covariance": FullCovariance,
+    "student-t": StudentT,
+    "mixture": Mixture,
+    "iaf": IAF,
+    "spline": NeuralSpline,
+    "spline-coupling": partial(NeuralSpline, coupling=True),
+    "sylvester-orthogonal": partial(Sylvester, kind="orthogonal"),
+    "sylvester-householder": partial(Sylvester, kind="householder"),
+    "sylvester-triangular": partial(Sylvester, kind="triangular"),
 }
-GUIDES = ("prior", *FAMILIES, "exact")
+GUIDES = ("prior", *FAMILIES, "laplace", "exact")
+DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
 ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
 Pair = tuple[nn.Module, nn.Module]
 
@@ -54,12 +76,14 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
         blocks["one-model"] = job.measure("One model, several guides", note, pairs, histories)
         job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
+        job.pictures += draw_gaps(out, "one-model", blocks["one-model"])
         name, pair = list(pairs.items())[-1]
         pictured = {f"PPCA, {name}": pair}
     if options.model in ("vae", "all"):
         pairs, histories = job.trained_together([name for name in guides if name in FAMILIES])
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, pairs, histories)
         job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
+        job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
         pictured = pairs
     job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
     report = {
@@ -126,7 +150,8 @@ class _Job:
                 guide: nn.Module = amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
                 histories[name] = self.train(name, model, guide, lr=min(5e-2, 0.4 / self.features**0.5), freeze=model)
             else:
-                guide = PriorGuide(model) if name == "prior" else ExactPosterior(model)
+                makers = {"prior": PriorGuide, "laplace": Laplace, "exact": ExactPosterior}
+                guide = makers[name](model)
             pairs[ROWS.get(name, name)] = (model, guide)
         return pairs, histories
 
@@ -135,7 +160,8 @@ class _Job:
         latent, hidden = self.options.latent, 128 if self.features < 200 else 400
         makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
         if not self.binary:
-            makers["PPCA"] = (lambda: PPCA(self.features, latent), families[-1])
+            best = "full-covariance" if "full-covariance" in families else families[-1]
+            makers["PPCA"] = (lambda: PPCA(self.features, latent), best)
         likelihood = Bernoulli if self.binary else partial(Gaussian, scale="shared")
         for name in families:
             makers[f"VAE {name}"] = (
@@ -177,6 +203,7 @@ class _Job:
             pairs,
             self.test,
             self.options.particles,
+            gaps=self.options.gaps,
             histories=histories,
             seed=self.options.seed,
             progress=self.progress,

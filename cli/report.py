@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["draw_bounds", "draw_images"]
+__all__ = ["draw_bounds", "draw_gaps", "draw_images"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import bounds, terms
-from jensen.plots import plot_bounds, plot_images, plot_latent
+from jensen.inference import Comparison, bounds, terms
+from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
@@ -36,6 +36,17 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
         title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
     ax.set_title(title, fontsize="medium")
     return [_save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
+
+
+def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
+    """Draw both parts of the gap of one block's guides, where they were measured; the file's name."""
+    found = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
+    found = {name: gaps for name, gaps in found.items() if name != "prior"}  # its bar would dwarf the others
+    if not found:
+        return []
+    ax = plot_gaps(found)
+    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize="medium")
+    return [_save(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 
 @torch.no_grad()

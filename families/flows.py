@@ -119,6 +119,7 @@ class IAF(Flow):
         layers: the number of layers.
         hidden: the widths of the hidden layers of each network (widened to D where they are narrower).
         reads: the number G of parameters that the networks read of the context.
+        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -132,9 +133,15 @@ class IAF(Flow):
     """
 
     def __init__(
-        self, features: int, context: int | None, layers: int = 2, hidden: Sequence[int] = (64, 64), reads: int = 16
+        self,
+        features: int,
+        context: int | None,
+        layers: int = 2,
+        hidden: Sequence[int] = (64, 64),
+        reads: int = 16,
+        triangular: bool = False,
     ) -> None:
-        super().__init__(features, context, reads)
+        super().__init__(features, context, reads, triangular)
         self.networks = nn.ModuleList(autoregressive(features, reads, hidden, 2) for _ in range(layers))
 
     def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +168,7 @@ class IAF(Flow):
 
 def _affine(network: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Shift and log-scale of each feature given those before it; the log-scale stays within (-3, 3)."""
-    shift, raw = network(x, g)
+    shift, raw = network(x, g.tanh())
     return shift, 3 * torch.tanh(raw / 3)
 
 

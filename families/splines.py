@@ -93,9 +93,9 @@ class NeuralSpline(Flow):
     .. math:: y_d = \text{spline}(\epsilon_d; \text{network}(\epsilon_{<d}, g)) \quad\text{or}\quad
               y_b = \text{spline}(\epsilon_b; \text{network}(\epsilon_a, g)), \; y_a = \epsilon_a
 
-    The order of the features turns around from layer to layer. L is triangular, since splines, which end in the
-    identity, do not turn or stretch space. A draw is one pass of the networks; the log-density of a foreign value takes
-    D passes of the autoregressive ones, one of the coupling ones.
+    The order of the features turns around from layer to layer. L is triangular by default, since splines, which
+    end in the identity, do not turn or stretch space. A draw is one pass of the networks; the log-density of a foreign
+    value takes D passes of the autoregressive ones, one of the coupling ones.
 
     References:
         Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows.
@@ -109,6 +109,7 @@ class NeuralSpline(Flow):
         bound: B, in standard deviations of the noise.
         hidden: the widths of the hidden layers of each network.
         reads: the number G of parameters that the networks read of the context.
+        triangular: whether L is triangular, else diagonal.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -134,10 +135,11 @@ class NeuralSpline(Flow):
         bound: float = 4.0,
         hidden: Sequence[int] = (64, 64),
         reads: int = 16,
+        triangular: bool = True,
     ) -> None:
         if not 2 <= bins <= 500:
             raise ValueError(f"NeuralSpline needs between 2 and 500 bins, but got {bins}")
-        super().__init__(features, context, reads, triangular=True)
+        super().__init__(features, context, reads, triangular)
         self.coupling, self.bins, self.bound = coupling, bins, bound
         self.kept = features // 2 if coupling else 0  # the features before this one stay, and shape the others
         make: Callable[[], nn.Module] = (
@@ -151,7 +153,7 @@ class NeuralSpline(Flow):
         """Noise [..., D] to y, one pass of each network."""
         y, log_det = noise, noise.new_zeros(())
         for network in self.networks:
-            y, log_slope = self._spline(y, network(y, g), inverse=False)
+            y, log_slope = self._spline(y, network(y, g.tanh()), inverse=False)
             y, log_det = y.flip(-1), log_det + log_slope.sum(-1)
         return y, log_det
 
@@ -161,7 +163,7 @@ class NeuralSpline(Flow):
         for network in reversed(self.networks):
             x = y = y.flip(-1)
             for _ in range(1 if self.coupling else self.features):  # pass d makes feature d right
-                x, log_slope = self._spline(y, network(x, g), inverse=True)
+                x, log_slope = self._spline(y, network(x, g.tanh()), inverse=True)
             y, log_det = x, log_det + log_slope.sum(-1)
         return y, log_det
 

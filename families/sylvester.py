@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import lower_triangle, matvec
 from .flows import Flow
@@ -47,6 +47,8 @@ class Sylvester(Flow):
         kind: which Q.
         layers: the number of layers.
         rank: columns of an orthogonal Q, at most D, or the number of reflections; None: D, at most 8.
+        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance; diagonal in the
+            paper.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -68,6 +70,7 @@ class Sylvester(Flow):
         kind: Literal["orthogonal", "householder", "triangular"] = "orthogonal",
         layers: int = 4,
         rank: int | None = None,
+        triangular: bool = True,
     ) -> None:
         if kind not in ("orthogonal", "householder", "triangular"):
             raise ValueError(f'kind is "orthogonal", "householder" or "triangular", but got {kind!r}')
@@ -78,7 +81,11 @@ class Sylvester(Flow):
         width = rank if kind == "orthogonal" else features
         turn = 0 if kind == "triangular" else features * rank
         self._layer = [turn, *(width * (width - 1) // 2,) * 2, width, width, width]
-        super().__init__(features, context, reads=layers * sum(self._layer))
+        super().__init__(features, context, layers * sum(self._layer), triangular)
+        if isinstance(self.affine, nn.Linear):  # it starts close to its Gaussian, whatever x
+            with torch.no_grad():
+                self.affine.weight[-layers * sum(self._layer) :] *= 0.01
+                self.affine.bias[-layers * sum(self._layer) :] *= 0.3
 
     def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Noise [..., D] to y, layer after layer."""

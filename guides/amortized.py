@@ -79,19 +79,24 @@ class Amortized(UniqueModule):
         """The number P of parameters of each site's family."""
         return {site: family.size for site, family in self.families.items()}  # type: ignore[misc]
 
-    def local(self, *data: Tensor) -> Amortized:
+    def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Amortized:
         """The same families with parameters of their own for each of these data, starting at the encoder's answer.
 
         Parameters that depend on x alone are free numbers for each datum; every other weight of the families (a flow's
         networks, what reads the sites drawn before) becomes one copy for each datum. The guide runs on these data only.
+
+        Args:
+            data: the data.
+            offsets: what is added to the parameters [N, P] of a site's family at the start, by site.
         """
         with torch.no_grad():
             context = self.encoder(*data)
         first, *_ = self.families
         members: dict[str, Member | PerDatum] = {
-            site: PerDatum(family, len(context), site == first) for site, family in self.families.items()
+            site: PerDatum(family, context, site == first, (offsets or {}).get(site))
+            for site, family in self.families.items()
         }
-        return Amortized(Constant(context), members)
+        return Amortized(Constant(context, data), members)
 
 
 def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> TorchDistribution:
@@ -152,11 +157,10 @@ class Joint(UniqueModule):
         self.family = family
         self.sites = {site: Size(shape) for site, shape in sites.items()}
         self.constraints = supports_of(sites, constraints)
-        features: int = family.features  # type: ignore[union-attr, assignment]
-        if features != (needed := sum(coordinates(sites, self.constraints).values())):
+        if family.features != (needed := sum(coordinates(sites, self.constraints).values())):
             raise ValueError(
-                f"the sites {list(sites)} have {needed} unconstrained coordinates, but the family has {features} "
-                "features"
+                f"the sites {list(sites)} have {needed} unconstrained coordinates, but the family has "
+                f"{family.features} features"
             )
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
@@ -172,12 +176,12 @@ class Joint(UniqueModule):
         """The number P of parameters of the family."""
         return {"joint": self.family.size}
 
-    def local(self, *data: Tensor) -> Joint:
+    def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Joint:
         """The same family with parameters of their own for each of these data, as for :class:`Amortized`."""
         with torch.no_grad():
             context = self.encoder(*data)
-        family = PerDatum(self.family, len(context), first=True)
-        return Joint(Constant(context), family, self.sites, self.constraints)
+        family = PerDatum(self.family, context, first=True, offset=(offsets or {}).get("joint"))
+        return Joint(Constant(context, data), family, self.sites, self.constraints)
 
 
 def coordinates(sites: Mapping[str, Sequence[int]], supports: Mapping[str, Constraint]) -> dict[str, int]:

@@ -23,20 +23,29 @@ from jensen.families.base import Drawn
 
 
 class Constant(nn.Module):
-    """An encoder that remembers its answer for N data."""
+    """An encoder that remembers its answer for N data, and answers for these only.
+
+    Args:
+        context: the answer, [N, H].
+        data: the data that it is the answer for; N stands first.
+    """
 
     context: Tensor
 
-    def __init__(self, context: Tensor) -> None:
+    def __init__(self, context: Tensor, data: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.register_buffer("context", context)
+        self._data = tuple(x.detach().clone() for x in data)  # no buffers: a checkpoint need not hold them
 
-    def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
+    def forward(self, *data: Tensor) -> Tensor:
         """The remembered contexts, [N, H]."""
-        if len(x) != len(self.context):
+        known = tuple(own.to(x) for own, x in zip(self._data, data, strict=True))
+        self._data = known  # where the data are: copied there once
+        if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
-                f"this guide holds parameters for each of {len(self.context)} data, but got {len(x)}: give it these "
-                "data, in their order"
+                f"this guide holds parameters for each of {len(self.context)} data, but got {len(data[0])} that are "
+                "not these: give it the data it was made for, all of them and in their order; guide.local(*data) "
+                "makes one for other data"
             )
         return self.context
 
@@ -46,40 +55,49 @@ class PerDatum(nn.Module):
 
     Args:
         member: the family; it is copied, and its own parameters are frozen.
-        n: the number N of data.
+        context: the encoder's answer for the N data, [N, H].
         first: whether its context depends on x alone, so that offsets alone are all of the first half's freedom.
+        offset: where the offsets start, [N, P]; at zero if None.
     """
 
-    def __init__(self, member: Any, n: int, first: bool) -> None:
+    def __init__(self, member: Any, context: Tensor, first: bool, offset: Tensor | None = None) -> None:
         super().__init__()
-        frozen = copy.deepcopy(member).requires_grad_(False)
-        self._member = (frozen,)  # in a tuple: Pyro would register its frozen weights
-        self.size, self.features = member.size, getattr(member, "features", None)
-        weights = frozen.own_weights() if first else dict(frozen.named_parameters())
-        like = next(iter(frozen.parameters()), torch.zeros(()))
-        self.offset = nn.Parameter(like.new_zeros(n, self.size))
+        n = len(context)
+        self.size, self.features = member.size, member.features
+        weights = member.own_weights() if first else dict(member.named_parameters())
         self.names = list(weights)
         self.copies = nn.ParameterList(w.detach().expand(n, *w.shape).clone() for w in weights.values())
+        self.offset = nn.Parameter(context.new_zeros(n, self.size) if offset is None else offset.detach().clone())
+        self.member = _frozen(member)
 
     def forward(self, h: Tensor) -> TorchDistribution:
         """Contexts [..., N, H] to a distribution of batch shape [..., N]."""
         if not self.names:
-            (member,) = self._member
-            q: TorchDistribution = member.distribution(member.project(h) + self.offset)
+            q: TorchDistribution = self.member.distribution(self.member.project(h) + self.offset)
             return q
         return _Mapped(self, h)
+
+
+def _frozen(member: Any) -> Any:
+    """A copy whose parameters are buffers: moved and saved with the rest, but not trained."""
+    member = copy.deepcopy(member)
+    for part in member.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+    return member
 
 
 class _Mapped(Drawn):
     """The distribution of N data, each with weights of its own: the family's, mapped over the data."""
 
     def __init__(self, owner: PerDatum, h: Tensor) -> None:
-        (member,) = owner._member
         with torch.no_grad():
-            one = member(h)
+            one = owner.member(h)
         super().__init__(h.shape[:-1], one.event_shape)
         self._support = one.support
-        self.law = _Law(member)
+        self.has_rsample = one.has_rsample
+        self.law = _Law(owner.member)
         self.weights = {f"member.{name}": w for name, w in zip(owner.names, owner.copies, strict=True)}
         self.offset, self.h = owner.offset, h  # [N, P], [..., N, H]
 
@@ -120,5 +138,7 @@ class _Law(nn.Module):
 
     def forward(self, h: Tensor, offset: Tensor, sample_shape: Size, value: Tensor | None) -> tuple[Tensor, Tensor]:
         q = self.member.distribution(self.member.project(h) + offset)
-        z = q.rsample(sample_shape) if value is None else value
+        if value is not None:
+            return value, q.log_prob(value)
+        z = q.rsample(sample_shape) if q.has_rsample else q.sample(sample_shape)
         return z, q.log_prob(z)

@@ -21,6 +21,7 @@ from torch.distributions.transforms import ComposeTransform, ReshapeTransform, T
 class Member(Protocol):
     """The two halves of a family."""
 
+    features: int
     size: int
 
     def project(self, h: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class _Wrapped(nn.Module):
     def __init__(self, family: Member) -> None:
         super().__init__()
         self.family = family
-        self.size = family.size
+        self.features, self.size = family.features, family.size
 
     def project(self, h: Tensor) -> Tensor:
         """Contexts [..., H] to the family's parameters [..., P]."""
@@ -111,15 +112,13 @@ class Constrained(_Wrapped):
 
     def __init__(self, family: Member, constraint: Constraint, event_shape: Sequence[int] | None = None) -> None:
         super().__init__(family)
-        features: int = family.features  # type: ignore[attr-defined]
         self.constraint = constraint
-        self.event_shape = Size((features,) if event_shape is None else event_shape)
-        self.features = features
+        self.event_shape = Size((self.features,) if event_shape is None else event_shape)
         (expected,) = site_transform(self.event_shape, constraint).inverse_shape(self.event_shape)
-        if features != expected:
+        if self.features != expected:
             raise ValueError(
                 f"a site of event shape {list(self.event_shape)} under {constraint} has {expected} unconstrained "
-                f"coordinates, but the family has {features} features"
+                f"coordinates, but the family has {self.features} features"
             )
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:

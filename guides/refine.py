@@ -8,10 +8,11 @@ from __future__ import annotations
 __all__ = ["Laplace", "SemiAmortized"]
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro.poutine import runtime
 from torch import Size, Tensor, nn
@@ -19,7 +20,9 @@ from torch.distributions.constraints import Constraint
 
 from jensen.families import FullCovariance
 from jensen.families.gaussian import RememberingNormal
-from jensen.inference.weights import log_joint, log_weights
+from jensen.inference.randomness import forked_rng
+from jensen.inference.store import owners_of
+from jensen.inference.weights import check_pair, log_joint, terms
 from jensen.module import UniqueModule
 
 from .amortized import Joint, coordinates, draw_jointly, supports_of
@@ -32,7 +35,7 @@ class _Refinable(Protocol):
 
     def draw(self, context: Tensor, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def sizes(self) -> dict[str, int]: ...
-    def local(self, *data: Tensor) -> Any: ...
+    def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Any: ...
 
 
 class SemiAmortized(UniqueModule):
@@ -84,17 +87,20 @@ class SemiAmortized(UniqueModule):
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: refines, then draws every site."""
         context = self.guide.encoder(*data)
-        return self.guide.draw(context, self._found(self._refine, [self.guide, *self._model], data))
+        return self.guide.draw(context, self._offsets(context, data))
 
     def local(self, *data: Tensor) -> Any:
-        """The guide's families with parameters of their own for each of these data."""
-        return self.guide.local(*data)
-
-    def _refine(self, *data: Tensor) -> dict[str, Tensor]:
-        """What to add to the parameters of each site's family: [N, P] by site."""
-        (model,) = self._model
+        """The guide's families with parameters of their own for each of these data, starting at the refined ones."""
         with torch.no_grad():
             context = self.guide.encoder(*data)
+        return self.guide.local(*data, offsets=self._offsets(context, data))
+
+    def _offsets(self, context: Tensor, data: tuple[Tensor, ...]) -> Any:
+        return self._found(self._refine, [self.guide, *self._model], (context, *data))
+
+    def _refine(self, context: Tensor, *data: Tensor) -> dict[str, Tensor]:
+        """What to add to the parameters of each site's family: [N, P] by site."""
+        (model,) = self._model
         offsets = {
             site: context.new_zeros(len(context), p, requires_grad=True) for site, p in self.guide.sizes().items()
         }
@@ -103,8 +109,14 @@ class SemiAmortized(UniqueModule):
         def guide(*_: Tensor) -> None:
             self.guide.draw(context, offsets)
 
+        nesting = check_pair(model, guide, *data).nesting
         for _ in range(self.steps):
-            loss = -log_weights(model, guide, *data, particles=self.particles, max_plate_nesting=1).mean(0).sum()
+            t = terms(model, guide, *data, particles=self.particles, max_plate_nesting=nesting)
+            if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
+                raise ValueError(
+                    f"draws of {stuck} have no gradient to follow: SemiAmortized needs a family with rsample"
+                )
+            loss = -t.log_weights.mean(0).sum()
             for offset, slope in zip(offsets.values(), torch.autograd.grad(loss, list(offsets.values())), strict=True):
                 offset.grad = slope.nan_to_num(0.0, 0.0, 0.0)
             optimizer.step()
@@ -166,9 +178,10 @@ class Laplace(UniqueModule):
     def local(self, *data: Tensor) -> Joint:
         """A Gaussian with full covariance of its own for each of these data, starting at mode and curvature."""
         loc, scale_tril = self._found(self._search, self._model, data)
-        family = FullCovariance(loc.shape[-1], None).to(loc)
-        start = Constant(family.parameters_of(loc, scale_tril))
-        return Joint(start, PerDatum(family, len(loc), first=True), self.sites, self.constraints)
+        family = FullCovariance(loc.shape[-1], None)
+        parameters = family.parameters_of(loc, scale_tril)
+        own = PerDatum(family, parameters, first=True)
+        return Joint(Constant(parameters, data), own, self.sites, self.constraints)
 
     def _log_density(self, u: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         """Log-density of unconstrained coordinates [N, D] and each datum: [N]."""
@@ -180,86 +193,100 @@ class Laplace(UniqueModule):
             z = transform(piece)
             log_det = log_det + transform.log_abs_det_jacobian(piece, z)
             values[site] = z.unsqueeze(0)
-        return log_joint(model, values, *data)[0] + log_det
+        with pyro.validation_enabled(False):  # a step may go too far: its density is no number then
+            return log_joint(model, values, *data)[0] + log_det
 
     def _derivatives(self, u: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-density [N], gradient [N, D] and negative Hessian [N, D, D]."""
         u = u.detach().requires_grad_()
         value = self._log_density(u, data)
         (slope,) = torch.autograd.grad(value.sum(), u, create_graph=True)
-        rows = [
-            torch.autograd.grad(slope[:, d].sum(), u, retain_graph=True)[0] if slope.requires_grad else slope * 0
-            for d in range(u.shape[1])
-        ]
-        curvature = -torch.stack(rows, dim=-2)
-        return value.detach(), slope.detach(), (curvature + curvature.mT) / 2
+        rows = (slope[:, d].sum() + 0 * u.sum() for d in range(u.shape[1]))  # 0: where it does not depend on u
+        curvature = -torch.stack([torch.autograd.grad(row, u, retain_graph=True)[0] for row in rows], dim=-2)
+        slope, curvature = (t.detach().nan_to_num(0.0, 0.0, 0.0) for t in (slope, curvature))
+        return value.detach(), slope, (curvature + curvature.mT) / 2
 
     def _search(self, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Mode [N, D] and Cholesky factor [N, D, D] of the inverse curvature, for each datum."""
         D = sum(coordinates(self.sites, self.constraints).values())
-        u = 0.1 * torch.randn(len(data[0]), D, dtype=data[0].dtype, device=data[0].device)
+        tensors = [*(t for owner in owners_of(*self._model) for t in owner.parameters()), *data, torch.zeros(())]
+        dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
+        u = 0.1 * torch.randn(len(data[0]), D, dtype=dtype, device=data[0].device)
         damping = u.new_ones(len(u), 1)
         value, slope, curvature = self._derivatives(u, data)
-        promise = slope.new_full((len(u),), float("inf"))
         for _ in range(self.iterations):
-            eigenvalues, vectors = torch.linalg.eigh(curvature)
-            along = (vectors.mT @ slope.unsqueeze(-1)).squeeze(-1)  # [N, D]
-            promise = (along.square() / eigenvalues.abs().clamp_min(1e-6)).sum(-1) / 2
-            if bool((promise < self.tolerance).all()):
+            step, promise = _newton(slope, curvature, damping)
+            going = promise >= self.tolerance
+            if not bool(going.any()):
                 break
-            step = (vectors @ (along / (eigenvalues.abs() + damping)).unsqueeze(-1)).squeeze(-1)
             with torch.no_grad():
-                better = self._log_density(u + step, data) >= value
+                trial = self._log_density(u + step, data)
+            better = trial.isfinite() & ~(trial < value) & going
             u = torch.where(better.unsqueeze(-1), u + step, u)
             damping = torch.where(better.unsqueeze(-1), damping / 5, damping * 4).clamp(1e-8, 1e8)
             value, slope, curvature = self._derivatives(u, data)
-        eigenvalues = torch.linalg.eigvalsh(curvature)
-        lost = int((promise >= self.tolerance).sum())
-        flat = eigenvalues[:, 0] < 1e-3
-        if lost or bool(flat.any()):
+        step, promise = _newton(slope, curvature, 0 * damping)
+        near = promise < self.tolerance  # the last step is a whole one, and squares the distance that is left
+        curvature = self._derivatives(u := torch.where(near.unsqueeze(-1), u + step, u), data)[2]
+        eigenvalues, vectors = torch.linalg.eigh(curvature)
+        floor = (10 * torch.finfo(u.dtype).eps * eigenvalues[:, -1:]).clamp_min(1e-3)
+        lost = int((~near).sum())
+        flat = int((eigenvalues[:, :1] < floor).sum())
+        if lost or flat:
             warnings.warn(
-                f"Laplace: of {len(u)} data, {lost} did not converge in {self.iterations} steps, and for "
-                f"{int(flat.sum())} the curvature is not that of a maximum (it is raised to 1e-3): q is a poor guide "
-                "there",
+                f"Laplace: of {len(u)} data, {lost} did not converge in {self.iterations} steps, and for {flat} the "
+                "curvature is not that of a maximum (it is raised to 1e-3): q is a poor guide there",
                 stacklevel=2,
             )
-        lift = (1e-3 - eigenvalues[:, :1]).clamp_min(0.0).unsqueeze(-1)
-        curvature = curvature + lift * torch.eye(D, dtype=u.dtype, device=u.device)
+        lift = (floor - eigenvalues).clamp_min(0.0)
+        curvature = curvature + (vectors * lift.unsqueeze(-2)) @ vectors.mT
         # H = U U^T with U upper triangular, so H^{-1} = L L^T with L = U^{-T}
         upper = torch.linalg.cholesky(curvature.flip(-2, -1)).flip(-2, -1)
-        eye = torch.eye(D, dtype=u.dtype, device=u.device).expand_as(upper)
-        return u, torch.linalg.solve_triangular(upper, eye, upper=True).mT
+        return u, torch.linalg.solve_triangular(upper, torch.eye(D).to(u), upper=True).mT
+
+
+def _newton(slope: Tensor, curvature: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """A damped Newton step uphill, [N, D], and the nats that the whole step promises, [N]."""
+    eigenvalues, vectors = torch.linalg.eigh(curvature)
+    along = (vectors.mT @ slope.unsqueeze(-1)).squeeze(-1)  # [N, D]
+    sizes = eigenvalues.abs().clamp_min(1e-6)
+    return (vectors @ (along / (sizes + damping)).unsqueeze(-1)).squeeze(-1), (along.square() / sizes).sum(-1) / 2
 
 
 class _Memory:
-    """Remembers the last answer of a search, as long as the data and the parameters that it read are the same.
+    """Remembers the last answer of a search, as long as its inputs and all that its programs hold are the same.
 
-    The search runs outside of Pyro's handlers, with gradients, and from the same noise at every call.
+    Compared are values (of inputs, parameters, buffers, Pyro's store, plain numbers): a write through ``.data`` leaves
+    no other trace. The search runs outside of Pyro's handlers, with gradients, and from the same noise at every call.
     """
 
     def __init__(self) -> None:
-        self.key: Any = None
+        self.seen: Any = None
         self.answer: Any = None
 
-    def __call__(self, search: Callable[..., Any], programs: Any, data: tuple[Tensor, ...]) -> Any:
-        owners = [getattr(program, "__self__", program) for program in programs]
-        modules = [owner for owner in owners if isinstance(owner, nn.Module)]
-        tensors = [*data, *(t for module in modules for t in (*module.parameters(), *module.buffers()))]
-        key = [(t, t._version) for t in tensors]
-        known = self.key is not None and len(key) == len(self.key)
-        if not known or any(a is not b or v != w for (a, v), (b, w) in zip(key, self.key, strict=True)):
-            with _outside_handlers(), torch.enable_grad(), torch.random.fork_rng(devices=_cuda(data)):
+    def __call__(self, search: Callable[..., Any], programs: Sequence[Any], inputs: tuple[Tensor, ...]) -> Any:
+        modules = owners_of(*programs)
+        parts = [part for module in modules for part in module.modules()]
+        numbers = [{k: v for k, v in vars(part).items() if isinstance(v, int | float)} for part in parts]
+        held = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        stored = [t for t in pyro.get_param_store()._params.values() if not any(t is other for other in held)]
+        tensors = [*inputs, *held, *stored]
+        if not self._knows(numbers, tensors):
+            with torch.inference_mode(False), torch.enable_grad(), _outside_handlers(), forked_rng():
+                seen = [t.detach().clone() for t in tensors]
                 torch.manual_seed(0)
-                self.answer = search(*data)
-            self.key = [(t, t._version) for t in tensors] if len(modules) == len(owners) else None
+                self.answer = search(*seen[: len(inputs)])
+            self.seen = (numbers, seen) if len(modules) == len(programs) else None
         return self.answer
 
-    def __deepcopy__(self, memo: Any) -> _Memory:
-        return _Memory()
+    def _knows(self, numbers: list[dict[str, float]], tensors: list[Tensor]) -> bool:
+        if self.seen is None or self.seen[0] != numbers or len(self.seen[1]) != len(tensors):
+            return False
+        same = (a.dtype == b.dtype and a.device == b.device for a, b in zip(self.seen[1], tensors, strict=True))
+        return all(same) and all(map(torch.equal, self.seen[1], tensors))
 
-
-def _cuda(data: tuple[Tensor, ...]) -> list[int]:
-    return [x.device.index for x in data[:1] if x.device.type == "cuda"]
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:  # copies and pickles start empty
+        return _Memory, ()
 
 
 @contextmanager

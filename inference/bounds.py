@@ -1,11 +1,12 @@
-"""Importance-weighted bounds against the number of particles."""
+"""Importance-weighted bounds against the number of particles: from below; from above where latents are known."""
 
 from __future__ import annotations
 
 __all__ = ["Bounds", "bounds"]
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from tqdm import tqdm
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
 from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
-from .weights import Program, check_pair, log_weights
+from .randomness import forked_rng
+from .text import standard_error_of_mean
+from .weights import Program, check_pair, log_joint, log_weights, terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,9 @@ class Bounds:
         error: its Monte Carlo standard error, one for each K (the data are the same); from the spread of the blocks of
             the draw, by the delta method for the last; NaN for a single particle.
         exact: mean exact log p(x) where the model knows it, else None.
+        upper: the upper bound at each, nats per datum; None unless the latents that made the data were given.
+        upper_error: its standard error: that of the difference to the largest lower bound over the data, and the Monte
+            Carlo error of this bound. Log p(x) of these data, which both share, is not in it. NaN for a single datum.
 
     Example:
         >>> b = Bounds([1, 2], torch.tensor([-2.5, -2.2]), torch.tensor([0.1, 0.1]), exact=-2.0)
@@ -38,6 +44,8 @@ class Bounds:
     mean: Tensor
     error: Tensor
     exact: float | None
+    upper: Tensor | None = None
+    upper_error: Tensor | None = None
 
 
 def bounds(
@@ -46,6 +54,7 @@ def bounds(
     data: Data,
     particles: int = 4096,
     *,
+    latents: Mapping[str, Tensor] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     device: torch.device | str | None = None,
@@ -58,14 +67,29 @@ def bounds(
     The bound at K' is the mean over the K / K' blocks of the draw, so bounds at different K' share their noise, and by
     Jensen's inequality they rise with K' in the sample, not only in expectation.
 
+    For data that the model drew itself the values z* that made them are known, and given x they are draws from
+    p(z | x). With z* in the place of one of the particles the same average bounds log p(x) from above, and falls:
+
+    .. math::
+        \mathcal{U}_{K'} = \mathbb{E} \log \frac{1}{K'} \Big( w(z^*) + \sum_{k=2}^{K'} w_k \Big) \ge \log p(x),
+        \qquad z^* \sim p(z \mid x)
+
+    A guide that misses a part of the posterior cannot know it: its own draws never come from there. A z* does, and the
+    upper bound stays far away.
+
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, theorem 1.
+        Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
+        Sobolev and Vetrov (2019), Importance Weighted Hierarchical Variational Inference: the bound from above.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the largest K, a power of two.
+        latents: the latent values that made the data, [N, *event] by site, as :func:`~jensen.inference.simulate`
+            returns them; the result then has its ``upper`` half. Nothing can tell whether they belong to the data. None
+            for real data.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: where they are.
@@ -75,8 +99,10 @@ def bounds(
         The :class:`Bounds`.
 
     Raises:
-        ValueError: if ``particles`` is not a power of two, or the weights are joint; and on what
-            :func:`~jensen.inference.log_weights` names.
+        ValueError: if ``particles`` is not a power of two, or the weights are joint; for latents of another length, or
+            together with a ``batch_transform``, and for a guide that draws other sites than these (an auxiliary site
+            has no true value); and on what :func:`~jensen.inference.log_weights` names.
+        NotImplementedError: if the guide does not know log q of the latents.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -85,17 +111,29 @@ def bounds(
         >>> b = bounds(model, PriorGuide(model), torch.randn(20, 5), particles=64, progress=False)
         >>> b.particles, bool((b.mean.diff() >= 0).all())
         ([1, 2, 4, 8, 16, 32, 64], True)
+        >>> from jensen.inference import simulate
+        >>> latents, x = simulate(model, 1000)
+        >>> b = bounds(model, PriorGuide(model), x, particles=64, latents=latents, progress=False)
+        >>> bool(b.mean[-1] < b.exact < b.upper[-1])
+        True
     """
     if particles < 1 or particles & (particles - 1):
         raise ValueError(f"bounds needs a power of two as its largest number of particles, but got {particles}")
     tensors = as_tensors(data)
     n = len(tensors[0])
+    if latents is not None:
+        _check_latents(latents, n, batch_transform)
     sizes = [2**i for i in range(particles.bit_length())]
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
     exact: list[Tensor] = []
+    upper: list[Tensor] = []
+    lower: list[Tensor] = []
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         separate, rows = plan(model, guide, tensors, max(1, 2**15 // particles))
+        if latents is not None:
+            with forked_rng():  # the draws from below are those without latents
+                _check_sites(latents, terms(model, guide, *(x[:rows] for x in tensors)).q)
         if not separate:
             raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
         for start in tqdm(range(0, n, rows), disable=not progress, desc="bounds"):
@@ -108,7 +146,62 @@ def bounds(
                 squares[i] += _block_variance(blocks, log_w).sum()
             known = exact_evidence(model, batch)
             exact += [] if known is None else [known.cpu()]
-    return Bounds(sizes, means / n, squares.sqrt() / n, float(torch.cat(exact).mean()) if exact else None)
+            if latents is not None:
+                values = {site: z[start : start + rows].to(batch[0].device) for site, z in latents.items()}
+                upper.append(_upper(log_w, _log_weight_of(model, guide, values, batch), sizes))
+                lower.append(log_w.logsumexp(0) - math.log(particles))
+    found = Bounds(sizes, means / n, squares.sqrt() / n, float(torch.cat(exact).mean()) if exact else None)
+    if latents is None:
+        return found
+    above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]
+    apart = torch.tensor([standard_error_of_mean(row) for row in above - below], dtype=torch.float64)
+    shared = found.error[-1].nan_to_num(0.0)  # the noise of the draw, which both sides have, is not in their difference
+    return replace(found, upper=above.mean(1), upper_error=torch.hypot(apart, shared))
+
+
+def _upper(log_w: Tensor, log_w_true: Tensor, sizes: list[int]) -> Tensor:
+    """The upper bound of each datum, the true weight [n] in the place of the first of each block: [sizes, n]."""
+    rows = []
+    for size in sizes:
+        blocks = log_w.unflatten(0, (len(log_w) // size, size)).clone()  # [K / K', K', n]
+        blocks[:, 0] = log_w_true
+        rows.append(blocks.logsumexp(1).mean(0) - math.log(size))
+    return torch.stack(rows)
+
+
+def _log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Tensor:
+    """Log p(x, z) - log q(z | x) at given values of shape [n, *event]: float64 [n]."""
+    one = {site: z.unsqueeze(0) for site, z in values.items()}  # K = 1
+    try:
+        log_q = log_joint(guide, one, *data)  # a guide's joint density is its log q
+    except (KeyError, NotImplementedError) as error:
+        raise NotImplementedError(
+            f"an upper bound needs log q(z | x) at the latents that made the data, but the guide knows it for its own "
+            f"draws only ({error})"
+        ) from error
+    return (log_joint(model, one, *data) - log_q).squeeze(0).double().cpu()
+
+
+def _check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None) -> None:
+    lengths = {site: len(z) for site, z in latents.items()}
+    if not latents or set(lengths.values()) != {n}:
+        raise ValueError(
+            f"latents are the values that made the {n} data, a row for each by site, but have lengths {lengths}: take "
+            "both from one call of jensen.inference.simulate"
+        )
+    if transform is not None:
+        raise ValueError("latents made the data as they are: leave batch_transform out, or the latents")
+
+
+def _check_sites(latents: Mapping[str, Tensor], drawn: Mapping[str, object]) -> None:
+    if extra := sorted(set(drawn) - set(latents)):
+        raise ValueError(
+            f"the guide draws {extra}, for which latents hold no value, only for {sorted(latents)}: an auxiliary site "
+            "(of Joint, Laplace, an AutoGuide) has no true value, and without it log q(z | x) of the others is not "
+            "known; take a guide that draws the model's sites directly, as Amortized does"
+        )
+    if unknown := sorted(set(latents) - set(drawn)):
+        raise ValueError(f"latents hold values for {unknown}, but the guide draws only {sorted(drawn)}")
 
 
 def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:

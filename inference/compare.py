@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 
 from .evidence import Evidence, evaluate
+from .gaps import Gaps, has_local
+from .gaps import gaps as split
 from .history import History
 from .inputs import Data, Transform, as_tensors, placed
 from .randomness import private_randomness
@@ -35,6 +37,7 @@ class Row:
         evidence: what :func:`~jensen.inference.evaluate` measured.
         parameters: the number of trainable parameters; of the guide alone where the model is shared.
         seconds: the time that training (where known) and measuring took.
+        gaps: both parts of the gap, where they were asked for and the guide can be taken apart; else None.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -48,6 +51,7 @@ class Row:
     evidence: Evidence
     parameters: int
     seconds: float
+    gaps: Gaps | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +96,7 @@ class Comparison:
         if self.shared_model:
             return (
                 f"One model, so what a guide loses of the ELBO is its own cost: in nats per datum below {best}, paired "
-                f"over the data: {listed}.{self._flagged()}"
+                f"over the data: {listed}.{self._notes()}"
             )
         gain, error = found[others[0]]
         verdict = f"{best} and {others[0]} cannot be told apart"
@@ -100,8 +104,11 @@ class Comparison:
             verdict = f"{best} is the best model, {decimals(gain / error, 1)} standard errors above {others[0]}"
         return (
             f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: "
-            f"{verdict}; nats per datum below {best}, paired over the data: {listed}.{self._flagged()}"
+            f"{verdict}; nats per datum below {best}, paired over the data: {listed}.{self._notes()}"
         )
+
+    def _notes(self) -> str:
+        return self._flagged() + self._unconverged()
 
     def _flagged(self) -> str:
         """A warning for the rows whose estimate of log p(x) counts and is flagged for more than a tenth of the data."""
@@ -112,29 +119,30 @@ class Comparison:
             return ""
         return f" The estimates of {', '.join(flagged)} lean low: k-hat exceeds 0.7 for more than a tenth of the data."
 
+    def _unconverged(self) -> str:
+        """A warning for the rows whose local optimisation was not done for more than a tenth of the data."""
+        found = {name: row.gaps for name, row in self.rows.items() if row.gaps is not None}
+        open_ones = [name for name, split in found.items() if float(split.converged.double().mean()) < 0.9]
+        if not open_ones:
+            return ""
+        return (
+            f" The approximation gap of {', '.join(open_ones)} is an upper bound: for more than a tenth of the data "
+            "the local optimisation had not converged."
+        )
+
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
         """The aligned table, in nats per datum, or in bits per dimension.
 
         Args:
-            bits: whether ELBO, log p(x) and gap are shown as bits per dimension (of minus the value: less is better).
+            bits: whether ELBO, log p(x) and gaps are shown as bits per dimension (of minus the value: less is better).
             offset: log2 of the number of grey levels, added to the bits of dequantized data.
         """
-        columns = [
-            "",
-            "ELBO",
-            "log p(x)",
-            "± data",
-            "± MC",
-            "exact",
-            "gap",
-            "ESS",
-            "k>0.7",
-            "params",
-            "seconds",
-        ]
-        lines = [columns]
+        parts = ["approximation", "amortization"] if any(row.gaps is not None for row in self.rows.values()) else []
+        before = ["", "ELBO", "log p(x)", "± data", "± MC", "exact", "gap"]
+        lines = [[*before, *parts, "ESS", "k>0.7", "params", "seconds"]]
         for name, row in self.rows.items():
             s, features = row.evidence.summary(), row.evidence.features
+            split = None if row.gaps is None else row.gaps.summary()
             unit = features * math.log(2) if bits else 1.0
 
             def level(value: float | None, unit: float = unit) -> str:
@@ -146,7 +154,8 @@ class Comparison:
             cells = [
                 *(level(s["elbo"]), level(s["log_evidence"])),
                 *(spread(s["log_evidence_data_error"]), spread(s["log_evidence_mc_error"], 4)),
-                *(level(s["exact"]), spread(s["gap"])),
+                *(level(s["exact"]), spread(s["gap"] if split is None else split["gap"])),
+                *(_with_spread(split, part, unit) for part in parts),
                 *(decimals(s["ess"], 1), percent(s["unreliable"])),
                 *(f"{row.parameters:,}", decimals(row.seconds, 1)),
             ]
@@ -162,6 +171,7 @@ class Comparison:
         """Everything as plain numbers: a summary for each row."""
         rows = {
             name: {**row.evidence.summary(), "parameters": row.parameters, "seconds": row.seconds}
+            | ({} if row.gaps is None else {"gaps": row.gaps.summary()})
             for name, row in self.rows.items()
         }
         return {"shared_model": self.shared_model, "rows": rows, "sentence": self.sentence()}
@@ -187,6 +197,7 @@ def compare(
     data: Data,
     particles: int = 5000,
     *,
+    gaps: bool = False,
     histories: Mapping[str, History] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
@@ -199,6 +210,9 @@ def compare(
         pairs: (model, guide) by name, in the order of the table's rows.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the number K of draws per datum.
+        gaps: whether to split every gap into approximation and amortization, by :func:`~jensen.inference.gaps` with its
+            defaults; the gap is then taken from the better of its two estimates of log p(x). Guides that cannot be
+            taken apart get a dash.
         histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
@@ -235,9 +249,14 @@ def compare(
     rows = {}
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
-        evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+        found = None
+        if gaps and has_local(guide):
+            found = split(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+            evidence = found.evidence
+        else:
+            evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds)
+        rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds, found)
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [name for name, row in rows.items() if row.evidence.joint]
         raise ValueError(
@@ -251,6 +270,12 @@ def _count(model: Program, guide: Program, data: Sequence[torch.Tensor], device:
     """Trainable parameters of the pair; of the guide alone where the model is shared."""
     of_model, of_guide = parameters_of(model, guide, *(x.to(device or x.device) for x in data))
     return sum(p.numel() for p in (of_guide if shared else [*of_model, *of_guide]))
+
+
+def _with_spread(split: dict[str, float | int | None] | None, part: str, unit: float) -> str:
+    """One part of the gap with its error over the data; a dash where it is not known."""
+    value, error = (None, None) if split is None else (split[part], split[f"{part}_data_error"])
+    return "-" if value is None or error is None else with_error(value / unit, error / unit)
 
 
 def _aligned(cell: str, width: int, column: int) -> str:

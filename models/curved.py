@@ -1,11 +1,12 @@
-r"""Two latent features and one number seen: models whose posterior is curved, and whose evidence is known.
+r"""Few latent features and one number seen: models whose posterior is curved, and whose evidence is known.
 
-.. math:: z \sim \mathcal{N}(0, I_2), \qquad x \mid z \sim \mathcal{N}(f(z), \sigma^2)
+.. math:: z \sim \mathcal{N}(0, I_D), \qquad x \mid z \sim \mathcal{N}(f(z), \sigma^2)
 
-| model | f(z) | its level sets, along which the posterior lies | p(x) |
-| --- | --- | --- | --- |
-| Banana | z_2 + b z_1^2 | parabolas | an integral over z_1 alone |
-| Ring | z_1^2 + z_2^2 | circles of radius sqrt(x) | closed form |
+| model | D | f(z) | its level sets, along which the posterior lies | p(x) |
+| --- | --- | --- | --- | --- |
+| Banana | 2 | z_2 + b z_1^2 | parabolas | an integral over z_1 alone |
+| Ring | 2 | z_1^2 + z_2^2 | circles of radius sqrt(x) | closed form |
+| Ring | any | z_1^2 + ... + z_D^2 | two points, spheres | an integral over the radius |
 
 There is nothing to learn in them: they show what a guide loses of log p(x) to a posterior that is not Gaussian.
 """
@@ -27,29 +28,31 @@ from .base import check_width, data_plate
 from .priors import StandardNormal
 
 _POINTS = 128  # of the trapezoidal rule; half as many give the same digits
+_RADII = 1024  # of the rule along the radius, where the integrand may have a peak and a long tail
 _NATS = 40.0  # how far below its maximum the integrand is followed: e^-40 is lost in float64
+_ROOT_TWO_PI = math.sqrt(2 * math.pi)
 
 
 class _Curved(UniqueModule):
     """What the two share: the prior, the noise, one number seen. A member says what f(z) is."""
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, noise: float, latent: int) -> None:
         if not 0 < noise < math.inf:
             raise ValueError(f"noise is a positive standard deviation, but got {noise}")
         super().__init__()
         self.noise = float(noise)
-        self.prior = StandardNormal(2)
-        self.latents = {"z": Size((2,))}
+        self.prior = StandardNormal(latent)
+        self.latents = {"z": Size((latent,))}
         self.event_shape = Size((1,))
 
     def location(self, z: Tensor) -> Tensor:
-        """f(z), the mean of x given z: [..., 2] to [...]."""
+        """f(z), the mean of x given z: [..., D] to [...]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """The Pyro model: observes ``x`` of shape [N, 1], or draws ``n`` data."""
         with data_plate(x, self.event_shape, n, type(self).__name__):
-            z = pyro.sample("z", self.prior())  # [N, 2]
+            z = pyro.sample("z", self.prior())  # [N, D]
             loc = self.location(z).unsqueeze(-1)  # [N, 1]
             return pyro.sample("x", Normal(loc, self.noise).to_event(1), obs=x)
 
@@ -86,7 +89,7 @@ class Banana(_Curved):
     def __init__(self, curvature: float = 0.5, noise: float = 0.25) -> None:
         if not math.isfinite(curvature):
             raise ValueError(f"curvature is a finite number, but got {curvature}")
-        super().__init__(noise)
+        super().__init__(noise, latent=2)
         self.curvature = float(curvature)
 
     def location(self, z: Tensor) -> Tensor:
@@ -125,12 +128,19 @@ class Ring(_Curved):
     r"""A Gaussian of which only the squared length is seen: the posterior is a ring, and a blob where x is small.
 
     .. math::
-        z \sim \mathcal{N}(0, I_2), \qquad x \mid z \sim \mathcal{N}(|z|^2, \sigma^2), \qquad
-        \log p(x) = \frac{\sigma^2}{8} - \frac{x}{2} - \log 2 + \log \Phi\left(\frac{x - \sigma^2 / 2}{\sigma}\right)
+        z \sim \mathcal{N}(0, I_D), \qquad x \mid z \sim \mathcal{N}(|z|^2, \sigma^2), \qquad
+        p(x) = \int_0^\infty \chi^2_D(w) \, \mathcal{N}(x; w, \sigma^2) \, dw
 
-    with Phi the standard normal distribution function: the squared length is exponential with mean 2, so x is
-    exponentially modified Gaussian, with E x = 2 and var x = 4 + sigma^2. A Gaussian guide sits on one side of the
-    ring, or fills it.
+    so E x = D and var x = 2 D + sigma^2. With one latent feature the ring is two modes of equal mass, at +-sqrt(x): a
+    guide that finds one of them alone loses log 2. With two, the squared length is exponential, x exponentially
+    modified Gaussian, and with Phi the standard normal distribution function
+
+    .. math:: \log p(x) = \frac{\sigma^2}{8} - \frac{x}{2} - \log 2
+              + \log \Phi\left(\frac{x - \sigma^2 / 2}{\sigma}\right)
+
+    Otherwise the integral is taken by the trapezoidal rule in log w, in float64, over the region that counts for the
+    datum: there the integrand is smooth and dies off at both ends. A Gaussian guide sits on one side of the ring, or
+    fills it.
 
     References:
         Rezende and Mohamed (2015), Variational Inference with Normalizing Flows: the ring among their potentials.
@@ -138,27 +148,69 @@ class Ring(_Curved):
 
     Args:
         noise: sigma, the standard deviation of x given z: the ring is about sigma / (2 sqrt(x)) thick.
+        latent: the number D of latent features.
 
     Raises:
-        ValueError: if ``noise`` is not positive and finite.
+        ValueError: if ``noise`` is not positive and finite, or ``latent`` less than 1.
 
     Example:
         >>> model = Ring()
         >>> x = model(n=5)
         >>> x.shape, model.log_evidence(x).shape
         (torch.Size([5, 1]), torch.Size([5]))
+        >>> Ring(latent=1).latents
+        {'z': torch.Size([1])}
     """
 
-    def __init__(self, noise: float = 0.5) -> None:
-        super().__init__(noise)
+    def __init__(self, noise: float = 0.5, latent: int = 2) -> None:
+        if latent < 1:
+            raise ValueError(f"latent is the number of latent features, at least 1, but got {latent}")
+        super().__init__(noise, latent)
+        self.latent = latent
 
     def location(self, z: Tensor) -> Tensor:
-        """|z|^2, the mean of x given z: [..., 2] to [...]."""
+        """|z|^2, the mean of x given z: [..., D] to [...]."""
         return z.square().sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, worked out in float64: [N], in the precision of ``x``."""
         check_width(x, self.event_shape, "Ring")
+        if self.latent != 2:
+            return torch.cat([self._integral(part) for part in x.split(2**11)]).to(x.dtype)
         t = x.squeeze(-1).double()
         tail: Tensor = torch.special.log_ndtr(t / self.noise - self.noise / 2)
         return (self.noise**2 / 8 - t / 2 - math.log(2) + tail).to(x.dtype)
+
+    def _integral(self, x: Tensor) -> Tensor:
+        x = x.double()
+        low, high = self._support(x)  # [N, 1]
+        steps = torch.linspace(0, 1, _RADII, dtype=torch.float64, device=x.device)
+        integrand = self._integrand(low + (high - low) * steps, x)  # [N, P]
+        step = (high - low).squeeze(-1) / (_RADII - 1)
+        scale = math.lgamma(self.latent / 2) + self.latent / 2 * math.log(2) + math.log(self.noise * _ROOT_TWO_PI)
+        return integrand.logsumexp(-1) + step.log() - scale
+
+    def _integrand(self, v: Tensor, x: Tensor) -> Tensor:
+        """Its logarithm but for a constant, at v = log w: it rises to its only peak, and falls."""
+        w = v.exp()
+        return self.latent / 2 * v - w / 2 - ((x - w) / self.noise).square() / 2
+
+    def _support(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and largest v = log w that count, each [N, 1], by bisection between the peak and points far off.
+
+        At a distance s from the peak the integrand is below it by at least D/2 (e^s - 1 - s) to the right, and
+        D/2 (e^-s - 1 + s) to the left.
+        """
+        D, m = self.latent, x - self.noise**2 / 2
+        root = (m.square() + 2 * D * self.noise**2).sqrt()
+        peak = torch.where(m > 0, (root + m) / 2, D * self.noise**2 / (root - m)).log()
+        least = self._integrand(peak, x) - _NATS
+        ends = []
+        for far in (peak - 1 - 2 * _NATS / D, peak + math.sqrt(4 * _NATS / D)):
+            near = peak
+            for _ in range(40):
+                middle = (near + far) / 2
+                counts = self._integrand(middle, x) > least
+                near, far = torch.where(counts, middle, near), torch.where(counts, far, middle)
+            ends.append(far)
+        return ends[0], ends[1]

@@ -5,8 +5,9 @@ Without an ``Axes`` a figure of its own is made, which pyplot does not know of: 
 
 from .bounds import plot_bounds
 from .calibration import plot_ranks
+from .gaps import plot_gaps
 from .images import plot_images
 from .latent import plot_latent
 from .posterior import plot_posterior
 
-__all__ = ["plot_bounds", "plot_images", "plot_latent", "plot_posterior", "plot_ranks"]
+__all__ = ["plot_bounds", "plot_gaps", "plot_images", "plot_latent", "plot_posterior", "plot_ranks"]

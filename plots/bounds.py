@@ -18,7 +18,8 @@ _MARKERS = "os^Dv<>pX*"
 def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
     """Bounds on log p(x) against K, one line a guide, with bands of two Monte Carlo standard errors.
 
-    A dashed line marks the exact value where the results know it.
+    Upper bounds, where the results have them, are drawn in the colour of their guide, dashed and with open markers. A
+    black line marks the exact value where the results know it.
 
     Args:
         results: what :func:`jensen.inference.bounds` returned, by name.
@@ -47,6 +48,11 @@ def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
         colour = COLOURS[i % len(COLOURS)]
         ax.plot(b.particles, b.mean, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
         ax.fill_between(b.particles, b.mean - 2 * b.error, b.mean + 2 * b.error, color=colour, alpha=0.25, linewidth=0)
+        if b.upper is not None and b.upper_error is not None:
+            (line,) = ax.plot(b.particles, b.upper, color=colour, linestyle="--", label=f"{name}, from above")
+            line.set(marker=_MARKERS[i % len(_MARKERS)], markersize=4, markerfacecolor="white")
+            low, high = b.upper - 2 * b.upper_error, b.upper + 2 * b.upper_error
+            ax.fill_between(b.particles, low, high, color=colour, alpha=0.15, linewidth=0)
     exact = {b.exact for b in results.values() if b.exact is not None}
     for i, value in enumerate(sorted(exact)):
         ax.axhline(value, color="black", linestyle="--", linewidth=1, label="exact log p(x)" if i == 0 else None)

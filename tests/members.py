@@ -22,8 +22,8 @@ from jensen.families import (
     Sylvester,
     Zuko,
 )
-from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.models import PPCA, VAE
+from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
+from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.networks import mlp
 
 Distribution._validate_args = True  # importing zuko turned it off
@@ -43,6 +43,8 @@ MODELS = {
     "VAE, diagonal scale": lambda: _vae(partial(Gaussian, scale="diagonal")),
     "VAE, context scale": lambda: _vae(partial(Gaussian, scale="context")),
     "VAE, Bernoulli": lambda: _vae(Bernoulli),
+    "Banana": Banana,
+    "Ring": Ring,
 }
 
 FLOWS = {
@@ -67,20 +69,28 @@ POSTERIORS = {
     "zuko": partial(Zuko, flow=partial(zuko.flows.NSF, transforms=1, hidden_features=(16,), passes=2)),
 }
 
+
+def amortized(model, family, **options):
+    """The guide of every member: a small encoder, one family."""
+    return amortize(model, mlp(model.event_shape.numel(), [H]), family, context=H, **options)
+
+
 GUIDES = {
-    **{
-        name: (lambda model, family=family: amortize(model, mlp(X, [H]), family, context=H))
-        for name, family in POSTERIORS.items()
-    },
+    **{name: partial(amortized, family=family) for name, family in POSTERIORS.items()},
+    "Joint": partial(amortized, family=FullCovariance, joint=True),
+    "SemiAmortized": lambda model: SemiAmortized(amortized(model, FullCovariance), model, steps=2),
+    "Laplace": Laplace,
     "PriorGuide": PriorGuide,
     "ExactPosterior": ExactPosterior,
 }
 
 EXCLUSIONS = {
-    (name, "ExactPosterior"): "the posterior of a network's model has no closed form"
+    (name, "ExactPosterior"): "the model's posterior has no closed form"
     for name in MODELS
-    if name.startswith("VAE")
+    if not name.startswith("PPCA")
 }
+
+NO_PARAMETERS = [(m, g) for m in ("Banana", "Ring") for g in ("PriorGuide", "Laplace")]
 
 CASES = [(m, g) for m in MODELS for g in GUIDES if (m, g) not in EXCLUSIONS]
 

@@ -1,4 +1,4 @@
-"""Banana and ring against quadrature in the plane, against special functions, against their own samples."""
+"""Banana and ring against sums over a grid, against special functions, against their own samples."""
 
 import math
 from itertools import pairwise
@@ -21,6 +21,10 @@ MODELS = {
     "Ring": Ring,
     "Ring, thin": lambda: Ring(noise=0.1),
     "Ring, thick": lambda: Ring(noise=3.0),
+    "Ring, two points": lambda: Ring(latent=1),
+    "Ring, two points, thin": lambda: Ring(noise=0.2, latent=1),
+    "Ring, sphere": lambda: Ring(latent=3),
+    "Ring, many": lambda: Ring(noise=0.8, latent=12),
 }
 each_model = pytest.mark.parametrize("model", [pytest.param(make, id=name) for name, make in MODELS.items()])
 
@@ -31,9 +35,9 @@ def _simulated(model, n):
         return model(n=n)
 
 
-@each_model
-def test_log_evidence_equals_the_sum_over_a_grid_in_the_plane(model, float64):
-    model = model()
+@pytest.mark.parametrize("name", [name for name, make in MODELS.items() if make().latents["z"] == (2,)])
+def test_log_evidence_equals_the_sum_over_a_grid_in_the_plane(name, float64):
+    model = MODELS[name]()
     x = _simulated(model, 5)
     side = torch.linspace(-7, 7, 1201)
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).flatten(0, 1)  # [K, 2]
@@ -43,6 +47,46 @@ def test_log_evidence_equals_the_sum_over_a_grid_in_the_plane(model, float64):
         parts.append(density.logsumexp(0))
     brute = torch.stack(parts).logsumexp(0) + 2 * math.log(side[1] - side[0])
     torch.testing.assert_close(model.log_evidence(x), brute, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("latent", "points"), [(1, 20_001), (3, 181)])
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+def test_rings_evidence_equals_the_sum_over_a_grid_on_the_line_and_in_space(latent, points, noise, float64):
+    model = Ring(noise, latent)
+    x = torch.cat([torch.tensor([[-1.0], [0.0], [4.0]]), _simulated(model, 5)])
+    side = torch.linspace(-7, 7, points)
+    grid = torch.cartesian_prod(*[side] * latent).reshape(-1, latent)  # [K, D]
+    total = torch.full((len(x),), -math.inf)
+    for z in grid.split(2**18):
+        density = log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), latent)}, x)  # [K, N]
+        total = torch.logaddexp(total, density.logsumexp(0))
+    brute = total + latent * math.log(side[1] - side[0])
+    torch.testing.assert_close(model.log_evidence(x), brute, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5, 3.0, 30.0])
+def test_the_radial_quadrature_equals_the_closed_form_of_two_features(noise, float64):
+    model = Ring(noise)
+    x = torch.linspace(-20, 60, 801).unsqueeze(-1)
+    torch.testing.assert_close(model._integral(x), model.log_evidence(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.5, 30.0])
+@pytest.mark.parametrize("latent", [1, 3, 50])
+def test_half_the_radii_give_the_same_digits(noise, latent, float64, monkeypatch):
+    model = Ring(noise, latent)
+    x = torch.cat([torch.linspace(-20, 80, 501), torch.tensor([-1e5, 1e5])]).unsqueeze(-1)
+    found = model.log_evidence(x)
+    monkeypatch.setattr("jensen.models.curved._RADII", 600)
+    torch.testing.assert_close(model.log_evidence(x), found, rtol=1e-11, atol=1e-11)
+
+
+def test_a_guide_on_one_of_two_points_loses_log_two(float64):
+    """The posterior of one feature, cut to one side and normalised: every weight is p(x) / 2."""
+    model, x = Ring(noise=0.2, latent=1), torch.linspace(2, 4, 5).unsqueeze(-1)
+    z = torch.linspace(1e-4, 6, 60_001)
+    side = log_joint(model, {"z": z.reshape(-1, 1, 1).expand(-1, 5, 1)}, x).logsumexp(0) + math.log(z[1] - z[0])
+    torch.testing.assert_close(model.log_evidence(x) - side, torch.full((5,), math.log(2)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("curvature", "noise"), [(0.5, 0.25), (3.0, 0.01), (0.05, 1.0)])
@@ -101,11 +145,11 @@ def test_samples_have_the_moments_of_the_evidence(model, float64):
 
 def _moments(model):
     if isinstance(model, Ring):
-        return 2.0, 4 + model.noise**2
+        return float(model.latent), 2 * model.latent + model.noise**2
     return model.curvature, 1 + 2 * model.curvature**2 + model.noise**2
 
 
-@pytest.mark.parametrize("make", [Banana, Ring])
+@pytest.mark.parametrize("make", [Banana, Ring, lambda: Ring(latent=1), lambda: Ring(latent=3)])
 def test_importance_weights_estimate_it(make, float64):
     model = make()
     x = _simulated(model, 100)
@@ -157,6 +201,7 @@ def test_data_beyond_one_chunk_are_the_same(float64):
         (lambda: Banana(noise=0.0), "noise is a positive standard deviation, but got 0.0"),
         (lambda: Ring(noise=-1.0), "noise is a positive standard deviation, but got -1.0"),
         (lambda: Ring(noise=math.nan), "noise is a positive standard deviation, but got nan"),
+        (lambda: Ring(latent=0), "latent is the number of latent features, at least 1, but got 0"),
         (lambda: Banana(curvature=math.inf), "curvature is a finite number, but got inf"),
         (lambda: Ring().log_evidence(torch.zeros(3)), r"Ring expects data x of shape \[N, 1\], but got \[3\]"),
         (lambda: Banana()(torch.zeros(3, 2)), r"Banana expects data x of shape \[N, 1\], but got \[3, 2\]"),

@@ -12,7 +12,7 @@ from pyro.infer import RenyiELBO
 from torch import nn
 
 from jensen.families import Gaussian, MeanField
-from jensen.guides import Amortized, ExactPosterior, amortize
+from jensen.guides import Amortized, ExactPosterior
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
@@ -290,13 +290,6 @@ def test_the_exact_posterior_must_be_known():
     model, _, _ = pair("VAE, shared scale", "MeanField")
     with pytest.raises(TypeError, match=r"VAE has no posterior\(x\): its exact posterior is not known"):
         ExactPosterior(model)
-
-
-def test_amortize_draws_vectors():
-    model = PPCA(5, 2)
-    model.latents = {"z": torch.Size([2, 3])}
-    with pytest.raises(ValueError, match=r"site 'z' has event shape \[2, 3\]: build its family yourself"):
-        amortize(model, nn.Identity(), MeanField, 5)
 
 
 def test_optimizers_of_pyro_by_name():

@@ -338,6 +338,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(batch_size, tmp_path):
     assert not file.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Laplace")
 def test_svi_and_fit_know_the_same_parameters():
     for model_name, guide_name in CASES:
         model, guide, x = pair(model_name, guide_name)

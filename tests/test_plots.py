@@ -1,5 +1,7 @@
 """Pictures: the data in the axes, their labels, no state of pyplot's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
@@ -25,6 +27,17 @@ def test_bounds_are_drawn_with_bands_of_two_errors():
     assert band[:, 1].min() == pytest.approx(-3.2)
     assert ax.get_xscale() == "log"
     assert ax.get_ylabel() == "bound on log p(x) (nats per datum)"
+
+
+def test_bounds_from_above_are_drawn_dashed_in_the_same_colour():
+    both = replace(_BOUNDS["loose"], upper=torch.tensor([-1.0, -1.5, -1.9]), upper_error=torch.full((3,), 0.2))
+    ax = plot_bounds({"one": both, "other": _BOUNDS["tight"]})
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines) == ["one", "one, from above", "other", "exact log p(x)"]
+    assert lines["one, from above"].get_ydata().tolist() == pytest.approx([-1.0, -1.5, -1.9])
+    assert lines["one, from above"].get_linestyle() == "--"
+    assert lines["one, from above"].get_color() == lines["one"].get_color() != lines["other"].get_color()
+    assert ax.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(-0.6)
 
 
 def test_latents_are_drawn_by_class():
