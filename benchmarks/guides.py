@@ -81,7 +81,7 @@ def main():
     add("--guide-epochs", type=int, default=5)
     add("--images", type=int, default=1000)
     add("--particles", type=int, default=500)
-    add("--rounds", type=int, default=3)
+    add("--rounds", type=int, default=5)
     add("--steps", type=int, default=100)
     add("--seed", type=int, default=0)
     add("--only", default="", help="names of guides, separated by commas; all if empty")
@@ -139,7 +139,7 @@ def _measure(name, model, guide, test, seconds, options):
         options.particles,
         rounds=options.rounds,
         steps=options.steps,
-        lr=0.05,
+        lr=0.1,
         draws=4,
         seed=options.seed,
         progress=False,

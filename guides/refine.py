@@ -44,7 +44,7 @@ class SemiAmortized(UniqueModule):
     .. math:: \lambda_n^{(0)} = \lambda(\text{encoder}(x_n)), \qquad
               \lambda_n^{(t+1)} = \lambda_n^{(t)} + \text{Adam}(\nabla_\lambda \text{ELBO}_n(\lambda_n^{(t)}))
 
-    The steps use the same noise at every call, so q(z | x) is a fixed distribution. In training the refinement counts
+    The steps use the same noise at every call on the same data, so q is a fixed distribution. In training it counts
     as a constant: model and encoder follow the ELBO at the refined parameters, to first order. (Kim et al.
     differentiate through the steps, at several times the price.)
 

@@ -41,7 +41,8 @@ class Gaps:
         evidence: the measurement of the guide.
         local: the same of the family's best, found for each datum.
         gained: what the last round of the local optimisation still added to the ELBO.
-        converged: whether that is less than the tolerance and twice its Monte Carlo error.
+        converged: whether that is less than the tolerance and twice its Monte Carlo error; a round that ended worse
+            by more than these proves nothing either.
         rounds: how many rounds the batches took, the most of them.
         seconds: the time that the local optimisation took.
 
@@ -170,9 +171,10 @@ def gaps(
 
     For each datum the parameters of the same family are optimised from the encoder's answer on: offsets to what the
     encoder says, and one copy of every other weight of the family (a flow's networks) per datum. A round is ``steps``
-    steps of Adam whose learning rate falls to a hundredth; after it each datum keeps the better of the parameters
-    before and after, by the ELBO under the same noise. Rounds go on until one gains less than the tolerance on average,
-    so the last round is the check of convergence: it set out with a large step again and found nothing. The optimum is
+    steps of Adam whose learning rate falls to a tenth; its result is the mean of the second half. Each datum keeps the
+    better of the parameters before and after, by the ELBO under the same noise. A round that gains less than the
+    tolerance on average is followed by rounds with a quarter of its learning rate, and by a sixteenth: when none gains,
+    the optimisation is done. The optimum is
     a local one, and so an upper bound on the approximation gap. Where log q of a given value is known and not much
     dearer than a draw, gradients stick the landing: their noise vanishes as q comes close to the posterior.
 
@@ -189,8 +191,8 @@ def gaps(
         tolerance: in nats per datum: when the optimisation has converged.
         rounds: the most rounds.
         steps: steps of Adam in a round.
-        lr: the learning rate that the first two rounds start with, for parameters that are offsets; a fifth of it for
-            copies of weights. Later rounds start with half of the one before, down to a tenth.
+        lr: the learning rate that rounds start with, for parameters that are offsets; a twentieth of it for copies of
+            weights.
         draws: draws from the guide per datum and step.
         batch_size: how many data are optimised at once.
         seed: makes everything repeatable and leaves the user's random stream alone; None draws from that stream.
@@ -245,17 +247,18 @@ def gaps(
             batch = tuple(x[first : first + rows] for x in tensors)
             local = copy.deepcopy(guide) if isinstance(guide, AutoGuide) else guide.local(*batch)  # type: ignore[attr-defined]
             search = LocalSearch(model, local, batch, draws)
-            done, gained, error = 0, torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
-            if search.free:
-                for done in range(1, rounds + 1):
-                    gained, error = search.round(steps, lr * max(0.1, 0.5 ** max(0, done - 2)))
-                    if done > 1 and float(gained.mean()) < tolerance:
-                        break
+            change, error = torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
+            done, rate = 0, lr
+            while search.free and done < rounds and rate > lr / 20:
+                change, error = search.round(steps, rate)
+                done += 1
+                if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done: the next
+                    rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
             found.append(evaluate(model, local, batch, particles, device=device, progress=False))
             start = time.perf_counter()
-            gain.append(gained.double().cpu())
-            converged.append((gained <= tolerance + 2 * error).cpu())
+            gain.append(change.clamp_min(0.0).double().cpu())
+            converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
             bar.update(len(batch[0]))
     return Gaps(evidence, _joined(found), torch.cat(gain), torch.cat(converged), most, spent)

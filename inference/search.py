@@ -43,13 +43,13 @@ class LocalSearch:
             self.value = self._log_weights()
 
     def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:
-        """Optimise; keep what is better; what each datum gained, and the Monte Carlo error of it: [N]."""
+        """Optimise; keep what is better; what each datum gained or lost, and the Monte Carlo error of it: [N]."""
         before = [p.detach().clone() for p in self.free]
         mean = [torch.zeros_like(p) for p in self.free]
         slow = {id(p) for p in self.copies}
         groups = [
             {"params": [p for p in self.free if id(p) not in slow], "lr": lr},
-            {"params": self.copies, "lr": lr / 5},
+            {"params": self.copies, "lr": lr / 20},
         ]
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 10)
@@ -75,7 +75,7 @@ class LocalSearch:
             keep = better.view(-1, *(1,) * (p.dim() - 1)) if self.by_row else better[0]
             p.data.copy_(torch.where(keep, p, old))
         self.value = torch.where(better, after, self.value)
-        return gained.nan_to_num(0.0).clamp_min(0.0), error.nan_to_num(0.0)
+        return gained.nan_to_num(-math.inf), error.nan_to_num(0.0)
 
     def _elbo(self) -> Tensor:
         """The ELBO of each datum, [N], whose gradient sticks the landing where it can."""

@@ -459,6 +459,43 @@ def test_where_there_is_no_mode_the_search_says_so_and_ends():
     assert loc.isfinite().all() and scale_tril.isfinite().all()
 
 
+class Steep(UniqueModule):
+    """Z ~ N(0, 1), and x given it from a distribution whose parameters soon run out of float32."""
+
+    def __init__(self, likelihood):
+        super().__init__()
+        self.likelihood, self.latents, self.event_shape = likelihood, {"z": Size(())}, Size(())
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+
+def test_steps_that_go_too_far_are_taken_back():
+    """The first step makes the scale 0; the mode lies where the scale is that of the data."""
+    model = Steep(lambda z: dist.Normal(0.0, (40 * z).exp()))
+    x = torch.full((4,), 1e-3)
+    q = q_of(Laplace(model), x, site="joint")
+    mode = minimize_scalar(lambda z: z * z / 2 + 40 * z + 5e-7 * np.exp(-80 * z), bounds=(-1, 1), method="bounded").x
+    torch.testing.assert_close(q.mean.flatten(), torch.full((4,), float(mode)), atol=1e-4, rtol=0)
+
+
+def test_curvatures_that_are_not_finite_are_warned_about():
+    model = Steep(lambda z: dist.Poisson((850 * z).exp()))
+    with pytest.warns(UserWarning, match="q is a poor guide there"):
+        loc, scale_tril = Laplace(model)._search(torch.zeros(20))
+    assert loc.isfinite().all() and scale_tril.isfinite().all()
+
+
+def test_counts_are_met_in_the_precision_of_the_model():
+    model = TwoLevels().double()
+    x = torch.tensor([[1, 0, 2, 0], [0, 0, 1, 3]])
+    q = q_of(Laplace(model), x, site="joint")
+    assert q.mean.dtype == torch.float64
+    torch.testing.assert_close(q.mean, model.posterior(x.double())[0])
+
+
 def test_a_datum_finds_the_same_mode_in_any_company(float64):
     model = OneDimension(LIKELIHOODS["Poisson"][0])
     guide = Laplace(model)
