@@ -44,8 +44,8 @@ class SemiAmortized(UniqueModule):
     .. math:: \lambda_n^{(0)} = \lambda(\text{encoder}(x_n)), \qquad
               \lambda_n^{(t+1)} = \lambda_n^{(t)} + \text{Adam}(\nabla_\lambda \text{ELBO}_n(\lambda_n^{(t)}))
 
-    The steps use the same noise at every call on the same data, so q is a fixed distribution. In training it counts
-    as a constant: model and encoder follow the ELBO at the refined parameters, to first order. (Kim et al.
+    The steps use the same noise at every call on the same data, so q is a fixed distribution. In training what they
+    find counts as a constant: model and encoder follow the ELBO at the refined parameters, to first order. (Kim et al.
     differentiate through the steps, at several times the price.)
 
     References:
@@ -101,9 +101,8 @@ class SemiAmortized(UniqueModule):
     def _refine(self, context: Tensor, *data: Tensor) -> dict[str, Tensor]:
         """What to add to the parameters of each site's family: [N, P] by site."""
         (model,) = self._model
-        offsets = {
-            site: context.new_zeros(len(context), p, requires_grad=True) for site, p in self.guide.sizes().items()
-        }
+        sizes = self.guide.sizes().items()
+        offsets = {site: context.new_zeros(len(context), size, requires_grad=True) for site, size in sizes}
         optimizer = torch.optim.Adam(offsets.values(), lr=self.lr)
 
         def guide(*_: Tensor) -> None:
@@ -113,9 +112,7 @@ class SemiAmortized(UniqueModule):
         for _ in range(self.steps):
             t = terms(model, guide, *data, particles=self.particles, max_plate_nesting=nesting)
             if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
-                raise ValueError(
-                    f"draws of {stuck} have no gradient to follow: SemiAmortized needs a family with rsample"
-                )
+                raise ValueError(f"draws of {stuck} have no gradient to follow: take a family that has rsample")
             loss = -t.log_weights.mean(0).sum()
             for offset, slope in zip(offsets.values(), torch.autograd.grad(loss, list(offsets.values())), strict=True):
                 offset.grad = slope.nan_to_num(0.0, 0.0, 0.0)
