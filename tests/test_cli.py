@@ -106,7 +106,21 @@ def test_data_that_are_no_images_have_no_image_pictures(tmp_path):
     assert (tmp_path / "latent-map.png").exists()
 
 
-def test_help_explains_every_option_with_its_default(capsys):
+def test_gaps_are_printed_drawn_and_stored(tmp_path, capsys):
+    guides = ["--guides", "mean-field,laplace,exact"]
+    assert main(["compare", "--model", "ppca", "--gaps", *guides, "--out", str(tmp_path), *_QUICK]) == 0
+    head, _, mean_field, laplace, _ = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert "approximation   amortization" in head
+    assert mean_field.startswith("mean-field") and laplace.startswith("laplace")
+    stored = json.loads((tmp_path / "report.json").read_text())
+    split = {name: row["gaps"] for name, row in stored["blocks"]["one-model"]["rows"].items()}
+    assert split["mean-field"]["approximation"] == pytest.approx(0.477, abs=0.1)  # its known KL
+    assert split["laplace"]["gap"] == pytest.approx(0, abs=1e-3)
+    assert (tmp_path / "gaps-one-model.png").exists() and "gaps-one-model.png" in stored["pictures"]
+
+
+def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # no word is broken at a hyphen
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--help"])
     assert stopped.value.code == 0
@@ -121,6 +135,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         "seed",
         "out",
         "bits",
+        "gaps",
         "test-size",
     ):
         assert f"--{option}" in text
@@ -144,7 +159,7 @@ def test_help_explains_every_option_with_its_default(capsys):
         (["--particles", "0"], "--particles is at least 1, but got 0"),
         (["--epochs", "0"], "--epochs is at least 1, but got 0"),
         (["--latent", "64"], "PPCA needs 1 <= latent < features, but got latent=64, features=64"),
-        (["--model", "vae", "--guides", "exact"], "--guides needs one of mean-field, full-covariance"),
+        (["--model", "vae", "--guides", "exact"], "--guides needs one of mean-field, low-rank, full-covariance"),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(arguments, message, tmp_path, capsys):

@@ -1,0 +1,222 @@
+"""The gap split in two, against what mathematics says of each part."""
+
+import math
+
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from test_kernel import PyroVAE
+
+from jensen.families import IAF, FullCovariance, MeanField, Sylvester
+from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
+from jensen.inference import Evidence, Gaps, compare, evaluate, fit, gaps, simulate
+from jensen.models import PPCA, Banana, Ring
+from jensen.networks import mlp
+from jensen.plots import plot_gaps
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    """The rotated PPCA of the main job, in float32."""
+    return PPCA(64, 8).double().fit_closed_form(digits.train).rotated(seed=0).float()
+
+
+@pytest.fixture(scope="module")
+def x(digits):
+    return digits.test[:N].float()
+
+
+def known_kl(model):
+    """KL of the best mean-field Gaussian: half of log det diag(P) - log det P, P the posterior's precision."""
+    covariance = model.posterior(torch.zeros(1, 64)).covariance_matrix[0].detach().double()
+    precision = torch.linalg.inv(covariance)
+    return 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
+
+
+def trained(model, family, digits):
+    """A guide whose encoder has three hidden units."""
+    torch.manual_seed(0)
+    guide = amortize(model, mlp(64, [3]), family, context=3)
+    fit(model, guide, digits.train.float(), epochs=10, lr=1e-2, freeze=model, seed=0, progress=False)
+    return guide
+
+
+def test_a_full_covariance_family_loses_nothing_on_ppca(model, digits, x):
+    guide = trained(model, FullCovariance, digits)
+    s = gaps(model, guide, x, particles=500, seed=0, progress=False).summary()
+    assert abs(s["approximation"]) < 4 * s["approximation_mc_error"] + 2e-3
+    assert s["amortization"] > 5  # three hidden units for eight latents: it is all the encoder's
+    assert s["converged"] > 0.95
+
+
+def test_a_mean_field_family_loses_its_known_kl_on_ppca(model, digits, x):
+    guide = trained(model, MeanField, digits)
+    s = gaps(model, guide, x, particles=2000, seed=0, progress=False).summary()
+    assert s["approximation"] == pytest.approx(known_kl(model), abs=4 * s["approximation_mc_error"] + 5e-3)
+    assert s["amortization"] > 5
+    assert s["converged"] > 0.95
+
+
+def test_the_parts_add_up_and_the_guide_is_left_alone(model, digits, x):
+    guide = trained(model, MeanField, digits)
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    stream = torch.get_rng_state()
+    found = gaps(model, guide, x, particles=300, seed=0, progress=False)
+    assert torch.equal(stream, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+    assert all(p.grad is None for p in [*model.parameters(), *guide.parameters()])
+    torch.testing.assert_close(found.approximation + found.amortization, found.total)
+    torch.testing.assert_close(found.total, model.log_evidence(x).double() - found.evidence.elbo)
+    same = evaluate(model, guide, x, particles=300, seed=0, progress=False)
+    torch.testing.assert_close(found.evidence.elbo, same.elbo)
+    again = gaps(model, guide, x, particles=300, seed=0, progress=False)
+    assert torch.equal(found.local.elbo, again.local.elbo)
+
+
+def test_batches_are_optimised_as_one(model, digits, x):
+    guide = trained(model, FullCovariance, digits)
+    parts = gaps(model, guide, x, particles=300, batch_size=25, seed=0, progress=False)
+    assert parts.local.elbo.shape == parts.converged.shape == parts.gained.shape == (N,)
+    assert parts.approximation.abs().max() < 0.05  # every datum, in its own row
+
+
+@pytest.mark.parametrize("make", [ExactPosterior, PriorGuide])
+def test_a_guide_without_parameters_has_no_amortization_gap(make, float64):
+    model = PPCA(5, 2)
+    x = model(n=20).detach()
+    found = gaps(model, make(model), x, particles=2000, seed=0, progress=False)
+    error = found.summary()["amortization_mc_error"]
+    assert abs(found.summary()["amortization"]) <= 4 * error + 1e-10
+    assert found.rounds == 0 and found.converged.all()
+
+
+def test_laplace_is_the_best_gaussian_on_ppca_and_not_on_a_banana(float64):
+    model = PPCA(5, 2)
+    x = model(n=20).detach()
+    found = gaps(model, Laplace(model), x, particles=200, seed=0, progress=False)
+    assert found.approximation.abs().max() < 1e-4 and found.amortization.abs().max() < 1e-4
+    banana = Banana()
+    torch.manual_seed(1)
+    _, x = simulate(banana, 20)
+    found = gaps(banana, Laplace(banana), x, particles=500, seed=0, progress=False).summary()
+    assert found["approximation"] > 0.2 and found["amortization"] > 0.2
+
+
+def test_an_autoguides_gap_is_split_too(model, x):
+    x = x[:20]
+    guide = AutoNormal(model)
+    fit(model, guide, x, epochs=20, lr=1e-2, batch_size=100, freeze=model, seed=0, progress=False)
+    s = gaps(model, guide, x, particles=1000, seed=0, progress=False).summary()
+    assert s["approximation"] == pytest.approx(known_kl(model), abs=4 * s["approximation_mc_error"] + 1e-2)
+    assert s["amortization"] > 1
+    joint = AutoDiagonalNormal(model)
+    joint(x)
+    with pytest.raises(ValueError, match="joint"):
+        gaps(model, joint, x, particles=50, progress=False)
+
+
+@pytest.mark.parametrize("family", [IAF, Sylvester])
+def test_flows_have_weights_of_their_own_for_each_datum(family):
+    """Two latents, rotated: flows come close to the exact posterior, whether or not log q of any value is known."""
+    torch.manual_seed(0)
+    model = PPCA(5, 2).double().fit_closed_form(torch.randn(200, 5).double() @ torch.randn(5, 5).double())
+    model = model.rotated(seed=1).float()
+    torch.manual_seed(0)
+    guide = amortize(model, mlp(5, [8]), family, context=8)
+    x = model(n=20).detach()
+    s = gaps(model, guide, x, particles=500, seed=0, progress=False).summary()
+    assert abs(s["approximation"]) < 0.02 + 4 * s["approximation_mc_error"]
+    assert s["amortization"] > 1
+
+
+def test_refinement_closes_the_amortization_gap(model, digits, x):
+    guide = trained(model, MeanField, digits)
+    rough = gaps(model, guide, x, particles=300, seed=0, progress=False).summary()
+    refined = SemiAmortized(guide, model, steps=100, lr=0.1)
+    fine = gaps(model, refined, x, particles=300, seed=0, progress=False).summary()
+    assert fine["amortization"] < 0.1 * rough["amortization"]
+    assert fine["approximation"] == pytest.approx(rough["approximation"], abs=0.03)
+
+
+def test_too_short_a_search_is_not_called_converged(model, digits, x):
+    guide = trained(model, FullCovariance, digits)
+    s = gaps(model, guide, x, particles=100, rounds=1, steps=20, seed=0, progress=False).summary()
+    assert s["converged"] < 0.5 and s["gained"] > 0.1
+    found = gaps(model, guide, x, particles=100, rounds=2, steps=20, lr=50.0, seed=0, progress=False)
+    assert found.summary()["converged"] < 0.5  # a round that went astray proves nothing
+
+
+def _evidence(elbo, log_p, k):
+    n = torch.full((2,), 1.0, dtype=torch.float64)
+    return Evidence(elbo * n, 0.1 * n, log_p * n, 0.1 * n, 10 * n, k, None, particles=100, features=1)
+
+
+def test_log_evidence_is_that_of_the_smaller_k_hat():
+    a = _evidence(-3.0, -1.0, torch.tensor([0.2, 0.9]))
+    b = _evidence(-2.0, -1.5, torch.tensor([0.5, 0.5]))
+    found = Gaps(a, b, torch.zeros(2), torch.ones(2).bool(), 1, 0.0)
+    assert found.log_evidence.tolist() == [-1.0, -1.5]
+    assert found.approximation.tolist() == [1.0, 0.5]
+    assert found.amortization.tolist() == [1.0, 1.0]
+    assert found.summary()["approximation_mc_error"] == pytest.approx(math.hypot(0.1, 0.1) / math.sqrt(2))
+
+
+def test_a_table_has_both_columns(digits, model, x):
+    guide = trained(model, MeanField, digits)
+    pairs = {"prior": (model, PriorGuide(model)), "mean-field": (model, guide)}
+    table = compare(pairs, x, particles=200, gaps=True, seed=0, progress=False)
+    head, _, *rows = table.table().splitlines()
+    assert "approximation" in head and "amortization" in head
+    s = table.rows["mean-field"].gaps.summary()
+    assert f"{s['amortization']:.1f}"[:2] in rows[1]
+    assert table.to_dict()["rows"]["mean-field"]["gaps"] == s
+    without = compare(pairs, x, particles=200, seed=0, progress=False)
+    assert "approximation" not in without.table()
+    assert without.rows["mean-field"].gaps is None
+
+
+def test_a_guide_that_cannot_be_taken_apart_is_named():
+    vae = PyroVAE()
+    x = torch.bernoulli(torch.full((4, 8), 0.5))
+    with pytest.raises(TypeError, match=r"has no local\(\*data\)"):
+        gaps(vae.model, vae.guide, x, progress=False)
+    table = compare({"a": (vae.model, vae.guide)}, x, particles=50, gaps=True, progress=False)
+    assert table.rows["a"].gaps is None
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"steps": 0}, {"draws": 0}, {"tolerance": 0.0}, {"lr": -1.0}])
+def test_settings_that_make_no_sense_are_refused(wrong):
+    model = PPCA(5, 2)
+    with pytest.raises(ValueError, match="at least 1, tolerance and lr positive"):
+        gaps(model, PriorGuide(model), torch.zeros(3, 5), progress=False, **wrong)
+
+
+def test_bars_are_the_means(digits, model, x):
+    guide = trained(model, MeanField, digits)
+    found = gaps(model, guide, x, particles=200, seed=0, progress=False)
+    ax = plot_gaps({"mean-field": found, "again": found})
+    widths = [patch.get_width() for patch in ax.patches]
+    s = found.summary()
+    assert widths == pytest.approx([s["approximation"]] * 2 + [s["amortization"]] * 2)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["mean-field", "again"]
+    with pytest.raises(ValueError, match="at least one result"):
+        plot_gaps({})
+
+
+def test_models_without_a_gaussian_posterior_order_the_families():
+    """By the part of the family alone: a flow beats Gaussians on both, a full Gaussian a diagonal one on a banana."""
+    for model, gain in ((Banana(), 0.0), (Ring(), -0.02)):
+        torch.manual_seed(0)
+        _, x = simulate(model, 16)
+        part = {}
+        for name, family in (("diagonal", MeanField), ("full", FullCovariance), ("flow", IAF)):
+            torch.manual_seed(0)
+            guide = amortize(model, mlp(1, [32]), family, context=32)
+            _, train = simulate(model, 1000)
+            fit(model, guide, train, epochs=40, batch_size=250, lr=1e-2, seed=0, progress=False)
+            part[name] = gaps(model, guide, x, particles=1000, rounds=6, seed=0, progress=False).approximation
+        for better, worse, least in (("full", "diagonal", gain), ("flow", "full", 0.1)):
+            difference = part[worse] - part[better]
+            assert difference.mean() > least, (type(model).__name__, better, worse)
