@@ -106,7 +106,8 @@ class NeuralSpline(Flow):
         coupling: whether each layer bends half of the features given the other half, at twice as many layers.
         layers: the number of layers; None: 2, and 4 for coupling.
         bins: the number of bins of a spline.
-        bound: B, in standard deviations of the noise.
+        bound: B, in standard deviations of the noise. Far out, so that hardly any noise falls outside: the splines
+            within may stretch, the identity beyond cannot follow, and the rare draw there would cost much of the ELBO.
         hidden: the widths of the hidden layers of each network.
         reads: the number G of parameters that the networks read of the context.
         triangular: whether L is triangular, else diagonal.
@@ -132,7 +133,7 @@ class NeuralSpline(Flow):
         coupling: bool = False,
         layers: int | None = None,
         bins: int = 8,
-        bound: float = 4.0,
+        bound: float = 6.0,
         hidden: Sequence[int] = (64, 64),
         reads: int = 16,
         triangular: bool = True,

@@ -17,8 +17,8 @@ REACH = {  # family, epochs, learning rate
     "IAF": (IAF, 300, 2e-2),
 }
 SLOWLY = {
-    "spline, autoregressive": (partial(NeuralSpline, hidden=[32]), 1000, 1e-2),
-    "spline, coupling": (partial(NeuralSpline, coupling=True, hidden=[32]), 1000, 1e-2),
+    "spline, autoregressive": (partial(NeuralSpline, hidden=[32]), 500, 4e-2),
+    "spline, coupling": (partial(NeuralSpline, coupling=True, hidden=[32]), 500, 3e-2),
     "Sylvester, orthogonal": (partial(Sylvester, layers=2), 900, 2e-2),
     "Sylvester, Householder": (partial(Sylvester, kind="householder", layers=2), 900, 2e-2),
     "Sylvester, triangular": (partial(Sylvester, kind="triangular", layers=2), 900, 2e-2),
