@@ -12,9 +12,10 @@ from .exact import HasEvidence
 from .gaps import Gaps, gaps
 from .history import History
 from .ranks import Calibration
+from .simulation import simulate
 from .sites import Terms
 from .svi import fit
-from .weights import log_joint, log_weights, simulate, terms
+from .weights import log_joint, log_weights, terms
 
 __all__ = [
     "Bounds",

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from .inputs import Device, expect_rows, placed, running
 from .ranks import Calibration
+from .simulation import simulate
 from .sites import Layout
-from .weights import Program, check_pair, simulate, terms
+from .weights import Program, check_pair, terms
 
 
 def calibrate(

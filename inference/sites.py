@@ -11,6 +11,7 @@ __all__ = [
     "at_leaves",
     "base_of",
     "enclosing_plates",
+    "fold",
     "in_plate",
     "layout_of",
     "nesting_of",
@@ -20,10 +21,11 @@ __all__ = [
     "stop_parameters",
     "subsampling",
     "sum_to_data",
+    "with_taps",
 ]
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
@@ -118,8 +120,13 @@ def subsampling(frames: set[CondIndepStackFrame]) -> float:
 def site_log_prob(site: Site, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
     """The site's log-density without scale, with mask, summed over all but particles and ``keep``: [K or 1, ...]."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, subsampling(set(site["cond_indep_stack"]) - set(keep)), site["mask"])
-    return sum_to_data(log_prob, keep, nesting)
+    return fold(site, log_prob, keep, nesting)
+
+
+def fold(site: Site, batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
+    """A tensor of the site's batch shape under its mask and inner subsampling, summed: [K or 1, ...]."""
+    batch = scale_and_mask(batch, subsampling(set(site["cond_indep_stack"]) - set(keep)), site["mask"])
+    return sum_to_data(batch, keep, nesting)
 
 
 def sum_to_data(batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
@@ -142,6 +149,7 @@ class Terms:
         p: the model's distributions, by site.
         q: the guide's distributions, by site.
         values: the values drawn and observed, by site: [K, N, *event] for draws.
+        run: the sites that the rest was read from.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -159,6 +167,22 @@ class Terms:
     p: dict[str, TorchDistribution]
     q: dict[str, TorchDistribution]
     values: dict[str, Tensor]
+    run: PairRun = field(repr=False)
+
+    @property
+    def scale(self) -> float:
+        """N/B where the data are a subsample, else 1: what the sum over the data is to be multiplied by."""
+        return subsampling(set(self.run.keep))
+
+    @property
+    def joint(self) -> bool:
+        """Whether no plate encloses every site, so that the weights speak of all data at once."""
+        return not self.run.keep
+
+    def per_datum(self, name: str, batch: Tensor) -> Tensor:
+        """A tensor of the batch shape of a site (a KL, say), under its mask, summed to the shape of the weights."""
+        site = next(site for site in [*self.run.p, *self.run.q] if site["name"] == name)
+        return self.run.fold(site, batch)
 
     @property
     def log_weights(self) -> Tensor:
@@ -180,6 +204,24 @@ class PairRun(NamedTuple):
     def log_prob(self, site: Site) -> Tensor:
         """Log-density of one of its sites, of the shape of the weights."""
         return site_log_prob(site, self.keep, self.nesting).expand(self.shape)
+
+    def fold(self, site: Site, batch: Tensor) -> Tensor:
+        """A tensor of the batch shape of one of its sites, summed to the shape of the weights."""
+        return fold(site, batch, self.keep, self.nesting).expand(self.shape)
+
+
+def with_taps(trace: Trace) -> Trace:
+    """The guide's trace with a view of each draw in its place, for the model to be replayed against.
+
+    No draw depends on another's view: a derivative in a view is the partial one, of the densities alone.
+    """
+    tapped = trace.copy()
+    for name, site in trace.nodes.items():
+        value = site.get("value")
+        if site["type"] == "sample" and not site["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
+            view: Any = {**site, "value": value.view_as(value)}
+            tapped.nodes[name] = view
+    return tapped
 
 
 def at_leaves(run: PairRun) -> tuple[Trace, dict[str, Tensor]]:

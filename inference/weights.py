@@ -17,9 +17,9 @@ __all__ = [
     "check_pair",
     "log_joint",
     "log_weights",
+    "model_sites",
     "parameters_of",
     "parameters_read",
-    "simulate",
     "terms",
 ]
 
@@ -33,11 +33,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from .checks import check_data, check_match, check_scale, check_shapes, check_simulated, fit_values
+from .checks import check_data, check_match, check_scale, check_shapes, fit_values
 from .randomness import forked_rng
 from .sites import (
     Layout,
     PairRun,
+    Site,
     Terms,
     at_leaves,
     enclosing_plates,
@@ -47,6 +48,7 @@ from .sites import (
     site_log_prob,
     sites_of,
     stop_parameters,
+    with_taps,
 )
 from .store import claim_parameters, owners_of, trainable
 
@@ -128,7 +130,7 @@ def terms(
         (['x', 'z'], ['z'], torch.Size([10, 3, 2]), torch.Size([10, 3]))
     """
     state = torch.get_rng_state()
-    run = _run(model, guide, data, particles, max_plate_nesting)
+    run = _run(model, guide, data, particles, max_plate_nesting, tapped=stopped)
     log_q = {site["name"]: run.log_prob(site) for site in run.q}
     log_q_stopped = None
     if stopped:  # the guide runs again, at leaves in the place of its values
@@ -145,6 +147,7 @@ def terms(
         p={site["name"]: site["fn"] for site in run.p},
         q={site["name"]: site["fn"] for site in run.q},
         values={site["name"]: site["value"] for site in [*run.p, *run.q]},
+        run=run,
     )
 
 
@@ -168,9 +171,8 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         >>> log_joint(model, {"z": torch.zeros(7, 3, 2)}, torch.zeros(3, 5)).shape
         torch.Size([7, 3])
     """
-    claim_parameters(model, model)
-    with torch.no_grad(), forked_rng():
-        sites = sites_of(poutine.trace(model).get_trace(*data))
+    with forked_rng():
+        sites = model_sites(model, *data)
     nesting = nesting_of(sites)
     k, fitted = fit_values(values, sites, nesting)
     sites = sites_of(poutine.trace(poutine.condition(in_plate(model, k, nesting), data=fitted)).get_trace(*data))
@@ -179,45 +181,11 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
     return torch.as_tensor(total).expand((k, *(frame.size for frame in keep)))
 
 
-def simulate(model: Program, n: int, *covariates: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    r"""Draw data from a model, together with the latent values that made them.
-
-    .. math:: z_n \sim p(z), \qquad x_n \sim p(x \mid z_n)
-
-    Given x, the z that made it is an exact draw from p(z | x). Draws from the user's random stream, without gradient.
-
-    Args:
-        model: a model called as ``model(None, *covariates, n=n)`` that draws its data at site ``"x"``.
-        n: the number N of data, at least 1.
-        covariates: what the model reads beside x, tensors whose first dimension is N.
-
-    Returns:
-        The latent values by site, [N, *event], and the data x, [N, *event_shape].
-
-    Raises:
-        ValueError: for ``n`` less than 1, a model without site ``"x"``, and a site that is not in the one plate of
-            the data.
-        TypeError: if the model does not run as ``model(None, *covariates, n=n)``.
-
-    Example:
-        >>> from jensen.models import PPCA
-        >>> values, x = simulate(PPCA(5, latent=2), 3)
-        >>> values["z"].shape, x.shape
-        (torch.Size([3, 2]), torch.Size([3, 5]))
-    """
-    if n < 1:
-        raise ValueError(f"n is the number of data to draw, at least 1, but got {n}")
+def model_sites(model: Program, *args: Any, **kwargs: Any) -> list[Site]:
+    """The sites of one run of the model alone, without gradient, from the user's random stream."""
     claim_parameters(model, model)
-    try:
-        with torch.no_grad():
-            trace = poutine.trace(model).get_trace(None, *covariates, n=n)
-    except (AttributeError, TypeError) as error:
-        raise TypeError(
-            f"the model cannot draw data: model(None, *covariates, n={n}) fails ({error}); write it as "
-            "forward(x=None, *covariates, n=1), with obs=x at site 'x' and a plate over n data where x is None"
-        ) from error
-    values = check_simulated(sites_of(trace), n)
-    return values, values.pop("x")
+    with torch.no_grad():
+        return sites_of(poutine.trace(model).get_trace(*args, **kwargs))
 
 
 def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
@@ -279,18 +247,27 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
     return trainable(model, guide, of_model, of_guide)
 
 
-def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...], tapped: bool = False) -> tuple[Trace, Trace]:
     q = poutine.trace(guide).get_trace(*data)
+    if tapped:
+        q = with_taps(q)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
     return p, q
 
 
-def _run(model: Program, guide: Program, data: tuple[Tensor, ...], particles: int, nesting: int | None) -> PairRun:
+def _run(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    particles: int,
+    nesting: int | None,
+    tapped: bool = False,
+) -> PairRun:
     if particles < 1:
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     if nesting is None:
         nesting = check_pair(model, guide, *data).nesting
-    p, q = _trace_pair(in_plate(model, particles, nesting), in_plate(guide, particles, nesting), data)
+    p, q = _trace_pair(in_plate(model, particles, nesting), in_plate(guide, particles, nesting), data, tapped)
     p_sites, q_sites = sites_of(p), sites_of(q)
     keep = enclosing_plates([*p_sites, *q_sites])
     p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal
