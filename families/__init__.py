@@ -4,6 +4,7 @@
 Guides use families for q(z | x), models for p(x | z).
 """
 
+from . import divergence as divergence  # registers KL divergences
 from .base import Family
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
 from .flows import IAF, Flow

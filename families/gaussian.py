@@ -13,7 +13,7 @@ r"""Gaussian families: diagonal, low-rank and full covariance, and the Gaussian 
 
 from __future__ import annotations
 
-__all__ = ["FullCovariance", "Gaussian", "LowRank", "MeanField", "RememberingNormal"]
+__all__ = ["FullCovariance", "Gaussian", "LowRank", "LowRankGaussian", "MeanField", "RememberingNormal"]
 
 import math
 from typing import Literal
@@ -109,14 +109,16 @@ class LowRank(Family):
         """Parameters [..., P], locations before scales before U column by column, to a Gaussian."""
         D = self.features
         loc, raw, columns = parameters.split([D, D, self.rank * D], dim=-1)
-        return _LowRank(loc, positive(raw), columns.unflatten(-1, (self.rank, D)).transpose(-1, -2))
+        return LowRankGaussian(loc, positive(raw), columns.unflatten(-1, (self.rank, D)).transpose(-1, -2))
 
     def extra_repr(self) -> str:
         """What the printed module shows beside its layers."""
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class _LowRank(Drawn):
+class LowRankGaussian(Drawn):
+    """A Gaussian with covariance diag(s) (I + U U^T) diag(s)."""
+
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor) -> None:
         super().__init__(loc.shape[:-1], loc.shape[-1:])
         self.loc, self.scale, self.factor = loc, scale, factor  # [..., D], [..., D], [..., D, R]
@@ -126,6 +128,7 @@ class _LowRank(Drawn):
         self.log_det = scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """A draw, and its log-density from the noise."""
         D, rank = self.factor.shape[-2:]
         noise = torch.randn(*shape[:-1], D + rank, dtype=self.loc.dtype, device=self.loc.device)
         one, two = noise.split([D, rank], -1)
@@ -133,6 +136,7 @@ class _LowRank(Drawn):
         return z, self._log_density(torch.cat([one, -two], -1))
 
     def density(self, value: Tensor) -> Tensor:
+        """Log-density of any value."""
         rank = self.factor.shape[-1]
         y = (value - self.loc) / self.scale
         return self._log_density(torch.cat([y, y.new_zeros(*y.shape[:-1], rank)], -1))

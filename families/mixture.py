@@ -12,6 +12,7 @@ import math
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
+from torch.nn import functional as F
 
 from .base import Drawn, Family, positive
 
@@ -98,16 +99,16 @@ class _Mixture(Drawn):
     def _attached(self, z: Tensor) -> Tensor:
         """The same values, with the gradient -(dF/dz)^{-1} dF/dlambda."""
         log_normal = self._log_normal(z)
-        before = log_normal.cumsum(-1) - log_normal  # of the features before d
+        before = F.pad(log_normal[..., :-1].cumsum(-1), (1, 0))  # of the features before d
         share = (self.log_weights.unsqueeze(-1) + before).softmax(-2)  # [..., C, D]: r_c given z_{<d}
         below = torch.special.ndtr((z.unsqueeze(-2) - self.loc) / self.scale)
-        F = (share * below).sum(-2)  # [..., D]
+        cdf = (share * below).sum(-2)  # [..., D]: F
         with torch.no_grad():
             slope = -(z.unsqueeze(-2) - self.loc) / self.scale.square()  # d log N / dz, [..., C, D]
             mean_slope = torch.einsum("...cd,...cj->...dj", share, slope)
-            jacobian = torch.einsum("...cd,...cj->...dj", share * below, slope) - F.unsqueeze(-1) * mean_slope
+            jacobian = torch.einsum("...cd,...cj->...dj", share * below, slope) - cdf.unsqueeze(-1) * mean_slope
             jacobian = jacobian.tril(-1) + torch.diag_embed((share * log_normal.exp()).sum(-2))
-        step = torch.linalg.solve_triangular(jacobian, (F - F.detach()).unsqueeze(-1), upper=False).squeeze(-1)
+        step = torch.linalg.solve_triangular(jacobian, (cdf - cdf.detach()).unsqueeze(-1), upper=False).squeeze(-1)
         attached: Tensor = z - step
         return attached
 

@@ -116,7 +116,7 @@ class NeuralSpline(Flow):
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
 
     Raises:
-        ValueError: if there are fewer than 2 bins, or more than 500.
+        ValueError: if there are fewer than 2 bins, or more than 500, for a bound that is not positive, no layers.
 
     Example:
         >>> import torch
@@ -140,6 +140,8 @@ class NeuralSpline(Flow):
     ) -> None:
         if not 2 <= bins <= 500:
             raise ValueError(f"NeuralSpline needs between 2 and 500 bins, but got {bins}")
+        if not bound > 0 or (layers is not None and layers < 1):
+            raise ValueError(f"bound is positive and layers at least 1, but got {bound} and {layers}")
         super().__init__(features, context, reads, triangular)
         self.coupling, self.bins, self.bound = coupling, bins, bound
         self.kept = features // 2 if coupling else 0  # the features before this one stay, and shape the others
@@ -148,7 +150,7 @@ class NeuralSpline(Flow):
             if coupling
             else (lambda: autoregressive(features, reads, hidden, 3 * bins - 1))
         )
-        self.networks = nn.ModuleList(make() for _ in range(layers or (4 if coupling else 2)))
+        self.networks = nn.ModuleList(make() for _ in range((4 if coupling else 2) if layers is None else layers))
 
     def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Noise [..., D] to y, one pass of each network."""

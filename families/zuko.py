@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Normal
+from torch.types import _size
 
 from .base import Drawn, Family, positive
 
@@ -55,13 +56,19 @@ class Zuko(Family):
         """Parameters [..., P]: locations, scales, and what the flow reads."""
         D = self.features
         loc, raw, g = parameters.split([D, D, self.size - 2 * D], dim=-1)
-        return _Placed(loc, positive(raw), self.flow(g))
+        return _Placed(self.flow, loc, positive(raw), g)
 
 
 class _Placed(Drawn):
-    def __init__(self, loc: Tensor, scale: Tensor, base: Any) -> None:
+    def __init__(self, flow: Callable[[Tensor], Any], loc: Tensor, scale: Tensor, g: Tensor) -> None:
         super().__init__(loc.shape[:-1], loc.shape[-1:])
-        self.loc, self.scale, self.base = loc, scale, base
+        self.flow, self.loc, self.scale, self.g = flow, loc, scale, g
+        self.base = flow(g)
+
+    def expand(self, batch_shape: _size, _instance: object = None) -> Drawn:
+        """The same distribution under another batch shape, which zuko's base has to have too."""
+        loc, scale, g = (part.expand(*batch_shape, -1) for part in (self.loc, self.scale, self.g))
+        return _Placed(self.flow, loc, scale, g)
 
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
         sample_shape = shape[: len(shape) - self.loc.dim()]  # the base has the batch shape of the parameters

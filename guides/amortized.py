@@ -66,6 +66,7 @@ class Amortized(UniqueModule):
             context: the encoder's output, [N, H].
             offsets: what is added to the parameters [N, P] of a site's family, by site.
         """
+        check_context(context)
         parts = [context]  # [N, H], then a [K, N, D] for each site drawn
         values: dict[str, Tensor] = {}
         with pyro.plate("data", len(context), dim=-1):
@@ -97,6 +98,15 @@ class Amortized(UniqueModule):
             for site, family in self.families.items()
         }
         return Amortized(Constant(context, data), members)
+
+
+def check_context(context: Tensor) -> None:
+    """Raise ValueError unless the encoder answered with one row for each datum."""
+    if context.dim() != 2:
+        raise ValueError(
+            f"the encoder's output is a context [N, H], one row for each datum, but has shape {list(context.shape)}: "
+            "give data with a first dimension N (x[i : i + 1] for one datum), and an encoder that flattens images"
+        )
 
 
 def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> TorchDistribution:
@@ -169,6 +179,7 @@ class Joint(UniqueModule):
 
     def draw(self, context: Tensor, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Draw all sites given the encoder's output [N, H], and an offset on the family's parameters: ``"joint"``."""
+        check_context(context)
         q = _shifted(self.family, context, offsets.get("joint"))  # type: ignore[arg-type]
         return draw_jointly(q, len(context), self.sites, self.constraints)
 

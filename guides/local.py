@@ -120,12 +120,21 @@ class _Mapped(Drawn):
             return functional_call(self.law, weights, (h, offset, sample_shape, value))
 
         with pyro.distributions.validation_enabled(False):
-            found: tuple[Tensor, Tensor] = vmap(
+            each = vmap(
                 one,
                 in_dims=(0, -2, 0, None if value is None else z_dim),
                 out_dims=(z_dim, -1),
                 randomness="different",
-            )(self.weights, self.h, self.offset, value)
+            )
+            try:
+                found: tuple[Tensor, Tensor] = each(self.weights, self.h, self.offset, value)
+            except RuntimeError as error:
+                if "vmap" not in str(error) and "functorch" not in str(error):
+                    raise
+                raise NotImplementedError(
+                    f"{type(self.law.member).__name__} cannot have weights for each datum: torch.vmap does not run it "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
         return found
 
 

@@ -11,11 +11,12 @@ __all__ = ["Constrained", "Member", "Through", "site_transform"]
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import ComposeTransform, ReshapeTransform, Transform
+from torch.distributions.transforms import ComposeTransform, ExpTransform, ReshapeTransform, Transform
 
 
 class Member(Protocol):
@@ -138,7 +139,19 @@ def site_transform(event_shape: Sequence[int], constraint: Constraint = constrai
     It remembers its last value, so that the inverse of a value that it made is the very coordinates it came from.
     """
     onto = biject_to(constraint)
+    if isinstance(onto, ComposeTransform):
+        onto = ComposeTransform([_Exp() if isinstance(part, ExpTransform) else part for part in onto.parts])
+    elif isinstance(onto, ExpTransform):
+        onto = _Exp()
     inner = Size(onto.inverse_shape(Size(event_shape)))
     flat = ReshapeTransform(Size((inner.numel(),)), inner)
     transform: Transform = ComposeTransform([flat, onto]).with_cache(1)
     return transform
+
+
+class _Exp(ExpTransform):
+    """exp within the range of its precision: a far draw is a very large or small number, not infinity or zero."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        limits = torch.finfo(x.dtype)
+        return x.exp().clamp(limits.tiny, limits.max)

@@ -7,24 +7,33 @@ from .bounds import Bounds, bounds
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
+from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evidence import Evidence, evaluate
 from .exact import HasEvidence
 from .gaps import Gaps, gaps
 from .history import History
+from .objectives import IWAE, Renyi
 from .ranks import Calibration
+from .signal import GradientSignal, gradient_signal
 from .simulation import simulate
 from .sites import Terms
 from .svi import fit
 from .weights import log_joint, log_weights, terms
 
 __all__ = [
+    "ELBO",
+    "IWAE",
     "Bounds",
     "Calibration",
     "Comparison",
+    "CyclicalAnnealing",
     "Evidence",
     "Gaps",
+    "GradientSignal",
     "HasEvidence",
     "History",
+    "LinearAnnealing",
+    "Renyi",
     "Row",
     "Terms",
     "bounds",
@@ -33,6 +42,7 @@ __all__ = [
     "evaluate",
     "fit",
     "gaps",
+    "gradient_signal",
     "log_joint",
     "log_weights",
     "pareto_k",

@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm import tqdm
 
-from .inputs import Device, expect_rows, placed, running
+from .inputs import Data, Device, expect_rows, placed, running
 from .ranks import Calibration
 from .simulation import simulate
 from .sites import Layout
@@ -30,7 +30,7 @@ def calibrate(
     n: int = 500,
     draws: int = 99,
     *,
-    covariates: tuple[Tensor, ...] = (),
+    covariates: Data = (),
     seed: int | None = None,
     chunk_size: int = 4096,
     device: Device = None,
@@ -59,7 +59,7 @@ def calibrate(
         n: the number N of data, at least 100.
         draws: the number L of draws from the guide for each datum, at least 19. The levels of the intervals are
             multiples of 2 / (L + 1), exactly: 199 has 50, 80, 90 and 95 %; 99 has 96 % in the place of 95.
-        covariates: what model and guide read beside x, tensors whose first dimension is N.
+        covariates: what model and guide read beside x, a tensor or a tuple of tensors whose first dimension is N.
         seed: makes data and draws repeatable and leaves the user's random stream alone; None draws from that stream.
         chunk_size: how many (datum, draw) pairs are run at once.
         device: where to run; modules and covariates are moved there. None: where they are.
@@ -88,6 +88,7 @@ def calibrate(
             f"calibrate needs n of at least 100 data (20 in each of 5 bins) and at least 19 draws (5 % in each tail), "
             f"but got n={n} and draws={draws}"
         )
+    covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
     if {len(x) for x in covariates} - {n}:
         raise ValueError(f"covariates need a row for each of the n={n} data, but have {[len(x) for x in covariates]}")
     if isinstance(guide, AutoGuide):

@@ -14,6 +14,7 @@ __all__ = ["Comparison", "Row", "compare"]
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -250,11 +251,18 @@ def compare(
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
         found = None
-        if gaps and has_local(guide):
-            found = split(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
-            evidence = found.evidence
-        else:
-            evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+        try:
+            if gaps and has_local(guide):
+                with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
+                    found = split(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+            evidence = (
+                evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+                if found is None
+                else found.evidence
+            )
+        except Exception as error:
+            error.add_note(f"in compare, at the pair '{name}'")
+            raise
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
         rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds, found)
     if len({row.evidence.joint for row in rows.values()}) > 1:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from .evidence import Evidence, evaluate
 from .inputs import Data, Device, Transform, as_tensors, placed, running
 from .randomness import private_randomness
-from .search import LocalSearch, without_store_warnings
+from .search import LocalSearch, originals_kept
 from .text import decimals, percent, standard_error_of_mean
 from .weights import Program
 
@@ -67,8 +67,11 @@ class Gaps:
         """Log p(x): exact where it is known, else, of the two guides' estimates, that with the smaller k-hat: [N]."""
         if self.evidence.exact is not None:
             return self.evidence.exact
-        amortized_is_better = self.evidence.pareto_k < self.local.pareto_k
-        return torch.where(amortized_is_better, self.evidence.log_evidence, self.local.log_evidence)
+        return torch.where(self._amortized_is_better, self.evidence.log_evidence, self.local.log_evidence)
+
+    @property
+    def _amortized_is_better(self) -> Tensor:
+        return self.evidence.pareto_k < self.local.pareto_k
 
     @property
     def approximation(self) -> Tensor:
@@ -93,11 +96,11 @@ class Gaps:
         log p(x) is exact, or k-hat unknown.
         """
         error = _mc_error(self.local.elbo_error)
-        both = math.hypot(error, _mc_error(self.evidence.elbo_error))
+        both = math.hypot(error, _mc_error(self.evidence.elbo_error)) if self.rounds else 0.0  # one measurement
         better = torch.fmin(self.evidence.pareto_k, self.local.pareto_k)
         known = self.evidence.exact is not None
-        smaller = torch.fmin(self.evidence.standard_error, self.local.standard_error)
-        of_evidence = 0.0 if known else _mc_error(smaller)
+        taken = torch.where(self._amortized_is_better, self.evidence.standard_error, self.local.standard_error)
+        of_evidence = 0.0 if known else _mc_error(taken)
         return {
             "n": len(self.total),
             "particles": self.evidence.particles,
@@ -126,21 +129,12 @@ class Gaps:
 
     def __str__(self) -> str:
         s = self.summary()
-        rows = [
-            (label, decimals(s[name]), f"± {decimals(s[f'{name}_data_error'])}  over the data" + note)
-            for label, name, note in (
-                ("gap = log p(x) - ELBO", "gap", ""),
-                ("  approximation (the family)", "approximation", _and(s["approximation_mc_error"])),
-                ("  amortization (the encoder)", "amortization", _and(s["amortization_mc_error"])),
-            )
-        ]
-        rows.append(
-            (
-                "local optimisation converged",
-                percent(s["converged"]),
-                f"of the data; last round gained {decimals(s['gained'], 4)} nats",
-            )
-        )
+        rows = [("gap = log p(x) - ELBO", decimals(s["gap"]), f"± {decimals(s['gap_data_error'])}  over the data")]
+        for name, cause in (("approximation", "the family"), ("amortization", "the encoder")):
+            over, drawn = decimals(s[f"{name}_data_error"]), decimals(s[f"{name}_mc_error"], 4)
+            rows.append((f"  {name} ({cause})", decimals(s[name]), f"± {over}  over the data, {drawn} Monte Carlo"))
+        last = f"of the data; last round gained {decimals(s['gained'], 4)} nats"
+        rows.append(("local optimisation converged", percent(s["converged"]), last))
         if s["unreliable"]:
             rows.append(("log p(x) doubtful (k-hat > 0.7)", percent(s["unreliable"]), "of the data: gaps lean low"))
         head = f"{s['n']} data, {s['particles']} particles each, nats per datum"
@@ -174,9 +168,9 @@ def gaps(
     steps of Adam whose learning rate falls to a tenth; its result is the mean of the second half. Each datum keeps the
     better of the parameters before and after, by the ELBO under the same noise. A round that gains less than the
     tolerance on average is followed by rounds with a quarter of its learning rate, and by a sixteenth: when none gains,
-    the optimisation is done. The optimum is
-    a local one, and so an upper bound on the approximation gap. Where log q of a given value is known and not much
-    dearer than a draw, gradients stick the landing: their noise vanishes as q comes close to the posterior.
+    the optimisation is done. The optimum is a local one, and so an upper bound on the approximation gap. Where log q of
+    a given value is known and not much dearer than a draw, gradients stick the landing: their noise vanishes as q comes
+    close to the posterior.
 
     References:
         Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
@@ -205,6 +199,8 @@ def gaps(
 
     Raises:
         TypeError: for a guide without ``local``.
+        NotImplementedError: for sites without ``rsample``, along whose draws no optimum is found, and for a family that
+            ``torch.vmap`` does not run.
         ValueError: for settings that make no sense, joint weights, and on what
             :func:`~jensen.inference.evaluate` names.
 
@@ -240,7 +236,7 @@ def gaps(
     most, spent = 0, 0.0
     with (
         tqdm(total=n, disable=not progress, desc="local optimum", unit="datum") as bar,
-        without_store_warnings(),
+        originals_kept(model, guide),
         running(model, guide, seed=seed, device=device),
     ):
         for first in range(0, n, rows):
@@ -252,10 +248,14 @@ def gaps(
             while search.free and done < rounds and rate > lr / 20:
                 change, error = search.round(steps, rate)
                 done += 1
-                if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done: the next
+                if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done
                     rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
-            found.append(evaluate(model, local, batch, particles, device=device, progress=False))
+            found.append(
+                evaluate(model, local, batch, particles, device=device, progress=False)
+                if search.free
+                else _rows(evidence, slice(first, first + rows))  # nothing to optimise: the same guide
+            )
             start = time.perf_counter()
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
@@ -267,6 +267,13 @@ def gaps(
 def has_local(guide: Program) -> bool:
     """Whether the gap of a guide can be split."""
     return isinstance(guide, AutoGuide) or callable(getattr(guide, "local", None))
+
+
+def _rows(evidence: Evidence, rows: slice) -> Evidence:
+    """The measurement of some of the data."""
+    values: dict[str, Any] = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
+    values |= {name: v[rows] for name, v in values.items() if isinstance(v, Tensor)}
+    return Evidence(**values)
 
 
 def _joined(parts: Sequence[Evidence]) -> Evidence:
@@ -282,7 +289,3 @@ def _joined(parts: Sequence[Evidence]) -> Evidence:
 def _mc_error(errors: Tensor) -> float:
     """The Monte Carlo error of a mean over data, from those of its terms."""
     return float(errors.square().sum().sqrt()) / len(errors)
-
-
-def _and(mc_error: float | int | None) -> str:
-    return f", {decimals(mc_error, 4)} Monte Carlo"

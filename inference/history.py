@@ -13,7 +13,9 @@ class History:
     """What happened in :func:`fit`, epoch by epoch.
 
     Attributes:
-        elbo: the objective's bound on the training data (minus its loss), nats per datum, averaged over the epoch.
+        elbo: the objective's bound on the training data, nats per datum, averaged over the epoch.
+        shaped: minus the loss, where an objective (beta, free bits) shapes it to something else than the bound; else
+            empty.
         validation: the ELBO of the validation data after each epoch, nats per datum; empty without validation data.
         best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
         steps: the number of optimizer steps.
@@ -30,6 +32,7 @@ class History:
     best_epoch: int | None = None
     steps: int = 0
     seconds: float = 0.0
+    shaped: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists."""

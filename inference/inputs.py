@@ -38,7 +38,9 @@ def as_tensors(data: Data) -> tuple[Tensor, ...]:
     tensors = data if isinstance(data, tuple) else (data,)
     for x in tensors:
         if not isinstance(x, Tensor):
-            raise TypeError(f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor")
+            raise TypeError(
+                f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor, or tuple"
+            )
     shapes = [list(x.shape) for x in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
         raise ValueError(f"data need one first dimension N of at least 1, but got tensors of shape {shapes}")

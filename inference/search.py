@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LocalSearch", "without_store_warnings"]
+__all__ = ["LocalSearch", "originals_kept"]
 
 import math
 import warnings
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .randomness import forked_rng
+from .store import claim_parameters
 from .weights import Program, check_pair, log_weights, terms
 
 _DEAREST = 12.0  # how much more a step that sticks the landing may cost
@@ -39,6 +40,7 @@ class LocalSearch:
         self.by_row = all(p.shape[:1] == (len(batch[0]),) for p in self.free)
         self.noise = int(torch.randint(2**62, ()))
         if self.free:
+            self._check_gradients()
             self.landing = self._can_land()
             self.value = self._log_weights()
 
@@ -76,6 +78,15 @@ class LocalSearch:
             p.data.copy_(torch.where(keep, p, old))
         self.value = torch.where(better, after, self.value)
         return gained.nan_to_num(-math.inf), error.nan_to_num(0.0)
+
+    def _check_gradients(self) -> None:
+        with torch.no_grad(), forked_rng():
+            q = terms(self.model, self.guide, *self.batch, max_plate_nesting=self.nesting).q
+        if stuck := [site for site, fn in q.items() if not fn.has_rsample]:
+            raise NotImplementedError(
+                f"the local optimum is found along draws, but those of {stuck} have no gradient to follow: take a "
+                "family that has rsample"
+            )
 
     def _elbo(self) -> Tensor:
         """The ELBO of each datum, [N], whose gradient sticks the landing where it can."""
@@ -137,8 +148,11 @@ class _Elements(TorchDispatchMode):
 
 
 @contextmanager
-def without_store_warnings() -> Iterator[None]:
-    """Without the word on a copied AutoGuide that takes the place of its original in Pyro's parameter store."""
+def originals_kept(model: Program, guide: Program) -> Iterator[None]:
+    """Let a copied AutoGuide take its original's place in Pyro's parameter store, without a word, and put that back."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Pyro's parameter store held other values")
-        yield
+        try:
+            yield
+        finally:
+            claim_parameters(model, guide)

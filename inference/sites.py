@@ -92,7 +92,7 @@ class Layout(NamedTuple):
         nesting: how deep its plates are nested.
         sizes: the sizes of the plates that enclose every site; empty where weights are joint.
         full_size: the size of a subsampled plate around everything observed; None without one.
-        points: the guide's sites, if all of them are points (``Delta``) without a density.
+        points: the guide's sites that are points (``Delta``) without a density.
     """
 
     nesting: int
@@ -103,13 +103,27 @@ class Layout(NamedTuple):
 
 def layout_of(p: list[Site], q: list[Site]) -> Layout:
     """The layout of a pair, from the sites of its model and those of its guide."""
-    densities = [s for s in q if not isinstance(base_of(s["fn"]), Delta | Unit)]
-    points = () if densities else tuple(s["name"] for s in q)
+    points = _points(p, q)
     observed = [set(s["cond_indep_stack"]) for s in p if s["is_observed"]]
     around = set.intersection(*observed) if observed else set()
     full = [frame.full_size for frame in around if frame.full_size != frame.size]
     sizes = tuple(frame.size for frame in enclosing_plates([*p, *q]))
     return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points)
+
+
+def _points(p: list[Site], q: list[Site]) -> tuple[str, ...]:
+    """The guide's sites that are points without a density of their own.
+
+    Beside an auxiliary site (whose density a ``Delta`` takes over), and where the model is a point itself, it is none.
+    """
+    bases = {s["name"]: base_of(s["fn"]) for s in q}
+    if all(isinstance(base, Delta | Unit) for base in bases.values()):
+        return tuple(bases)
+    if any(s["infer"].get("is_auxiliary") for s in q):
+        return ()
+    of_model = {s["name"] for s in p if isinstance(base_of(s["fn"]), Delta)}
+    sure = {name: base for name, base in bases.items() if isinstance(base, Delta) and name not in of_model}
+    return tuple(name for name, base in sure.items() if bool(torch.as_tensor(base.log_density).eq(0).all()))
 
 
 def subsampling(frames: set[CondIndepStackFrame]) -> float:
@@ -192,7 +206,10 @@ class Terms:
 
 
 class PairRun(NamedTuple):
-    """One run of a pair under K particles: its sites, the plates that are kept, and the shape of its weights."""
+    """One run of a pair under K particles: its sites, what the model saw of the guide's, the plates that are kept.
+
+    ``shape`` is that of the weights.
+    """
 
     p: list[Site]
     q: list[Site]
@@ -204,6 +221,14 @@ class PairRun(NamedTuple):
     def log_prob(self, site: Site) -> Tensor:
         """Log-density of one of its sites, of the shape of the weights."""
         return site_log_prob(site, self.keep, self.nesting).expand(self.shape)
+
+    def spread(self, site: Site, weights: Tensor) -> Tensor:
+        """A tensor of the shape of the weights, to be multiplied with a value of one of its sites."""
+        shape = [1] * (self.nesting + 1 + site["fn"].event_dim)
+        shape[0] = self.shape[0]
+        for frame in self.keep:
+            shape[self.nesting + 1 + _dim(frame)] = frame.size
+        return weights.reshape(shape)
 
     def fold(self, site: Site, batch: Tensor) -> Tensor:
         """A tensor of the batch shape of one of its sites, summed to the shape of the weights."""

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .checkpoint import MakeScheduler, Run
 from .history import History
 from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, running
+from .objectives import Objective
 from .randomness import forked_rng, private_randomness
 from .sites import Layout
 from .store import owners_of
@@ -66,7 +67,7 @@ def fit(
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
         data: a tensor [N, ...], or a tuple of such tensors.
-        objective: a Pyro objective with ``differentiable_loss``; ``Trace_ELBO()`` if None.
+        objective: a Pyro objective with ``differentiable_loss``, or one of jensen's; ``Trace_ELBO()`` if None.
         epochs: passes over the data.
         batch_size: data per step, shuffled; the last batch of an epoch may be smaller. From N on, all data in their own
             order.
@@ -110,6 +111,7 @@ def fit(
     held_out = None if validation is None else Batches(as_tensors(validation), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
+    shaped = objective if isinstance(objective, Objective) and objective.shaped else None
     history = History()
 
     with _training(model, guide, frozen, seed, device):
@@ -137,10 +139,11 @@ def fit(
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
-                losses = []
+                losses, bounds = [], []
                 for rows in train.shuffled():
                     batch = train.take(rows)
                     losses.append(_step(run, objective, batch, fixed))
+                    bounds.append(-float(shaped.bound) if shaped else losses[-1])
                     history.steps += 1
                     if not math.isfinite(losses[-1]):
                         break
@@ -151,7 +154,9 @@ def fit(
                         f"are back at the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
                     )
                 good = run.snapshot()
-                history.elbo.append(_per_datum(losses, layout, train.n))
+                history.elbo.append(_per_datum(bounds, layout, train.n))
+                if shaped:
+                    history.shaped.append(_per_datum(losses, layout, train.n))
                 if run.scheduler is not None:
                     run.scheduler.step()
                 if held_out is not None:
@@ -170,6 +175,8 @@ def fit(
 
 def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
     """One SVI step; the loss, NaN if it or its gradient is not finite (then nothing is updated)."""
+    if isinstance(objective, Objective):
+        objective.step = run.history.steps
     with parameters_read(run.model, run.guide) as read:
         try:
             loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]

@@ -146,7 +146,7 @@ def terms(
         log_q_stopped=log_q_stopped,
         p={site["name"]: site["fn"] for site in run.p},
         q={site["name"]: site["fn"] for site in run.q},
-        values={site["name"]: site["value"] for site in [*run.p, *run.q]},
+        values={s["name"]: run.q_trace.nodes.get(s["name"], s)["value"] for s in [*run.p, *run.q]},
         run=run,
     )
 
@@ -247,10 +247,8 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
     return trainable(model, guide, of_model, of_guide)
 
 
-def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...], tapped: bool = False) -> tuple[Trace, Trace]:
+def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
     q = poutine.trace(guide).get_trace(*data)
-    if tapped:
-        q = with_taps(q)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
     return p, q
 
@@ -267,8 +265,10 @@ def _run(
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     if nesting is None:
         nesting = check_pair(model, guide, *data).nesting
-    p, q = _trace_pair(in_plate(model, particles, nesting), in_plate(guide, particles, nesting), data, tapped)
+    q = poutine.trace(in_plate(guide, particles, nesting)).get_trace(*data)
+    seen = with_taps(q) if tapped else q  # by the model
+    p = poutine.trace(poutine.replay(in_plate(model, particles, nesting), trace=seen)).get_trace(*data)
     p_sites, q_sites = sites_of(p), sites_of(q)
     keep = enclosing_plates([*p_sites, *q_sites])
     p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal
-    return PairRun(p_sites, q_sites, q, keep, nesting, (particles, *(frame.size for frame in keep)))
+    return PairRun(p_sites, q_sites, seen, keep, nesting, (particles, *(frame.size for frame in keep)))

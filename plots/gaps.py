@@ -14,13 +14,13 @@ from jensen.inference import Gaps
 from .axes import COLOURS, own_axes
 
 
-def plot_gaps(results: Mapping[str, Gaps], ax: Axes | None = None) -> Axes:
+def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axes:
     """Stacked bars, one a guide: approximation gap, then amortization gap; whiskers are two standard errors.
 
     The whisker at the boundary is the approximation gap's, that at the end the whole gap's, both over the data.
 
     Args:
-        results: what :func:`jensen.inference.gaps` returned, by name, from the top.
+        results: what :func:`jensen.inference.gaps` returned, by name, from the top; None is left out.
         ax: where to draw; a new figure if None.
 
     Returns:
@@ -28,6 +28,7 @@ def plot_gaps(results: Mapping[str, Gaps], ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: without results.
+        TypeError: if they have no names.
 
     Example:
         >>> import torch
@@ -39,19 +40,22 @@ def plot_gaps(results: Mapping[str, Gaps], ax: Axes | None = None) -> Axes:
         >>> plot_gaps({"prior": found}).get_xlabel()
         'log p(x) - ELBO (nats per datum)'
     """
-    if not results:
+    if not isinstance(results, Mapping):
+        raise TypeError(f"plot_gaps takes results by name, {{'guide': gaps(...)}}, but got {type(results).__name__}")
+    shown = {name: found for name, found in results.items() if found is not None}
+    if not shown:
         raise ValueError("plot_gaps needs at least one result")
-    ax = own_axes(ax, height=0.9 + 0.35 * len(results))
-    summaries = [found.summary() for found in results.values()]
+    ax = own_axes(ax, height=0.9 + 0.35 * len(shown))
+    summaries = [found.summary() for found in shown.values()]
     columns = ("approximation", "amortization", "gap", "approximation_data_error", "gap_data_error")
     value = {name: np.array([summary[name] for summary in summaries], dtype=float) for name in columns}
-    y = np.arange(len(results))
+    y = np.arange(len(shown))
     ax.barh(y, value["approximation"], color=COLOURS[0], label="approximation: the family")
     ax.barh(y, value["amortization"], left=value["approximation"], color=COLOURS[4], label="amortization: the encoder")
     for name, at, colour in (("approximation", y - 0.12, "#555555"), ("gap", y + 0.12, "black")):
         error = 2 * np.nan_to_num(value[f"{name}_data_error"])
         ax.errorbar(value[name], at, xerr=error, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
-    ax.set_yticks(y, labels=list(results))
+    ax.set_yticks(y, labels=list(shown))
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per datum)")

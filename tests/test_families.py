@@ -21,6 +21,7 @@ from jensen.families import (
     StudentT,
     Sylvester,
 )
+from jensen.families.mixture import _Mixture
 from jensen.families.splines import rational_quadratic
 
 
@@ -399,3 +400,24 @@ def test_a_flow_starts_close_to_its_gaussian(float64):
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_an_expanded_distribution_draws_anew_for_each(name):
+    torch.manual_seed(0)
+    q = DENSITIES[name](2, 16)(torch.zeros(1, 16)).expand((6,))
+    z = q.rsample()
+    assert z.shape == (6, 2)
+    assert len(z.unique(dim=0)) == 6
+    assert q.log_prob(z).shape == (6,)
+
+
+def test_a_mixtures_gradient_survives_float32_where_components_are_far_apart():
+    z, found = torch.tensor([1e-3, 5.002]), []
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.tensor([0.3, -0.2], dtype=dtype, requires_grad=True)
+        loc = torch.tensor([[0.0, 0.0], [2e-3, 5.0]], dtype=dtype)
+        q = _Mixture(logits, loc, torch.full((2, 2), 1e-3, dtype=dtype))
+        found.append(torch.autograd.grad(q._attached(z.to(dtype))[0], logits)[0].double())
+    assert torch.allclose(*found, rtol=1e-3)
+    assert found[1].abs().min() > 1e-5

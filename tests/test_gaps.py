@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from hierarchies import Discrete
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from test_kernel import PyroVAE
 
-from jensen.families import IAF, FullCovariance, MeanField, Sylvester
+from jensen.families import IAF, Delta, FullCovariance, MeanField, OneHotCategorical, Sylvester
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
 from jensen.inference import Evidence, Gaps, compare, evaluate, fit, gaps, simulate
 from jensen.models import PPCA, Banana, Ring
@@ -220,3 +221,54 @@ def test_models_without_a_gaussian_posterior_order_the_families():
         for better, worse, least in (("full", "diagonal", gain), ("flow", "full", 0.1)):
             difference = part[worse] - part[better]
             assert difference.mean() > least, (type(model).__name__, better, worse)
+
+
+def test_an_autoguide_is_left_as_it_was(model, x):
+    guide = AutoNormal(model)
+    guide(x[:20])
+    before = guide.locs.z.detach().clone()
+    gaps(model, guide, x[:20], 50, rounds=1, steps=20, progress=False)
+    guide(x[:20])  # reads its parameters from Pyro's store
+    assert torch.equal(guide.locs.z, before)
+
+
+def test_a_guide_without_parameters_is_measured_once():
+    ring = Ring()
+    found = gaps(ring, PriorGuide(ring), torch.rand(5, 1), 100, progress=False)
+    assert found.amortization.eq(0).all()
+    assert found.summary()["amortization_mc_error"] == 0
+
+
+def test_discrete_sites_have_no_local_optimum_and_a_dash_in_the_table():
+    torch.manual_seed(0)
+    model = Discrete(OneHotCategorical)
+    guide = amortize(model, mlp(model.event_shape.numel(), [8]), OneHotCategorical, context=8)
+    x = model(n=5).detach()
+    with pytest.raises(NotImplementedError, match="no gradient to follow"):
+        gaps(model, guide, x, 50, progress=False)
+    table = compare({"discrete": (model, guide)}, x, particles=50, gaps=True, progress=False)
+    assert table.rows["discrete"].gaps is None
+
+
+def test_the_error_is_that_of_the_estimate_taken():
+    def measured(k, error):
+        one = torch.ones(1, dtype=torch.float64)
+        parts = {"elbo": -one, "elbo_error": 0 * one, "log_evidence": 0 * one, "standard_error": error * one}
+        return Evidence(**parts, ess=one, pareto_k=k * one, exact=None, particles=100, features=1)
+
+    both = Gaps(measured(0.1, 0.5), measured(0.6, 0.01), torch.zeros(1), torch.ones(1) > 0, 1, 0.0)
+    assert both.summary()["approximation_mc_error"] == pytest.approx(0.5)
+
+
+def test_a_comparison_says_at_which_pair_it_failed(model, x):
+    pairs = {"prior": (model, PriorGuide(model)), "map": (model, amortize(model, mlp(64, [8]), Delta, context=8))}
+    with pytest.raises(ValueError, match="point estimate") as raised:
+        compare(pairs, x[:5], particles=50, progress=False)
+    assert raised.value.__notes__ == ["in compare, at the pair 'map'"]
+
+
+def test_bars_need_names(model, x):
+    found = gaps(model, PriorGuide(model), x[:5], 50, progress=False)
+    with pytest.raises(TypeError, match="results by name"):
+        plot_gaps(found)
+    assert len(plot_gaps({"prior": found, "none": None}).get_yticks()) == 1

@@ -25,7 +25,7 @@ from pyro.optim import Adam
 from torch import nn
 from torch.distributions import constraints
 
-from jensen.families import FullCovariance, MeanField
+from jensen.families import Delta, FullCovariance, MeanField
 from jensen.families.base import raw_of
 from jensen.guides import Amortized, Constrained, Joint, Laplace, Through, amortize
 from jensen.guides.members import site_transform
@@ -403,3 +403,27 @@ def test_a_continuous_site_follows_an_enumerated_one(float64):
         sums = log_weights(model, guide, x, particles=20_000).sum(-1)
     error = math.hypot(float(losses.std()) / math.sqrt(10), float(sums.std()) / math.sqrt(20_000))
     assert abs(float(losses.mean() + sums.mean())) < 4 * error
+
+
+def test_a_point_beside_a_density_is_refused(float64):
+    torch.manual_seed(0)
+    model = TwoLevels()
+    guide = Amortized(mlp(4, [8]), {"top": Delta(2, 8), "low": FullCovariance(3, 10)})
+    with pytest.raises(ValueError, match=r"point estimate at \['top'\]"):
+        evaluate(model, guide, torch.randn(3, 4), progress=False)
+
+
+def test_far_draws_of_a_positive_site_stay_in_range():
+    u = torch.tensor([[-500.0], [0.0], [500.0]])
+    z = site_transform((), constraints.positive)(u)
+    assert z.isfinite().all()
+    assert (z > 0).all()
+
+
+def test_one_datum_without_its_first_dimension_is_refused():
+    torch.manual_seed(0)
+    model = TwoLevels()
+    for joint in (False, True):
+        guide = amortize(model, mlp(4, [8]), MeanField, context=8, joint=joint)
+        with pytest.raises(ValueError, match=r"x\[i : i \+ 1\] for one datum"):
+            guide(torch.randn(4))
