@@ -14,6 +14,7 @@ from .gaps import Gaps, gaps
 from .history import History
 from .objectives import IWAE, Renyi
 from .ranks import Calibration
+from .rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
 from .signal import GradientSignal, gradient_signal
 from .simulation import simulate
 from .sites import Terms
@@ -33,6 +34,8 @@ __all__ = [
     "HasEvidence",
     "History",
     "LinearAnnealing",
+    "PosteriorCollapseWarning",
+    "RateDistortion",
     "Renyi",
     "Row",
     "Terms",
@@ -46,6 +49,7 @@ __all__ = [
     "log_joint",
     "log_weights",
     "pareto_k",
+    "rate_distortion",
     "simulate",
     "terms",
 ]

@@ -9,5 +9,14 @@ from .gaps import plot_gaps
 from .images import plot_images
 from .latent import plot_latent
 from .posterior import plot_posterior
+from .rate import plot_rate_distortion
 
-__all__ = ["plot_bounds", "plot_gaps", "plot_images", "plot_latent", "plot_posterior", "plot_ranks"]
+__all__ = [
+    "plot_bounds",
+    "plot_gaps",
+    "plot_images",
+    "plot_latent",
+    "plot_posterior",
+    "plot_ranks",
+    "plot_rate_distortion",
+]
