@@ -49,9 +49,12 @@ def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None 
         across, up = (2 * np.nan_to_num(s[f"{axis}_data_error"]) for axis in ("rate", "distortion"))
         ax.errorbar(s["rate"], s["distortion"], up, across, fmt="o", color=COLOURS[0], markersize=4, elinewidth=1)
         ax.annotate(name, (s["rate"], s["distortion"]), xytext=(5, 5), textcoords="offset points", fontsize="small")
-    ax.margins(0.15)
+    ax.margins(0.2)
+    view = ax.axis()
     for total in np.unique(np.round(rate + distortion, 6)):  # -ELBO is constant along these
         ax.axline((0, total), slope=-1, color="grey", linewidth=0.6, linestyle=":", zorder=0)
+    ax.axis(view)
+    ax.set_xlim(left=max(view[0], 0.0))
     ax.set_xlabel("rate KL(q(z|x) ‖ p(z)) (bits per datum)")
     ax.set_ylabel("distortion -E log p(x|z) (bits per datum)")
     return ax
