@@ -8,7 +8,7 @@ from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .evidence import Evidence, evaluate
-from .exact import HasEvidence
+from .exact import ExactEvidence, HasEvidence, exact_log_evidence
 from .gaps import Gaps, gaps
 from .history import History
 from .ranks import Calibration
@@ -22,6 +22,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Evidence",
+    "ExactEvidence",
     "Gaps",
     "HasEvidence",
     "History",
@@ -31,6 +32,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "exact_log_evidence",
     "fit",
     "gaps",
     "log_joint",
