@@ -1,15 +1,19 @@
-r"""Cells of adaptive integration: a polynomial through log f in each, the integral of its exponential, what it may miss.
+r"""Cells of adaptive integration: a polynomial through log f in each, its exponential's integral, what it may miss.
 
-The logarithm, not the function, is approximated: by a polynomial P through the Chebyshev nodes of a cell, whose exponential
-a Gauss-Legendre rule integrates at no further evaluation. A posterior of width 0.01 is a needle, but its logarithm is
-nearly a parabola, which a few nodes see from far away. With Q the same polynomial less its two highest degrees,
+The logarithm, not the function, is approximated: by a polynomial P through the Chebyshev nodes of a cell, whose
+exponential a Gauss-Legendre rule integrates at no further evaluation. A posterior of width 0.01 is a needle, but its
+logarithm is nearly a parabola, which a few nodes see from far away. With Q the same polynomial less its two highest
+degrees, and r <= 1 the ratio by which such differences fall from two degrees to the next two,
 
 .. math::
     \int_c f \approx \int_c e^P, \qquad
-    \epsilon_c = \int_c \big| e^P - e^Q \big| + \Big| \int_c e^P - \widetilde{\int_c} e^P \Big|,
+    \epsilon_c = r \int_c \big| e^P - e^Q \big| + \sum_{i=1}^2 \Big| \int_c e^P - {\textstyle\int_c^{(i)}} e^P \Big|,
 
-where the second integral of the last term is by a lower rule. Where P and Q differ by nats, or P rises by nats from one
-point of the rule to the next, the error is what that leaves possible at the most: mass that nobody has seen yet.
+where the integrals of the sum are by two lower rules. Where P and Q differ by nats, or P bends by nats from one point
+of the rule to the next, the error is what that leaves possible at the most: mass that nobody has seen yet.
+
+References:
+    Trefethen (2019), Approximation Theory and Approximation Practice, chapters 8 and 19.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NODES = {1: 13, 2: 9, 3: 7}  # per dimension of a cell
-_FINE = {1: (24, 17), 2: (16, 12), 3: (12, 9)}  # per dimension, of the rule and of the one it is compared with
+NODES = {1: 13, 2: 11, 3: 9}  # per dimension of a cell
+_FINE = {1: (24, 22, 21), 2: (16, 14, 13), 3: (12, 10, 9)}  # per dimension, of the rule and of two to compare with
 _CAUTION = 3.0  # how many times the difference of P and Q the logarithm may be off, where they differ much
-_STEP = 2.5  # nats from a point of the rule to the next, beyond which the rule may miss a peak
+_DECAY = 0.1  # by how much the difference of P to the function is less than that of P and Q, at the most
+_BEND = 2.0  # nats of second difference between points of the rule, beyond which it may miss a peak
 _AT_ONCE = 2**20  # points of the rule worked on at once
 
 
@@ -42,10 +47,9 @@ class Cells:
         half: half the widths, [M, D].
         face: whether the lower and the upper end lie on the edge of the datum's box, [M, D, 2].
         values: log f at the nodes, [M, n, ..., n].
-        slack: what the values may be off themselves, in nats, [M].
         log_mass: [M].
         log_error: [M].
-        doubt: the largest difference of P and Q in the cell, and the slack, [M].
+        doubt: the largest difference of P and Q in the cell, in nats, [M].
         split: the dimension in which the cell is to be halved, [M].
     """
 
@@ -54,7 +58,6 @@ class Cells:
     half: Tensor
     face: Tensor
     values: Tensor
-    slack: Tensor
     log_mass: Tensor
     log_error: Tensor
     doubt: Tensor
@@ -79,18 +82,18 @@ class Rule:
     nodes: Tensor  # [n]
     full: Tensor  # [m, n], P at the points of the rule
     low: Tensor  # [m, n], Q there
-    check: Tensor  # [m', n], P at the points of the lower rule
+    lower: Tensor  # [m, n], Q less two degrees more
+    checks: tuple[tuple[Tensor, Tensor], ...]  # [m', n], P at the points of a lower rule, and its weights [m', ..., m']
     halves: Tensor  # [2, n, n], P at the nodes of the lower and of the upper half
     ends: Tensor  # [2, 1, n], P at -1 and at 1
     log_weights: Tensor  # [m, ..., m]
-    check_log_weights: Tensor  # [m', ..., m']
     face_log_weights: Tensor  # [m, ..., m], in one dimension less
 
 
 @cache
 def rule_of(dimension: int, device: torch.device) -> Rule:
     """The rule of cells of so many dimensions."""
-    n, (m, m_check) = NODES[dimension], _FINE[dimension]
+    n, (m, *fewer) = NODES[dimension], _FINE[dimension]
     nodes = np.cos(np.pi * (np.arange(n) + 0.5) / n)
     scale = np.where(np.arange(n) > 0, 2, 1)[:, None] / n
     to_coefficients = np.polynomial.chebyshev.chebvander(nodes, n - 1).T * scale  # [n, n]
@@ -107,16 +110,16 @@ def rule_of(dimension: int, device: torch.device) -> Rule:
         return total
 
     fine, weights = np.polynomial.legendre.leggauss(m)
-    rough, rough_weights = np.polynomial.legendre.leggauss(m_check)
+    lower = [np.polynomial.legendre.leggauss(k) for k in fewer]
     return Rule(
         torch.as_tensor(nodes, device=device),
         at(fine),
         at(fine, n - 2),
-        at(rough),
+        at(fine, n - 4),
+        tuple((at(points), product(w, dimension)) for points, w in lower),
         torch.stack([at((nodes - 1) / 2), at((nodes + 1) / 2)]),
         at(np.array([-1.0, 1.0])).unsqueeze(1),
         product(weights, dimension),
-        product(rough_weights, dimension),
         product(weights, dimension - 1),
     )
 
@@ -128,56 +131,38 @@ def apply(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return values
 
 
-def measure(values: Tensor, half: Tensor, slack: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log mass, log error, doubt and the dimension to halve, [M] each, of cells with values [M, n, ..., n]."""
+def measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log mass, log error, doubt and the dimension to halve, [M] each, of cells with values [M, n, ..., n].
+
+    With ``slack`` [M] the polynomial is that of a larger cell, off by so much: the values tell no more of its error.
+    """
     size = max(1, _AT_ONCE // rule.log_weights.numel())
-    parts = [
-        _measure(*part, rule) for part in zip(values.split(size), half.split(size), slack.split(size), strict=True)
-    ]
+    slacks = [None] * len(values) if slack is None else slack.split(size)
+    parts = [_measure(*part, rule) for part in zip(values.split(size), half.split(size), slacks, strict=False)]
     mass, error, doubt, split = (torch.cat(column) for column in zip(*parts, strict=True))
     return mass, error, doubt, split
 
 
-def _measure(values: Tensor, half: Tensor, slack: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     D = half.shape[1]
     broken = values.isinf()  # log f = -inf at a node, or NaN, which arrives as -inf
     smooth = values.masked_fill(broken, 0.0) if (any_broken := bool(broken.any())) else values
     full = apply(smooth, [rule.full] * D)  # [M, m, ..., m]
-    low = apply(smooth, [rule.low] * D)
-    spread = slack.reshape(-1, *[1] * D)
-    gap = (full - low).abs() + spread
-    doubt = gap.flatten(1).amax(1)
-    high = torch.maximum(full, low)
     log_volume = half.log().sum(1)
-
-    def log_sum(terms: Tensor) -> Tensor:
-        return terms.flatten(1).logsumexp(1)
-
-    possible = high + _log_expm1(_CAUTION * gap) - math.log(_CAUTION) + rule.log_weights
-    by_gap = log_sum(possible)
-    steps = [_steps(full, d) for d in range(1, D + 1)]
-    step = torch.stack(steps).sum(0)
-    ahead = torch.where(step > _STEP, full + step, -math.inf) + rule.log_weights
-    mass = log_sum(full + rule.log_weights)
-    other = log_sum(apply(smooth, [rule.check] * D) + rule.check_log_weights)
-    by_rule = torch.logaddexp(log_sum(ahead), _log_difference(mass, other))
-
-    of_gap, of_rule = possible.flatten(1).softmax(1), (full + step + rule.log_weights).flatten(1).softmax(1)
-    scores = []
-    for d in range(D):
-        truncated = apply(smooth, [rule.low if e == d else rule.full for e in range(D)])
-        scores.append(
-            torch.where(
-                by_gap > by_rule,
-                ((full - truncated).abs().flatten(1) * of_gap).sum(1),
-                (steps[d].flatten(1) * of_rule).sum(1),
-            )
-        )
-    split = torch.stack(scores, 1).argmax(1)
+    mass = _log_sum(full + rule.log_weights)
+    bends = [_bend(full, d) for d in range(1, D + 1)]
+    by_rule, split = _of_the_rule(full, bends, rule)
+    for matrix, log_weights in rule.checks:  # two, since by chance one may agree
+        by_rule = torch.logaddexp(by_rule, _log_difference(mass, _log_sum(apply(smooth, [matrix] * D) + log_weights)))
+    if slack is None:
+        by_gap, doubt, split_by_gap = _of_the_polynomial(smooth, full, rule)
+        split = torch.where(by_gap > by_rule, split_by_gap, split)
+    else:
+        by_gap, doubt = mass + _log_expm1(slack), slack
     mass, error = mass + log_volume, torch.logaddexp(by_gap, by_rule) + log_volume
-    if any_broken:
+    if any_broken:  # no polynomial: the mean and the largest of the values
         some = broken.flatten(1).any(1)
-        rough = log_sum(values) + log_volume + D * math.log(2) - math.log(values[0].numel())
+        rough = _log_sum(values) + log_volume + D * math.log(2) - math.log(values[0].numel())
         worst = values.flatten(1).amax(1) + log_volume + D * math.log(2) + 1
         mass, error = torch.where(some, rough, mass), torch.where(some, worst, error)
         split = torch.where(some, half.argmax(1), split)
@@ -185,11 +170,43 @@ def _measure(values: Tensor, half: Tensor, slack: Tensor, rule: Rule) -> tuple[T
     return mass, error, doubt, split
 
 
-def _steps(values: Tensor, dim: int) -> Tensor:
-    """The larger of the two differences of each point to its neighbours along a dimension."""
-    difference = values.diff(dim=dim).abs()
-    pad = torch.zeros_like(difference.narrow(dim, 0, 1))
-    return torch.maximum(torch.cat([difference, pad], dim), torch.cat([pad, difference], dim))
+def _of_the_polynomial(values: Tensor, full: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the integral that P and Q differ by, their largest difference, the dimension that it comes from: [M]."""
+    D = values.dim() - 1
+    low = apply(values, [rule.low] * D)
+    lower = apply(values, [rule.lower] * D)
+    gap, before = (full - low).abs(), (low - lower).abs()
+    decay = (gap.flatten(1).amax(1) / before.flatten(1).amax(1)).nan_to_num(nan=1.0).clamp(_DECAY, 1.0)
+    gap = gap * decay.reshape(-1, *[1] * D)
+    possible = torch.maximum(full, low) + _log_expm1(_CAUTION * gap) - math.log(_CAUTION) + rule.log_weights
+    weights = possible.flatten(1).softmax(1)
+    scores = []
+    for d in range(D):
+        truncated = apply(values, [rule.low if e == d else rule.full for e in range(D)])
+        scores.append(((full - truncated).abs().flatten(1) * weights).sum(1))
+    return _log_sum(possible), gap.flatten(1).amax(1), torch.stack(scores, 1).argmax(1)
+
+
+def _of_the_rule(full: Tensor, bends: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    """Log of the integral of what P may rise to between points that lie too far apart, the dimension to blame: [M]."""
+    bend = torch.stack(bends).sum(0) if len(bends) > 1 else bends[0]
+    ahead = full + bend / 2 + rule.log_weights  # a parabola with its top between two points rises by an eighth
+    top = ahead.flatten(1).amax(1).reshape(-1, *[1] * len(bends))
+    weights = (ahead - top).exp()
+    scores = torch.stack([(weights * b).flatten(1).sum(1) for b in bends], 1)
+    hidden = (weights * (bend > _BEND)).flatten(1).sum(1).log() + top.flatten()
+    return hidden, scores.argmax(1)
+
+
+def _log_sum(terms: Tensor) -> Tensor:
+    return terms.flatten(1).logsumexp(1)
+
+
+def _bend(values: Tensor, dim: int) -> Tensor:
+    """The second difference at each point along a dimension, without sign; at the ends that of the neighbour."""
+    second = values.diff(n=2, dim=dim).abs()
+    m = second.shape[dim]
+    return torch.cat([second.narrow(dim, 0, 1), second, second.narrow(dim, m - 1, 1)], dim)
 
 
 def _log_expm1(x: Tensor) -> Tensor:

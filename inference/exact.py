@@ -26,7 +26,9 @@ from .weights import Program, model_sites
 METHODS = ("closed form", "enumeration", "quadrature")
 _MOST_STATES = 2**20
 _MOST_DIMENSIONS = 3
+_ROWS = {0: 4096, 1: 1024, 2: 64, 3: 8}  # data worked on at once, by dimension
 _PROBE = 4  # data tried before all of them are
+_CHEAP = 1e-4  # nats that a cheap value may be off
 
 
 @runtime_checkable
@@ -105,7 +107,7 @@ def exact_log_evidence(
     *,
     method: str | None = None,
     tolerance: float = 1e-6,
-    max_evaluations: int = 200_000,
+    max_evaluations: int = 500_000,
     chunk_size: int = 16384,
     device: Device = None,
     progress: bool = True,
@@ -169,34 +171,32 @@ def exact_log_evidence(
         )
     tensors = as_tensors(data)
     n = len(tensors[0])
-    with running(model, model, device=device):
+    with running(model, model, device=device), forked_rng():
         tensors = placed(tensors, device, None)
         if method in (None, "closed form"):
-            known = exact_evidence(model, tensors)
+            known = _closed_form(model, tensors, chunk_size)
             if known is not None:
                 zero = torch.zeros(n, dtype=torch.float64)
-                return ExactEvidence(known.cpu(), zero, METHODS[0], zero.long(), tolerance)
+                return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): leave method out, or take another")
         check_data(tensors, {p.dtype for owner in owners_of(model, model) for p in owner.parameters()})
-        with forked_rng():
-            sites = model_sites(model, *tensors)
+        sites = model_sites(model, *tensors)
         check_scale(sites)
         check_shapes(sites, [])
         latents = read_latents(model, tensors)
         _check_size(latents, method)
-        rows = max(1, chunk_size // (first_evaluations(latents.dimension) if latents.dimension else 1))
         parts = []
         with tqdm(total=n, disable=not progress, desc="exact") as bar:
-            for part in _parts(model, tensors, latents, rows, tolerance, max_evaluations, chunk_size):
+            for part in _parts(model, tensors, latents, tolerance, max_evaluations, chunk_size):
                 parts.append(part)
                 bar.update(len(part.value))
     value, error, evaluations = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     found = ExactEvidence(value, error, METHODS[2 if latents.dimension else 1], evaluations, tolerance)
     if not found.reached.all():
         warnings.warn(
-            f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~found.reached).sum())} of {n} data: "
-            f"their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), raise "
+            f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~found.reached).sum())} of {n} "
+            f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), raise "
             "max_evaluations, or accept it (tolerance)",
             stacklevel=2,
         )
@@ -204,48 +204,59 @@ def exact_log_evidence(
 
 
 def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: int, joint: bool) -> Tensor | None:
-    """Log p(x) in float64, [N], if it takes no more evaluations per datum than the budget; else None.
+    """Log p(x) in float64, [N], where the model knows it, or it takes no more evaluations than sampling did; else None.
 
-    A closed form always does ([1], the sum, where weights are joint). Otherwise a few data are tried before all are,
-    and where one of them fails, or takes more, there is no exact value. It draws nothing from the user's random stream.
+    A closed form is always taken ([1], the sum, where weights are joint). A sum or an integral, to 1e-4 nats, may take
+    ``budget`` evaluations per datum, on average; a few data are tried before all are, and where one of them fails there
+    is no exact value. Nothing is drawn from the user's random stream, and nothing raised.
     """
-    batches = list(zip(*(x.split(rows) for x in data), strict=True))
-    if isinstance(model, HasEvidence):
-        known = torch.cat([model.log_evidence(*batch).double() for batch in batches]).cpu()
+    known = _closed_form(model, data, rows)
+    if known is not None:
         return known.sum().unsqueeze(0) if joint else known
     if joint:
         return None
     try:
-        latents = read_latents(model, data)
-        D, states = latents.dimension, latents.combinations
-        if D > _MOST_DIMENSIONS or states * (first_evaluations(D) if D else 1) > budget:
-            return None
-        found: list[Tensor] = []
-        probe = tuple(x[:_PROBE] for x in data)
-        for part in (probe, data):
-            found = []
-            for value, error, _ in _parts(model, part, latents, rows, 1e-6, budget, 4096):
-                rounding = 1e-6 + 256 * torch.finfo(latents.dtype).eps * (1 + value.abs())
-                if not (error <= rounding).all():
-                    return None
-                found.append(value.cpu())
-        return torch.cat(found)
-    except Exception:  # a model that this cannot read is measured all the same
+        with forked_rng():
+            return _within(model, data, budget)
+    except Exception:  # a model that cannot be read so is measured all the same
         return None
+
+
+def _within(model: Program, data: Sequence[Tensor], budget: int) -> Tensor | None:
+    latents = read_latents(model, tuple(x[:1] for x in data), draws=1)
+    D, states = latents.dimension, latents.combinations
+    if D > _MOST_DIMENSIONS or states * (first_evaluations(D) if D else 1) > budget:
+        return None
+    latents = read_latents(model, data)
+    found: list[Tensor] = []
+    for part in (tuple(x[:_PROBE] for x in data), data):
+        found, spent = [], 0
+        for value, error, evaluations in _parts(model, part, latents, _CHEAP, 4 * budget, 4096):
+            spent += int(evaluations.sum())
+            rounding = 256 * torch.finfo(latents.dtype).eps * (1 + value.abs())
+            if spent > budget * len(part[0]) or not (error <= _CHEAP + rounding).all():
+                return None
+            found.append(value.cpu())
+    return torch.cat(found)
+
+
+def _closed_form(model: object, data: Sequence[Tensor], rows: int) -> Tensor | None:
+    batches = zip(*(x.split(rows) for x in data), strict=True)
+    known = [value.cpu() for batch in batches if (value := exact_evidence(model, batch)) is not None]
+    return torch.cat(known) if known else None
 
 
 def _parts(
     model: Program,
     data: Sequence[Tensor],
     latents: Latents,
-    rows: int,
     tolerance: float,
     max_evaluations: int,
     at_once: int,
 ) -> Iterator[Integral]:
-    """The evidence of so many rows after the other."""
+    """The evidence of a part of the rows after the other."""
     S, D = latents.combinations, latents.dimension
-    for batch in zip(*(x.split(rows) for x in data), strict=True):
+    for batch in zip(*(x.split(_ROWS[D]) for x in data), strict=True):
         m = len(batch[0])
         density = partial(latents.log_density, model, batch, at_once=at_once)
         if D:
@@ -275,6 +286,6 @@ def _check_size(latents: Latents, method: str | None) -> None:
     if D > _MOST_DIMENSIONS:
         sizes = ", ".join(f"{shape.numel()} of '{name}'" for name, (_, shape) in latents.maps.items())
         raise ValueError(
-            f"the continuous sites have {D} dimensions in all ({sizes}), more than the {_MOST_DIMENSIONS} that quadrature "
-            "covers: estimate log p(x) with evaluate, or take a smaller latent"
+            f"the continuous sites have {D} dimensions in all ({sizes}), more than the {_MOST_DIMENSIONS} that "
+            "quadrature covers: estimate log p(x) with evaluate, or take a smaller latent"
         )

@@ -1,4 +1,4 @@
-"""The latent sites of a model as integration sees them: lists of states, maps from R^D, and log p(x, z) at points of it."""
+"""The latent sites of a model as sums and integrals see them: lists of states, maps from R^D, log p(x, z) there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from torch.distributions import biject_to, constraints
 from .randomness import forked_rng
 from .sites import Site, base_of, enclosing_plates
 from .weights import Program, log_joint, model_sites
-
-_DRAWS = 256  # from the prior, of all the data together: they say where its bulk is
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +90,11 @@ class Latents:
             joint[name] = chosen[:, None, None].expand(shape).flatten(0, 1)
         with pyro.validation_enabled(False):  # far out a parameter may overflow: log p is NaN there, and no mass
             log_p = log_joint(model, joint, *batch).double()
-        return log_p.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).unflatten(0, (S, K))
+        log_p = log_p.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return log_p.reshape(S, K, m)
 
     def _continuous(self, points: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Values of the continuous sites, [K, m, *event], and the log volume that a unit of the points takes, [K, m]."""
+        """Values of the continuous sites, [K, m, *event], and the log volume of a unit of the points, [K, m]."""
         free = self.centre + self.scale * points  # [K, m, D]
         log_volume = free.new_zeros(free.shape[:2]) + self.scale.log().sum()
         values, first = {}, 0
@@ -108,30 +107,35 @@ class Latents:
         return values, log_volume
 
 
-def read_latents(model: Program, data: Sequence[Tensor]) -> Latents:
-    """The latents of a model, from one run over a few of the data, on a random stream of its own.
+def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> Latents:
+    """The latents of a model, from one run of it on a random stream of its own.
+
+    Args:
+        model: the model.
+        data: tensors whose first dimension is N.
+        draws: how many from the prior, over all the data together: they say where its bulk is.
 
     Raises:
         ValueError: naming the site, where there is nothing that could be summed or integrated per datum.
     """
     n = len(data[0])
-    repeats = max(1, _DRAWS // n)
+    repeats = max(1, draws // n)
     with forked_rng():
         torch.manual_seed(0)
-        sites = model_sites(model, *(x[:_DRAWS].repeat_interleave(repeats, 0) for x in data))
-    rows = repeats * min(n, _DRAWS)
+        sites = model_sites(model, *(x[:draws].repeat_interleave(repeats, 0) for x in data))
+    rows = repeats * min(n, draws)
     latent = [site for site in sites if not site["is_observed"]]
     sizes = tuple(frame.size for frame in enclosing_plates(sites))
     if not latent:
         raise ValueError("the model has no latent site: log p(x) is what its observed sites say")
     if not sizes:
         raise ValueError(
-            f"the sites {[site['name'] for site in sites]} have no plate in common (a global latent): log p(x) is joint "
-            "over all data, and not a number for each; open one plate over the data around every site"
+            f"the sites {[site['name'] for site in sites]} have no plate in common (a global latent): log p(x) is "
+            "joint over all data, and not a number for each; open one plate over the data around every site"
         )
     if sizes != (rows,):
         raise ValueError(f"the plates around every site have sizes {sizes}, but the model was given {rows} data")
-    states, maps, draws = {}, {}, []
+    states, maps, free = {}, {}, []
     for site in latent:
         name, fn = site["name"], site["fn"]
         if site["value"].shape != (rows, *fn.event_shape):
@@ -147,10 +151,10 @@ def read_latents(model: Program, data: Sequence[Tensor]) -> Latents:
             transform = biject_to(_shared(site, fn.support, fn.event_shape))
             u = transform.inv(site["value"].double())
             maps[name] = transform, u.shape[1:]
-            draws.append(u.flatten(1))
+            free.append(u.flatten(1))
     dtypes = [site["value"].dtype for site in latent if site["name"] in maps]
-    free = torch.cat(draws, 1) if draws else data[0].new_zeros((rows, 0), dtype=torch.float64)
-    quantiles = free.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=free.dtype, device=free.device), 0)
+    prior = torch.cat(free, 1) if free else data[0].new_zeros((rows, 0), dtype=torch.float64)
+    quantiles = prior.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=prior.dtype, device=prior.device), 0)
     scale = (quantiles[2] - quantiles[0]) / 2
     scale = torch.where(scale > 0, scale, 1.0)
     return Latents(states, maps, quantiles[1], scale, dtypes[0] if dtypes else torch.float64)
@@ -169,8 +173,8 @@ def _states(site: Site) -> Tensor:
             single = None
         if single is None:
             raise ValueError(
-                f"site '{site['name']}' ({type(base).__name__}) does not list its states ({error}): an infinite, or "
-                "varying, support cannot be enumerated"
+                f"site '{site['name']}' ({type(base).__name__}) does not list its states ({error}): an infinite or "
+                "varying support, and vectors side by side, cannot be enumerated"
             ) from error
         single, count = single.flatten(), event.numel()
         if count * math.log2(len(single)) > 30:
@@ -182,9 +186,7 @@ def _states(site: Site) -> Tensor:
 def _shared(site: Site, support: Any, event: torch.Size) -> Any:
     """The support with bounds that are the same for all data; ValueError where they are not."""
     if isinstance(support, constraints.independent):
-        return constraints.independent(
-            _shared(site, support.base_constraint, event), support.reinterpreted_batch_ndims
-        )
+        return constraints.independent(_shared(site, support.base_constraint, event), support.reinterpreted_batch_ndims)
     bounds = {name: bound for name, bound in vars(support).items() if isinstance(bound, Tensor)}
     if not bounds:
         return support
@@ -194,8 +196,8 @@ def _shared(site: Site, support: Any, event: torch.Size) -> Any:
             full = bound.expand(torch.broadcast_shapes(bound.shape, event)).reshape(-1, *event)
             if not (full == full[0]).all():
                 raise ValueError(
-                    f"the support of site '{site['name']}' differs between data, or with another site: its {name} is no "
-                    "constant"
+                    f"the support of site '{site['name']}' differs between data, or with another site: its {name} is "
+                    "no constant"
                 )
             bound = full[0].double()
         shared[name] = bound

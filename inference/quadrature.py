@@ -1,8 +1,8 @@
 r"""Adaptive integration in one to three dimensions, of positive functions known by their logarithm.
 
-A box about the centre is cut into a few cells. Cells that may hold a share of the integral that is not known well enough
-(:mod:`~jensen.inference.cells` says what may be in them) are halved, across the dimension that is to blame, until what
-all of them leave open is below the tolerance. Where the integrand does not die off towards the edge, the box grows.
+A box about the centre is cut into a few cells. Those that may hold a share of the integral that is not known well
+enough (:mod:`~jensen.inference.cells` says what may be in them) are halved, across the dimension that is to blame,
+until what all of them leave open is below the tolerance. Where the integrand does not die off towards the edge, the box grows.
 Nothing is assumed of the place, the number or the shape of the peaks. Data go side by side, each with its own cells.
 """
 
@@ -20,10 +20,11 @@ from torch import Tensor
 from .cells import NODES, Cells, Rule, apply, join, measure, on_faces, rule_of
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
-_GRID = {1: 8, 2: 4, 3: 2}  # cells per dimension to begin with
+_GRID = {1: 8, 2: 3, 3: 2}  # cells per dimension to begin with
 _BEHIND = 15.0  # nats by which a cell's error may lie behind the largest for it to be halved in the same round
 _WIDTH = 6.0  # of the first box, either side of its centre
 _GROWTH = 40  # times that a box may grow, each time by its own width
+_CELLS = 2**16  # per datum: what memory is given to
 _SHARE = 0.2  # of the tolerance: what a polynomial may be off for its cell not to be evaluated again
 _ROUNDING = 32.0  # in units of eps log f: what is taken for rounding, and not pursued
 
@@ -87,7 +88,7 @@ class _Run:
         self.tolerance = like.new_full((n,), tolerance)
         self.best = like.new_full((n,), -math.inf)
         self.low, self.high = like.new_full((n, D), -_WIDTH), like.new_full((n, D), _WIDTH)
-        self.grown = torch.zeros(n, dtype=torch.long, device=like.device)
+        self.grown, self.measured = torch.zeros_like(self.evaluations), torch.zeros_like(self.evaluations)
         self.cells = self._first(n)
 
     def _first(self, n: int) -> Cells:
@@ -117,8 +118,8 @@ class _Run:
     def _measured(
         self, row: Tensor, centre: Tensor, half: Tensor, face: Tensor, values: Tensor, slack: Tensor | None = None
     ) -> Cells:
-        slack = torch.zeros_like(half[:, 0]) if slack is None else slack
-        return Cells(row, centre, half, face, values, slack, *measure(values, half, slack, self.rule))
+        self.measured.index_add_(0, row, torch.ones_like(row))
+        return Cells(row, centre, half, face, values, *measure(values, half, slack, self.rule))
 
     def round(self) -> None:
         """Finish the data that are done; let boxes grow; halve cells."""
@@ -126,7 +127,7 @@ class _Run:
         value, error = self._total(cells.row, cells.log_mass), self._total(cells.row, cells.log_error)
         tail, grow = self._edges(value)
         aim = self.tolerance.log() - math.log(2) + value  # [N]; the other half is for what lies beyond the box
-        spent = self.evaluations >= self.max_evaluations
+        spent = (self.evaluations >= self.max_evaluations) | (self.measured >= _CELLS)
         present = torch.zeros_like(spent)
         present[cells.row] = True
         growing = present & (grow >= 0) & (self.grown < _GROWTH) & ~spent
@@ -135,7 +136,7 @@ class _Run:
         count = torch.bincount(cells.row, minlength=len(value))
         worst = torch.full_like(value, -math.inf).scatter_reduce(0, cells.row, cells.log_error, "amax")
         least = torch.maximum(aim - math.log(4) - count.clamp_min(1).log(), worst - _BEHIND)
-        chosen = (cells.log_error > least[cells.row]) & (error > aim)[cells.row] & ~done[cells.row]
+        chosen = (cells.log_error > least[cells.row]) & (error > aim)[cells.row] & ~(done | growing)[cells.row]
         tiny = (cells.half < 1e-13 * (1 + cells.centre.abs())).any(1)
         chosen &= ~tiny
         idle = present & ~growing & ~done
@@ -145,7 +146,7 @@ class _Run:
         self.value = torch.where(done, value, self.value)
         rest = torch.logaddexp(error, tail) - value
         rounding = self.eps * 8 * (1 + value.abs())
-        self.error = torch.where(done, _as_error(rest) + rounding, self.error)
+        self.error = torch.where(done, rest.exp() + rounding, self.error)
         kept = ~done[cells.row]
         parts = [cells[kept & ~chosen], *self._halved(cells[kept & chosen])]
         self.cells = join([*parts, *self._grown(parts, growing.nonzero().flatten(), grow)])
@@ -212,8 +213,3 @@ class _Run:
         face = torch.ones(len(rows), self.D, 2, dtype=torch.bool, device=rows.device)
         face[at, d, 1 - side] = False
         return [self._evaluated(rows, (low + high) / 2, (high - low) / 2, face)]
-
-
-def _as_error(log_ratio: Tensor) -> Tensor:
-    """What the logarithm may be off, in nats, where the integral may be off by this log share of itself."""
-    return log_ratio.exp().log1p() if False else log_ratio.exp()
