@@ -34,6 +34,7 @@ _FINE = {1: (24, 22, 21), 2: (16, 14, 13), 3: (12, 10, 9)}  # per dimension, of 
 _CAUTION = 3.0  # how many times the difference of P and Q the logarithm may be off, where they differ much
 _DECAY = 0.1  # by how much the difference of P to the function is less than that of P and Q, at the most
 _BEND = 2.0  # nats of second difference between points of the rule, beyond which it may miss a peak
+_ROUNDING = 1e-15  # what interpolation in float64 may be off, in units of the largest value
 _AT_ONCE = 2**20  # points of the rule worked on at once
 
 
@@ -177,7 +178,8 @@ def _of_the_polynomial(values: Tensor, full: Tensor, rule: Rule) -> tuple[Tensor
     lower = apply(values, [rule.lower] * D)
     gap, before = (full - low).abs(), (low - lower).abs()
     decay = (gap.flatten(1).amax(1) / before.flatten(1).amax(1)).nan_to_num(nan=1.0).clamp(_DECAY, 1.0)
-    gap = gap * decay.reshape(-1, *[1] * D)
+    rounding = _ROUNDING * values.flatten(1).abs().amax(1)
+    gap = gap * decay.reshape(-1, *[1] * D) + rounding.reshape(-1, *[1] * D)
     possible = torch.maximum(full, low) + _log_expm1(_CAUTION * gap) - math.log(_CAUTION) + rule.log_weights
     weights = possible.flatten(1).softmax(1)
     scores = []

@@ -196,8 +196,8 @@ def exact_log_evidence(
     if not found.reached.all():
         warnings.warn(
             f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~found.reached).sum())} of {n} "
-            f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), raise "
-            "max_evaluations, or accept it (tolerance)",
+            f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), "
+            "raise max_evaluations, or accept it (tolerance)",
             stacklevel=2,
         )
     return found

@@ -151,13 +151,16 @@ def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> La
             transform = biject_to(_shared(site, fn.support, fn.event_shape))
             u = transform.inv(site["value"].double())
             maps[name] = transform, u.shape[1:]
-            free.append(u.flatten(1))
+            free.append(u.reshape(rows, -1))
     dtypes = [site["value"].dtype for site in latent if site["name"] in maps]
-    prior = torch.cat(free, 1) if free else data[0].new_zeros((rows, 0), dtype=torch.float64)
+    if not free:
+        nowhere = torch.zeros(0, dtype=torch.float64, device=data[0].device)
+        return Latents(states, maps, nowhere, nowhere, torch.float64)
+    prior = torch.cat(free, 1)  # [rows, D]
     quantiles = prior.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=prior.dtype, device=prior.device), 0)
     scale = (quantiles[2] - quantiles[0]) / 2
     scale = torch.where(scale > 0, scale, 1.0)
-    return Latents(states, maps, quantiles[1], scale, dtypes[0] if dtypes else torch.float64)
+    return Latents(states, maps, quantiles[1], scale, dtypes[0])
 
 
 def _states(site: Site) -> Tensor:

@@ -2,8 +2,9 @@ r"""Adaptive integration in one to three dimensions, of positive functions known
 
 A box about the centre is cut into a few cells. Those that may hold a share of the integral that is not known well
 enough (:mod:`~jensen.inference.cells` says what may be in them) are halved, across the dimension that is to blame,
-until what all of them leave open is below the tolerance. Where the integrand does not die off towards the edge, the box grows.
-Nothing is assumed of the place, the number or the shape of the peaks. Data go side by side, each with its own cells.
+until what all of them leave open is below the tolerance. Where the integrand does not die off towards the edge, the box
+grows. Nothing is assumed of the place, the number or the shape of the peaks. Data go side by side, each with its own
+cells.
 """
 
 from __future__ import annotations
