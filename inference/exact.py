@@ -121,9 +121,10 @@ def exact_log_evidence(
 
     Quadrature cuts a box about the prior's bulk into cells, interpolates log p(x, z) in each by a polynomial, and
     halves the cells of which not enough is known, wherever they are; the box grows until nothing is left outside. So
-    posteriors may be narrow, bent, in several pieces, and far from the prior. What it cannot see is a peak far
-    narrower than its first cells (8 per dimension in one dimension, 4 in two, 2 in three, over 6 standard deviations
-    either side), of which log p(x, z) shows no trace further out. A network with kinks (ReLU) costs many cells.
+    posteriors may be narrow, bent, in several pieces, and far from the prior: their logarithm shows where they are.
+    A peak that shows no trace in it further out, as one of two components of which the other is as wide as the prior,
+    is seen down to a tenth of the prior's scale in two and three dimensions (a fiftieth in one); a narrower one can be
+    missed, and then the error says nothing of it. A network with kinks (ReLU) costs many cells.
 
     References:
         Genz and Malik (1980), An Adaptive Algorithm for Numerical Integration over an N-Dimensional Rectangular Region.

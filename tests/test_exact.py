@@ -176,6 +176,20 @@ def test_the_error_bounds_the_true_error_of_random_gaussians(D, n, float64):
     assert (found.error <= 1e-6).all()
 
 
+@pytest.mark.parametrize(("D", "scale"), [(1, 0.02), (2, 0.1)])
+def test_a_narrow_peak_in_a_wide_one_is_seen(D, scale, float64):
+    """Half of the mass stands on a hundredth of the prior's area, and casts no shadow in log f."""
+    centre = torch.randn(60, D)
+
+    def f(row, points):
+        wide = dist.Normal(0.0, 1.0).log_prob(points).sum(-1)
+        return torch.logaddexp(wide, dist.Normal(centre[row], scale).log_prob(points).sum(-1)) - math.log(2)
+
+    found = integrate(f, 60, D, tolerance=1e-4, max_evaluations=50_000)
+    assert (found.value.abs() <= found.error).all()
+    assert (found.error <= 1e-4).all()
+
+
 def test_a_tail_that_falls_slowly_is_followed(float64):
     found = integrate(lambda row, z: dist.StudentT(1.0).log_prob(z).sum(-1), 1, 1, tolerance=1e-6, max_evaluations=5000)
     assert found.value.abs() <= found.error <= 1e-6
