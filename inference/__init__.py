@@ -9,7 +9,7 @@ from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evidence import Evidence, evaluate
-from .exact import HasEvidence
+from .exact import ExactEvidence, HasEvidence, exact_log_evidence
 from .gaps import Gaps, gaps
 from .history import History
 from .objectives import IWAE, Renyi
@@ -29,6 +29,7 @@ __all__ = [
     "Comparison",
     "CyclicalAnnealing",
     "Evidence",
+    "ExactEvidence",
     "Gaps",
     "GradientSignal",
     "HasEvidence",
@@ -43,6 +44,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "exact_log_evidence",
     "fit",
     "gaps",
     "gradient_signal",

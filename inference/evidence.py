@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .diagnostics import RunningWeights
-from .exact import exact_evidence
+from .exact import cheap_evidence
 from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
 from .text import decimals, percent, standard_error_of_mean
 from .weights import Program, check_pair, log_weights
@@ -39,7 +39,8 @@ class Evidence:
         standard_error: its Monte Carlo standard error (delta method); trust it where k-hat is below 0.7.
         ess: effective sample size of the K weights.
         pareto_k: Pareto k-hat of the weights.
-        exact: log p(x) where the model knows it, else None.
+        exact: log p(x) where the model knows it, or where a sum or an integral over the latents takes no more
+            evaluations of log p(x, z) per datum than particles; else None.
         particles: K.
         features: the number of observed numbers in one datum (in all data, for joint weights).
         joint: whether the weights are joint.
@@ -215,11 +216,8 @@ def evaluate(
                     bar.update(k * len(batch[0]))
                 names = ("elbo", "elbo_error", "log_evidence", "standard_error", "ess", "pareto_k")
                 part = {name: getattr(weights, name).cpu() for name in names}
-                exact = exact_evidence(model, batch)
-                if exact is not None:
-                    part["exact"] = exact.cpu() if separate else exact.sum().unsqueeze(0).cpu()
                 parts.append(part)
-    known = torch.cat([part.pop("exact") for part in parts]) if "exact" in parts[0] else None
+        known = cheap_evidence(model, tensors, budget=particles, rows=rows, joint=not separate)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     features = tensors[0][0].numel() * (1 if separate else n)
     evidence = Evidence(**joined, exact=known, particles=particles, features=features, joint=not separate)
