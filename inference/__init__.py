@@ -7,7 +7,8 @@ from .bounds import Bounds, bounds
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .exact import HasEvidence
 from .gaps import Gaps, gaps
 from .history import History

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 from .history import History
@@ -180,8 +181,9 @@ class Comparison:
         return str(self)
 
     def __str__(self) -> str:
-        first = next(iter(self.rows.values())).evidence.summary()
-        head = f"{first['n']} data, {first['particles']} particles each, nats per datum"
+        first = next(iter(self.rows.values())).evidence
+        drawn = first.drawn if first.converged is None else "as many particles as each needs"
+        head = f"{len(first.elbo)} data, {drawn}, nats per datum"
         return "\n".join([head, self.table(), self.sentence()])
 
     def _repr_html_(self) -> str:
@@ -198,6 +200,8 @@ def compare(
     particles: int = 5000,
     *,
     gaps: bool = False,
+    tolerance: float | None = None,
+    max_particles: int = 100_000,
     histories: Mapping[str, History] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
@@ -213,6 +217,8 @@ def compare(
         gaps: whether to split every gap into approximation and amortization, by :func:`~jensen.inference.gaps` with its
             defaults; the gap is then taken from the better of its two estimates of log p(x). Guides that cannot be
             taken apart get a dash.
+        tolerance: as in :func:`~jensen.inference.evaluate`; not together with ``gaps``.
+        max_particles: as in :func:`~jensen.inference.evaluate`.
         histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
@@ -223,8 +229,8 @@ def compare(
         The :class:`Comparison`.
 
     Raises:
-        ValueError: without pairs, for a history of no pair, for joint weights beside weights per datum, and on what
-            :func:`~jensen.inference.evaluate` names.
+        ValueError: without pairs, for a history of no pair, a tolerance with gaps, joint weights beside weights per
+            datum, and on what :func:`~jensen.inference.evaluate` names.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -241,6 +247,8 @@ def compare(
             f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and "
             f"histories {list(histories)}"
         )
+    if gaps and tolerance is not None:
+        raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
     tensors = as_tensors(data)
     with private_randomness(seed):
         tensors = placed(tensors, None, batch_transform)
@@ -254,7 +262,14 @@ def compare(
             found = split(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
             evidence = found.evidence
         else:
-            evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+            evidence = evaluate(
+                *(model, guide, tensors, particles),
+                tolerance=tolerance,
+                max_particles=max_particles,
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
         rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds, found)
     if len({row.evidence.joint for row in rows.values()}) > 1:

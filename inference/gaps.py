@@ -25,11 +25,12 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm import tqdm
 
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .inputs import Data, Device, Transform, as_tensors, placed, running
 from .randomness import private_randomness
 from .search import LocalSearch, without_store_warnings
-from .text import decimals, percent, standard_error_of_mean
+from .text import decimals, mc_error, percent, standard_error_of_mean
 from .weights import Program
 
 
@@ -92,12 +93,12 @@ class Gaps:
         ``unreliable`` is the share of data for which neither estimate of log p(x) has a k-hat below 0.7; None where
         log p(x) is exact, or k-hat unknown.
         """
-        error = _mc_error(self.local.elbo_error)
-        both = math.hypot(error, _mc_error(self.evidence.elbo_error))
+        error = mc_error(self.local.elbo_error)
+        both = math.hypot(error, mc_error(self.evidence.elbo_error))
         better = torch.fmin(self.evidence.pareto_k, self.local.pareto_k)
         known = self.evidence.exact is not None
         smaller = torch.fmin(self.evidence.standard_error, self.local.standard_error)
-        of_evidence = 0.0 if known else _mc_error(smaller)
+        of_evidence = 0.0 if known else mc_error(smaller)
         return {
             "n": len(self.total),
             "particles": self.evidence.particles,
@@ -271,17 +272,16 @@ def has_local(guide: Program) -> bool:
 
 def _joined(parts: Sequence[Evidence]) -> Evidence:
     """The measurement of all data, from those of its batches."""
-    first = parts[0]
-    values: dict[str, Any] = {}
-    for field in fields(Evidence):
-        pieces = [getattr(part, field.name) for part in parts]
-        values[field.name] = torch.cat(pieces) if isinstance(pieces[0], Tensor) else getattr(first, field.name)
-    return Evidence(**values)
+    return Evidence(
+        **{field.name: _concatenated([getattr(part, field.name) for part in parts]) for field in fields(Evidence)}
+    )
 
 
-def _mc_error(errors: Tensor) -> float:
-    """The Monte Carlo error of a mean over data, from those of its terms."""
-    return float(errors.square().sum().sqrt()) / len(errors)
+def _concatenated(pieces: list[Any]) -> Any:
+    """Tensors one after the other, also inside a dict; of anything else, the first."""
+    if isinstance(pieces[0], dict):
+        return {name: _concatenated([piece[name] for piece in pieces]) for name in pieces[0]}
+    return torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]
 
 
 def _and(mc_error: float | int | None) -> str:
