@@ -2,12 +2,13 @@ r"""How many particles: the same number for every datum, or as many as each need
 
 With a tolerance, a pilot of 256 draws per datum says how many it needs,
 
-.. math:: K_n = 256 \, (c \, \text{error}_n / \text{tolerance})^2, \qquad
-    c = 1 \;\text{where k-hat is reliable}, \; 2 \;\text{above}, \; 4 \;\text{from 1 on},
+.. math:: K_n = 256 \, (c_n \, \text{error}_n / \text{tolerance})^2, \qquad
+    c_n = 1 + 5 \, (\hat k_n - 1/2) \;\text{for}\; 1/2 < \hat k_n < 3/2
 
-and is then laid aside: the estimate comes from fresh draws, so no pilot that missed the largest weights and stopped for
-that is part of it (Stein 1945). After K_n of them (rounded up to a power of two times 256) the same question is put
-once more. A datum that now needs more goes on to the next doubling; what was once needed is never forgotten, so a lucky
+and constant outside: below 1/2 the variance of the weights is finite and the error can be believed. The pilot is
+then laid aside: the estimate comes from fresh draws, so no pilot that missed the largest weights and stopped for that
+is part of it (Stein 1945). After K_n of them (rounded up to a power of two times 256) the same question is put once
+more. A datum that now needs more goes on to the next doubling; what was once needed is never forgotten, so a lucky
 moment in a long run of doublings does not stop it either. The error is the jackknife's: that of the delta method never
 exceeds 1, however few weights are all there is.
 """
@@ -24,7 +25,6 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .diagnostics import RunningWeights
-from .pareto import reliable_k
 from .weights import Program, check_pair
 
 PILOT = 256  # draws per datum that decide how many are needed: the fit of k-hat has 48 weights
@@ -117,8 +117,7 @@ def as_needed(
 
 def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
     """How many draws the tolerance takes, as far as these can tell: [N], on the CPU; twice as many if they cannot."""
-    k = weights.pareto_k
-    guard = torch.where(k <= reliable_k(weights.seen), 1.0, torch.where(k < 1, 2.0, 4.0))
+    guard = 1 + 5 * (weights.pareto_k.clamp(0.5, 1.5) - 0.5)
     needed = weights.seen * (guard * weights.jackknife[1] / tolerance).square()
     return needed.nan_to_num(nan=2.0 * weights.seen, posinf=math.inf).cpu()
 

@@ -5,7 +5,7 @@ r"""The tail of importance weights: a generalized Pareto distribution fitted to 
 
 from __future__ import annotations
 
-__all__ = ["fit_tail", "pareto_k", "reliable_k", "smoothed_tail", "tail_length"]
+__all__ = ["fit_tail", "pareto_k", "smoothed_tail", "tail_length"]
 
 import math
 
@@ -49,11 +49,6 @@ def tail_length(particles: int) -> int:
     """How many of K weights are the tail: min(0.2 K, 3 sqrt K), rounded down; 0 (no fit) below 5."""
     tail = int(min(particles / 5, 3 * math.sqrt(particles)))
     return tail if tail >= 5 else 0
-
-
-def reliable_k(particles: int) -> float:
-    """The largest k-hat of K weights at which they can be trusted: min(0.7, 1 - 1 / log10 K)."""
-    return min(0.7, 1 - 1 / math.log10(particles)) if particles > 10 else -math.inf
 
 
 def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]:
