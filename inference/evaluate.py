@@ -45,10 +45,10 @@ def evaluate(
     hold a value for each datum, are run on all data at once.) Parameters are not touched; modules are in evaluation
     mode meanwhile.
 
-    With a ``tolerance``, particles go where they are needed: a pilot of 256 says for each datum how many its error takes,
-    with k-hat above 0.5 many more (four times at 0.7); fresh draws make the estimate, and are asked the same once more.
-    What no draw meets at all, such as a far second mode, no rule of this kind can know. Joint weights, and guides that
-    hold a value for each datum, go on until all are done.
+    With a ``tolerance``, particles go where they are needed: a pilot of 256 says for each datum how many its error
+    takes, with k-hat above 0.5 many more (four times at 0.7); fresh draws make the estimate, and are asked the same
+    once more. What no draw meets at all, such as a far second mode, no rule of this kind can know. Joint weights, and
+    guides that hold a value for each datum, go on until all are done.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.

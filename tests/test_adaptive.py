@@ -57,7 +57,7 @@ def test_the_tolerance_is_met_and_spent_where_it_is_needed():
     assert abs(scores.mean()) < 4 / math.sqrt(len(scores)) + 0.1  # half of an error at most is bias, at K of 256
     assert 0.85 < scores.std() < 1.2
     assert evidence.spent[0] == 2 * PILOT
-    assert evidence.spent[-50:].double().mean() > 10 * evidence.spent[:50].double().mean()
+    assert evidence.spent[-50:].double().mean() > 5 * evidence.spent[:50].double().mean()
     assert evidence.summary()["spent"] == evidence.spent.sum()
     assert evidence.particles == evidence.spent.max()
 
@@ -147,9 +147,9 @@ def test_constant_weights_take_the_least():
 
 
 def test_a_seed_repeats_it_and_order_is_kept():
-    one, two = (evaluate(_model, _by_datum, EASY_TO_HARD, tolerance=0.2, seed=3, progress=False) for _ in range(2))
+    one, two = (evaluate(_model, _by_datum, EASY_TO_HARD, tolerance=0.05, seed=3, progress=False) for _ in range(2))
     assert torch.equal(one.log_evidence, two.log_evidence)
-    flipped = evaluate(_model, _by_datum, EASY_TO_HARD.flip(0), tolerance=0.2, seed=3, progress=False)
+    flipped = evaluate(_model, _by_datum, EASY_TO_HARD.flip(0), tolerance=0.05, seed=3, progress=False)
     assert flipped.spent[:50].double().mean() > 4 * flipped.spent[-50:].double().mean()
 
 
