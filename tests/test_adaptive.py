@@ -14,7 +14,7 @@ from torch import nn
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import compare, evaluate
-from jensen.inference.adaptive import PILOT
+from jensen.inference.adaptive import PILOT, as_needed
 from jensen.inference.gaps import _joined
 from jensen.models import PPCA
 
@@ -71,6 +71,21 @@ def test_repeats_with_a_tolerance_have_no_bias_beyond_that_of_their_number():
     assert abs(evidence.log_evidence.mean() - expected) < 4 * evidence.log_evidence.std() / math.sqrt(2000) + 0.1 * 0.03
     ratio = evidence.log_evidence.std() / evidence.standard_error.square().mean().sqrt()
     assert 0.9 < ratio < 1.15
+
+
+def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_forgotten():
+    """A pilot that spreads, then constant weights fifty nats lower, which alone would be enough at once."""
+    drawn = 0
+
+    def draw(positions, k):
+        nonlocal drawn
+        drawn += k
+        return 50 + torch.randn(k, 1).double() if drawn <= PILOT else torch.zeros(k, 1).double()
+
+    found = as_needed(draw, 0.04, 100_000, PILOT, torch.zeros(1).long(), True)
+    assert found["converged"].tolist() == [True]
+    assert found["spent"].item() - PILOT > (math.e - 1) / 2 / 0.04**2  # half of what log-normal weights take
+    assert found["log_evidence"].item() == 0.0
 
 
 def _unguarded(x, guide, tolerance, most):
