@@ -8,7 +8,8 @@ from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .exact import ExactEvidence, HasEvidence, exact_log_evidence
 from .gaps import Gaps, gaps
 from .history import History

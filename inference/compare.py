@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 from .history import History
@@ -181,8 +182,9 @@ class Comparison:
         return str(self)
 
     def __str__(self) -> str:
-        first = next(iter(self.rows.values())).evidence.summary()
-        head = f"{first['n']} data, {first['particles']} particles each, nats per datum"
+        first = next(iter(self.rows.values())).evidence
+        drawn = first.drawn if first.converged is None else "as many particles as each needs"
+        head = f"{len(first.elbo)} data, {drawn}, nats per datum"
         return "\n".join([head, self.table(), self.sentence()])
 
     def _repr_html_(self) -> str:
@@ -199,6 +201,8 @@ def compare(
     particles: int = 5000,
     *,
     gaps: bool = False,
+    tolerance: float | None = None,
+    max_particles: int = 100_000,
     histories: Mapping[str, History] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
@@ -214,6 +218,8 @@ def compare(
         gaps: whether to split every gap into approximation and amortization, by :func:`~jensen.inference.gaps` with its
             defaults; the gap is then taken from the better of its two estimates of log p(x). Guides that cannot be
             taken apart get a dash.
+        tolerance: as in :func:`~jensen.inference.evaluate`; not together with ``gaps``.
+        max_particles: as in :func:`~jensen.inference.evaluate`.
         histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
@@ -224,8 +230,8 @@ def compare(
         The :class:`Comparison`.
 
     Raises:
-        ValueError: without pairs, for a history of no pair, for joint weights beside weights per datum, and on what
-            :func:`~jensen.inference.evaluate` names.
+        ValueError: without pairs, for a history of no pair, a tolerance with gaps, joint weights beside weights per
+            datum, and on what :func:`~jensen.inference.evaluate` names.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -242,11 +248,15 @@ def compare(
             f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and "
             f"histories {list(histories)}"
         )
+    if gaps and tolerance is not None:
+        raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
     tensors = as_tensors(data)
     with private_randomness(seed):
         tensors = placed(tensors, None, batch_transform)
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1
+    settings: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles}
     rows = {}
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
@@ -254,12 +264,8 @@ def compare(
         try:
             if gaps and has_local(guide):
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
-                    found = split(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
-            evidence = (
-                evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
-                if found is None
-                else found.evidence
-            )
+                    found = split(model, guide, tensors, particles, **settings)
+            evidence = found.evidence if found else evaluate(model, guide, tensors, particles, **needs, **settings)
         except Exception as error:
             error.add_note(f"in compare, at the pair '{name}'")
             raise

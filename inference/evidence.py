@@ -1,34 +1,22 @@
-r"""The measurement: ELBO, importance-weighted log p(x), exact value, per datum, each with its error.
-
-.. math::
-    \text{ELBO}_n = \frac{1}{K} \sum_k \log w_{kn}, \qquad
-    \widehat{\log p}(x_n) = \log \frac{1}{K} \sum_k w_{kn}, \qquad
-    \text{gap}_n = \log p(x_n) - \text{ELBO}_n
-"""
+"""What a measurement says: ELBO, importance-weighted log p(x), exact value, per datum, each with its error."""
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "evaluate"]
+__all__ = ["Evidence"]
 
 import math
-import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .diagnostics import RunningWeights
-from .exact import cheap_evidence
-from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
-from .text import decimals, percent, standard_error_of_mean
-from .weights import Program, check_pair, log_weights
+from .text import decimals, mc_error, percent, standard_error_of_mean
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
-    """What :func:`evaluate` measured. Tensors are per datum, [N], float64, in nats.
+    """What :func:`~jensen.inference.evaluate` measured. Tensors are per datum, [N], float64, in nats.
 
     Joint weights (a global latent) speak of all data at once: tensors are [1].
 
@@ -41,12 +29,21 @@ class Evidence:
         pareto_k: Pareto k-hat of the weights.
         exact: log p(x) where the model knows it, or where a sum or an integral over the latents takes no more
             evaluations of log p(x, z) per datum than particles; else None.
-        particles: K.
+        particles: K; with a tolerance, the most that a datum took.
         features: the number of observed numbers in one datum (in all data, for joint weights).
         joint: whether the weights are joint.
+        corrected: log p(x) by estimators with less bias than ``log_evidence``: ``"delta"`` adds back its bias of order
+            1/K, ``"jackknife"`` is JVI-1, ``"smoothed"`` has the largest weights replaced by quantiles of a fitted
+            Pareto distribution (PSIS; NaN for K below 25). Where k-hat is above 0.7 none of them can be trusted.
+        corrected_error: their Monte Carlo standard errors.
+        zero_weights: how many of the K weights are zero: draws where the model has no density.
+        spent: how many particles were drawn; with a tolerance, the 256 of the pilot among them, which no other number
+            here is made from.
+        converged: with a tolerance, whether it was reached; else None.
 
     Example:
         >>> from jensen.guides import ExactPosterior
+        >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
         >>> x = torch.randn(20, 5).double()
@@ -65,6 +62,11 @@ class Evidence:
     particles: int
     features: int
     joint: bool = False
+    corrected: dict[str, Tensor] = field(default_factory=dict)
+    corrected_error: dict[str, Tensor] = field(default_factory=dict)
+    zero_weights: Tensor | None = None
+    spent: Tensor | None = None
+    converged: Tensor | None = None
 
     @property
     def best(self) -> Tensor:
@@ -76,13 +78,24 @@ class Evidence:
         """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
         return self.best - self.elbo
 
+    @property
+    def drawn(self) -> str:
+        """How many particles were drawn per datum, in words."""
+        if self.converged is None or self.spent is None:
+            return f"{self.particles} particles each"
+        return f"{float(self.spent.double().mean()):.0f} particles on average"
+
     def summary(self) -> dict[str, float | int | None]:
         """Means over the data with their errors.
 
         ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
-        ``log_evidence_mc_error`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the
-        share of data whose k-hat is not below 0.7.
+        ``*_mc_error`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the share of
+        data whose k-hat is not below 0.7, ``zero_weights`` and ``spent`` totals, ``converged`` a share of the data.
         """
+        corrected: dict[str, float | int | None] = {}
+        for name, values in self.corrected.items():
+            corrected[f"log_evidence_{name}"] = _mean(values)
+            corrected[f"log_evidence_{name}_mc_error"] = mc_error(self.corrected_error[name])
         return {
             "n": len(self.elbo),
             "particles": self.particles,
@@ -90,12 +103,16 @@ class Evidence:
             "elbo_data_error": standard_error_of_mean(self.elbo),
             "log_evidence": _mean(self.log_evidence),
             "log_evidence_data_error": standard_error_of_mean(self.log_evidence),
-            "log_evidence_mc_error": float(self.standard_error.square().sum().sqrt()) / len(self.elbo),
+            "log_evidence_mc_error": mc_error(self.standard_error),
+            **corrected,
             "exact": None if self.exact is None else _mean(self.exact),
             "gap": _mean(self.gap),
             "gap_data_error": standard_error_of_mean(self.gap),
             "ess": _mean(self.ess),
             "unreliable": float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None,
+            "zero_weights": None if self.zero_weights is None else int(self.zero_weights.sum()),
+            "spent": None if self.spent is None else int(self.spent.sum()),
+            "converged": None if self.converged is None else _mean(self.converged.double()),
         }
 
     def bits_per_dimension(self, offset: float = 0.0) -> float:
@@ -110,6 +127,9 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists: the summary, and the values per datum."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in self.corrected:
+            values[f"log_evidence_{name}"] = self.corrected[name]
+            values[f"log_evidence_{name}_error"] = self.corrected_error[name]
         per_datum = {k: v.tolist() for k, v in values.items() if isinstance(v, Tensor)}
         return {"summary": self.summary(), "per_datum": per_datum, "features": self.features}
 
@@ -127,116 +147,39 @@ class Evidence:
                 over(decimals(s["log_evidence_data_error"])),
             ),
             ("  its Monte Carlo error", decimals(s["log_evidence_mc_error"]), ""),
+            *self._corrections(s),
             ("log p(x), exact", decimals(s["exact"]), ""),
             ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_data_error"]))),
-            ("effective sample size, mean", decimals(s["ess"], 1), f"of {self.particles}"),
+            (
+                "effective sample size, mean",
+                decimals(s["ess"], 1),
+                f"of {self.drawn.removesuffix(' each').removesuffix(' particles')}",
+            ),
             ("data with k-hat > 0.7", percent(s["unreliable"]), ""),
+            *self._counts(s),
         ]
         what = "all data jointly" if self.joint else f"{s['n']} data"
-        head = f"{what}, {self.particles} particles each, nats" + ("" if self.joint else " per datum")
+        head = f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum")
         return "\n".join([head, *(f"{name:31s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
 
     def _repr_html_(self) -> str:
         return f"<pre>{self}</pre>"
 
+    def _corrections(self, s: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+        labels = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
+        values = {name: (s[f"log_evidence_{name}"], s[f"log_evidence_{name}_mc_error"]) for name in self.corrected}
+        return [(labels[k], decimals(v), f"± {decimals(e)}  Monte Carlo") for k, (v, e) in values.items()]
 
-def evaluate(
-    model: Program,
-    guide: Program,
-    data: Data,
-    particles: int = 5000,
-    *,
-    seed: int | None = None,
-    batch_transform: Transform | None = None,
-    chunk_size: int = 4096,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> Evidence:
-    r"""Measure a pair: per datum, the ELBO, an importance-weighted estimate of log p(x), and whether to trust it.
-
-    Weights are streamed in chunks of data and particles and reduced in float64. Memory does not grow with K, but for
-    the 3 sqrt(K) largest weights of the data in hand, nor with N, but for the results. (Joint weights, and guides that
-    hold a value for each datum, are run on all data at once.) Parameters are not touched; modules are in evaluation
-    mode meanwhile.
-
-    References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
-        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
-
-    Args:
-        model: any Pyro model, called as ``model(*data)``.
-        guide: its guide, called with the same data.
-        data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the number K of draws per datum.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
-        chunk_size: how many (datum, particle) pairs are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
-        progress: whether to show a progress bar.
-
-    Returns:
-        The :class:`Evidence`.
-
-    Raises:
-        ValueError: for ``particles`` less than 1, data that are empty or not finite, and on what
-            :func:`~jensen.inference.log_weights` names.
-        FloatingPointError: if a log weight is NaN or plus infinity.
-
-    Example:
-        >>> from jensen.families import MeanField
-        >>> from jensen.guides import amortize
-        >>> from jensen.models import PPCA
-        >>> from jensen.networks import mlp
-        >>> model = PPCA(5, latent=2)
-        >>> guide = amortize(model, mlp(5, [16]), MeanField, context=16)
-        >>> evidence = evaluate(model, guide, torch.randn(20, 5), particles=100, progress=False)
-        >>> evidence.elbo.shape, evidence.summary()["particles"]
-        (torch.Size([20]), 100)
-    """
-    if particles < 1:
-        raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
-    tensors = as_tensors(data)
-    n = len(tensors[0])
-    with running(model, guide, seed=seed, device=device):
-        tensors = placed(tensors, device, batch_transform)
-        separate, rows = plan(model, guide, tensors, min(64, max(1, chunk_size // min(particles, 64))))
-        block = max(1, chunk_size // rows)
-        parts: list[dict[str, Tensor]] = []
-        with tqdm(total=n * particles, disable=not progress, desc="evaluate", unit_scale=True) as bar:
-            for start in range(0, n, rows):
-                batch = tuple(x[start : start + rows] for x in tensors)
-                layout = check_pair(model, guide, *batch)
-                if separate:
-                    expect_rows(layout, len(batch[0]))
-                weights = RunningWeights(particles)
-                for first in range(0, particles, block):
-                    k = min(block, particles - first)
-                    log_w = log_weights(model, guide, *batch, particles=k, max_plate_nesting=layout.nesting)
-                    weights.update(log_w if separate else log_w.unsqueeze(-1))
-                    bar.update(k * len(batch[0]))
-                names = ("elbo", "elbo_error", "log_evidence", "standard_error", "ess", "pareto_k")
-                part = {name: getattr(weights, name).cpu() for name in names}
-                parts.append(part)
-        known = cheap_evidence(model, tensors, budget=particles, rows=rows, joint=not separate)
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    features = tensors[0][0].numel() * (1 if separate else n)
-    evidence = Evidence(**joined, exact=known, particles=particles, features=features, joint=not separate)
-    _doubt(evidence)
-    return evidence
-
-
-def _doubt(evidence: Evidence) -> None:
-    """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
-    if evidence.exact is None or evidence.particles < 10:
-        return
-    excess = float((evidence.elbo - evidence.exact).mean())
-    error = float(evidence.elbo_error.square().sum().sqrt()) / len(evidence.elbo)
-    if excess > 6 * error + 1e-4 * (1 + float(evidence.exact.abs().mean())):
-        warnings.warn(
-            f"the ELBO lies {excess:.3g} nats above the exact log p(x), which no guide can do: numbers are lost to "
-            "rounding; measure in float64 (model.double(), guide.double())",
-            stacklevel=3,
-        )
+    def _counts(self, s: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+        rows = []
+        if self.converged is not None:
+            missed = int((~self.converged).sum())
+            rows.append(("tolerance reached", percent(s["converged"]), f"of the data; missed by {missed}"))
+            rows.append(("particles spent", f"{s['spent']:,}", f"at most {self.particles:,} on a datum"))
+        if self.zero_weights is not None and s["zero_weights"]:
+            where = int((self.zero_weights > 0).sum())
+            rows.append(("weights of zero", f"{s['zero_weights']:,}", f"in {where} data: draws without density"))
+        return rows
 
 
 def _mean(values: Tensor) -> float:

@@ -25,11 +25,12 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm import tqdm
 
-from .evidence import Evidence, evaluate
+from .evaluate import evaluate
+from .evidence import Evidence
 from .inputs import Data, Device, Transform, as_tensors, placed, running
 from .randomness import private_randomness
 from .search import LocalSearch, originals_kept
-from .text import decimals, percent, standard_error_of_mean
+from .text import decimals, mc_error, percent, standard_error_of_mean
 from .weights import Program
 
 
@@ -95,12 +96,12 @@ class Gaps:
         ``unreliable`` is the share of data for which neither estimate of log p(x) has a k-hat below 0.7; None where
         log p(x) is exact, or k-hat unknown.
         """
-        error = _mc_error(self.local.elbo_error)
-        both = math.hypot(error, _mc_error(self.evidence.elbo_error)) if self.rounds else 0.0  # one measurement
+        error = mc_error(self.local.elbo_error)
+        both = math.hypot(error, mc_error(self.evidence.elbo_error)) if self.rounds else 0.0  # one measurement
         better = torch.fmin(self.evidence.pareto_k, self.local.pareto_k)
         known = self.evidence.exact is not None
         taken = torch.where(self._amortized_is_better, self.evidence.standard_error, self.local.standard_error)
-        of_evidence = 0.0 if known else _mc_error(taken)
+        of_evidence = 0.0 if known else mc_error(taken)
         return {
             "n": len(self.total),
             "particles": self.evidence.particles,
@@ -271,21 +272,24 @@ def has_local(guide: Program) -> bool:
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:
     """The measurement of some of the data."""
-    values: dict[str, Any] = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
-    values |= {name: v[rows] for name, v in values.items() if isinstance(v, Tensor)}
-    return Evidence(**values)
+    return Evidence(**{field.name: _cut(getattr(evidence, field.name), rows) for field in fields(Evidence)})
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    if isinstance(value, dict):
+        return {name: _cut(part, rows) for name, part in value.items()}
+    return value[rows] if isinstance(value, Tensor) else value
 
 
 def _joined(parts: Sequence[Evidence]) -> Evidence:
     """The measurement of all data, from those of its batches."""
-    first = parts[0]
-    values: dict[str, Any] = {}
-    for field in fields(Evidence):
-        pieces = [getattr(part, field.name) for part in parts]
-        values[field.name] = torch.cat(pieces) if isinstance(pieces[0], Tensor) else getattr(first, field.name)
-    return Evidence(**values)
+    return Evidence(
+        **{field.name: _concatenated([getattr(part, field.name) for part in parts]) for field in fields(Evidence)}
+    )
 
 
-def _mc_error(errors: Tensor) -> float:
-    """The Monte Carlo error of a mean over data, from those of its terms."""
-    return float(errors.square().sum().sqrt()) / len(errors)
+def _concatenated(pieces: list[Any]) -> Any:
+    """Tensors one after the other, also inside a dict; of anything else, the first."""
+    if isinstance(pieces[0], dict):
+        return {name: _concatenated([piece[name] for piece in pieces]) for name in pieces[0]}
+    return torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]

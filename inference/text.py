@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["decimals", "percent", "standard_error_of_mean", "with_error"]
+__all__ = ["decimals", "mc_error", "percent", "standard_error_of_mean", "with_error"]
 
 import math
 
@@ -12,6 +12,11 @@ from torch import Tensor
 def standard_error_of_mean(values: Tensor) -> float:
     """The standard error of a mean over data; NaN for one datum."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def mc_error(errors: Tensor) -> float:
+    """The Monte Carlo error of a mean over data, from those of its terms."""
+    return float(errors.square().sum().sqrt()) / len(errors)
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
