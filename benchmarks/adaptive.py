@@ -57,7 +57,7 @@ def main():
     add("--images", type=int, default=200)
     add("--particles", type=int, default=5000)
     add("--settings", nargs="+", default=["1:8192", "2.5:4096"], help="tolerance:max_particles of each run")
-    add("--repeats", type=int, default=4)
+    add("--repeats", type=int, default=3)
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
