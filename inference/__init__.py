@@ -3,6 +3,7 @@
 Nothing here imports another room: models and guides are met through the Pyro protocol alone.
 """
 
+from .ais import AIS, ais
 from .bounds import Bounds, bounds
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
@@ -18,6 +19,7 @@ from .svi import fit
 from .weights import log_joint, log_weights, terms
 
 __all__ = [
+    "AIS",
     "Bounds",
     "Calibration",
     "Comparison",
@@ -27,6 +29,7 @@ __all__ = [
     "History",
     "Row",
     "Terms",
+    "ais",
     "bounds",
     "calibrate",
     "compare",
