@@ -5,6 +5,7 @@ Nothing here imports another room: models and guides are met through the Pyro pr
 
 from .ais import AIS, ais
 from .bounds import Bounds, bounds
+from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
@@ -13,6 +14,7 @@ from .exact import HasEvidence
 from .gaps import Gaps, gaps
 from .history import History
 from .ranks import Calibration
+from .sandwich import sandwich
 from .simulation import simulate
 from .sites import Terms
 from .svi import fit
@@ -21,6 +23,7 @@ from .weights import log_joint, log_weights, terms
 __all__ = [
     "AIS",
     "Bounds",
+    "Bracket",
     "Calibration",
     "Comparison",
     "Evidence",
@@ -28,6 +31,7 @@ __all__ = [
     "HasEvidence",
     "History",
     "Row",
+    "Sandwich",
     "Terms",
     "ais",
     "bounds",
@@ -39,6 +43,7 @@ __all__ = [
     "log_joint",
     "log_weights",
     "pareto_k",
+    "sandwich",
     "simulate",
     "terms",
 ]

@@ -9,10 +9,10 @@ so what the guide misses can still be found. The weights average to p(x), as imp
 
 from __future__ import annotations
 
-__all__ = ["AIS", "ais", "path_of", "plan_rows", "prior_of"]
+__all__ = ["AIS", "ais", "check_settings", "path_of", "plan_rows"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from .annealing import Path, Start, Tuning, anneal, temperatures_of, tune
+from .annealing import Path, Start, anneal, temperatures_of, tune
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
 from .inputs import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
@@ -39,7 +39,7 @@ class AIS:
             counts one and a gradient one more.
         exact: log p(x) where the model knows it, else None: float64 [N].
         betas: the temperatures, 0 to 1.
-        tuning: the frozen step sizes and scales.
+        step_sizes: the frozen step sizes of the T - 1 transitions, in units of the posterior's spread: [T - 1, N].
         leapfrog: leapfrog steps of a transition.
         start: where the chains started.
 
@@ -58,7 +58,7 @@ class AIS:
     evaluations: int
     exact: Tensor | None
     betas: list[float]
-    tuning: Tuning = field(repr=False)
+    step_sizes: Tensor
     leapfrog: int
     start: Start
 
@@ -208,16 +208,16 @@ def ais(
         (torch.Size([50, 20]), True)
     """
     betas = temperatures_of(temperatures, schedule)
-    _check_settings(guide, chains, leapfrog, pilot, start)
+    check_settings(guide, chains, leapfrog, pilot, start)
     origin = guide if start == "guide" else None
     tensors = as_tensors(data)
     n = len(tensors[0])
     log_w: list[Tensor] = []
     acceptance: list[Tensor] = []
     exact: list[Tensor] = []
-    tunings: list[Tuning] = []
+    steps: list[Tensor] = []
     evaluated = 0
-    proposal = prior_of(model) if origin is None else origin
+    proposal = _prior_of(model) if origin is None else origin
     with running(model, proposal, seed=seed, device=device), tqdm(total=n, disable=not progress, desc="ais") as bar:
         tensors = placed(tensors, device, batch_transform)
         rows = plan_rows(model, proposal, tensors, max(1, chunk_size // chains))
@@ -228,7 +228,7 @@ def ais(
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             log_w.append(weights.cpu())
             acceptance.append(accepted.double().cpu())
-            tunings.append(Tuning(*(part.cpu() for part in tuning)))
+            steps.append(tuning.steps.cpu())
             known = exact_evidence(model, batch)
             exact += [] if known is None else [known.cpu()]
             bar.update(len(batch[0]))
@@ -240,7 +240,7 @@ def ais(
         + (pilot + chains) * (origin is None),  # drawing from the prior runs the model
         exact=torch.cat(exact) if exact else None,
         betas=betas,
-        tuning=Tuning(*(torch.cat(parts, 1) for parts in zip(*tunings, strict=True))),
+        step_sizes=torch.cat(steps, 1),
         leapfrog=leapfrog,
         start=start,
     )
@@ -248,7 +248,7 @@ def ais(
 
 def path_of(model: Program, origin: Program | None, batch: tuple[Tensor, ...]) -> Path:
     """The path of one batch from a guide, or from the prior where it is None, checked."""
-    layout = check_pair(model, prior_of(model) if origin is None else origin, *batch)
+    layout = check_pair(model, _prior_of(model) if origin is None else origin, *batch)
     expect_rows(layout, len(batch[0]))
     return Path(model, origin, batch, layout.nesting)
 
@@ -268,13 +268,14 @@ def plan_rows(model: Program, proposal: Program, tensors: tuple[Tensor, ...], ro
     return rows
 
 
-def prior_of(model: Program) -> Program:
+def _prior_of(model: Program) -> Program:
     """The model without what it observes."""
     hidden: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     return hidden
 
 
-def _check_settings(guide: Program | None, chains: int, leapfrog: int, pilot: int, start: str) -> None:
+def check_settings(guide: Program | None, chains: int, leapfrog: int, pilot: int, start: str) -> None:
+    """Raise ValueError for settings of an annealed run that make no sense."""
     if start not in ("guide", "prior"):
         raise ValueError(f"start is 'guide' or 'prior', but got {start!r}")
     if guide is None and start == "guide":

@@ -11,7 +11,7 @@ the end to the start; Hamiltonian transitions are their own reversals.
 | --- | --- | --- |
 | C, N, F | chains, data, unconstrained features | |
 | T, b | steps, temperatures 0 = b_0 < ... < b_T = 1 | [T + 1] |
-| e, s | step sizes and scales of the T - 1 transitions | [T - 1, N], [T - 1, N, F] |
+| e, S | step sizes and scales of the T - 1 transitions | [T - 1, N], [T - 1, N, F, F] |
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from .weights import Program, densities, model_sites
 Start = Literal["guide", "prior"]
 _ACCEPTANCE = 0.65
 _SHARPNESS = 4.0  # of the sigmoid schedule
+_MOST_CORRELATED = 32  # features, of which the pilot run learns the correlations
 _PILOT_MOVES = 60  # the least number of transitions of a pilot run: a short schedule repeats each of its own
 
 
@@ -44,7 +45,8 @@ class Tuning(NamedTuple):
 
     Attributes:
         steps: step sizes, [T - 1, N].
-        scales: the scales of the coordinates, [T - 1, N, F].
+        scales: square roots of the covariance of the coordinates, [T - 1, N, F, F]; with more than 32 features their
+            standard deviations alone, [T - 1, N, F].
     """
 
     steps: Tensor
@@ -104,7 +106,7 @@ class Path:
             raise ValueError(
                 f"the guide draws {extra} beside the model's sites {sorted(self.coordinates.pieces)}: with an "
                 "auxiliary site (of Joint, Laplace, an AutoGuide) log q(z | x) at a given z is not known; start from "
-                "the prior (start='prior'), or take a guide that draws the model's sites directly, as amortize makes them"
+                "the prior (start='prior'), or take a guide that draws the model's sites directly, as amortize does"
             )
         self._log_q = densities(self.guide, *self.data)
         try:
@@ -162,25 +164,36 @@ def tune(path: Path, betas: Sequence[float], leapfrog: int, chains: int) -> tupl
     point = path.draw(chains)
     n, features = point.u.shape[1:]
     log_step = point.u.new_full((n,), math.log(1 / max(1, features) ** 0.25))
-    variance = _spread(point.u)
+    covariance = _spread(point.u)
     steps, scales, evaluated = [], [], 1
     repeats = math.ceil(_PILOT_MOVES / max(1, len(betas) - 2))
     for b in betas[1:-1]:
+        scale = _root(covariance)
         for _ in range(repeats):
-            point, chance, _ = move(path, point, b, log_step.exp(), variance.sqrt(), leapfrog)
+            point, chance, _ = move(path, point, b, log_step.exp(), scale, leapfrog)
             log_step = log_step + 0.5 * (chance.mean(0) - _ACCEPTANCE)
-            variance = 0.8 * variance + 0.2 * _spread(point.u)
+            covariance = 0.9 * covariance + 0.1 * _spread(point.u)
             evaluated += leapfrog
         steps.append(log_step.exp())
-        scales.append(variance.sqrt())
+        scales.append(scale)
     if not steps:
-        return Tuning(point.u.new_empty(0, n), point.u.new_empty(0, n, features)), evaluated
+        return Tuning(log_step.new_empty(0, n), covariance.new_empty(0, *covariance.shape)), evaluated
     return Tuning(torch.stack(steps), torch.stack(scales)), evaluated
 
 
 def _spread(u: Tensor) -> Tensor:
-    """Variance over the chains: [N, F], positive."""
-    return u.var(0).clamp_min(1e-10)
+    """Covariance over the chains, shrunk, [N, F, F]; of many features the variances alone, [N, F]."""
+    away = u - u.mean(0)
+    variance = away.square().sum(0).clamp_min(1e-10) / (len(u) - 1)  # [N, F]
+    if u.shape[-1] > _MOST_CORRELATED:
+        return variance
+    full = torch.einsum("cni,cnj->nij", away, away) / (len(u) - 1)
+    return 0.9 * full + 0.1 * variance.diag_embed()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """A square root of covariances [N, F, F], or of variances [N, F]."""
+    return covariance.sqrt() if covariance.dim() == 2 else torch.linalg.cholesky(covariance)
 
 
 def anneal(

@@ -13,7 +13,7 @@ so values and slopes of the two parts at a point serve every temperature b, and 
 | C, N, F | chains, data, unconstrained features | |
 | u | where the chains are | [C, N, F] |
 | v | their momenta, standard normal | [C, N, F] |
-| e, s | step size of a datum, scale of its features | [N], [N, F] |
+| e, S | step size of a datum, scale of its coordinates: a root of their covariance | [N], [N, F, F] |
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def move(
     r"""One transition that leaves f_b as it is: L leapfrog steps, then a decision for each (chain, datum).
 
     .. math::
-        v \leftarrow v + \tfrac{e}{2} s \nabla \log f_b(u), \qquad u \leftarrow u + e s v, \qquad
-        v \leftarrow v + \tfrac{e}{2} s \nabla \log f_b(u)
+        v \leftarrow v + \tfrac{e}{2} S^\top \nabla \log f_b(u), \qquad u \leftarrow u + e S v, \qquad
+        v \leftarrow v + \tfrac{e}{2} S^\top \nabla \log f_b(u)
 
     accepted with probability min(1, f_b(u') N(v') / (f_b(u) N(v))). The step size of each chain is drawn from 0.5 e to
     1.5 e, independently of where it is, so that no orbit closes. Where the density is not finite, the chain stays.
@@ -77,19 +77,19 @@ def move(
         point: where the chains are.
         b: the temperature, 0 to 1.
         step: e, [N].
-        scale: s, [N, F].
+        scale: S, [N, F, F], or its diagonal [N, F].
         leapfrog: L. Each step evaluates the landscape once.
 
     Returns:
         Where the chains are now, the probability of acceptance [C, N], and whether the move was accepted [C, N].
     """
-    e = step.unsqueeze(-1) * scale * (0.5 + torch.rand_like(point.base)).unsqueeze(-1)  # [C, N, F]
+    e = (step * (0.5 + torch.rand_like(point.base))).unsqueeze(-1)  # [C, N, 1]
     start = torch.randn_like(point.u)
-    v = start + e / 2 * point.slope(b)
+    v = start + e / 2 * _scaled(scale, point.slope(b), transposed=True)
     new = point
     for i in range(leapfrog):
-        new = landscape(new.u + e * v)
-        v = v + (e if i < leapfrog - 1 else e / 2) * new.slope(b)
+        new = landscape(new.u + e * _scaled(scale, v))
+        v = v + (e if i < leapfrog - 1 else e / 2) * _scaled(scale, new.slope(b), transposed=True)
     there = new.log_density(b)
     gain = there - point.log_density(b) + (start.square() - v.square()).sum(-1) / 2
     chance = gain.clamp_max(0.0).exp().masked_fill(~there.isfinite(), 0.0).nan_to_num(0.0)  # [C, N]
@@ -99,3 +99,12 @@ def move(
         for ours, theirs in zip(point, new, strict=True)
     )
     return Point(*chosen), chance, accepted
+
+
+def _scaled(scale: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
+    """The scale of each datum, or its transpose, times vectors [C, N, F]."""
+    if scale.dim() == 2:  # diagonal
+        return scale * vector
+    matrix = scale.mT if transposed else scale
+    product: Tensor = (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+    return product

@@ -154,8 +154,7 @@ def test_the_pilot_run_finds_the_acceptance_aimed_at():
     x = model(n=50).detach()
     found = ais(model, None, x, temperatures=100, start="prior", seed=0, progress=False)
     assert found.acceptance.mean() == pytest.approx(0.65, abs=0.05)
-    assert found.tuning.steps.shape == (99, 50)
-    assert found.tuning.scales.shape == (99, 50, 10)
+    assert found.step_sizes.shape == (99, 50)
 
 
 def test_evaluations_are_counted(monkeypatch):
@@ -228,7 +227,7 @@ def test_forwards_and_backwards_meet_with_the_same_frozen_steps(monkeypatch):
     latents, x = simulate(model, 100)
     path = Path(model, guide, (x,), 1)
     betas = temperatures_of(10, "sigmoid")
-    tuning = Tuning(0.2 + 0.5 * torch.rand(9, 100).double(), 0.5 + torch.rand(9, 100, D).double())
+    tuning = Tuning(0.2 + 0.5 * torch.rand(9, 100).double(), torch.randn(9, 100, D, D).double())
     used = []
     monkeypatch.setattr(
         "jensen.inference.annealing.move", lambda path, point, *rest: used.append(rest) or move(path, point, *rest)
@@ -371,6 +370,6 @@ def test_a_seed_repeats_everything_and_leaves_the_users_stream_alone():
     assert torch.equal(*twice)
     assert torch.equal(torch.get_rng_state(), state)
     few = ais(model, guide, x, chains=4, temperatures=[0, 0.5, 1], chunk_size=40, seed=3, progress=False)  # 3 batches
-    assert few.tuning.scales.shape == (1, 30, D)
+    assert few.step_sizes.shape == (1, 30)
     assert "30 data, 4 chains each, 2 temperatures from the guide" in str(few)
     assert few.to_dict()["summary"]["exact"] == few.exact.mean().item()
