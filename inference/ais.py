@@ -48,7 +48,7 @@ class AIS:
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
         >>> x = torch.randn(3, 5).double()
-        >>> found = ais(model, ExactPosterior(model), x, chains=4, temperatures=3, progress=False)
+        >>> found = ais(model, ExactPosterior(model), x, chains=4, temperatures=3, start="guide", progress=False)
         >>> torch.allclose(found.log_weights, found.exact.expand(4, 3))
         True
     """
@@ -147,7 +147,7 @@ def ais(
     schedule: str = "sigmoid",
     leapfrog: int = 2,
     pilot: int = 16,
-    start: Start = "guide",
+    start: Start = "prior",
     seed: int | None = None,
     batch_transform: Transform | None = None,
     chunk_size: int = 2**14,
@@ -166,9 +166,10 @@ def ais(
     draws anew: p(x) is estimated without bias, and its logarithm from below. More temperatures lower the variance of
     log w, about as 1 / T once the chains keep up.
 
-    Neither ESS nor error knows of a mode that no chain found. From the prior chains look everywhere, at the price of a
-    longer way; from a good guide the way is short. :func:`~jensen.inference.sandwich` tells, on data whose latents are
-    known.
+    Neither ESS nor error knows of what no chain found. From the prior chains look everywhere, at the price of a longer
+    way. From a guide the way is short, but chains from one that is narrower than the posterior, or misses a mode, leave
+    it no wider: few weights in many are then very large, and where none of them was drawn estimate and error are both
+    too small. :func:`~jensen.inference.sandwich` tells, on data whose latents are known.
 
     References:
         Neal (2001), Annealed Importance Sampling.
@@ -176,7 +177,7 @@ def ais(
 
     Args:
         model: any Pyro model whose latent sites are continuous, called as ``model(*data)``.
-        guide: its guide, called with the same data; not used, and may be None, with ``start="prior"``.
+        guide: its guide, called with the same data; used with ``start="guide"``, else it may be None.
         data: a tensor [N, ...], or a tuple of such tensors.
         chains: the number C of chains of each datum, at least 2.
         temperatures: the number T of steps, or the temperatures themselves, rising from 0 to 1.
@@ -184,7 +185,7 @@ def ais(
         leapfrog: the number L of leapfrog steps of a transition. For the same price many temperatures with one to
             three steps each say more than few with many.
         pilot: how many chains the pilot run has, at least 2.
-        start: q_0: ``"guide"``, or ``"prior"``.
+        start: q_0: ``"prior"`` or ``"guide"``.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         chunk_size: how many (datum, chain) pairs are run at once.
@@ -203,7 +204,7 @@ def ais(
     Example:
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = ais(model, None, torch.randn(20, 5), start="prior", temperatures=20, progress=False)
+        >>> found = ais(model, None, torch.randn(20, 5), temperatures=20, progress=False)
         >>> found.log_weights.shape, bool((found.log_evidence - found.exact).abs().max() < 0.5)
         (torch.Size([50, 20]), True)
     """

@@ -132,6 +132,12 @@ class Path:
         u = self.coordinates.free({name: value.unsqueeze(0) for name, value in values.items()})
         return self(u.expand(chains, -1, -1))
 
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Log p(x, u), the log-determinant of the map included: [C, N], without gradient."""
+        with validation_enabled(False):
+            values, log_det = self.coordinates.values(u)
+            return torch.as_tensor(sum(self._log_p(values).values())) + log_det
+
     def __call__(self, u: Tensor) -> Point:
         """Evaluate the path's densities and slopes at coordinates [C, N, F]."""
         with torch.enable_grad(), validation_enabled(False):

@@ -153,10 +153,10 @@ class Sandwich:
         free = [c for c in found if not (self._reads_guide(c.above) or self._reads_guide(c.below))]
         if free:
             return f"{of_model}. The {free[0].above} and the {free[0].below} owe nothing to the guide; {rounding}"
-        if self.exact is None and self.start == "guide":
-            return (
-                f"either {of_guide}; or {of_model}. start='prior' tells which, as it does without the guide; {rounding}"
-            )
+        if self.start == "guide" and self.exact is None:
+            return f"either {of_guide}; or {of_model}. Annealing from the prior tells which; {rounding}"
+        if not any(self._reads_guide(c.above) for c in found):  # a z* that is no draw from the posterior does it too
+            return f"either {of_guide}; or {of_model}; {rounding}"
         return f"{of_guide}. Each of these pairs holds a number that reads it, and the others agree; {rounding}"
 
     def _reads_guide(self, name: str) -> bool:

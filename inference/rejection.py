@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, max_pool2d
 
-from .hmc import Landscape, Point
+from .hmc import Point
 
 _CELLS = {1: 1024, 2: 128}  # for each feature, to begin with
 _SAFETY = 0.5  # nats from the largest value at the nodes of a cell and of the cells around it to its height
@@ -26,12 +26,12 @@ _PROPOSALS = 64
 _ROUNDS = 200
 
 
-def posterior_draws(prior: Point, landscape: Landscape) -> tuple[Tensor, float]:
+def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
     """One exact draw from the posterior of each datum.
 
     Args:
         prior: draws of the prior, a few thousand for each datum.
-        landscape: evaluates the path from the prior to the posterior.
+        log_joint: log p(x, u) at coordinates [K, N, F]: [K, N].
 
     Returns:
         Coordinates [1, N, F], and the share of proposals where the density stood above the height of its cell. The grid
@@ -53,7 +53,7 @@ def posterior_draws(prior: Point, landscape: Landscape) -> tuple[Tensor, float]:
         """Points [K, N or 1, F] of the box to coordinates [K, N, F], and the log-density of v there: [K, N]."""
         t = (math.pi * (v - 0.5)).tan()
         u = m + s * t
-        log_density = landscape(u.to(prior.u)).log_density(1.0).double()
+        log_density = log_joint(u.to(prior.u)).double()
         log_density = log_density + (math.pi * s * (1 + t.square())).log().sum(-1)
         return u, log_density.masked_fill(log_density.isnan(), -math.inf)
 

@@ -46,7 +46,7 @@ def sandwich(
     schedule: str = "sigmoid",
     leapfrog: int = 2,
     pilot: int = 16,
-    start: Start = "guide",
+    start: Start = "prior",
     seed: int | None = None,
     chunk_size: int = 2**14,
     device: Device = None,
@@ -80,7 +80,7 @@ def sandwich(
         schedule: how temperatures are spread, ``"sigmoid"`` or ``"linear"``.
         leapfrog: leapfrog steps of a transition.
         pilot: how many chains the pilot run has.
-        start: where annealing starts, ``"guide"`` or ``"prior"``; from the prior it owes nothing to the guide.
+        start: where annealing starts, ``"prior"`` or ``"guide"``; from the prior it owes nothing to the guide.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         chunk_size: how many (datum, chain) or (datum, particle) pairs are run at once.
         device: where to run; modules and data are moved there. None: where they are.
@@ -98,7 +98,7 @@ def sandwich(
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
-        >>> found = sandwich(model, ExactPosterior(model), n=20, temperatures=3, seed=0, progress=False)
+        >>> found = sandwich(model, ExactPosterior(model), n=20, start="guide", seed=0, progress=False)
         >>> bool(found.annealed.width.abs().max() < 1e-9), bool(found.weighted.width.abs().max() < 1e-9)
         (True, True)
     """
@@ -131,7 +131,7 @@ def sandwich(
             path = Path(model, origin, batch, layout.nesting)
             if latents is None:
                 prior = Path(model, None, batch, layout.nesting)
-                u, share = posterior_draws(prior.draw(4096), prior)
+                u, share = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(u)[0].items()}
                 above.append(share)
             else:

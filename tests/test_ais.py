@@ -1,6 +1,7 @@
 """Annealed importance sampling: unbiased against exact values, and right where importance sampling is not."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from jensen.inference import ais, evaluate, fit, simulate
 from jensen.inference.annealing import Path, Tuning, anneal, temperatures_of
 from jensen.inference.coordinates import Coordinates
 from jensen.inference.hmc import Point, move
-from jensen.models import PPCA
+from jensen.models import PPCA, Banana, Ring
 
 X, D = 5, 2
 
@@ -59,7 +60,7 @@ def _gaussian(u):
 
 
 def test_moves_leave_a_gaussian_as_it_is(float64):
-    """Chains that start in it stay in it, at a step so large that a third of the moves are refused."""
+    """Chains that start in it stay in it, at steps so large that many moves are refused, and at small ones."""
     point = _gaussian(torch.randn(4000, 3, 4))
     step, scale = torch.tensor([1.5, 1.2, 0.1]), torch.ones(3, 4)
     shares = []
@@ -130,7 +131,7 @@ def test_the_mean_weight_is_the_evidence(start):
 def test_one_step_is_importance_sampling():
     model, guide = _trained()
     x = model(n=20).detach()
-    found = ais(model, guide, x, chains=2000, temperatures=1, seed=0, progress=False)
+    found = ais(model, guide, x, chains=2000, temperatures=1, start="guide", seed=0, progress=False)
     once = evaluate(model, guide, x, 2000, seed=1, progress=False)
     error = torch.hypot(found.standard_error, once.standard_error)
     assert ((found.log_evidence - once.log_evidence).abs() < 4 * error).all()
@@ -163,7 +164,7 @@ def test_evaluations_are_counted(monkeypatch):
     points = []
     monkeypatch.setattr(Path, "__call__", lambda self, u, call=Path.__call__: points.append(len(u)) or call(self, u))
     options = {"chains": 7, "temperatures": 80, "leapfrog": 3, "pilot": 4, "progress": False}
-    found = ais(model, guide, x, **options)
+    found = ais(model, guide, x, start="guide", **options)
     assert found.evaluations == 2 * sum(points) == 2 * (7 + 4) * (1 + 79 * 3)  # a value and a gradient at each
     assert ais(model, guide, x, start="prior", **options).evaluations == found.evaluations + 11
 
@@ -176,7 +177,7 @@ def test_constrained_sites_are_annealed_without_their_constraints(float64):
         assert abs(_mean_is_one(found.log_weights, found.exact)) < 4, make
         assert ((found.log_evidence - found.exact).abs() < 4.5 * found.standard_error).all(), make
         guide = amortize(model, nn.Linear(len(x[0]), 8), FullCovariance, context=8, constraints=model.constraints)
-        found = ais(model, guide, x, chains=200, temperatures=40, seed=0, progress=False)
+        found = ais(model, guide, x, chains=200, temperatures=40, start="guide", seed=0, progress=False)
         assert abs(_mean_is_one(found.log_weights, found.exact)) < 4, make
 
 
@@ -301,8 +302,8 @@ def test_where_the_guide_is_good_draws_from_it_say_more_than_chains_from_the_pri
 def test_a_guide_without_log_q_of_a_given_value_is_named(name):
     model, guide, x = pair("PPCA", name)
     with pytest.raises(NotImplementedError, match=r"its own draws only .*start='prior'"):
-        ais(model, guide, x, progress=False)
-    assert ais(model, guide, x, start="prior", temperatures=3, progress=False).log_weights.isfinite().all()
+        ais(model, guide, x, start="guide", progress=False)
+    assert ais(model, guide, x, temperatures=3, progress=False).log_weights.isfinite().all()
 
 
 @pytest.mark.parametrize("make", [Laplace, AutoNormal, lambda model: amortized(model, FullCovariance, joint=True)])
@@ -312,7 +313,7 @@ def test_an_auxiliary_site_is_named(make):
     with pytest.raises(
         ValueError, match=r"draws \['(joint|z_unc.*)'\] beside the model's sites \['z'\].*start='prior'"
     ):
-        ais(model, make(model), model(n=7).detach(), progress=False)
+        ais(model, make(model), model(n=7).detach(), start="guide", progress=False)
 
 
 def test_discrete_latents_are_named():
@@ -349,7 +350,7 @@ def test_a_support_that_moves_is_named():
         ({"leapfrog": 0}, "leapfrog is at least 1"),
         ({"pilot": 1}, "pilot is at least 2"),
         ({"start": "posterior"}, "start is 'guide' or 'prior'"),
-        ({"guide": None}, "start='guide' needs a guide.*start='prior'"),
+        ({"guide": None, "start": "guide"}, "start='guide' needs a guide.*start='prior'"),
         ({"temperatures": 0}, "temperatures is the number of steps"),
         ({"temperatures": [0.0, 0.5]}, "rise from exactly 0 to exactly 1"),
         ({"schedule": "cosine"}, "schedule is 'sigmoid' or 'linear'"),
@@ -357,7 +358,7 @@ def test_a_support_that_moves_is_named():
 )
 def test_settings_that_make_no_sense(options, message):
     model = PPCA(X, D)
-    options = {"guide": PriorGuide(model), **options}
+    options = {"guide": None, **options}
     with pytest.raises(ValueError, match=message):
         ais(model, data=torch.zeros(3, X), progress=False, **options)
 
@@ -366,10 +367,41 @@ def test_a_seed_repeats_everything_and_leaves_the_users_stream_alone():
     model, guide = _trained(1)
     x = model(n=30).detach()
     state = torch.get_rng_state()
-    twice = [ais(model, guide, x, temperatures=5, seed=3, progress=False).log_weights for _ in range(2)]
+    twice = [ais(model, guide, x, temperatures=5, start="guide", seed=3, progress=False).log_weights for _ in range(2)]
     assert torch.equal(*twice)
     assert torch.equal(torch.get_rng_state(), state)
-    few = ais(model, guide, x, chains=4, temperatures=[0, 0.5, 1], chunk_size=40, seed=3, progress=False)  # 3 batches
+    few = ais(
+        model, guide, x, chains=4, temperatures=[0, 0.5, 1], start="guide", chunk_size=40, seed=3, progress=False
+    )  # 3 batches
     assert few.step_sizes.shape == (1, 30)
     assert "30 data, 4 chains each, 2 temperatures from the guide" in str(few)
     assert few.to_dict()["summary"]["exact"] == few.exact.mean().item()
+
+
+@pytest.mark.parametrize(("make", "seed"), [(Banana, 1), (partial(Ring, noise=0.5), 2)], ids=["Banana", "Ring"])
+def test_intervals_cover_the_exact_value(make, seed):
+    """Of 400 data, as often as 95 % intervals of 50 chains should: from the prior, with temperatures enough."""
+    model = make().double()
+    x = model(n=400).detach()
+    found = ais(model, None, x, chains=50, temperatures=150, seed=seed, progress=False)
+    scores = (found.log_evidence - found.exact) / found.standard_error
+    assert 0.92 <= (scores.abs() < 1.96).double().mean() <= 0.98
+    assert abs(scores.mean()) < 4 / math.sqrt(400) + 0.1  # half the squared error below, as every lower bound
+
+
+def test_chains_from_a_guide_that_is_too_narrow_do_not_know_it():
+    """Why the prior is the default: the weights look even, and the intervals of every other datum are wrong."""
+    model = Ring(noise=0.5).double()
+    x = model(n=200).detach()
+    x = x[x[:, 0] > 1]
+
+    def narrow(x):  # one side of the ring
+        with pyro.plate("data", len(x), dim=-1):
+            centre = torch.cat([x.sqrt(), torch.zeros_like(x)], -1)
+            pyro.sample("z", dist.Normal(centre, 0.2).to_event(1))
+
+    found = ais(model, narrow, x, start="guide", temperatures=50, seed=0, progress=False)
+    scores = (found.log_evidence - found.exact) / found.standard_error
+    assert (scores.abs() < 1.96).double().mean() < 0.7
+    fine = ais(model, None, x, temperatures=50, seed=0, progress=False)
+    assert (fine.log_evidence - fine.exact).abs().mean() < 0.3 * (found.log_evidence - fine.exact).abs().mean()
