@@ -162,7 +162,9 @@ def _slope(part: Tensor, u: Tensor) -> Tensor:
 
 
 def tune(path: Path, betas: Sequence[float], leapfrog: int, chains: int) -> tuple[Tuning, int]:
-    """A pilot run that sets step sizes for an acceptance of 0.65, and scales by the spread of its chains.
+    """A pilot run that sets step sizes for an acceptance of 0.65, and scales by the covariance of its chains.
+
+    Correlations are shrunk: the fewer chains there are for the number of features, the more.
 
     Returns:
         The :class:`Tuning`, and how many points each chain evaluated.
@@ -171,35 +173,39 @@ def tune(path: Path, betas: Sequence[float], leapfrog: int, chains: int) -> tupl
     n, features = point.u.shape[1:]
     log_step = point.u.new_full((n,), math.log(1 / max(1, features) ** 0.25))
     covariance = _spread(point.u)
+    trust, most = ((chains - 1) * moves / ((chains - 1) * moves + features) for moves in (1, 10))  # ten are remembered
     steps, scales, evaluated = [], [], 1
     repeats = math.ceil(_PILOT_MOVES / max(1, len(betas) - 2))
     for b in betas[1:-1]:
-        scale = _root(covariance)
+        scale = _root(covariance, trust)
         for _ in range(repeats):
             point, chance, _ = move(path, point, b, log_step.exp(), scale, leapfrog)
             log_step = log_step + 0.5 * (chance.mean(0) - _ACCEPTANCE)
             covariance = 0.9 * covariance + 0.1 * _spread(point.u)
+            trust = 0.9 * trust + 0.1 * most
             evaluated += leapfrog
         steps.append(log_step.exp())
         scales.append(scale)
     if not steps:
-        return Tuning(log_step.new_empty(0, n), covariance.new_empty(0, *covariance.shape)), evaluated
+        return Tuning(log_step.new_empty(0, n), point.u.new_empty(0, n, features)), evaluated
     return Tuning(torch.stack(steps), torch.stack(scales)), evaluated
 
 
 def _spread(u: Tensor) -> Tensor:
-    """Covariance over the chains, shrunk, [N, F, F]; of many features the variances alone, [N, F]."""
+    """Covariance over the chains, [N, F, F]; of many features the variances alone, [N, F]."""
     away = u - u.mean(0)
-    variance = away.square().sum(0).clamp_min(1e-10) / (len(u) - 1)  # [N, F]
     if u.shape[-1] > _MOST_CORRELATED:
-        return variance
-    full = torch.einsum("cni,cnj->nij", away, away) / (len(u) - 1)
-    return 0.9 * full + 0.1 * variance.diag_embed()
+        return away.square().sum(0) / (len(u) - 1)
+    return torch.einsum("cni,cnj->nij", away, away) / (len(u) - 1)
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """A square root of covariances [N, F, F], or of variances [N, F]."""
-    return covariance.sqrt() if covariance.dim() == 2 else torch.linalg.cholesky(covariance)
+def _root(covariance: Tensor, trust: float) -> Tensor:
+    """A square root of covariances whose correlations are shrunk, [N, F, F]; of variances [N, F]."""
+    if covariance.dim() == 2:
+        return covariance.clamp_min(1e-10).sqrt()
+    variance = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(1e-10).diag_embed()
+    root: Tensor = torch.linalg.cholesky(trust * covariance + (1 - trust) * variance)
+    return root
 
 
 def anneal(

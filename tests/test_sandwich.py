@@ -54,7 +54,7 @@ def deep():
     return model, guide
 
 
-@pytest.mark.parametrize(("start", "temperatures"), [("guide", 60), ("prior", 300)])
+@pytest.mark.parametrize(("start", "temperatures"), [("guide", 60), pytest.param("prior", 300, marks=pytest.mark.slow)])
 def test_the_bounds_of_a_linear_model_meet_around_its_evidence(linear, start, temperatures):
     model, guide = linear
     found = sandwich(model, guide, 100, start=start, temperatures=temperatures, seed=0, progress=False)
@@ -76,6 +76,7 @@ def test_the_bounds_of_a_trained_vae_meet(deep):
     assert found.contradictions() == []
 
 
+@pytest.mark.slow
 def test_more_temperatures_close_the_bounds(linear):
     model, guide = linear
     widths = [
