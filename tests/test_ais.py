@@ -14,10 +14,11 @@ from torch import nn
 
 from jensen.families import FullCovariance, MeanField
 from jensen.guides import Laplace, PriorGuide, amortize
-from jensen.inference import ais, evaluate, fit, simulate
+from jensen.inference import ais, evaluate, fit, log_joint, simulate
 from jensen.inference.annealing import Path, Tuning, anneal, temperatures_of
 from jensen.inference.coordinates import Coordinates
 from jensen.inference.hmc import Point, move
+from jensen.inference.weights import densities
 from jensen.models import PPCA, Banana, Ring
 
 X, D = 5, 2
@@ -190,6 +191,16 @@ def test_sites_that_depend_on_each_other(start, float64):
     found = ais(model, guide, x, chains=200, temperatures=100, start=start, seed=0, progress=False)
     assert abs(_mean_is_one(found.log_weights, found.exact)) < 4
     assert (found.log_evidence - found.exact).abs().mean() < 0.3
+
+
+def test_densities_are_the_log_joint_site_by_site(float64):
+    model = TwoLevels()
+    x = model(n=4).detach()
+    values = {"top": torch.randn(3, 4, 2), "low": torch.randn(3, 4, 3)}
+    found = densities(model, x)(values)
+    assert set(found) == {"top", "low", "x"}
+    torch.testing.assert_close(found["top"], dist.Normal(0.0, 1.0).log_prob(values["top"]).sum(-1))
+    torch.testing.assert_close(sum(found.values()), log_joint(model, values, x))
 
 
 def test_plates_inside_the_data_and_maps_between_coordinates(float64):

@@ -15,9 +15,11 @@ from torch.distributions import constraints
 from jensen.datasets import load
 from jensen.families import FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
-from jensen.inference import Bracket, Sandwich, bounds, fit, sandwich, simulate
+from jensen.inference import Bracket, Sandwich, bounds, fit, log_weights, sandwich, simulate
 from jensen.inference.annealing import Path
+from jensen.inference.bounds import log_weight_of
 from jensen.inference.rejection import posterior_draws
+from jensen.inference.sandwich import _weighted
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -105,24 +107,21 @@ def test_with_the_exact_posterior_every_bound_is_exact():
         torch.testing.assert_close(b.upper, found.exact, rtol=0, atol=1e-9)
 
 
-def test_one_particle_block_at_a_time_is_the_same_bound():
-    model = PPCA(X, D).double()
-    found = [
-        sandwich(
-            model,
-            PriorGuide(model),
-            3,
-            particles=500,
-            temperatures=1,
-            chains=2,
-            chunk_size=size,
-            seed=0,
-            progress=False,
-        ).weighted
-        for size in (3, 6000)  # one particle at a time, and all at once
-    ]
-    torch.testing.assert_close(found[0].width, found[1].width, rtol=0, atol=0.5)
-    assert (found[0].width > 0).double().mean() > 0.5
+@pytest.mark.parametrize("block", [1, 5, 16])
+def test_weighted_bounds_by_hand(linear, block):
+    """The true weight stands in the place of the first of the draws, however many are run at once."""
+    model, guide = linear
+    latents, x = simulate(model, 6)
+    torch.manual_seed(1)
+    found = _weighted(model, guide, latents, (x,), 16, block, 1)
+    torch.manual_seed(1)
+    w = torch.cat([log_weights(model, guide, x, particles=min(block, 16 - k)).detach() for k in range(0, 16, block)])
+    true = log_weight_of(model, guide, latents, (x,)).detach()
+    every = torch.stack([true, *w[1:]])
+    torch.testing.assert_close(found.lower, w.logsumexp(0) - math.log(16), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.upper, every.logsumexp(0) - math.log(16), rtol=0, atol=1e-10)
+    others = (every - every.logsumexp(0)).exp()[1:]  # their share of the mean weight
+    torch.testing.assert_close(found.upper_error, others.std(0) * math.sqrt(15), rtol=1e-8, atol=0)
 
 
 class _Simulated(UniqueModule):
