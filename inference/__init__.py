@@ -3,7 +3,9 @@
 Nothing here imports another room: models and guides are met through the Pyro protocol alone.
 """
 
+from .ais import AIS, ais
 from .bounds import Bounds, bounds
+from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
@@ -16,6 +18,7 @@ from .history import History
 from .objectives import IWAE, Renyi
 from .ranks import Calibration
 from .rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
+from .sandwich import sandwich
 from .signal import GradientSignal, gradient_signal
 from .simulation import simulate
 from .sites import Terms
@@ -23,9 +26,11 @@ from .svi import fit
 from .weights import log_joint, log_weights, terms
 
 __all__ = [
+    "AIS",
     "ELBO",
     "IWAE",
     "Bounds",
+    "Bracket",
     "Calibration",
     "Comparison",
     "CyclicalAnnealing",
@@ -40,7 +45,9 @@ __all__ = [
     "RateDistortion",
     "Renyi",
     "Row",
+    "Sandwich",
     "Terms",
+    "ais",
     "bounds",
     "calibrate",
     "compare",
@@ -53,6 +60,7 @@ __all__ = [
     "log_weights",
     "pareto_k",
     "rate_distortion",
+    "sandwich",
     "simulate",
     "terms",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Bounds", "bounds"]
+__all__ = ["Bounds", "bounds", "check_sites", "log_weight_of"]
 
 import math
 from collections.abc import Mapping
@@ -133,7 +133,7 @@ def bounds(
         separate, rows = plan(model, guide, tensors, max(1, 2**15 // particles))
         if latents is not None:
             with forked_rng():  # the draws from below are those without latents
-                _check_sites(latents, terms(model, guide, *(x[:rows] for x in tensors)).q)
+                check_sites(latents, terms(model, guide, *(x[:rows] for x in tensors)).q)
         if not separate:
             raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
         for start in tqdm(range(0, n, rows), disable=not progress, desc="bounds"):
@@ -148,7 +148,7 @@ def bounds(
             exact += [] if known is None else [known.cpu()]
             if latents is not None:
                 values = {site: z[start : start + rows].to(batch[0].device) for site, z in latents.items()}
-                upper.append(_upper(log_w, _log_weight_of(model, guide, values, batch), sizes))
+                upper.append(_upper(log_w, log_weight_of(model, guide, values, batch), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
     found = Bounds(sizes, means / n, squares.sqrt() / n, float(torch.cat(exact).mean()) if exact else None)
     if latents is None:
@@ -169,7 +169,7 @@ def _upper(log_w: Tensor, log_w_true: Tensor, sizes: list[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def _log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Tensor:
+def log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Tensor:
     """Log p(x, z) - log q(z | x) at given values of shape [n, *event]: float64 [n]."""
     one = {site: z.unsqueeze(0) for site, z in values.items()}  # K = 1
     try:
@@ -193,7 +193,8 @@ def _check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform |
         raise ValueError("latents made the data as they are: leave batch_transform out, or the latents")
 
 
-def _check_sites(latents: Mapping[str, Tensor], drawn: Mapping[str, object]) -> None:
+def check_sites(latents: Mapping[str, Tensor], drawn: Mapping[str, object]) -> None:
+    """Raise ValueError if the guide draws other sites than those that latent values are given for."""
     if extra := sorted(set(drawn) - set(latents)):
         raise ValueError(
             f"the guide draws {extra}, for which latents hold no value, only for {sorted(latents)}: an auxiliary site "

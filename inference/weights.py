@@ -15,6 +15,7 @@ from __future__ import annotations
 
 __all__ = [
     "check_pair",
+    "densities",
     "log_joint",
     "log_weights",
     "model_sites",
@@ -171,14 +172,27 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         >>> log_joint(model, {"z": torch.zeros(7, 3, 2)}, torch.zeros(3, 5)).shape
         torch.Size([7, 3])
     """
+    total = sum(densities(model, *data)(values).values())
+    return torch.as_tensor(total)
+
+
+def densities(model: Program, *data: Tensor) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Log p(x, z) site by site as a function of z, for many z on the same data; values as for :func:`log_joint`.
+
+    The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
+    """
     with forked_rng():
         sites = model_sites(model, *data)
     nesting = nesting_of(sites)
-    k, fitted = fit_values(values, sites, nesting)
-    sites = sites_of(poutine.trace(poutine.condition(in_plate(model, k, nesting), data=fitted)).get_trace(*data))
-    keep = enclosing_plates(sites)
-    total = sum(site_log_prob(site, keep, nesting) for site in sites)
-    return torch.as_tensor(total).expand((k, *(frame.size for frame in keep)))
+
+    def at(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        k, fitted = fit_values(values, sites, nesting)
+        seen = sites_of(poutine.trace(poutine.condition(in_plate(model, k, nesting), data=fitted)).get_trace(*data))
+        keep = enclosing_plates(seen)
+        shape = (k, *(frame.size for frame in keep))
+        return {site["name"]: site_log_prob(site, keep, nesting).expand(shape) for site in seen}
+
+    return at
 
 
 def model_sites(model: Program, *args: Any, **kwargs: Any) -> list[Site]:
