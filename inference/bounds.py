@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .diagnostics import RunningWeights
-from .exact import exact_evidence
+from .exact import cheap_evidence
 from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
 from .randomness import forked_rng
 from .text import standard_error_of_mean
@@ -29,7 +29,8 @@ class Bounds:
         mean: the bound at each, nats per datum.
         error: its Monte Carlo standard error, one for each K (the data are the same); from the spread of the blocks of
             the draw, by the delta method for the last; NaN for a single particle.
-        exact: mean exact log p(x) where the model knows it, else None.
+        exact: mean exact log p(x) where the model knows it, or a sum or an integral over its latents takes no more
+            evaluations of log p(x, z) than particles; else None.
         upper: the upper bound at each, nats per datum; None unless the latents that made the data were given.
         upper_error: its standard error: that of the difference to the largest lower bound over the data, and the Monte
             Carlo error of this bound. Log p(x) of these data, which both share, is not in it. NaN for a single datum.
@@ -125,7 +126,6 @@ def bounds(
         _check_latents(latents, n, batch_transform)
     sizes = [2**i for i in range(particles.bit_length())]
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
-    exact: list[Tensor] = []
     upper: list[Tensor] = []
     lower: list[Tensor] = []
     with running(model, guide, seed=seed, device=device):
@@ -144,13 +144,12 @@ def bounds(
                 blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
                 means[i] += blocks.mean(0).sum()
                 squares[i] += _block_variance(blocks, log_w).sum()
-            known = exact_evidence(model, batch)
-            exact += [] if known is None else [known.cpu()]
             if latents is not None:
                 values = {site: z[start : start + rows].to(batch[0].device) for site, z in latents.items()}
                 upper.append(_upper(log_w, log_weight_of(model, guide, values, batch), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
-    found = Bounds(sizes, means / n, squares.sqrt() / n, float(torch.cat(exact).mean()) if exact else None)
+        known = cheap_evidence(model, tensors, budget=particles, rows=rows, joint=False)
+    found = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))
     if latents is None:
         return found
     above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]

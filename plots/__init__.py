@@ -10,6 +10,7 @@ from .images import plot_images
 from .latent import plot_latent
 from .posterior import plot_posterior
 from .rate import plot_rate_distortion
+from .signal import plot_signal
 
 __all__ = [
     "plot_bounds",
@@ -19,4 +20,5 @@ __all__ = [
     "plot_posterior",
     "plot_ranks",
     "plot_rate_distortion",
+    "plot_signal",
 ]

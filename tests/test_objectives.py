@@ -31,6 +31,7 @@ from jensen.inference import (
 )
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+from jensen.plots import plot_signal
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -466,10 +467,10 @@ def test_free_bits_per_dimension():
     model, guide, x = pair("PPCA", "MeanField")
     q = guide.families["z"](guide.encoder(x))
     parts = kl_divergence(q.base_dist, Normal(torch.zeros(2), torch.ones(2))).mean(0)  # [D]
-    floor = float(parts.mean())  # above the one, below the other
+    floor = parts.mean().item()  # above the one, below the other
     rate, distortion = split(model, guide, x)
     objective = ELBO(20_000, free_bits={"z": floor}, free_bits_per="dimension", analytic_kl=True)
-    expected = distortion + len(x) * float(parts.clamp_min(floor).sum())
+    expected = distortion + len(x) * parts.clamp_min(floor).sum().item()
     assert objective.loss(model, guide, x) == pytest.approx(expected, rel=5e-3)
     assert expected > distortion + rate + 1e-3
     model, guide, x = pair("PPCA", "FullCovariance")
@@ -576,3 +577,15 @@ def test_gradient_signals_know_their_own_noise():
     assert len(one.mean) == sum(p.numel() for p in guide.parameters())
     with pytest.raises(ValueError, match="at least 2, but got 1"):
         gradient_signal(model, guide, x, ELBO(), repeats=1)
+
+
+def test_the_picture_of_signals_shows_each_ratio():
+    one = torch.ones(3)
+    signals = {k: GradientSignal(one / k, one / k, repeats=10_000) for k in (1, 4, 16)}
+    ax = plot_signal({"standard": signals, "dreg": {1: signals[1]}})
+    assert ax.lines[0].get_xdata().tolist() == [1, 4, 16]
+    assert ax.lines[0].get_ydata().tolist() == pytest.approx([s.snr for s in signals.values()])
+    assert ax.lines[-1].get_ydata().tolist() == pytest.approx([signals[1].snr / math.sqrt(k) for k in (1, 4, 16)])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["standard", "dreg", "like 1/√K"]
+    with pytest.raises(ValueError, match="at least one result"):
+        plot_signal({})
