@@ -185,7 +185,8 @@ def _write(options, history, rows, seconds):
     about = (
         f"Statically binarized MNIST, one frozen 784-200-200-50 decoder, {s.images} random test images, {s.particles} "
         "particles, nats per image. ± is the standard error over the images; k>0.7 the share of images where neither "
-        "the guide's estimate of log p(x) nor that of the local optimum is reliable.\n"
+        "the guide's estimate of log p(x) nor that of the local optimum is reliable. The approximation gap is an upper "
+        "bound, and a poor one for a family of which few images had converged.\n"
         f"Made by `{provenance['command']}` on {provenance['date']}, commit {provenance['commit']}, "
         f"{provenance['processor']}, {provenance['threads']} threads, torch {provenance['versions']['torch']}."
     )

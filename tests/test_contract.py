@@ -1,6 +1,7 @@
 """What every model with every guide must do."""
 
 import copy
+import math
 
 import pyro
 import pytest
@@ -10,7 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
-from jensen.inference import fit, log_joint, log_weights, terms
+from jensen.inference import ELBO, IWAE, fit, log_joint, log_weights, terms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # says where its Gaussian is a poor guide
 each_pair = pytest.mark.parametrize(("model_name", "guide_name"), CASES)
@@ -150,3 +151,19 @@ def test_a_copy_is_a_pair_of_its_own(model_name, guide_name):
         for name, _ in half.named_parameters():
             assert torch.equal(half.state_dict()[name], old[name]), f"training the copy moved {name}"
             assert not torch.equal(copied.state_dict()[name], old[name]), f"the copy's {name} is not trained"
+
+
+@each_trained_pair
+@pytest.mark.parametrize("objective", [IWAE(3), ELBO(2, analytic_kl=True)], ids=["IWAE", "ELBO"])
+def test_objectives_serve_every_pair(model_name, guide_name, objective, float64):
+    model, guide, x = pair(model_name, guide_name)
+    objective.loss(model, guide, x)  # looks at the pair first, which draws nothing from the user's stream
+    torch.manual_seed(1)
+    loss = objective.loss_and_grads(model, guide, x)
+    torch.manual_seed(1)
+    log_w = log_weights(model, guide, x, particles=objective.num_particles)
+    if isinstance(objective, IWAE):
+        assert loss == pytest.approx(-(log_w.logsumexp(0) - math.log(3)).sum().item(), rel=1e-9)
+    grads = [p.grad for half in (model, guide) for p in half.parameters() if p.grad is not None]
+    assert grads
+    assert all(g.isfinite().all() for g in grads)
