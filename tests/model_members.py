@@ -1,0 +1,69 @@
+"""The members of ``jensen.models`` for the contract of a model: a new member is one entry here."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from jensen.families import Bernoulli, FullCovariance, Gaussian
+from jensen.guides import amortize
+from jensen.models import PPCA, VAE
+from jensen.networks import mlp
+
+
+@dataclass(frozen=True)
+class Member:
+    """How to make a small model, and what is known of it.
+
+    Attributes:
+        make: a fresh model, small, in the default precision.
+        by_hand: ``by_hand(model, z, *data)``: log p(x, z), [N], at one value per site and datum, in plain torch.
+        guide: ``guide(model)``: a guide that fits its sites.
+        data: ``data(model, n)``: n data as a tuple of tensors; drawn from the model unless said otherwise.
+    """
+
+    make: Callable
+    by_hand: Callable
+    guide: Callable
+    data: Callable = lambda model, n: (model(n=n),)
+
+
+def normal(x, loc, scale):
+    """Log-density of independent normals, summed over the last dimension."""
+    scale = torch.as_tensor(scale, dtype=x.dtype)
+    return (-((x - loc) ** 2) / (2 * scale**2) - scale.log() - math.log(2 * math.pi) / 2).sum(-1)
+
+
+def bernoulli(x, logits):
+    """Log-probability of independent binary features, summed over the last dimension."""
+    return (x * logits - torch.nn.functional.softplus(logits)).sum(-1)
+
+
+def encoder(features):
+    """A small encoder of context 16."""
+    return mlp(features, [16])
+
+
+def full(features):
+    """The guide of a model of ``features`` features with one continuous site."""
+    return lambda model: amortize(model, encoder(features), FullCovariance, context=16)
+
+
+def _ppca(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + normal(x, model.mean + z["z"] @ model.weight.T, model.log_noise.exp())
+
+
+def _vae_gaussian(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
+
+
+def _vae_bernoulli(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + bernoulli(x, model.likelihood.affine(model.decoder(z["z"])))
+
+
+MEMBERS = {
+    "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
+    "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
+    "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
+}
