@@ -16,6 +16,7 @@ from .exact import ExactEvidence, HasEvidence, exact_log_evidence
 from .gaps import Gaps, gaps
 from .history import History
 from .objectives import IWAE, Renyi
+from .products import float32_products
 from .ranks import Calibration
 from .rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
 from .sandwich import sandwich
@@ -54,6 +55,7 @@ __all__ = [
     "evaluate",
     "exact_log_evidence",
     "fit",
+    "float32_products",
     "gaps",
     "gradient_signal",
     "log_joint",

@@ -15,7 +15,7 @@ exceeds 1, however few weights are all there is.
 
 from __future__ import annotations
 
-__all__ = ["PILOT", "as_needed", "check_settings", "equally", "in_parts"]
+__all__ = ["PILOT", "as_needed", "block_of", "check_settings", "equally", "in_parts"]
 
 import math
 from collections.abc import Callable
@@ -62,6 +62,12 @@ def in_parts(model: Program, guide: Program, batch: tuple[Tensor, ...], proven: 
         return check_pair(model, guide, *(x[:half] for x in batch)).sizes == (half,)
     except (RuntimeError, ValueError):
         return False
+
+
+def block_of(particles: int, most: int) -> int:
+    """How many particles to draw at once, at most so many: a divisor of K if one is near; then all blocks are alike."""
+    most = max(1, min(particles, most))
+    return next((k for k in range(most, most // 2, -1) if particles % k == 0), most)
 
 
 def equally(draw: Draw, particles: int, block: int, rows: Tensor) -> dict[str, Tensor]:

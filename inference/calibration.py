@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .inputs import Data, Device, expect_rows, placed, running
+from .layout import Layout
 from .ranks import Calibration
 from .simulation import simulate
-from .sites import Layout
 from .weights import Program, check_pair, terms
 
 

@@ -48,7 +48,8 @@ class Run:
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.best: list[Tensor] | None = None
-        self._buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
+        self.settings: dict[str, Any] = {}
+        self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -69,13 +70,13 @@ class Run:
 
     def snapshot(self) -> list[Tensor]:
         """A copy of the buffers and the trained parameters."""
-        return [p.detach().clone() for p in [*self._buffers, *self.trained]]
+        return [p.detach().clone() for p in [*self.buffers, *self.trained]]
 
     @torch.no_grad()
     def restore(self, values: list[Tensor]) -> None:
         """Write a snapshot back, in place."""
         for p, value in zip(
-            [*self._buffers, *self.trained], values, strict=False
+            [*self.buffers, *self.trained], values, strict=False
         ):  # parameters made since stay as they are
             p.copy_(value)
 
@@ -90,6 +91,7 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "history": self.history.to_dict(),
+                "settings": self.settings,
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
@@ -113,6 +115,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        self.settings = state.get("settings", {})
         for name, value in state["history"].items():
             setattr(self.history, name, value)
         torch.set_rng_state(state["random"])

@@ -151,6 +151,10 @@ class ELBO(Objective):
         free = any(self.free_bits.values()) if isinstance(self.free_bits, Mapping) else self.free_bits > 0
         return bool(free or callable(self.beta) or self.beta != 1)
 
+    def knobs(self) -> tuple[float, ...]:
+        """Beta at the present step."""
+        return (self.beta(self.step) if callable(self.beta) else self.beta,)
+
     def power(self) -> float:
         """0: the bound is the mean of the log weights."""
         return 0.0
@@ -164,13 +168,13 @@ class ELBO(Objective):
         self.bound = t.scale * bound.detach()
         if not self.shaped:
             return bound, log_w
-        beta = self.beta(self.step) if callable(self.beta) else self.beta
+        beta = self.knobs()[0] if self.given is None else self.given[0]
         value, n = observed.mean(0).sum(), prod(t.run.shape[1:])
         shaped = observed
         for kl, floor in self._groups(t, kls):
-            mean = kl.mean()  # over draws and data
-            value = value - beta * n * mean.clamp_min(floor)
-            shaped = shaped - beta * (kl if mean > floor else 0.0 * kl)
+            mean = kl.mean()  # over draws and data; an estimate of it may be negative
+            value = value - beta * n * (mean.clamp_min(floor) if floor else mean)
+            shaped = shaped - beta * (kl * (mean > floor) if floor else kl)
         return value, shaped
 
     def _kls(self, t: Terms) -> dict[str, Tensor]:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .adaptive import as_needed, check_settings, equally, in_parts
+from .adaptive import as_needed, block_of, check_settings, equally, in_parts
+from .compile import Compile, check_compile
 from .diagnostics import CORRECTIONS
+from .draws import LogWeights
 from .evidence import Evidence
 from .exact import cheap_evidence
-from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
-from .weights import Program, check_pair, log_weights
+from .inputs import Data, Transform, as_tensors, expect_rows, in_cache, placed, plan, running
+from .products import product_route
+from .weights import Program, check_pair
 
 
 def evaluate(
@@ -34,7 +37,8 @@ def evaluate(
     max_particles: int = 100_000,
     seed: int | None = None,
     batch_transform: Transform | None = None,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
+    compile: Compile = "auto",
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Evidence:
@@ -66,7 +70,9 @@ def evaluate(
             not ``converged``.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
-        chunk_size: how many (datum, particle) pairs are run at once.
+        chunk_size: how many (datum, particle) pairs are run at once; None: as many as a processor's cache takes well.
+        compile: whether the pair is captured once as a graph and compiled: ``"auto"`` where that pays, ``True``
+            wherever it can be done (else a warning says why not), ``False`` never. The draws are the same.
         device: where to run; modules and data are moved there. None: where they are.
         progress: whether to show a progress bar.
 
@@ -93,13 +99,19 @@ def evaluate(
         (torch.Size([20]), True)
     """
     check_settings(particles, tolerance, max_particles)
+    check_compile(compile)
     tensors = as_tensors(data)
     n = len(tensors[0])
-    with running(model, guide, seed=seed, device=device):
+    chunk_size = in_cache(tensors) if chunk_size is None else chunk_size
+    where = tensors[0].device if device is None else torch.device(device)
+    with running(model, guide, seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
         at_first = particles if tolerance is None else 64
         separate, rows = plan(model, guide, tensors, min(64, max(1, chunk_size // min(at_first, 64))))
         parts: list[dict[str, Tensor]] = []
+        if separate:
+            rows = -(-n // -(-n // rows))  # batches of about the same size
+        weights: LogWeights | None = None
         total = n * particles if tolerance is None else None
         with tqdm(total=total, disable=not progress, desc="evaluate", unit_scale=True) as bar:
             for start in range(0, n, rows):
@@ -108,17 +120,24 @@ def evaluate(
                 if separate:
                     expect_rows(layout, len(batch[0]))
 
+                weights = LogWeights(model, guide, layout.nesting, compile) if weights is None else weights
+                left = (n - start) // rows if tolerance is None else None
+
                 def draw(
-                    positions: Tensor | None, k: int, batch: tuple[Tensor, ...] = batch, nesting: int = layout.nesting
+                    positions: Tensor | None,
+                    k: int,
+                    batch: tuple[Tensor, ...] = batch,
+                    weights: LogWeights = weights,
+                    left: int | None = left,
                 ) -> Tensor:
                     some = batch if positions is None else tuple(x[positions.to(x.device)] for x in batch)
-                    log_w = log_weights(model, guide, *some, particles=k, max_plate_nesting=nesting)
+                    log_w = weights(some, k, None if left is None else max(1, left * (particles // k)))
                     bar.update(k * len(some[0]))
                     return log_w if separate else log_w.unsqueeze(-1)
 
                 numbers = torch.arange(start, start + len(batch[0])) if separate else torch.zeros(1).long()
                 if tolerance is None:
-                    part = equally(draw, particles, max(1, chunk_size // rows), numbers)
+                    part = equally(draw, particles, block_of(particles, chunk_size // rows), numbers)
                 else:
                     divisible = separate and in_parts(model, guide, batch, proven=rows < n)
                     part = as_needed(draw, tolerance, max_particles, chunk_size, numbers, divisible)

@@ -20,6 +20,8 @@ class History:
         best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
         steps: the number of optimizer steps.
         seconds: wall-clock time.
+        compiled: whether steps ran in one compiled graph of loss, gradients and update.
+        route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
 
     Example:
         >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
@@ -33,6 +35,8 @@ class History:
     steps: int = 0
     seconds: float = 0.0
     shaped: list[float] = field(default_factory=list)
+    compiled: bool = False
+    route: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists."""

@@ -9,6 +9,7 @@ __all__ = [
     "Transform",
     "as_tensors",
     "expect_rows",
+    "in_cache",
     "modes_kept",
     "placed",
     "plan",
@@ -23,14 +24,16 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from .layout import Layout
 from .randomness import private_randomness
-from .sites import Layout
 from .store import owners_of
 from .weights import Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
+
+_CACHE = 2**23  # bytes: measured to be near the best for decoders of 64 to 784 features
 
 
 def as_tensors(data: Data) -> tuple[Tensor, ...]:
@@ -66,6 +69,11 @@ class Batches(NamedTuple):
         """The number of data."""
         return len(self.tensors[0])
 
+    @property
+    def where(self) -> torch.device:
+        """The device that batches are on."""
+        return torch.device(self.device) if self.device is not None else self.tensors[0].device
+
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The batch of these rows."""
         return placed((x[rows.to(x.device)] for x in self.tensors), self.device, self.transform)
@@ -77,6 +85,12 @@ class Batches(NamedTuple):
     def shuffled(self) -> tuple[Tensor, ...]:
         """Rows of shuffled batches; all in their own order if they fit one, as guides with a value per datum need."""
         return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
+
+
+def in_cache(tensors: tuple[Tensor, ...]) -> int:
+    """How many (datum, particle) pairs to run at once: so many that a value for each feature stays in cache."""
+    size = max(x[0].numel() for x in tensors) * tensors[0].element_size()  # bytes
+    return max(256, min(8192, _CACHE // max(1, size)))
 
 
 def plan(model: Program, guide: Program, data: tuple[Tensor, ...], rows: int) -> tuple[bool, int]:

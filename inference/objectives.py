@@ -22,11 +22,10 @@ from typing import Any, Literal
 
 import pyro.infer
 import torch
-from pyro.distributions import Delta, Unit
 from torch import Tensor
 
 from .randomness import forked_rng
-from .sites import Terms, base_of
+from .sites import Terms, needs_score
 from .store import owners_of
 from .weights import Program, check_pair, log_joint, model_sites, parameters_of, terms
 
@@ -39,6 +38,7 @@ class Objective(pyro.infer.ELBO):
     Attributes:
         step: the number of optimizer steps done; ``fit`` and ``SVI`` keep it.
         bound: the bound of the last loss, summed over the data: without what shapes the loss.
+        given: the :meth:`knobs` as a tensor, where a captured graph passes them in; else None.
     """
 
     gradients: tuple[str, ...] = ("standard", "stl", "dreg")
@@ -54,12 +54,17 @@ class Objective(pyro.infer.ELBO):
         self.gradient = gradient
         self.step = 0
         self.bound = torch.tensor(math.nan)
+        self.given: Tensor | None = None
         self._known: tuple[Program, Program, int] | None = None
 
     @property
     def shaped(self) -> bool:
         """Whether the loss is something else than minus the bound."""
         return False
+
+    def knobs(self) -> tuple[float, ...]:
+        """The numbers in the loss that change from step to step."""
+        return ()
 
     @abstractmethod
     def power(self) -> float:
@@ -115,7 +120,7 @@ class Objective(pyro.infer.ELBO):
                 f"the guide leaves {left} to be enumerated, which {type(self).__name__} does not do: take "
                 "pyro.infer.TraceEnum_ELBO, or sample them in the guide"
             )
-        stuck = sorted(site["name"] for site in t.run.q if _needs_score(site))
+        stuck = sorted(site["name"] for site in t.run.q if needs_score(site))
         if stuck and self.gradient != "standard":
             raise ValueError(
                 f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard'"
@@ -143,7 +148,7 @@ class Objective(pyro.infer.ELBO):
                 if value.requires_grad:
                     value.register_hook(_times(p * t.run.spread(site, weights) + (1 - p)))
         surrogate = power_mean(log_w, p).sum()
-        scores = [t.log_q[site["name"]] for site in t.run.q if _needs_score(site)]
+        scores = [t.log_q[site["name"]] for site in t.run.q if needs_score(site)]
         if scores:
             signal = leave_one_out(log_w.detach(), p)
             surrogate = surrogate + (signal * sum(scores)).sum()
@@ -175,12 +180,6 @@ def _log_weights(t: Terms) -> Tensor:
     log_q = t.log_q if t.log_q_stopped is None else t.log_q_stopped
     total: Tensor = sum(t.log_p.values()) - sum(log_q.values())  # type: ignore[assignment]
     return total
-
-
-def _needs_score(site: Any) -> bool:
-    """Whether the guide draws this site without a derivative."""
-    fn = site["fn"]
-    return not (site["is_observed"] or fn.has_rsample or isinstance(base_of(fn), Unit | Delta))
 
 
 def power_mean(log_w: Tensor, p: float) -> Tensor:

@@ -7,28 +7,31 @@ from __future__ import annotations
 
 __all__ = ["fit"]
 
-import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 
-import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor, nn
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import MakeScheduler, Run
+from .checkpoint import MakeScheduler, Run, read
+from .compile import Compile, check_compile
+from .draws import LogWeights
+from .gradients import loss_is_finite
 from .history import History
 from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, running
+from .layout import Layout
 from .objectives import Objective
+from .products import product_route
 from .randomness import forked_rng, private_randomness
-from .sites import Layout
+from .steps import BLOCK, Steps
 from .store import owners_of
-from .weights import Program, check_pair, log_weights, parameters_of, parameters_read
+from .weights import Program, check_pair, parameters_of
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -52,6 +55,7 @@ def fit(
     resume: bool = False,
     batch_transform: Transform | None = None,
     freeze: nn.Module | Iterable[nn.Module] = (),
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> History:
     """Train a pair by stochastic variational inference.
@@ -82,6 +86,9 @@ def fit(
         resume: go on from ``checkpoint`` if it exists: the run ends as an uninterrupted one would.
         batch_transform: applied to the first tensor of every batch: ``torch.bernoulli`` binarizes grey images.
         freeze: modules whose parameters stay as they are, in evaluation mode: ``freeze=model`` fits the guide alone.
+        compile: whether steps run in a compiled graph, captured from the pair once: ``"auto"`` where that pays,
+            ``True`` wherever it can be done (else a warning says why not), ``False`` never. ``history.route`` says what
+            was done.
         progress: whether to show a progress bar.
 
     Returns:
@@ -110,14 +117,17 @@ def fit(
     train = Batches(as_tensors(data), batch_size, device, batch_transform)
     held_out = None if validation is None else Batches(as_tensors(validation), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
+    check_compile(compile)
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
     shaped = objective if isinstance(objective, Objective) and objective.shaped else None
     history = History()
 
-    with _training(model, guide, frozen, seed, device):
+    earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
+    begun = {} if earlier is None else read(earlier).get("settings", {})  # as it was begun, so it goes on
+    with _training(model, guide, frozen, seed, device), product_route(train.where, begun.get("products")) as products:
         layout = _look(model, guide, train)
-        if held_out is not None:
-            _look(model, guide, held_out)
+        seen = layout if held_out is None else _look(model, guide, held_out)
+        measure = LogWeights(model, guide, seen.nesting, compile)
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
@@ -130,97 +140,61 @@ def fit(
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
-        if resume and checkpoint is not None and os.path.exists(checkpoint):
-            run.load(checkpoint)
-        before = history.seconds
-        good = run.snapshot()
-        with tqdm(range(len(history.elbo), epochs), disable=not progress, desc="fit", unit="epoch") as bar:
+        if earlier is not None:
+            run.load(earlier)
+        before, full = history.seconds, train.n // train.size
+        steps = Steps(run, objective, layout, fixed, compile, epochs * full, epochs * (train.n > full * train.size))
+        steps.begun = begun.get("compiled")
+        good, good_epoch, good_step = run.snapshot(), len(history.elbo), history.steps
+        with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
-                losses, bounds = [], []
-                for rows in train.shuffled():
-                    batch = train.take(rows)
-                    losses.append(_step(run, objective, batch, fixed))
-                    bounds.append(-float(shaped.bound) if shaped else losses[-1])
-                    history.steps += 1
-                    if not math.isfinite(losses[-1]):
-                        break
-                if not math.isfinite(losses[-1]) or not _is_finite(run, objective, batch):
+                losses, bounds, last = steps.epoch(train)
+                look = checkpoint is not None or held_out is not None or epoch == epochs - 1
+                look = look or not steps.compiled or history.steps >= good_step + BLOCK
+                if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, last)):
                     run.restore(good)
                     raise FloatingPointError(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}); the parameters "
-                        f"are back at the end of epoch {epoch}; lower lr={lr:g}, or scale the data"
+                        f"are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
-                good = run.snapshot()
+                if look:
+                    good, good_epoch, good_step = run.snapshot(), epoch + 1, history.steps
                 history.elbo.append(_per_datum(bounds, layout, train.n))
                 if shaped:
-                    history.shaped.append(_per_datum(losses, layout, train.n))
+                    history.shaped.append(-_per_datum(losses, layout, train.n))
                 if run.scheduler is not None:
                     run.scheduler.step()
                 if held_out is not None:
-                    history.validation.append(_elbo(model, guide, held_out))
+                    history.validation.append(_elbo(measure, held_out, seen, epochs * -(-held_out.n // held_out.size)))
                     if patience is not None and history.validation[-1] >= max(history.validation):
                         run.best, history.best_epoch = run.snapshot(), epoch + 1
                 history.seconds = before + time.perf_counter() - start
                 if checkpoint is not None:
+                    run.settings = {"compiled": steps.compiled, "products": products}
                     run.save(checkpoint)
                 bar.set_postfix(elbo=f"{history.elbo[-1]:.3f}")
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
+    history.compiled, history.route = steps.compiled, steps.route
     return history
 
 
-def _step(run: Run, objective: ELBO, batch: tuple[Tensor, ...], fixed: set[nn.Parameter]) -> float:
-    """One SVI step; the loss, NaN if it or its gradient is not finite (then nothing is updated)."""
-    if isinstance(objective, Objective):
-        objective.step = run.history.steps
-    with parameters_read(run.model, run.guide) as read:
-        try:
-            loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
-        except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
-            if _is_finite(run, objective, batch):
-                raise
-            return math.nan
-    run.adopt(p for p in read if p not in fixed)  # made by pyro.param at this step for the first time
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        return math.nan
-    run.optimizer.zero_grad()
-    torch.autograd.backward(loss, inputs=run.trained)
-    if not all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None):
-        value = math.nan
-    else:
-        run.optimizer.step()
-    run.optimizer.zero_grad()
-    return value
-
-
-def _is_finite(run: Run, objective: ELBO, batch: tuple[Tensor, ...]) -> bool:
-    """Whether the loss on a batch, at the present parameters and without validation, is finite."""
-    try:
-        with pyro.validation_enabled(False), forked_rng():
-            loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
-    except LinAlgError:
-        return False
-    return bool(torch.as_tensor(loss).detach().isfinite())
-
-
-def _per_datum(losses: list[float], layout: Layout, n: int) -> float:
+def _per_datum(bounds: list[float], layout: Layout, n: int) -> float:
     """The bound of an epoch per datum: batches add up, unless the model scales each of them up to all its data."""
-    return -sum(losses) / n if layout.full_size is None else -sum(losses) / len(losses) / layout.full_size
+    return sum(bounds) / n if layout.full_size is None else sum(bounds) / len(bounds) / layout.full_size
 
 
-def _elbo(model: Program, guide: Program, data: Batches) -> float:
+def _elbo(weights: LogWeights, data: Batches, layout: Layout, ahead: int) -> float:
     """The ELBO per datum, from 8 particles that are the same at every call; joint weights on all data at once."""
     total = 0.0
-    with running(model, guide, seed=0, device=data.device):
-        layout = check_pair(model, guide, *data.first())
+    weights.forget()
+    with running(weights.model, weights.guide, seed=0, device=data.device):
         for rows in torch.arange(data.n).split(data.size if layout.sizes else data.n):
-            log_w = log_weights(model, guide, *data.take(rows), particles=8, max_plate_nesting=layout.nesting)
-            total += float(log_w.mean(0).sum())
+            total += float(weights(data.take(rows), 8, ahead).mean(0).sum())
     return total / (data.n if layout.sizes or layout.full_size is None else layout.full_size)
 
 

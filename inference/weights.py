@@ -21,6 +21,7 @@ __all__ = [
     "model_sites",
     "parameters_of",
     "parameters_read",
+    "scaled_elbo",
     "terms",
 ]
 
@@ -35,16 +36,15 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_scale, check_shapes, fit_values
+from .layout import Layout, layout_of
 from .randomness import forked_rng
 from .sites import (
-    Layout,
     PairRun,
     Site,
     Terms,
     at_leaves,
     enclosing_plates,
     in_plate,
-    layout_of,
     nesting_of,
     site_log_prob,
     sites_of,
@@ -233,6 +233,12 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     check_scale([*sites_of(p), *sites_of(q)])
     check_shapes(sites_of(p), sites_of(q))
     return layout_of(sites_of(p), sites_of(q))
+
+
+def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
+    """The sum of all log p minus that of all log q in one draw, scales and masks included, as ``Trace_ELBO`` has it."""
+    p, q = _trace_pair(model, guide, data)
+    return torch.as_tensor(p.log_prob_sum() - q.log_prob_sum())
 
 
 @contextmanager

@@ -148,7 +148,15 @@ def test_what_is_said_to_be_spent_was_spent_and_no_more(chunk_size, most, monkey
     model, guide, x = pair("VAE, shared scale", "MeanField")
     model.decoder = Counting(model.decoder)
     evidence = evaluate(
-        model, guide, x, tolerance=0.02, max_particles=most, chunk_size=chunk_size, seed=0, progress=False
+        model,
+        guide,
+        x,
+        tolerance=0.02,
+        max_particles=most,
+        chunk_size=chunk_size,
+        compile=False,
+        seed=0,
+        progress=False,
     )
     assert model.decoder.rows == evidence.spent.sum()
     assert evidence.spent.max() <= most

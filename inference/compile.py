@@ -1,0 +1,75 @@
+"""Compilation of captured graphs: when it pays, what it takes, and graphs that were compiled before.
+
+A graph names all that it reads as inputs, so its code and the shapes of its inputs say everything about it: two pairs
+of one class share what was compiled, and never a parameter.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CannotCompile", "Compile", "check_compile", "compiled"]
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .capture import Graph, Outputs
+
+Compile = Literal["auto"] | bool
+
+_KEPT = 32
+_cache: OrderedDict[tuple[Any, ...], Callable[..., Any]] = OrderedDict()
+
+
+class CannotCompile(Exception):
+    """Why a graph could not be compiled, in one sentence."""
+
+
+def check_compile(value: object) -> None:
+    """Raise ValueError for a setting other than ``"auto"``, ``True`` and ``False``."""
+    if value is not True and value is not False and value != "auto":
+        raise ValueError(f"compile is 'auto', True or False, but got {value!r}")
+
+
+def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
+    """A graph compiled for inputs like these, which its in-place operations may write to.
+
+    Random draws come from PyTorch's own generators, so the same seed gives the same numbers as without compiling. On a
+    CUDA device the graph is replayed as a CUDA graph.
+
+    Raises:
+        CannotCompile: if there is no C++ compiler, or the compiler fails.
+    """
+    arguments = (*inputs, *graph.constants)
+    key = (graph.module.code, *((t.shape, t.stride(), t.dtype, t.device) for t in arguments))
+    if key not in _cache:
+        _cache[key] = _compile(graph, arguments)
+        while len(_cache) > _KEPT:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    fast, constants = _cache[key], graph.constants
+
+    def run(*values: Tensor) -> Outputs:
+        with torch.no_grad():
+            return tuple(fast(*values, *constants))
+
+    return run
+
+
+def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+    options: dict[str, Any] = {"fallback_random": True}
+    if any(t.is_cuda for t in arguments):
+        options["triton.cudagraphs"] = True
+    fast: Callable[..., Any] = torch.compile(graph.module, fullgraph=True, dynamic=False, options=options)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.random.fork_rng(devices=[]):
+                fast(*(t.detach().clone() for t in arguments))
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CannotCompile(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+    return fast

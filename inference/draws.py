@@ -1,0 +1,141 @@
+"""Log weights of one pair, many times over: captured and compiled where that pays.
+
+A graph is made for each number of data and particles. What does not depend on the draws (the encoder) is worked out
+once for a batch of data.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LogWeights"]
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .capture import CannotCapture, Outputs, agrees, capture, split_draws
+from .compile import CannotCompile, Compile, compiled
+from .store import owners_of
+from .weights import Program, log_weights
+
+Batch = tuple[Tensor, ...]
+
+_WORTH_COMPILING = 20.0  # seconds of eager work ahead, by a rough estimate
+_WORTH_CAPTURE = 3.0
+_HANDLERS = 3e-3  # seconds of a call that Pyro's handlers take
+_PER_SECOND = 1e10  # products and sums, with the elementwise work around them
+
+
+class LogWeights:
+    """``log_weights`` of a pair whose parameters stay as they are, as a function of data and K.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        nesting: how deep the pair's plates are nested.
+        mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
+
+    Attributes:
+        route: how batches of the first size are run: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
+    """
+
+    def __init__(self, model: Program, guide: Program, nesting: int, mode: Compile) -> None:
+        self.model, self.guide, self.nesting, self.mode = model, guide, nesting, mode
+        self.route = "eager"
+        owned = {p for owner in owners_of(model) for p in owner.parameters() if p.dim() > 1}
+        self.weights: int = sum(p.numel() for p in owned)
+        self._sizes: dict[Any, _Size] = {}
+
+    def __call__(self, batch: Batch, particles: int, ahead: int | None = None) -> Tensor:
+        """Log weights [K, N] ([K] where joint) of fresh draws.
+
+        Args:
+            batch: the data; what does not depend on the draws is kept as long as the same tensors come.
+            particles: K.
+            ahead: how many calls with so many data and particles are to come; None: as many as there were.
+        """
+        key = (particles, *((x.shape, x.dtype) for x in batch))
+        if key not in self._sizes:
+            self._sizes[key] = _Size(self, particles, first=not self._sizes)
+        return self._sizes[key](batch, ahead)
+
+    def forget(self) -> None:
+        """Forget what was worked out for a batch: parameters have changed."""
+        for size in self._sizes.values():
+            size.known = None
+
+
+class _Size:
+    """Batches of one size: eager calls, until it pays to do better."""
+
+    def __init__(self, owner: LogWeights, particles: int, first: bool) -> None:
+        self.owner, self.particles, self.first = owner, particles, first
+        self.calls = 0
+        self.decided = owner.mode is False
+        self.draw: Callable[[Batch], Tensor] = self._eager
+        self.known: tuple[Batch, Outputs] | None = None
+
+    def __call__(self, batch: Batch, ahead: int | None) -> Tensor:
+        if not self.decided:
+            self._decide(batch, ahead)
+        self.calls += 1
+        return self.draw(batch)
+
+    def _eager(self, batch: Batch) -> Tensor:
+        o = self.owner
+        return log_weights(o.model, o.guide, *batch, particles=self.particles, max_plate_nesting=o.nesting)
+
+    def _decide(self, batch: Batch, ahead: int | None) -> None:
+        compiling, capturing = self._worth(batch, ahead)
+        if not (compiling or capturing):
+            return
+        self.decided, route = True, "captured"
+        try:
+            self.draw = self._captured(batch, compiling)
+            route += " and compiled" * compiling
+        except CannotCompile as error:
+            self.draw, route = self._captured(batch, compiling=False), f"captured: {error}"
+        except CannotCapture as error:
+            route = f"eager: {error}"
+        if self.first:
+            self.owner.route = route
+            if self.owner.mode is True and not route.endswith("compiled"):
+                warnings.warn(f"this pair is not compiled; its draws are {route}", stacklevel=6)
+
+    def _worth(self, batch: Batch, ahead: int | None) -> tuple[bool, bool]:
+        """Whether compiling pays, and whether capturing does: not measured, so that a seed repeats every digit."""
+        if self.owner.mode is True:
+            return self.first, True
+        handlers = _HANDLERS * (self.calls if ahead is None else ahead)
+        products = 2 * self.owner.weights * self.particles * len(batch[0])
+        arithmetic = handlers / _HANDLERS * products / _PER_SECOND
+        return handlers + arithmetic > _WORTH_COMPILING, handlers > _WORTH_CAPTURE and arithmetic < 4 * handlers
+
+    def _captured(self, batch: Batch, compiling: bool) -> Callable[[Batch], Tensor]:
+        owners = owners_of(self.owner.model, self.owner.guide)
+        found = [t for owner in owners for t in (*owner.parameters(), *owner.buffers())]
+        held = tuple({id(t): t for t in found}.values())
+        graph = capture(lambda *flat: (self._eager(flat[len(held) :]),), *held, *batch)
+        once, again = split_draws(graph)
+
+        def draw(batch: Batch) -> Tensor:
+            inputs = (*held, *batch, *graph.constants)
+            if self.known is None or any(a is not b for a, b in zip(self.known[0], batch, strict=True)):
+                self.known = batch, once(*inputs)
+            (log_w,) = fast(*inputs, *self.known[1])
+            return log_w
+
+        other = tuple(x.flip(0) for x in batch)
+        fast: Callable[..., Outputs] = again
+        try:
+            if not agrees(lambda: (self._eager(other),), lambda: (draw(other),)):
+                raise CannotCapture("the captured graph gives other numbers than the pair itself")
+            if compiling:
+                inputs = (*held, *batch, *graph.constants)
+                fast = compiled(again, *inputs, *once(*inputs))
+                if not agrees(lambda: (self._eager(other),), lambda: (draw(other),)):
+                    raise CannotCompile("the compiled graph gives other numbers than the pair itself")
+        finally:
+            self.known = None
+        return draw
