@@ -54,7 +54,7 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
 
     def run(*values: Tensor) -> Outputs:
         with torch.no_grad():
-            return tuple(fast(*values, *constants))
+            return tuple(fast(*(t.detach() if t.requires_grad else t for t in values), *constants))
 
     return run
 
@@ -68,7 +68,7 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.random.fork_rng(devices=[]):
-                fast(*(t.detach().clone() for t in arguments))
+                fast(*(t.detach().clone(memory_format=torch.preserve_format) for t in arguments))
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CannotCompile(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error

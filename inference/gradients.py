@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-__all__ = ["LossGraph", "buffers_kept", "capture_loss", "knobs_of", "loss_is_finite", "obstacle"]
+__all__ = ["LossGraph", "capture_loss", "knobs_of", "loss_is_finite", "obstacle"]
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyro
@@ -16,6 +14,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .capture import CannotCapture, Graph, agrees, capture
 from .checkpoint import Run
+from .inputs import buffers_kept
 from .layout import Layout
 from .objectives import Objective
 from .randomness import forked_rng
@@ -91,7 +90,7 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> Los
         loss, _, *slopes = graph(*trained, *held, knobs_of(objective, other), *other)
         return (loss.reshape(()), *slopes)
 
-    with buffers_kept(run):
+    with buffers_kept(run.model, run.guide):
         loss_is_finite(run, objective, batch)  # the objective looks at the pair, which reads values
         graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, batch), *batch)
         if not agrees(itself, replayed):
@@ -126,20 +125,8 @@ def _held(run: Run) -> tuple[Tensor, ...]:
 def loss_is_finite(run: Run, objective: ELBO, batch: Batch) -> bool:
     """Whether the loss on a batch, at the present parameters and without validation, is finite."""
     try:
-        with pyro.validation_enabled(False), forked_rng():
+        with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
             loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
     except LinAlgError:
         return False
     return bool(torch.as_tensor(loss).detach().isfinite())
-
-
-@contextmanager
-def buffers_kept(run: Run) -> Iterator[None]:
-    """Put back the buffers (running means, say) that looking at a pair moves."""
-    before = [buffer.clone() for buffer in run.buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(run.buffers, before, strict=True):
-                buffer.copy_(value)

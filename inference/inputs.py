@@ -8,6 +8,7 @@ __all__ = [
     "Device",
     "Transform",
     "as_tensors",
+    "buffers_kept",
     "expect_rows",
     "in_cache",
     "modes_kept",
@@ -136,6 +137,19 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.training = mode
+
+
+@contextmanager
+def buffers_kept(*programs: Program) -> Iterator[None]:
+    """Put back the buffers (running means, say) that looking at programs moves."""
+    buffers = [buffer for owner in owners_of(*programs) for buffer in owner.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -77,7 +77,8 @@ def _pays() -> bool:
         torch.manual_seed(0)
         a, b = torch.randn(256, 784), torch.randn(784, 400)
     exact = a.double() @ b.double()
-    seconds, errors = [], []
+    seconds: list[float] = []
+    errors: list[float] = []
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
         try:
@@ -90,7 +91,7 @@ def _pays() -> bool:
             torch.set_float32_matmul_precision("highest")
         seconds.append(min(times))
         errors.append(float((product - exact).abs().max()))
-    return is_float32(errors[1], 784) and bool(seconds[1] < 0.9 * seconds[0])
+    return is_float32(errors[1], 784) and seconds[1] < 0.9 * seconds[0]
 
 
 def is_float32(error: float, terms: int) -> bool:
@@ -98,4 +99,4 @@ def is_float32(error: float, terms: int) -> bool:
 
     Rounding to bfloat16 makes it a thousand times larger.
     """
-    return error < 50 * torch.finfo(torch.float32).eps * terms**0.5
+    return bool(error < 50 * torch.finfo(torch.float32).eps * terms**0.5)

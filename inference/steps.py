@@ -6,8 +6,8 @@
 | captured | the graph of loss and gradients, operation by operation, and the optimizer |
 | compiled | one compiled graph of loss, gradients and update |
 
-The first two give the same numbers bit by bit, the third but for rounding. A step whose loss or gradient is not finite
-changes nothing, and its loss is NaN. Losses stay where they are until they are read: a device is not waited for.
+The first two move parameters the same bit by bit, the third but for rounding. A step whose loss or gradient is not
+finite changes nothing, and its loss is NaN. Losses stay where they are until they are read: a device is not waited for.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from .capture import CannotCapture, Graph, Outputs, agrees, capture
 from .checkpoint import Run
 from .compile import CannotCompile, Compile, compiled
-from .gradients import Batch, LossGraph, buffers_kept, capture_loss, knobs_of, loss_is_finite, obstacle
-from .inputs import Batches
+from .gradients import Batch, LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
+from .inputs import Batches, buffers_kept
 from .layout import Layout
 from .objectives import Objective
 from .updates import Update, update_of
@@ -217,12 +217,13 @@ class Steps:
 
     def _compiled(self, found: LossGraph, batch: Batch) -> Route:
         """Loss, gradients and update as one compiled graph, where the update can stand in it."""
-        held = (*found.held, knobs_of(self.objective, batch), *batch)
+        kept = tuple(t.detach() for t in found.held)
+        held = (*kept, knobs_of(self.objective, batch), *batch)
         update = update_of(self.run.optimizer, list(found.moved))
         if update is None:
             return self._with_optimizer(found, compiled(found.graph, *found.trained, *held))
-        moving = [*found.trained, *(m for moments in update.moments for m in moments)]
-        with buffers_kept(self.run):
+        moving = [*(p.detach() for p in found.trained), *(m for moments in update.moments for m in moments)]
+        with buffers_kept(self.run.model, self.run.guide):
             whole = _with_update(found, update, (*_copies(moving), update.hyper(1), *held))
             fast = compiled(whole, *_copies(moving), update.hyper(1), *held)
             _compare(whole, fast, moving, update.hyper(1), held)
@@ -231,7 +232,7 @@ class Steps:
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
             self._taken += 1
             hyper = update.hyper(self._taken)
-            loss, bound = fast(*moving, hyper, *found.held, knobs_of(self.objective, batch), *batch)
+            loss, bound = fast(*moving, hyper, *kept, knobs_of(self.objective, batch), *batch)
             return loss, bound
 
         return step
@@ -248,7 +249,8 @@ def _copies(tensors: list[Any]) -> list[Tensor]:
 def _with_update(found: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
     """The graph of a whole step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
     n, sizes = len(found.trained), [len(moments) for moments in update.moments]
-    places = [found.trained.index(p) for p in found.moved]
+    place_of = {p: i for i, p in enumerate(found.trained)}
+    places = [place_of[p] for p in found.moved]
 
     def step(*flat: Tensor) -> tuple[Tensor, ...]:
         end = n + sum(sizes)

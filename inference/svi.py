@@ -24,7 +24,7 @@ from .compile import Compile, check_compile
 from .draws import LogWeights
 from .gradients import loss_is_finite
 from .history import History
-from .inputs import Batches, Data, Device, Transform, as_tensors, modes_kept, running
+from .inputs import Batches, Data, Device, Transform, as_tensors, buffers_kept, modes_kept, running
 from .layout import Layout
 from .objectives import Objective
 from .products import product_route
@@ -135,7 +135,8 @@ def fit(
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
                 stacklevel=2,
             )
-        of_model, of_guide = parameters_of(model, guide, *train.first())
+        with buffers_kept(model, guide):
+            of_model, of_guide = parameters_of(model, guide, *train.first())
         trained = [p for p in [*of_model, *of_guide] if p not in fixed]
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
@@ -235,7 +236,7 @@ _REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers serve py
 
 def _look(model: Program, guide: Program, data: Batches) -> Layout:
     """Look at every datum once, in batches of the size to come, before the first step; the pair's layout."""
-    with forked_rng():
+    with forked_rng(), buffers_kept(model, guide):
         parts = torch.arange(data.n).split(data.size)
         layout = check_pair(model, guide, *data.take(parts[0]))
         if 1 < data.size < data.n:

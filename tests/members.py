@@ -94,6 +94,8 @@ NO_PARAMETERS = [(m, g) for m in ("Banana", "Ring") for g in ("PriorGuide", "Lap
 
 CASES = [(m, g) for m in MODELS for g in GUIDES if (m, g) not in EXCLUSIONS]
 
+TRAINED_CASES = [case for case in CASES if case not in NO_PARAMETERS]
+
 OBSERVATIONS = {
     "Gaussian, fixed": partial(Gaussian, scale=0.5),
     "Gaussian, shared": partial(Gaussian, scale="shared"),

@@ -6,7 +6,7 @@ import math
 import pyro
 import pytest
 import torch
-from members import CASES, EXCLUSIONS, GUIDES, MODELS, NO_PARAMETERS, D, pair
+from members import CASES, EXCLUSIONS, GUIDES, MODELS, TRAINED_CASES, D, pair
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
@@ -15,8 +15,7 @@ from jensen.inference import ELBO, IWAE, fit, log_joint, log_weights, terms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # says where its Gaussian is a poor guide
 each_pair = pytest.mark.parametrize(("model_name", "guide_name"), CASES)
-TRAINED = [case for case in CASES if case not in NO_PARAMETERS]
-each_trained_pair = pytest.mark.parametrize(("model_name", "guide_name"), TRAINED)
+each_trained_pair = pytest.mark.parametrize(("model_name", "guide_name"), TRAINED_CASES)
 each_model = pytest.mark.parametrize("model_name", MODELS)
 
 
