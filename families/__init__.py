@@ -6,6 +6,8 @@ Guides use families for q(z | x), models for p(x | z).
 
 from . import divergence as divergence  # registers KL divergences
 from .base import Family
+from .continuous import ContinuousBernoulli, Laplace
+from .counts import Binomial, Categorical, NegativeBinomial, Poisson
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
 from .flows import IAF, Flow
 from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
@@ -20,16 +22,22 @@ __all__ = [
     "IAF",
     "Bernoulli",
     "BinaryVector",
+    "Binomial",
+    "Categorical",
+    "ContinuousBernoulli",
     "Delta",
     "Family",
     "Flow",
     "FullCovariance",
     "Gaussian",
+    "Laplace",
     "LowRank",
     "MeanField",
     "Mixture",
+    "NegativeBinomial",
     "NeuralSpline",
     "OneHotCategorical",
+    "Poisson",
     "StudentT",
     "Sylvester",
     "Zuko",
