@@ -9,7 +9,7 @@ from .base import Family
 from .continuous import ContinuousBernoulli, Laplace
 from .counts import Binomial, Categorical, NegativeBinomial, Poisson
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
-from .flows import IAF, Flow
+from .flows import IAF, MAF, Flow
 from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
 from .mixture import Mixture
 from .point import Delta
@@ -20,6 +20,7 @@ from .zuko import Zuko
 
 __all__ = [
     "IAF",
+    "MAF",
     "Bernoulli",
     "BinaryVector",
     "Binomial",

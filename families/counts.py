@@ -7,9 +7,9 @@ r"""Families of whole numbers: counts without and with an upper limit, and level
 | Binomial | of n trials, each a success with probability sigmoid(l) | 0, ..., n |
 | Categorical | softmax(l)_x | 0, ..., C - 1 |
 
-Draws are whole numbers in the precision of the context, so that a network can read them. Means are softplus, not exp, of
-what is read from the context: no context overflows. Probabilities of large counts are small differences of large
-log-factorials, and are taken in float64.
+Draws are whole numbers in the precision of the context, so that a network can read them. Means are the softplus of what
+is read from the context, not its exponential: no context overflows. Log-probabilities of large counts are small
+differences of large numbers, and are taken in float64.
 """
 
 from __future__ import annotations

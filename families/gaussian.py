@@ -16,6 +16,7 @@ from __future__ import annotations
 __all__ = ["FullCovariance", "Gaussian", "LowRank", "LowRankGaussian", "MeanField", "RememberingNormal"]
 
 import math
+
 import torch
 from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor

@@ -172,8 +172,8 @@ def _remedy(support: Any) -> str:
         return "transform the data, or take a likelihood whose support they lie in"
     verb = "round, scale or shift" if support.is_discrete else "scale or shift"
     return (
-        f"it is the {kind} from {low:g} {'on' if high is None else f'to {high:g}'}: {verb} the data to such numbers, or "
-        "take a likelihood whose support they lie in"
+        f"it is the {kind} from {low:g} {'on' if high is None else f'to {high:g}'}: {verb} the data to such numbers, "
+        "or take a likelihood whose support they lie in"
     )
 
 
