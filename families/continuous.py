@@ -10,7 +10,6 @@ from __future__ import annotations
 
 __all__ = ["ContinuousBernoulli", "Laplace"]
 
-import math
 
 import torch
 from pyro.distributions import ContinuousBernoulli as UnivariateBernoulli
@@ -110,7 +109,12 @@ class _ContinuousBernoulli(UnivariateBernoulli):  # type: ignore[misc]
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.logits * (value - 0.5) - _log_sinhc(self.logits / 2)
+        small, large = _apart(self.logits, 0.5)
+        t, size = small.square() / 4, large.abs()
+        log_sinhc = t / 6 * (1 - t / 30 * (1 - 4 * t / 63 * (1 - 3 * t / 40 * (1 - 8 * t / 99))))
+        end = (large > 0).to(large.dtype)  # where the density is largest; it falls from there
+        closed = large * (value - end) + size.log() - (-(-size).exp()).log1p()
+        return torch.where(self.logits.abs() < 0.5, small * (value - 0.5) - log_sinhc, closed)
 
     @property
     def mean(self) -> Tensor:
@@ -134,12 +138,3 @@ def _apart(a: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """The values below the limit, for a series, and those above it; in the place of the others, a harmless one."""
     below = a.abs() < limit
     return torch.where(below, a, torch.zeros_like(a)), torch.where(below, torch.ones_like(a), a)
-
-
-def _log_sinhc(a: Tensor) -> Tensor:
-    """Log of sinh(a) / a."""
-    small, large = _apart(a, 0.25)
-    t, size = small.square(), large.abs()
-    series = t / 6 * (1 - t / 30 * (1 - 4 * t / 63 * (1 - 3 * t / 40 * (1 - 8 * t / 99))))
-    closed = size - math.log(2) + (-(-2 * size).exp()).log1p() - size.log()
-    return torch.where(a.abs() < 0.25, series, closed)
