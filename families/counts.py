@@ -54,7 +54,8 @@ class Poisson(Family):
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., D] to independent counts."""
         mean = positive(parameters.unflatten(-1, self.event_shape))
-        return Independent(_Poisson(mean), len(self.event_shape))
+        counts = _Poisson(mean)  # type: ignore[no-untyped-call]
+        return Independent(counts, len(self.event_shape))
 
 
 class _Poisson(dist.Poisson):
@@ -106,13 +107,14 @@ class NegativeBinomial(Scaled):
         return Independent(_NegativeBinomial(total_count, logits=logits), len(self.event_shape))
 
 
-class _NegativeBinomial(dist.NegativeBinomial):
+class _NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         x, r, logits = value.double(), self.total_count.double(), self.logits.double()
         ways = torch.lgamma(x + r) - torch.lgamma(x + 1) - torch.lgamma(r)
-        return (ways + r * F.logsigmoid(-logits) + x * F.logsigmoid(logits)).to(self.logits.dtype)
+        log_p: Tensor = (ways + r * F.logsigmoid(-logits) + x * F.logsigmoid(logits)).to(self.logits.dtype)
+        return log_p
 
 
 class Binomial(Family):
@@ -208,7 +210,7 @@ class Categorical(Family):
 
 class _Categorical(dist.Categorical):
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
-        drawn: Tensor = super().sample(sample_shape)
+        drawn: Tensor = super().sample(sample_shape)  # type: ignore[no-untyped-call]
         return drawn.to(self.logits.dtype)
 
 

@@ -183,4 +183,5 @@ class _Mixture(MixtureSameFamily):  # type: ignore[misc]
 
     @property
     def support(self) -> Constraint:
-        return self.component_distribution.support
+        support: Constraint = self.component_distribution.support
+        return support

@@ -25,7 +25,7 @@ from jensen.families import (
 )
 from jensen.guides import Amortized, amortize
 from jensen.models import PPCA, VAE, LearnedPrior, VampPrior
-from jensen.networks import mlp
+from jensen.networks import conv_decoder, conv_encoder, mlp
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,22 @@ def same_posterior(model):
     return Amortized(network, {"z": family})
 
 
+def _vae_images(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + bernoulli(x.flatten(1), model.decoder(z["z"]))
+
+
+IMAGE = (2, 4, 4)
+
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
     "VAE, full covariance": Member(lambda: VAE(mlp(2, [16]), FullCovariance(5, 16), 2), _vae_full, full(5)),
+    "VAE, images": Member(
+        lambda: VAE(conv_decoder(2, IMAGE, [4, 3], parameters=1), Bernoulli(IMAGE, None), 2),
+        _vae_images,
+        lambda model: amortize(model, conv_encoder(IMAGE, [3], 16), MeanField, context=16),
+    ),
     **{f"VAE, {name}": observed_as(*of) for name, of in OBSERVED.items()},
     "VAE, learned Gaussian prior": with_prior(
         lambda: LearnedPrior(MeanField(2, None)), lambda prior, z: normal(z, prior.value[:2], plus(prior.value[2:]))
