@@ -11,6 +11,7 @@ from .counts import Binomial, Categorical, NegativeBinomial, Poisson
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
 from .flows import IAF, MAF, Flow
 from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
+from .logistic import DiscretizedLogistic
 from .mixture import Mixture
 from .point import Delta
 from .splines import NeuralSpline
@@ -27,6 +28,7 @@ __all__ = [
     "Categorical",
     "ContinuousBernoulli",
     "Delta",
+    "DiscretizedLogistic",
     "Family",
     "Flow",
     "FullCovariance",

@@ -124,10 +124,30 @@ class _ContinuousBernoulli(UnivariateBernoulli):  # type: ignore[misc]
         series = small / 3 * (1 - t / 15 * (1 - 2 * t / 21 * (1 - t / 10 * (1 - 10 * t / 99))))
         return 0.5 + torch.where(a.abs() < 0.25, series, 1 / large.tanh() - 1 / large) / 2
 
+    @property
+    def variance(self) -> Tensor:
+        small, large = _apart(self.logits, 0.5)
+        t, size = small.square() / 4, large.abs()
+        series = (1 - t / 5 * (1 - 10 * t / 63 * (1 - 7 * t / 50 * (1 - 10 * t / 77)))) / 12
+        closed = 1 / size.square() - (-size).exp() / (-size).expm1().square()
+        return torch.where(self.logits.abs() < 0.5, series, closed)
+
+    def entropy(self) -> Tensor:
+        """Minus the log-density at the mean, since that is a linear function."""
+        return -self.log_prob(self.mean)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """The share of the mass below a value in [0, 1]."""
+        small, large = _apart(self.logits, 1e-3)
+        series = value - small / 2 * value * (1 - value) * (1 - small * (1 - 2 * value) / 6)
+        depth = torch.where(large > 0, 1 - value, value)  # how far from the larger end
+        share = (-large.abs() * depth).expm1() / (-large.abs()).expm1()
+        return torch.where(self.logits.abs() < 1e-3, series, torch.where(large > 0, 1 - share, share))
+
     def icdf(self, value: Tensor) -> Tensor:
         """The inverse of the distribution function: a draw, from a uniform number in [0, 1)."""
         small, large = _apart(self.logits, 1e-3)
-        series = value + small / 2 * value * (1 - value) * (1 + small * (1 - 2 * value) / 6)
+        series = value + small / 2 * value * (1 - value) * (1 + small * (1 - 2 * value) / 3)
         u = torch.where(large > 0, 1 - value, value)  # the density falls from its larger end
         u = u.clamp(max=1 - torch.finfo(u.dtype).eps)
         depth = (u * (-large.abs()).expm1()).log1p() / -large.abs()  # how far from that end

@@ -157,8 +157,8 @@ def _check_observed(site: Site) -> None:
 
 
 def name_of(fn: Any) -> str:
-    """The name of a distribution as users know it: of the first of its classes that is not private."""
-    return next(kind.__name__ for kind in type(base_of(fn)).__mro__ if not kind.__name__.startswith("_"))
+    """The name of a distribution as users know it: private ones are named after what they are a version of."""
+    return type(base_of(fn)).__name__.lstrip("_")
 
 
 def _remedy(support: Any) -> str:

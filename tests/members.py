@@ -16,6 +16,7 @@ from jensen.families import (
     Categorical,
     ContinuousBernoulli,
     Delta,
+    DiscretizedLogistic,
     FullCovariance,
     Gaussian,
     LowRank,
@@ -120,6 +121,8 @@ COUNTS = {
     "NegativeBinomial, context": partial(NegativeBinomial, total_count="context"),
     "Binomial": partial(Binomial, trials=7),
     "Binomial, 255 trials": partial(Binomial, trials=255),
+    "DiscretizedLogistic": partial(DiscretizedLogistic, levels=5),
+    "DiscretizedLogistic, mixture": partial(DiscretizedLogistic, levels=256, components=3),
     "Categorical": partial(Categorical, levels=3),
     "Categorical, 256 levels": partial(Categorical, levels=256),
 }

@@ -13,6 +13,7 @@ from jensen.families import (
     Binomial,
     Categorical,
     ContinuousBernoulli,
+    DiscretizedLogistic,
     FullCovariance,
     Gaussian,
     Laplace,
@@ -124,7 +125,19 @@ def _categorical(x, one, two, three, _):
     return logits.gather(0, x.long().unsqueeze(0)).squeeze(0) - logits.exp().sum(0).log()
 
 
+def _logistic(x, one, two, loc_one, loc_two, raw_one, raw_two, _):
+    weights = torch.stack([one, two]).softmax(0)
+    total = 0.0
+    for weight, loc, raw in ((weights[0], loc_one, raw_one), (weights[1], loc_two, raw_two)):
+        mean, scale = 3.5 * (1 + loc), 3.5 * plus(raw) / 4
+        above = torch.where(x == 7, 1.0, torch.sigmoid((x + 0.5 - mean) / scale))
+        below = torch.where(x == 0, 0.0, torch.sigmoid((x - 0.5 - mean) / scale))
+        total = total + weight * (above - below)
+    return total.log()
+
+
 OBSERVED = {
+    "DiscretizedLogistic": (lambda f, c: DiscretizedLogistic(f, c, levels=8, components=2), _logistic),
     "diagonal Gaussian": (lambda f, c: Gaussian(f, c, scale="diagonal"), _diagonal),
     "Laplace": (
         lambda f, c: Laplace(f, c, scale="context"),

@@ -4,16 +4,20 @@ import itertools
 from functools import partial
 
 import mpmath
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
 from members import COUNTS, OBSERVATIONS
+from pyro import poutine
 
 from jensen.families import (
     Bernoulli,
     Binomial,
     Categorical,
     ContinuousBernoulli,
+    DiscretizedLogistic,
     Laplace,
     NegativeBinomial,
     Poisson,
@@ -37,7 +41,7 @@ def one(q, x):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_sum_to_one(name, float64):
-    features = 1 if "25" in name else 2
+    features = 1 if "25" in name or "mixture" in name else 2
     q = COUNTS[name](features, 4)(torch.randn(3, 4))
     end = getattr(q.base_dist.support, "upper_bound", None)
     axis = torch.arange(400 if end is None else int(torch.as_tensor(end).max()) + 1).double()
@@ -58,9 +62,10 @@ def test_draws_have_the_mean_of_the_distribution(family, float64):
     built = family(3, None)
     q = built(torch.randn(built.size))
     draws = q.sample((40_000,))
-    if isinstance(family, partial) and family.func is Categorical:
+    if "levels" in getattr(family, "keywords", {}):
         levels = torch.arange(float(family.keywords["levels"]))
-        mean, variance = ((q.base_dist.probs * f).sum(-1) for f in (levels, levels**2))
+        probs = q.base_dist.log_prob(levels.unsqueeze(-1)).exp().T  # [3, C]
+        mean, variance = ((probs * f).sum(-1) for f in (levels, levels**2))
         variance = variance - mean**2
     elif "StudentT" in str(family):
         draws, mean = draws.median(0).values, q.base_dist.loc
@@ -108,6 +113,23 @@ def test_a_continuous_bernoulli_is_its_formula_in_fifty_digits(logit, float64):
         q = ContinuousBernoulli(1, None)(torch.tensor([logit], dtype=dtype))
         torch.testing.assert_close(one(q, x).double(), torch.tensor(expected), rtol=rtol, atol=atol)
         torch.testing.assert_close(q.mean.double(), torch.tensor([mean]), rtol=100 * rtol, atol=100 * atol)
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_a_continuous_bernoullis_moments_entropy_and_distribution_function(logit, float64):
+    mpmath.mp.dps = 50
+    a = mpmath.mpf(logit)
+    x = torch.tensor([0.0, 0.3, 0.9, 1.0])
+    variance = float(1 / a**2 - mpmath.exp(a) / mpmath.expm1(a) ** 2) if a else 1 / 12
+    below = [float(mpmath.expm1(a * mpmath.mpf(v)) / mpmath.expm1(a)) if a else v for v in x.tolist()]
+    mean = 1 / (1 - mpmath.exp(-a)) - 1 / a if a else 0
+    entropy = float(-(a * mean + mpmath.log(a / mpmath.expm1(a)))) if a else 0.0
+    q = ContinuousBernoulli(1, None)(torch.tensor([logit])).base_dist
+    torch.testing.assert_close(q.variance, torch.tensor([variance]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(q.cdf(x), torch.tensor(below), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(q.entropy(), torch.tensor([entropy]), rtol=1e-9, atol=1e-12)
+    if abs(logit) < 20:
+        torch.testing.assert_close(q.icdf(q.cdf(x)), x, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("logit", LOGITS)
@@ -208,7 +230,27 @@ def test_images_keep_their_shape(family):
     assert q.support.check(x).all()
 
 
+@pytest.mark.parametrize("size", [0.1, 3.0, 100.0])
+def test_a_discretized_logistic_is_scipys(size):
+    for dtype, rtol in ((torch.float32, 2e-5), (torch.float64, 1e-7)):
+        family = DiscretizedLogistic(1, None, levels=16, components=2)
+        parameters = (size * torch.randn(6)).to(dtype)
+        p = family(parameters).base_dist
+        weights, loc, scale = (part.flatten().double() for part in (p.log_weights.exp(), p.loc, p.scale))
+        x = torch.arange(16.0, dtype=torch.float64)
+        expected = torch.zeros(16, dtype=torch.float64)
+        for w, m, s in zip(weights.tolist(), loc.tolist(), scale.tolist(), strict=True):
+            one_component = scipy.stats.logistic(m, s)
+            high, low = one_component.cdf(x.numpy() + 0.5), one_component.cdf(x.numpy() - 0.5)
+            high[-1], low[0] = 1.0, 0.0
+            expected += w * torch.as_tensor(high - low)
+        found = one(family(parameters), x.to(dtype)).double().exp()
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-7)
+    torch.testing.assert_close(loc, 7.5 * (1 + parameters[2:4].double()))
+
+
 OUTSIDE = {
+    "DiscretizedLogistic": (DiscretizedLogistic, 256.0, "it is the whole numbers from 0 to 255: round"),
     "Bernoulli": (Bernoulli, 0.5, "binarize grey images"),
     "Poisson": (Poisson, -1.0, "it is the whole numbers from 0 on: round"),
     "NegativeBinomial": (NegativeBinomial, 1.5, "it is the whole numbers from 0 on: round"),
@@ -236,10 +278,30 @@ def test_data_outside_the_support_are_refused_by_name(name, use):
         act()
 
 
+def test_masked_data_outside_the_support_are_not_in_the_message():
+    def model(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.mask(mask=torch.tensor([True, False, True])):
+                rate = z.exp().unsqueeze(-1).expand(*z.shape, 2)
+                pyro.sample("x", dist.Poisson(rate, validate_args=False).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.tensor([[1.0, -2.0], [-7.0, 3.0], [0.0, 4.0]])
+    with pytest.raises(ValueError, match=r"support of Poisson in 1 places \(values from -2 to -2 there\)"):
+        log_weights(model, guide, x)
+    x[0, 1] = 2.0
+    assert log_weights(model, guide, x).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Binomial(3, 8, trials=0), "trials is the number of trials"),
+        (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got 256 and 0"),
         (lambda: Categorical(3, 8, levels=1), "levels is the number of levels"),
         (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count is a positive number, "shared"'),
         (lambda: Laplace(3, 8, scale="free"), 'scale is a positive number, "shared"'),

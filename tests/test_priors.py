@@ -144,7 +144,8 @@ def shared(model, guide):
 
 
 def test_both_halves_hold_the_posterior_and_only_the_model_the_pseudo_inputs():
-    model, guide = vamp_pair()
+    network, family = mlp(5, [16]), MeanField(2, 16)
+    model, guide = vae(VampPrior(nn.Sequential(network, family), DATA[:4])), Amortized(network, {"z": family})
     names = {"prior.posterior.0.1.weight", "prior.posterior.0.1.bias"}
     assert shared(model, guide) == names | {"prior.posterior.1.affine.weight", "prior.posterior.1.affine.bias"}
     assert "prior.pseudo_inputs" in model.state_dict()
