@@ -6,9 +6,12 @@ Guides use families for q(z | x), models for p(x | z).
 
 from . import divergence as divergence  # registers KL divergences
 from .base import Family
+from .continuous import ContinuousBernoulli, Laplace
+from .counts import Binomial, Categorical, NegativeBinomial, Poisson
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
-from .flows import IAF, Flow
+from .flows import IAF, MAF, Flow
 from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
+from .logistic import DiscretizedLogistic
 from .mixture import Mixture
 from .point import Delta
 from .splines import NeuralSpline
@@ -18,18 +21,26 @@ from .zuko import Zuko
 
 __all__ = [
     "IAF",
+    "MAF",
     "Bernoulli",
     "BinaryVector",
+    "Binomial",
+    "Categorical",
+    "ContinuousBernoulli",
     "Delta",
+    "DiscretizedLogistic",
     "Family",
     "Flow",
     "FullCovariance",
     "Gaussian",
+    "Laplace",
     "LowRank",
     "MeanField",
     "Mixture",
+    "NegativeBinomial",
     "NeuralSpline",
     "OneHotCategorical",
+    "Poisson",
     "StudentT",
     "Sylvester",
     "Zuko",

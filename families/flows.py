@@ -15,7 +15,7 @@ log-density of a value that the flow did not draw needs the inverse of f, where 
 
 from __future__ import annotations
 
-__all__ = ["IAF", "Flow", "autoregressive", "start_near_zero"]
+__all__ = ["IAF", "MAF", "Flow", "autoregressive", "start_near_zero"]
 
 import math
 import warnings
@@ -100,7 +100,44 @@ def _standard_normal(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
 
 
-class IAF(Flow):
+class _Affine(Flow):
+    """What the two affine autoregressive flows share: their networks, and the way through them in both directions."""
+
+    def __init__(
+        self,
+        features: int,
+        context: int | None,
+        layers: int = 2,
+        hidden: Sequence[int] = (64, 64),
+        reads: int = 16,
+        triangular: bool = False,
+    ) -> None:
+        super().__init__(features, context, reads, triangular)
+        self.networks = nn.ModuleList(autoregressive(features, reads, hidden, 2) for _ in range(layers))
+
+    def at_once(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Through every layer, one pass of each network, and the log-determinant."""
+        log_det = x.new_zeros(())
+        for network in self.networks:
+            shift, log_scale = _affine(network, x, g)
+            x = (shift + log_scale.exp() * x).flip(-1)
+            log_det = log_det + log_scale.sum(-1)
+        return x, log_det
+
+    def by_feature(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse, D passes of each network, and the log-determinant of the way there."""
+        log_det = y.new_zeros(())
+        for network in reversed(self.networks):
+            y, x = y.flip(-1), torch.zeros_like(y)
+            for _ in range(self.features):  # pass d makes feature d right
+                shift, log_scale = _affine(network, x, g)
+                x = (y - shift) * (-log_scale).exp()
+            y = x
+            log_det = log_det + log_scale.sum(-1)
+        return y, log_det
+
+
+class IAF(_Affine):
     r"""Inverse autoregressive flow: a few layers, each an affine map of one feature given those before it.
 
     .. math:: y_d = m_d(\epsilon_{<d}, g) + e^{a_d(\epsilon_{<d}, g)} \epsilon_d, \qquad
@@ -132,38 +169,54 @@ class IAF(Flow):
         True
     """
 
-    def __init__(
-        self,
-        features: int,
-        context: int | None,
-        layers: int = 2,
-        hidden: Sequence[int] = (64, 64),
-        reads: int = 16,
-        triangular: bool = False,
-    ) -> None:
-        super().__init__(features, context, reads, triangular)
-        self.networks = nn.ModuleList(autoregressive(features, reads, hidden, 2) for _ in range(layers))
-
     def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Noise [..., D] to y, one pass of each network."""
-        y, log_det = noise, noise.new_zeros(())
-        for network in self.networks:
-            shift, log_scale = _affine(network, y, g)
-            y = (shift + log_scale.exp() * y).flip(-1)
-            log_det = log_det + log_scale.sum(-1)
-        return y, log_det
+        return self.at_once(noise, g)
 
     def straighten(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse, D passes of each network."""
-        log_det = y.new_zeros(())
-        for network in reversed(self.networks):
-            y, x = y.flip(-1), torch.zeros_like(y)
-            for _ in range(self.features):  # pass d makes feature d right
-                shift, log_scale = _affine(network, x, g)
-                x = (y - shift) * (-log_scale).exp()
-            y = x
-            log_det = log_det + log_scale.sum(-1)
-        return y, log_det
+        return self.by_feature(y, g)
+
+
+class MAF(_Affine):
+    r"""Masked autoregressive flow: the inverse autoregressive flow turned around, for the density of foreign values.
+
+    .. math:: \epsilon_d = m_d(y_{<d}, g) + e^{a_d(y_{<d}, g)} y_d, \qquad
+              \log |\det f'| = -\sum_d a_d, \qquad |a_d| < 3
+
+    The log-density of any value is one pass of the networks, as a prior needs it; a draw takes D passes.
+
+    References:
+        Papamakarios, Pavlakou and Murray (2017), Masked Autoregressive Flow for Density Estimation.
+        Chen et al. (2017), Variational Lossy Autoencoder: such a prior.
+
+    Args:
+        features: the number D of features.
+        context: the width H of the context, or None: h already holds the parameters.
+        layers: the number of layers.
+        hidden: the widths of the hidden layers of each network (widened to D where they are narrower).
+        reads: the number G of parameters that the networks read of the context.
+        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
+
+    Returns:
+        When called on [..., H], a distribution of batch shape [...] and event shape [D].
+
+    Example:
+        >>> import torch
+        >>> q = MAF(3, context=8)(torch.randn(5, 8))
+        >>> q.log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def bend(self, noise: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise [..., D] to y, D passes of each network."""
+        y, log_det = self.by_feature(noise, g)
+        return y, -log_det
+
+    def straighten(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse, one pass of each network."""
+        noise, log_det = self.at_once(y, g)
+        return noise, -log_det
 
 
 def _affine(network: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,14 @@ from __future__ import annotations
 __all__ = ["FullCovariance", "Gaussian", "LowRank", "LowRankGaussian", "MeanField", "RememberingNormal"]
 
 import math
-from typing import Literal
 
 import torch
 from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.types import _size
 
 from .base import Drawn, Family, lower_triangle, matvec, positive, raw_of
+from .scaled import Scale, Scaled
 
 
 class MeanField(Family):
@@ -153,7 +153,8 @@ class FullCovariance(Family):
 
     .. math:: q(z \mid h) = \mathcal{N}(z; \mu(h), L L^\top), \qquad L = \operatorname{diag}(s)\,(I + U)
 
-    with s > 0 and U strictly lower triangular: row d is measured in units of s_d.
+    with s > 0 and U strictly lower triangular: row d is measured in units of s_d. It serves a posterior, and as the
+    observation model p(x | z) whose features correlate: ``VAE(decoder, FullCovariance(features, context), latent)``.
 
     References:
         Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
@@ -221,10 +222,12 @@ class RememberingNormal(MultivariateNormal):
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det
 
 
-class Gaussian(Family):
+class Gaussian(Scaled):
     r"""The Gaussian observation model, with four ways to its scale.
 
     .. math:: p(x \mid h) = \prod_d \mathcal{N}(x_d; \mu_d(h), s_d^2)
+
+    With a full covariance that depends on the context, :class:`FullCovariance` is the observation model.
 
     References:
         Rybkin, Daniilidis and Levine (2021), Simple and Effective VAE Training with Calibrated Decoders.
@@ -247,36 +250,10 @@ class Gaussian(Family):
         torch.Size([5])
     """
 
-    fixed: Tensor
-
-    def __init__(
-        self,
-        features: int | tuple[int, ...],
-        context: int | None,
-        scale: float | Literal["shared", "diagonal", "context"] = "shared",
-    ) -> None:
-        size = torch.Size((features,) if isinstance(features, int) else features).numel()
-        super().__init__(features, context, size=2 * size if scale == "context" else size)
-        self.scale = scale
-        if isinstance(scale, int | float) and scale > 0:
-            self.register_buffer("fixed", torch.tensor(float(scale)), persistent=False)
-        elif scale == "shared":
-            self.raw_scale = nn.Parameter(torch.zeros(()))
-        elif scale == "diagonal":
-            self.raw_scale = nn.Parameter(torch.zeros(self.event_shape))
-        elif scale != "context":
-            raise ValueError(f'scale is a positive number, "shared", "diagonal" or "context", but got {scale!r}')
+    def __init__(self, features: int | tuple[int, ...], context: int | None, scale: Scale = "shared") -> None:
+        super().__init__(features, context, scale)
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., D], or [..., 2 D] with locations before scales, to a Gaussian of the family's scale."""
-        if self.scale == "context":
-            loc, raw = (half.unflatten(-1, self.event_shape) for half in parameters.chunk(2, dim=-1))
-            scale = positive(raw)
-        else:
-            loc = parameters.unflatten(-1, self.event_shape)
-            scale = positive(self.raw_scale) if isinstance(self.scale, str) else self.fixed
+        loc, scale = self.split(parameters)
         return Independent(Normal(loc, scale), len(self.event_shape))
-
-    def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
-        return f"{super().extra_repr()}, scale={self.scale!r}"

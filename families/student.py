@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["StudentT"]
 
+import math
 from typing import Literal
 
 import torch
@@ -16,28 +17,33 @@ from pyro.distributions import StudentT as Univariate
 from torch import Tensor
 from torch.types import _size
 
-from .base import Family, positive
+from .base import positive
+from .scaled import Scale, Scaled
 
 
-class StudentT(Family):
+class StudentT(Scaled):
     r"""Independent Student's t: importance weights whose variance stays finite where a Gaussian's tails are too thin.
 
     .. math:: q(z \mid h) = \prod_d t(z_d; \nu, \mu_d(h), s_d(h))
 
+    As an observation model it forgives outliers: a datum far from its location moves it no more than a near one.
+
     References:
         Geweke (1989), Bayesian Inference in Econometric Models Using Monte Carlo Integration.
+        Lange, Little and Taylor (1989), Robust Statistical Modeling Using the t Distribution.
 
     Args:
-        features: the number D of features.
+        features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the parameters.
         df: nu, the degrees of freedom: a number above 0, or ``"context"``: above 1, one per feature, read from the
             context (2 where its parameter is 0).
+        scale: s: a number, ``"shared"``, ``"diagonal"`` or ``"context"``, as for :class:`~jensen.families.Gaussian`.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
 
     Raises:
-        ValueError: if ``df`` is neither a positive number nor ``"context"``.
+        ValueError: if ``df`` is neither a positive number nor ``"context"``, or ``scale`` not one of the above.
 
     Example:
         >>> import torch
@@ -45,17 +51,23 @@ class StudentT(Family):
         torch.Size([5, 2])
     """
 
-    def __init__(self, features: int, context: int | None, df: float | Literal["context"] = "context") -> None:
+    def __init__(
+        self,
+        features: int | tuple[int, ...],
+        context: int | None,
+        df: float | Literal["context"] = "context",
+        scale: Scale = "context",
+    ) -> None:
         if not (df == "context" or (isinstance(df, int | float) and df > 0)):
             raise ValueError(f'df is a positive number or "context", but got {df!r}')
-        super().__init__(features, context, size=(3 if df == "context" else 2) * features)
+        super().__init__(features, context, scale, more=int(df == "context"))
         self.df = df
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
-        """Parameters [..., 2 D] or [..., 3 D], locations, scales, degrees of freedom, to independent Student's t."""
-        loc, raw, *rest = parameters.split(self.features, dim=-1)  # [..., D]
+        """Parameters [..., P], locations, scales, degrees of freedom, to independent Student's t."""
+        loc, scale, *rest = self.split(parameters)  # [..., *event]
         df = 1 + positive(rest[0]).square() if isinstance(self.df, str) else loc.new_full((), self.df)
-        return Independent(_StudentT(df, loc, positive(raw)), 1)
+        return Independent(_StudentT(df, loc, scale), len(self.event_shape))
 
     def extra_repr(self) -> str:
         """What the printed module shows beside its layers."""
@@ -63,7 +75,11 @@ class StudentT(Family):
 
 
 class _StudentT(Univariate):  # type: ignore[misc]
-    """Draws without writing in place, so that the family can be mapped over data (``torch.func.vmap``)."""
+    """Draws without writing in place, so that the family can be mapped over data (``torch.func.vmap``).
+
+    The difference of the two log Gammas is taken in float64: at a million degrees of freedom float32 has no digit of it
+    left.
+    """
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
@@ -72,3 +88,13 @@ class _StudentT(Univariate):  # type: ignore[misc]
         noise = torch.randn(shape, dtype=half.dtype, device=half.device)
         z: Tensor = self.loc + self.scale * noise * torch.rsqrt(gamma / half)
         return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        df = self.df.double()
+        normalizer = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - (df * math.pi).log() / 2
+        y = (value - self.loc) / self.scale
+        tail = (self.df + 1) / 2 * (y / self.df.sqrt()).square().log1p()
+        log_density: Tensor = normalizer.to(y.dtype) - self.scale.log() - tail
+        return log_density

@@ -5,6 +5,7 @@ A guide meets its model through the Pyro protocol alone. The families meant for 
 
 from jensen.families import (
     IAF,
+    MAF,
     BinaryVector,
     Delta,
     FullCovariance,
@@ -25,6 +26,7 @@ from .refine import Laplace, SemiAmortized
 
 __all__ = [
     "IAF",
+    "MAF",
     "Amortized",
     "BinaryVector",
     "Constrained",

@@ -13,11 +13,13 @@ __all__ = [
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from .sites import Site, base_of, plates_of, sites_of, subsampling
 
@@ -85,8 +87,8 @@ def _check_draw(p: Site, q: Site) -> None:
         return
     if outside or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
         raise ValueError(
-            f"the guide draws site '{name}' from {type(mine).__name__}, whose support is not that of the model's "
-            f"{type(theirs).__name__}; take a family with the support of the site, or map a continuous one onto it: "
+            f"the guide draws site '{name}' from {name_of(mine)}, whose support is not that of the model's "
+            f"{name_of(theirs)}; take a family with the support of the site, or map a continuous one onto it: "
             f"constraints={{'{name}': ...}}, of amortize and of the guides that take it"
         )
 
@@ -143,12 +145,36 @@ def _check_observed(site: Site) -> None:
     mask = site["mask"]
     outside = ~inside if mask is None else ~inside & mask
     if outside.any():
-        bad = value[outside.expand(value.shape[: outside.dim()])] if outside.dim() else value
+        support = fn.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        wrong = ~support.check(value)[(..., *(None,) * support.event_dim)]  # each number, not the datum
+        bad = value.masked_select(wrong & outside[(..., *(None,) * event_dim)])
         raise ValueError(
-            f"the data observed at site '{site['name']}' lie outside the support of {type(base_of(fn)).__name__} in "
-            f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); binarize grey images "
-            "(batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
+            f"the data observed at site '{site['name']}' lie outside the support of {name_of(fn)} in "
+            f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); {_remedy(support)}"
         )
+
+
+def name_of(fn: Any) -> str:
+    """The name of a distribution as users know it: private ones are named after what they are a version of."""
+    return type(base_of(fn)).__name__.lstrip("_")
+
+
+def _remedy(support: Any) -> str:
+    """What a support is, in words, and what to do with data outside it."""
+    if support is constraints.boolean:
+        return "binarize grey images (batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
+    ends = [getattr(support, end, None) for end in ("lower_bound", "upper_bound")]
+    low, high = (None if end is None else torch.as_tensor(end).max().item() for end in ends)
+    kind = "whole numbers" if support.is_discrete else "numbers"
+    if low is None:
+        return "transform the data, or take a likelihood whose support they lie in"
+    verb = "round, scale or shift" if support.is_discrete else "scale or shift"
+    return (
+        f"it is the {kind} from {low:g} {'on' if high is None else f'to {high:g}'}: {verb} the data to such numbers, "
+        "or take a likelihood whose support they lie in"
+    )
 
 
 def check_simulated(sites: list[Site], n: int) -> dict[str, Tensor]:

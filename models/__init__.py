@@ -6,7 +6,7 @@
 
 from .curved import Banana, Ring
 from .linear import PPCA
-from .priors import StandardNormal
+from .priors import LearnedPrior, StandardNormal, VampPrior
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "Banana", "Ring", "StandardNormal"]
+__all__ = ["PPCA", "VAE", "Banana", "LearnedPrior", "Ring", "StandardNormal", "VampPrior"]

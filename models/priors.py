@@ -1,11 +1,22 @@
-"""Priors p(z): a module without input that returns a distribution of event shape [D]."""
+r"""Priors p(z): a module without input that returns a distribution of event shape [D].
+
+| prior | p(z) |
+| --- | --- |
+| StandardNormal | N(z; 0, I) |
+| LearnedPrior | a family without context, its parameters learned: Gaussian, mixture, flow |
+| VampPrior | the guide's own q(z given x), averaged over pseudo-inputs x that are learned |
+"""
 
 from __future__ import annotations
 
-__all__ = ["StandardNormal"]
+__all__ = ["LearnedPrior", "StandardNormal", "VampPrior"]
 
-from pyro.distributions import Normal, TorchDistribution
+import torch
+from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDistribution
 from torch import Tensor, nn, zeros
+from torch.distributions.constraints import Constraint
+
+from jensen.families import Family
 
 
 class StandardNormal(nn.Module):
@@ -34,3 +45,143 @@ class StandardNormal(nn.Module):
         """The distribution, in the module's precision and on its device."""
         prior: TorchDistribution = Normal(self.loc, 1.0).to_event(1)
         return prior
+
+
+class LearnedPrior(nn.Module):
+    r"""Any family as a prior: without a context, its parameters are learned.
+
+    .. math:: p(z) = p(z; \lambda)
+
+    | family, built with ``context=None`` | prior |
+    | --- | --- |
+    | ``MeanField(D, None)`` | Gaussian with learned means and scales |
+    | ``FullCovariance(D, None)`` | Gaussian with a learned covariance |
+    | ``Mixture(D, None, components=10)`` | mixture of Gaussians |
+    | ``MAF(D, None)``, ``NeuralSpline(D, None, coupling=True)`` | flow, log p(z) in one pass |
+    | ``OneHotCategorical(C, None)``, ``BinaryVector(D, None)`` | learned probabilities |
+
+    A training run scores latents that the guide drew, so a flow should be one whose density is cheap: ``IAF`` and the
+    autoregressive ``NeuralSpline`` take D passes for it.
+
+    References:
+        Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
+        Chen et al. (2017), Variational Lossy Autoencoder.
+
+    Args:
+        family: a family built with ``context=None``.
+        spread: the standard deviation of the parameters at the start. Components of a mixture that start alike stay
+            alike, so it is not 0.
+
+    Returns:
+        When called, a distribution of batch shape [] and event shape [D].
+
+    Raises:
+        ValueError: if the family reads a context, has no density of values that it did not draw, or ``spread`` is not
+            positive.
+
+    Example:
+        >>> from jensen.families import MAF, Gaussian, Mixture
+        >>> from jensen.models import VAE
+        >>> from jensen.networks import mlp
+        >>> prior = LearnedPrior(Mixture(8, None, components=10))
+        >>> model = VAE(mlp(8, [128]), Gaussian(64, 128), latent=8, prior=prior)
+        >>> model = VAE(mlp(8, [128]), Gaussian(64, 128), latent=8, prior=LearnedPrior(MAF(8, None)))
+        >>> model(n=5).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(self, family: Family, spread: float = 0.5) -> None:
+        super().__init__()
+        name = type(family).__name__
+        if family.context is not None:
+            raise ValueError(f"LearnedPrior takes a family without context, {name}(..., context=None)")
+        if not spread > 0:
+            raise ValueError(f"spread is a positive standard deviation, but got {spread}")
+        self.family = family
+        self.value = nn.Parameter(spread * torch.randn(family.size))  # lambda
+        try:
+            with torch.no_grad():
+                drawn = self()
+                drawn.log_prob(drawn.sample().clone())
+        except NotImplementedError as error:
+            raise ValueError(
+                f"a prior scores latents that the guide drew, but {name} has the log-density of its own draws only: "
+                "take MAF, or NeuralSpline(..., coupling=True)"
+            ) from error
+
+    def forward(self) -> TorchDistribution:
+        """The distribution at the present parameters."""
+        return self.family.distribution(self.value)
+
+
+class VampPrior(nn.Module):
+    r"""Variational mixture of posteriors: the guide's q(z | x), averaged over C pseudo-inputs that are learned.
+
+    .. math:: p(z) = \frac{1}{C} \sum_{c=1}^C q(z \mid u_c)
+
+    The best prior for the ELBO is the average of q(z | x) over the data; this is one with few terms. Encoder and family
+    are built first, and both halves of the pair hold the same modules: their parameters are shared, are optimised once,
+    and stand in the state dict of both. Freezing the model (``fit(..., freeze=model)``) so freezes the guide too, and
+    doubly reparameterized gradients, which treat the two halves apart, refuse the pair.
+
+    References:
+        Tomczak and Welling (2018), VAE with a VampPrior.
+
+    Args:
+        posterior: a module from x, [C, *event_shape], to a distribution of batch shape [C] and event shape [D]:
+            ``nn.Sequential(encoder, family)``.
+        pseudo_inputs: where the pseudo-inputs start, [C, *event_shape]: a few data (a copy is taken), or noise.
+
+    Returns:
+        When called, a distribution of batch shape [] and event shape [D].
+
+    Raises:
+        ValueError: if the posterior's batch shape is not [C], or it has no density of values that it did not draw.
+
+    Example:
+        >>> from jensen.families import FullCovariance, Gaussian
+        >>> from jensen.guides import Amortized
+        >>> from jensen.models import VAE
+        >>> from jensen.networks import mlp
+        >>> x = torch.randn(100, 64)
+        >>> encoder, family = mlp(64, [128]), FullCovariance(8, context=128)
+        >>> prior = VampPrior(nn.Sequential(encoder, family), x[:20])
+        >>> model = VAE(mlp(8, [128]), Gaussian(64, 128), latent=8, prior=prior)
+        >>> guide = Amortized(encoder, {"z": family})
+        >>> model(n=5).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(self, posterior: nn.Module, pseudo_inputs: Tensor) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())  # [C, *event_shape]
+        try:
+            with torch.no_grad():
+                components = self.posterior(self.pseudo_inputs)
+                components.log_prob(components.sample().clone())
+        except NotImplementedError as error:
+            raise ValueError(
+                "a prior scores latents that the guide drew from other data, but this posterior has the log-density "
+                "of its own draws only: take a family with an inverse"
+            ) from error
+        if components.batch_shape != (C := pseudo_inputs.shape[:1]):
+            raise ValueError(
+                f"the posterior of {len(pseudo_inputs)} pseudo-inputs is a distribution of batch shape {tuple(C)}, but "
+                f"this one has {tuple(components.batch_shape)}: give pseudo_inputs as [C, *event_shape], like data"
+            )
+
+    def forward(self) -> TorchDistribution:
+        """The mixture at the present parameters."""
+        components = self.posterior(self.pseudo_inputs)  # [C], event [D]
+        weights = Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))
+        return _Mixture(weights, components)
+
+
+class _Mixture(MixtureSameFamily):  # type: ignore[misc]
+    """With the support of its components, which transforms to it know."""
+
+    @property
+    def support(self) -> Constraint:
+        support: Constraint = self.component_distribution.support
+        return support

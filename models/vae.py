@@ -31,7 +31,11 @@ class VAE(UniqueModule):
         decoder: a network from [..., latent] to [..., H].
         likelihood: the family of p(x | z), with context H.
         latent: the number D of latent features.
-        prior: a module without input that returns the distribution of z, of event shape [D]; standard normal if None.
+        prior: a module without input that returns the distribution of z, of event shape [D]: :class:`LearnedPrior`,
+            :class:`VampPrior`; standard normal if None.
+
+    Raises:
+        ValueError: if the prior has another event shape than [D].
 
     Example:
         >>> from jensen.families import Gaussian
@@ -48,6 +52,8 @@ class VAE(UniqueModule):
         self.prior = StandardNormal(latent) if prior is None else prior
         self.latents = {"z": Size((latent,))}
         self.event_shape = likelihood.event_shape
+        if (shape := self.prior().event_shape) != (latent,):
+            raise ValueError(f"VAE has {latent} latent features, but its prior has event shape {tuple(shape)}")
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """The Pyro model: observes ``x`` of shape [N, *event_shape], or draws ``n`` data."""

@@ -3,6 +3,7 @@
 A network ends in its activation; the linear layer that follows belongs to the family that reads it.
 """
 
-from .mlp import mlp
+from .convolutional import conv_decoder, conv_encoder
+from .mlp import gated_mlp, mlp, residual_mlp
 
-__all__ = ["mlp"]
+__all__ = ["conv_decoder", "conv_encoder", "gated_mlp", "mlp", "residual_mlp"]

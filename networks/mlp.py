@@ -1,8 +1,15 @@
-"""The multilayer perceptron: affine maps with an activation after each, the last one included."""
+r"""Multilayer perceptrons: plain, residual and gated. Each ends in its activation, and keeps leading dimensions.
+
+| network | a layer |
+| --- | --- |
+| mlp | h' = a(A h + b) |
+| residual_mlp | h' = h + C a(A a(h) + b) + c |
+| gated_mlp | h' = (A h + b) * sigmoid(C h + c) |
+"""
 
 from __future__ import annotations
 
-__all__ = ["mlp"]
+__all__ = ["gated_mlp", "mlp", "residual_mlp"]
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -37,6 +44,83 @@ def mlp(features: int, widths: Sequence[int], activation: Callable[[], nn.Module
     for inputs, outputs in pairwise([features, *widths]):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers)
+
+
+def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
+    r"""A multilayer perceptron of gated linear units: each layer is affine, times a gate that another one opens.
+
+    .. math:: h_0 = x, \qquad h_l = (A_l h_{l-1} + b_l) \odot \sigma(C_l h_{l-1} + c_l)
+
+    References:
+        Dauphin, Fan, Auli and Grangier (2017), Language Modeling with Gated Convolutional Networks.
+        Tomczak and Welling (2018), VAE with a VampPrior.
+
+    Args:
+        features: the width of the input, the size of its last dimension.
+        widths: the width of each layer in order; the last one is the width of the output.
+
+    Returns:
+        A module from [..., features] to [..., widths[-1]].
+
+    Raises:
+        ValueError: without layers, or (when called) if the last dimension of the input is not ``features``.
+
+    Example:
+        >>> import torch
+        >>> gated_mlp(64, [300, 300])(torch.zeros(5, 7, 64)).shape
+        torch.Size([5, 7, 300])
+    """
+    if not widths:
+        raise ValueError("gated_mlp needs at least one layer: widths is empty")
+    layers: list[nn.Module] = [_Width(features)]
+    for inputs, outputs in pairwise([features, *widths]):
+        layers += [nn.Linear(inputs, 2 * outputs), nn.GLU()]
+    return nn.Sequential(*layers)
+
+
+def residual_mlp(
+    features: int, width: int, blocks: int = 2, activation: Callable[[], nn.Module] = nn.SiLU
+) -> nn.Sequential:
+    r"""A multilayer perceptron whose layers add to what they read, so that deep ones train; it ends in its activation.
+
+    .. math:: h_0 = A x + b, \qquad h_l = h_{l-1} + C_l \, a(A_l \, a(h_{l-1}) + b_l) + c_l, \qquad y = a(h_L)
+
+    References:
+        He, Zhang, Ren and Sun (2016), Identity Mappings in Deep Residual Networks.
+
+    Args:
+        features: the width of the input, the size of its last dimension.
+        width: the width of every block, and of the output.
+        blocks: the number L of blocks, of two affine maps each.
+        activation: what makes the activations.
+
+    Returns:
+        A module from [..., features] to [..., width].
+
+    Raises:
+        ValueError: without blocks, or (when called) if the last dimension of the input is not ``features``.
+
+    Example:
+        >>> import torch
+        >>> residual_mlp(64, 128, blocks=3)(torch.zeros(5, 7, 64)).shape
+        torch.Size([5, 7, 128])
+    """
+    if blocks < 1:
+        raise ValueError(f"residual_mlp needs at least one block, but got {blocks}")
+    body = [_Residual(width, activation) for _ in range(blocks)]
+    return nn.Sequential(_Width(features), nn.Linear(features, width), *body, activation())
+
+
+class _Residual(nn.Module):
+    """Two affine maps, each after an activation, added to what they read."""
+
+    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.added = nn.Sequential(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        added: Tensor = self.added(h)
+        return h + added
 
 
 class _Width(nn.Module):

@@ -6,18 +6,26 @@ import torch
 import zuko
 from torch.distributions import Distribution
 
+from jensen import families
 from jensen.families import (
     IAF,
+    MAF,
     Bernoulli,
     BinaryVector,
+    Binomial,
+    Categorical,
+    ContinuousBernoulli,
     Delta,
+    DiscretizedLogistic,
     FullCovariance,
     Gaussian,
     LowRank,
     MeanField,
     Mixture,
+    NegativeBinomial,
     NeuralSpline,
     OneHotCategorical,
+    Poisson,
     StudentT,
     Sylvester,
     Zuko,
@@ -49,6 +57,7 @@ MODELS = {
 
 FLOWS = {
     "IAF": partial(IAF, hidden=[16]),
+    "MAF": partial(MAF, hidden=[16]),
     "spline, autoregressive": partial(NeuralSpline, hidden=[16]),
     "spline, coupling": partial(NeuralSpline, hidden=[16], coupling=True),
     "Sylvester, orthogonal": partial(Sylvester, kind="orthogonal"),
@@ -101,13 +110,30 @@ OBSERVATIONS = {
     "Gaussian, shared": partial(Gaussian, scale="shared"),
     "Gaussian, diagonal": partial(Gaussian, scale="diagonal"),
     "Gaussian, context": partial(Gaussian, scale="context"),
+    "Laplace, shared": partial(families.Laplace, scale="shared"),
+    "Laplace, context": partial(families.Laplace, scale="context"),
+    "StudentT, shared": partial(StudentT, df=3.0, scale="shared"),
+}
+
+COUNTS = {
+    "Poisson": Poisson,
+    "NegativeBinomial, fixed": partial(NegativeBinomial, total_count=2.5),
+    "NegativeBinomial, shared": partial(NegativeBinomial, total_count="shared"),
+    "NegativeBinomial, diagonal": partial(NegativeBinomial, total_count="diagonal"),
+    "NegativeBinomial, context": partial(NegativeBinomial, total_count="context"),
+    "Binomial": partial(Binomial, trials=7),
+    "Binomial, 255 trials": partial(Binomial, trials=255),
+    "DiscretizedLogistic": partial(DiscretizedLogistic, levels=5),
+    "DiscretizedLogistic, mixture": partial(DiscretizedLogistic, levels=256, components=3),
+    "Categorical": partial(Categorical, levels=3),
+    "Categorical, 256 levels": partial(Categorical, levels=256),
 }
 
 DENSITIES = {**POSTERIORS, **OBSERVATIONS}
 
 DISCRETE = {"Bernoulli": Bernoulli, "BinaryVector": BinaryVector, "OneHotCategorical": OneHotCategorical}
 
-FAMILIES = {**DENSITIES, **DISCRETE, "Delta": Delta}
+FAMILIES = {**DENSITIES, **DISCRETE, **COUNTS, "ContinuousBernoulli": ContinuousBernoulli, "Delta": Delta}
 
 
 def pair(model_name, guide_name):

@@ -5,11 +5,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from jensen.families import Bernoulli, FullCovariance, Gaussian
-from jensen.guides import amortize
-from jensen.models import PPCA, VAE
-from jensen.networks import mlp
+from jensen.families import (
+    MAF,
+    Bernoulli,
+    Binomial,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    FullCovariance,
+    Gaussian,
+    Laplace,
+    MeanField,
+    Mixture,
+    NegativeBinomial,
+    NeuralSpline,
+    Poisson,
+    StudentT,
+)
+from jensen.guides import Amortized, amortize
+from jensen.models import PPCA, VAE, LearnedPrior, VampPrior
+from jensen.networks import conv_decoder, conv_encoder, mlp
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,163 @@ def _vae_bernoulli(model, z, x):
     return normal(z["z"], 0.0, 1.0) + bernoulli(x, model.likelihood.affine(model.decoder(z["z"])))
 
 
+def observed_as(family, log_density):
+    """A VAE with an observation family of five features, given the log-density of its parameters, by hand."""
+
+    def by_hand(model, z, x):
+        parameters = model.likelihood.affine(model.decoder(z["z"]))
+        return normal(z["z"], 0.0, 1.0) + log_density(x, *parameters.split(5, -1), model.likelihood).sum(-1)
+
+    return Member(lambda: VAE(mlp(2, [16]), family(5, 16), 2), by_hand, full(5))
+
+
+def plus(raw):
+    """The positive number that a family makes of its parameter."""
+    return torch.log1p(torch.exp(raw + math.log(math.e - 1))) + 1e-6
+
+
+def _diagonal(x, loc, f):
+    scale = plus(f.raw_scale)
+    return -(((x - loc) / scale) ** 2) / 2 - torch.log(scale * math.sqrt(2 * math.pi))
+
+
+def _student(x, loc, raw, raw_df, _):
+    df, y = 1 + plus(raw_df) ** 2, (x - loc) / plus(raw)
+    gammas = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2)
+    return gammas - torch.log(math.pi * df) / 2 - torch.log(plus(raw)) - (df + 1) / 2 * torch.log(1 + y**2 / df)
+
+
+def _poisson(x, raw, _):
+    return x * plus(raw).log() - plus(raw) - torch.lgamma(x + 1)
+
+
+def _negative_binomial(x, raw, f):
+    mean, r = plus(raw), plus(f.raw_scale)
+    gammas = torch.lgamma(x + r) - torch.lgamma(x + 1) - torch.lgamma(r)
+    return gammas + r * torch.log(r / (r + mean)) + x * torch.log(mean / (r + mean))
+
+
+def _binomial(x, logits, _):
+    ways = math.lgamma(8) - torch.lgamma(x + 1) - torch.lgamma(8 - x)
+    return ways + x * torch.log(torch.sigmoid(logits)) + (7 - x) * torch.log(torch.sigmoid(-logits))
+
+
+def _categorical(x, one, two, three, _):
+    logits = torch.stack([one, two, three])
+    return logits.gather(0, x.long().unsqueeze(0)).squeeze(0) - logits.exp().sum(0).log()
+
+
+def _logistic(x, one, two, loc_one, loc_two, raw_one, raw_two, _):
+    weights = torch.stack([one, two]).softmax(0)
+    total = 0.0
+    for weight, loc, raw in ((weights[0], loc_one, raw_one), (weights[1], loc_two, raw_two)):
+        mean, scale = 3.5 * (1 + loc), 3.5 * plus(raw) / 4
+        above = torch.where(x == 7, 1.0, torch.sigmoid((x + 0.5 - mean) / scale))
+        below = torch.where(x == 0, 0.0, torch.sigmoid((x - 0.5 - mean) / scale))
+        total = total + weight * (above - below)
+    return total.log()
+
+
+OBSERVED = {
+    "DiscretizedLogistic": (lambda f, c: DiscretizedLogistic(f, c, levels=8, components=2), _logistic),
+    "diagonal Gaussian": (lambda f, c: Gaussian(f, c, scale="diagonal"), _diagonal),
+    "Laplace": (
+        lambda f, c: Laplace(f, c, scale="context"),
+        lambda x, loc, raw, _: -(x - loc).abs() / plus(raw) - torch.log(2 * plus(raw)),
+    ),
+    "StudentT": (StudentT, _student),
+    "ContinuousBernoulli": (ContinuousBernoulli, lambda x, a, _: a * x + torch.log(a / (torch.exp(a) - 1))),
+    "Poisson": (Poisson, _poisson),
+    "NegativeBinomial": (NegativeBinomial, _negative_binomial),
+    "Binomial": (lambda f, c: Binomial(f, c, trials=7), _binomial),
+    "Categorical": (lambda f, c: Categorical(f, c, levels=3), _categorical),
+}
+
+
+def _vae_full(model, z, x):
+    loc, raw, below = model.likelihood.affine(model.decoder(z["z"])).split([5, 5, 10], -1)
+    factor = torch.zeros(len(x), 5, 5, dtype=x.dtype)
+    rows, columns = torch.tril_indices(5, 5, -1)
+    factor[:, rows, columns] = below * plus(raw)[:, rows]
+    factor += torch.diag_embed(plus(raw))
+    covariance = factor @ factor.mT
+    r = (x - loc).unsqueeze(-1)
+    distance = (r.mT @ torch.linalg.inv(covariance) @ r).flatten()
+    log_density = -(distance + torch.logdet(covariance) + 5 * math.log(2 * math.pi)) / 2
+    return normal(z["z"], 0.0, 1.0) + log_density
+
+
+def with_prior(make, log_prior, guide=None):
+    """A VAE with another prior than the standard normal, whose log-density is given by hand."""
+
+    def by_hand(model, z, x):
+        return log_prior(model.prior, z["z"]) + normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
+
+    likelihood = lambda: Gaussian(5, 16, scale=0.5)
+    return Member(lambda: VAE(mlp(2, [16]), likelihood(), 2, prior=make()), by_hand, guide or full(5))
+
+
+def _mixture_prior(prior, z):
+    logits, loc, raw = prior.value.split([3, 6, 6])
+    densities = [normal(z, loc.view(3, 2)[c], plus(raw).view(3, 2)[c]) for c in range(3)]
+    return (torch.stack(densities, -1) + logits.log_softmax(-1)).exp().sum(-1).log()
+
+
+def _flow_prior(prior, z):
+    """By autograd's Jacobian of the map from noise to z."""
+    q = prior()
+    rows = []
+    for value in z:
+        y = (value - q.loc) / q.scale
+        if q.below is not None:
+            y = torch.linalg.solve(torch.eye(2) + q.below, y)
+        noise, _ = prior.family.straighten(y, q.g)
+        jacobian = torch.autograd.functional.jacobian(lambda e: q.push(e)[0], noise.detach())
+        rows.append(normal(noise, 0.0, 1.0) - jacobian.det().abs().log())
+    return torch.stack(rows)
+
+
+def _vamp_prior(prior, z):
+    loc, raw = prior.posterior[1].affine(prior.posterior[0](prior.pseudo_inputs)).split(2, -1)
+    densities = [normal(z, loc[c], plus(raw)[c]) for c in range(len(loc))]
+    return (torch.stack(densities, -1).exp().mean(-1)).log()
+
+
+def vamp():
+    """A VampPrior of four pseudo-inputs, five features, two latent features."""
+    return VampPrior(nn.Sequential(encoder(5), MeanField(2, context=16)), torch.randn(4, 5))
+
+
+def same_posterior(model):
+    """The guide that a VampPrior averages: it holds the same modules."""
+    network, family = model.prior.posterior
+    return Amortized(network, {"z": family})
+
+
+def _vae_images(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + bernoulli(x.flatten(1), model.decoder(z["z"]))
+
+
+IMAGE = (2, 4, 4)
+
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
+    "VAE, full covariance": Member(lambda: VAE(mlp(2, [16]), FullCovariance(5, 16), 2), _vae_full, full(5)),
+    "VAE, images": Member(
+        lambda: VAE(conv_decoder(2, IMAGE, [4, 3], parameters=1), Bernoulli(IMAGE, None), 2),
+        _vae_images,
+        lambda model: amortize(model, conv_encoder(IMAGE, [3], 16), MeanField, context=16),
+    ),
+    **{f"VAE, {name}": observed_as(*of) for name, of in OBSERVED.items()},
+    "VAE, learned Gaussian prior": with_prior(
+        lambda: LearnedPrior(MeanField(2, None)), lambda prior, z: normal(z, prior.value[:2], plus(prior.value[2:]))
+    ),
+    "VAE, mixture prior": with_prior(lambda: LearnedPrior(Mixture(2, None, components=3)), _mixture_prior),
+    "VAE, MAF prior": with_prior(lambda: LearnedPrior(MAF(2, None, hidden=[16])), _flow_prior),
+    "VAE, spline prior": with_prior(
+        lambda: LearnedPrior(NeuralSpline(2, None, coupling=True, hidden=[16])), _flow_prior
+    ),
+    "VAE, VampPrior": with_prior(vamp, _vamp_prior, same_posterior),
 }
