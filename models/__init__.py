@@ -5,8 +5,19 @@
 """
 
 from .curved import Banana, Ring
+from .factor import FactorAnalysis, LinearGaussian
 from .linear import PPCA
+from .mixture import MixtureOfPPCA
 from .priors import StandardNormal
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "Banana", "Ring", "StandardNormal"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "Banana",
+    "FactorAnalysis",
+    "LinearGaussian",
+    "MixtureOfPPCA",
+    "Ring",
+    "StandardNormal",
+]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from jensen.families import Bernoulli, FullCovariance, Gaussian
-from jensen.guides import amortize
-from jensen.models import PPCA, VAE
+from jensen.families import Bernoulli, FullCovariance, Gaussian, OneHotCategorical
+from jensen.guides import Amortized, amortize
+from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussian, MixtureOfPPCA
 from jensen.networks import mlp
 
 
@@ -54,6 +54,27 @@ def _ppca(model, z, x):
     return normal(z["z"], 0.0, 1.0) + normal(x, model.mean + z["z"] @ model.weight.T, model.log_noise.exp())
 
 
+def _factor_analysis(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + normal(x, model.mean + z["z"] @ model.weight.T, model.log_noise.exp())
+
+
+def _linear_gaussian(model, z, x):
+    r = torch.linalg.solve(model.scale_tril, (x - model.mean - z["z"] @ model.weight.T).T).T
+    return normal(z["z"], 0.0, 1.0) + normal(r, 0.0, 1.0) - model.log_scale.sum()
+
+
+def _mixture_of_ppca(model, z, x):
+    c = z["c"].argmax(-1)
+    loc = model.mean[c] + (model.weight[c] @ z["z"].unsqueeze(-1)).squeeze(-1)
+    log_p = model.logits.log_softmax(-1)[c] + normal(z["z"], 0.0, 1.0)
+    return log_p + normal(x, loc, model.log_noise.exp()[c].unsqueeze(-1))
+
+
+def _component_then_plane(model):
+    families = {"c": OneHotCategorical(3, 16), "z": FullCovariance(2, 16 + 3)}
+    return Amortized(encoder(5), families)
+
+
 def _vae_gaussian(model, z, x):
     return normal(z["z"], 0.0, 1.0) + normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
 
@@ -64,6 +85,9 @@ def _vae_bernoulli(model, z, x):
 
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
+    "FactorAnalysis": Member(lambda: FactorAnalysis(5, 2), _factor_analysis, full(5)),
+    "LinearGaussian": Member(lambda: LinearGaussian(5, 2), _linear_gaussian, full(5)),
+    "MixtureOfPPCA": Member(lambda: MixtureOfPPCA(5, 2, 3), _mixture_of_ppca, _component_then_plane),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
 }
