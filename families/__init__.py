@@ -6,6 +6,7 @@ Guides use families for q(z | x), models for p(x | z).
 
 from . import divergence as divergence  # registers KL divergences
 from .base import Family
+from .chain import GaussMarkov
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
 from .flows import IAF, Flow
 from .gaussian import FullCovariance, Gaussian, LowRank, MeanField
@@ -24,6 +25,7 @@ __all__ = [
     "Family",
     "Flow",
     "FullCovariance",
+    "GaussMarkov",
     "Gaussian",
     "LowRank",
     "MeanField",

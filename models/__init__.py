@@ -9,6 +9,7 @@ from .factor import FactorAnalysis, LinearGaussian
 from .linear import PPCA
 from .mixture import MixtureOfPPCA
 from .priors import StandardNormal
+from .sequence import LinearGaussianSSM
 from .vae import VAE
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Banana",
     "FactorAnalysis",
     "LinearGaussian",
+    "LinearGaussianSSM",
     "MixtureOfPPCA",
     "Ring",
     "StandardNormal",

@@ -39,7 +39,7 @@ from .priors import StandardNormal
 
 
 class _Linear(UniqueModule):
-    """What they share. A member says what its noise is: its root, how to undo it, and how to take it from a residual."""
+    """What they share. A member says what its noise is: its root, how to undo it, how to take it from a residual."""
 
     def __init__(self, features: int, latent: int) -> None:
         if features < 1 or latent < 1:
@@ -289,6 +289,6 @@ class LinearGaussian(_Linear):
                 "LinearGaussian has no maximum for data on a plane: their covariance is singular; give it more data, "
                 "leave features out that follow from others, or take FactorAnalysis"
             )
-        rows, columns = torch.tril_indices(*root.shape, offset=-1, device=root.device)
+        rows, columns = torch.tril_indices(len(root), len(root), offset=-1, device=root.device)
         self.log_scale.copy_(root.diagonal().log())
         self.below.copy_((root / root.diagonal().unsqueeze(-1))[rows, columns])

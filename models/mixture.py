@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["MixtureOfPPCA"]
 
+import copy
 import math
 
 import pyro
@@ -143,8 +144,7 @@ class MixtureOfPPCA(UniqueModule):
         floor = 1e-6 * x.var(0, correction=0).mean()
         if not floor > 0:
             raise ValueError("MixtureOfPPCA has no maximum for data that are all the same: its noise would be 0")
-        work = MixtureOfPPCA(*self.weight.shape[1:], C).to(x)
-        work.load_state_dict(self.state_dict())
+        work = copy.deepcopy(self).to(x)  # in float64
         if seed is not None:
             labels = KMeans(C, n_init=10, random_state=seed).fit(x.cpu().numpy()).labels_
             work._maximize(x, nn.functional.one_hot(torch.as_tensor(labels).long(), C).to(x), floor)

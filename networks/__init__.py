@@ -4,5 +4,6 @@ A network ends in its activation; the linear layer that follows belongs to the f
 """
 
 from .mlp import mlp
+from .recurrent import recurrent
 
-__all__ = ["mlp"]
+__all__ = ["mlp", "recurrent"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from jensen.families import Bernoulli, FullCovariance, Gaussian, OneHotCategorical
+from jensen.families import Bernoulli, FullCovariance, Gaussian, GaussMarkov, OneHotCategorical
 from jensen.guides import Amortized, amortize
-from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussian, MixtureOfPPCA
-from jensen.networks import mlp
+from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussian, LinearGaussianSSM, MixtureOfPPCA
+from jensen.networks import mlp, recurrent
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,29 @@ def _component_then_plane(model):
     return Amortized(encoder(5), families)
 
 
+def _state_space(model, z, x, lengths):
+    z, total = z["z"], 0.0
+    first = torch.linalg.solve(model.initial_scale_tril, (z[:, 0] - model.initial_loc).T).T
+    total = normal(first, 0.0, 1.0) - model.initial_log_scale.sum()
+    for t in range(z.shape[1]):
+        if t:
+            total = total + normal(z[:, t], z[:, t - 1] @ model.transition.T, model.transition_log_scale.exp())
+        seen = normal(x[:, t], model.mean + z[:, t] @ model.weight.T, model.log_noise.exp())
+        total = total + (t < lengths) * seen
+    return total
+
+
+def _sequences(model, n):
+    """Sequences of lengths 1, 2, 1, 2, ..."""
+    lengths = 1 + torch.arange(n) % 2
+    return model(None, lengths, n=n), lengths
+
+
+def _markov(model):
+    encoder = recurrent(2, 8, bidirectional=True, output="flat")
+    return Amortized(encoder, {"z": GaussMarkov((2, 2), context=2 * 8, per_step=True)})
+
+
 def _vae_gaussian(model, z, x):
     return normal(z["z"], 0.0, 1.0) + normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
 
@@ -88,6 +111,7 @@ MEMBERS = {
     "FactorAnalysis": Member(lambda: FactorAnalysis(5, 2), _factor_analysis, full(5)),
     "LinearGaussian": Member(lambda: LinearGaussian(5, 2), _linear_gaussian, full(5)),
     "MixtureOfPPCA": Member(lambda: MixtureOfPPCA(5, 2, 3), _mixture_of_ppca, _component_then_plane),
+    "LinearGaussianSSM": Member(lambda: LinearGaussianSSM(2, 2, 2), _state_space, _markov, _sequences),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
 }

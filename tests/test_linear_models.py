@@ -1,5 +1,7 @@
 """Factor analysis, the general linear-Gaussian model and mixtures of PPCA against closed forms and scikit-learn."""
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -206,7 +208,7 @@ def test_em_of_the_mixture_never_goes_down(float64):
     for _ in range(30):
         model.fit_em(x, iterations=1, seed=None)
         found.append(model.log_evidence(x).mean().item())
-    assert all(b >= a - 1e-12 for a, b in zip(found, found[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in pairwise(found))
 
 
 def test_svi_that_sums_over_the_component_stays_at_the_maximum_and_finds_it(float64):
