@@ -157,8 +157,8 @@ class LinearGaussianSSM(UniqueModule):
                 F.T @ (keep.mT @ J_now @ keep + gain @ gain.mT) @ F
             )  # the same as F^T (I - J S) J F: stays positive
             h_later = matvec(F.T, matvec(keep.mT, h_now))
-        parts = (torch.stack(part[::-1], 1) for part in (offsets, transitions, roots))
-        return GaussMarkovChain(*parts)
+        offset, transition, scale_tril = (torch.stack(part[::-1], 1) for part in (offsets, transitions, roots))
+        return GaussMarkovChain(offset, transition, scale_tril)
 
     def _observed(self, n: int, lengths: Tensor | None) -> Tensor:
         """Which steps are observed: bool [N, T]; [1, T] if all are."""
