@@ -6,6 +6,7 @@ Guides use families for q(z | x), models for p(x | z).
 
 from . import divergence as divergence  # registers KL divergences
 from .base import Family
+from .chain import GaussMarkov
 from .continuous import ContinuousBernoulli, Laplace
 from .counts import Binomial, Categorical, NegativeBinomial, Poisson
 from .discrete import Bernoulli, BinaryVector, OneHotCategorical
@@ -32,6 +33,7 @@ __all__ = [
     "Family",
     "Flow",
     "FullCovariance",
+    "GaussMarkov",
     "Gaussian",
     "Laplace",
     "LowRank",

@@ -23,7 +23,7 @@ from jensen.module import UniqueModule
 class _HasPosterior(Protocol):
     latents: dict[str, Size]
 
-    def posterior(self, x: Tensor, /) -> TorchDistribution: ...
+    def posterior(self, *data: Tensor) -> TorchDistribution: ...
 
 
 class ExactPosterior(UniqueModule):
@@ -35,7 +35,7 @@ class ExactPosterior(UniqueModule):
     training the pair follows the gradient of the exact log p(x).
 
     Args:
-        model: a model with one latent site and ``posterior(x)``.
+        model: a model with one latent site and ``posterior(*data)``.
 
     Raises:
         ValueError: if the model has more than one latent site.
@@ -61,11 +61,11 @@ class ExactPosterior(UniqueModule):
         (self.site,) = model.latents
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
         """The Pyro guide: draws the latent site of each row of ``x``."""
         (model,) = self._model
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample(self.site, model.posterior(x))  # [N, D]
+            return pyro.sample(self.site, model.posterior(x, *covariates))  # [N, D]
 
     def local(self, *data: Tensor) -> ExactPosterior:
         """Itself: it has nothing to optimise."""

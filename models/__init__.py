@@ -5,8 +5,23 @@
 """
 
 from .curved import Banana, Ring
+from .factor import FactorAnalysis, LinearGaussian
 from .linear import PPCA
+from .mixture import MixtureOfPPCA
 from .priors import LearnedPrior, StandardNormal, VampPrior
+from .sequence import LinearGaussianSSM
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "Banana", "LearnedPrior", "Ring", "StandardNormal", "VampPrior"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "Banana",
+    "FactorAnalysis",
+    "LearnedPrior",
+    "LinearGaussian",
+    "LinearGaussianSSM",
+    "MixtureOfPPCA",
+    "Ring",
+    "StandardNormal",
+    "VampPrior",
+]

@@ -37,6 +37,7 @@ from torch import Size, Tensor, nn
 from jensen.module import UniqueModule
 
 from .base import check_width, data_plate
+from .conditioning import inverse_root
 
 
 class PPCA(UniqueModule):
@@ -245,12 +246,9 @@ class PPCA(UniqueModule):
 
 
 def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
-    """A, lower triangular with A A^T = M^{-1}: [D, D]. From M = U U^T with U upper triangular, A = U^{-T}."""
+    """A, lower triangular with A A^T = M^{-1}: [D, D]."""
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    m = weight.T @ weight + (noise / prior_scale).square() * eye
-    upper = torch.linalg.cholesky(m.flip(0, 1)).flip(0, 1)
-    root: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True).T
-    return root
+    return inverse_root(weight.T @ weight + (noise / prior_scale).square() * eye)
 
 
 def _log_density(distance: Tensor, root: Tensor, noise: Tensor, prior_scale: float, features: int) -> Tensor:

@@ -5,5 +5,6 @@ A network ends in its activation; the linear layer that follows belongs to the f
 
 from .convolutional import conv_decoder, conv_encoder
 from .mlp import gated_mlp, mlp, residual_mlp
+from .recurrent import recurrent
 
-__all__ = ["conv_decoder", "conv_encoder", "gated_mlp", "mlp", "residual_mlp"]
+__all__ = ["conv_decoder", "conv_encoder", "gated_mlp", "mlp", "recurrent", "residual_mlp"]

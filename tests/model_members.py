@@ -16,17 +16,28 @@ from jensen.families import (
     DiscretizedLogistic,
     FullCovariance,
     Gaussian,
+    GaussMarkov,
     Laplace,
     MeanField,
     Mixture,
     NegativeBinomial,
     NeuralSpline,
+    OneHotCategorical,
     Poisson,
     StudentT,
 )
 from jensen.guides import Amortized, amortize
-from jensen.models import PPCA, VAE, LearnedPrior, VampPrior
-from jensen.networks import conv_decoder, conv_encoder, mlp
+from jensen.models import (
+    PPCA,
+    VAE,
+    FactorAnalysis,
+    LearnedPrior,
+    LinearGaussian,
+    LinearGaussianSSM,
+    MixtureOfPPCA,
+    VampPrior,
+)
+from jensen.networks import conv_decoder, conv_encoder, mlp, recurrent
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,50 @@ def full(features):
 
 def _ppca(model, z, x):
     return normal(z["z"], 0.0, 1.0) + normal(x, model.mean + z["z"] @ model.weight.T, model.log_noise.exp())
+
+
+def _factor_analysis(model, z, x):
+    return normal(z["z"], 0.0, 1.0) + normal(x, model.mean + z["z"] @ model.weight.T, model.log_noise.exp())
+
+
+def _linear_gaussian(model, z, x):
+    r = torch.linalg.solve(model.scale_tril, (x - model.mean - z["z"] @ model.weight.T).T).T
+    return normal(z["z"], 0.0, 1.0) + normal(r, 0.0, 1.0) - model.log_scale.sum()
+
+
+def _mixture_of_ppca(model, z, x):
+    c = z["c"].argmax(-1)
+    loc = model.mean[c] + (model.weight[c] @ z["z"].unsqueeze(-1)).squeeze(-1)
+    log_p = model.logits.log_softmax(-1)[c] + normal(z["z"], 0.0, 1.0)
+    return log_p + normal(x, loc, model.log_noise.exp()[c].unsqueeze(-1))
+
+
+def _component_then_plane(model):
+    families = {"c": OneHotCategorical(3, 16), "z": FullCovariance(2, 16 + 3)}
+    return Amortized(encoder(5), families)
+
+
+def _state_space(model, z, x, lengths):
+    z, total = z["z"], 0.0
+    first = torch.linalg.solve(model.initial_scale_tril, (z[:, 0] - model.initial_loc).T).T
+    total = normal(first, 0.0, 1.0) - model.initial_log_scale.sum()
+    for t in range(z.shape[1]):
+        if t:
+            total = total + normal(z[:, t], z[:, t - 1] @ model.transition.T, model.transition_log_scale.exp())
+        seen = normal(x[:, t], model.mean + z[:, t] @ model.weight.T, model.log_noise.exp())
+        total = total + (t < lengths) * seen
+    return total
+
+
+def _sequences(model, n):
+    """Sequences of lengths 1, 2, 1, 2, ..."""
+    lengths = 1 + torch.arange(n) % 2
+    return model(None, lengths, n=n), lengths
+
+
+def _markov(model):
+    encoder = recurrent(2, 8, bidirectional=True, output="flat")
+    return Amortized(encoder, {"z": GaussMarkov((2, 2), context=2 * 8, per_step=True)})
 
 
 def _vae_gaussian(model, z, x):
@@ -220,6 +275,10 @@ IMAGE = (2, 4, 4)
 
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
+    "FactorAnalysis": Member(lambda: FactorAnalysis(5, 2), _factor_analysis, full(5)),
+    "LinearGaussian": Member(lambda: LinearGaussian(5, 2), _linear_gaussian, full(5)),
+    "MixtureOfPPCA": Member(lambda: MixtureOfPPCA(5, 2, 3), _mixture_of_ppca, _component_then_plane),
+    "LinearGaussianSSM": Member(lambda: LinearGaussianSSM(2, 2, 2), _state_space, _markov, _sequences),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
     "VAE, full covariance": Member(lambda: VAE(mlp(2, [16]), FullCovariance(5, 16), 2), _vae_full, full(5)),

@@ -1,0 +1,175 @@
+r"""Mixtures of linear-Gaussian models: several planes in place of one.
+
+.. math::
+    c &\sim \operatorname{Categorical}(\pi), \qquad z \sim \mathcal{N}(0, I), \qquad
+    x \mid c, z \sim \mathcal{N}(\mu_c + W_c z, \sigma_c^2 I) \\
+    p(x) &= \sum_c \pi_c \, \mathcal{N}(x; \mu_c, W_c W_c^\top + \sigma_c^2 I)
+"""
+
+from __future__ import annotations
+
+__all__ = ["MixtureOfPPCA"]
+
+import copy
+import math
+
+import pyro
+import torch
+from pyro.distributions import MultivariateNormal, Normal, OneHotCategorical
+from sklearn.cluster import KMeans
+from torch import Size, Tensor, nn
+
+from jensen.module import UniqueModule
+
+from .base import check_width, data_plate
+from .conditioning import Conditioned, condition
+from .priors import StandardNormal
+
+
+class MixtureOfPPCA(UniqueModule):
+    r"""A mixture of probabilistic principal component analysers: each component is a PPCA with a plane of its own.
+
+    The component is the one-hot site ``"c"``, the place in its plane the site ``"z"``. A guide draws c with
+    :class:`~jensen.families.OneHotCategorical`, then z given c; or Pyro enumerates c. With the responsibilities
+    :math:`p(c \mid x)` and the Gaussians :math:`p(z \mid x, c)` the posterior is known.
+
+    References:
+        Tipping and Bishop (1999), Mixtures of Probabilistic Principal Component Analysers.
+
+    Args:
+        features: the number X of features of a datum.
+        latent: the number D of latent features, less than ``features``.
+        components: the number C of components.
+
+    Raises:
+        ValueError: if not 1 <= latent < features, or ``components`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> x = torch.cat([torch.randn(50, 3) * torch.tensor([3.0, 1.0, 0.1]) + shift for shift in (-5, 5)]).double()
+        >>> model = MixtureOfPPCA(3, latent=1, components=2).double().fit_em(x)
+        >>> model.log_evidence(x).shape, model.responsibilities(x).shape
+        (torch.Size([100]), torch.Size([100, 2]))
+        >>> model.posterior(x).batch_shape, model.posterior(x).event_shape
+        (torch.Size([100, 2]), torch.Size([1]))
+    """
+
+    def __init__(self, features: int, latent: int, components: int) -> None:
+        if not 1 <= latent < features or components < 1:
+            raise ValueError(
+                "MixtureOfPPCA needs 1 <= latent < features and components of at least 1, but got "
+                f"latent={latent}, features={features}, components={components}"
+            )
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.mean = nn.Parameter(torch.randn(components, features))
+        self.weight = nn.Parameter(torch.randn(components, features, latent) / math.sqrt(features))
+        self.log_noise = nn.Parameter(torch.zeros(components))
+        self.prior = StandardNormal(latent)
+        self.latents = {"c": Size((components,)), "z": Size((latent,))}
+        self.event_shape = Size((features,))
+
+    @property
+    def noise(self) -> Tensor:
+        """sigma_c, the standard deviation of each component's noise, in the units of x: [C]."""
+        return self.log_noise.exp()
+
+    def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """The Pyro model: observes ``x`` of shape [N, X], or draws ``n`` data."""
+        mean, weight, noise = self.mean, self.weight, self.noise
+        with data_plate(x, self.event_shape, n, "MixtureOfPPCA"):
+            c = pyro.sample("c", OneHotCategorical(logits=self.logits))  # [N, C]
+            z = pyro.sample("z", self.prior())  # [N, D]
+            locs = mean + torch.einsum("cxd,...d->...cx", weight, z)  # [N, C, X]
+            loc = (c.unsqueeze(-1) * locs).sum(-2)  # [N, X]
+            scale = (c * noise).sum(-1, keepdim=True)  # [N, 1]
+            return pyro.sample("x", Normal(loc, scale).to_event(1), obs=x)  # [N, X]
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Log p(x) of each row of ``x`` [N, X], in nats: the sum over the components, [N]."""
+        return self._log_joint(x).logsumexp(-1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """p(c | x) of each row of ``x`` [N, X]: [N, C]."""
+        return self._log_joint(x).softmax(-1)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        """p(z | x, c) of each row of ``x`` [N, X] and each c: a Gaussian of batch shape [N, C] and event shape [D]."""
+        found = self._condition(x)
+        return MultivariateNormal(found.mean, scale_tril=found.root)
+
+    def _condition(self, x: Tensor) -> Conditioned:
+        check_width(x, self.event_shape, "MixtureOfPPCA")
+        scale = self.noise.unsqueeze(-1)  # [C, 1]
+        return condition((x.unsqueeze(1) - self.mean) / scale, self.weight / scale.unsqueeze(-1))
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """Log p(x, c): [N, C]."""
+        log_density = self._condition(x).log_density - len(self.mean.T) * self.log_noise
+        return self.logits.log_softmax(-1) + log_density
+
+    @torch.no_grad()
+    def fit_em(
+        self, x: Tensor, iterations: int = 1000, tolerance: float = 1e-9, *, seed: int | None = 0
+    ) -> MixtureOfPPCA:
+        r"""Maximum likelihood by expectation maximization; returns the model.
+
+        Given the responsibilities r, the best parameters of a component are those of the PPCA of its weighted data:
+
+        .. math::
+            \pi_c = \bar r_c, \qquad \mu_c = \frac{\sum_n r_{nc} x_n}{\sum_n r_{nc}}, \qquad
+            W_c = U_c (\Lambda_c - \sigma_c^2 I)^{1/2}, \qquad \sigma_c^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_{ci}
+
+        from the largest eigenvalues of its weighted covariance. The maximum is a local one, and which depends on the
+        start. No noise falls below 1e-3 of the data's standard deviation (per feature, in quadratic mean), since a
+        component on few data would shrink onto them, and the likelihood grow without bound.
+
+        Args:
+            x: the data, [N, X].
+            iterations: the most iterations.
+            tolerance: stop when one iteration gains fewer nats per datum than this.
+            seed: of the k-means clusters that it starts from; None: start from the present parameters.
+
+        Raises:
+            ValueError: for fewer data than components, NaN or infinity, or data that are all the same.
+        """
+        check_width(x, self.event_shape, "MixtureOfPPCA")
+        C = len(self.logits)
+        if len(x) < max(2, C) or not x.isfinite().all():
+            raise ValueError(
+                f"MixtureOfPPCA fits at least two data, and one for each of the {C} components, without NaN or "
+                f"infinity, but got x of shape {list(x.shape)}"
+            )
+        x = x.double()
+        floor = 1e-6 * x.var(0, correction=0).mean()
+        if not floor > 0:
+            raise ValueError("MixtureOfPPCA has no maximum for data that are all the same: its noise would be 0")
+        work = copy.deepcopy(self).to(x)  # in float64
+        if seed is not None:
+            labels = KMeans(C, n_init=10, random_state=seed).fit(x.cpu().numpy()).labels_
+            work._maximize(x, nn.functional.one_hot(torch.as_tensor(labels).long(), C).to(x), floor)
+        before = -math.inf
+        for _ in range(iterations):
+            log_joint = work._log_joint(x)  # [N, C]
+            now = float(log_joint.logsumexp(-1).mean())
+            if now - before < tolerance:
+                break
+            before = now
+            work._maximize(x, log_joint.softmax(-1), floor)
+        self.load_state_dict(work.state_dict())
+        return self
+
+    def _maximize(self, x: Tensor, responsibilities: Tensor, floor: Tensor) -> None:
+        """Set the parameters to the best given responsibilities [N, C] of ``x`` [N, X], no sigma^2 below ``floor``."""
+        D = self.weight.shape[-1]
+        counts = responsibilities.sum(0).clamp_min(torch.finfo(x.dtype).tiny)  # [C]
+        self.logits.copy_(counts.log() - math.log(len(x)))
+        for c, (r, count) in enumerate(zip(responsibilities.T, counts, strict=True)):
+            share = (r / count).unsqueeze(-1)  # [N, 1]
+            mean = (share * x).sum(0)
+            eigenvalues, vectors = torch.linalg.eigh((share * (x - mean)).T @ (x - mean))  # ascending
+            variance = eigenvalues[:-D].mean().maximum(floor)
+            top, vectors = eigenvalues[-D:].flip(0), vectors[:, -D:].flip(1)
+            self.mean[c] = mean
+            self.weight[c] = vectors * (top - variance).clamp_min(0).sqrt()
+            self.log_noise[c] = variance.log() / 2
