@@ -1,0 +1,140 @@
+"""Draws from the posterior of several data, and a guide's draws over them: one picture for each datum."""
+
+from __future__ import annotations
+
+__all__ = ["plot_draws"]
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from jensen.inference import PosteriorDraws
+
+from .axes import COLOURS
+
+_MASS = (0.9, 0.5)
+_POINTS = 81  # along each side of the grid for the guide's density
+_SHOWN = 1000  # draws of the posterior in a picture
+
+
+def plot_draws(
+    posterior: PosteriorDraws,
+    guide: Callable[..., Any] | None = None,
+    *,
+    draws: int = 2000,
+    columns: int = 5,
+    titles: Sequence[str] | None = None,
+    seed: int | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Posterior draws of each datum as points, and curves that hold 50 and 90 % of a guide's mass.
+
+    The latents are shown in their unconstrained coordinates: as they are where there are two, along the two principal
+    directions of the posterior's draws where there are more, as histograms where there is one. The curves are those of
+    a kernel density estimate of the guide's draws, with the bandwidth of Scott's rule, which widens it a little.
+
+    References:
+        Scott (1992), Multivariate Density Estimation.
+
+    Args:
+        posterior: what :func:`~jensen.inference.mcmc_posterior` found.
+        guide: a guide of the same model; None shows the posterior alone.
+        draws: how many draws of the guide the curves rest on.
+        columns: pictures per row, in a new figure.
+        titles: above the pictures, one for each datum; its number if None.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        axes: where to draw, one for each datum; a new figure if None.
+
+    Returns:
+        The axes, one for each datum.
+
+    Raises:
+        ValueError: for titles or axes that are not one for each datum, and on what
+            :meth:`~jensen.inference.PosteriorDraws.distance` names.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import mcmc_posterior
+        >>> from jensen.models import Ring
+        >>> model = Ring()
+        >>> found = mcmc_posterior(model, torch.tensor([[1.0], [4.0]]), method="rejection", progress=False)
+        >>> len(plot_draws(found, PriorGuide(model), draws=500))
+        2
+    """
+    n, _, features = posterior.unconstrained.shape
+    for name, given in (("titles", titles), ("axes", axes)):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{name} needs one for each of the {n} data, but got {len(given)}")
+    of_guide = None if guide is None else posterior.guide_draws(guide, draws, seed=seed).double()
+    if axes is None:
+        columns = min(columns, n)
+        rows = math.ceil(n / columns)
+        figure = Figure(figsize=(0.6 + 2.4 * columns, 0.6 + 2.4 * rows), layout="constrained")
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for i, ax in enumerate(axes):
+        u = posterior.unconstrained[i].double()  # [S, F]
+        v = None if of_guide is None else of_guide[i]
+        if features == 1:
+            _histograms(ax, u, v)
+        else:
+            _clouds(ax, *_flat(u, v))
+        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize="small")
+        ax.tick_params(labelsize="x-small")
+    _label(axes[0], posterior.names, guide is not None)
+    return list(axes)
+
+
+def _flat(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Two coordinates of draws [S, F] and [M, F]: along the principal directions of the first where F > 2."""
+    if u.shape[1] == 2:
+        return u, v
+    directions = torch.linalg.eigh(torch.cov(u.T)).eigenvectors.flip(1)[:, :2]
+    return (u - u.mean(0)) @ directions, None if v is None else (v - u.mean(0)) @ directions
+
+
+def _histograms(ax: Axes, u: Tensor, v: Tensor | None) -> None:
+    every = u if v is None else torch.cat([u, v])
+    edges = torch.linspace(float(every.min()), float(every.max()), 41).tolist()
+    ax.hist(u[:, 0], edges, density=True, color=COLOURS[0], alpha=0.5)
+    if v is not None:
+        ax.hist(v[:, 0], edges, density=True, histtype="step", color=COLOURS[1])
+
+
+def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
+    shown = u[:: math.ceil(len(u) / _SHOWN)]
+    ax.scatter(shown[:, 0], shown[:, 1], s=3, color=COLOURS[0], alpha=0.4, linewidths=0)
+    if v is not None:
+        x, y, density = _smoothed(v)
+        ordered = density.flatten().sort(descending=True).values
+        enclosed = ordered.cumsum(0) / ordered.sum()
+        levels = [float(ordered[int((enclosed < mass).sum())]) for mass in _MASS]
+        ax.contour(x, y, density, levels=levels, colors=COLOURS[1], linewidths=1.2)
+    ax.set_aspect("equal", adjustable="datalim")
+
+
+def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A kernel density estimate of draws [M, 2] on a grid: the places along both sides, and the density [y, x]."""
+    scale = v.std(0).clamp_min(1e-12) * len(v) ** (-1 / 6)
+    low, high = v.amin(0) - 3 * scale, v.amax(0) + 3 * scale
+    sides = [torch.linspace(float(low[d]), float(high[d]), _POINTS, dtype=v.dtype) for d in (0, 1)]
+    kernels = [(-0.5 * ((sides[d][:, None] - v[:, d]) / scale[d]).square()).exp() for d in (0, 1)]  # [P, M]
+    return sides[0], sides[1], kernels[1] @ kernels[0].T
+
+
+def _label(ax: Axes, names: Sequence[str], guided: bool) -> None:
+    """Say on the first picture what is shown; the others are alike."""
+    if len(names) == 1:
+        ax.set_xlabel(names[0], fontsize="small")
+    else:
+        first, second = names if len(names) == 2 else ("1st principal direction", "2nd principal direction")
+        ax.set_xlabel(first, fontsize="small")
+        ax.set_ylabel(second, fontsize="small")
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
+    handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * guided
+    ax.legend(handles=handles, fontsize="xx-small")
