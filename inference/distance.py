@@ -125,12 +125,13 @@ def energy_coefficient(posterior: Tensor, guide: Tensor, ess: Tensor) -> tuple[T
     r"""H of one datum, and its Monte Carlo standard error.
 
     Distances between draws of one chain are left out where there are several chains: other chains are independent. The
-    error adds the variance of the linear part of the statistic, with the effective sample size of that part along the
-    chains, and that of its quadratic part, which alone is left where the two distributions are one,
+    statistic has a linear part, whose variance counts the effective sample size along the chains, and a quadratic one,
+    which alone is left where the two distributions are one. Its variance, with d the doubly centred distance, is
 
-    .. math:: 2 \, (1 / \text{ess} + 1 / M)^2 \, \mathbb{E} \, \tilde d(v, v')^2
+    .. math:: q = 2 \, (1 / \text{ess} + 1 / M)^2 \, \mathbb{E} \, \tilde d(v, v')^2
 
-    with d the doubly centred distance. The error of the covariance that sets the units is not in it.
+    and the variance of the linear part, as estimated, is too large by 2 q. The error of the covariance that sets the
+    units is not in it.
 
     Args:
         posterior: coordinates in their chains, [C, S, F].
@@ -141,13 +142,11 @@ def energy_coefficient(posterior: Tensor, guide: Tensor, ess: Tensor) -> tuple[T
     root = torch.linalg.cholesky(torch.cov(posterior.flatten(0, 1).T).reshape(F, F))
     u, v = (torch.linalg.solve_triangular(root, part.reshape(-1, F).T, upper=False).T for part in (posterior, guide))
     across, among, within = torch.cdist(u, v), torch.cdist(v, v), torch.cdist(u, u)
-    if C > 1:
-        chain = torch.arange(C * S, device=u.device) // S
-        within = within * (chain.unsqueeze(0) != chain.unsqueeze(1))
-    of_u = within.sum(1) / (C * S - S if C > 1 else S - 1)  # mean distance of each draw to others of its kind
-    of_v = among.sum(1) / (M - 1)
+    of_u, of_v = within.sum(1) / (C * S - 1), among.sum(1) / (M - 1)  # mean distance of each draw to others of its kind
+    inside = within.reshape(C, S, C, S).diagonal(dim1=0, dim2=2).sum()  # of pairs in one chain
+    between = (within.sum() - inside) / (C * (C - 1) * S**2) if C > 1 else of_u.mean()
     apart = across.mean()
-    coefficient = 1 - (of_u.mean() + of_v.mean()) / (2 * apart)
+    coefficient = 1 - (between + of_v.mean()) / (2 * apart)
     scale = 2 * apart
     slope_u = 2 * ((1 - coefficient) * across.mean(1) - of_u) / scale  # the linear parts, of H
     slope_v = 2 * ((1 - coefficient) * across.mean(0) - of_v) / scale
@@ -156,4 +155,4 @@ def energy_coefficient(posterior: Tensor, guide: Tensor, ess: Tensor) -> tuple[T
     centred = among - among.mean(0) - among.mean(1, keepdim=True) + among.mean()
     fewest = ess.min().clamp(1.0, C * S)
     quadratic = 2 * (1 / fewest + 1 / M).square() * centred.square().mean() / scale.square()
-    return coefficient, (linear + quadratic).sqrt()
+    return coefficient, torch.maximum(linear - quadratic, quadratic).sqrt()

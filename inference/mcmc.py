@@ -203,7 +203,7 @@ def _chains(
 
     def potential(values: dict[str, Tensor]) -> Tensor:
         """U, infinite where it is not a number: no chain goes there."""
-        with torch.enable_grad():
+        with torch.set_grad_enabled(values["u"].requires_grad):
             u = -path.log_joint(values["u"].reshape(1, 1, -1)).squeeze()
             return torch.where(u.isnan(), torch.inf, u)
 

@@ -19,7 +19,7 @@ from jensen.inference import PosteriorDraws
 from .axes import COLOURS
 
 _MASS = (0.9, 0.5)
-_POINTS = 81  # along each side of the grid for the guide's density
+_POINTS = 61  # along each side of the grid for the guide's density
 _SHOWN = 1000  # draws of the posterior in a picture
 
 
@@ -37,7 +37,7 @@ def plot_draws(
 
     The latents are shown in their unconstrained coordinates: as they are where there are two, along the two principal
     directions of the posterior's draws where there are more, as histograms where there is one. The curves are those of
-    a kernel density estimate of the guide's draws, with the bandwidth of Scott's rule, which widens it a little.
+    a kernel density estimate of the guide's draws, with Scott's bandwidth, which widens it a little.
 
     References:
         Scott (1992), Multivariate Density Estimation.
@@ -120,11 +120,13 @@ def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
 
 def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A kernel density estimate of draws [M, 2] on a grid: the places along both sides, and the density [y, x]."""
-    scale = v.std(0).clamp_min(1e-12) * len(v) ** (-1 / 6)
-    low, high = v.amin(0) - 3 * scale, v.amax(0) + 3 * scale
-    sides = [torch.linspace(float(low[d]), float(high[d]), _POINTS, dtype=v.dtype) for d in (0, 1)]
-    kernels = [(-0.5 * ((sides[d][:, None] - v[:, d]) / scale[d]).square()).exp() for d in (0, 1)]  # [P, M]
-    return sides[0], sides[1], kernels[1] @ kernels[0].T
+    root = torch.linalg.cholesky(torch.cov(v.T) + 1e-12 * torch.eye(2, dtype=v.dtype)) * len(v) ** (-1 / 6)
+    reach = 3 * root.square().sum(1).sqrt()
+    low, high = v.amin(0) - reach, v.amax(0) + reach
+    x, y = (torch.linspace(float(low[d]), float(high[d]), _POINTS, dtype=v.dtype) for d in (0, 1))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # [P^2, 2]
+    far = torch.cdist(*(torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (grid, v)))  # [P^2, M]
+    return x, y, (-0.5 * far.square()).exp().mean(1).reshape(_POINTS, _POINTS)
 
 
 def _label(ax: Axes, names: Sequence[str], guided: bool) -> None:
