@@ -115,7 +115,7 @@ def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
         enclosed = ordered.cumsum(0) / ordered.sum()
         levels = [float(ordered[int((enclosed < mass).sum())]) for mass in _MASS]
         ax.contour(x, y, density, levels=levels, colors=COLOURS[1], linewidths=1.2)
-    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_aspect("equal", adjustable="box")
 
 
 def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
