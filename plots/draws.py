@@ -35,8 +35,10 @@ def plot_draws(
 ) -> list[Axes]:
     """Posterior draws of each datum as points, and curves that hold 50 and 90 % of a guide's mass.
 
-    The latents are shown in their unconstrained coordinates: as they are where there are two, along the two principal
-    directions of the posterior's draws where there are more, as histograms where there is one. The curves are those of
+    The latents are shown in their unconstrained coordinates: two as they are, one as histograms. Of more, in units in
+    which the posterior has unit covariance, the picture shows the direction in which the guide's mean is off, and
+    across it the one in which the guide's scale is most unlike the posterior's; without a guide, the two principal
+    directions of the posterior. Draws that agree look off by about sqrt(F / ESS) all the same. The curves are those of
     a kernel density estimate of the guide's draws, with Scott's bandwidth, which widens it a little.
 
     References:
@@ -82,20 +84,36 @@ def plot_draws(
         v = None if of_guide is None else of_guide[i]
         if features == 1:
             _histograms(ax, u, v)
+            ax.set_xlabel(posterior.names[0], fontsize="x-small")
         else:
-            _clouds(ax, *_flat(u, v))
+            u, v, labels = _flat(u, v, posterior.names)
+            _clouds(ax, u, v)
+            ax.set_xlabel(labels[0], fontsize="x-small")
+            ax.set_ylabel(labels[1] if i == 0 else "", fontsize="x-small")
         ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize="small")
         ax.tick_params(labelsize="x-small")
-    _label(axes[0], posterior.names, guide is not None)
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
+    handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
+    axes[0].legend(handles=handles, fontsize="xx-small")
     return list(axes)
 
 
-def _flat(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Two coordinates of draws [S, F] and [M, F]: along the principal directions of the first where F > 2."""
+def _flat(u: Tensor, v: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Tensor | None, Sequence[str]]:
+    """Two coordinates of draws [S, F] and [M, F], and what they are called."""
     if u.shape[1] == 2:
-        return u, v
-    directions = torch.linalg.eigh(torch.cov(u.T)).eigenvectors.flip(1)[:, :2]
-    return (u - u.mean(0)) @ directions, None if v is None else (v - u.mean(0)) @ directions
+        return u, v, names
+    away, covariance = u - u.mean(0), torch.cov(u.T)
+    if v is None:
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :2]
+        return away @ directions, None, ("1st principal direction", "2nd principal direction")
+    root = torch.linalg.cholesky(covariance)
+    white_u, white_v = (torch.linalg.solve_triangular(root, w.T, upper=False).T for w in (away, v - u.mean(0)))
+    along = white_v.mean(0, keepdim=True)
+    across = torch.linalg.svd(along).Vh[1:]  # [F - 1, F], orthogonal to it
+    scales, turned = torch.linalg.eigh(across @ torch.cov(white_v.T) @ across.T)
+    most = turned[:, scales.clamp_min(1e-12).log().abs().argmax()]
+    directions = torch.stack([along[0] / along.norm(), most @ across], 1)  # [F, 2]
+    return white_u @ directions, white_v @ directions, ("along the error of the guide's mean, sd", "across it, sd")
 
 
 def _histograms(ax: Axes, u: Tensor, v: Tensor | None) -> None:
@@ -127,16 +145,3 @@ def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # [P^2, 2]
     far = torch.cdist(*(torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (grid, v)))  # [P^2, M]
     return x, y, (-0.5 * far.square()).exp().mean(1).reshape(_POINTS, _POINTS)
-
-
-def _label(ax: Axes, names: Sequence[str], guided: bool) -> None:
-    """Say on the first picture what is shown; the others are alike."""
-    if len(names) == 1:
-        ax.set_xlabel(names[0], fontsize="small")
-    else:
-        first, second = names if len(names) == 2 else ("1st principal direction", "2nd principal direction")
-        ax.set_xlabel(first, fontsize="small")
-        ax.set_ylabel(second, fontsize="small")
-    handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
-    handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * guided
-    ax.legend(handles=handles, fontsize="xx-small")

@@ -405,17 +405,24 @@ def test_the_points_are_the_draws_and_the_curves_hold_the_guides_mass():
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["posterior", "guide, 50 and 90 %"]
 
 
-def test_many_coordinates_are_shown_along_principal_directions():
+def test_many_coordinates_are_shown_where_the_guide_is_off():
     model, x = _ppca(4)
     found = _drawn(model, x, "random_walk", draws=50, warmup=50)
     figure = Figure()
     given = [figure.add_subplot(1, 2, i + 1) for i in range(2)]
-    axes = plot_draws(found, PriorGuide(model), draws=100, seed=0, axes=given)
+    axes = plot_draws(found, PriorGuide(model), draws=4000, seed=0, axes=given)
     assert axes == given
-    assert axes[0].get_xlabel() == "1st principal direction"
+    assert axes[0].get_xlabel() == "along the error of the guide's mean, sd"
     shown = torch.as_tensor(axes[0].collections[0].get_offsets().data)
-    spread = torch.linalg.eigvalsh(torch.cov(found.unconstrained[0].T)).flip(0)[:2]
-    torch.testing.assert_close(shown.var(0), spread)
+    torch.testing.assert_close(torch.cov(shown.T), torch.eye(2).double())
+    curve = torch.as_tensor(axes[0].collections[1].get_paths()[1].vertices)
+    u = found.unconstrained[0]
+    off = (u.mean(0) @ torch.linalg.solve(torch.cov(u.T), u.mean(0))).sqrt()  # the prior's mean is zero
+    assert curve.mean(0)[0].item() == pytest.approx(off.item(), rel=0.15)
+    spread = torch.linalg.eigvalsh(torch.cov(u.T)).flip(0)[:2]
+    ax = plot_draws(found)[0]
+    assert ax.get_xlabel() == "1st principal direction"
+    torch.testing.assert_close(torch.as_tensor(ax.collections[0].get_offsets().data).var(0), spread)
 
 
 def test_one_coordinate_is_a_histogram():
