@@ -76,7 +76,7 @@ class PosteriorDraws:
 
     @property
     def converged(self) -> Tensor:
-        """Whether every coordinate has R-hat of at most 1.01, an ESS of 100 for each chain, and finite draws: [N]."""
+        """Whether all coordinates have R-hat of at most 1.01, an ESS of 100 for each chain, no divergence: [N]."""
         enough = (self.r_hat <= _LARGEST_R_HAT) & (self.ess >= _LEAST_ESS * self.chains)
         return enough.all(-1) & (self.divergences == 0)
 
