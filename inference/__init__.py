@@ -9,13 +9,16 @@ from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
+from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evaluate import evaluate
 from .evidence import Evidence
 from .exact import ExactEvidence, HasEvidence, exact_log_evidence
 from .gaps import Gaps, gaps
 from .history import History
+from .mcmc import mcmc_posterior
 from .objectives import IWAE, Renyi
+from .posterior import MCMCConvergenceWarning, PosteriorDraws
 from .products import float32_products
 from .ranks import Calibration
 from .rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
@@ -39,10 +42,13 @@ __all__ = [
     "ExactEvidence",
     "Gaps",
     "GradientSignal",
+    "GuideDistance",
     "HasEvidence",
     "History",
     "LinearAnnealing",
+    "MCMCConvergenceWarning",
     "PosteriorCollapseWarning",
+    "PosteriorDraws",
     "RateDistortion",
     "Renyi",
     "Row",
@@ -60,6 +66,7 @@ __all__ = [
     "gradient_signal",
     "log_joint",
     "log_weights",
+    "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
     "sandwich",

@@ -8,10 +8,11 @@ they do.
 
 from __future__ import annotations
 
-__all__ = ["posterior_draws"]
+__all__ = ["Rejected", "posterior_draws"]
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +27,30 @@ _PROPOSALS = 64
 _ROUNDS = 200
 
 
-def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
-    """One exact draw from the posterior of each datum.
+class Rejected(NamedTuple):
+    """Exact draws, and what they cost.
+
+    Attributes:
+        u: coordinates, [S, N, F].
+        above: the share of proposals where the density stood above the height of its cell.
+        kept: the share of proposals that were kept, [N].
+    """
+
+    u: Tensor
+    above: float
+    kept: Tensor
+
+
+def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor], draws: int = 1) -> Rejected:
+    """Exact draws from the posterior of each datum.
 
     Args:
         prior: draws of the prior, a few thousand for each datum.
         log_joint: log p(x, u) at coordinates [K, N, F]: [K, N].
+        draws: how many for each datum, S.
 
     Returns:
-        Coordinates [1, N, F], and the share of proposals where the density stood above the height of its cell. The grid
-        is refined twice to make it zero.
+        The :class:`Rejected`. The grid is refined twice to make ``above`` zero.
 
     Raises:
         ValueError: for more than two coordinates.
@@ -58,10 +73,10 @@ def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor]) -> tupl
         return u, log_density.masked_fill(log_density.isnan(), -math.inf)
 
     for finer in (1, 2, 4):
-        u, above = _reject(log_g, len(m), features, finer * _CELLS[features], m.device)
-        if not above:
+        found = _reject(log_g, len(m), features, draws, finer * _CELLS[features], m.device)
+        if not found.above:
             break
-    return u.to(prior.u), above
+    return found._replace(u=found.u.to(prior.u))
 
 
 def _region(prior: Point) -> tuple[Tensor, Tensor]:
@@ -81,32 +96,38 @@ def _region(prior: Point) -> tuple[Tensor, Tensor]:
 
 
 def _reject(
-    log_g: Callable[[Tensor], tuple[Tensor, Tensor]], n: int, features: int, cells: int, device: torch.device
-) -> tuple[Tensor, float]:
+    log_g: Callable[[Tensor], tuple[Tensor, Tensor]],
+    n: int,
+    features: int,
+    draws: int,
+    cells: int,
+    device: torch.device,
+) -> Rejected:
     edge = torch.linspace(0, 1, cells + 1, dtype=torch.float64, device=device)
     nodes = torch.cartesian_prod(*[edge] * features).reshape(-1, 1, features)  # [nodes, 1, F]
     values = torch.cat([log_g(part)[1] for part in nodes.split(max(1, _AT_ONCE // n))])  # [nodes, N]
     pool = max_pool1d if features == 1 else max_pool2d
     height = pool(values.T.reshape(n, 1, *[cells + 1] * features), 4, stride=1, padding=1).flatten(1) + _SAFETY
     chances = (height - height.amax(1, keepdim=True)).exp()  # [N, cells^F]
-    found = values.new_zeros(1, n, features)
-    missing = torch.ones(n, dtype=torch.bool, device=device)
-    proposed = above = 0
+    found = values.new_zeros(draws, n, features)
+    count = torch.zeros(n, dtype=torch.long, device=device)
+    per_round = max(_PROPOSALS, draws)
+    tried = above = 0
     for _ in range(_ROUNDS):
-        cell = chances.multinomial(_PROPOSALS, replacement=True)  # [N, P]
+        cell = chances.multinomial(per_round, replacement=True)  # [N, P]
         corner = torch.stack([cell // cells ** (features - 1 - d) % cells for d in range(features)], -1)
         v = (corner + torch.rand(corner.shape, dtype=torch.float64, device=device)) / cells  # [N, P, F]
         u, value = log_g(v.transpose(0, 1))  # [P, N, F], [P, N]
         excess = value - height.gather(1, cell).T
         kept = torch.rand_like(excess).log() < excess
-        first = kept.int().argmax(0)  # the first one kept, of each datum
-        new = missing & kept.any(0)
-        found[0] = torch.where(new.unsqueeze(-1), u[first, torch.arange(n, device=device)], found[0])
-        missing = missing & ~new
-        proposed, above = proposed + excess.numel(), above + int((excess > 0).sum())
-        if not missing.any():
-            return found, above / proposed
+        place = count + kept.cumsum(0) - 1  # among the draws of its datum
+        proposal, datum = (kept & (place < draws)).nonzero(as_tuple=True)
+        found[place[proposal, datum], datum] = u[proposal, datum]
+        count += kept.sum(0)
+        tried, above = tried + per_round, above + int((excess > 0).sum())
+        if (count >= draws).all():
+            return Rejected(found, above / (tried * n), count / tried)
     raise RuntimeError(
-        f"of {_ROUNDS * _PROPOSALS} proposals for each datum none was kept for {int(missing.sum())} data, the first at "
-        f"row {int(missing.nonzero()[0])}: their posterior is too narrow for the grid, or not finite"
+        f"of {tried} proposals for each datum fewer than {draws} were kept for {int((count < draws).sum())} data, the "
+        f"first at row {int((count < draws).nonzero()[0])}: their posterior is too narrow for the grid, or not finite"
     )

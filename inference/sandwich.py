@@ -131,9 +131,9 @@ def sandwich(
             path = Path(model, origin, batch, layout.nesting)
             if latents is None:
                 prior = Path(model, None, batch, layout.nesting)
-                u, share = posterior_draws(prior.draw(4096), prior.log_joint)
-                true = {site: z[0] for site, z in path.coordinates.values(u)[0].items()}
-                above.append(share)
+                found = posterior_draws(prior.draw(4096), prior.log_joint)
+                true = {site: z[0] for site, z in path.coordinates.values(found.u)[0].items()}
+                above.append(found.above)
             else:
                 true = {site: z[first : first + rows] for site, z in latents.items()}
             with forked_rng():

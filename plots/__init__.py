@@ -5,6 +5,7 @@ Without an ``Axes`` a figure of its own is made, which pyplot does not know of: 
 
 from .bounds import plot_bounds
 from .calibration import plot_ranks
+from .draws import plot_draws
 from .gaps import plot_gaps
 from .images import plot_images
 from .latent import plot_latent
@@ -14,6 +15,7 @@ from .signal import plot_signal
 
 __all__ = [
     "plot_bounds",
+    "plot_draws",
     "plot_gaps",
     "plot_images",
     "plot_latent",

@@ -47,6 +47,7 @@ def plot_posterior(
     *,
     draws: int = 2000,
     points: int = 201,
+    mcmc: Tensor | None = None,
     seed: int | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -62,6 +63,8 @@ def plot_posterior(
         x: the datum, [1, ...] or [X].
         draws: how many points are drawn from the guide.
         points: how many points the grid has along each side.
+        mcmc: draws from the posterior to show as points too, [S, 2]: ``found.draws["z"][i]`` of
+            :func:`~jensen.inference.mcmc_posterior`.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         title: above the picture.
         ax: where to draw; a new figure if None.
@@ -93,6 +96,9 @@ def plot_posterior(
     if points < 16:
         raise ValueError(f"points is how many the grid has along each side, at least 16, but got {points}")
 
+    if mcmc is not None and (mcmc.dim() != 2 or mcmc.shape[1] != 2):
+        raise ValueError(f"mcmc are draws of shape [S, 2], but got {list(mcmc.shape)}")
+
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
     def log_density(z: Tensor) -> Tensor:
@@ -115,6 +121,10 @@ def plot_posterior(
     ax.contourf(grid[0, :, 0], grid[:, 0, 1], density, levels=levels, colors=colours)
     bands = zip(reversed(_MASS), reversed(colours), strict=True)
     handles: list[Artist] = [Patch(color=colour, label=f"{100 * mass:.0f} %") for mass, colour in bands]
+    if mcmc is not None:
+        known = mcmc.detach().cpu()
+        ax.scatter(known[:, 0], known[:, 1], s=4, color=COLOURS[2], alpha=0.4, linewidths=0)
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[2], label="MCMC"))
     if drawn is not None:
         z = drawn.reshape(-1, 2).double().cpu()  # [K, 2]
         ax.scatter(z[:, 0], z[:, 1], s=4, color=COLOURS[1], alpha=0.4, linewidths=0)

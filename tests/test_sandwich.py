@@ -261,9 +261,9 @@ def test_given_data_are_sandwiched_too(make, start, float64):
 def _drawn(model, x, seed):
     torch.manual_seed(seed)
     path = Path(model, None, (x,), 1)
-    u, above = posterior_draws(path.draw(4096), path.log_joint)
-    assert above == 0
-    return u[0]
+    found = posterior_draws(path.draw(4096), path.log_joint)
+    assert found.above == 0
+    return found.u[0]
 
 
 def test_rejection_draws_from_the_posterior(float64):

@@ -1,0 +1,147 @@
+"""Draws from the posterior of several data, and a guide's draws over them: one picture for each datum."""
+
+from __future__ import annotations
+
+__all__ = ["plot_draws"]
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from jensen.inference import PosteriorDraws
+
+from .axes import COLOURS
+
+_MASS = (0.9, 0.5)
+_POINTS = 61  # along each side of the grid for the guide's density
+_SHOWN = 1000  # draws of the posterior in a picture
+
+
+def plot_draws(
+    posterior: PosteriorDraws,
+    guide: Callable[..., Any] | None = None,
+    *,
+    draws: int = 2000,
+    columns: int = 5,
+    titles: Sequence[str] | None = None,
+    seed: int | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Posterior draws of each datum as points, and curves that hold 50 and 90 % of a guide's mass.
+
+    The latents are shown in their unconstrained coordinates: two as they are, one as histograms. Of more, in units in
+    which the posterior has unit covariance, the picture shows the direction in which the guide's mean is off, and
+    across it the one in which the guide's scale is most unlike the posterior's; without a guide, the two principal
+    directions of the posterior. Draws that agree look off by about sqrt(F / ESS) all the same. The curves are those of
+    a kernel density estimate of the guide's draws, with Scott's bandwidth, which widens it a little.
+
+    References:
+        Scott (1992), Multivariate Density Estimation.
+
+    Args:
+        posterior: what :func:`~jensen.inference.mcmc_posterior` found.
+        guide: a guide of the same model; None shows the posterior alone.
+        draws: how many draws of the guide the curves rest on.
+        columns: pictures per row, in a new figure.
+        titles: above the pictures, one for each datum; its number if None.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        axes: where to draw, one for each datum; a new figure if None.
+
+    Returns:
+        The axes, one for each datum.
+
+    Raises:
+        ValueError: for titles or axes that are not one for each datum, and on what
+            :meth:`~jensen.inference.PosteriorDraws.distance` names.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import mcmc_posterior
+        >>> from jensen.models import Ring
+        >>> model = Ring()
+        >>> found = mcmc_posterior(model, torch.tensor([[1.0], [4.0]]), method="rejection", progress=False)
+        >>> len(plot_draws(found, PriorGuide(model), draws=500))
+        2
+    """
+    n, _, features = posterior.unconstrained.shape
+    for name, given in (("titles", titles), ("axes", axes)):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{name} needs one for each of the {n} data, but got {len(given)}")
+    of_guide = None if guide is None else posterior.guide_draws(guide, draws, seed=seed).double()
+    if axes is None:
+        columns = min(columns, n)
+        rows = math.ceil(n / columns)
+        figure = Figure(figsize=(0.6 + 2.4 * columns, 0.6 + 2.4 * rows), layout="constrained")
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for i, ax in enumerate(axes):
+        u = posterior.unconstrained[i].double()  # [S, F]
+        v = None if of_guide is None else of_guide[i]
+        if features == 1:
+            _histograms(ax, u, v)
+            ax.set_xlabel(posterior.names[0], fontsize="x-small")
+        else:
+            u, v, labels = _flat(u, v, posterior.names)
+            _clouds(ax, u, v)
+            ax.set_xlabel(labels[0], fontsize="x-small")
+            ax.set_ylabel(labels[1] if i == 0 else "", fontsize="x-small")
+        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize="small")
+        ax.tick_params(labelsize="x-small")
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
+    handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
+    axes[0].legend(handles=handles, fontsize="xx-small")
+    return list(axes)
+
+
+def _flat(u: Tensor, v: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Tensor | None, Sequence[str]]:
+    """Two coordinates of draws [S, F] and [M, F], and what they are called."""
+    if u.shape[1] == 2:
+        return u, v, names
+    away, covariance = u - u.mean(0), torch.cov(u.T)
+    if v is None:
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :2]
+        return away @ directions, None, ("1st principal direction", "2nd principal direction")
+    root = torch.linalg.cholesky(covariance)
+    white_u, white_v = (torch.linalg.solve_triangular(root, w.T, upper=False).T for w in (away, v - u.mean(0)))
+    along = white_v.mean(0, keepdim=True)
+    across = torch.linalg.svd(along).Vh[1:]  # [F - 1, F], orthogonal to it
+    scales, turned = torch.linalg.eigh(across @ torch.cov(white_v.T) @ across.T)
+    most = turned[:, scales.clamp_min(1e-12).log().abs().argmax()]
+    directions = torch.stack([along[0] / along.norm(), most @ across], 1)  # [F, 2]
+    return white_u @ directions, white_v @ directions, ("along the error of the guide's mean, sd", "across it, sd")
+
+
+def _histograms(ax: Axes, u: Tensor, v: Tensor | None) -> None:
+    every = u if v is None else torch.cat([u, v])
+    edges = torch.linspace(float(every.min()), float(every.max()), 41).tolist()
+    ax.hist(u[:, 0], edges, density=True, color=COLOURS[0], alpha=0.5)
+    if v is not None:
+        ax.hist(v[:, 0], edges, density=True, histtype="step", color=COLOURS[1])
+
+
+def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
+    shown = u[:: math.ceil(len(u) / _SHOWN)]
+    ax.scatter(shown[:, 0], shown[:, 1], s=3, color=COLOURS[0], alpha=0.4, linewidths=0)
+    if v is not None:
+        x, y, density = _smoothed(v)
+        ordered = density.flatten().sort(descending=True).values
+        enclosed = ordered.cumsum(0) / ordered.sum()
+        levels = [float(ordered[int((enclosed < mass).sum())]) for mass in _MASS]
+        ax.contour(x, y, density, levels=levels, colors=COLOURS[1], linewidths=1.2)
+    ax.set_aspect("equal", adjustable="box")
+
+
+def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A kernel density estimate of draws [M, 2] on a grid: the places along both sides, and the density [y, x]."""
+    root = torch.linalg.cholesky(torch.cov(v.T) + 1e-12 * torch.eye(2, dtype=v.dtype)) * len(v) ** (-1 / 6)
+    reach = 3 * root.square().sum(1).sqrt()
+    low, high = v.amin(0) - reach, v.amax(0) + reach
+    x, y = (torch.linspace(float(low[d]), float(high[d]), _POINTS, dtype=v.dtype) for d in (0, 1))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # [P^2, 2]
+    far = torch.cdist(*(torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (grid, v)))  # [P^2, M]
+    return x, y, (-0.5 * far.square()).exp().mean(1).reshape(_POINTS, _POINTS)
