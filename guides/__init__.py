@@ -20,6 +20,7 @@ from jensen.families import (
 
 from .amortized import Amortized, Joint, amortize
 from .exact import ExactPosterior, PriorGuide
+from .hierarchical import BottomUp, Ladder
 from .members import Constrained, Through
 from .refine import Laplace, SemiAmortized
 
@@ -27,11 +28,13 @@ __all__ = [
     "IAF",
     "Amortized",
     "BinaryVector",
+    "BottomUp",
     "Constrained",
     "Delta",
     "ExactPosterior",
     "FullCovariance",
     "Joint",
+    "Ladder",
     "Laplace",
     "LowRank",
     "MeanField",

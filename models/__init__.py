@@ -5,8 +5,10 @@
 """
 
 from .curved import Banana, Ring
+from .discrete import BinaryLatentVAE, GaussianMixtureVAE
+from .hierarchical import Hierarchical
 from .linear import PPCA
 from .priors import StandardNormal
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "Banana", "Ring", "StandardNormal"]
+__all__ = ["PPCA", "VAE", "Banana", "BinaryLatentVAE", "GaussianMixtureVAE", "Hierarchical", "Ring", "StandardNormal"]

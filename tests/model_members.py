@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from jensen.families import Bernoulli, FullCovariance, Gaussian
-from jensen.guides import amortize
-from jensen.models import PPCA, VAE
+from jensen.families import Bernoulli, BinaryVector, FullCovariance, Gaussian, MeanField, OneHotCategorical
+from jensen.guides import Amortized, BottomUp, Ladder, amortize
+from jensen.models import PPCA, VAE, BinaryLatentVAE, GaussianMixtureVAE, Hierarchical
 from jensen.networks import mlp
 
 
@@ -40,6 +40,14 @@ def bernoulli(x, logits):
     return (x * logits - torch.nn.functional.softplus(logits)).sum(-1)
 
 
+def nudged(model):
+    """The model with every parameter moved off the place where it starts."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.5 * torch.randn_like(p)
+    return model
+
+
 def encoder(features):
     """A small encoder of context 16."""
     return mlp(features, [16])
@@ -62,8 +70,60 @@ def _vae_bernoulli(model, z, x):
     return normal(z["z"], 0.0, 1.0) + bernoulli(x, model.likelihood.affine(model.decoder(z["z"])))
 
 
+def _binary(model, z, x):
+    return bernoulli(z["z"], model.logits) + bernoulli(x, model.likelihood.affine(model.decoder(z["z"])))
+
+
+def _gaussian_mixture(model, z, x):
+    which = z["c"].argmax(-1)
+    log_c = model.logits.log_softmax(-1)[which]
+    scale = torch.log1p((model.raw_scale[which] + math.log(math.e - 1)).exp()) + 1e-6
+    log_z = normal(z["z"], model.loc[which], scale)
+    return log_c + log_z + normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
+
+
+def mean_field(x, family, h):
+    """Log-density of a ``MeanField`` family at x, from its context."""
+    loc, raw = family.affine(h).chunk(2, -1)
+    return normal(x, loc, torch.log1p((raw + math.log(math.e - 1)).exp()) + 1e-6)
+
+
+def _hierarchical(model, z, x):
+    L = len(z)
+    total = normal(z[f"z_{L}"], 0.0, 1.0)
+    for level in range(L, 1, -1):
+        h = model.networks[level - 1](z[f"z_{level}"])
+        total = total + mean_field(z[f"z_{level - 1}"], model.families[level - 1], h)
+    return total + bernoulli(x, model.families[0].affine(model.networks[0](z["z_1"])))
+
+
+def _two_layers():
+    return nudged(Hierarchical.of_widths(5, (3, 2), ((8, 7), (6, 5))))
+
+
+def _three_layers():
+    return nudged(Hierarchical.of_widths(5, (3, 2, 1), ((8,), (7,), (6,))))
+
+
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
     "VAE, Bernoulli": Member(lambda: VAE(mlp(2, [16]), Bernoulli(5, 16), 2), _vae_bernoulli, full(5)),
+    "BinaryLatentVAE": Member(
+        lambda: nudged(BinaryLatentVAE(mlp(3, [16]), Bernoulli(5, 16), 3)),
+        _binary,
+        lambda model: amortize(model, encoder(5), BinaryVector, context=16),
+    ),
+    "GaussianMixtureVAE": Member(
+        lambda: nudged(GaussianMixtureVAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2, components=3)),
+        _gaussian_mixture,
+        lambda model: Amortized(encoder(5), {"c": OneHotCategorical(3, 16), "z": MeanField(2, 19)}),
+    ),
+    "Hierarchical, bottom-up guide": Member(
+        _two_layers, _hierarchical, lambda model: BottomUp.of_widths(5, (3, 2), ((8, 7), (6, 5)))
+    ),
+    "Hierarchical, ladder guide": Member(
+        _three_layers, _hierarchical, lambda model: Ladder.of_widths(model, 5, ((8,), (7,), (6,)))
+    ),
+    "Hierarchical, top-down guide": Member(_three_layers, _hierarchical, full(5)),
 }
