@@ -4,6 +4,7 @@
 ``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
 """
 
+from .conditional import ConditionalVAE
 from .curved import Banana, Ring
 from .discrete import BinaryLatentVAE, GaussianMixtureVAE
 from .hierarchical import Hierarchical
@@ -11,4 +12,14 @@ from .linear import PPCA
 from .priors import StandardNormal
 from .vae import VAE
 
-__all__ = ["PPCA", "VAE", "Banana", "BinaryLatentVAE", "GaussianMixtureVAE", "Hierarchical", "Ring", "StandardNormal"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "Banana",
+    "BinaryLatentVAE",
+    "ConditionalVAE",
+    "GaussianMixtureVAE",
+    "Hierarchical",
+    "Ring",
+    "StandardNormal",
+]

@@ -3,6 +3,7 @@
 A network ends in its activation; the linear layer that follows belongs to the family that reads it.
 """
 
+from .conditioned import Conditioned
 from .mlp import mlp
 
-__all__ = ["mlp"]
+__all__ = ["Conditioned", "mlp"]

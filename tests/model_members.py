@@ -8,8 +8,8 @@ import torch
 
 from jensen.families import Bernoulli, BinaryVector, FullCovariance, Gaussian, MeanField, OneHotCategorical
 from jensen.guides import Amortized, BottomUp, Ladder, amortize
-from jensen.models import PPCA, VAE, BinaryLatentVAE, GaussianMixtureVAE, Hierarchical
-from jensen.networks import mlp
+from jensen.models import PPCA, VAE, BinaryLatentVAE, ConditionalVAE, GaussianMixtureVAE, Hierarchical
+from jensen.networks import Conditioned, mlp
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,26 @@ def _three_layers():
     return nudged(Hierarchical.of_widths(5, (3, 2, 1), ((8,), (7,), (6,))))
 
 
+def _conditional(model, z, x, y):
+    one_hot = torch.eye(3, dtype=x.dtype)[y] if y.dim() == 1 else y
+    log_z = normal(z["z"], 0.0, 1.0) if y.dim() == 1 else mean_field(z["z"], model.prior, one_hot)
+    h = model.decoder(torch.cat([z["z"], one_hot], -1))
+    return log_z + normal(x, model.likelihood.affine(h), 0.5)
+
+
+def _conditional_vae(prior=None):
+    return nudged(ConditionalVAE(mlp(2 + 3, [16]), Gaussian(5, 16, scale=0.5), 2, 3, prior))
+
+
+def _with(draw):
+    """Data (x, y), with y from ``draw(n)``."""
+    return lambda model, n: (lambda y: (model(None, y), y))(draw(n))
+
+
+def _conditional_guide(model):
+    return amortize(model, Conditioned(mlp(5 + 3, [16]), 3), FullCovariance, context=16)
+
+
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
@@ -126,4 +146,13 @@ MEMBERS = {
         _three_layers, _hierarchical, lambda model: Ladder.of_widths(model, 5, ((8,), (7,), (6,)))
     ),
     "Hierarchical, top-down guide": Member(_three_layers, _hierarchical, full(5)),
+    "ConditionalVAE, classes": Member(
+        _conditional_vae, _conditional, _conditional_guide, _with(lambda n: torch.randint(3, (n,)))
+    ),
+    "ConditionalVAE, vectors, p(z | y)": Member(
+        lambda: _conditional_vae(MeanField(2, 3)),
+        _conditional,
+        _conditional_guide,
+        _with(lambda n: torch.randn(n, 3)),
+    ),
 }
