@@ -19,6 +19,7 @@ from jensen.families import (
 )
 
 from .amortized import Amortized, Joint, amortize
+from .autoencoder import Contractive
 from .exact import ExactPosterior, PriorGuide
 from .hierarchical import BottomUp, Ladder
 from .members import Constrained, Through
@@ -30,6 +31,7 @@ __all__ = [
     "BinaryVector",
     "BottomUp",
     "Constrained",
+    "Contractive",
     "Delta",
     "ExactPosterior",
     "FullCovariance",

@@ -4,6 +4,7 @@
 ``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
 """
 
+from .autoencoder import FlatPrior, LaplacePrior
 from .conditional import ConditionalVAE
 from .curved import Banana, Ring
 from .discrete import BinaryLatentVAE, GaussianMixtureVAE
@@ -18,8 +19,10 @@ __all__ = [
     "Banana",
     "BinaryLatentVAE",
     "ConditionalVAE",
+    "FlatPrior",
     "GaussianMixtureVAE",
     "Hierarchical",
+    "LaplacePrior",
     "Ring",
     "StandardNormal",
 ]

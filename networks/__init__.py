@@ -4,6 +4,8 @@ A network ends in its activation; the linear layer that follows belongs to the f
 """
 
 from .conditioned import Conditioned
+from .corruption import GaussianNoise, MaskingNoise
 from .mlp import mlp
+from .tied import Transposed
 
-__all__ = ["Conditioned", "mlp"]
+__all__ = ["Conditioned", "GaussianNoise", "MaskingNoise", "Transposed", "mlp"]

@@ -6,9 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
-from jensen.families import Bernoulli, BinaryVector, FullCovariance, Gaussian, MeanField, OneHotCategorical
-from jensen.guides import Amortized, BottomUp, Ladder, amortize
-from jensen.models import PPCA, VAE, BinaryLatentVAE, ConditionalVAE, GaussianMixtureVAE, Hierarchical
+from jensen.families import Bernoulli, BinaryVector, Delta, FullCovariance, Gaussian, MeanField, OneHotCategorical
+from jensen.guides import Amortized, BottomUp, Contractive, Ladder, amortize
+from jensen.models import (
+    PPCA,
+    VAE,
+    BinaryLatentVAE,
+    ConditionalVAE,
+    FlatPrior,
+    GaussianMixtureVAE,
+    Hierarchical,
+    LaplacePrior,
+)
 from jensen.networks import Conditioned, mlp
 
 
@@ -125,6 +134,23 @@ def _conditional_guide(model):
     return amortize(model, Conditioned(mlp(5 + 3, [16]), 3), FullCovariance, context=16)
 
 
+def _autoencoder(prior):
+    return nudged(VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2, prior))
+
+
+def _flat(model, z, x):
+    return normal(x, model.likelihood.affine(model.decoder(z["z"])), 0.5)
+
+
+def _sparse(model, z, x):
+    return _flat(model, z, x) - (z["z"].abs() / 0.7 + math.log(2 * 0.7)).sum(-1)
+
+
+def point(model):
+    """The point estimate of a model of 5 features."""
+    return amortize(model, encoder(5), Delta, context=16)
+
+
 MEMBERS = {
     "PPCA": Member(lambda: PPCA(5, 2), _ppca, full(5)),
     "VAE, Gaussian": Member(lambda: VAE(mlp(2, [16]), Gaussian(5, 16, scale=0.5), 2), _vae_gaussian, full(5)),
@@ -155,4 +181,12 @@ MEMBERS = {
         _conditional_guide,
         _with(lambda n: torch.randn(n, 3)),
     ),
+    "autoencoder": Member(lambda: _autoencoder(FlatPrior(2)), _flat, point, lambda model, n: (torch.randn(n, 5),)),
+    "contractive autoencoder": Member(
+        lambda: _autoencoder(FlatPrior(2)),
+        _flat,
+        lambda model: Contractive(point(model), 0.1),
+        lambda model, n: (torch.randn(n, 5),),
+    ),
+    "sparse autoencoder": Member(lambda: _autoencoder(LaplacePrior(2, 0.7)), _sparse, point),
 }
