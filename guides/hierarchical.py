@@ -22,6 +22,7 @@ from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
 from jensen.families import MeanField
+from jensen.families.base import raw_of
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
@@ -141,6 +142,10 @@ class Ladder(UniqueModule):
     So the guide reads the model's networks and follows their parameters; it holds the model without registering it
     again. Objectives that move shared parameters twice (``gradient="dreg"``) refuse it.
 
+    It collapses easily: where the data's Gaussian is wide, q is narrower than p(z_l | z_{l+1}) for no reason but the
+    product, p is fitted to q, and both shrink until q is p. A start with small hat sigma and a beta that grows from
+    near 0 (``ELBO(beta=LinearAnnealing(...))``, as in the paper) help; ``rate_distortion`` shows what happened.
+
     References:
         Sønderby, Raiko, Maaløe, Sønderby and Winther (2016), Ladder Variational Autoencoders.
 
@@ -180,6 +185,7 @@ class Ladder(UniqueModule):
         features: int,
         hidden: Sequence[Sequence[int]] = ((200, 200), (100, 100)),
         activation: Callable[[], nn.Module] = nn.Tanh,
+        scale: float = 0.01,
     ) -> Ladder:
         """A guide of multilayer perceptrons for a model, by the widths of its deterministic layers from the data up.
 
@@ -188,9 +194,10 @@ class Ladder(UniqueModule):
             features: the number X of features of a datum.
             hidden: the widths of the deterministic layers below each layer of latents.
             activation: what makes their activation.
+            scale: where hat sigma starts, in every layer: small, so that the data are heard at first.
 
         Raises:
-            ValueError: if ``hidden`` has not one entry for each of the model's layers.
+            ValueError: if ``hidden`` has not one entry for each of the model's layers, or ``scale`` is not above 1e-6.
 
         Example:
             >>> from jensen.models import Hierarchical
@@ -199,14 +206,17 @@ class Ladder(UniqueModule):
         latents = [shape.numel() for shape in reversed(model.latents.values())]
         if len(latents) != len(hidden):
             raise ValueError(f"the model has {len(latents)} layers of latents, but hidden {len(hidden)} entries")
-        inputs = [features, *(widths[-1] for widths in hidden)]
-        return cls(
-            model,
-            [
-                (mlp(below, widths, activation), MeanField(latent, widths[-1]))
-                for below, latent, widths in zip(inputs, latents, hidden, strict=False)
-            ],
-        )
+        if not 1e-6 < scale < float("inf"):
+            raise ValueError(f"scale is a standard deviation above 1e-6, but got {scale}")
+        layers: list[tuple[nn.Module, Member]] = []
+        below = features
+        for latent, widths in zip(latents, hidden, strict=True):
+            family = MeanField(latent, widths[-1])
+            with torch.no_grad():
+                family.affine.bias[latent:] = raw_of(torch.tensor(scale))  # type: ignore[operator]
+            layers.append((mlp(below, widths, activation), family))
+            below = widths[-1]
+        return cls(model, layers)
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: draws every site for the rows of ``x``, from the top down; returns the values by site."""
