@@ -21,7 +21,9 @@ from jensen.families import (
 )
 
 from .amortized import Amortized, Joint, amortize
+from .autoencoder import Contractive
 from .exact import ExactPosterior, PriorGuide
+from .hierarchical import BottomUp, Ladder
 from .members import Constrained, Through
 from .refine import Laplace, SemiAmortized
 
@@ -30,12 +32,15 @@ __all__ = [
     "MAF",
     "Amortized",
     "BinaryVector",
+    "BottomUp",
     "Constrained",
+    "Contractive",
     "Delta",
     "ExactPosterior",
     "FullCovariance",
     "GaussMarkov",
     "Joint",
+    "Ladder",
     "Laplace",
     "LowRank",
     "MeanField",

@@ -42,7 +42,7 @@ class HasEvidence(Protocol):
     """
 
     def log_evidence(self, *data: Tensor) -> Tensor:
-        """Log p(x) of each row of ``x``, in nats: [N]."""
+        """Log p(x) of each row of ``x``, in nats: [N]. NotImplementedError: not known at this model's size."""
         ...
 
 
@@ -98,7 +98,12 @@ class ExactEvidence:
 
 def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:
     """Log p(x) of each datum in float64, [N], where the model knows it in closed form; else None."""
-    return model.log_evidence(*data).double() if isinstance(model, HasEvidence) else None
+    if not isinstance(model, HasEvidence):
+        return None
+    try:
+        return model.log_evidence(*data).double()
+    except NotImplementedError:
+        return None
 
 
 def exact_log_evidence(

@@ -24,6 +24,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from .improper import AtMode
 from .randomness import forked_rng
 from .sites import Terms, needs_score
 from .store import owners_of
@@ -114,7 +115,8 @@ class Objective(pyro.infer.ELBO):
             )
         with torch.no_grad(), forked_rng():
             t = terms(model, guide, *data, max_plate_nesting=nesting)
-            latent = {site["name"] for site in model_sites(model, *data) if not site["is_observed"]}
+            with AtMode():
+                latent = {site["name"] for site in model_sites(model, *data) if not site["is_observed"]}
         if left := sorted(latent - set(t.q)):
             raise NotImplementedError(
                 f"the guide leaves {left} to be enumerated, which {type(self).__name__} does not do: take "

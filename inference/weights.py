@@ -36,6 +36,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_scale, check_shapes, fit_values
+from .improper import AtMode
 from .layout import Layout, layout_of
 from .randomness import forked_rng
 from .sites import (
@@ -181,7 +182,7 @@ def densities(model: Program, *data: Tensor) -> Callable[[Mapping[str, Tensor]],
 
     The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
     """
-    with forked_rng():
+    with forked_rng(), AtMode():
         sites = model_sites(model, *data)
     nesting = nesting_of(sites)
 

@@ -4,8 +4,12 @@
 ``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
 """
 
+from .autoencoder import FlatPrior, LaplacePrior
+from .conditional import ConditionalVAE
 from .curved import Banana, Ring
+from .discrete import BinaryLatentVAE, GaussianMixtureVAE
 from .factor import FactorAnalysis, LinearGaussian
+from .hierarchical import Hierarchical
 from .linear import PPCA
 from .mixture import MixtureOfPPCA
 from .priors import LearnedPrior, StandardNormal, VampPrior
@@ -16,7 +20,13 @@ __all__ = [
     "PPCA",
     "VAE",
     "Banana",
+    "BinaryLatentVAE",
+    "ConditionalVAE",
     "FactorAnalysis",
+    "FlatPrior",
+    "GaussianMixtureVAE",
+    "Hierarchical",
+    "LaplacePrior",
     "LearnedPrior",
     "LinearGaussian",
     "LinearGaussianSSM",

@@ -27,17 +27,18 @@ def _pair(member, n=7):
         return model, guide, member.data(model, n)
 
 
-def _traced(model, data):
-    """The sites of a run on data, and their values."""
+def _traced(model, guide, data):
+    """The sites of a run on data, at values that the guide draws, and these values."""
     with torch.no_grad():
-        sites = poutine.trace(model).get_trace(*data).nodes
+        drawn = poutine.trace(guide).get_trace(*data)
+        sites = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*data).nodes
     return sites, {name: sites[name]["value"] for name in model.latents}
 
 
 @each_member
 def test_latents_are_named_in_order_with_their_shapes(member):
-    model, _, data = _pair(member)
-    sites, values = _traced(model, data)
+    model, guide, data = _pair(member)
+    sites, values = _traced(model, guide, data)
     drawn = [name for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
     assert [name for name in drawn if name in model.latents] == list(model.latents)
     assert {name: value.shape[1:] for name, value in values.items()} == dict(model.latents)
@@ -45,16 +46,16 @@ def test_latents_are_named_in_order_with_their_shapes(member):
 
 @each_member
 def test_samples_have_the_declared_shape_and_lie_in_the_support(member):
-    model, _, (x, *_) = _pair(member, n=50)
+    model, guide, (x, *_) = _pair(member, n=50)
     assert x.shape == (50, *model.event_shape)
-    assert _traced(model, member.data(model, 50))[0]["x"]["fn"].support.check(x).all()
+    assert _traced(model, guide, member.data(model, 50))[0]["x"]["fn"].support.check(x).all()
 
 
 @each_member
 @pytest.mark.parametrize("particles", [1, 3])
 def test_log_joint_is_the_density_written_by_hand(member, particles, float64):
-    model, _, data = _pair(member)
-    values = [_traced(model, data)[1] for _ in range(particles)]
+    model, guide, data = _pair(member)
+    values = [_traced(model, guide, data)[1] for _ in range(particles)]
     stacked = {name: torch.stack([v[name] for v in values]) for name in model.latents}
     with torch.no_grad():
         by_hand = torch.stack([member.by_hand(model, v, *data) for v in values])
