@@ -82,17 +82,22 @@ def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
     return tuple(value for value, _ in found.values())
 
 
-def agrees(first: Callable[[], Outputs], second: Callable[[], Outputs], seed: int = 1) -> bool:
-    """Whether two functions without arguments give the same numbers from the same seed, but for rounding."""
+def agrees(
+    first: Callable[[], Outputs], second: Callable[[], Outputs], tolerance: float | None = None, seed: int = 1
+) -> bool:
+    """Whether two functions without arguments give the same numbers from the same seed, but for rounding.
+
+    The tolerance is relative to the norm of each result; None: that of its precision.
+    """
     found = []
     for fn in (first, second):
         with forked_rng():
             torch.manual_seed(seed)
             found.append([value.detach() for value in fn()])
-    return len(found[0]) == len(found[1]) and all(_close(a, b) for a, b in zip(*found, strict=True))
+    return len(found[0]) == len(found[1]) and all(_close(a, b, tolerance) for a, b in zip(*found, strict=True))
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, tolerance: float | None) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():
@@ -101,7 +106,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if not torch.equal(known, b.isfinite()):
         return False
     size, rest = a[known].double().norm(), (a[known].double() - b[known].double()).norm()
-    return bool(rest <= _TOLERANCE[a.dtype.itemsize >= 8] * (size + 1e-6))
+    return bool(rest <= (_TOLERANCE[a.dtype.itemsize >= 8] if tolerance is None else tolerance) * (size + 1e-6))
 
 
 def split_draws(graph: Graph) -> tuple[Graph, Graph]:

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch._inductor
 from torch import Tensor
 
 from .capture import Graph, Outputs
+from .randomness import forked_rng
 
 Compile = Literal["auto"] | bool
 
@@ -63,12 +65,12 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
     options: dict[str, Any] = {"fallback_random": True}
     if any(t.is_cuda for t in arguments):
         options["triton.cudagraphs"] = True
-    fast: Callable[..., Any] = torch.compile(graph.module, fullgraph=True, dynamic=False, options=options)
+    copies: list[Any] = [t.detach().clone(memory_format=torch.preserve_format) for t in arguments]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), forked_rng():
             warnings.simplefilter("ignore")
-            with torch.random.fork_rng(devices=[]):
-                fast(*(t.detach().clone(memory_format=torch.preserve_format) for t in arguments))
+            fast: Callable[..., Any] = torch._inductor.compile(graph.module, list(copies), options=options)
+            fast(*copies)
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CannotCompile(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
