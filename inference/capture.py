@@ -153,7 +153,7 @@ def _depend_on_draws(nodes: list[Node]) -> set[Node]:
     """The operations that draw, all that uses their results, and all that is ever written to in place."""
     storage: dict[Node, Node] = {}  # the node whose memory a node shares
     for node in nodes:
-        storage[node] = storage[node.all_input_nodes[0]] if _is_view(node) and node.all_input_nodes else node
+        storage[node] = storage[node.all_input_nodes[0]] if is_view(node) and node.all_input_nodes else node
     written = {storage[node.all_input_nodes[0]] for node in nodes if _writes(node)}
     drawn: set[Node] = set()
     for node in nodes:
@@ -173,10 +173,11 @@ def _writes(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-def _is_view(node: Node) -> bool:
+def is_view(node: Node) -> bool:
+    """Whether an operation returns its input's memory."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(value.alias_info is not None for value in schema.returns)
 
 
 def _costs_nothing(node: Node) -> bool:
-    return _is_view(node) or not node.all_input_nodes
+    return is_view(node) or not node.all_input_nodes

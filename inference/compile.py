@@ -65,7 +65,7 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
     options: dict[str, Any] = {"fallback_random": True}
     if any(t.is_cuda for t in arguments):
         options["triton.cudagraphs"] = True
-    copies: list[Any] = [t.detach().clone(memory_format=torch.preserve_format) for t in arguments]
+    copies: list[Any] = [_copy(t.detach()) for t in arguments]
     try:
         with torch.no_grad(), warnings.catch_warnings(), forked_rng():
             warnings.simplefilter("ignore")
@@ -75,3 +75,9 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CannotCompile(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
     return fast
+
+
+def _copy(t: Tensor) -> Tensor:
+    """A copy in the same layout in memory; a tensor that shares its memory with itself or others stays."""
+    copy = t.clone(memory_format=torch.preserve_format)
+    return copy if copy.stride() == t.stride() else t

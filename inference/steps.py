@@ -29,6 +29,7 @@ from .capture import CannotCapture, Graph, Outputs, agrees, capture
 from .checkpoint import Run
 from .compile import CannotCompile, Compile, compiled
 from .gradients import Batch, LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
+from .guards import Witnesses
 from .inputs import Batches, buffers_kept
 from .layout import Layout
 from .objectives import Objective
@@ -150,7 +151,7 @@ class Steps:
         if self.mode is False:
             return "compile=False"
         steps = self.ahead if first else self.rest
-        if steps < _WORTH_CAPTURE and not (first and self.mode is True):
+        if steps < _WORTH_CAPTURE and not (first and (self.mode is True or self.begun)):
             return f"a graph would not pay for {steps} steps"
         return obstacle(self.run, self.objective, self.layout)
 
@@ -250,16 +251,16 @@ def _copies(tensors: list[Any]) -> list[Tensor]:
 def _with_update(found: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
     """The graph of a whole step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
     n, sizes = len(found.trained), [len(moments) for moments in update.moments]
+    witnesses = Witnesses(found.graph, first=2)
     place_of = {p: i for i, p in enumerate(found.trained)}
     places = [place_of[p] for p in found.moved]
 
     def step(*flat: Tensor) -> tuple[Tensor, ...]:
         end = n + sum(sizes)
         trained, moments, hyper = flat[:n], iter(flat[n:end]), flat[end]
-        loss, bound, *slopes = found.graph.module(*trained, *flat[end + 1 :])
-        good = loss.isfinite()
-        for slope in slopes:
-            good = good & slope.sum().isfinite()
+        loss, bound, *slopes = witnesses.graph.module(*trained, *flat[end + 1 :])
+        slopes, extra = slopes[: len(places)], slopes[len(places) :]
+        good = loss.isfinite() & witnesses.finite(extra)
         for i, (place, slope, size) in enumerate(zip(places, slopes, sizes, strict=True)):
             old = [trained[place], *(next(moments) for _ in range(size))]
             new = update.apply(i, old[0], slope, old[1:], hyper[i if len(hyper) > 1 else 0])

@@ -1,25 +1,37 @@
 """Captured and compiled pairs against eager ones: the same numbers, fresh noise, nothing stale, honest refusals."""
 
 import copy
+import math
+import sys
+import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+import torch._inductor.config
+from hierarchies import Discrete
 from members import GUIDES, MODELS, NO_INVERSE, TRAINED_CASES, pair
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from jensen.families import FullCovariance, MeanField
+from jensen.families import BinaryVector, FullCovariance, Gaussian, MeanField
 from jensen.guides import amortize
-from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Renyi, evaluate, fit, log_weights
-from jensen.inference import steps as stepping
+from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Renyi, evaluate, fit, float32_products, log_weights
 from jensen.inference.capture import capture, split_draws
 from jensen.inference.checkpoint import Run
 from jensen.inference.draws import LogWeights
 from jensen.inference.gradients import capture_loss, knobs_of, obstacle
+from jensen.inference.guards import Witnesses
 from jensen.inference.history import History
+from jensen.inference.products import is_float32, product_route
 from jensen.inference.weights import check_pair, parameters_of
 from jensen.models import PPCA, VAE
+from jensen.module import UniqueModule
 from jensen.networks import mlp
+
+stepping, products = sys.modules["jensen.inference.steps"], sys.modules["jensen.inference.products"]
 
 SEARCHES = ("SemiAmortized", "Laplace")  # they search for each datum until they have found: a loop on values
 OBJECTIVES = {
@@ -65,12 +77,14 @@ def _is_that_of_the_objective(model, guide, x, objective):
         torch.testing.assert_close(bound, objective.bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_name", "guide_name"), [c for c in TRAINED_CASES if c[1] not in SEARCHES])
 def test_the_graph_of_every_pair_is_its_trace_elbo(model_name, guide_name, float64):
     model, guide, x = pair(model_name, guide_name)
     _is_that_of_the_objective(model, guide, x, Trace_ELBO())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("guide_name", [g for g in GUIDES if g not in SEARCHES])
 def test_the_graph_of_every_objective_is_the_objective(guide_name, objective, float64):
@@ -103,22 +117,16 @@ def no_compiler(monkeypatch):
 def _small(dropout=False):
     """A pair without a known posterior, and 60 data."""
     decoder = nn.Sequential(mlp(2, [16]), nn.Dropout(0.5)) if dropout else mlp(2, [16])
-    model = PPCA(5, 2) if not dropout else VAE(decoder, GAUSSIAN(), 2)
+    model = PPCA(5, 2) if not dropout else VAE(decoder, Gaussian(5, 16, scale="shared"), 2)
     guide = amortize(model, mlp(5, [16]), MeanField, context=16)
     return model, guide, model(n=60).detach()
 
 
-def GAUSSIAN():
-    from jensen.families import Gaussian
-
-    return Gaussian(5, 16, scale="shared")
-
-
-def _fitted(model, guide, x, compile, **options):
+def _fitted(model, guide, x, compile, objective=None, **options):
     """Parameters and history of a fit to copies of a pair."""
     model, guide = copy.deepcopy((model, guide))
     options = {"epochs": 3, "batch_size": 16, "seed": 0, "progress": False, **options}
-    history = fit(model, guide, x, compile=compile, **options)
+    history = fit(model, guide, x, objective, compile=compile, **options)
     return {**model.state_dict(), **guide.state_dict()}, history
 
 
@@ -169,7 +177,7 @@ def test_groups_of_parameters_keep_their_rates(float64, no_compiler):
 def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
     """The pair of the README, really compiled, with a smaller last batch, in half the precision of the data."""
     x = digits.train[:300].float()
-    model = VAE(mlp(8, [128]), GAUSSIAN64(), latent=8)
+    model = VAE(mlp(8, [128]), Gaussian(64, 128, scale="shared"), latent=8)
     guide = amortize(model, mlp(64, [128]), FullCovariance, context=128)
     options = {"lr": 5e-3, "batch_size": 128, "epochs": 2}
     expected, eager = _fitted(model, guide, x, compile=False, **options)
@@ -180,12 +188,6 @@ def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-4)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-4, msg=f"{name} moved otherwise")
-
-
-def GAUSSIAN64():
-    from jensen.families import Gaussian
-
-    return Gaussian(64, 128, scale="shared")
 
 
 def test_captured_steps_are_eager_ones_bit_by_bit(monkeypatch):
@@ -318,3 +320,298 @@ def test_what_is_written_in_place_is_not_split(float64):
     (parts,) = again(*inputs, *known)
     assert torch.equal(whole, parts)
     assert not torch.equal(again(*inputs, *known)[0], parts)
+
+
+class Poisoned(PPCA):
+    """A datum whose first feature is above 100 makes the loss infinite."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.mean + z @ self.weight.T, self.noise).to_event(1), obs=x)
+            pyro.factor("poison", torch.where(x[:, 0] > 100, -math.inf, 0.0))
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_step_that_is_not_finite_moves_nothing_and_is_named(compile, no_compiler):
+    model = Poisoned(5, 2)
+    guide = amortize(model, mlp(5, [16]), MeanField, context=16)
+    x = torch.randn(640, 5)
+    x[17, 0] = 101.0
+    torch.manual_seed(0)
+    bad_step = [17 in rows for rows in torch.randperm(640).split(64)].index(True) + 1
+    before = copy.deepcopy({**model.state_dict(), **guide.state_dict()})
+    with pytest.raises(FloatingPointError, match=rf"at or after step {bad_step} \(epoch 1\)"):
+        fit(model, guide, x, epochs=3, batch_size=64, seed=0, compile=compile, progress=False)
+    for name, value in {**model.state_dict(), **guide.state_dict()}.items():
+        assert torch.equal(value, before[name]), f"{name} is not what it was"
+
+
+def test_the_graph_of_a_step_guards_its_update():
+    model = Poisoned(5, 2)
+    guide = amortize(model, mlp(5, [16]), MeanField, context=16)
+    x = torch.randn(30, 5)
+    run, _, found = _captured(model, guide, x, Trace_ELBO())
+    update = stepping.update_of(run.optimizer, list(found.moved))
+    moving = [*(p.detach().clone() for p in found.trained), *(m for moments in update.moments for m in moments)]
+    held = (*found.held, knobs_of(Trace_ELBO(), (x,)))
+    whole = stepping._with_update(found, update, (*(m.clone() for m in moving), update.hyper(1), *held, x))
+    before = [m.clone() for m in moving]
+    loss, _ = whole(*moving, update.hyper(1), *held, x.index_fill(1, torch.tensor([0]), 101.0))
+    assert loss.isnan()
+    assert all(map(torch.equal, moving, before))
+    loss, _ = whole(*moving, update.hyper(1), *held, x)
+    assert loss.isfinite()
+    assert not any(map(torch.equal, moving, before))
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("place", ["slope", "input"])
+@pytest.mark.parametrize("rows", [3, 500])
+def test_witnesses_see_what_is_not_finite(bad, place, rows):
+    """With 3 rows the factors of a gradient are looked at, with 500 the gradient itself."""
+    slope, x = torch.randn(rows, 30), torch.randn(rows, 40)
+    graph = capture(lambda slope, x: (slope.sum(), (slope.t() @ x), slope.sum(0)), slope, x)
+    witnesses = Witnesses(graph, first=1)
+    if bad is not None:
+        {"slope": slope, "input": x}[place][1, 2] = bad
+        if bad == 1e30:
+            {"slope": x, "input": slope}[place][1, 3] = 1e30
+    outputs = witnesses.graph(slope, x)
+    assert bool(witnesses.finite(outputs[3:])) == (bad is None)
+    assert (sum(o.numel() for o in outputs[3:5]) < 1200) == (rows == 3)
+
+
+def _global_scale():
+    """Parameters by a bare pyro.param."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), scale).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return model, guide, torch.randn(20, 1)
+
+
+class Directions(nn.Module):
+    """A rejection sampler: a von Mises angle for each datum."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2))
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.VonMises(z * self.weight[0], 2.0), obs=x)
+
+    def guide(self, x):
+        angle = dist.VonMises(torch.zeros(len(x)), 2.0).sample()
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.weight[1] + 0 * angle, 1.0))
+
+
+class Counting(PPCA):
+    """Python remembers how often it was called: a graph would not."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.calls * z @ self.weight.T, self.noise).to_event(1), obs=x)
+
+
+def _scored():
+    model = Discrete(BinaryVector)
+    return model, amortize(model, mlp(4, [16]), BinaryVector, context=16), model(n=20).detach()
+
+
+def _counting():
+    model = Counting(5, 2)
+    return model, amortize(model, mlp(5, [16]), MeanField, context=16), torch.randn(20, 5)
+
+
+def _directions():
+    pair = Directions()
+    return pair.model, pair.guide, torch.randn(20)
+
+
+EAGER = {
+    "score function": (_scored, Trace_ELBO, "have no rsample"),
+    "our score function": (_scored, IWAE, "have no rsample"),
+    "pyro.param": (_global_scale, Trace_ELBO, "pyro.param makes parameters"),
+    "rejection sampler": (_directions, Trace_ELBO, "eager: "),
+    "Pyro's other losses": (_small, TraceMeanField_ELBO, "TraceMeanField_ELBO reads values"),
+    "what Python remembers": (_counting, Trace_ELBO, "other numbers than the pair itself"),
+}
+
+
+@pytest.mark.parametrize("kind", EAGER)
+def test_what_cannot_be_captured_runs_eagerly_and_says_so(kind):
+    make, objective, reason = EAGER[kind]
+    model, guide, x = make()
+    with pytest.warns(UserWarning, match="does not compile this pair; its steps are eager"):
+        history = fit(model, guide, x, objective(), epochs=2, compile=True, progress=False)
+    assert not history.compiled
+    assert reason in history.route
+    assert history.steps == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fit(model, guide, x, objective(), epochs=2, progress=False).route.startswith("eager")
+
+
+def test_enumeration_runs_eagerly():
+    model = Discrete(BinaryVector)
+
+    class Empty(PPCA):
+        def forward(self, x=None, *, n=1):
+            pass
+
+    guide = Empty(5, 2)
+    x = model(n=20).detach()
+    enumerated = pyro.infer.config_enumerate(model, "parallel")
+    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.warns(UserWarning, match="TraceEnum_ELBO reads values"):
+        history = fit(enumerated, guide, x, objective, epochs=2, compile=True, progress=False)
+    assert not history.compiled
+
+
+def test_autoguides_are_captured(float64, no_compiler):
+    results = []
+    for compile in (True, False):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        model, _, x = _small()
+        guide = AutoNormal(model)
+        history = fit(model, guide, x, epochs=3, batch_size=60, compile=compile, seed=0, progress=False)
+        results.append((history, [*model.parameters(), *guide.parameters()]))
+    (fast, found), (_, expected) = results
+    assert fast.compiled
+    assert len(found) == len(expected) == 5
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model = VAE(mlp(3, [7]), Gaussian(5, 7, scale="shared"), 3)  # of shapes that were not compiled before
+    guide = amortize(model, mlp(5, [7]), MeanField, context=7)
+    with pytest.warns(UserWarning, match="its steps are captured: "):
+        history = fit(model, guide, torch.randn(33, 5), epochs=2, batch_size=11, compile=True, progress=False)
+    assert not history.compiled
+    assert history.steps == 6
+
+
+def test_smaller_batches_cost_no_second_compile(monkeypatch):
+    asked = []
+    monkeypatch.setattr(stepping, "compiled", lambda graph, *inputs: asked.append(1) or graph)
+    monkeypatch.setattr(stepping, "_WORTH_CAPTURE", 2)
+    model, guide, x = _small()
+    history = fit(model, guide, x, epochs=4, batch_size=16, compile=True, progress=False)
+    assert history.steps == 16
+    assert len(asked) == 1
+
+
+def test_a_resumed_run_takes_the_route_it_was_begun_with(tmp_path, no_compiler, float64):
+    model, guide, x = _small()
+    options = {"batch_size": 16, "seed": 0, "progress": False}
+    whole, parts = copy.deepcopy((model, guide)), copy.deepcopy((model, guide))
+    fit(*whole, x, epochs=4, compile=True, **options)
+    fit(*parts, x, epochs=2, compile=True, checkpoint=tmp_path / "run", **options)
+    history = fit(*parts, x, epochs=4, checkpoint=tmp_path / "run", resume=True, **options)
+    assert history.compiled
+    for one, other in zip(whole, parts, strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), f"{name} differs"
+
+
+def test_a_schedule_inside_the_loss_goes_on(float64, no_compiler):
+    model, guide, x = _small()
+    runs = [
+        _fitted(model, guide, x, c, objective=ELBO(beta=CyclicalAnnealing(6)), batch_size=60, epochs=7)[1]
+        for c in (False, True)
+    ]
+    assert runs[1].compiled
+    assert runs[1].shaped == pytest.approx(runs[0].shaped, rel=1e-9)
+    assert runs[1].elbo == pytest.approx(runs[0].elbo, rel=1e-9)
+
+
+class Subsampled(PPCA):
+    """The model takes its own batches, fresh ones at every step."""
+
+    def forward(self, x=None, *, n=1):
+        with pyro.plate("data", len(x), subsample_size=10, dim=-1) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z @ self.weight.T, 1.0).to_event(1), obs=x[rows])
+
+
+class Following(UniqueModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(5, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), subsample_size=10, dim=-1) as rows:
+            pyro.sample("z", dist.Normal(self.net(x[rows]), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, ELBO, IWAE])
+def test_subsampling_in_the_model_is_captured(objective, float64, no_compiler):
+    model, guide = Subsampled(5, 2), Following()
+    x = torch.randn(40, 5)
+    runs = [_fitted(model, guide, x, c, objective=objective(), batch_size=40, epochs=4)[1] for c in (False, True)]
+    assert runs[1].route == "captured and compiled"
+    assert len(set(runs[1].elbo)) == 4
+    assert runs[1].elbo == pytest.approx(runs[0].elbo, rel=1e-9)
+
+
+def test_products_take_the_faster_route_only_where_it_is_float32():
+    a, b = torch.randn(64, 784), torch.randn(784, 100)
+    exact = a.double() @ b.double()
+    assert is_float32((a @ b - exact).abs().max().item(), 784)
+    rounded = a.bfloat16().double() @ b.bfloat16().double()
+    assert not is_float32((rounded - exact).abs().max().item(), 784)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_the_users_setting_of_products_is_kept(pays, monkeypatch):
+    monkeypatch.setattr(products, "_pays", lambda: pays)
+    cpu = torch.device("cpu")
+    with product_route(cpu) as taken:
+        assert taken == ("onednn" if pays else "default")
+        assert torch.get_float32_matmul_precision() == ("medium" if pays else "highest")
+    assert torch.get_float32_matmul_precision() == "highest"
+    with product_route(cpu, "default") as taken:
+        assert taken == "default"
+        assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision("high")
+    try:
+        with product_route(cpu) as taken:
+            assert taken == "default"
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    float32_products("default")
+    try:
+        with product_route(cpu) as taken:
+            assert taken == "default"
+    finally:
+        float32_products("auto")
+    with pytest.raises(ValueError, match="'auto' or 'default'"):
+        float32_products("fast")
+
+
+@pytest.mark.parametrize("call", [fit, evaluate])
+def test_compile_is_one_of_three(call):
+    model, guide, x = _small()
+    with pytest.raises(ValueError, match="compile is 'auto', True or False, but got 'yes'"):
+        call(model, guide, x, compile="yes", progress=False)
