@@ -77,7 +77,7 @@ class Batches(NamedTuple):
 
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The batch of these rows."""
-        return placed((x[rows.to(x.device)] for x in self.tensors), self.device, self.transform)
+        return placed((x.index_select(0, rows.to(x.device)) for x in self.tensors), self.device, self.transform)
 
     def first(self) -> tuple[Tensor, ...]:
         """The batch of the first rows."""

@@ -222,8 +222,9 @@ def _check_settings(
 
 
 def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    fused = make in _FUSED and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
     try:
-        made = make(trained, lr=lr)
+        made = make(trained, lr=lr, **({"fused": True} if fused else {}))
     except TypeError as error:
         raise TypeError(f"optimizer(parameters, lr=lr) fails: {error}; {_REMEDY}") from error
     if not isinstance(made, torch.optim.Optimizer):
@@ -231,6 +232,7 @@ def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> t
     return made
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # one kernel for all parameters
 _REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
 
 

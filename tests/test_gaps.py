@@ -69,9 +69,9 @@ def test_the_parts_add_up_and_the_guide_is_left_alone(model, digits, x):
     assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
     assert all(p.grad is None for p in [*model.parameters(), *guide.parameters()])
     torch.testing.assert_close(found.approximation + found.amortization, found.total)
-    torch.testing.assert_close(found.total, model.log_evidence(x).double() - found.evidence.elbo)
+    torch.testing.assert_close(found.total, model.log_evidence(x).double() - found.evidence.elbo, rtol=2e-6, atol=1e-5)
     same = evaluate(model, guide, x, particles=300, seed=0, progress=False)
-    torch.testing.assert_close(found.evidence.elbo, same.elbo)
+    torch.testing.assert_close(found.evidence.elbo, same.elbo, rtol=2e-6, atol=0)  # float32
     again = gaps(model, guide, x, particles=300, seed=0, progress=False)
     assert torch.equal(found.local.elbo, again.local.elbo)
 
