@@ -124,9 +124,13 @@ def _held(run: Run) -> tuple[Tensor, ...]:
 
 def loss_is_finite(run: Run, objective: ELBO, batch: Batch) -> bool:
     """Whether the loss on a batch, at the present parameters and without validation, is finite."""
+    bound = objective.bound if isinstance(objective, Objective) else None
     try:
         with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
             loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
     except LinAlgError:
         return False
+    finally:
+        if bound is not None:
+            objective.bound = bound  # type: ignore[attr-defined]
     return bool(torch.as_tensor(loss).detach().isfinite())

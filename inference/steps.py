@@ -82,12 +82,16 @@ class Steps:
 
     def __call__(self, batch: Batch) -> None:
         """Take a step."""
-        if isinstance(self.objective, Objective):
-            self.objective.step = self.run.history.steps
+        objective = self.objective if isinstance(self.objective, Objective) else None
+        if objective is not None:
+            objective.step = self.run.history.steps
         key = tuple((x.shape, x.dtype) for x in batch)
         if key not in self._routes:
             self._routes[key] = self._route(batch, first=not self._routes)
-        self._unread.append(self._routes[key](batch))
+        loss, bound = self._routes[key](batch)
+        self._unread.append((loss, bound))
+        if objective is not None:
+            objective.bound = bound
         self.run.history.steps += 1
 
     def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch]:

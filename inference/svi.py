@@ -143,8 +143,9 @@ def fit(
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         if earlier is not None:
             run.load(earlier)
-        before, full = history.seconds, train.n // train.size
-        steps = Steps(run, objective, layout, fixed, compile, epochs * full, epochs * (train.n > full * train.size))
+        before, size = history.seconds, min(train.size, train.n)
+        full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
+        steps = Steps(run, objective, layout, fixed, compile, full, rest)
         steps.begun = begun.get("compiled")
         good, good_epoch, good_step = run.snapshot(), len(history.elbo), history.steps
         with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:

@@ -34,6 +34,7 @@ class Update(ABC):
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         self.optimizer, self.parameters = optimizer, parameters
+        self.device = parameters[0].device
         group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.groups = [group_of[p] for p in parameters]
         self.recount()
@@ -67,9 +68,11 @@ class Update(ABC):
         """The numbers of every parameter at a step of this update, [parameters, numbers], in float64."""
         groups = self.optimizer.param_groups
         if len(set(self.before)) == 1 and len(groups) == 1:
-            return torch.tensor([self.numbers(groups[0], self.before[0] + step)], dtype=torch.float64)
+            return torch.tensor(
+                [self.numbers(groups[0], self.before[0] + step)], dtype=torch.float64, device=self.device
+            )
         rows = [self.numbers(groups[i], n + step) for i, n in zip(self.groups, self.before, strict=True)]
-        return torch.tensor(rows, dtype=torch.float64)
+        return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     def tell(self, step: int) -> None:
         """Tell the optimizer that so many steps were taken here, and count from there."""

@@ -615,3 +615,17 @@ def test_compile_is_one_of_three(call):
     model, guide, x = _small()
     with pytest.raises(ValueError, match="compile is 'auto', True or False, but got 'yes'"):
         call(model, guide, x, compile="yes", progress=False)
+
+
+def test_all_data_at_every_step_are_captured_too():
+    model, guide, x = _small()
+    history = fit(model, guide, x, epochs=250, seed=0, progress=False)
+    assert history.route == "captured: compiling would not pay for 250 steps"
+
+
+def test_the_objective_holds_the_bound_of_the_last_step(no_compiler, float64):
+    model, guide, x = _small()
+    objective = ELBO(beta=0.5)
+    history = fit(model, guide, x, objective, epochs=3, compile=True, seed=0, progress=False)
+    assert objective.bound.item() / 60 == pytest.approx(history.elbo[-1])
+    assert history.shaped[-1] > history.elbo[-1]
