@@ -1,0 +1,315 @@
+"""What the benchmarks of speed share: contenders in processes of their own, timed in turn, and where a result is from.
+
+A contender is a function of a setting that gives back ``run(units) -> seconds``: how long that many units of work took
+(steps, or data). Each lives in a process of its own, so that no thread pool, allocator or parameter store is shared,
+and waits while another is timed. All are confined to the same processor cores.
+"""
+
+import datetime
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PACKAGES = ("jensen", "torch", "pyro-ppl", "numpy", "numpyro", "jax", "pythae")
+
+
+def confine(threads):
+    """Keep this process and its children to so many cores and threads; to be called before torch or jax come in."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+class Contender:
+    """A contender in a process of its own, made by ``script --contender name``.
+
+    Args:
+        script: the script, which calls :func:`serve` when it is started so.
+        name: the name of the contender.
+        route: the route of float32 products of those that use torch; "" leaves it as it is.
+    """
+
+    def __init__(self, script, name, route=""):
+        self.name = name
+        command = [sys.executable, str(script), "--contender", name, "--route", route]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **question):
+        """The answer to a question; {"error": why} where there is none."""
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        return json.loads(answer) if answer else {"error": f"{self.name} is not running"}
+
+    def close(self):
+        """Let it end."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(contenders, name, route):
+    """Be a contender: a line of JSON in, {"setting": ..., "units": ...}, a line out, {"seconds": ..., ...}."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is no answer
+    runs = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        key = json.dumps(question["setting"], sort_keys=True)
+        begin = time.perf_counter()
+        try:
+            if key not in runs:
+                if route:
+                    importlib.import_module("torch").set_float32_matmul_precision(route)
+                runs.clear()
+                runs[key] = contenders[name](question["setting"])
+            answer = {"seconds": runs[key](question["units"]), "wall": time.perf_counter() - begin}
+            answer |= getattr(runs[key], "said", {})
+        except ImportError as error:
+            answer = {"error": f"{error}"}
+        except Exception as error:  # a peer that fails leaves a dash in the table, and says why
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=out, flush=True)
+
+
+class Clock:
+    """A scheduler for ``fit`` that leaves rates alone and notes when every epoch ended."""
+
+    def __init__(self):
+        self.times = []
+
+    def __call__(self, optimizer):
+        """Be the scheduler of this optimizer."""
+        return self
+
+    def step(self):
+        """An epoch has ended."""
+        self.times.append(time.perf_counter())
+
+    def state_dict(self):
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing was kept."""
+
+    def after_first(self):
+        """Seconds of all epochs but the first, in which the pair is captured and compiled."""
+        return self.times[-1] - self.times[0]
+
+
+def in_turn(contenders, setting, rounds, seconds, multiple=1):
+    """Time contenders on a setting, one after the other in every round.
+
+    Args:
+        contenders: by name.
+        setting: what they are asked to run.
+        rounds: how many times each is timed.
+        seconds: about how long each is to run in a round.
+        multiple: what the units of a round are a multiple of.
+
+    Returns:
+        By name: {"first": seconds of the first call (building, compiling), "each": seconds per unit in each round,
+        "median", "least", "most"} or {"error": why it is missing}.
+    """
+    found, units = {}, {}
+    for name, contender in contenders.items():
+        first = contender.ask(setting=setting, units=multiple)
+        if "error" not in first:
+            trial = contender.ask(setting=setting, units=4 * multiple)["seconds"] / 4  # of so many units
+            units[name] = multiple * min(60, max(1, round(seconds / trial))) if trial > 0 else 10 * multiple
+            first = {"first": first["wall"], **{k: v for k, v in first.items() if k not in ("seconds", "wall")}}
+        found[name] = {**first, "each": []}
+    for _ in range(rounds):
+        for name, n in units.items():
+            found[name]["each"].append(contenders[name].ask(setting=setting, units=n)["seconds"] / n)
+    for row in found.values():
+        if each := row["each"]:
+            row |= {"median": statistics.median(each), "least": min(each), "most": max(each)}
+    return found
+
+
+def ratio(found, name, over):
+    """A contender's median over another's; None where one is missing."""
+    a, b = (found.get(n, {}).get("median") for n in (name, over))
+    return None if a is None or b is None else a / b
+
+
+def slope(sizes, costs):
+    """The exponent of a power law through costs against sizes: least squares of their logarithms."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def provenance(script, options, start, **more):
+    """All there is to know about how a result was made; ``start`` is what :func:`started` gave."""
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "commit": _run("git", "describe", "--always", "--dirty"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "processor": _processor(),
+        "threads": options.threads,
+        "load_before": start["load"],
+        "load_after": os.getloadavg(),
+        "seconds": round(time.perf_counter() - start["time"]),
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        **more,
+    }
+
+
+def started():
+    """The time and the load of the machine, to be taken first."""
+    return {"time": time.perf_counter(), "load": os.getloadavg()}
+
+
+def made_by(about):
+    """A sentence on provenance for the top of a table."""
+    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v and name != "jensen")
+    return (
+        f"Made by `{about['command']}` on {about['date']}, commit {about['commit']}, {about['processor']}, "
+        f"{about['threads']} threads, Python {about['python']}, {versions}; load of the machine before "
+        f"{about['load_before'][0]:.2f}; {about['seconds']} s."
+    )
+
+
+def table(head, rows):
+    """A table in markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(options, name, about, results, text):
+    """The tables to NAME.md, everything to NAME.json."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.json").write_text(json.dumps({"provenance": about, **results}, indent=2) + "\n")
+    (options.out / f"{name}.md").write_text(text + "\n")
+
+
+def add_arguments(parser, rounds=5):
+    """The options that all scripts have."""
+    add = parser.add_argument
+    add("--rounds", type=int, default=rounds, help="how often each contender is timed")
+    add("--threads", type=int, default=2)
+    add("--only", default="", help="names of contenders, separated by semicolons; all if empty")
+    add("--seconds", type=float, default=1.0, help="about how long a contender runs in a round")
+    add("--quick", action="store_true", help="a smoke run: little work, figures of no worth")
+    add("--out", type=Path, default=HERE / "results")
+    add("--contender", default="", help="be this contender and wait for questions (used by the script itself)")
+    add("--route", default="", help="the route of float32 products of a contender")
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    return done.stdout.strip() or "unknown"
+
+
+def _processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def run_all(script, options, name, contenders, settings, targets, ours, unit, scale, multiple, also=None):
+    """Time all contenders on all settings, in turn, and write the tables.
+
+    Args:
+        script: the script.
+        options: its options.
+        name: the name of the results.
+        contenders: by name.
+        settings: by title.
+        targets: by title and contender: the most that ours may take of its time.
+        ours: the name of the contender that is compared with the others.
+        unit: what a unit of work is counted in, for the table.
+        scale: seconds to that; a function of the setting, or a number.
+        multiple: the entry of a setting that the units of a round are a multiple of.
+        also: called in the end for more results and more text: ``also(options) -> (dict, str)``.
+    """
+    begin = started()
+    wanted = {part.strip() for part in options.only.split(";") if part.strip()}
+    names = [n for n in contenders if not wanted or n in wanted]
+    rounds, seconds = (2, 0.05) if options.quick else (options.rounds, options.seconds)
+    route = faster_products()
+    print(f"float32 products: {route}", flush=True)
+    running = {n: Contender(script, n, "medium" if route == "onednn" and n != ours else "") for n in names}
+    results = {}
+    for title, setting in list(settings.items())[: 1 if options.quick else None]:
+        found = in_turn(running, setting, rounds, seconds, setting[multiple])
+        factor = scale(setting) if callable(scale) else scale
+        for n, row in found.items():
+            row["ratio"] = ratio(found, ours, n)
+            cell = _spread(row, factor) if "median" in row else row.get("error")
+            print(f"{title:40s} {n:16s} {cell}", flush=True)
+        results[title] = {"setting": setting, "scale": factor, "found": found}
+    for contender in running.values():
+        contender.close()
+    more, text = also(options) if also else ({}, "")
+    about = provenance(script, options, begin, products=route)
+    write(options, name, about, {"results": results, **more}, _report(about, results, names, ours, targets, unit, text))
+
+
+def faster_products():
+    """The route of float32 products that jensen takes on this machine."""
+    import torch
+
+    from jensen.inference.products import product_route
+
+    with product_route(torch.device("cpu")) as route:
+        return route
+
+
+def _spread(row, factor):
+    return f"{factor * row['median']:.3g} ({factor * row['least']:.3g} to {factor * row['most']:.3g})"
+
+
+def _report(about, results, names, ours, targets, unit, text):
+    """Three tables: costs, what jensen takes of another's time beside the target, compilation."""
+    head = ["", *(title for title in results)]
+    costs, ratios = [], []
+    for n in names:
+        rows = [result["found"][n] for result in results.values()]
+        scales = [result["scale"] for result in results.values()]
+        pairs = zip(rows, scales, strict=True)
+        costs.append([n, *(_spread(row, scale) if "median" in row else "-" for row, scale in pairs)])
+        cells = []
+        for title, row in zip(results, rows, strict=True):
+            target = targets.get(title, {}).get(n)
+            cells.append("-" if row["ratio"] is None else f"{row['ratio']:.2f}" + (f" (<= {target})" if target else ""))
+        ratios += [[n, *cells]] * (n != ours)
+    compiling = [result["found"].get(ours, {}) for result in results.values()]
+    rows = [["seconds", *(f"{row['compile']:.1f}" if "compile" in row else "-" for row in compiling)]]
+    missing = {row["error"] for r in results.values() for row in r["found"].values() if "error" in row}
+    return "\n\n".join(
+        [
+            f"{made_by(about)} Float32 products: {about['products']}.",
+            f"Cost, {unit}: median of {about['settings']['rounds']} rounds in turn (least to most).",
+            table(head, costs),
+            f"The part that {ours} takes of another's time (and the most it is to take).",
+            table(head, ratios),
+            f"Capturing and compiling, by {ours}: the first call less one like it.",
+            table(head, rows),
+            *(f"Missing: {why}." for why in sorted(missing)),
+            *([text] if text else []),
+        ]
+    )
