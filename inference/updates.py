@@ -105,7 +105,7 @@ class _Adam(Update):
     def apply(self, i: int, p: Tensor, g: Tensor, moments: list[Tensor], numbers: Tensor) -> list[Tensor]:
         rate, correction, b1, b2, eps, kept, added = numbers.unbind()
         g = -g if self.optimizer.param_groups[self.groups[i]]["maximize"] else g
-        p, g = p * kept, g + added * p
+        p, g = p * kept, g - (-added) * p  # a sum would be fused into the product that made g, at the cost of a copy
         first, second, *largest = moments
         first = first + (1 - b1) * (g - first)
         second = b2 * second + (1 - b2) * g * g
