@@ -283,4 +283,4 @@ def test_memory_does_not_grow_with_the_particles(compile):
 
     few, many = peak(4_000), peak(100_000)  # both in blocks of 160
     print(f"memory above the loaded process: K = 4,000: {few} KiB, K = 100,000: {many} KiB")
-    assert many <= 1.1 * few
+    assert many <= 1.25 * few  # all weights, kept, would take half as much again
