@@ -6,7 +6,7 @@ of one class share what was compiled, and never a parameter.
 
 from __future__ import annotations
 
-__all__ = ["CannotCompile", "Compile", "check_compile", "compiled"]
+__all__ = ["CannotCompile", "Compile", "check_compile", "compiled", "price"]
 
 import warnings
 from collections import OrderedDict
@@ -34,6 +34,11 @@ def check_compile(value: object) -> None:
     """Raise ValueError for a setting other than ``"auto"``, ``True`` and ``False``."""
     if value is not True and value is not False and value != "auto":
         raise ValueError(f"compile is 'auto', True or False, but got {value!r}")
+
+
+def price(graph: Graph) -> float:
+    """The seconds that compiling a graph takes, roughly: more for flows, which have thousands of operations."""
+    return 5.0 + 0.03 * len(graph.module.graph.nodes)
 
 
 def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:

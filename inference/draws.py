@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["LogWeights"]
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .capture import CannotCapture, Outputs, agrees, capture, split_draws
-from .compile import CannotCompile, Compile, compiled
+from .compile import CannotCompile, Compile, compiled, price
 from .store import owners_of
 from .weights import Program, log_weights
 
@@ -87,15 +88,15 @@ class _Size:
         return log_weights(o.model, o.guide, *batch, particles=self.particles, max_plate_nesting=o.nesting)
 
     def _decide(self, batch: Batch, ahead: int | None) -> None:
-        compiling, capturing = self._worth(batch, ahead)
-        if not (compiling or capturing):
+        seconds, capturing = self._worth(batch, ahead)
+        if not capturing:
             return
-        self.decided, route = True, "captured"
+        self.decided = True
         try:
-            self.draw = self._captured(batch, compiling)
-            route += " and compiled" * compiling
+            self.draw, compiling = self._captured(batch, seconds)
+            route = "captured and compiled" if compiling else "captured: compiling would not pay"
         except CannotCompile as error:
-            self.draw, route = self._captured(batch, compiling=False), f"captured: {error}"
+            self.draw, route = self._captured(batch, 0.0)[0], f"captured: {error}"
         except CannotCapture as error:
             route = f"eager: {error}"
         if self.first:
@@ -103,21 +104,27 @@ class _Size:
             if self.owner.mode is True and not route.endswith("compiled"):
                 warnings.warn(f"this pair is not compiled; its draws are {route}", stacklevel=6)
 
-    def _worth(self, batch: Batch, ahead: int | None) -> tuple[bool, bool]:
-        """Whether compiling pays, and whether capturing does: not measured, so that a seed repeats every digit."""
+    def _worth(self, batch: Batch, ahead: int | None) -> tuple[float, bool]:
+        """The seconds of eager work ahead, roughly, and whether capturing pays.
+
+        They are not measured, so that a seed repeats every digit.
+        """
         if self.owner.mode is True:
-            return self.first, True
+            return math.inf if self.first else 0.0, True
         handlers = _HANDLERS * (self.calls if ahead is None else ahead)
         products = 2 * self.owner.weights * self.particles * len(batch[0])
         arithmetic = handlers / _HANDLERS * products / _PER_SECOND
-        return handlers + arithmetic > _WORTH_COMPILING, handlers > _WORTH_CAPTURE and arithmetic < 4 * handlers
+        seconds = handlers + arithmetic
+        return seconds, seconds > _WORTH_COMPILING or (handlers > _WORTH_CAPTURE and arithmetic < 4 * handlers)
 
-    def _captured(self, batch: Batch, compiling: bool) -> Callable[[Batch], Tensor]:
+    def _captured(self, batch: Batch, seconds: float) -> tuple[Callable[[Batch], Tensor], bool]:
+        """Draws from a graph, compiled where that pays for so many seconds of work; and whether it is."""
         owners = owners_of(self.owner.model, self.owner.guide)
         found = [t for owner in owners for t in (*owner.parameters(), *owner.buffers())]
         held = tuple({id(t): t for t in found}.values())
         graph = capture(lambda *flat: (self._eager(flat[len(held) :]),), *held, *batch)
         once, again = split_draws(graph)
+        compiling = seconds > 2 * price(again)
 
         def draw(batch: Batch) -> Tensor:
             inputs = (*held, *batch, *graph.constants)
@@ -138,4 +145,4 @@ class _Size:
                     raise CannotCompile("the compiled graph gives other numbers than the pair itself")
         finally:
             self.known = None
-        return draw
+        return draw, compiling

@@ -27,7 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .capture import CannotCapture, Graph, Outputs, agrees, capture
 from .checkpoint import Run
-from .compile import CannotCompile, Compile, compiled
+from .compile import CannotCompile, Compile, compiled, price
 from .gradients import Batch, LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
 from .guards import Witnesses
 from .inputs import Batches, buffers_kept
@@ -40,7 +40,6 @@ Route = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its 
 
 BLOCK = 100  # steps whose losses are read at once
 _WORTH_CAPTURE = 200  # steps
-_WORTH_COMPILING = 20.0  # seconds of work, by the estimate of _seconds
 
 
 class Steps:
@@ -139,7 +138,7 @@ class Steps:
             try:
                 found = capture_loss(self.run, self.objective, self.layout, batch)
                 route, said = self._with_optimizer(found, found.graph), "captured"
-                reason = self._why_not_compile(batch, first)
+                reason = self._why_not_compile(found, batch, first)
                 if not reason:
                     route, said = self._compiled(found, batch), "captured and compiled"
             except (CannotCapture, CannotCompile) as error:
@@ -159,14 +158,14 @@ class Steps:
             return f"a graph would not pay for {steps} steps"
         return obstacle(self.run, self.objective, self.layout)
 
-    def _why_not_compile(self, batch: Batch, first: bool) -> str:
+    def _why_not_compile(self, found: LossGraph, batch: Batch, first: bool) -> str:
         if not first:
             return "full batches have the compiled graph"
         if self.mode is True or self.begun:
             return ""
         if self.begun is False:
             return "the run was begun so"
-        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < _WORTH_COMPILING)
+        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < 2 * price(found.graph))
 
     def _seconds(self, batch: Batch) -> float:
         """The work ahead, roughly; not measured, so that the same run takes the same route again."""
