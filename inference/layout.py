@@ -21,7 +21,7 @@ class Layout(NamedTuple):
         full_size: the size of a subsampled plate around everything observed; None without one.
         points: the guide's sites that are points (``Delta``) without a density.
         scored: the guide's sites without ``rsample``, whose gradient needs their score.
-        enumerated: the model's latent sites that the guide leaves to be enumerated, and the guide's that are.
+        enumerated: the model's latent sites that the guide leaves to be enumerated.
     """
 
     nesting: int
@@ -41,8 +41,7 @@ def layout_of(p: list[Site], q: list[Site]) -> Layout:
     sizes = tuple(frame.size for frame in enclosing_plates([*p, *q]))
     scored = tuple(s["name"] for s in q if needs_score(s))
     drawn = {s["name"] for s in q}
-    left = [s for s in p if not s["is_observed"] and s["name"] not in drawn]
-    enumerated = tuple(s["name"] for s in [*left, *q] if s in left or (s["infer"] or {}).get("enumerate"))
+    enumerated = tuple(s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn)
     return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points, scored, enumerated)
 
 

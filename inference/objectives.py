@@ -24,11 +24,11 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from .improper import AtMode
+from .layout import Layout
 from .randomness import forked_rng
 from .sites import Terms, needs_score
 from .store import owners_of
-from .weights import Program, check_pair, log_joint, model_sites, parameters_of, terms
+from .weights import Program, check_pair, log_joint, parameters_of, terms
 
 Gradient = Literal["standard", "stl", "dreg"]
 
@@ -101,28 +101,24 @@ class Objective(pyro.infer.ELBO):
     def _look(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> int:
         """How deep the plates of a pair are nested, from a look at it when it first comes."""
         if self._known is None or self._known[0] != model or self._known[1] != guide:
-            nesting = check_pair(model, guide, *data).nesting
-            self._check(model, guide, data, nesting)
-            self._known = model, guide, nesting
+            layout = check_pair(model, guide, *data)
+            self._check(model, guide, data, layout)
+            self._known = model, guide, layout.nesting
         return self._known[2]
 
-    def _check(self, model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int) -> None:
+    def _check(self, model: Program, guide: Program, data: tuple[Tensor, ...], layout: Layout) -> None:
         name = f"{type(self).__name__}(gradient={self.gradient!r})"
-        if self.gradient == "dreg" and (shared := _shared_parameters(model, guide, data, nesting)):
+        if self.gradient == "dreg" and (shared := _shared_parameters(model, guide, data, layout.nesting)):
             raise ValueError(
                 f"{name} weights the gradient of the guide's parameters otherwise than that of the model's, but both "
                 f"halves read {shared}: give the prior parameters of its own, or take gradient='stl' or 'standard'"
             )
-        with torch.no_grad(), forked_rng():
-            t = terms(model, guide, *data, max_plate_nesting=nesting)
-            with AtMode():
-                latent = {site["name"] for site in model_sites(model, *data) if not site["is_observed"]}
-        if left := sorted(latent - set(t.q)):
+        if left := sorted(layout.enumerated):
             raise NotImplementedError(
                 f"the guide leaves {left} to be enumerated, which {type(self).__name__} does not do: take "
                 "pyro.infer.TraceEnum_ELBO, or sample them in the guide"
             )
-        stuck = sorted(site["name"] for site in t.run.q if needs_score(site))
+        stuck = sorted(layout.scored)
         if stuck and self.gradient != "standard":
             raise ValueError(
                 f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard'"
