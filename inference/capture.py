@@ -12,7 +12,7 @@ function it came from, on other data and another seed, before it is used.
 
 from __future__ import annotations
 
-__all__ = ["CannotCapture", "Graph", "agrees", "capture"]
+__all__ = ["CannotCapture", "Graph", "agrees", "capture", "in_a_line", "is_view", "split_draws"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,11 +58,16 @@ def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
         with forked_rng(), pyro.validation_enabled(False):
             module = make_fx(fn)(*inputs)
     except Exception as error:  # any code of the user's runs here, under a tracer that it was not written for
-        lines = str(error).strip().splitlines()
-        raise CannotCapture(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+        raise CannotCapture(in_a_line(error)) from error
     module.graph.eliminate_dead_code()
     constants = _lift_constants(module)
     return Graph(module, constants)
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error is, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:

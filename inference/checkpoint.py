@@ -97,13 +97,12 @@ class Run:
             },
         )
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint: parameters, optimizer, random stream, history.
+    def load(self, path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+        """Go on from what :func:`read` found in a checkpoint: parameters, optimizer, random stream, history.
 
         Raises:
-            ValueError: if it is of another pair, torn, or no checkpoint.
+            ValueError: if it is of another pair.
         """
-        state = read(path)
         saved, own = state["names"], self.names()
         if saved != own:
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 import torch._inductor
 from torch import Tensor
 
-from .capture import Graph, Outputs
+from .capture import Graph, Outputs, in_a_line
 from .randomness import forked_rng
 
 Compile = Literal["auto"] | bool
@@ -77,8 +77,7 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
             fast: Callable[..., Any] = torch._inductor.compile(graph.module, list(copies), options=options)
             fast(*copies)
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CannotCompile(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+        raise CannotCompile(in_a_line(error)) from error
     return fast
 
 

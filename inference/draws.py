@@ -17,10 +17,9 @@ from torch import Tensor
 
 from .capture import CannotCapture, Outputs, agrees, capture, split_draws
 from .compile import CannotCompile, Compile, compiled, price
-from .store import owners_of
+from .inputs import Batch
+from .store import owners_of, tensors_of
 from .weights import Program, log_weights
-
-Batch = tuple[Tensor, ...]
 
 _WORTH_COMPILING = 20.0  # seconds of eager work ahead, by a rough estimate
 _WORTH_CAPTURE = 3.0
@@ -119,9 +118,7 @@ class _Size:
 
     def _captured(self, batch: Batch, seconds: float) -> tuple[Callable[[Batch], Tensor], bool]:
         """Draws from a graph, compiled where that pays for so many seconds of work; and whether it is."""
-        owners = owners_of(self.owner.model, self.owner.guide)
-        found = [t for owner in owners for t in (*owner.parameters(), *owner.buffers())]
-        held = tuple({id(t): t for t in found}.values())
+        held = tensors_of(self.owner.model, self.owner.guide)
         graph = capture(lambda *flat: (self._eager(flat[len(held) :]),), *held, *batch)
         once, again = split_draws(graph)
         compiling = seconds > 2 * price(again)

@@ -14,15 +14,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .capture import CannotCapture, Graph, agrees, capture
 from .checkpoint import Run
-from .inputs import buffers_kept
+from .inputs import Batch, buffers_kept
 from .layout import Layout
 from .objectives import Objective
 from .randomness import forked_rng
 from .sites import in_plate
-from .store import owners_of
+from .store import owners_of, tensors_of
 from .weights import scaled_elbo
-
-Batch = tuple[Tensor, ...]
 
 
 class LossGraph(NamedTuple):
@@ -68,7 +66,8 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> Los
     Raises:
         CannotCapture: if they depend on values, or the graph gives other numbers.
     """
-    trained, held = tuple(run.trained), _held(run)
+    trained, ids = tuple(run.trained), {id(p) for p in run.trained}
+    held = tuple(t for t in tensors_of(run.model, run.guide) if id(t) not in ids)
     moved: list[nn.Parameter] = []
     other = tuple(x.flip(0) for x in batch)
 
@@ -113,13 +112,6 @@ def _value(run: Run, objective: ELBO, layout: Layout, knobs: Tensor | None, batc
     else:  # one after the other, as Pyro draws them
         bound = torch.stack([scaled_elbo(model, guide, *batch) / K for _ in range(K)]).sum()
     return -bound, bound.detach()
-
-
-def _held(run: Run) -> tuple[Tensor, ...]:
-    owners = owners_of(run.model, run.guide)
-    found = {id(t): t for t in [*run.buffers, *(p for owner in owners for p in owner.parameters())]}
-    trained = {id(p) for p in run.trained}
-    return tuple(t for key, t in found.items() if key not in trained)
 
 
 def loss_is_finite(run: Run, objective: ELBO, batch: Batch) -> bool:

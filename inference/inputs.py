@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Batch",
     "Batches",
     "Data",
     "Device",
@@ -31,6 +32,7 @@ from .store import owners_of
 from .weights import Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
+Batch = tuple[Tensor, ...]
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
 

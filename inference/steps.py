@@ -28,9 +28,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from .capture import CannotCapture, Graph, Outputs, agrees, capture
 from .checkpoint import Run
 from .compile import CannotCompile, Compile, compiled, price
-from .gradients import Batch, LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
+from .gradients import LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
 from .guards import Witnesses
-from .inputs import Batches, buffers_kept
+from .inputs import Batch, Batches, buffers_kept
 from .layout import Layout
 from .objectives import Objective
 from .updates import Update, update_of

@@ -6,7 +6,7 @@ name, whoever put it there: a second nameless module, or a second AutoGuide of o
 
 from __future__ import annotations
 
-__all__ = ["claim_parameters", "owners_of", "trainable"]
+__all__ = ["claim_parameters", "owners_of", "tensors_of", "trainable"]
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,6 +82,12 @@ def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules among programs, and those whose bound methods programs are."""
     owners = (getattr(program, "__self__", program) for program in programs)
     return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+def tensors_of(*programs: Callable[..., Any]) -> list[Tensor]:
+    """The parameters and buffers of the modules behind programs, each once."""
+    found = [t for owner in owners_of(*programs) for t in (*owner.parameters(), *owner.buffers())]
+    return list({id(t): t for t in found}.values())
 
 
 def trainable(

@@ -123,7 +123,8 @@ def fit(
     history = History()
 
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
-    begun = {} if earlier is None else read(earlier).get("settings", {})  # as it was begun, so it goes on
+    state = {} if earlier is None else read(earlier)
+    begun = state.get("settings", {})  # as it was begun, so it goes on
     with _training(model, guide, frozen, seed, device), product_route(train.where, begun.get("products")) as products:
         layout = _look(model, guide, train)
         seen = layout if held_out is None else _look(model, guide, held_out)
@@ -142,7 +143,7 @@ def fit(
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         if earlier is not None:
-            run.load(earlier)
+            run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
         steps = Steps(run, objective, layout, fixed, compile, full, rest)
