@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .capture import Graph, Outputs, in_a_line
 from .randomness import forked_rng
+from .rewrites import rewritten
 
 Compile = Literal["auto"] | bool
 
@@ -74,7 +75,7 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
     try:
         with torch.no_grad(), warnings.catch_warnings(), forked_rng():
             warnings.simplefilter("ignore")
-            fast: Callable[..., Any] = torch._inductor.compile(graph.module, list(copies), options=options)
+            fast: Callable[..., Any] = torch._inductor.compile(rewritten(graph.module), list(copies), options=options)
             fast(*copies)
     except Exception as error:
         raise CannotCompile(in_a_line(error)) from error

@@ -16,7 +16,7 @@ from math import isfinite
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import MakeScheduler, Run, read
@@ -148,15 +148,18 @@ def fit(
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
         steps = Steps(run, objective, layout, fixed, compile, full, rest)
         steps.begun = begun.get("compiled")
-        good, good_epoch, good_step = run.snapshot(), len(history.elbo), history.steps
+        good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
+        unproved: tuple[list[Tensor], int] | None = None
         with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
                 losses, bounds, last = steps.epoch(train)
-                look = checkpoint is not None or held_out is not None or epoch == epochs - 1
-                look = look or not steps.compiled or history.steps >= good_step + BLOCK
+                if unproved is not None and isfinite(losses[0]):
+                    good, good_epoch = unproved
+                unproved = None
+                look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
                 if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, last)):
                     run.restore(good)
                     raise FloatingPointError(
@@ -164,7 +167,9 @@ def fit(
                         f"are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
                 if look:
-                    good, good_epoch, good_step = run.snapshot(), epoch + 1, history.steps
+                    good, good_epoch, kept = run.snapshot(), epoch + 1, history.steps
+                elif history.steps >= kept + BLOCK:  # the first loss of the next epoch will say whether it is good
+                    unproved, kept = (run.snapshot(), epoch + 1), history.steps
                 history.elbo.append(_per_datum(bounds, layout, train.n))
                 if shaped:
                     history.shaped.append(-_per_datum(losses, layout, train.n))
