@@ -28,6 +28,7 @@ from .diagnostics import RunningWeights
 from .weights import Program, check_pair
 
 PILOT = 256  # draws per datum that decide how many are needed: the fit of k-hat has 48 weights
+_REDUCED = 2**15  # log weights that are reduced at once
 Draw = Callable[[Tensor | None, int], Tensor]  # positions of data (None: all), and k: log weights [k, N]
 
 
@@ -129,5 +130,10 @@ def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
 
 
 def _fill(weights: RunningWeights, draw: Draw, positions: Tensor | None, particles: int, block: int) -> None:
+    """Draw block after block; reduce them several at a time, which sorts the largest less often."""
+    waiting: list[Tensor] = []
     for first in range(0, particles, block):
-        weights.update(draw(positions, min(block, particles - first)))
+        waiting.append(draw(positions, min(block, particles - first)))
+        if first + block >= particles or len(waiting) * waiting[0].numel() >= _REDUCED:
+            weights.update(torch.cat(waiting))
+            waiting.clear()
