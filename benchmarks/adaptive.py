@@ -13,17 +13,11 @@ The table goes to results/adaptive.md, everything to results/adaptive.json.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
+import _common as common
 import torch
 
 from jensen.datasets import load
@@ -61,7 +55,8 @@ def main():
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start = common.started()
+    options.threads = torch.get_num_threads()
     data = load("binarized_mnist")
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(options.seed))
     test = data.test[order[: options.images]]
@@ -88,7 +83,7 @@ def main():
     for row in rows:
         row["share"] = row["evaluations"] / rows[0]["evaluations"]
         print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
-    _write(options, history, rows, time.perf_counter() - start)
+    _write(options, history, rows, start)
 
 
 def _runs(model, guide, test, options, **how):
@@ -125,53 +120,27 @@ def _row(name, found, reference):
     return row
 
 
-def _write(options, history, rows, seconds):
+def _write(options, history, rows, start):
     """The table, and all there is to know about how it was made."""
-    provenance = {
-        "command": " ".join(["python", "benchmarks/adaptive.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": _run("git", "describe", "--always", "--dirty"),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")},
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds),
-        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items()},
-        "model_seconds": round(history.seconds),
-        "model_training_elbo": history.elbo[-1],
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "adaptive.json").write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=2) + "\n")
-    lines = [" | ".join(["", *(title for title, _ in COLUMNS), ""]).strip()]
-    lines.append("|" + " --- |" * len(COLUMNS))
-    lines += [" | ".join(["", *(_cell(row[key], key) for _, key in COLUMNS), ""]).strip() for row in rows]
-    about = (
+    about = common.provenance(
+        __file__, options, start, model_seconds=round(history.seconds), model_training_elbo=history.elbo[-1]
+    )
+    text = (
         f"Statically binarized MNIST, a 784-200-200-50 Bernoulli VAE, mean-field guide, {options.epochs} epochs; "
         f"{options.images} random test images, {options.repeats} repeats, errors of log p(x) in nats per image: the "
         "95th percentile and the largest over the images. The deviation is from a pooled reference, whose own error is "
         f"not small for the hardest. k-hat is above 0.7 for {100 * rows[0]['unreliable']:.0f} % of the images.\n"
-        f"Made by `{provenance['command']}` on {provenance['date']}, commit {provenance['commit']}, "
-        f"{provenance['processor']}, {provenance['threads']} threads, torch {provenance['versions']['torch']}, in "
-        f"{provenance['seconds']} s."
     )
-    (options.out / "adaptive.md").write_text(about + "\n\n" + "\n".join(lines) + "\n")
+    table = common.table(
+        [title for title, _ in COLUMNS], [[_cell(row[key], key) for _, key in COLUMNS] for row in rows]
+    )
+    common.write(options, "adaptive", about, {"rows": rows}, f"{text}{common.made_by(about)}\n\n{table}")
 
 
 def _cell(value, key):
     if key in ("share", "converged"):
         return "-" if value is None else f"{100 * value:.0f} %"
     return value if isinstance(value, str) else f"{value:,.0f}" if key == "evaluations" else f"{value:.2f}"
-
-
-def _run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() or "unknown"
-
-
-def _processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 if __name__ == "__main__":

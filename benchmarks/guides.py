@@ -12,17 +12,11 @@ The table goes to results/guides.md, everything else to results/guides.json, aft
 
 import argparse
 import copy
-import datetime
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
+import _common as common
 import torch
 
 from jensen.datasets import load
@@ -87,7 +81,8 @@ def main():
     add("--only", default="", help="names of guides, separated by commas; all if empty")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start = common.started()
+    options.threads = torch.get_num_threads()
     data = load("binarized_mnist")
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(options.seed))
     test = data.test[order[: options.images]]
@@ -115,7 +110,7 @@ def main():
         else:
             guide, seconds = SemiAmortized(mean_field, model, steps=10), mean_field_seconds
         rows.append(_measure(name, model, guide, test, seconds, options))
-        _write(options, history, rows, time.perf_counter() - start)
+        _write(options, history, rows, start)
 
 
 def _settings(epochs, lr, seed):
@@ -161,36 +156,20 @@ def _measure(name, model, guide, test, seconds, options):
     return row
 
 
-def _write(options, history, rows, seconds):
+def _write(options, history, rows, start):
     """The table, and all there is to know about how it was made."""
-    provenance = {
-        "command": " ".join(["python", "benchmarks/guides.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": _run("git", "describe", "--always", "--dirty"),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")},
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds),
-        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items()},
-        "model_seconds": round(history.seconds),
-        "model_training_elbo": history.elbo[-1],
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "guides.json").write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=2) + "\n")
-    lines = [" | ".join(["", *(title for title, _ in COLUMNS), ""]).strip()]
-    lines.append("|" + " --- |" * len(COLUMNS))
-    lines += [" | ".join(["", *(_cell(row, key) for _, key in COLUMNS), ""]).strip() for row in rows]
+    about = common.provenance(
+        __file__, options, start, model_seconds=round(history.seconds), model_training_elbo=history.elbo[-1]
+    )
     s = options
-    about = (
+    text = (
         f"Statically binarized MNIST, one frozen 784-200-200-50 decoder, {s.images} random test images, {s.particles} "
         "particles, nats per image. ± is the standard error over the images; k>0.7 the share of images where neither "
         "the guide's estimate of log p(x) nor that of the local optimum is reliable. The approximation gap is an upper "
         "bound, and a poor one for a family of which few images had converged.\n"
-        f"Made by `{provenance['command']}` on {provenance['date']}, commit {provenance['commit']}, "
-        f"{provenance['processor']}, {provenance['threads']} threads, torch {provenance['versions']['torch']}."
     )
-    (options.out / "guides.md").write_text(about + "\n\n" + "\n".join(lines) + "\n")
+    table = common.table([title for title, _ in COLUMNS], [[_cell(row, key) for _, key in COLUMNS] for row in rows])
+    common.write(options, "guides", about, {"rows": rows}, f"{text}{common.made_by(about)}\n\n{table}")
 
 
 def _cell(row, key):
@@ -202,17 +181,6 @@ def _cell(row, key):
     if key == "gained":
         return f"{value:.3f}"
     return f"{value:,.0f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-
-
-def _run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() or "unknown"
-
-
-def _processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 if __name__ == "__main__":
