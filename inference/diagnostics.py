@@ -42,6 +42,7 @@ class RunningWeights:
         self.particles = particles
         self.seen = 0
         self.rows = rows
+        self._fitted: tuple[Tensor, Tensor] | None = None
         self._retained = max(tail_length(particles) + 1, _RETAINED)  # the first below the tail is its threshold
 
     def update(self, log_w: Tensor) -> None:
@@ -84,6 +85,7 @@ class RunningWeights:
         self._top = torch.cat([self._top, log_w])
         self._top = self._top.topk(min(self._retained, len(self._top)), dim=0).values  # [<= retained, N], descending
         self.seen = count
+        self._fitted = None
 
     def select(self, keep: Tensor) -> None:
         """Go on with some of the data only.
@@ -91,6 +93,7 @@ class RunningWeights:
         Args:
             keep: their positions, [N'].
         """
+        self._fitted = None
         for name in ("rows", "_max", "_mean", "_spread", "zero_weights", "_power", "_top"):
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, values[..., keep.to(values.device)])
@@ -132,7 +135,7 @@ class RunningWeights:
     @property
     def pareto_k(self) -> Tensor:
         """Pareto k-hat of the largest weights: [N]; NaN for fewer than 25 particles."""
-        return fit_tail(self._top, tail_length(self.seen), self._resolution)[0]
+        return self._tail()[0]
 
     @property
     def delta(self) -> tuple[Tensor, Tensor]:
@@ -178,13 +181,19 @@ class RunningWeights:
         tail = tail_length(self.seen)
         if not tail:
             return self._unknown()
-        k, scale = fit_tail(self._top, tail, self._resolution)
+        k, scale = self._tail()
         shift = self._max.nan_to_num(neginf=0.0)
         raw = (self._top[:tail] - shift).exp()
         smooth = (smoothed_tail(self._top, tail, k, scale) - shift).exp()
         total = self._power[0] + (smooth - raw).sum(0)
         square = self._power[1] + (smooth.square() - raw.square()).sum(0)
         return self._log_mean(total), self._delta_method(total, square)
+
+    def _tail(self) -> tuple[Tensor, Tensor]:
+        """The Pareto fit to the largest weights so far: k-hat and scale, [N] and [N]."""
+        if self._fitted is None:
+            self._fitted = fit_tail(self._top, tail_length(self.seen), self._resolution)
+        return self._fitted
 
     def _log_mean(self, total: Tensor) -> Tensor:
         return self._max.nan_to_num(neginf=0.0) + total.log() - math.log(self.seen)

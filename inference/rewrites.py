@@ -1,8 +1,8 @@
 r"""Rewriting of captured graphs before they are compiled: the same numbers to rounding, by cheaper operations.
 
 - A product with a bias added becomes a product and a sum, which joins the loop of what follows it.
-- Tanh in single precision takes one exponential, 2 sigmoid(2x) - 1, and its series where \|x\| < 1/2, which keeps it
-  within three units in the last place.
+- Tanh in single precision becomes a quotient of polynomials, that of the Eigen library (Guennebaud and Jacob, 2010),
+  within four units in the last place.
 - The log-likelihood of Bernoulli features takes one logarithm for up to a hundred of them:
 
 .. math:: \sum_d \log(1 + e^{-|l_d|}) = \sum_j \log \prod_i (1 + e^{-|l_{ij}|})
@@ -23,8 +23,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 _ops = torch.ops.aten
-# the series of tanh from x^15 down to x
-_TANH = (-929569 / 638512875, 21844 / 6081075, -1382 / 155925, 62 / 2835, -17 / 315, 2 / 15, -1 / 3, 1.0)
+_ABOVE: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
+_ABOVE += (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # x^13, x^11, ..., x
+_BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)  # x^6, ..., 1
+_LINEAR, _CERTAIN = 4e-4, 7.90531110763549805  # below the first tanh x is x, from the second on it is 1
 _LANES, _FACTORS = (16, 8), 100
 
 
@@ -76,14 +78,18 @@ def _tanh(write: _Writer, node: Node) -> None:
     value = node.meta["val"]
     if value.dtype != torch.float32 or value.is_cuda:
         return
-    large = write(_ops.sigmoid.default, write(_ops.mul.Tensor, x, 2.0))
-    large = write(_ops.sub.Tensor, write(_ops.mul.Tensor, large, 2.0), 1.0)
-    square = write(_ops.mul.Tensor, x, x)
-    series: Any = _TANH[0]
-    for term in _TANH[1:]:
-        series = write(_ops.add.Tensor, write(_ops.mul.Tensor, square, series), term)
-    near = write(_ops.lt.Scalar, write(_ops.abs.default, x), 0.5)
-    _replace(node, write(_ops.where.self, near, write(_ops.mul.Tensor, x, series), large))
+    inside = write(_ops.clamp.default, x, -_CERTAIN, _CERTAIN)
+    square = write(_ops.mul.Tensor, inside, inside)
+
+    def polynomial(terms: tuple[float, ...]) -> Any:
+        value: Any = terms[0]
+        for term in terms[1:]:
+            value = write(_ops.add.Tensor, write(_ops.mul.Tensor, square, value), term)
+        return value
+
+    ratio = write(_ops.div.Tensor, write(_ops.mul.Tensor, inside, polynomial(_ABOVE)), polynomial(_BELOW))
+    small = write(_ops.lt.Scalar, write(_ops.abs.default, x), _LINEAR)
+    _replace(node, write(_ops.where.self, small, x, ratio))
 
 
 def _bernoulli(write: _Writer, node: Node) -> None:
