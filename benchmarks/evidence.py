@@ -34,7 +34,7 @@ HIDDEN, LATENT = [200, 200], 50
 SETTINGS = {  # rows: the data that are run at once; jensen finds the same number for 784 features by itself
     "K = 5000": {"particles": 5000, "rows": 41, "data": 41},
     "K = 500": {"particles": 500, "rows": 41, "data": 410},
-    "K = 50": {"particles": 50, "rows": 41, "data": 4100},
+    "K = 50": {"particles": 50, "rows": 53, "data": 4240},
 }
 OURS = "jensen"
 TARGETS = {"K = 5000": {"Pyro": 0.3, "by hand": 0.75, "JAX": 0.6, "products": 2.0}}

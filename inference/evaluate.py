@@ -111,15 +111,17 @@ def evaluate(
         parts: list[dict[str, Tensor]] = []
         if separate:
             rows = -(-n // -(-n // rows))  # batches of about the same size
+        checked = rows * max(1, _CHECKED // rows)  # data that the pair is checked on at once
         weights: LogWeights | None = None
         total = n * particles if tolerance is None else None
         with tqdm(total=total, disable=not progress, desc="evaluate", unit_scale=True) as bar:
             for start in range(0, n, rows):
                 batch = tuple(x[start : start + rows] for x in tensors)
-                layout = check_pair(model, guide, *batch)
-                if separate:
-                    expect_rows(layout, len(batch[0]))
-
+                if start % checked == 0:
+                    some = tuple(x[start : start + checked] for x in tensors)
+                    layout = check_pair(model, guide, *some)
+                    if separate:
+                        expect_rows(layout, len(some[0]))
                 weights = LogWeights(model, guide, layout.nesting, compile) if weights is None else weights
                 left = (n - start) // rows if tolerance is None else None
 
@@ -158,6 +160,9 @@ def evaluate(
     )
     _doubt(evidence)
     return evidence
+
+
+_CHECKED = 512
 
 
 def _doubt(evidence: Evidence) -> None:
