@@ -156,7 +156,7 @@ def slope(sizes, costs):
 def provenance(script, options, start, **more):
     """All there is to know about how a result was made; ``start`` is what :func:`started` gave."""
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *_arguments()]),
         "date": datetime.date.today().isoformat(),
         "commit": _run("git", "describe", "--always", "--dirty"),
         "python": platform.python_version(),
@@ -166,7 +166,7 @@ def provenance(script, options, start, **more):
         "load_before": start["load"],
         "load_after": os.getloadavg(),
         "seconds": round(time.perf_counter() - start["time"]),
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        "settings": {name: v for name, v in vars(options).items() if name != "out"},
         **more,
     }
 
@@ -210,6 +210,12 @@ def add_arguments(parser, rounds=5):
     add("--out", type=Path, default=HERE / "results")
     add("--contender", default="", help="be this contender and wait for questions (used by the script itself)")
     add("--route", default="", help="the route of float32 products of a contender")
+
+
+def _arguments():
+    """What was given on the command line, but for where the results go."""
+    given = sys.argv[1:]
+    return [a for before, a in zip(["", *given], given, strict=False) if "--out" not in (before, a)]
 
 
 def _version(name):
