@@ -44,8 +44,8 @@ class Bounds(Record):
         -2.5
         >>> print(b)
         bounds on log p(x), nats per datum ± their standard error
-        particles           from below
-        ------------------------------
+        particles          from below
+        -----------------------------
         1                -2.50 ± 0.10
         2                -2.20 ± 0.10
         log p(x), exact  -2.00

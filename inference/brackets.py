@@ -97,7 +97,8 @@ class Sandwich(Record):
         []
         >>> print(found)
         3 data drawn from the model, nats per datum (± of the mean over these data)
-                                            lower            upper            width
+                                               lower           upper          width
+        ---------------------------------------------------------------------------
         importance-weighted, K = 100  -2.000 ± 0.000  -1.000 ± 0.000  1.000 ± 0.000
         annealed, C = 8, T = 10       -1.600 ± 0.000  -1.400 ± 0.000  0.200 ± 0.000
     """
@@ -216,7 +217,7 @@ class Sandwich(Record):
             cells = ((s[key][part], s[key][f"{part}_error"]) for part in ("lower", "upper", "width"))
             rows.append([name, *(with_error(value, error) for value, error in cells)])
         if self.exact is not None:
-            digits = digits_of(s["annealed"]["lower_error"], s["weighted"]["lower_error"])
+            digits = digits_of(None, s["annealed"]["lower_error"], s["weighted"]["lower_error"])
             rows.append([_EXACT, *[decimals(s["exact"], digits)] * 2, ""])
         above = (
             f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not quite "

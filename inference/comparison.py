@@ -196,7 +196,7 @@ def _levels(s: Any, split: Any, unit: float, offset: float | None) -> list[str]:
         shown(s["log_evidence"], data, noise, level=True),
         *(shown(error, data, noise) for error in (data, noise)),
         shown(s["exact"], exact_data, noise, level=True),
-        shown(s["gap"] if split is None else split["gap"], s["gap_data_error"], noise, elbo_noise),
+        shown(s["gap"] if split is None else split["gap"], s["gap_data_error"], math.hypot(noise, elbo_noise)),
     ]
 
 

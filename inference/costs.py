@@ -116,7 +116,7 @@ class Gaps(Record):
     def _table(self) -> Table:
         s = self.summary()
         parts = (s["approximation_mc_error"], s["amortization_mc_error"])
-        rows = [result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, *parts)]
+        rows = [result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, math.hypot(*parts))]
         for name, cause in (("approximation", "the family"), ("amortization", "the encoder")):
             errors = (s[f"{name}_data_error"], s[f"{name}_mc_error"])
             rows.append(result_row(f"  {name} ({cause})", s[name], *errors))

@@ -160,7 +160,7 @@ class Evidence(Record):
                 for name in self.corrected
             ),
             result_row("log p(x), exact", s["exact"], s["exact_data_error"], None, noise[1]),
-            result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, *noise),
+            result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, math.hypot(*noise)),
         ]
         what = "all data jointly" if self.joint else f"{s['n']} data"
         head = f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum")

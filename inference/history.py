@@ -85,11 +85,11 @@ class History(Record):
     def _line(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
         if self.elbo:
-            text += f": training bound {self.elbo[0]:.3f} -> {self.elbo[-1]:.3f} nats per datum"
+            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} nats per datum"
         if self.validation:
-            text += f", validation {self.validation[-1]:.3f}"
+            text += f", validation {decimals(self.validation[-1])}"
         if self.best_epoch is not None:
-            text += f", kept epoch {self.best_epoch} at {self.validation[self.best_epoch - 1]:.3f}"
+            text += f", kept epoch {self.best_epoch} at {decimals(self.validation[self.best_epoch - 1])}"
         return text
 
     def _columns(self) -> tuple[str, list[Any], dict[str, Any]]:

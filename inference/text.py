@@ -29,10 +29,22 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def digits_of(*errors: float | None) -> int:
-    """The decimals that show two digits of the smallest of these errors: at most 4; 3 where no error is known."""
-    known = [error for error in errors if error is not None and 0 < error < math.inf]
-    return min(4, max(0, 1 - math.floor(math.log10(min(known))))) if known else 3
+def digits_of(data: float | None, *others: float | None) -> int:
+    """The decimals that show two digits of the smallest error of a number, at most 4; 3 where no error is known.
+
+    Args:
+        data: its error over the data, of which no more than three digits are shown.
+        others: its other errors.
+    """
+    known = [_two_digits(error) for error in (data, *others) if error is not None and 0 < error < math.inf]
+    if not known:
+        return 3
+    most = _two_digits(data) + 1 if data is not None and 0 < data < math.inf else 4
+    return max(0, min(max(known), 4, most))
+
+
+def _two_digits(error: float) -> int:
+    return 1 - math.floor(math.log10(error))
 
 
 def with_error(value: float, error: float) -> str:
