@@ -7,14 +7,17 @@ from .ais import AIS, ais
 from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
-from .compare import Comparison, Row, compare
+from .callbacks import Callback, CSVLogger, TensorBoardLogger
+from .compare import compare
+from .comparison import Comparison, Row
+from .costs import Gaps
 from .diagnostics import pareto_k
 from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evaluate import evaluate
 from .evidence import Evidence
 from .exact import ExactEvidence, HasEvidence, exact_log_evidence
-from .gaps import Gaps, gaps
+from .gaps import gaps
 from .history import History
 from .mcmc import mcmc_posterior
 from .objectives import IWAE, Renyi
@@ -35,7 +38,9 @@ __all__ = [
     "IWAE",
     "Bounds",
     "Bracket",
+    "CSVLogger",
     "Calibration",
+    "Callback",
     "Comparison",
     "CyclicalAnnealing",
     "Evidence",
@@ -53,6 +58,7 @@ __all__ = [
     "Renyi",
     "Row",
     "Sandwich",
+    "TensorBoardLogger",
     "Terms",
     "ais",
     "bounds",
