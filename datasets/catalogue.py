@@ -96,8 +96,8 @@ _OMNIGLOT = Card(
     "Induction; Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders",
     address="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
     access=_PUT,
-    note="Grey values are averages, usually binarized at random at every sight, as for the published results. Labels are "
-    "alphabets. No SHA-256 of the file is known: its arrays are checked for shape and range instead.",
+    note="Grey values are averages, usually binarized at random at every sight, as for the published results. "
+    "Labels are alphabets. No SHA-256 of the file is known: its arrays are checked for shape and range instead.",
     results=(
         Result("VAE, 1 stochastic layer", 108.11, "nats", _BURDA),
         Result("VAE, 2 stochastic layers", 107.58, "nats", _BURDA),
@@ -114,7 +114,8 @@ _CALTECH = Card(
     levels=2,
     classes=101,
     licence="none stated",
-    citation="Marlin, Swersky, Chen and de Freitas (2010), Inductive Principles for Restricted Boltzmann Machine Learning",
+    citation="Marlin, Swersky, Chen and de Freitas (2010), Inductive Principles for Restricted Boltzmann Machine "
+    "Learning",
     address="https://people.cs.umass.edu/~marlin/data.shtml",
     access=_PUT,
     note="Zeros and ones as published; some authors exchange them. No SHA-256 of the file is known: its arrays are "
@@ -152,7 +153,9 @@ _CIFAR10 = Card(
     results=(
         Result("Real NVP", 3.49, "bits/dim", "Dinh et al. 2017, https://arxiv.org/abs/1605.08803"),
         Result("Glow", 3.35, "bits/dim", "Kingma & Dhariwal 2018, https://arxiv.org/abs/1807.03039"),
-        Result("ResNet VAE with IAF, at most", 3.11, "bits/dim", "Kingma et al. 2016, https://arxiv.org/abs/1606.04934"),
+        Result(
+            "ResNet VAE with IAF, at most", 3.11, "bits/dim", "Kingma et al. 2016, https://arxiv.org/abs/1606.04934"
+        ),
         Result("PixelRNN", 3.00, "bits/dim", _PIXEL),
         Result("PixelCNN++", 2.92, "bits/dim", "Salimans et al. 2017, https://arxiv.org/abs/1701.05517"),
         Result("NVAE, at most", 2.91, "bits/dim", "Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898"),

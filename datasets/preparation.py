@@ -114,7 +114,7 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
         raise ValueError(f"{data.name} is binary: there is nothing to binarize")
     for split in SPLITS:
         x = getattr(data, split)
-        if x.numel() and not (0 <= x.min() and x.max() <= 1):
+        if x.numel() and (x.min() < 0 or x.max() > 1):
             raise ValueError(
                 f"binarize needs values between 0 and 1, but {data.name} has values from {x.min():g} to {x.max():g}; "
                 "if they are grey levels, say how many: levels=256"
@@ -125,7 +125,13 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
         "sample": lambda x: torch.bernoulli(x, generator=noise),
     }[how]
     return replace(
-        data, **_each(data, change), value_range=(0.0, 1.0), levels=2, binarized=how, log_density=None, dequantized=False
+        data,
+        **_each(data, change),
+        value_range=(0.0, 1.0),
+        levels=2,
+        binarized=how,
+        log_density=None,
+        dequantized=False,
     )
 
 
