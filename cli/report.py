@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["draw_bounds", "draw_gaps", "draw_images"]
+__all__ = ["draw_bounds", "draw_gaps", "draw_images", "draw_training", "prior_means", "save"]
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import Comparison, bounds, terms
+from jensen.inference import Comparison, History, bounds, terms
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
@@ -35,7 +36,7 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
     for name, curve in hidden.items():
         title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
     ax.set_title(title, fontsize="medium")
-    return [_save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
+    return [save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
@@ -46,18 +47,18 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
         return []
     ax = plot_gaps(found)
     ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize="medium")
-    return [_save(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
+    return [save(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
-    if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
-        drawn.append(_save(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
+    if all(model.latents.get("z", [0])[0] > 1 for model, _ in pairs.values()):  # type: ignore[union-attr]
+        drawn.append(save(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
     if data.image_shape is not None:
-        drawn.append(_save(_samples(pairs, data, test, seed), out / "samples.png"))
-        drawn.append(_save(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
+        drawn.append(save(_samples(pairs, data, test, seed), out / "samples.png"))
+        drawn.append(save(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
     return drawn
 
 
@@ -79,13 +80,33 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
-        means = terms(model, PriorGuide(model), few).p["x"].mean[0]
-        panels[f"{name}: E[x | z], z ~ p(z)"] = means
+        panels[f"{name}: E[x | z], z ~ p(z)"] = prior_means(model, few)
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         plot_images(images, data.image_shape, columns=6, value_range=data.value_range, title=title, ax=ax)
     return figure
+
+
+@torch.no_grad()
+def prior_means(model: nn.Module, like: Tensor) -> Tensor:
+    """E[x | z] at draws of z from the prior: as many as, and of the shape of, the data given, [N, X]."""
+    return terms(model, PriorGuide(model), like).p["x"].mean[0]
+
+
+def draw_training(out: Path, history: History, title: str) -> list[str]:
+    """Draw the curve of a training run; the file's name."""
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    ax = figure.subplots()
+    epochs = range(1, len(history.elbo) + 1)
+    ax.plot(epochs, history.elbo, label="training")
+    if history.validation:
+        ax.plot(epochs, history.validation, "--", label="validation ELBO")
+        ax.legend(fontsize="small")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("bound, nats per datum")
+    ax.set_title(title, fontsize="medium")
+    return [save(figure, out / "training.png")]
 
 
 def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
@@ -118,6 +139,9 @@ def _window(curves: list[Tensor]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def _save(figure: Figure, path: Path) -> str:
-    figure.savefig(path, dpi=150)
-    return path.name
+def save(figure: Figure, path: Path) -> str:
+    """Write a picture as PNG, and as PDF beside it; the name of the PNG."""
+    with rc_context({"pdf.fonttype": 42}):
+        for kind in (".png", ".pdf"):
+            figure.savefig(path.with_suffix(kind), dpi=150)
+    return path.with_suffix(".png").name

@@ -7,6 +7,7 @@ from .ais import AIS, ais
 from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
+from .checkpoint import restore
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .distance import GuideDistance
@@ -69,6 +70,7 @@ __all__ = [
     "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
+    "restore",
     "sandwich",
     "simulate",
     "terms",

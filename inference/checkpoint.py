@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MakeScheduler", "Run", "read", "write"]
+__all__ = ["MakeScheduler", "Run", "read", "restore", "write"]
 
 import os
 import pickle
@@ -62,10 +62,7 @@ class Run:
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""
-        owners = {"model": owners_of(self.model), "guide": owners_of(self.guide)}
-        modules = [(prefix, module) for prefix, found in owners.items() for module in found]
-        known = {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
-        store = pyro.get_param_store()
+        known, store = _named(self.model, self.guide), pyro.get_param_store()
         return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
 
     def snapshot(self) -> list[Tensor]:
@@ -122,6 +119,64 @@ class Run:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
+def _named(model: Program, guide: Program) -> dict[int, str]:
+    """The names of the parameters that the pair's modules own, by the parameters' ids."""
+    owners = {"model": owners_of(model), "guide": owners_of(guide)}
+    modules = [(prefix, module) for prefix, found in owners.items() for module in found]
+    return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
+
+
+@torch.no_grad()
+def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], *, best: bool = True) -> History:
+    """Put the parameters of a checkpoint into a pair, to measure it or to draw from it.
+
+    The file is read with ``weights_only=True``: nothing in it is run. To go on training, give it to
+    :func:`~jensen.inference.fit` instead.
+
+    Args:
+        model: one half of a pair built as that of the run was.
+        guide: the other half.
+        checkpoint: the file that ``fit(..., checkpoint=...)`` wrote.
+        best: whether to take the parameters of the best validation epoch, where the run had ``patience``; otherwise
+            those of the last epoch.
+
+    Returns:
+        The :class:`~jensen.inference.History` so far.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is torn, or of another pair.
+
+    Example:
+        >>> import tempfile
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.inference import fit
+        >>> from jensen.models import PPCA
+        >>> model, copy = PPCA(5, latent=2), PPCA(5, latent=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = f"{folder}/checkpoint.pt"
+        ...     _ = fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=2, checkpoint=file, progress=False)
+        ...     history = restore(copy, ExactPosterior(copy), file)
+        >>> len(history.elbo), torch.equal(copy.weight, model.weight)
+        (2, True)
+    """
+    state = read(checkpoint)
+    owned, names = _named(model, guide), state["names"]
+    parameters = {p for module in owners_of(model, guide) for p in module.parameters()}
+    own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
+    buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
+    values = state["best"] if best and state["best"] is not None else state["parameters"]
+    values, given = values[-len(names) :], values[: -len(names)]
+    if set(names) - set(own) or [b.shape for b in buffers] != [b.shape for b in given]:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of another pair: only it has {sorted(set(names) - set(own))}, only this "
+            f"pair has {sorted(set(own) - set(names))}; build the pair as it was"
+        )
+    for target, value in zip([*buffers, *(own[name] for name in names)], [*given, *values], strict=True):
+        target.copy_(value)
+    return History(**state["history"])
+
+
 def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write a checkpoint: to a temporary file first, so that a crash leaves the last good one."""
     target = Path(path)
@@ -132,8 +187,11 @@ def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
         "python": platform.python_version(),
     }
     partial = target.with_name(target.name + f".{os.getpid()}.partial")
-    torch.save({"jensen_checkpoint": FORMAT, "versions": versions, **state}, partial)
-    os.replace(partial, target)
+    try:
+        torch.save({"jensen_checkpoint": FORMAT, "versions": versions, **state}, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
