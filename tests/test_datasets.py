@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jensen.datasets import files, load, loaders
+from jensen.datasets import files, load, published
 from jensen.datasets.files import File, locate, read_idx
 
 
@@ -87,7 +87,7 @@ def test_the_published_text_files_hold_the_same_images(tmp_path, monkeypatch):
     expected = load("binarized_mnist", dtype=torch.uint8)
     folder = tmp_path / "binarized_mnist"
     folder.mkdir()
-    for file, split in zip(loaders._AMAT, ("train", "validation", "test"), strict=True):
+    for file, split in zip(published._AMAT, ("train", "validation", "test"), strict=True):
         text = np.full((len(getattr(expected, split)), 2 * 784), ord(" "), dtype=np.uint8)
         text[:, ::2] = getattr(expected, split).numpy() + ord("0")
         text[:, -1] = ord("\n")
