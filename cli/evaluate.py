@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     how |= {"tolerance": options.tolerance, "particles": options.particles}
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
-        (model, guide, history), (name,) = next(iter(trained.values())), trained
+        (name, (model, guide, _)) = next(iter(trained.items()))
         found = {name: evaluate(model, guide, x, **how)}
         table = None
         text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(found[name], data, options.bits)])

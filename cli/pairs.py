@@ -1,4 +1,4 @@
-"""Models, guides, likelihoods and objectives by name: one table for ``train``, ``evaluate``, ``sample`` and ``compare``.
+"""Models, guides, likelihoods and objectives by name: one table, which all commands share.
 
 A name stands for a class of :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families` or
 :mod:`jensen.inference`; what a run folder stores is names and numbers alone.
@@ -227,7 +227,9 @@ def objective_of(training: Mapping[str, Any]) -> ELBO | IWAE | Renyi:
     name = training["objective"]
     for option, home in (("alpha", "renyi"), ("beta", "elbo")):
         if training[option] is not None and name != home:
-            raise ValueError(f"--{option} is a setting of --objective {home}, but the objective is {name}: leave it out")
+            raise ValueError(
+                f"--{option} is a setting of --objective {home}, but the objective is {name}: leave it out"
+            )
     more = {option: training[option] for option in ("alpha", "beta") if training[option] is not None}
     return OBJECTIVES[name](num_particles=training["particles"], gradient=training["gradient"], **more)
 

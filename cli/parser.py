@@ -80,7 +80,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(
-                action, f"there is no {action.metavar or action.dest} {value!r}; {suggestion(str(value), action.choices)}"
+                action,
+                f"there is no {action.metavar or action.dest} {value!r}; {suggestion(str(value), action.choices)}",
             )
 
     def error(self, message: str) -> NoReturn:

@@ -79,7 +79,7 @@ class RunFolder:
                 f"{path} holds a run: --resume goes on with it, --overwrite begins it anew, --run DIR takes another "
                 "folder"
             )
-        if holds and "configuration.json" not in holds or path.is_file():
+        if (holds and "configuration.json" not in holds) or path.is_file():
             raise ValueError(f"{path} is there and is no run folder: take another with --run DIR")
         folder.clear()
         path.mkdir(parents=True, exist_ok=True)

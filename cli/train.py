@@ -7,7 +7,6 @@ __all__ = ["run"]
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -153,7 +152,9 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
                 "now: leave it out, or train into another folder"
             )
     _take_epochs(folder, options)
-    found = {name: (now, then) for name, now in versions().items() if now != (then := folder.configuration["versions"][name])}
+    found = {
+        name: (now, then) for name, now in versions().items() if now != (then := folder.configuration["versions"][name])
+    }
     for name, (now, then) in found.items():
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
     folder.tidy()
