@@ -8,6 +8,7 @@ from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .compare import Comparison, Row, compare
+from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
@@ -58,6 +59,8 @@ __all__ = [
     "bounds",
     "calibrate",
     "compare",
+    "decode",
+    "encode",
     "evaluate",
     "exact_log_evidence",
     "fit",
@@ -69,6 +72,7 @@ __all__ = [
     "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
+    "reconstruct",
     "sandwich",
     "simulate",
     "terms",
