@@ -10,6 +10,7 @@ from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .checkpoint import restore
 from .compare import Comparison, Row, compare
+from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
@@ -63,6 +64,8 @@ __all__ = [
     "bounds",
     "calibrate",
     "compare",
+    "decode",
+    "encode",
     "evaluate",
     "exact_log_evidence",
     "fit",
@@ -74,6 +77,7 @@ __all__ = [
     "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
+    "reconstruct",
     "restore",
     "sandwich",
     "simulate",
