@@ -92,12 +92,12 @@ def _bits(evidence: Evidence, data: Dataset, bits: bool) -> str:
 
 
 def _table(table: Comparison, data: Dataset, bits: bool) -> str:
-    unit = f"bits per dimension (of minus the value){_offset(data)}" if bits else "nats per datum"
+    unit = f"bits per dimension of minus the value{_offset(data)}" if bits else "nats per datum"
     return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset)}\n\n{table.sentence()}"
 
 
 def _offset(data: Dataset) -> str:
-    return f" (log2 {data.levels} of the grey-level scale is added)" if data.bits_offset else ""
+    return f" (with log2 {data.levels} of the grey-level scale added)" if data.bits_offset else ""
 
 
 def _report(

@@ -137,6 +137,7 @@ def _train(command: Parser) -> None:
         action="store_true",
         help="go on with the run in DIR, as it was begun; a larger --epochs trains it for longer",
     )
+    add("--no-pictures", action="store_true", help="leave the pictures out")
     add("--overwrite", action="store_true", help="begin anew where DIR holds a run")
 
 

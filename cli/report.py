@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["draw_bounds", "draw_gaps", "draw_images", "draw_training", "prior_means", "save"]
+__all__ = ["draw_bounds", "draw_gaps", "draw_images", "draw_run", "images_of"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import Comparison, History, bounds, terms
-from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent
+from jensen.inference import Comparison, History, bounds, decode, encode, reconstruct, simulate, terms
+from jensen.inference.randomness import private_randomness
+from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_training, save
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
@@ -36,7 +38,7 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
     for name, curve in hidden.items():
         title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
     ax.set_title(title, fontsize="medium")
-    return [save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
+    return [_keep(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
@@ -47,7 +49,7 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
         return []
     ax = plot_gaps(found)
     ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize="medium")
-    return [save(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
+    return [_keep(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -55,11 +57,58 @@ def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Te
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
     if all(model.latents.get("z", [0])[0] > 1 for model, _ in pairs.values()):  # type: ignore[union-attr]
-        drawn.append(save(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
+        drawn.append(_keep(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
     if data.image_shape is not None:
-        drawn.append(save(_samples(pairs, data, test, seed), out / "samples.png"))
-        drawn.append(save(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
+        drawn.append(_keep(_samples(pairs, data, test, seed), out / "samples.png"))
+        drawn.append(_keep(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
     return drawn
+
+
+def draw_run(
+    out: Path,
+    facts: Mapping[str, Any],
+    pair: tuple[nn.Module, nn.Module],
+    history: History,
+    test: Tensor,
+    labels: Tensor | None,
+    seed: int,
+) -> list[str]:
+    """Draw what a run folder shows: its curve, and what the pair makes of test data; the files' names.
+
+    Args:
+        out: the run folder.
+        facts: of the data, as the configuration has them.
+        pair: model and guide.
+        history: of the training.
+        test: data, [N, X].
+        labels: their classes, [N], if any.
+        seed: of the draws.
+    """
+    model, guide = pair
+    drawn = {"training": plot_training(history)}
+    with private_randomness(seed):
+        latents, _ = simulate(model, 4000 if facts["image_shape"] is None else 50)
+        if facts["image_shape"] is not None:
+            few = test[:20]
+            again = reconstruct(model, guide, few)
+            rows = [part for pair in zip(few.split(10), again.split(10), strict=True) for part in pair]
+            labelled = ["x", "E[x | z]"] * (len(rows) // 2)
+            drawn["samples"] = images_of(decode(model, latents), facts)
+            drawn["reconstructions"] = images_of(torch.cat(rows), facts, min(10, len(few)), labelled)
+        site = "z" if "z" in latents else "z_1"
+        if latents[site].shape[-1] > 1:
+            drawn["latent-map"] = plot_latent(encode(model, guide, test)[site], labels)
+    return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
+
+
+def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10, row_labels: Sequence[str] = ()) -> Axes:
+    """A picture of images [N, X], whose planes stand one after the other in a row of X, as facts of the data say."""
+    height, width = facts["image_shape"]
+    planes = facts["channels"]
+    low, high = facts["value_range"] or (float(x.min()), float(x.max()))
+    shape = (height, width) if planes == 1 else (height, width, planes)
+    images = x if planes == 1 else x.reshape(-1, planes, height, width)
+    return plot_images(images, shape, columns=columns, value_range=(low, high), row_labels=row_labels)
 
 
 def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -> Figure:
@@ -80,33 +129,12 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
-        panels[f"{name}: E[x | z], z ~ p(z)"] = prior_means(model, few)
+        panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).p["x"].mean[0]
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         plot_images(images, data.image_shape, columns=6, value_range=data.value_range, title=title, ax=ax)
     return figure
-
-
-@torch.no_grad()
-def prior_means(model: nn.Module, like: Tensor) -> Tensor:
-    """E[x | z] at draws of z from the prior: as many as, and of the shape of, the data given, [N, X]."""
-    return terms(model, PriorGuide(model), like).p["x"].mean[0]
-
-
-def draw_training(out: Path, history: History, title: str) -> list[str]:
-    """Draw the curve of a training run; the file's name."""
-    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
-    ax = figure.subplots()
-    epochs = range(1, len(history.elbo) + 1)
-    ax.plot(epochs, history.elbo, label="training")
-    if history.validation:
-        ax.plot(epochs, history.validation, "--", label="validation ELBO")
-        ax.legend(fontsize="small")
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("bound, nats per datum")
-    ax.set_title(title, fontsize="medium")
-    return [save(figure, out / "training.png")]
 
 
 def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
@@ -139,9 +167,6 @@ def _window(curves: list[Tensor]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write a picture as PNG, and as PDF beside it; the name of the PNG."""
-    with rc_context({"pdf.fonttype": 42}):
-        for kind in (".png", ".pdf"):
-            figure.savefig(path.with_suffix(kind), dpi=150)
-    return path.with_suffix(".png").name
+def _keep(figure: Figure, path: Path) -> str:
+    """Write a picture as PNG and as PDF; the name of the PNG."""
+    return save(figure, path)[0].name

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from jensen.inference import simulate
+from jensen.inference import decode, simulate
 from jensen.inference.randomness import private_randomness
-from jensen.plots import plot_images
 
 from .pairs import suggestion
-from .report import prior_means
+from .report import images_of
 from .runs import RunFolder
 from .terminal import report
 
@@ -37,11 +34,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         raise ValueError(f"{facts['name']} holds no images, so its draws are no picture: take --out FILE.csv or .npz")
     model, _, _ = folder.trained()
     with private_randomness(options.seed):
-        if options.mean:
-            arrays = {"x": prior_means(model, torch.zeros(options.n, facts["features"]))}
-        else:
-            latents, x = simulate(model, options.n)
-            arrays = {"x": x, **latents}
+        latents, x = simulate(model, options.n)
+        arrays = {"x": decode(model, latents) if options.mean else x, **latents}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     _WRITERS[ending](options.out, {name: values.cpu() for name, values in arrays.items()}, facts)
     x = arrays["x"]
@@ -68,12 +62,8 @@ def _csv(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def _picture(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
-    x = arrays["x"]
-    columns = max(1, round(len(x) ** 0.5))
-    figure = Figure(figsize=(5.0, 5.0 * -(-len(x) // columns) / columns), layout="constrained")
-    low, high = facts["value_range"] or (float(x.min()), float(x.max()))
-    plot_images(x, tuple(facts["image_shape"]), columns=columns, value_range=(low, high), ax=figure.subplots())
-    figure.savefig(path, dpi=300)
+    columns = max(1, round(len(arrays["x"]) ** 0.5))
+    images_of(arrays["x"], facts, columns).figure.savefig(path, dpi=300)
 
 
 _PICTURES = (".png", ".pdf")

@@ -45,11 +45,20 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
         settings: as for :func:`settle`; ``dequantize`` None leaves the choice to this function, which says it.
         density: whether the likelihood is a density.
     """
+    if settings["binarize"] == "dynamic":
+        if settings["dequantize"]:
+            raise ValueError("--binarize draws zeros and ones, --dequantize fills the steps between levels: take one")
+        settings = {**settings, "dequantize": False}
     path = Path(settings["source"])
     if path.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         settings = {**settings, "source": str(path.resolve()), "sha256": digest}
     data = _open(settings)
+    if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
+        raise ValueError(
+            f"--binarize dynamic takes values as probabilities, but {data.name} holds values from "
+            f"{float(data.train.min()):g} to {float(data.train.max()):g}: scale them to between 0 and 1"
+        )
     grey = data.levels is not None and data.levels > 2 and settings["binarize"] is None
     if density and grey and not data.dequantized and settings["dequantize"] is None:
         say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
@@ -80,6 +89,7 @@ def facts(data: Dataset) -> dict[str, Any]:
         "validation": len(data.validation),
         "test": len(data.test),
         "image_shape": data.image_shape,
+        "channels": data.channels,
         "value_range": data.value_range,
         "levels": data.levels,
         "bits_offset": data.bits_offset,

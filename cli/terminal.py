@@ -31,7 +31,7 @@ def strict_json(document: Any) -> str:
         >>> strict_json({"gap": float("nan")})
         '{"gap": null}'
     """
-    return json.dumps(finite(document), indent=2 if len(document) > 1 else None, allow_nan=False)
+    return json.dumps(finite(document), allow_nan=False)
 
 
 def finite(value: Any) -> Any:

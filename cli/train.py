@@ -5,17 +5,21 @@ from __future__ import annotations
 __all__ = ["run"]
 
 import argparse
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from jensen.datasets import Dataset
-from jensen.inference import History, fit
+from jensen.inference import Callback, History, fit
 from jensen.inference.randomness import private_randomness
+from jensen.inference.weights import Program
 
 from .pairs import DENSITIES, MODELS, Design, objective_of
-from .report import draw_images, draw_training
+from .report import draw_run
 from .runs import RunFolder
 from .sources import batch_transform, facts, pick, reopen, settle
 from .terminal import report, say, versions, write_json
@@ -50,23 +54,26 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: jensen train --run {folder.path} "
             "--resume"
         ) from None
-    except FloatingPointError:
-        folder.keep_history()
-        raise
+    except FloatingPointError as error:
+        if not folder.keep_history():
+            folder.discard()
+            raise
+        raise FloatingPointError(
+            f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
+        ) from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
             folder.discard()
         raise
     write_json(folder.path / "history.json", history.to_dict())
-    pictures = _draw(folder, data, history)
+    pictures = [] if options.no_pictures else _draw(folder, data, history)
     document = {
         "run": str(folder.path),
         "configuration": folder.configuration,
         "history": history.to_dict(),
         "pictures": pictures,
     }
-    text = f"{history}\n{folder.path}/ holds the run and {len(pictures)} pictures; measure it with: jensen evaluate "
-    report(text + str(folder.path), document, options.json)
+    report(f"{history}\nmeasure it with: jensen evaluate {folder.path}", document, options.json)
 
 
 def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
@@ -89,22 +96,37 @@ def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> Histo
         checkpoint=folder.checkpoint,
         resume=True,
         batch_transform=batch_transform(folder.configuration["data"]),
+        callbacks=[] if progress else [_Lines(training["epochs"])],
         progress=progress,
     )
 
 
+class _Lines(Callback):
+    """A plain line now and then, for logs: about twenty in a run, and one after every minute."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self._every, self._said = epochs, max(1, epochs // 20), time.monotonic()
+
+    def after_epoch(self, history: History, model: Program, guide: Program) -> None:
+        epoch = len(history.elbo)
+        if epoch % self._every and epoch < self._epochs and time.monotonic() < self._said + 60:
+            return
+        self._said = time.monotonic()
+        held_out = f", validation {history.validation[-1]:.3f}" if history.validation else ""
+        say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
+
+
 def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
-    """The pictures of a run: its curve, and what the pair makes of test data."""
+    """The pictures of a run, of test data where there are any, else of training data."""
     settings, seed = folder.configuration, folder.configuration["training"]["seed"]
     model, guide, _ = folder.trained()
-    name = f"{settings['pair']['model']}, {settings['pair']['guide']}"
-    pictures = draw_training(folder.path, history, f"{data.name}: {name}")
-    rows = pick(data.test, 1000, seed)
-    x, transform = data.test[rows], batch_transform(settings["data"])
-    labels = data.labels["test"][rows] if data.labels else None
+    split = "test" if len(data.test) else "train"
+    x: Tensor = getattr(data, split)
+    rows, transform = pick(x, 1000, seed), batch_transform(settings["data"])
+    labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed):
-        x = x if transform is None else transform(x)
-        return pictures + draw_images(folder.path, data, x, {name: (model, guide)}, labels, seed)
+        x = x[rows] if transform is None else transform(x[rows])
+    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, seed)
 
 
 def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
@@ -123,7 +145,9 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     settings, data = settle(settings, density)
     binary = data.levels == 2 or settings["binarize"] is not None
     if kind.observes and asked is None:
-        design = Design.of({**design.to_dict(), "likelihood": "bernoulli" if binary else "gaussian"})
+        design = replace(design, likelihood="bernoulli" if binary else "gaussian")
+    if kind.mixes and options.components is None:
+        design = replace(design, components=10)
     _check_support(design, data, binary)
     training = {name: getattr(options, name) for name in _TRAINING}
     if training["particles"] is None:

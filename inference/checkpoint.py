@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["MakeScheduler", "Run", "read", "restore", "write"]
 
 import os
-import pickle
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,6 +47,7 @@ class Run:
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.best: list[Tensor] | None = None
+        self.configuration: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
@@ -88,7 +88,7 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "history": self.history.to_dict(),
-                "settings": self.settings,
+                "settings": {**self.settings, "configuration": self.configuration},
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
@@ -98,13 +98,20 @@ class Run:
         """Go on from what :func:`read` found in a checkpoint: parameters, optimizer, random stream, history.
 
         Raises:
-            ValueError: if it is of another pair.
+            ValueError: if it is of another pair, or was begun with other data or settings.
         """
         saved, own = state["names"], self.names()
         if saved != own:
             raise ValueError(
                 f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
                 f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
+            )
+        begun = state.get("settings", {}).get("configuration", {})
+        if differs := {name: value for name, value in begun.items() if self.configuration.get(name) != value}:
+            now = {name: self.configuration.get(name) for name in differs}
+            raise ValueError(
+                f"{path} was begun with {differs}, but now got {now}: go on as it was begun, or start without resume "
+                "(jensen.inference.restore gives a pair the parameters of a checkpoint)"
             )
         self.restore(state["parameters"])
         self.best = state["best"]
@@ -203,7 +210,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is torn or of another kind ({error}); delete it and start again"
         ) from error
