@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from textwrap import wrap
 from typing import Any, NoReturn
 
 from .pairs import suggestion
@@ -17,12 +18,18 @@ class Misuse(ValueError):
     """Arguments that make no sense; the message names the command whose help says more."""
 
 
+_NO_DEFAULT = (None, False, argparse.SUPPRESS)
+
+
 class _Help(argparse.HelpFormatter):
-    """Help with the default of every option that has one."""
+    """Help with the default of every option that has one, and names whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if not action.option_strings or action.default in (None, False, argparse.SUPPRESS) or "default" in text:
+        if not action.option_strings or "default" in text or any(action.default is no for no in _NO_DEFAULT):
             return text
         return f"{text} (default: {_shown(action.default)})"
 
@@ -40,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         >>> parser.parse_args(["--epocs", "5"])
         Traceback (most recent call last):
         ...
-        jensen.cli.parser.Misuse: jensen: there is no option --epocs; did you mean --epochs? See jensen --help
+        jensen.cli.parser.Misuse: there is no option --epocs; did you mean --epochs? See jensen --help
     """
 
     def __init__(self, **options: Any) -> None:
@@ -80,14 +87,13 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(
-                action,
-                f"there is no {action.metavar or action.dest} {value!r}; {suggestion(str(value), action.choices)}",
+                None, f"there is no {action.dest} {value!r}; {suggestion(str(value), action.choices)}"
             )
 
     def error(self, message: str) -> NoReturn:
         """Raise :class:`Misuse`."""
         end = "" if message.endswith("?") else "."
-        raise Misuse(f"{self.prog}: {message}{end} See {self.prog} --help")
+        raise Misuse(f"{message}{end} See {self.prog} --help")
 
 
 def choices(what: str, names: Iterable[str], *others: str) -> Callable[[str], str]:

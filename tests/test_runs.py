@@ -63,17 +63,27 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(how, whole, tmp_path):
-    folder = tmp_path / "run"
-    status, log = _interrupt(folder, how)
-    assert 1 <= _epochs(folder) < 60
-    if how == signal.SIGINT:
-        assert status == 130
-        assert f"go on with: jensen train --run {folder} --resume" in log
-        assert len(json.loads((folder / "history.json").read_text())["elbo"]) == _epochs(folder)
-        assert "Traceback" not in log
-    subprocess.run(_command("train", "--run", folder, "--resume", "--no-pictures"), capture_output=True, check=True)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Two runs that were stopped, and then resumed: their folders, epochs when they stopped, exit status, log."""
+    found = {}
+    for name, how in {"Ctrl-C": signal.SIGINT, "kill -9": signal.SIGKILL}.items():
+        folder = tmp_path_factory.mktemp("stopped") / "run"
+        status, log = _interrupt(folder, how)
+        kept = (folder / "history.json").exists() and len(json.loads((folder / "history.json").read_text())["elbo"])
+        found[name] = folder, _epochs(folder), status, log, kept
+        (folder / "checkpoint.pt.1.partial").write_bytes(b"half a checkpoint")
+    resume = [["train", "--run", str(folder), "--resume", "--no-pictures"] for folder, *_ in found.values()]
+    code = f"from jensen.cli import main; print([main(arguments) for arguments in {resume}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[0, 0]\n")
+    return found
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(how, whole, stopped):
+    folder, epochs, *_ = stopped[how]
+    assert 1 <= epochs < 60
     one, other = _state(whole[0]), _state(folder)
     assert one["names"] == other["names"]
     assert all(torch.equal(a, b) for a, b in zip(one["parameters"], other["parameters"], strict=True))
@@ -84,6 +94,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(how, whole, tmp_path):
     for name in ("elbo", "validation", "rate", "learning_rate", "steps"):
         assert one["history"][name] == other["history"][name]
     assert not list(folder.glob("*.partial"))
+
+
+def test_ctrl_c_leaves_a_usable_run_and_says_how_to_go_on(stopped):
+    folder, epochs, status, log, kept = stopped["Ctrl-C"]
+    assert status == 130
+    assert kept == epochs
+    last = log.splitlines()[-1]
+    assert last == (
+        f"jensen: interrupted; {folder} holds epoch {epochs} of 60; go on with: jensen train --run {folder} --resume"
+    )
+    assert "Traceback" not in log
 
 
 def test_a_run_folder_holds_all_there_is_to_know(whole):
