@@ -1,17 +1,20 @@
-"""Published sets, each read from the files of its distributor; raw values, scaled by :mod:`~jensen.datasets.loaders`."""
+"""Published sets, each read from the files of its distributor: raw values, scaled later."""
 
 from __future__ import annotations
 
 __all__ = ["READERS", "Arrays", "Reader"]
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from .files import File, locate, read_idx
+from .files import File, locate
+from .matlab import read_mat
 from .preparation import SPLITS, Split, draw_split
+from .streams import read_idx, read_npz, read_tar
 
 Arrays = dict[str, NDArray[np.generic]]
 Reader = Callable[[Split | None, int], tuple[Arrays, Arrays]]
@@ -42,8 +45,8 @@ def _fashion_mnist(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 def _binarized_mnist(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     try:
-        with np.load(locate(_BINARIZED), allow_pickle=False) as archive:
-            return {part: archive[key] for part, key in zip(SPLITS, ("train", "valid", "test"), strict=True)}, {}
+        archive = read_npz(locate(_BINARIZED))
+        return {part: archive[key] for part, key in zip(SPLITS, ("train", "valid", "test"), strict=True)}, {}
     except FileNotFoundError as absent:
         try:  # the published text files: a line an image, digits with a space between
             return {part: _read_amat(file) for part, file in zip(SPLITS, _AMAT, strict=True)}, {}
@@ -56,12 +59,72 @@ def _read_amat(file: File) -> NDArray[np.uint8]:
 
 
 def _oil_flow(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
-    with np.load(locate(_OIL), allow_pickle=False) as archive:
-        keys = dict(zip(SPLITS, ("DataTrn", "DataVdn", "DataTst"), strict=True))
-        return (
-            {part: archive[key] for part, key in keys.items()},
-            {part: archive[key + "Lbls"].argmax(1) for part, key in keys.items()},
+    archive = read_npz(locate(_OIL))
+    keys = dict(zip(SPLITS, ("DataTrn", "DataVdn", "DataTst"), strict=True))
+    return (
+        {part: archive[key] for part, key in keys.items()},
+        {part: archive[key + "Lbls"].argmax(1) for part, key in keys.items()},
+    )
+
+
+def _omniglot(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
+    n, held, test = 24_345, 1_345, 8_070
+    path = locate(_OMNIGLOT)
+    arrays = read_mat(path, {"data": (784, n), "target": (50, n), "testdata": (784, test), "testtarget": (50, test)})
+    _check_range(path, "data", arrays["data"], 0, 1)
+    _check_range(path, "testdata", arrays["testdata"], 0, 1)
+    order = np.random.RandomState(123).permutation(n)  # as Burda et al. drew their validation data
+    images = _upright(arrays["data"].T[order]), _upright(arrays["testdata"].T)
+    labels = arrays["target"].argmax(0)[order], arrays["testtarget"].argmax(0)
+    return _hold_out(*images, held), _hold_out(*labels, held)
+
+
+def _caltech(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
+    sizes = dict(zip(("train", "val", "test"), (4_100, 2_264, 2_307), strict=True))
+    shapes = {f"{part}_data": (n, 784) for part, n in sizes.items()} | {
+        f"{part}_labels": (n, 1) for part, n in sizes.items()
+    }
+    path = locate(_CALTECH)
+    arrays = read_mat(path, shapes)
+    for part in sizes:
+        _check_range(path, f"{part}_data", arrays[f"{part}_data"], 0, 1, whole=True)
+        _check_range(path, f"{part}_labels", arrays[f"{part}_labels"], 1, 101, whole=True)
+    return (
+        {part: _upright(arrays[f"{key}_data"]) for part, key in zip(SPLITS, sizes, strict=True)},
+        {part: arrays[f"{key}_labels"][:, 0] - 1 for part, key in zip(SPLITS, sizes, strict=True)},
+    )
+
+
+def _upright(images: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Images [N, 784] whose pixels MATLAB laid out column by column, row by row."""
+    return images.reshape(-1, 28, 28).swapaxes(1, 2).reshape(-1, 784)
+
+
+def _check_range(
+    path: Path, name: str, values: NDArray[np.generic], low: float, high: float, whole: bool = False
+) -> None:
+    """For files whose SHA-256 nobody published."""
+    if not (low <= values.min() and values.max() <= high) or (whole and (values % 1).any()):
+        kind = "whole numbers" if whole else "values"
+        raise ValueError(
+            f"{path}: {name} has values from {values.min():g} to {values.max():g}, but {kind} from {low} to {high} "
+            "were expected: it is another file"
         )
+
+
+def _frey_faces(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
+    faces = read_mat(locate(_FREY), {"ff": (560, 1965)})["ff"].T  # [N, X]
+    return {part: faces[rows] for part, rows in draw_split(1965, split or (1565, 200, 200), seed).items()}, {}
+
+
+def _cifar10(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
+    names = [*(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)), "cifar-10-batches-bin/test_batch.bin"]
+    path = locate(_CIFAR)
+    contents = read_tar(path, dict.fromkeys(names, 10_000 * 3073))
+    batches = [np.frombuffer(contents[name], dtype=np.uint8).reshape(-1, 3073) for name in names]
+    train, test = np.concatenate(batches[:-1]), batches[-1]  # a row is a label and 3072 pixels
+    _check_range(path, "its labels", np.concatenate([train[:, 0], test[:, 0]]), 0, 9)
+    return _hold_out(train[:, 1:], test[:, 1:], 5_000), _hold_out(train[:, 0], test[:, 0], 5_000)
 
 
 def _hold_out(train: NDArray[np.generic], test: NDArray[np.generic], held: int = 10_000) -> Arrays:
@@ -117,10 +180,33 @@ _AMAT = tuple(
     )
 )
 _OIL = File("oil_flow", "oil_flow_3class.npz", "1322dda16d4af802ea3d7361395d4574d9670966434771d3f8de2cc492060e61")
+_OMNIGLOT = File("omniglot", "chardata.mat", None, ("https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/",))
+_CALTECH = File(
+    "caltech101_silhouettes",
+    "caltech101_silhouettes_28_split1.mat",
+    None,
+    ("https://people.cs.umass.edu/~marlin/data/",),
+)
+_FREY = File(
+    "frey_faces",
+    "frey_rawface.mat",
+    "265a83a23adb081755cd3de375509828e690324d1d60f076b8ecebc840d59c64",
+    ("https://cs.nyu.edu/~roweis/data/",),
+)
+_CIFAR = File(
+    "cifar10",
+    "cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ("https://www.cs.toronto.edu/~kriz/",),
+)
 READERS: dict[str, Reader] = {
     "digits": _digits,
     "mnist": _mnist,
     "binarized_mnist": _binarized_mnist,
     "fashion_mnist": _fashion_mnist,
+    "omniglot": _omniglot,
+    "caltech101_silhouettes": _caltech,
+    "frey_faces": _frey_faces,
+    "cifar10": _cifar10,
     "oil_flow": _oil_flow,
 }

@@ -10,6 +10,8 @@ import torch
 DATA_FILES = {
     "mnist": "mnist/train-images-idx3-ubyte.gz",
     "binarized_mnist": "binarized_mnist/binarized_mnist.npz",
+    "fashion_mnist": "fashion_mnist/train-images-idx3-ubyte.gz",
+    "frey_faces": "frey_faces/frey_rawface.mat",
     "oil_flow": "oil_flow/oil_flow_3class.npz",
 }
 
