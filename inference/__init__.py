@@ -10,6 +10,9 @@ from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .checkpoint import restore
 from .compare import Comparison, Row, compare
+from .compare import compare
+from .comparison import Comparison, Row
+from .costs import Gaps
 from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
@@ -17,7 +20,7 @@ from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evaluate import evaluate
 from .evidence import Evidence
 from .exact import ExactEvidence, HasEvidence, exact_log_evidence
-from .gaps import Gaps, gaps
+from .gaps import gaps
 from .history import History
 from .mcmc import mcmc_posterior
 from .objectives import IWAE, Renyi

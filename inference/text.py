@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["decimals", "mc_error", "percent", "standard_error_of_mean", "with_error"]
+__all__ = ["decimals", "digits_of", "mc_error", "percent", "standard_error_of_mean", "with_error"]
 
 import math
 
@@ -29,7 +29,25 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def digits_of(data: float | None, *others: float | None) -> int:
+    """The decimals that show two digits of the smallest error of a number, at most 4; 3 where no error is known.
+
+    Args:
+        data: its error over the data, of which no more than three digits are shown.
+        others: its other errors.
+    """
+    known = [_two_digits(error) for error in (data, *others) if error is not None and 0 < error < math.inf]
+    if not known:
+        return 3
+    most = _two_digits(data) + 1 if data is not None and 0 < data < math.inf else 4
+    return max(0, min(max(known), 4, most))
+
+
+def _two_digits(error: float) -> int:
+    return 1 - math.floor(math.log10(error))
+
+
 def with_error(value: float, error: float) -> str:
     """A value and its error, to two digits of the error."""
-    digits = 3 if not error > 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
+    digits = digits_of(error)
     return f"{decimals(value, digits)} ± {decimals(error, digits)}"

