@@ -7,6 +7,7 @@ from .ais import AIS, ais
 from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
+from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .compare import Comparison, Row, compare
 from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
@@ -36,7 +37,9 @@ __all__ = [
     "IWAE",
     "Bounds",
     "Bracket",
+    "CSVLogger",
     "Calibration",
+    "Callback",
     "Comparison",
     "CyclicalAnnealing",
     "Evidence",
@@ -54,6 +57,7 @@ __all__ = [
     "Renyi",
     "Row",
     "Sandwich",
+    "TensorBoardLogger",
     "Terms",
     "ais",
     "bounds",
