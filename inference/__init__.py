@@ -9,7 +9,6 @@ from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .checkpoint import restore
-from .compare import Comparison, Row, compare
 from .compare import compare
 from .comparison import Comparison, Row
 from .costs import Gaps

@@ -12,6 +12,7 @@ from .axes import COLOURS, MARKERS, own_axes, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
+_DASHES = ("--", "-")
 
 
 def plot_latent(
@@ -28,9 +29,10 @@ def plot_latent(
     prior is projected with them.
 
     Args:
-        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of :func:`~jensen.inference.encode`.
+        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of
+            :func:`~jensen.inference.encode`.
         labels: class of each datum, int64 [N]; one colour for all if None.
-        prior: draws from the prior, [M, D]: ``simulate(model, 4000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
+        prior: draws from the prior, [M, D]: ``simulate(model, 10_000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
             The curves are those of a kernel density estimate, with Scott's bandwidth. None draws no curves.
         title: above the map.
         ax: where to draw; a new figure if None.
@@ -60,16 +62,18 @@ def plot_latent(
         z, drawn = (None if part is None else (part - centre) @ plane for part in (z, drawn))
     ax = own_axes(ax, height=2.7)
     if drawn is not None:
-        mass_contours(ax, drawn, _MASS, colors="0.35", linewidths=1.0, linestyles=["--", "-"], zorder=3)
-        ax.plot([], [], color="0.35", linewidth=1.0, label="prior")
+        mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
     else:
         for i, label in enumerate(labels.unique().tolist()):
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": str(label)}
             here = labels.cpu() == label
-            ax.scatter(z[here, 0], z[here, 1], s=9, linewidths=0, **style)
-    if labels is not None or prior is not None:
+            ax.scatter(z[here, 0], z[here, 1], s=10, linewidths=0.2, edgecolors="0.2", **style)
+    if drawn is not None:
+        for mass, dashes in zip(reversed(_MASS), reversed(_DASHES), strict=True):
+            ax.plot([], [], color="0.25", linewidth=1.0, linestyle=dashes, label=f"prior, {100 * mass:.0f} %")
+    if labels is not None or drawn is not None:
         small = text_size(ax)
         head = None if labels is None else "class"
         ax.legend(title=head, fontsize=small, title_fontsize=small, loc="center left", bbox_to_anchor=(1.0, 0.5))
