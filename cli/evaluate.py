@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def _report(
         "epochs": epochs,
         "units": "nats per datum",
         "bits_per_dimension": evidence.bits_per_dimension(data.bits_offset),
-        **evidence.to_dict(),
+        "summary": evidence.summary(),
+        "evidence": json.loads(evidence.to_json()),  # Evidence.from_json reads it
         "configuration": folder.configuration,
         "versions": versions(),
     }

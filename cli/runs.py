@@ -4,7 +4,7 @@
 | --- | --- |
 | configuration.json | data, pair and training in names and numbers, facts of the data, versions |
 | checkpoint.pt | parameters, optimizer, random state and position, after every whole epoch |
-| history.json | the bound, epoch by epoch |
+| history.json | the bound, epoch by epoch: ``History.from_json`` reads it |
 | report.json | what ``jensen evaluate`` measured |
 | training.png, samples.png, ... | pictures, each a PDF too |
 """
@@ -135,5 +135,5 @@ class RunFolder:
         if not self.checkpoint.is_file():
             return 0
         history = History(**read(self.checkpoint)["history"])
-        write_json(self.path / "history.json", history.to_dict())
+        history.to_json(self.path / "history.json")
         return len(history.elbo)

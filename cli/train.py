@@ -22,7 +22,7 @@ from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import draw_run
 from .runs import RunFolder
 from .sources import batch_transform, facts, pick, reopen, settle
-from .terminal import report, say, versions, write_json
+from .terminal import report, say, versions
 
 _TRAINING = (
     "objective",
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         if new:
             folder.discard()
         raise
-    write_json(folder.path / "history.json", history.to_dict())
+    history.to_json(folder.path / "history.json")
     pictures = [] if options.no_pictures else _draw(folder, data, history)
     document = {
         "run": str(folder.path),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jensen.cli import main
-from jensen.inference import History, restore
+from jensen.inference import Evidence, History, restore
 
 _QUICK = ["--latent", "2", "--hidden", "16", "--lr", "5e-3", "--batch-size", "300"]
 _SMALL = [*_QUICK, "--epochs", "3", "--no-pictures"]
@@ -39,6 +39,10 @@ def _interrupt(folder, how):
 
 def _state(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def _history(folder):
+    return History.from_json(folder / "history.json")
 
 
 def _epochs(folder):
@@ -70,7 +74,7 @@ def stopped(tmp_path_factory):
     for name, how in {"Ctrl-C": signal.SIGINT, "kill -9": signal.SIGKILL}.items():
         folder = tmp_path_factory.mktemp("stopped") / "run"
         status, log = _interrupt(folder, how)
-        kept = (folder / "history.json").exists() and len(json.loads((folder / "history.json").read_text())["elbo"])
+        kept = (folder / "history.json").exists() and len(_history(folder).elbo)
         found[name] = folder, _epochs(folder), status, log, kept
         (folder / "checkpoint.pt.1.partial").write_bytes(b"half a checkpoint")
     resume = [["train", "--run", str(folder), "--resume", "--no-pictures"] for folder, *_ in found.values()]
@@ -119,7 +123,7 @@ def test_a_run_folder_holds_all_there_is_to_know(whole):
     assert stored["versions"]["torch"] == torch.__version__
     assert stored["pair"]["likelihood"] == "gaussian"
     assert stored["facts"]["features"] == 64
-    assert json.loads((folder / "history.json").read_text())["elbo"] == document["history"]["elbo"]
+    assert _history(folder).elbo == document["history"]["elbo"]
     assert "epoch 3 of 60" in log and "\r" not in log
     assert (folder / "samples.pdf").read_bytes().startswith(b"%PDF")
 
@@ -132,6 +136,8 @@ def test_evaluate_needs_the_folder_alone(whole, capsys):
     error = 4 * found["summary"]["elbo_data_error"]
     assert found["summary"]["elbo"] == pytest.approx(document["history"]["validation"][-1], abs=error)
     assert json.loads((folder / "report.json").read_text(), **_JSON) == found
+    again = Evidence.from_json(json.dumps(found["evidence"]))
+    assert float(again.elbo.mean()) == found["summary"]["elbo"]
 
 
 def test_several_runs_make_one_table(run, tmp_path, capsys):
@@ -235,7 +241,7 @@ def test_a_run_that_diverges_fails_with_1_and_keeps_its_epochs(tmp_path, monkeyp
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert "begin anew with a lower --lr and --overwrite" in json.loads(shown.out)["error"]
-    assert len(json.loads((tmp_path / "r" / "history.json").read_text())["elbo"]) == 2
+    assert len(_history(tmp_path / "r").elbo) == 2
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
@@ -267,8 +273,7 @@ def test_every_model_is_trained_and_measured_again(model, guide, more, tmp_path)
     assert main(["train", "--run", str(folder), *options]) == 0
     assert main(["evaluate", str(folder), "--particles", "30", "--test-size", "40", "--split", "validation"]) == 0
     measured = json.loads((folder / "report.json").read_text())["summary"]["elbo"]
-    history = json.loads((folder / "history.json").read_text())
-    assert measured == pytest.approx(history["validation"][-1], abs=3.0)
+    assert measured == pytest.approx(_history(folder).validation[-1], abs=3.0)
 
 
 def test_patience_keeps_the_best_epoch(tmp_path):
@@ -276,7 +281,7 @@ def test_patience_keeps_the_best_epoch(tmp_path):
     folder = tmp_path / "r"
     options = [*_SMALL, "--epochs", "60", "--lr", "0.1", "--patience", "3"]
     assert main(["train", "--run", str(folder), *options]) == 0
-    history = History(**json.loads((folder / "history.json").read_text()))
+    history = _history(folder)
     assert len(history.elbo) == history.best_epoch + 3
     state = _state(folder)
     from jensen.cli.runs import RunFolder
@@ -307,6 +312,30 @@ def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, cap
     damage(folder)
     assert main(["evaluate", str(folder)]) == 2
     assert message in capsys.readouterr().err
+
+
+def _own(folder, rows):
+    """A file of one's own, with a class in its last column."""
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    text = "\n".join(f"{a:.6f},{b:.6f},{c:.6f},{int(a > 0)}" for a, b, c in x.tolist())
+    (folder / "x.csv").write_text(f"a,b,c,kind\n{text}\n")
+    return folder / "x.csv"
+
+
+def test_a_file_of_ones_own_is_trained_on_and_told_by_its_content(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _own(tmp_path, 300)
+    assert main(["train", "--run", "r", "--data", "x.csv", "--label", "kind", *_SMALL]) == 0
+    facts = json.loads((tmp_path / "r" / "configuration.json").read_text())["facts"]
+    assert facts["features"] == 3 and facts["train"] == 240
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the file is found from anywhere
+    assert main(["evaluate", "../r", "--particles", "30"]) == 0
+    assert main(["train", "--run", "../r", "--resume", "--data", "../x.csv"]) == 0
+    _own(tmp_path, 301)
+    capsys.readouterr()
+    assert main(["evaluate", "../r", "--particles", "30"]) == 2
+    assert "has changed since the run was begun" in capsys.readouterr().err
 
 
 def test_a_misspelt_folder_suggests_the_right_one(run, capsys):
