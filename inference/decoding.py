@@ -19,7 +19,9 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .checks import check_simulated
+from .improper import AtMode
 from .inputs import Data, as_tensors, running
+from .randomness import forked_rng
 from .simulation import simulate, sites_without_data
 from .sites import Site, Terms, base_of
 from .store import claim_parameters
@@ -58,22 +60,20 @@ def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) ->
     sizes = {len(value) for value in values.values()}
     if len(sizes) != 1 or 0 in sizes:
         shapes = {name: list(value.shape) for name, value in values.items()}
-        raise ValueError(
-            f"decode needs values of one first dimension M of at least 1, by latent site, but got {shapes}"
-        )
+        raise ValueError(f"decode needs values by latent site, of one first dimension M >= 1, but got {shapes}")
     (m,) = sizes
     given = dict(values)
-    claim_parameters(model, model)
     with running(model, model):
+        with forked_rng(), AtMode():
+            sites = sites_without_data(model, m, *covariates)
+        check_simulated(sites, m)
+        _check_given(given, {site["name"]: site for site in sites if site["name"] != "x"})
         while True:
             sites = sites_without_data(poutine.condition(model, data=given), m, *covariates)
             latent = {site["name"]: site for site in sites if site["name"] != "x"}
-            _check_given(given, latent)
             missing = [name for name in latent if name not in given]
             if not missing:
-                check_simulated(sites, m)
-                x = next(site for site in sites if site["name"] == "x")
-                return _mean(x["fn"])
+                return _mean(next(site for site in sites if site["name"] == "x")["fn"])
             fn = latent[missing[0]]["fn"]
             given[missing[0]] = _mode(fn) if fn.support.is_discrete else _mean(fn)
 
