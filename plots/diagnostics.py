@@ -58,7 +58,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
         raise ValueError(f"k-hat takes at least 25 particles, but there are {few}: evaluate with more")
     ax = own_axes(ax)
     for i, (name, found) in enumerate(results.items()):
-        k = found.pareto_k.nan_to_num(math.inf)
+        k = found.pareto_k.nan_to_num(math.inf, math.inf)
         limit = _limit(found.particles)
         above = 100 * float((k >= limit).double().mean())
         x, y = _ranked(k)
