@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["decode", "encode", "encode_with_kinds", "prior_quantiles", "reconstruct"]
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -19,7 +20,9 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .checks import check_simulated
+from .improper import AtMode
 from .inputs import Data, as_tensors, running
+from .randomness import forked_rng
 from .simulation import simulate, sites_without_data
 from .sites import Site, Terms, base_of
 from .store import claim_parameters
@@ -58,24 +61,22 @@ def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) ->
     sizes = {len(value) for value in values.values()}
     if len(sizes) != 1 or 0 in sizes:
         shapes = {name: list(value.shape) for name, value in values.items()}
-        raise ValueError(
-            f"decode needs values of one first dimension M of at least 1, by latent site, but got {shapes}"
-        )
+        raise ValueError(f"decode needs values by latent site, of one first dimension M >= 1, but got {shapes}")
     (m,) = sizes
     given = dict(values)
-    claim_parameters(model, model)
     with running(model, model):
+        with forked_rng(), AtMode():
+            sites = sites_without_data(model, m, *covariates)
+        check_simulated(sites, m)
+        _check_given(given, {site["name"]: site for site in sites if site["name"] != "x"})
         while True:
             sites = sites_without_data(poutine.condition(model, data=given), m, *covariates)
             latent = {site["name"]: site for site in sites if site["name"] != "x"}
-            _check_given(given, latent)
             missing = [name for name in latent if name not in given]
             if not missing:
-                check_simulated(sites, m)
-                x = next(site for site in sites if site["name"] == "x")
-                return _mean(x["fn"])
+                return _mean(next(site for site in sites if site["name"] == "x")["fn"])
             fn = latent[missing[0]]["fn"]
-            given[missing[0]] = _mode(fn) if fn.support.is_discrete else _mean(fn)
+            given[missing[0]] = _mode(fn) if _is_discrete(fn) else _mean(fn)
 
 
 def encode(
@@ -119,7 +120,7 @@ def encode_with_kinds(
 
     def values(t: Terms) -> dict[str, Tensor]:
         sites = [name for name in t.p if name in t.q]
-        discrete.update(name for name in sites if t.p[name].support.is_discrete)
+        discrete.update(name for name in sites if _is_discrete(t.p[name]))
         return {
             name: _mode(t.q[name])[0] if name in discrete else _mean(t.q[name], t.values[name]).mean(0)
             for name in sites
@@ -181,7 +182,7 @@ def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: i
         found = {}
         drawn: dict[str, Tensor] = {}
         for i, site in enumerate(sites):
-            if site["fn"].support.is_discrete:
+            if _is_discrete(site["fn"]):
                 continue
             exact = _exact_quantiles(site, levels) if i == 0 else None
             if exact is None and not drawn:
@@ -223,6 +224,10 @@ def _mean(fn: torch.distributions.Distribution, values: Tensor | None = None) ->
     if not mean.isnan().any():
         return mean
     return fn.sample(torch.Size([_DRAWS])).to(torch.get_default_dtype()).mean(0) if values is None else values
+
+
+def _is_discrete(fn: Any) -> bool:
+    return bool(fn.support.is_discrete)
 
 
 def _mode(fn: torch.distributions.Distribution) -> Tensor:

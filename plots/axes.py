@@ -52,14 +52,14 @@ def own_axes(ax: Axes | None, height: float = 2.6) -> Axes:
 def plain(ax: Axes) -> Axes:
     """Give new axes the text of a column: labels of 8 points, ticks a little smaller."""
     for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        text.set_size(_TEXT)
+        text.set_fontsize(_TEXT)
     ax.tick_params(which="both", labelsize=0.875 * _TEXT)
     return ax
 
 
 def text_size(ax: Axes, share: float = 0.875) -> float:
     """The size of smaller text in points: a share of that of the axes' labels."""
-    return share * ax.xaxis.label.get_size()
+    return share * float(ax.xaxis.label.get_fontsize())
 
 
 def number(value: float, form: str) -> str:

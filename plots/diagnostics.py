@@ -6,6 +6,7 @@ __all__ = ["plot_ess", "plot_pareto_k"]
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -57,14 +58,18 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
         raise ValueError(f"k-hat takes at least 25 particles, but there are {few}: evaluate with more")
     ax = own_axes(ax)
     for i, (name, found) in enumerate(results.items()):
-        k = found.pareto_k.nan_to_num(math.inf)
+        k = found.pareto_k.nan_to_num(math.inf, math.inf)
         limit = _limit(found.particles)
         above = 100 * float((k >= limit).double().mean())
         x, y = _ranked(k)
-        _curve(ax, i, x, y, f"{name}: {above:.0f} % above {limit:.2g}")
-        endless = x[np.isinf(y)]
-        at_edge = {"marker": "^", "linestyle": "", "transform": ax.get_xaxis_transform(), "clip_on": False}
-        ax.plot(endless, np.ones_like(endless), color=COLOURS[i % len(COLOURS)], markersize=4, **at_edge)
+        endless = np.isinf(y)
+        _curve(ax, i, x, np.where(endless, np.nan, y), f"{name}: {above:.0f} % above {limit:.2g}")
+        if endless.any():
+            edge = ax.get_xaxis_transform()
+            colour = COLOURS[i % len(COLOURS)]
+            ax.scatter(
+                x[endless], np.ones(endless.sum()), s=12, marker="^", color=colour, transform=edge, clip_on=False
+            )
     _draw_limits(ax, {found.particles for found in results.values()})
     return _finish(ax, "Pareto k-hat of the weights")
 
@@ -125,7 +130,7 @@ def _ranked(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def _curve(ax: Axes, i: int, x: NDArray[np.float64], y: NDArray[np.float64], label: str) -> None:
     """The i-th curve, with markers at equal distances."""
     marks = [] if len(x) < 2 else sorted({round(j) for j in np.linspace(0, len(x) - 1, _MARKS)})
-    style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
     ax.plot(x, y, linewidth=1.2, markevery=marks or None, label=label, **style)
 
 

@@ -80,6 +80,7 @@ def plot_draws(
         rows = math.ceil(n / columns)
         figure = own_figure(max(WIDTH, _PANEL * columns), 0.3 + _PANEL * rows)
         axes = [plain(figure.add_subplot(rows, columns, i + 1)) for i in range(n)]
+    small, large = text_size(axes[0]), text_size(axes[0], 1.0)
     for i, ax in enumerate(axes):
         u = posterior.unconstrained[i].double()  # [S, F]
         v = None if of_guide is None else of_guide[i]
@@ -93,14 +94,14 @@ def plot_draws(
             ax.set_xlabel(labels[0])
             ax.set_ylabel(labels[1] if i == 0 else "")
         for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set_size(text_size(ax))
-        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize=text_size(ax, 1.0))
+            label.set_fontsize(small)
+        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize=large)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
     handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
     if figure is None:
-        axes[0].legend(handles=handles, fontsize=text_size(axes[0], 0.75))
+        axes[0].legend(handles=handles, fontsize=0.85 * small)
     else:
-        figure.legend(handles=handles, fontsize=text_size(axes[0]), loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(handles=handles, fontsize=small, loc="outside upper center", ncols=2, frameon=False)
     return list(axes)
 
 

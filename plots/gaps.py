@@ -58,6 +58,5 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per datum)")
-    style = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "frameon": False}  # clear of the bars
-    ax.legend(fontsize=text_size(ax), **style)
+    ax.legend(fontsize=text_size(ax), loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)  # clear of the bars
     return ax

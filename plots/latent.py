@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["plot_latent"]
 
+from typing import Any
+
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -55,11 +57,11 @@ def plot_latent(
     D = z.shape[1]
     if prior is not None and (prior.dim() != 2 or prior.shape[1] != D or len(prior) < 3):
         raise ValueError(f"prior holds draws of shape [M, {D}], three or more, but got {list(prior.shape)}")
-    z, drawn = (None if part is None else part.detach().cpu().double() for part in (z, prior))
+    z, drawn = z.detach().cpu().double(), None if prior is None else prior.detach().cpu().double()
     if D > 2:
         centre = z.mean(0)
         plane = torch.linalg.eigh((z - centre).T @ (z - centre)).eigenvectors.flip(1)[:, :2]  # [D, 2]
-        z, drawn = (None if part is None else (part - centre) @ plane for part in (z, drawn))
+        z, drawn = (z - centre) @ plane, None if drawn is None else (drawn - centre) @ plane
     ax = own_axes(ax, height=2.7)
     if drawn is not None:
         mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
@@ -67,7 +69,11 @@ def plot_latent(
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
     else:
         for i, label in enumerate(labels.unique().tolist()):
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": str(label)}
+            style: dict[str, Any] = {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": MARKERS[i % len(MARKERS)],
+                "label": str(label),
+            }
             here = labels.cpu() == label
             ax.scatter(z[here, 0], z[here, 1], s=10, linewidths=0.2, edgecolors="0.2", **style)
     if drawn is not None:

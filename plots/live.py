@@ -8,6 +8,7 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -98,19 +99,17 @@ def _notebook() -> Callable[[bytes], None] | None:
     """What shows a PNG below the cell that runs, in the place of the one before; None outside of notebooks."""
     if "IPython" not in sys.modules:
         return None
-    from IPython import get_ipython
-
-    if not any(kind.__name__ == "ZMQInteractiveShell" for kind in type(get_ipython()).__mro__):
+    shell = sys.modules["IPython"].get_ipython()
+    if not any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__):
         return None
-    from IPython.display import Image, display
-
+    output = import_module("IPython.display")
     handle: Any = None
 
     def show(png: bytes) -> None:
         nonlocal handle
-        image = Image(data=png, format="png", width=_PIXELS)
+        image = output.Image(data=png, format="png", width=_PIXELS)
         if handle is None:
-            handle = display(image, display_id=True)
+            handle = output.display(image, display_id=True)
         else:
             handle.update(image)
 

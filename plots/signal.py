@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["plot_signal"]
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,7 +47,11 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
     ax = own_axes(ax)
     for i, (name, signals) in enumerate(results.items()):
         ratios = [signal.snr for signal in signals.values()]
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4,
+        }
         ax.plot(list(signals), ratios, label=name, **style)
     counts = np.array(sorted({k for signals in results.values() for k in signals}), dtype=float)
     first = next(iter(results.values()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 __all__ = ["plot_training"]
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from jensen.inference import History
 
@@ -62,7 +64,7 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
     marks = sorted({round(j) for j in np.linspace(0, len(epochs) - 1, _MARKS)})
     for name in shown:
         i = list(CURVES).index(name)
-        style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 3.5, "linewidth": 1.2}
+        style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 3.5, "linewidth": 1.2}
         ax.plot(epochs, columns[name], markevery=marks, label=CURVES[name][0], **style)
     late = np.array([columns[name][len(epochs) // 10 if len(epochs) >= 20 else 0 :] for name in shown])
     low, high = (float(edge(late[np.isfinite(late)])) for edge in (np.min, np.max))
@@ -70,7 +72,7 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
     ax.set_ylim(low - margin, high + margin)
     if history.best_epoch is not None:
         ax.axvline(history.best_epoch, color="0.4", linewidth=0.8, linestyle=":", label="kept")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel(" and ".join(dict.fromkeys(CURVES[name][1] for name in shown)) + "\n(nats per datum)")
     if len(ax.get_lines()) > 1:

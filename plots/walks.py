@@ -192,7 +192,8 @@ def pick_site(site: str | None, values: Mapping[str, Tensor], least: int) -> str
 def spread_levels(count: int, lowest: float) -> Tensor:
     """Levels between 0 and 1, symmetric, whose quantiles of a normal distribution are evenly spaced: [L]."""
     reach = torch.special.ndtri(torch.tensor(1 - lowest, dtype=torch.float64))
-    return torch.special.ndtr(torch.linspace(-1, 1, count, dtype=torch.float64) * reach)
+    levels: Tensor = torch.special.ndtr(torch.linspace(-1, 1, count, dtype=torch.float64) * reach)
+    return levels
 
 
 def _each_way(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
