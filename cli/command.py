@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in argv
     try:
         options = parser().parse_args(argv)
-        _COMMANDS[options.command](options, progress=sys.stderr.isatty())
+        _COMMANDS[options.command](options, sys.stderr.isatty())
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -56,7 +56,7 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
 def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
-    if all(model.latents.get("z", [0])[0] > 1 for model, _ in pairs.values()):  # type: ignore[union-attr]
+    if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
         drawn.append(_keep(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
     if data.image_shape is not None:
         drawn.append(_keep(_samples(pairs, data, test, seed), out / "samples.png"))

@@ -52,7 +52,7 @@ def _npy(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def _npz(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
-    np.savez_compressed(path, **{name: values.numpy() for name, values in arrays.items()})
+    np.savez_compressed(path, **{name: values.numpy() for name, values in arrays.items()})  # type: ignore[arg-type]
 
 
 def _csv(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _csv(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 def _picture(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
     columns = max(1, round(len(arrays["x"]) ** 0.5))
-    images_of(arrays["x"], facts, columns).figure.savefig(path, dpi=300)
+    images_of(arrays["x"], facts, columns).figure.figure.savefig(path, dpi=300)
 
 
 _PICTURES = (".png", ".pdf")

@@ -105,7 +105,7 @@ class _Lines(Callback):
     """A plain line now and then, for logs: about twenty in a run, and one after every minute."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs, self._every, self._said = epochs, max(1, epochs // 20), time.monotonic()
+        self._epochs, self._every, self._said = epochs, -(-epochs // 20), time.monotonic()
 
     def after_epoch(self, history: History, model: Program, guide: Program) -> None:
         epoch = len(history.elbo)
