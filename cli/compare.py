@@ -21,7 +21,7 @@ from jensen.networks import mlp
 
 from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
-from .sources import facts, pick, settle
+from .sources import OWN, facts, pick, settle
 from .terminal import report as deliver
 from .terminal import say, versions, write_json
 
@@ -89,7 +89,8 @@ class _Job:
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed is between 0 and 2^32 - 1, but got {options.seed}")
         self.options, self.progress = options, progress
-        settings = {"source": options.data, "binarize": None, "dequantize": None, "seed": options.seed, "label": None}
+        settings = {"source": options.data, "binarize": None, "dequantize": None, "seed": options.seed}
+        settings |= dict.fromkeys(OWN)
         self.data: Dataset = settle(settings, density=True)[1]
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
         rows = pick(self.data.test, options.test_size, options.seed)

@@ -56,7 +56,10 @@ def _train(command: Parser) -> None:
     data.add_argument(
         "--data", default="digits", metavar="NAME|FILE", help="data set (see jensen datasets), or a file of your own"
     )
-    data.add_argument("--label", metavar="COLUMN", help="column of a .csv or .parquet file that holds the class")
+    data.add_argument("--label", metavar="COLUMN", help="of a file: the column that holds the class")
+    data.add_argument("--levels", type=int, metavar="L", help="of a file: the number of grey levels, 0 to L - 1")
+    data.add_argument("--image-shape", type=numbers, metavar="H,W", help="of a file: height and width of its images")
+    data.add_argument("--standardize", action="store_true", help="mean 0 and standard deviation 1 for every feature")
     data.add_argument(
         "--binarize",
         type=choices("way to binarize", ("none", "threshold", "sample", "dynamic")),

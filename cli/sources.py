@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["batch_transform", "facts", "pick", "reopen", "settle"]
+__all__ = ["OWN", "batch_transform", "facts", "pick", "reopen", "settle"]
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,9 +16,11 @@ from jensen.datasets import Dataset, load
 
 from .terminal import say
 
+OWN = ("label", "levels", "image_shape", "standardize")
+
 
 def _open(settings: Mapping[str, Any]) -> Dataset:
-    """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and ``label``.
+    """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
 
     Raises:
         ValueError: for a name that is none, and what the data set does not allow.
@@ -28,9 +30,13 @@ def _open(settings: Mapping[str, Any]) -> Dataset:
     how: dict[str, Any] = {"dequantize": settings["dequantize"], "seed": settings["seed"]}
     if binarize in ("threshold", "sample"):
         how["binarize"] = binarize
-    if settings["label"] is not None:
-        how["label"] = settings["label"]
+    how |= {name: _as_given(settings[name]) for name in OWN if settings[name]}
     return load(settings["source"], **how)
+
+
+def _as_given(value: Any) -> Any:
+    """A setting as it was before JSON made a list of it."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:

@@ -21,7 +21,7 @@ from jensen.inference.weights import Program
 from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import draw_run
 from .runs import RunFolder
-from .sources import batch_transform, facts, pick, reopen, settle
+from .sources import OWN, batch_transform, facts, pick, reopen, settle
 from .terminal import report, say, versions
 
 _TRAINING = (
@@ -139,7 +139,7 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
         "binarize": None if options.binarize == "none" else options.binarize,
         "dequantize": options.dequantize,
         "seed": options.data_seed,
-        "label": options.label,
+        **{name: getattr(options, name) for name in OWN},
     }
     density = (asked is None and settings["binarize"] is None) or asked in DENSITIES
     settings, data = settle(settings, density)
@@ -166,6 +166,7 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     pair = Design.of(folder.configuration["pair"])
     begun = {**vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
     begun["seed"] = training["seed"]
+    begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
         asked = getattr(options, name)
         if name == "data" and Path(asked).is_file():

@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from jensen.cli import main
-from jensen.inference import Evidence, History, restore
+from jensen.families import MeanField
+from jensen.guides import ExactPosterior, amortize
+from jensen.inference import Evidence, History, fit, restore
+from jensen.models import PPCA
+from jensen.networks import mlp
 
 _QUICK = ["--latent", "2", "--hidden", "16", "--lr", "5e-3", "--batch-size", "300"]
 _SMALL = [*_QUICK, "--epochs", "3", "--no-pictures"]
@@ -338,6 +342,56 @@ def test_a_file_of_ones_own_is_trained_on_and_told_by_its_content(tmp_path, caps
     assert "has changed since the run was begun" in capsys.readouterr().err
 
 
+def test_images_of_ones_own_are_drawn_and_dequantized(tmp_path, capsys):
+    grey = np.random.default_rng(0).integers(0, 4, size=(120, 12))
+    np.save(tmp_path / "grey.npy", grey.astype(np.float32))
+    own = ["--data", str(tmp_path / "grey.npy"), "--levels", "4", "--image-shape", "3,4"]
+    assert main(["train", "--run", str(tmp_path / "r"), *own, *_QUICK, "--epochs", "1"]) == 0
+    assert "grey levels are dequantized" in capsys.readouterr().err
+    stored = json.loads((tmp_path / "r" / "configuration.json").read_text())
+    assert stored["facts"]["image_shape"] == [3, 4] and stored["facts"]["bits_offset"] == 2.0
+    assert (tmp_path / "r" / "reconstructions.png").exists()
+    assert main(["sample", str(tmp_path / "r"), "-n", "4", "--out", str(tmp_path / "s.png")]) == 0
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "30"]) == 0
+    assert main(["train", "--run", str(tmp_path / "r"), "--resume", *own]) == 0
+
+
 def test_a_misspelt_folder_suggests_the_right_one(run, capsys):
     assert main(["sample", str(run.with_name("smal"))]) == 2
     assert f"did you mean {run}?" in capsys.readouterr().err
+
+
+def _pair():
+    model = PPCA(5, latent=2)
+    return model, amortize(model, mlp(5, [8]), MeanField, context=8)
+
+
+@pytest.mark.parametrize(("option", "value"), [("lr", 1.0), ("batch_size", 7), ("optimizer", torch.optim.SGD)])
+def test_a_checkpoint_says_with_which_settings_it_was_begun(option, value, tmp_path):
+    pair, x = _pair(), torch.randn(20, 5)
+    settings = {"batch_size": 10, "checkpoint": tmp_path / "c.pt", "progress": False}
+    fit(*pair, x, epochs=1, **settings)
+    with pytest.raises(ValueError, match=f"was begun with .*{option}.*: go on as it was begun"):
+        fit(*pair, x, epochs=2, resume=True, **{**settings, option: value})
+    with pytest.raises(ValueError, match="was begun with {'n': 20}, but now got {'n': 19}"):
+        fit(*pair, x[1:], epochs=2, resume=True, **settings)
+
+
+def test_a_checkpoint_of_another_pair_is_not_restored(tmp_path):
+    fit(*_pair(), torch.randn(20, 5), epochs=1, checkpoint=tmp_path / "c.pt", progress=False)
+    other = PPCA(5, latent=3)
+    before = other.weight.clone()
+    with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only this pair has .*\[5, 3\]"):
+        restore(other, ExactPosterior(other), tmp_path / "c.pt")
+    assert torch.equal(other.weight, before)
+
+
+def test_a_write_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    from jensen.inference import checkpoint
+
+    checkpoint.write(tmp_path / "c.pt", {"a": 1})
+    monkeypatch.setattr(checkpoint.torch, "save", lambda state, path: path.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.write(tmp_path / "c.pt", {"a": 2})
+    assert checkpoint.read(tmp_path / "c.pt")["a"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
