@@ -1,5 +1,6 @@
 """Simulation-based calibration: guides whose distribution of ranks is known."""
 
+import html
 import math
 
 import pyro
@@ -219,7 +220,7 @@ def test_the_summary_and_the_table_are_the_ranks():
     assert rows[1].split()[-2] == f"{inside[0, :, 1].mean():.3f}"
     assert verdict == found.verdict()
     assert verdict.endswith("The guide is biased, too high (sloping ranks) at u.")
-    assert found.verdict() in found._repr_html_()
+    assert html.escape(found.verdict()) in found._repr_html_()
 
 
 def test_a_wide_table_shows_the_worst():
