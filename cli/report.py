@@ -21,6 +21,8 @@ from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
+_TEXT, _SMALL = 8, 7  # points, in pictures of a column's width
+
 
 @torch.no_grad()
 def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs, seed: int) -> list[str]:
@@ -33,11 +35,11 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
     hidden = {name: curve for name, curve in curves.items() if float(curve.mean[0]) < low}
     ax = plot_bounds({name: curve for name, curve in curves.items() if name not in hidden})
     ax.set_ylim(low, high)
-    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize="x-small", fontsize="small")
+    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize=_SMALL, fontsize=_SMALL)
     title = f"{data.name}: bounds rise to log p(x), {len(test)} test data"
     for name, curve in hidden.items():
         title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
-    ax.set_title(title, fontsize="medium")
+    ax.set_title(title, fontsize=_TEXT)
     return [_keep(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
@@ -48,7 +50,7 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
     if not found:
         return []
     ax = plot_gaps(found)
-    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize="medium")
+    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize=_TEXT)
     return [_keep(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 

@@ -141,7 +141,7 @@ def plot_traversals(
         >>> model = PPCA(64, latent=3)
         >>> ax = plot_traversals(model, ExactPosterior(model), torch.rand(1, 64), (8, 8))
         >>> [label.get_text() for label in ax.get_yticklabels()]
-        ['$z_1$', '$z_2$', '$z_3$']
+        ['$z_{1}$', '$z_{2}$', '$z_{3}$']
     """
     x, *covariates = as_tensors(data)
     if len(x) != 1:

@@ -372,7 +372,7 @@ def test_an_endless_k_hat_is_marked_and_counted():
     evidence = replace(evidence, pareto_k=torch.tensor([0.1, torch.inf, 0.2, torch.nan]).double())
     ax = plot_pareto_k({"a": evidence})
     assert ax.lines[0].get_label() == "a: 50 % above 0.67"
-    assert ax.lines[0].get_ydata()[:2].tolist() == [0.1, 0.2]
+    assert ax.lines[0].get_ydata()[:2].tolist() == pytest.approx([0.1, 0.2])
     assert ax.collections[0].get_offsets().data.tolist() == [[62.5, 1.0], [87.5, 1.0]]
 
 
