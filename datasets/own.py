@@ -54,7 +54,7 @@ def from_array(
         dequantize: whether to add uniform noise to grey levels, so that they have a density (:func:`load`).
         standardize: whether to take off the mean and divide by the standard deviation of each training feature.
         dtype: of the data.
-        limit: bytes that the data may take in memory.
+        limit: bytes that the items of a torch ``Dataset`` may take in memory; 4 GiB unless said otherwise.
 
     Returns:
         The :class:`Dataset`.
