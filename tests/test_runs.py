@@ -373,7 +373,7 @@ def test_a_checkpoint_says_with_which_settings_it_was_begun(option, value, tmp_p
     fit(*pair, x, epochs=1, **settings)
     with pytest.raises(ValueError, match=f"was begun with .*{option}.*: go on as it was begun"):
         fit(*pair, x, epochs=2, resume=True, **{**settings, option: value})
-    with pytest.raises(ValueError, match="was begun with {'n': 20}, but now got {'n': 19}"):
+    with pytest.raises(ValueError, match=r"was begun with \{'n': 20\}, but now got \{'n': 19\}"):
         fit(*pair, x[1:], epochs=2, resume=True, **settings)
 
 
