@@ -89,17 +89,17 @@ def draw_run(
     model, guide = pair
     drawn = {"training": plot_training(history)}
     with private_randomness(seed):
-        latents, _ = simulate(model, 4000 if facts["image_shape"] is None else 50)
+        latents, _ = simulate(model, 4000)
         if facts["image_shape"] is not None:
             few = test[:20]
             again = reconstruct(model, guide, few)
             rows = [part for pair in zip(few.split(10), again.split(10), strict=True) for part in pair]
             labelled = ["x", "E[x | z]"] * (len(rows) // 2)
-            drawn["samples"] = images_of(decode(model, latents), facts)
+            drawn["samples"] = images_of(decode(model, {name: z[:50] for name, z in latents.items()}), facts)
             drawn["reconstructions"] = images_of(torch.cat(rows), facts, min(10, len(few)), labelled)
         site = "z" if "z" in latents else "z_1"
         if latents[site].shape[-1] > 1:
-            drawn["latent-map"] = plot_latent(encode(model, guide, test)[site], labels)
+            drawn["latent-map"] = plot_latent(encode(model, guide, test)[site], labels, prior=latents[site])
     return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
 
 
