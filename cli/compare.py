@@ -5,53 +5,26 @@ from __future__ import annotations
 __all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
 
 import argparse
-import json
-import math
-import platform
-import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
-from jensen.datasets import Dataset, load
-from jensen.families import (
-    IAF,
-    Bernoulli,
-    Family,
-    FullCovariance,
-    Gaussian,
-    LowRank,
-    MeanField,
-    Mixture,
-    NeuralSpline,
-    StudentT,
-    Sylvester,
-)
+from jensen.datasets import Dataset
+from jensen.families import Bernoulli, Gaussian
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
+from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
+from .sources import OWN, facts, pick, settle
+from .terminal import report as deliver
+from .terminal import say, versions, write_json
 
-FAMILIES: dict[str, Callable[[int, int], Family]] = {
-    "mean-field": MeanField,
-    "low-rank": partial(LowRank, rank=2),
-    "full-covariance": FullCovariance,
-    "student-t": StudentT,
-    "mixture": Mixture,
-    "iaf": IAF,
-    "spline": NeuralSpline,
-    "spline-coupling": partial(NeuralSpline, coupling=True),
-    "sylvester-orthogonal": partial(Sylvester, kind="orthogonal"),
-    "sylvester-householder": partial(Sylvester, kind="householder"),
-    "sylvester-triangular": partial(Sylvester, kind="triangular"),
-}
 GUIDES = ("prior", *FAMILIES, "laplace", "exact")
 DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
 ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
@@ -87,26 +60,17 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         pictured = pairs
     job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
     report = {
-        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items()},
+        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items() if name != "given"},
         "epochs": job.epochs,
-        "data": {
-            "name": job.data.name,
-            "features": job.data.train.shape[1],
-            "train": len(job.data.train),
-            "test": len(job.test),
-            "bits_offset": job.data.bits_offset,
-            "licence": job.data.licence,
-            "citation": job.data.citation,
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")},
+        "data": {**facts(job.data), "test": len(job.test)},
+        "versions": versions(),
         "units": "nats per datum",
         "blocks": {name: block.to_dict() for name, block in blocks.items()},
         "histories": {name: history.to_dict() for name, history in job.histories.items()},
         "pictures": job.pictures,
     }
-    (out / "report.json").write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
-    print(f"{len(job.pictures)} pictures and report.json are in {out}/")
+    write_json(out / "report.json", report)
+    deliver(f"{len(job.pictures)} pictures and report.json are in {out}/", report, options.json)
 
 
 _ONE_MODEL = (
@@ -125,10 +89,11 @@ class _Job:
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed is between 0 and 2^32 - 1, but got {options.seed}")
         self.options, self.progress = options, progress
-        self.data: Dataset = load(options.data, dequantize=True if options.data == "mnist" else None, seed=options.seed)
+        settings = {"source": options.data, "binarize": None, "dequantize": None, "seed": options.seed}
+        settings |= dict.fromkeys(OWN)
+        self.data: Dataset = settle(settings, density=True)[1]
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
-        order = torch.randperm(len(self.data.test), generator=torch.Generator().manual_seed(options.seed))
-        rows = order[: options.test_size]
+        rows = pick(self.data.test, options.test_size, options.seed)
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
@@ -180,7 +145,7 @@ class _Job:
 
     def train(self, name: str, model: nn.Module, guide: nn.Module, lr: float, freeze: Any = ()) -> History:
         """Fit one pair: cosine learning rate, the parameters of the best validation epoch."""
-        self.say(f"training {name}: {self.epochs} epochs")
+        say(f"training {name}: {self.epochs} epochs")
         self.histories[name] = fit(
             model,
             guide,
@@ -198,7 +163,7 @@ class _Job:
 
     def measure(self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]) -> Comparison:
         """Measure the pairs and print their block."""
-        self.say(f"measuring {', '.join(pairs)}")
+        say(f"measuring {', '.join(pairs)}")
         table = compare(
             pairs,
             self.test,
@@ -212,33 +177,19 @@ class _Job:
         if self.options.bits:
             unit = "bits per dimension (of minus the value: smaller is better"
             unit += f"; log2 {self.data.levels} of the grey-level scale is added)" if self.data.bits_offset else ")"
-        print(f"{title}\n{note}")
-        print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")
-        print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
-        print(f"\n{table.sentence()}\n", flush=True)
+        if not self.options.json:
+            print(f"{title}\n{note}")
+            print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")
+            print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
+            print(f"\n{table.sentence()}\n", flush=True)
         return table
-
-    def say(self, text: str) -> None:
-        """A line beside the progress bars, or in their place in a log."""
-        print(text, file=sys.stderr, flush=True)
 
 
 def _guides(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in GUIDES:
-            close = get_close_matches(name, GUIDES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ";"
-            raise ValueError(f"--guides: there is no guide {name!r}{hint} there are {', '.join(GUIDES)}")
+            raise ValueError(f"--guides: there is no guide {name!r}; {suggestion(name, GUIDES)}")
     if not names:
         raise ValueError(f"--guides needs at least one of {', '.join(GUIDES)}")
     return [name for name in GUIDES if name in names]
-
-
-def _finite(value: Any) -> Any:
-    """The same nest of dicts and lists, with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["draw_bounds", "draw_gaps", "draw_images"]
+__all__ = ["draw_bounds", "draw_gaps", "draw_images", "draw_run", "images_of"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import Comparison, bounds, terms
-from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent
+from jensen.inference import Comparison, History, bounds, decode, encode, reconstruct, simulate, terms
+from jensen.inference.randomness import private_randomness
+from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_training, save
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
+
+_TEXT, _SMALL = 8, 7  # points, in pictures of a column's width
 
 
 @torch.no_grad()
@@ -30,12 +35,12 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
     hidden = {name: curve for name, curve in curves.items() if float(curve.mean[0]) < low}
     ax = plot_bounds({name: curve for name, curve in curves.items() if name not in hidden})
     ax.set_ylim(low, high)
-    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize="x-small", fontsize="small")
+    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize=_SMALL, fontsize=_SMALL)
     title = f"{data.name}: bounds rise to log p(x), {len(test)} test data"
     for name, curve in hidden.items():
         title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
-    ax.set_title(title, fontsize="medium")
-    return [_save(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
+    ax.set_title(title, fontsize=_TEXT)
+    return [_keep(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
@@ -45,8 +50,8 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
     if not found:
         return []
     ax = plot_gaps(found)
-    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize="medium")
-    return [_save(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
+    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize=_TEXT)
+    return [_keep(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -54,11 +59,58 @@ def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Te
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
     if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
-        drawn.append(_save(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
+        drawn.append(_keep(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
     if data.image_shape is not None:
-        drawn.append(_save(_samples(pairs, data, test, seed), out / "samples.png"))
-        drawn.append(_save(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
+        drawn.append(_keep(_samples(pairs, data, test, seed), out / "samples.png"))
+        drawn.append(_keep(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
     return drawn
+
+
+def draw_run(
+    out: Path,
+    facts: Mapping[str, Any],
+    pair: tuple[nn.Module, nn.Module],
+    history: History,
+    test: Tensor,
+    labels: Tensor | None,
+    seed: int,
+) -> list[str]:
+    """Draw what a run folder shows: its curve, and what the pair makes of test data; the files' names.
+
+    Args:
+        out: the run folder.
+        facts: of the data, as the configuration has them.
+        pair: model and guide.
+        history: of the training.
+        test: data, [N, X].
+        labels: their classes, [N], if any.
+        seed: of the draws.
+    """
+    model, guide = pair
+    drawn = {"training": plot_training(history)}
+    with private_randomness(seed):
+        latents, _ = simulate(model, 4000)
+        if facts["image_shape"] is not None:
+            few = test[:20]
+            again = reconstruct(model, guide, few)
+            rows = [part for pair in zip(few.split(10), again.split(10), strict=True) for part in pair]
+            labelled = ["x", "E[x | z]"] * (len(rows) // 2)
+            drawn["samples"] = images_of(decode(model, {name: z[:50] for name, z in latents.items()}), facts)
+            drawn["reconstructions"] = images_of(torch.cat(rows), facts, min(10, len(few)), labelled)
+        site = "z" if "z" in latents else "z_1"
+        if latents[site].shape[-1] > 1:
+            drawn["latent-map"] = plot_latent(encode(model, guide, test)[site], labels, prior=latents[site])
+    return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
+
+
+def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10, row_labels: Sequence[str] = ()) -> Axes:
+    """A picture of images [N, X], whose planes stand one after the other in a row of X, as facts of the data say."""
+    height, width = facts["image_shape"]
+    planes = facts["channels"]
+    low, high = facts["value_range"] or (float(x.min()), float(x.max()))
+    shape = (height, width) if planes == 1 else (height, width, planes)
+    images = x if planes == 1 else x.reshape(-1, planes, height, width)
+    return plot_images(images, shape, columns=columns, value_range=(low, high), row_labels=row_labels)
 
 
 def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -> Figure:
@@ -79,8 +131,7 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
-        means = terms(model, PriorGuide(model), few).p["x"].mean[0]
-        panels[f"{name}: E[x | z], z ~ p(z)"] = means
+        panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).p["x"].mean[0]
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -118,6 +169,6 @@ def _window(curves: list[Tensor]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def _save(figure: Figure, path: Path) -> str:
-    figure.savefig(path, dpi=150)
-    return path.name
+def _keep(figure: Figure, path: Path) -> str:
+    """Write a picture as PNG and as PDF; the name of the PNG."""
+    return save(figure, path)[0].name

@@ -8,9 +8,11 @@ from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
+from .checkpoint import restore
 from .compare import compare
 from .comparison import Comparison, Row
 from .costs import Gaps
+from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
@@ -64,6 +66,8 @@ __all__ = [
     "bounds",
     "calibrate",
     "compare",
+    "decode",
+    "encode",
     "evaluate",
     "exact_log_evidence",
     "fit",
@@ -75,6 +79,8 @@ __all__ = [
     "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
+    "reconstruct",
+    "restore",
     "sandwich",
     "simulate",
     "terms",

@@ -57,6 +57,7 @@ class Callback(Protocol):
 
     def close(self) -> None:
         """End: once for each call of ``fit`` that got as far as its settings, also when an error or Ctrl-C ended it."""
+        return
 
 
 class _Logger(Callback):

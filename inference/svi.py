@@ -151,6 +151,8 @@ def fit(
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
+        run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
+        run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
         if earlier is not None:
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from jensen.inference import log_joint, terms
 from jensen.inference.inputs import running
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, own_axes, text_size
 
 _MASS = (0.99, 0.9, 0.5)
 _TINTS = (0.2, 0.5, 0.9)  # how much colour there is in each band, from the outermost
@@ -115,7 +115,7 @@ def plot_posterior(
     cell = ((high - low) / (points - 1)).prod()
     density = (log_p - log_p.logsumexp((0, 1))).exp() / cell  # [S, S]
 
-    ax = own_axes(ax, width=4.4, height=4.0)
+    ax = own_axes(ax, height=3.2)
     colours = [_tint(COLOURS[0], share) for share in _TINTS]
     levels = _levels(density, float(cell))
     ax.contourf(grid[0, :, 0], grid[:, 0, 1], density, levels=levels, colors=colours)
@@ -123,8 +123,8 @@ def plot_posterior(
     handles: list[Artist] = [Patch(color=colour, label=f"{100 * mass:.0f} %") for mass, colour in bands]
     if mcmc is not None:
         known = mcmc.detach().cpu()
-        ax.scatter(known[:, 0], known[:, 1], s=4, color=COLOURS[2], alpha=0.4, linewidths=0)
-        handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[2], label="MCMC"))
+        ax.scatter(known[:, 0], known[:, 1], s=9, marker="+", color="black", alpha=0.6, linewidths=0.5)
+        handles.append(Line2D([], [], linestyle="", marker="+", markersize=4, color="black", label="MCMC"))
     if drawn is not None:
         z = drawn.reshape(-1, 2).double().cpu()  # [K, 2]
         ax.scatter(z[:, 0], z[:, 1], s=4, color=COLOURS[1], alpha=0.4, linewidths=0)
@@ -136,9 +136,9 @@ def plot_posterior(
     ax.set_aspect("equal")
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$")
-    ax.legend(handles=handles, title="posterior", fontsize="x-small", title_fontsize="x-small")
+    ax.legend(handles=handles, title="posterior", fontsize=text_size(ax), title_fontsize=text_size(ax))
     if title:
-        ax.set_title(title, fontsize="medium")
+        ax.set_title(title, fontsize=text_size(ax, 1.0))
     return ax
 
 

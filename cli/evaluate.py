@@ -1,0 +1,118 @@
+"""``jensen evaluate``: measure runs, with nothing but their folders."""
+
+from __future__ import annotations
+
+__all__ = ["run"]
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jensen.datasets import Dataset
+from jensen.inference import Comparison, Evidence, compare, evaluate
+from jensen.inference.randomness import private_randomness
+
+from .runs import RunFolder
+from .sources import batch_transform, pick, reopen
+from .terminal import report, versions, write_json
+
+
+def run(options: argparse.Namespace, progress: bool) -> None:
+    """Measure the runs that the options name, and write report.json into the folder of each."""
+    folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
+    first = next(iter(folders.values()))
+    for folder in folders.values():
+        if folder.configuration["data"] != first.configuration["data"]:
+            raise ValueError(
+                f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
+                f"({first.configuration['data']} and {folder.configuration['data']}): their numbers do not compare; "
+                "evaluate them one at a time"
+            )
+    trained = {name: folder.trained() for name, folder in folders.items()}
+    data = reopen(first.configuration["data"])
+    x = _rows(data, first.configuration["data"], options)
+    how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
+    how |= {"tolerance": options.tolerance, "particles": options.particles}
+    head = f"{data.name}: {len(x)} {options.split} data"
+    if len(trained) == 1:
+        (name, (model, guide, _)) = next(iter(trained.items()))
+        found = {name: evaluate(model, guide, x, **how)}
+        table = None
+        text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(found[name], data, options.bits)])
+    else:
+        pairs = {name: (model, guide) for name, (model, guide, _) in trained.items()}
+        histories = {name: history for name, (_, _, history) in trained.items()}
+        table = compare(pairs, x, histories=histories, gaps=options.gaps, **how)
+        found = {name: row.evidence for name, row in table.rows.items()}
+        lines = [f"{name}: {_describe(folder)}" for name, folder in folders.items()]
+        text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
+    reports = {}
+    for name, evidence in found.items():
+        epochs = len(trained[name][2].elbo)
+        reports[name] = _report(folders[name], evidence, data, options, epochs)
+        write_json(folders[name].path / "report.json", reports[name])
+    document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
+    report(text, document, options.json)
+
+
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """Short names of folders: the last part of the path, or all of it where last parts agree."""
+    last = [path.resolve().name for path in paths]
+    names = {part if last.count(part) == 1 else str(path): path for part, path in zip(last, paths, strict=True)}
+    if len(names) < len(paths):
+        raise ValueError(f"a run was named twice: {', '.join(map(str, paths))}")
+    return names
+
+
+def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:
+    """The data to measure on: at most so many of the split, binarized where batches are."""
+    for name in ("particles", "test_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {getattr(options, name)}")
+    x: Tensor = getattr(data, options.split)
+    if not len(x):
+        raise ValueError(f"--split {options.split}: {data.name} has no such data; take another split")
+    x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
+    with private_randomness(options.seed):
+        return x if transform is None else transform(x)
+
+
+def _describe(folder: RunFolder) -> str:
+    pair, training = folder.configuration["pair"], folder.configuration["training"]
+    latent = ",".join(map(str, pair["latent"]))
+    return f"{pair['model']} with {latent} latents, guide {pair['guide']}, objective {training['objective']}"
+
+
+def _bits(evidence: Evidence, data: Dataset, bits: bool) -> str:
+    if not bits:
+        return str(evidence)
+    return f"{evidence}\nbits per dimension: {evidence.bits_per_dimension(data.bits_offset):.4f}{_offset(data)}"
+
+
+def _table(table: Comparison, data: Dataset, bits: bool) -> str:
+    unit = f"bits per dimension of minus the value{_offset(data)}" if bits else "nats per datum"
+    return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset)}\n\n{table.sentence()}"
+
+
+def _offset(data: Dataset) -> str:
+    return f" (with log2 {data.levels} of the grey-level scale added)" if data.bits_offset else ""
+
+
+def _report(
+    folder: RunFolder, evidence: Evidence, data: Dataset, options: argparse.Namespace, epochs: int
+) -> dict[str, Any]:
+    measured = {name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "seed")}
+    return {
+        "run": str(folder.path),
+        "measured": measured,
+        "epochs": epochs,
+        "units": "nats per datum",
+        "bits_per_dimension": evidence.bits_per_dimension(data.bits_offset),
+        "summary": evidence.summary(),
+        "evidence": json.loads(evidence.to_json()),  # Evidence.from_json reads it
+        "configuration": folder.configuration,
+        "versions": versions(),
+    }

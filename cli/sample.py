@@ -1,0 +1,76 @@
+"""``jensen sample``: data drawn from the model of a run, in the format that the file's ending names."""
+
+from __future__ import annotations
+
+__all__ = ["run"]
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jensen.inference import decode, simulate
+from jensen.inference.randomness import private_randomness
+
+from .pairs import suggestion
+from .report import images_of
+from .runs import RunFolder
+from .terminal import report
+
+
+def run(options: argparse.Namespace, progress: bool) -> None:
+    """Draw from the model of the run that the options name, and write the draws to a file."""
+    if options.n < 1:
+        raise ValueError(f"-n is at least 1, but got {options.n}")
+    ending = options.out.suffix.lower()
+    if ending not in _WRITERS:
+        raise ValueError(f"--out {options.out}: there is no format {ending!r}: {suggestion(ending, _WRITERS)}")
+    folder = RunFolder.open(options.run)
+    facts = folder.configuration["facts"]
+    if ending in _PICTURES and facts["image_shape"] is None:
+        raise ValueError(f"{facts['name']} holds no images, so its draws are no picture: take --out FILE.csv or .npz")
+    model, _, _ = folder.trained()
+    with private_randomness(options.seed):
+        latents, x = simulate(model, options.n)
+        arrays = {"x": decode(model, latents) if options.mean else x, **latents}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    _WRITERS[ending](options.out, {name: values.cpu() for name, values in arrays.items()}, facts)
+    x = arrays["x"]
+    kind = "means E[x | z], z ~ p(z)" if options.mean else "draws"
+    document = {"run": str(folder.path), "out": str(options.out), "shape": list(x.shape), "seed": options.seed}
+    report(f"{options.out} holds {len(x)} {kind}", {**document, "mean": options.mean}, options.json)
+
+
+Arrays = dict[str, Tensor]
+
+
+def _npy(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
+    np.save(path, arrays["x"].numpy(), allow_pickle=False)
+
+
+def _npz(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
+    np.savez_compressed(path, **{name: values.numpy() for name, values in arrays.items()})  # type: ignore[arg-type]
+
+
+def _csv(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
+    x = arrays["x"].double().numpy()
+    header = ",".join(f"x{i}" for i in range(1, x.shape[1] + 1))
+    np.savetxt(path, x, fmt="%.9g", delimiter=",", header=header, comments="")
+
+
+def _picture(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
+    columns = max(1, round(len(arrays["x"]) ** 0.5))
+    images_of(arrays["x"], facts, columns).figure.figure.savefig(path, dpi=300)
+
+
+_PICTURES = (".png", ".pdf")
+_WRITERS: dict[str, Callable[[Path, Arrays, dict[str, Any]], None]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".csv": _csv,
+    ".png": _picture,
+    ".pdf": _picture,
+}

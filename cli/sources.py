@@ -1,0 +1,109 @@
+"""The data of a run: loaded as its settings say, the same in every process; files of the user's are told by a hash."""
+
+from __future__ import annotations
+
+__all__ = ["OWN", "batch_transform", "facts", "pick", "reopen", "settle"]
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jensen.datasets import Dataset, load
+
+from .terminal import say
+
+OWN = ("label", "levels", "image_shape", "standardize")
+
+
+def _open(settings: Mapping[str, Any]) -> Dataset:
+    """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
+
+    Raises:
+        ValueError: for a name that is none, and what the data set does not allow.
+        FileNotFoundError: if its files are not there.
+    """
+    binarize = settings["binarize"]
+    how: dict[str, Any] = {"dequantize": settings["dequantize"], "seed": settings["seed"]}
+    if binarize in ("threshold", "sample"):
+        how["binarize"] = binarize
+    how |= {name: _as_given(settings[name]) for name in OWN if settings[name]}
+    return load(settings["source"], **how)
+
+
+def _as_given(value: Any) -> Any:
+    """A setting as it was before JSON made a list of it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What happens to every batch: pixels are drawn anew where data are binarized dynamically."""
+    return torch.bernoulli if settings["binarize"] == "dynamic" else None
+
+
+def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset]:
+    """Load data, dequantized where grey levels meet a density; the settings as they came to be, and the data.
+
+    Args:
+        settings: as for :func:`settle`; ``dequantize`` None leaves the choice to this function, which says it.
+        density: whether the likelihood is a density.
+    """
+    if settings["binarize"] == "dynamic":
+        if settings["dequantize"]:
+            raise ValueError("--binarize draws zeros and ones, --dequantize fills the steps between levels: take one")
+        settings = {**settings, "dequantize": False}
+    path = Path(settings["source"])
+    if path.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        settings = {**settings, "source": str(path.resolve()), "sha256": digest}
+    data = _open(settings)
+    if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
+        raise ValueError(
+            f"--binarize dynamic takes values as probabilities, but {data.name} holds values from "
+            f"{float(data.train.min()):g} to {float(data.train.max()):g}: scale them to between 0 and 1"
+        )
+    grey = data.levels is not None and data.levels > 2 and settings["binarize"] is None
+    if density and grey and not data.dequantized and settings["dequantize"] is None:
+        say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
+        settings = {**settings, "dequantize": True}
+        data = _open(settings)
+    return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data
+
+
+def reopen(settings: Mapping[str, Any]) -> Dataset:
+    """The data of an earlier run.
+
+    Raises:
+        ValueError: if the user's file is not what it was.
+    """
+    digest = settings.get("sha256")
+    path = Path(settings["source"])
+    if digest is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
+    return _open(settings)
+
+
+def facts(data: Dataset) -> dict[str, Any]:
+    """What a run folder keeps of its data, so that pictures and samples need no data."""
+    return {
+        "name": data.name,
+        "features": data.train[0].numel(),
+        "train": len(data.train),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        "image_shape": data.image_shape,
+        "channels": data.channels,
+        "value_range": data.value_range,
+        "levels": data.levels,
+        "bits_offset": data.bits_offset,
+        "licence": data.licence,
+        "citation": data.citation,
+    }
+
+
+def pick(x: Tensor, size: int, seed: int) -> Tensor:
+    """The positions of at most so many rows, at random."""
+    return torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]

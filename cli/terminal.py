@@ -1,0 +1,57 @@
+"""What the commands say, and to whom: results to stdout, all else to stderr, one strict JSON document on request."""
+
+from __future__ import annotations
+
+__all__ = ["finite", "report", "say", "strict_json", "versions", "write_json"]
+
+import json
+import math
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def say(text: str) -> None:
+    """A line beside the progress bars, or in their place in a log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(text: str, document: dict[str, Any], as_json: bool) -> None:
+    """Print a result: its text, or its JSON document alone."""
+    print(strict_json(document) if as_json else text, flush=True)
+
+
+def strict_json(document: Any) -> str:
+    """JSON without NaN and infinities, which become null: they are not JSON.
+
+    Example:
+        >>> strict_json({"gap": float("nan")})
+        '{"gap": null}'
+    """
+    return json.dumps(finite(document), allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The same nest of dicts and lists, with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write strict JSON, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of what numbers depend on."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")
+    }

@@ -1,0 +1,251 @@
+"""``jensen train``: one pair, trained into a run folder."""
+
+from __future__ import annotations
+
+__all__ = ["run"]
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jensen.datasets import Dataset
+from jensen.inference import Callback, History, fit
+from jensen.inference.randomness import private_randomness
+from jensen.inference.weights import Program
+
+from .pairs import DENSITIES, MODELS, Design, objective_of
+from .report import draw_run
+from .runs import RunFolder
+from .sources import OWN, batch_transform, facts, pick, reopen, settle
+from .terminal import report, say, versions
+
+_TRAINING = (
+    "objective",
+    "particles",
+    "gradient",
+    "alpha",
+    "beta",
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "patience",
+    "seed",
+)
+
+
+def run(options: argparse.Namespace, progress: bool) -> None:
+    """Train the pair that the options describe, or go on with that of a run folder."""
+    _check_device(options.device)
+    folder, data, new = _again(options) if options.resume else _begin(options)
+    training = folder.configuration["training"]
+    pair = Design.of(folder.configuration["pair"])
+    say(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
+    try:
+        history = _fit(folder, data, options.device, progress)
+    except KeyboardInterrupt:
+        epochs = folder.keep_history()
+        raise KeyboardInterrupt(
+            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: jensen train --run {folder.path} "
+            "--resume"
+        ) from None
+    except FloatingPointError as error:
+        if not folder.keep_history():
+            folder.discard()
+            raise
+        raise FloatingPointError(
+            f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
+        ) from error
+    except (ValueError, TypeError, NotImplementedError):
+        if new:
+            folder.discard()
+        raise
+    history.to_json(folder.path / "history.json")
+    pictures = [] if options.no_pictures else _draw(folder, data, history)
+    document = {
+        "run": str(folder.path),
+        "configuration": folder.configuration,
+        "history": history.to_dict(),
+        "pictures": pictures,
+    }
+    report(f"{history}\nmeasure it with: jensen evaluate {folder.path}", document, options.json)
+
+
+def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
+    training = folder.configuration["training"]
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=training["epochs"])
+    model, guide = folder.pair()
+    return fit(
+        model,
+        guide,
+        data.train,
+        objective_of(training),
+        epochs=training["epochs"],
+        batch_size=training["batch_size"],
+        lr=training["lr"],
+        scheduler=cosine if training["schedule"] == "cosine" else None,
+        validation=data.validation if len(data.validation) else None,
+        patience=training["patience"],
+        seed=training["seed"],
+        device=device,
+        checkpoint=folder.checkpoint,
+        resume=True,
+        batch_transform=batch_transform(folder.configuration["data"]),
+        callbacks=[] if progress else [_Lines(training["epochs"])],
+        progress=progress,
+    )
+
+
+class _Lines(Callback):
+    """A plain line now and then, for logs: about twenty in a run, and one after every minute."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self._every, self._said = epochs, -(-epochs // 20), time.monotonic()
+
+    def after_epoch(self, history: History, model: Program, guide: Program) -> None:
+        epoch = len(history.elbo)
+        if epoch % self._every and epoch < self._epochs and time.monotonic() < self._said + 60:
+            return
+        self._said = time.monotonic()
+        held_out = f", validation {history.validation[-1]:.3f}" if history.validation else ""
+        say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
+
+
+def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
+    """The pictures of a run, of test data where there are any, else of training data."""
+    settings, seed = folder.configuration, folder.configuration["training"]["seed"]
+    model, guide, _ = folder.trained()
+    split = "test" if len(data.test) else "train"
+    x: Tensor = getattr(data, split)
+    rows, transform = pick(x, 1000, seed), batch_transform(settings["data"])
+    labels = data.labels[split][rows] if data.labels else None
+    with private_randomness(seed):
+        x = x[rows] if transform is None else transform(x[rows])
+    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, seed)
+
+
+def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+    _check_numbers(options)
+    kind = MODELS[options.model]
+    asked = None if options.likelihood == "auto" else options.likelihood
+    design = Design(options.model, options.guide, options.latent, options.hidden, asked, options.components)
+    settings = {
+        "source": options.data,
+        "binarize": None if options.binarize == "none" else options.binarize,
+        "dequantize": options.dequantize,
+        "seed": options.data_seed,
+        **{name: getattr(options, name) for name in OWN},
+    }
+    density = (asked is None and settings["binarize"] is None) or asked in DENSITIES
+    settings, data = settle(settings, density)
+    binary = data.levels == 2 or settings["binarize"] is not None
+    if kind.observes and asked is None:
+        design = replace(design, likelihood="bernoulli" if binary else "gaussian")
+    if kind.mixes and options.components is None:
+        design = replace(design, components=10)
+    _check_support(design, data, binary)
+    training = {name: getattr(options, name) for name in _TRAINING}
+    if training["particles"] is None:
+        training["particles"] = 1 if options.objective == "elbo" else 10
+    objective_of(training)
+    configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
+    return RunFolder.begin(options.run, configuration, options.overwrite), data, True
+
+
+def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+    """The run to go on with; what was asked for beside is what it was begun with, but for more epochs."""
+    folder = RunFolder.open(options.run)
+    if options.overwrite:
+        raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+    training, data = folder.configuration["training"], folder.configuration["data"]
+    pair = Design.of(folder.configuration["pair"])
+    begun = {**vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
+    begun["seed"] = training["seed"]
+    begun["image_shape"] = tuple(data["image_shape"] or ()) or None
+    for name in sorted(options.given & set(begun) - {"epochs"}):
+        asked = getattr(options, name)
+        if name == "data" and Path(asked).is_file():
+            asked = str(Path(asked).resolve())
+        if asked not in ("auto", begun[name]) and not (asked == "none" and begun[name] is None):
+            raise ValueError(
+                f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {asked} "
+                "now: leave it out, or train into another folder"
+            )
+    _take_epochs(folder, options)
+    found = {
+        name: (now, then) for name, now in versions().items() if now != (then := folder.configuration["versions"][name])
+    }
+    for name, (now, then) in found.items():
+        say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
+    folder.tidy()
+    return folder, reopen(data), False
+
+
+def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:
+    """More epochs than the run was begun with, if they were asked for."""
+    training = folder.configuration["training"]
+    if "epochs" not in options.given or options.epochs == training["epochs"]:
+        return
+    if training["schedule"] == "cosine":
+        raise ValueError(
+            f"--epochs cannot be {options.epochs} now: the learning rate follows a cosine over {training['epochs']} "
+            "epochs; leave it out, or train into another folder"
+        )
+    done = folder.keep_history()
+    if options.epochs < max(1, done):
+        raise ValueError(f"--epochs is {options.epochs}, but {folder.path} holds {done} epochs: ask for more")
+    training["epochs"] = options.epochs
+    folder.write()
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name in ("particles", "epochs", "batch_size", "patience"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
+    for name in ("seed", "data_seed"):
+        if not 0 <= getattr(options, name) < 2**32:
+            raise ValueError(f"--{name.replace('_', '-')} is between 0 and 2^32 - 1, but got {getattr(options, name)}")
+    if not 0 < options.lr < float("inf"):
+        raise ValueError(f"--lr is a positive number, but got {options.lr:g}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used here ({reason}); take --device cpu") from error
+
+
+def _check_support(design: Design, data: Dataset, binary: bool) -> None:
+    """Refuse pairs whose likelihood and data do not go together, before anything is written."""
+    if data.train.dim() != 2:
+        raise ValueError(
+            f"--data {data.name} holds data of shape {list(data.train.shape[1:])}, and train takes vectors: flatten "
+            "them, or train in Python"
+        )
+    likelihood = design.likelihood if MODELS[design.model].observes else "gaussian"
+    if binary and likelihood in DENSITIES:
+        what = f"--likelihood {likelihood}" if MODELS[design.model].observes else f"--model {design.model}"
+        raise ValueError(
+            f"{what} is a density of real numbers, but {data.name} is binary, where a density grows without bound: "
+            "take --model vae --likelihood bernoulli"
+        )
+    x = data.train
+    if likelihood == "bernoulli" and not binary and bool(((x != 0) & (x != 1)).any()):
+        low, high = float(x.min()), float(x.max())
+        raise ValueError(
+            f"--likelihood bernoulli is for zeros and ones, but {data.name} holds values from {low:g} to {high:g}: "
+            "binarize them (--binarize threshold, sample or dynamic), or take --likelihood gaussian"
+        )
+    if design.likelihood in ("poisson", "negative-binomial") and bool(((x < 0) | (x != x.floor())).any()):
+        raise ValueError(
+            f"--likelihood {design.likelihood} is for counts 0, 1, 2, ..., but {data.name} holds other values: take "
+            "--likelihood gaussian"
+        )

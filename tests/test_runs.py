@@ -1,0 +1,397 @@
+"""Runs: a folder that is all there is to know, and that survives what happens to a process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from jensen.cli import main
+from jensen.families import MeanField
+from jensen.guides import ExactPosterior, amortize
+from jensen.inference import Evidence, History, fit, restore
+from jensen.models import PPCA
+from jensen.networks import mlp
+
+_QUICK = ["--latent", "2", "--hidden", "16", "--lr", "5e-3", "--batch-size", "300"]
+_SMALL = [*_QUICK, "--epochs", "3", "--no-pictures"]
+_LONG = [*_QUICK, "--epochs", "60", "--schedule", "cosine"]  # 240 steps: long enough for a captured graph
+_PICTURES = ("training", "samples", "reconstructions", "latent-map")
+_JSON = {"parse_constant": lambda name: pytest.fail(f"{name} is not JSON")}
+
+
+def _command(*arguments):
+    return [sys.executable, "-m", "jensen", *map(str, arguments)]
+
+
+def _interrupt(folder, how):
+    """Begin a run, and send a signal once its first epoch is done; what it left."""
+    reset = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    command = _command("train", "--run", folder, *_LONG, "--no-pictures")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, log = process.communicate(timeout=60)
+    return process.returncode, log
+
+
+def _state(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def _history(folder):
+    return History.from_json(folder / "history.json")
+
+
+def _epochs(folder):
+    return len(_state(folder)["history"]["elbo"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(
+        _command("train", "--run", folder, *_LONG, "--json"), capture_output=True, text=True, check=True
+    )
+    return folder, json.loads(done.stdout, **_JSON), done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run in this process."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert main(["train", "--run", str(folder), *_SMALL]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Two runs that were stopped, and then resumed: their folders, epochs when they stopped, exit status, log."""
+    found = {}
+    for name, how in {"Ctrl-C": signal.SIGINT, "kill -9": signal.SIGKILL}.items():
+        folder = tmp_path_factory.mktemp("stopped") / "run"
+        status, log = _interrupt(folder, how)
+        kept = (folder / "history.json").exists() and len(_history(folder).elbo)
+        found[name] = folder, _epochs(folder), status, log, kept
+        (folder / "checkpoint.pt.1.partial").write_bytes(b"half a checkpoint")
+    resume = [["train", "--run", str(folder), "--resume", "--no-pictures"] for folder, *_ in found.values()]
+    code = f"from jensen.cli import main; print([main(arguments) for arguments in {resume}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[0, 0]\n")
+    return found
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(how, whole, stopped):
+    folder, epochs, *_ = stopped[how]
+    assert 1 <= epochs < 60
+    one, other = _state(whole[0]), _state(folder)
+    assert one["names"] == other["names"]
+    assert all(torch.equal(a, b) for a, b in zip(one["parameters"], other["parameters"], strict=True))
+    assert torch.equal(one["random"], other["random"])
+    assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
+    for i, moments in one["optimizer"]["state"].items():
+        assert all(torch.equal(moment, other["optimizer"]["state"][i][name]) for name, moment in moments.items())
+    for name in ("elbo", "validation", "rate", "learning_rate", "steps"):
+        assert one["history"][name] == other["history"][name]
+    assert not list(folder.glob("*.partial"))
+
+
+def test_ctrl_c_leaves_a_usable_run_and_says_how_to_go_on(stopped):
+    folder, epochs, status, log, kept = stopped["Ctrl-C"]
+    assert status == 130
+    assert kept == epochs
+    last = log.splitlines()[-1]
+    assert last == (
+        f"jensen: interrupted; {folder} holds epoch {epochs} of 60; go on with: jensen train --run {folder} --resume"
+    )
+    assert "Traceback" not in log
+
+
+def test_a_run_folder_holds_all_there_is_to_know(whole):
+    folder, document, log = whole
+    names = {path.name for path in folder.iterdir()}
+    pictures = {
+        f"{name}.{kind}" for name in ("training", "samples", "reconstructions", "latent-map") for kind in ("png", "pdf")
+    }
+    assert names == {"configuration.json", "checkpoint.pt", "history.json"} | pictures
+    stored = json.loads((folder / "configuration.json").read_text(), **_JSON)
+    assert document["configuration"] == stored
+    assert stored["versions"]["torch"] == torch.__version__
+    assert stored["pair"]["likelihood"] == "gaussian"
+    assert stored["facts"]["features"] == 64
+    assert _history(folder).elbo == document["history"]["elbo"]
+    assert "epoch 3 of 60" in log and "\r" not in log
+    assert (folder / "samples.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_evaluate_needs_the_folder_alone(whole, capsys):
+    folder, document, _ = whole
+    assert main(["evaluate", str(folder), "--split", "validation", "--particles", "300", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, **_JSON)["runs"]["whole"]
+    assert found["summary"]["n"] == 200
+    error = 4 * found["summary"]["elbo_data_error"]
+    assert found["summary"]["elbo"] == pytest.approx(document["history"]["validation"][-1], abs=error)
+    assert json.loads((folder / "report.json").read_text(), **_JSON) == found
+    again = Evidence.from_json(json.dumps(found["evidence"]))
+    assert float(again.elbo.mean()) == found["summary"]["elbo"]
+
+
+def test_several_runs_make_one_table(run, tmp_path, capsys):
+    other = tmp_path / "exact"
+    assert main(["train", "--run", str(other), *_SMALL, "--model", "ppca", "--guide", "exact"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(other), "--particles", "50", "--test-size", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "ELBO  log p(x)  ± data" in printed
+    assert printed.count("\nsmall ") == 1 and printed.count("\nexact ") == 1
+    summary = json.loads((other / "report.json").read_text())["summary"]
+    assert summary["gap"] == pytest.approx(0, abs=1e-3)  # the exact posterior
+
+
+def test_runs_on_other_data_do_not_share_a_table(run, tmp_path, capsys):
+    other = tmp_path / "binary"
+    assert main(["train", "--run", str(other), *_SMALL, "--binarize", "threshold"]) == 0
+    assert json.loads((other / "configuration.json").read_text())["pair"]["likelihood"] == "bernoulli"
+    assert main(["evaluate", str(run), str(other)]) == 2
+    assert "their numbers do not compare; evaluate them one at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv", "png"])
+def test_samples_are_written_in_the_format_of_the_ending(ending, run, tmp_path, capsys):
+    file = tmp_path / f"draws.{ending}"
+    assert main(["sample", str(run), "-n", "5", "--seed", "3", "--out", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == [5, 64]
+    if ending == "npz":
+        with np.load(file, allow_pickle=False) as archive:
+            assert archive["x"].shape == (5, 64) and archive["z"].shape == (5, 2)
+    elif ending == "png":
+        assert file.read_bytes().startswith(b"\x89PNG")
+    else:
+        x = np.load(file) if ending == "npy" else np.loadtxt(file, delimiter=",", skiprows=1)
+        assert x.shape == (5, 64) and x.std() > 0.1
+
+
+def test_means_are_those_of_the_drawn_latents(run, tmp_path):
+    from jensen.cli.runs import RunFolder
+    from jensen.inference import decode
+
+    file = tmp_path / "means.npz"
+    assert main(["sample", str(run), "-n", "4", "--mean", "--out", str(file)]) == 0
+    model, _, _ = RunFolder.open(run).trained()
+    with np.load(file) as archive:
+        assert np.allclose(archive["x"], decode(model, {"z": torch.tensor(archive["z"])}), atol=1e-6)
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path, capsys):
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert main(["train", "--run", str(short), *_SMALL]) == 0
+    assert main(["train", "--run", str(long), *_SMALL, "--epochs", "5"]) == 0
+    assert main(["train", "--run", str(short), "--resume", "--epochs", "5"]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(_state(short)["parameters"], _state(long)["parameters"], strict=True))
+    assert main(["train", "--run", str(short), "--resume", "--epochs", "4"]) == 2
+    assert "--epochs is 4, but" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(run, tmp_path, capsys):
+    before = _state(run)["history"]["elbo"]
+    assert main(["train", "--run", str(run), *_SMALL, "--seed", "1"]) == 2
+    assert "--resume goes on with it, --overwrite begins it anew" in capsys.readouterr().err
+    assert _state(run)["history"]["elbo"] == before
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert main(["train", "--run", str(tmp_path), *_SMALL, "--overwrite"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_overwriting_removes_the_files_of_a_run_alone(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", "--run", str(folder), *_SMALL]) == 0
+    (folder / "notes.txt").write_text("mine")
+    (folder / "report.json").write_text("{}")
+    assert main(["train", "--run", str(folder), *_SMALL, "--seed", "1", "--overwrite"]) == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "report.json").exists()
+    assert json.loads((folder / "configuration.json").read_text())["training"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lr", "1", "--lr was 0.005 when"),
+        ("--model", "ppca", "--model was vae when"),
+        ("--seed", "4", "--seed was 0 when"),
+        ("--data", "mnist", "--data was digits when"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_begun(option, value, message, run, capsys):
+    assert main(["train", "--run", str(run), "--resume", option, value]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_fails_with_1_and_keeps_its_epochs(tmp_path, monkeypatch, capsys):
+    from jensen.cli import train
+
+    fall = lambda optimizer, T_max: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda e: 1.0 if e < 2 else 1e30)
+    monkeypatch.setattr(train.torch.optim.lr_scheduler, "CosineAnnealingLR", fall)
+    arguments = ["train", "--run", str(tmp_path / "r"), *_SMALL, "--epochs", "9", "--schedule", "cosine", "--json"]
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert "begin anew with a lower --lr and --overwrite" in json.loads(shown.out)["error"]
+    assert len(_history(tmp_path / "r").elbo) == 2
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
+    folder = tmp_path / "r"
+    assert main(["train", "--run", str(folder), *_SMALL, "--lr", "1e30"]) == 1
+    assert not folder.exists()
+    arguments = ["--model", "hierarchical", "--guide", "ladder", "--latent", "2,2", "--objective", "iwae"]
+    assert main(["train", "--run", str(folder), *_SMALL, *arguments, "--gradient", "dreg"]) == 2
+    assert "both halves read" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "more"),
+    [
+        ("ppca", "full-covariance", []),
+        ("factor-analysis", "exact", []),
+        ("mixture-of-ppca", "mean-field", ["--components", "3"]),
+        ("gaussian-mixture-vae", "iaf", ["--objective", "iwae"]),
+        ("hierarchical", "bottom-up", ["--latent", "4,2", "--hidden", "16,16/8,8", "--gradient", "stl"]),
+        ("hierarchical", "ladder", ["--latent", "4,2", "--beta", "0.5"]),
+        ("hierarchical", "spline", ["--latent", "4,2", "--objective", "renyi", "--alpha", "0.3"]),
+        ("vae", "mixture", ["--likelihood", "student-t", "--patience", "2"]),
+    ],
+)
+def test_every_model_is_trained_and_measured_again(model, guide, more, tmp_path):
+    folder = tmp_path / "run"
+    options = [*_SMALL, "--epochs", "2", "--batch-size", "600", "--model", model, "--guide", guide, *more]
+    assert main(["train", "--run", str(folder), *options]) == 0
+    assert main(["evaluate", str(folder), "--particles", "30", "--test-size", "40", "--split", "validation"]) == 0
+    measured = json.loads((folder / "report.json").read_text())["summary"]["elbo"]
+    assert measured == pytest.approx(_history(folder).validation[-1], abs=3.0)
+
+
+def test_patience_keeps_the_best_epoch(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "r"
+    options = [*_SMALL, "--epochs", "60", "--lr", "0.1", "--patience", "3"]
+    assert main(["train", "--run", str(folder), *options]) == 0
+    history = _history(folder)
+    assert len(history.elbo) == history.best_epoch + 3
+    state = _state(folder)
+    from jensen.cli.runs import RunFolder
+
+    model, guide, _ = RunFolder.open(folder).trained()
+    parts = [*model.buffers(), *guide.buffers(), *model.parameters(), *guide.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(parts, state["best"], strict=True))
+    restore(model, guide, folder / "checkpoint.pt", best=False)
+    assert all(torch.equal(a, b) for a, b in zip(parts, state["parameters"], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(state["best"], state["parameters"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "checkpoint.pt").write_bytes(b"torn"), "cannot be read as a checkpoint"),
+        (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint: no epoch was completed"),
+        (lambda folder: (folder / "configuration.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "configuration.json").write_text("{}"), "is not the configuration of a run"),
+        (lambda folder: (folder / "configuration.json").unlink(), "there is no configuration.json in it"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("configuration.json", "checkpoint.pt"):
+        (folder / name).write_bytes((run / name).read_bytes())
+    damage(folder)
+    assert main(["evaluate", str(folder)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def _own(folder, rows):
+    """A file of one's own, with a class in its last column."""
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    text = "\n".join(f"{a:.6f},{b:.6f},{c:.6f},{int(a > 0)}" for a, b, c in x.tolist())
+    (folder / "x.csv").write_text(f"a,b,c,kind\n{text}\n")
+    return folder / "x.csv"
+
+
+def test_a_file_of_ones_own_is_trained_on_and_told_by_its_content(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _own(tmp_path, 300)
+    assert main(["train", "--run", "r", "--data", "x.csv", "--label", "kind", *_SMALL]) == 0
+    facts = json.loads((tmp_path / "r" / "configuration.json").read_text())["facts"]
+    assert facts["features"] == 3 and facts["train"] == 240
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the file is found from anywhere
+    assert main(["evaluate", "../r", "--particles", "30"]) == 0
+    assert main(["train", "--run", "../r", "--resume", "--data", "../x.csv"]) == 0
+    _own(tmp_path, 301)
+    capsys.readouterr()
+    assert main(["evaluate", "../r", "--particles", "30"]) == 2
+    assert "has changed since the run was begun" in capsys.readouterr().err
+
+
+def test_images_of_ones_own_are_drawn_and_dequantized(tmp_path, capsys):
+    grey = np.random.default_rng(0).integers(0, 4, size=(120, 12))
+    np.save(tmp_path / "grey.npy", grey.astype(np.float32))
+    own = ["--data", str(tmp_path / "grey.npy"), "--levels", "4", "--image-shape", "3,4"]
+    assert main(["train", "--run", str(tmp_path / "r"), *own, *_QUICK, "--epochs", "1"]) == 0
+    assert "grey levels are dequantized" in capsys.readouterr().err
+    stored = json.loads((tmp_path / "r" / "configuration.json").read_text())
+    assert stored["facts"]["image_shape"] == [3, 4] and stored["facts"]["bits_offset"] == 2.0
+    assert (tmp_path / "r" / "reconstructions.png").exists()
+    assert main(["sample", str(tmp_path / "r"), "-n", "4", "--out", str(tmp_path / "s.png")]) == 0
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "30"]) == 0
+    assert main(["train", "--run", str(tmp_path / "r"), "--resume", *own]) == 0
+
+
+def test_a_misspelt_folder_suggests_the_right_one(run, capsys):
+    assert main(["sample", str(run.with_name("smal"))]) == 2
+    assert f"did you mean {run}?" in capsys.readouterr().err
+
+
+def _pair():
+    model = PPCA(5, latent=2)
+    return model, amortize(model, mlp(5, [8]), MeanField, context=8)
+
+
+@pytest.mark.parametrize(("option", "value"), [("lr", 1.0), ("batch_size", 7), ("optimizer", torch.optim.SGD)])
+def test_a_checkpoint_says_with_which_settings_it_was_begun(option, value, tmp_path):
+    pair, x = _pair(), torch.randn(20, 5)
+    settings = {"batch_size": 10, "checkpoint": tmp_path / "c.pt", "progress": False}
+    fit(*pair, x, epochs=1, **settings)
+    with pytest.raises(ValueError, match=f"was begun with .*{option}.*: go on as it was begun"):
+        fit(*pair, x, epochs=2, resume=True, **{**settings, option: value})
+    with pytest.raises(ValueError, match=r"was begun with \{'n': 20\}, but now got \{'n': 19\}"):
+        fit(*pair, x[1:], epochs=2, resume=True, **settings)
+
+
+def test_a_checkpoint_of_another_pair_is_not_restored(tmp_path):
+    fit(*_pair(), torch.randn(20, 5), epochs=1, checkpoint=tmp_path / "c.pt", progress=False)
+    other = PPCA(5, latent=3)
+    before = other.weight.clone()
+    with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only this pair has .*\[5, 3\]"):
+        restore(other, ExactPosterior(other), tmp_path / "c.pt")
+    assert torch.equal(other.weight, before)
+
+
+def test_a_write_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    from jensen.inference import checkpoint
+
+    checkpoint.write(tmp_path / "c.pt", {"a": 1})
+    monkeypatch.setattr(checkpoint.torch, "save", lambda state, path: path.write_bytes(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.write(tmp_path / "c.pt", {"a": 2})
+    assert checkpoint.read(tmp_path / "c.pt")["a"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
