@@ -127,9 +127,14 @@ def _quadrature():
     return plot_posterior(model, PriorGuide(model), x, draws=100, mcmc=found.draws["z"][0], points=64, title="a banana")
 
 
+def _titled(ax):
+    ax.set_title("a title of one's own", fontsize=8)
+    return ax
+
+
 PICTURES = {
-    "bounds": lambda: plot_bounds({"mean-field": _bounds(), "full covariance": _bounds(upper=True)}),
-    "gaps": lambda: plot_gaps({"mean-field": _gaps(), "full covariance": _gaps()}),
+    "bounds": lambda: _titled(plot_bounds({"mean-field": _bounds(), "full covariance": _bounds(upper=True)})),
+    "gaps": lambda: _titled(plot_gaps({"mean-field": _gaps(), "full covariance": _gaps()})),
     "latent": lambda: plot_latent(torch.randn(300, 2), torch.arange(300) % 10, prior=torch.randn(500, 2), title="map"),
     "latent of many": lambda: plot_latent(torch.randn(300, 12), torch.arange(300) % 10),
     "manifold": lambda: plot_manifold(_ppca()[0], SHAPE),
