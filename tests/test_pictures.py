@@ -351,8 +351,10 @@ def test_colours_are_kept_and_clipped():
     canvas = torch.as_tensor(np.asarray(ax.get_images()[0].get_array()))
     torch.testing.assert_close(canvas[:4, :4], images[0].reshape(4, 4, 3).clamp(0, 1))
     assert (canvas[:, 4] == 1).all()
-    first = plot_images(images.reshape(2, 4, 4, 3).movedim(-1, 1), (4, 4, 3))  # channels first
-    assert np.array_equal(first.get_images()[0].get_array(), ax.get_images()[0].get_array())
+    planes = images.reshape(2, 4, 4, 3).movedim(-1, 1)
+    for again in (planes, planes.flatten(1)):
+        first = plot_images(again, (4, 4))
+        assert np.array_equal(first.get_images()[0].get_array(), ax.get_images()[0].get_array())
 
 
 # measurements
