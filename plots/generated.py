@@ -36,7 +36,7 @@ def plot_samples(
 
     Args:
         model: a model called as ``model(None, *covariates, n=n)``.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         n: how many.
         columns: images per row.
         noise: False shows E[x | z], True the x that were drawn, with the observation model's noise.
@@ -83,7 +83,7 @@ def plot_reconstructions(
         model: any Pyro model, called as ``model(*data)``, that observes its data at site ``"x"``.
         guide: its guide, called with the same data.
         data: those to show, a tensor [N, ...] or a tuple of tensors: ``data.test[:20]``.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         columns: data per row.
         particles: how many draws from the guide a reconstruction is averaged over.
         value_range: the values drawn white and black: ``data.value_range``.

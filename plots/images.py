@@ -30,9 +30,10 @@ def plot_images(
     """Images in a grid, row after row.
 
     Args:
-        images: [N, height * width], [N, height, width], or with colours [N, height * width * 3] in the order that
-            ``shape`` says; [N, 3, height, width] is turned into it.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        images: [N, height * width] or [N, height, width]; with colours three planes one after the other, [N, 3 * height
+            * width] or [N, 3, height, width], or three values for each pixel where ``shape`` says so.
+        shape: height and width of an image in pixels: ``data.image_shape``; (height, width, 3) where the three values
+            of a pixel stand together.
         columns: images per row.
         value_range: the values drawn white and black (of each colour, none and all of it); what lies outside is
             clipped: ``data.value_range``.
@@ -110,16 +111,16 @@ def gap_of(shape: Shape) -> int:
 
 
 def _as_images(images: Tensor, shape: Shape, owner: str) -> Tensor:
-    """Images [N, *shape] on the CPU."""
-    if images.dim() < 2 or images[0].numel() != prod(shape) or not len(images):
+    """Images [N, height, width] or [N, height, width, 3] on the CPU."""
+    size = images[0].numel() if images.dim() > 1 and len(images) else 0
+    planes = len(shape) == 2 and size == 3 * prod(shape)
+    if size != prod(shape) and not planes:
         sizes = ", ".join(["N", *map(str, shape)])
         raise ValueError(
             f"{owner} needs images of shape [N, {prod(shape)}], or [{sizes}], but got {list(images.shape)}"
         )
     images = images.detach().cpu().float()
-    if len(shape) == 3 and tuple(images.shape[1:]) == (shape[2], *shape[:2]):
-        images = images.movedim(1, -1)
-    return images.reshape(-1, *shape)
+    return images.reshape(-1, 3, *shape).movedim(1, -1) if planes else images.reshape(-1, *shape)
 
 
 def _canvas(images: Tensor, columns: int, gaps: tuple[int, int]) -> Tensor:

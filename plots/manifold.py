@@ -44,7 +44,7 @@ def plot_manifold(
 
     Args:
         model: a model called as ``model(None, *covariates, n=n)``.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         site: the latent site, a vector; the first continuous one with two features if None.
         latents: which two of its features go to the right and upwards, from 0.
         points: images along each side, at least 2.

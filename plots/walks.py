@@ -49,7 +49,7 @@ def plot_interpolations(
         guide: its guide, called with the same data.
         start: the data at the left, a tensor [N, ...] or a tuple of tensors; the covariates of the way are theirs.
         end: those at the right, as many.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         steps: points on each way, both ends included, at least 2.
         value_range: the values drawn white and black: ``data.value_range``.
         cmap: the colours of grey values; ``"gray"`` draws light on black.
@@ -119,7 +119,7 @@ def plot_traversals(
         model: a model called as ``model(*data)``, and as ``model(None, *covariates, n=n)``.
         guide: its guide, called with the same data.
         data: the datum to start from, a tensor [1, ...] or a tuple of tensors: ``data.test[:1]``.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         site: the latent site, a vector; the first continuous one if None.
         latents: which of its features, from 0; the first ten if None.
         steps: images in a row, evenly spaced in quantiles of a normal distribution, at least 2.

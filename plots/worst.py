@@ -44,7 +44,7 @@ def plot_worst(
     Args:
         evidence: what :func:`jensen.inference.evaluate` said of these data.
         data: the data that it was measured on, a tensor [N, ...] or a tuple of tensors.
-        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         by: what makes a datum bad: a high ``"pareto_k"`` (its estimate cannot be trusted), a low ``"ess"``, a low
             ``"log_evidence"`` (the exact one where it is known) or ``"elbo"`` (the model does not expect it), a high
             ``"gap"`` (the guide fails on it).

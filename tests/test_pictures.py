@@ -127,9 +127,14 @@ def _quadrature():
     return plot_posterior(model, PriorGuide(model), x, draws=100, mcmc=found.draws["z"][0], points=64, title="a banana")
 
 
+def _titled(ax):
+    ax.set_title("a title of one's own", fontsize=8)
+    return ax
+
+
 PICTURES = {
-    "bounds": lambda: plot_bounds({"mean-field": _bounds(), "full covariance": _bounds(upper=True)}),
-    "gaps": lambda: plot_gaps({"mean-field": _gaps(), "full covariance": _gaps()}),
+    "bounds": lambda: _titled(plot_bounds({"mean-field": _bounds(), "full covariance": _bounds(upper=True)})),
+    "gaps": lambda: _titled(plot_gaps({"mean-field": _gaps(), "full covariance": _gaps()})),
     "latent": lambda: plot_latent(torch.randn(300, 2), torch.arange(300) % 10, prior=torch.randn(500, 2), title="map"),
     "latent of many": lambda: plot_latent(torch.randn(300, 12), torch.arange(300) % 10),
     "manifold": lambda: plot_manifold(_ppca()[0], SHAPE),
@@ -346,8 +351,10 @@ def test_colours_are_kept_and_clipped():
     canvas = torch.as_tensor(np.asarray(ax.get_images()[0].get_array()))
     torch.testing.assert_close(canvas[:4, :4], images[0].reshape(4, 4, 3).clamp(0, 1))
     assert (canvas[:, 4] == 1).all()
-    first = plot_images(images.reshape(2, 4, 4, 3).movedim(-1, 1), (4, 4, 3))  # channels first
-    assert np.array_equal(first.get_images()[0].get_array(), ax.get_images()[0].get_array())
+    planes = images.reshape(2, 4, 4, 3).movedim(-1, 1)
+    for again in (planes, planes.flatten(1)):
+        first = plot_images(again, (4, 4))
+        assert np.array_equal(first.get_images()[0].get_array(), ax.get_images()[0].get_array())
 
 
 # measurements
