@@ -114,7 +114,7 @@ class Gaps(Record):
         return "datum", range(len(self.total)), {name: getattr(self, name) for name in names}
 
     def _table(self) -> Table:
-        s = self.summary()
+        s: dict[str, Any] = {**self.summary()}
         parts = (s["approximation_mc_error"], s["amortization_mc_error"])
         rows = [result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, math.hypot(*parts))]
         for name, cause in (("approximation", "the family"), ("amortization", "the encoder")):

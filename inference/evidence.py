@@ -150,7 +150,7 @@ class Evidence(Record):
         return "datum", range(len(self.elbo)), {**plain, "gap": self.gap, **corrected, **errors}
 
     def _table(self) -> Table:
-        s = self.summary()
+        s: dict[str, Any] = {**self.summary()}
         noise = (s["elbo_mc_error"], s["log_evidence_mc_error"])
         rows = [
             result_row("ELBO", s["elbo"], s["elbo_data_error"], noise[0]),
