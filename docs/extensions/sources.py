@@ -7,8 +7,8 @@ beside this folder. A new room, public name, notebook or table is on the site wi
 import ast
 import importlib
 import inspect
+import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,18 +104,47 @@ def _module(room: str, module: str, names: list[str]) -> str:
 
 
 def _course() -> Iterator[tuple[str, str]]:
-    """The notebooks, as they are committed."""
+    """The notebooks as they are committed, and a page that lists their questions."""
+    entries, questions = [], []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        yield f"course/{path.name}", path.read_text()
+        text = path.read_text()
+        yield f"course/{path.name}", text
+        cells = json.loads(text)["cells"]
+        opening = "".join("".join(cell["source"]) + "\n\n" for cell in cells[:2] if cell["cell_type"] == "markdown")
+        title = re.search(r"^# (.*)$", opening, re.M)
+        question = re.search(r"\*\*Question\.?\*\*\s*(.*?)(?:\n\n|\Z)", opening, re.S)
+        entries.append(f"course/{path.stem}")
+        asked = " ".join(question[1].split()) if question else ""
+        questions.append(f"| [{title[1] if title else path.stem}](course/{path.name}) | {asked} |\n")
+    yield "course.md", _COURSE + "".join(questions) + "\n```{toctree}\n:hidden:\n\n" + "\n".join(entries) + "\n```\n"
 
 
 def _benchmarks() -> Iterator[tuple[str, str]]:
-    """The tables of results, under the headings that their scripts give them."""
+    """The tables of results under what their scripts say of themselves, and a page that lists them."""
+    entries = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         script = ROOT / "benchmarks" / f"{path.stem}.py"
-        title = (
-            ast.get_docstring(ast.parse(script.read_text())).splitlines()[0].rstrip(".")
-            if script.exists()
-            else path.stem
-        )
+        about = ast.get_docstring(ast.parse(script.read_text())) if script.exists() else None
+        title = (about or path.stem).splitlines()[0].rstrip(".")
         yield f"benchmarks/{path.name}", f"# {title}\n\n{path.read_text()}"
+        entries.append((path.stem, title))
+    listed = "".join(f"- [{title}](benchmarks/{name}.md)\n" for name, title in entries)
+    paths = "\n".join(f"benchmarks/{name}" for name, _ in entries)
+    yield "benchmarks.md", f"{_MEASURED}{listed}\n```{{toctree}}\n:hidden:\n\n{paths}\n```\n"
+
+
+_COURSE = """# The course
+
+Notebooks, in order, as they were executed. Each opens with a question and closes with its answer; they lie in
+`notebooks/`, to be run.
+
+| notebook | question |
+| --- | --- |
+"""
+
+_MEASURED = """# Benchmarks
+
+Tables that scripts in `benchmarks/` made, each with its settings, date, commit and machine. The scripts run again with
+one command; times are of that machine.
+
+"""
