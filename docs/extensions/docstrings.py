@@ -5,13 +5,18 @@ pipes, ``|x|`` in a sentence, a shape ``[N, *event]``, references on lines of th
 their way into the site.
 """
 
+from __future__ import annotations
+
 import builtins
 import importlib
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from docutils import nodes
 from sources import ROOMS, home
+
+if TYPE_CHECKING:
+    from docutils import nodes
 
 _YEAR = re.compile(r"^\s*\S.*\(\d{4}\)")
 _BUILTIN = {*dir(builtins)}
