@@ -125,7 +125,7 @@ def _benchmarks() -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         script = ROOT / "benchmarks" / f"{path.stem}.py"
         about = ast.get_docstring(ast.parse(script.read_text())) if script.exists() else None
-        title = (about or path.stem).splitlines()[0].rstrip(".")
+        title = (about or path.stem).splitlines()[0].rstrip(".").split(":")[0]
         yield f"benchmarks/{path.name}", f"# {title}\n\n{path.read_text()}"
         entries.append((path.stem, title))
     listed = "".join(f"- [{title}](benchmarks/{name}.md)\n" for name, title in entries)
