@@ -2,7 +2,7 @@ r"""Continuous observation families beside the Gaussian: heavy tails, and number
 
 | family | density of one feature | support |
 | --- | --- | --- |
-| Laplace | exp(-|x - mu| / s) / 2 s | all reals |
+| Laplace | exp(-abs(x - mu) / s) / 2 s | all reals |
 | ContinuousBernoulli | proportional to exp(l x), l the logit | [0, 1] |
 """
 

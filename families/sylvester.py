@@ -28,13 +28,11 @@ _EDGE = 1 - 1e-3  # a product of diagonals at -1 would flatten space
 class Sylvester(Flow):
     r"""Sylvester normalizing flow, all of whose parameters are read from the context.
 
-    ========================  =================================================  ==========
-    ``kind``                  Q                                                  M
-    ========================  =================================================  ==========
-    ``"orthogonal"``          the Q of a QR decomposition, read from the context  ``rank``
-    ``"householder"``         a product of ``rank`` reflections                   D
-    ``"triangular"``          the identity, or the features turned around         D
-    ========================  =================================================  ==========
+    | kind | Q | M |
+    | --- | --- | --- |
+    | ``"orthogonal"`` | the Q of a QR decomposition, read from the context | ``rank`` |
+    | ``"householder"`` | a product of ``rank`` reflections | D |
+    | ``"triangular"`` | the identity, or the features turned around | D |
 
     Log q is known for the flow's own draws only: of any other value it raises ``NotImplementedError``.
 

@@ -81,7 +81,7 @@ def log_weights(
         The log weights in nats, [K, N]; [K] where no plate encloses every site. Differentiable in the parameters.
 
     Raises:
-        ValueError: on what :func:`check_pair` names, and for ``particles`` less than 1.
+        ValueError: for data, sites or observations that do not fit the pair, and for ``particles`` less than 1.
 
     Example:
         >>> from jensen.guides import PriorGuide

@@ -1,0 +1,173 @@
+"""The site's pages: every example runs, and its members are held to what the library's own are held to."""
+
+import doctest
+import importlib
+import inspect
+import re
+from functools import cache, partial
+from pathlib import Path
+
+import members
+import pytest
+import test_contract
+import test_families
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text() or "```pycon" in path.read_text())
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.M | re.S)
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def run_page(path):
+    """Run a page's blocks one after the other in one namespace; what stands under a prompt must come out as it stands.
+
+    Returns the namespace.
+    """
+    text, scope = path.read_text(), {"__name__": f"docs.{path.stem}"}
+    for match in BLOCK.finditer(text):
+        kind, source = match.groups()
+        line = text[: match.start()].count("\n") + 1
+        if kind == "python":
+            exec(compile("\n" * line + source, path.name, "exec"), scope)
+        else:
+            case = doctest.DocTestParser().get_doctest(source, scope, path.name, path.name, line)
+            report = []
+            runner = doctest.DocTestRunner(optionflags=FLAGS)
+            runner.run(case, out=report.append, clear_globs=False)
+            assert not runner.failures, "".join(report)
+            scope.update(case.globs)
+    return scope
+
+
+@cache
+def ran(page):
+    """The namespace that a page's blocks leave, run once."""
+    return run_page(page)
+
+
+@pytest.fixture
+def extensions(monkeypatch):
+    """The folder of the site's own extensions on the path."""
+    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_pages_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran(page)
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """That page's members among the library's own, under the name ``added``."""
+    scope = ran(DOCS / "adding.md")
+    monkeypatch.setitem(members.MODELS, "added", lambda: scope["ItemResponse"](members.X, members.D))
+    monkeypatch.setitem(members.GUIDES, "added", lambda model: scope["Linear"](model))
+    monkeypatch.setitem(members.GUIDES, "added family", partial(members.amortized, family=scope["LogisticFamily"]))
+    return scope
+
+
+def _needs(test):
+    return set(inspect.signature(test).parameters)
+
+
+TESTS = {name: test for name, test in vars(test_contract).items() if name.startswith("test_")}
+OF_A_MODEL = [name for name, test in TESTS.items() if _needs(test) == {"model_name"}]
+OF_A_PAIR = [name for name, test in TESTS.items() if {"model_name", "guide_name"} <= _needs(test)]
+OF_A_FAMILY = (
+    "test_shapes",
+    "test_an_expanded_one_is_the_same",
+    "test_parameters_are_affine_in_the_context",
+    "test_without_context_h_holds_the_parameters",
+    "test_integrates_to_one",
+    "test_log_q_of_a_draw_is_that_of_the_same_value_as_a_stranger",
+    "test_the_gradient_of_log_q_at_a_value_that_was_sampled_is_the_score",
+)
+
+
+@pytest.mark.parametrize("name", OF_A_MODEL)
+def test_the_added_model_is_held_to_the_contract(name, added):
+    TESTS[name]("added")
+
+
+@pytest.mark.parametrize(
+    ("model_name", "guide_name"), [("added", "added"), ("added", "added family"), ("PPCA", "added"), ("added", "IAF")]
+)
+@pytest.mark.parametrize("name", OF_A_PAIR)
+def test_the_added_pairs_are_held_to_the_contract(name, model_name, guide_name, added, request):
+    more = {"float64": None, "dtype": torch.float64, "objective": added["MIWAE"](2, 3)}
+    needs = _needs(TESTS[name])
+    if "float64" in needs:
+        request.getfixturevalue("float64")
+    TESTS[name](model_name, guide_name, **{key: more[key] for key in needs & set(more)})
+
+
+@pytest.mark.parametrize("name", OF_A_FAMILY)
+def test_the_added_family_is_held_to_the_contract(name, added, request):
+    needs = _needs(vars(test_families)[name])
+    if "float64" in needs:
+        request.getfixturevalue("float64")
+    for leading in [(), (3, 7)] if "leading" in needs else [()]:
+        more = {"family": added["LogisticFamily"], "float64": None, "leading": leading}
+        vars(test_families)[name](**{key: more[key] for key in needs})
+
+
+def test_the_contract_asks_something_of_each():
+    assert len(OF_A_MODEL) >= 2
+    assert len(OF_A_PAIR) >= 9
+
+
+def test_every_public_name_has_a_place_in_the_reference(extensions):
+    import sources
+
+    pages = dict(sources._reference())
+    for room in sources.ROOMS:
+        for name in importlib.import_module(f"jensen.{room}").__all__:
+            owner = sources.home(room, name)[1]
+            found = [
+                page
+                for page, text in pages.items()
+                if re.search(rf"^.. auto\w+:: jensen\.{owner}\.{name}$", text, re.M)
+            ]
+            assert len(found) == 1, f"jensen.{room}.{name} is on {found}"
+    assert len(sources.ROOMS) == 8
+
+
+def test_the_course_lists_every_notebook_with_its_question(extensions):
+    import sources
+
+    listed = dict(sources._course())["course.md"]
+    for path in (DOCS.parent / "notebooks").glob("*.ipynb"):
+        (row,) = [line for line in listed.splitlines() if f"(course/{path.name})" in line]
+        assert row.rstrip(" |").endswith(("?", ".")), row
+
+
+def test_docstrings_are_rewritten_for_the_site(extensions):
+    from docstrings import rewrite
+
+    lines = """A distance |x - y| of [N, *event], and ``|code|``.
+
+| symbol | meaning |
+| --- | --- |
+| h | context |
+| k | c \\| d |
+
+.. math:: |z|^2
+
+References:
+    Kingma and Welling (2014), Auto-Encoding Variational
+    Bayes.
+    Neal (2001), Annealed Importance Sampling.
+
+Example:
+    >>> 1 | 2
+    3""".splitlines()
+    rewrite(lines)
+    text = "\n".join(lines)
+    assert r"A distance \|x - y\| of [N, \*event], and ``|code|``." in text
+    assert ".. list-table::" in text
+    assert "   * - h\n     - context" in text
+    assert ".. math:: |z|^2" in text
+    assert "    * Kingma and Welling (2014), Auto-Encoding Variational\n      Bayes.\n    * Neal" in text
+    assert ">>> 1 | 2" in text
