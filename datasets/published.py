@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from .files import File, locate
 from .matlab import read_mat
@@ -21,6 +20,8 @@ Reader = Callable[[Split | None, int], tuple[Arrays, Arrays]]
 
 
 def _digits(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
+    from sklearn.datasets import load_digits  # here, since it takes long to import
+
     images, classes = load_digits(return_X_y=True)
     rows = draw_split(len(images), split or (1197, 200, 400), seed)
     return {part: images[r] for part, r in rows.items()}, {part: classes[r] for part, r in rows.items()}
