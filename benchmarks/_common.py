@@ -304,7 +304,7 @@ def _report(about, results, names, ours, targets, unit, text):
             cells.append("-" if row["ratio"] is None else f"{row['ratio']:.2f}" + (f" (<= {target})" if target else ""))
         ratios += [[n, *cells]] * (n != ours)
     compiling = [result["found"].get(ours, {}) for result in results.values()]
-    rows = [["seconds", *(f"{row['compile']:.1f}" if "compile" in row else "-" for row in compiling)]]
+    rows = [["seconds", *(f"{max(0.0, row['compile']):.1f}" if "compile" in row else "-" for row in compiling)]]
     missing = {row["error"] for r in results.values() for row in r["found"].values() if "error" in row}
     return "\n\n".join(
         [
