@@ -7,6 +7,7 @@ from .ais import AIS, ais
 from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
+from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .compare import Comparison, Row, compare
 from .diagnostics import pareto_k
 from .distance import GuideDistance
@@ -35,7 +36,9 @@ __all__ = [
     "IWAE",
     "Bounds",
     "Bracket",
+    "CSVLogger",
     "Calibration",
+    "Callback",
     "Comparison",
     "CyclicalAnnealing",
     "Evidence",
@@ -53,6 +56,7 @@ __all__ = [
     "Renyi",
     "Row",
     "Sandwich",
+    "TensorBoardLogger",
     "Terms",
     "ais",
     "bounds",

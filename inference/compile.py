@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch._inductor
 from torch import Tensor
 
 from .capture import Graph, Outputs, in_a_line
@@ -67,6 +66,8 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
 
 
 def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+    import torch._inductor  # here, since it takes longer to import than all of Pyro
+
     options: dict[str, Any] = {"fallback_random": True}
     if any(t.is_cuda for t in arguments):
         options["triton.cudagraphs"] = True

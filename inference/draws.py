@@ -19,7 +19,7 @@ from .capture import CannotCapture, Outputs, agrees, capture, split_draws
 from .compile import CannotCompile, Compile, compiled, price
 from .inputs import Batch
 from .store import owners_of, tensors_of
-from .weights import Program, log_weights
+from .weights import Program, log_weights, terms
 
 _WORTH_COMPILING = 20.0  # seconds of eager work ahead, by a rough estimate
 _WORTH_CAPTURE = 3.0
@@ -35,13 +35,15 @@ class LogWeights:
         guide: its guide.
         nesting: how deep the pair's plates are nested.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
+        observed: whether log p(x | z) of the same draws is wanted too.
 
     Attributes:
         route: how batches of the first size are run: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
     """
 
-    def __init__(self, model: Program, guide: Program, nesting: int, mode: Compile) -> None:
+    def __init__(self, model: Program, guide: Program, nesting: int, mode: Compile, observed: bool = False) -> None:
         self.model, self.guide, self.nesting, self.mode = model, guide, nesting, mode
+        self.observed = observed
         self.route = "eager"
         owned = {p for owner in owners_of(model) for p in owner.parameters() if p.dim() > 1}
         self.weights: int = sum(p.numel() for p in owned)
@@ -55,6 +57,10 @@ class LogWeights:
             particles: K.
             ahead: how many calls with so many data and particles are to come; None: as many as there were.
         """
+        return self.parts(batch, particles, ahead)[0]
+
+    def parts(self, batch: Batch, particles: int, ahead: int | None = None) -> Outputs:
+        """Log weights and, where ``observed`` asks for it, log p(x | z) of the same draws: each [K, N]."""
         key = (particles, *((x.shape, x.dtype) for x in batch))
         if key not in self._sizes:
             self._sizes[key] = _Size(self, particles, first=not self._sizes)
@@ -73,18 +79,21 @@ class _Size:
         self.owner, self.particles, self.first = owner, particles, first
         self.calls = 0
         self.decided = owner.mode is False
-        self.draw: Callable[[Batch], Tensor] = self._eager
+        self.draw: Callable[[Batch], Outputs] = self._eager
         self.known: tuple[Batch, Outputs] | None = None
 
-    def __call__(self, batch: Batch, ahead: int | None) -> Tensor:
+    def __call__(self, batch: Batch, ahead: int | None) -> Outputs:
         if not self.decided:
             self._decide(batch, ahead)
         self.calls += 1
         return self.draw(batch)
 
-    def _eager(self, batch: Batch) -> Tensor:
+    def _eager(self, batch: Batch) -> Outputs:
         o = self.owner
-        return log_weights(o.model, o.guide, *batch, particles=self.particles, max_plate_nesting=o.nesting)
+        if o.observed:
+            t = terms(o.model, o.guide, *batch, particles=self.particles, max_plate_nesting=o.nesting)
+            return t.log_weights, t.observed
+        return (log_weights(o.model, o.guide, *batch, particles=self.particles, max_plate_nesting=o.nesting),)
 
     def _decide(self, batch: Batch, ahead: int | None) -> None:
         seconds, capturing = self._worth(batch, ahead)
@@ -116,29 +125,28 @@ class _Size:
         seconds = handlers + arithmetic
         return seconds, seconds > _WORTH_COMPILING or (handlers > _WORTH_CAPTURE and arithmetic < 4 * handlers)
 
-    def _captured(self, batch: Batch, seconds: float) -> tuple[Callable[[Batch], Tensor], bool]:
+    def _captured(self, batch: Batch, seconds: float) -> tuple[Callable[[Batch], Outputs], bool]:
         """Draws from a graph, compiled where that pays for so many seconds of work; and whether it is."""
         held = tensors_of(self.owner.model, self.owner.guide)
-        graph = capture(lambda *flat: (self._eager(flat[len(held) :]),), *held, *batch)
+        graph = capture(lambda *flat: self._eager(flat[len(held) :]), *held, *batch)
         once, again = split_draws(graph)
         compiling = seconds > 2 * price(again)
 
-        def draw(batch: Batch) -> Tensor:
+        def draw(batch: Batch) -> Outputs:
             inputs = (*held, *batch, *graph.constants)
             if self.known is None or any(a is not b for a, b in zip(self.known[0], batch, strict=True)):
                 self.known = batch, once(*inputs)
-            (log_w,) = fast(*inputs, *self.known[1])
-            return log_w
+            return fast(*inputs, *self.known[1])
 
         other = tuple(x.flip(0) for x in batch)
         fast: Callable[..., Outputs] = again
         try:
-            if not agrees(lambda: (self._eager(other),), lambda: (draw(other),)):
+            if not agrees(lambda: self._eager(other), lambda: draw(other)):
                 raise CannotCapture("the captured graph gives other numbers than the pair itself")
             if compiling:
                 inputs = (*held, *batch, *graph.constants)
                 fast = compiled(again, *inputs, *once(*inputs))
-                if not agrees(lambda: (self._eager(other),), lambda: (draw(other),)):
+                if not agrees(lambda: self._eager(other), lambda: draw(other)):
                     raise CannotCompile("the compiled graph gives other numbers than the pair itself")
         finally:
             self.known = None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-import torch
 from pyro.distributions import Delta, Unit
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
@@ -161,8 +160,7 @@ class ELBO(Objective):
 
     def _value(self, t: Terms) -> tuple[Tensor, Tensor]:
         kls = self._kls(t)
-        observed: Tensor = sum(t.log_p[name] for name in t.log_p if name not in t.q)  # type: ignore[assignment]
-        observed = torch.as_tensor(observed).expand(t.run.shape)
+        observed = t.observed
         log_w = observed - sum(kls.values())
         bound = log_w.mean(0).sum()
         self.bound = t.scale * bound.detach()

@@ -158,6 +158,12 @@ class Terms:
         """Whether no plate encloses every site, so that the weights speak of all data at once."""
         return not self.run.keep
 
+    @property
+    def observed(self) -> Tensor:
+        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights."""
+        total: Tensor = sum(self.log_p[name] for name in self.log_p if name not in self.log_q)  # type: ignore[assignment]
+        return torch.as_tensor(total).expand(self.run.shape)
+
     def per_datum(self, name: str, batch: Tensor) -> Tensor:
         """A tensor of the batch shape of a site (a KL, say), under its mask, summed to the shape of the weights."""
         site = next(site for site in [*self.run.p, *self.run.q] if site["name"] == name)

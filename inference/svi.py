@@ -19,18 +19,19 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 from tqdm import tqdm
 
+from .callbacks import Callback, watched
 from .checkpoint import MakeScheduler, Run, read
 from .compile import Compile, check_compile
-from .draws import LogWeights
 from .gradients import loss_is_finite
 from .history import History
-from .inputs import Batches, Data, Device, Transform, as_tensors, buffers_kept, modes_kept, running
+from .inputs import Batches, Data, Device, Transform, as_tensors, buffers_kept, modes_kept
 from .layout import Layout
 from .objectives import Objective
 from .products import product_route
 from .randomness import forked_rng, private_randomness
 from .steps import BLOCK, Steps
 from .store import owners_of
+from .validation import Validation
 from .weights import Program, check_pair, parameters_of
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
@@ -56,6 +57,7 @@ def fit(
     batch_transform: Transform | None = None,
     freeze: nn.Module | Iterable[nn.Module] = (),
     compile: Compile = "auto",
+    callbacks: Callback | Iterable[Callback] = (),
     progress: bool = True,
 ) -> History:
     """Train a pair by stochastic variational inference.
@@ -78,7 +80,8 @@ def fit(
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
-        validation: data like ``data``, whose ELBO is taken after every epoch (8 particles, the same draws every time).
+        validation: data like ``data``, whose ELBO, rate and distortion are taken after every epoch (8 particles, the
+            same draws every time).
         patience: stop after so many epochs without a better validation ELBO, and go back to the best parameters.
         seed: makes the run repeatable and leaves the user's random stream alone; None draws from that stream.
         device: where to run; modules (which stay there) and batches are moved. None: where they are.
@@ -89,6 +92,8 @@ def fit(
         compile: whether steps run in a compiled graph, captured from the pair once: ``"auto"`` where that pays,
             ``True`` wherever it can be done (else a warning says why not), ``False`` never. ``history.route`` says what
             was done.
+        callbacks: what looks on after every epoch and is closed in the end, in this order: :class:`CSVLogger`,
+            :class:`TensorBoardLogger`, or a :class:`Callback` of your own.
         progress: whether to show a progress bar.
 
     Returns:
@@ -97,7 +102,7 @@ def fit(
     Raises:
         ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
             make no sense, nothing to train, and a checkpoint that is torn or of another pair.
-        TypeError: for an objective or optimizer that does not serve, and data that are no tensors.
+        TypeError: for an objective, optimizer or callback that does not serve, and data that are no tensors.
         FloatingPointError: at the first loss or gradient that is not finite; the parameters are those of the last good
             epoch, and so is the checkpoint.
 
@@ -125,10 +130,14 @@ def fit(
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
     state = {} if earlier is None else read(earlier)
     begun = state.get("settings", {})  # as it was begun, so it goes on
-    with _training(model, guide, frozen, seed, device), product_route(train.where, begun.get("products")) as products:
+    with (
+        watched(callbacks, model, guide) as look_on,
+        _training(model, guide, frozen, seed, device),
+        product_route(train.where, begun.get("products")) as products,
+    ):
         layout = _look(model, guide, train)
-        seen = layout if held_out is None else _look(model, guide, held_out)
-        measure = LogWeights(model, guide, seen.nesting, compile)
+        if held_out is not None:
+            measure = Validation(model, guide, held_out, _look(model, guide, held_out), compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
@@ -168,17 +177,20 @@ def fit(
                 history.elbo.append(_per_datum(bounds, layout, train.n))
                 if shaped:
                     history.shaped.append(-_per_datum(losses, layout, train.n))
+                history.learning_rate.append(float(run.optimizer.param_groups[0].get("lr", lr)))
                 if run.scheduler is not None:
                     run.scheduler.step()
                 if held_out is not None:
-                    history.validation.append(_elbo(measure, held_out, seen, epochs * -(-held_out.n // held_out.size)))
+                    measure(history)
                     if patience is not None and history.validation[-1] >= max(history.validation):
                         run.best, history.best_epoch = run.snapshot(), epoch + 1
                 history.seconds = before + time.perf_counter() - start
+                history.elapsed.append(history.seconds)
                 if checkpoint is not None:
                     run.settings = {"compiled": steps.compiled, "products": products}
                     run.save(checkpoint)
                 bar.set_postfix(elbo=f"{history.elbo[-1]:.3f}")
+                look_on(history)
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
@@ -189,16 +201,6 @@ def fit(
 def _per_datum(bounds: list[float], layout: Layout, n: int) -> float:
     """The bound of an epoch per datum: batches add up, unless the model scales each of them up to all its data."""
     return sum(bounds) / n if layout.full_size is None else sum(bounds) / len(bounds) / layout.full_size
-
-
-def _elbo(weights: LogWeights, data: Batches, layout: Layout, ahead: int) -> float:
-    """The ELBO per datum, from 8 particles that are the same at every call; joint weights on all data at once."""
-    total = 0.0
-    weights.forget()
-    with running(weights.model, weights.guide, seed=0, device=data.device):
-        for rows in torch.arange(data.n).split(data.size if layout.sizes else data.n):
-            total += float(weights(data.take(rows), 8, ahead).mean(0).sum())
-    return total / (data.n if layout.sizes or layout.full_size is None else layout.full_size)
 
 
 def _check_settings(

@@ -16,7 +16,6 @@ import math
 import pyro
 import torch
 from pyro.distributions import MultivariateNormal, Normal, OneHotCategorical
-from sklearn.cluster import KMeans
 from torch import Size, Tensor, nn
 
 from jensen.module import UniqueModule
@@ -146,6 +145,8 @@ class MixtureOfPPCA(UniqueModule):
             raise ValueError("MixtureOfPPCA has no maximum for data that are all the same: its noise would be 0")
         work = copy.deepcopy(self).to(x)  # in float64
         if seed is not None:
+            from sklearn.cluster import KMeans  # here, since it takes longer to import than all of Pyro
+
             labels = KMeans(C, n_init=10, random_state=seed).fit(x.cpu().numpy()).labels_
             work._maximize(x, nn.functional.one_hot(torch.as_tensor(labels).long(), C).to(x), floor)
         before = -math.inf

@@ -7,8 +7,14 @@ The rooms: :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families`, :
 :mod:`jensen.inference`, :mod:`jensen.datasets`, :mod:`jensen.plots`, :mod:`jensen.cli`.
 """
 
-from importlib.metadata import version as _version
-
 __all__ = ["__version__"]
 
-__version__ = _version("jensen")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module 'jensen' has no attribute {name!r}; its rooms are imported by name")
+    from importlib.metadata import version
+
+    return version("jensen")
