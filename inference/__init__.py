@@ -9,6 +9,7 @@ from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
 from .compare import Comparison, Row, compare
+from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
 from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
@@ -62,6 +63,8 @@ __all__ = [
     "bounds",
     "calibrate",
     "compare",
+    "decode",
+    "encode",
     "evaluate",
     "exact_log_evidence",
     "fit",
@@ -73,6 +76,7 @@ __all__ = [
     "mcmc_posterior",
     "pareto_k",
     "rate_distortion",
+    "reconstruct",
     "sandwich",
     "simulate",
     "terms",

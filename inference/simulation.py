@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["simulate"]
+__all__ = ["simulate", "sites_without_data"]
 
 from torch import Tensor
 
 from .checks import check_simulated
+from .sites import Site
 from .weights import Program, model_sites
 
 
@@ -38,12 +39,16 @@ def simulate(model: Program, n: int, *covariates: Tensor) -> tuple[dict[str, Ten
     """
     if n < 1:
         raise ValueError(f"n is the number of data to draw, at least 1, but got {n}")
+    values = check_simulated(sites_without_data(model, n, *covariates), n)
+    return values, values.pop("x")
+
+
+def sites_without_data(model: Program, n: int, *covariates: Tensor) -> list[Site]:
+    """The sites of a model that is run without data; TypeError if it does not run like that."""
     try:
-        sites = model_sites(model, None, *covariates, n=n)
+        return model_sites(model, None, *covariates, n=n)
     except (AttributeError, TypeError) as error:
         raise TypeError(
             f"the model cannot draw data: model(None, *covariates, n={n}) fails ({error}); write it as "
             "forward(x=None, *covariates, n=1), with obs=x at site 'x' and a plate over n data where x is None"
         ) from error
-    values = check_simulated(sites, n)
-    return values, values.pop("x")

@@ -1,26 +1,46 @@
 """Pictures: each function takes a result (or tensors), draws on an ``Axes`` and returns it. No global state.
 
-Without an ``Axes`` a figure of its own is made, which pyplot does not know of: ``ax.figure.savefig(...)``.
+Without an ``Axes`` a figure of its own is made, as wide as a column of a paper, which pyplot does not know of:
+``save(ax, "figures/bounds")`` writes it as PNG and PDF. Colours differ in shape or dashes, too.
 """
 
 from .bounds import plot_bounds
 from .calibration import plot_ranks
+from .diagnostics import plot_ess, plot_pareto_k
 from .draws import plot_draws
 from .gaps import plot_gaps
+from .generated import plot_reconstructions, plot_samples
 from .images import plot_images
 from .latent import plot_latent
+from .live import LiveCurves
+from .manifold import plot_manifold
 from .posterior import plot_posterior
 from .rate import plot_rate_distortion
+from .save import save
 from .signal import plot_signal
+from .training import plot_training
+from .walks import plot_interpolations, plot_traversals
+from .worst import plot_worst
 
 __all__ = [
+    "LiveCurves",
     "plot_bounds",
     "plot_draws",
+    "plot_ess",
     "plot_gaps",
     "plot_images",
+    "plot_interpolations",
     "plot_latent",
+    "plot_manifold",
+    "plot_pareto_k",
     "plot_posterior",
     "plot_ranks",
     "plot_rate_distortion",
+    "plot_reconstructions",
+    "plot_samples",
     "plot_signal",
+    "plot_training",
+    "plot_traversals",
+    "plot_worst",
+    "save",
 ]

@@ -1,8 +1,11 @@
-"""What pictures share: a figure of their own, and colours that colour-blind readers tell apart."""
+"""What pictures share: a figure of their own, a column wide, and colours and markers that all readers tell apart."""
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "own_axes"]
+__all__ = ["COLOURS", "LINES", "MARKERS", "WIDTH", "by_name", "own_axes", "own_figure", "plain", "text_size"]
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,10 +24,53 @@ COLOURS = (
 )
 """The palette of Okabe and Ito (2008), Color Universal Design, and two more: ten classes."""
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+"""Shapes that go with the colours, for readers who see no colour and for grey print."""
 
-def own_axes(ax: Axes | None, width: float = 5.0, height: float = 3.6) -> Axes:
-    """The given axes, or those of a new figure (in inches) that pyplot does not keep."""
-    if ax is not None:
-        return ax
-    made: Axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
-    return made
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+"""Dashes that go with the colours where a curve has no markers."""
+
+WIDTH = 3.4
+"""Width in inches of a new figure: a column of a paper in two columns."""
+
+_TEXT = 8.0  # points, in figures of our own
+_DPI = 200  # on a screen; print has its own
+
+T = TypeVar("T")
+
+
+def own_figure(width: float = WIDTH, height: float = 2.6) -> Figure:
+    """A new figure (in inches) that pyplot does not keep."""
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def own_axes(ax: Axes | None, height: float = 2.6) -> Axes:
+    """The given axes, or those of a new figure of a column's width, with text of 8 points."""
+    return plain(own_figure(height=height).add_subplot()) if ax is None else ax
+
+
+def plain(ax: Axes) -> Axes:
+    """Give new axes the text of a column: labels of 8 points, ticks a little smaller."""
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        text.set_size(_TEXT)
+    ax.tick_params(labelsize=0.875 * _TEXT)
+    return ax
+
+
+def text_size(ax: Axes, share: float = 0.875) -> float:
+    """The size of smaller text in points: a share of that of the axes' labels."""
+    return share * ax.xaxis.label.get_size()
+
+
+def by_name(results: Mapping[str, T], owner: str, call: str) -> Mapping[str, T]:
+    """Results by name, at least one of them.
+
+    Raises:
+        TypeError: if they have no names.
+        ValueError: if there are none.
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"{owner} takes results by name, {{'guide': {call}}}, but got {type(results).__name__}")
+    if not results:
+        raise ValueError(f"{owner} needs at least one result")
+    return results

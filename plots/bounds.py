@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 
 from jensen.inference import Bounds
 
-from .axes import COLOURS, own_axes
-
-_MARKERS = "os^Dv<>pX*"
+from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
 
 
 def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
@@ -30,6 +28,7 @@ def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: without results.
+        TypeError: if they have no names.
 
     Example:
         >>> import torch
@@ -41,16 +40,15 @@ def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
         >>> plot_bounds({"prior": b}).get_xlabel()
         'particles K'
     """
-    if not results:
-        raise ValueError("plot_bounds needs at least one result")
+    by_name(results, "plot_bounds", "bounds(...)")
     ax = own_axes(ax)
     for i, (name, b) in enumerate(results.items()):
         colour = COLOURS[i % len(COLOURS)]
-        ax.plot(b.particles, b.mean, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name)
+        ax.plot(b.particles, b.mean, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)
         ax.fill_between(b.particles, b.mean - 2 * b.error, b.mean + 2 * b.error, color=colour, alpha=0.25, linewidth=0)
         if b.upper is not None and b.upper_error is not None:
             (line,) = ax.plot(b.particles, b.upper, color=colour, linestyle="--", label=f"{name}, from above")
-            line.set(marker=_MARKERS[i % len(_MARKERS)], markersize=4, markerfacecolor="white")
+            line.set(marker=MARKERS[i % len(MARKERS)], markersize=4, markerfacecolor="white")
             low, high = b.upper - 2 * b.upper_error, b.upper + 2 * b.upper_error
             ax.fill_between(b.particles, low, high, color=colour, alpha=0.15, linewidth=0)
     exact = {b.exact for b in results.values() if b.exact is not None}
@@ -59,5 +57,5 @@ def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
     ax.set_xscale("log", base=2)
     ax.set_xlabel("particles K")
     ax.set_ylabel("bound on log p(x) (nats per datum)")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize=text_size(ax))
     return ax

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from jensen.inference import Calibration
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, own_axes, text_size
 
 
 def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | None = None) -> Axes:
@@ -65,5 +65,5 @@ def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | Non
     ax.set_ylim(bottom=0)
     ax.set_xlabel(f"rank of the true value among {shown.draws} draws")
     ax.set_ylabel("frequency (uniform = 1)")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize=text_size(ax))
     return ax

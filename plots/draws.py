@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
 from jensen.inference import PosteriorDraws
 
-from .axes import COLOURS
+from .axes import COLOURS, WIDTH, own_figure, plain, text_size
+from .density import mass_contours
 
 _MASS = (0.9, 0.5)
-_POINTS = 61  # along each side of the grid for the guide's density
 _SHOWN = 1000  # draws of the posterior in a picture
+_PANEL = 1.7  # inches: two in a column of a paper
 
 
 def plot_draws(
@@ -28,7 +28,7 @@ def plot_draws(
     guide: Callable[..., Any] | None = None,
     *,
     draws: int = 2000,
-    columns: int = 5,
+    columns: int = 2,
     titles: Sequence[str] | None = None,
     seed: int | None = None,
     axes: Sequence[Axes] | None = None,
@@ -48,7 +48,7 @@ def plot_draws(
         posterior: what :func:`~jensen.inference.mcmc_posterior` found.
         guide: a guide of the same model; None shows the posterior alone.
         draws: how many draws of the guide the curves rest on.
-        columns: pictures per row, in a new figure.
+        columns: pictures per row, in a new figure: two fill a column of a paper, four its page.
         titles: above the pictures, one for each datum; its number if None.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         axes: where to draw, one for each datum; a new figure if None.
@@ -77,24 +77,25 @@ def plot_draws(
     if axes is None:
         columns = min(columns, n)
         rows = math.ceil(n / columns)
-        figure = Figure(figsize=(0.6 + 2.4 * columns, 0.6 + 2.4 * rows), layout="constrained")
-        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+        figure = own_figure(max(WIDTH, _PANEL * columns), 0.3 + _PANEL * rows)
+        axes = [plain(figure.add_subplot(rows, columns, i + 1)) for i in range(n)]
     for i, ax in enumerate(axes):
         u = posterior.unconstrained[i].double()  # [S, F]
         v = None if of_guide is None else of_guide[i]
         if features == 1:
             _histograms(ax, u, v)
-            ax.set_xlabel(posterior.names[0], fontsize="x-small")
+            ax.set_xlabel(posterior.names[0])
         else:
             u, v, labels = _flat(u, v, posterior.names)
             _clouds(ax, u, v)
-            ax.set_xlabel(labels[0], fontsize="x-small")
-            ax.set_ylabel(labels[1] if i == 0 else "", fontsize="x-small")
-        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize="small")
-        ax.tick_params(labelsize="x-small")
+            ax.set_xlabel(labels[0])
+            ax.set_ylabel(labels[1] if i == 0 else "")
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            label.set_size(text_size(ax))
+        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize=text_size(ax, 1.0))
     handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
     handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
-    axes[0].legend(handles=handles, fontsize="xx-small")
+    axes[0].legend(handles=handles, fontsize=text_size(axes[0], 0.75))
     return list(axes)
 
 
@@ -128,20 +129,5 @@ def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
     shown = u[:: math.ceil(len(u) / _SHOWN)]
     ax.scatter(shown[:, 0], shown[:, 1], s=3, color=COLOURS[0], alpha=0.4, linewidths=0)
     if v is not None:
-        x, y, density = _smoothed(v)
-        ordered = density.flatten().sort(descending=True).values
-        enclosed = ordered.cumsum(0) / ordered.sum()
-        levels = [float(ordered[int((enclosed < mass).sum())]) for mass in _MASS]
-        ax.contour(x, y, density, levels=levels, colors=COLOURS[1], linewidths=1.2)
+        mass_contours(ax, v, _MASS, colors=COLOURS[1], linewidths=1.2)
     ax.set_aspect("equal", adjustable="box")
-
-
-def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A kernel density estimate of draws [M, 2] on a grid: the places along both sides, and the density [y, x]."""
-    root = torch.linalg.cholesky(torch.cov(v.T) + 1e-12 * torch.eye(2, dtype=v.dtype)) * len(v) ** (-1 / 6)
-    reach = 3 * root.square().sum(1).sqrt()
-    low, high = v.amin(0) - reach, v.amax(0) + reach
-    x, y = (torch.linspace(float(low[d]), float(high[d]), _POINTS, dtype=v.dtype) for d in (0, 1))
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # [P^2, 2]
-    far = torch.cdist(*(torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (grid, v)))  # [P^2, M]
-    return x, y, (-0.5 * far.square()).exp().mean(1).reshape(_POINTS, _POINTS)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from jensen.inference import Gaps
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, by_name, own_axes, text_size
 
 
 def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axes:
@@ -40,11 +40,10 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
         >>> plot_gaps({"prior": found}).get_xlabel()
         'log p(x) - ELBO (nats per datum)'
     """
-    if not isinstance(results, Mapping):
-        raise TypeError(f"plot_gaps takes results by name, {{'guide': gaps(...)}}, but got {type(results).__name__}")
+    by_name(results, "plot_gaps", "gaps(...)")
     shown = {name: found for name, found in results.items() if found is not None}
     if not shown:
-        raise ValueError("plot_gaps needs at least one result")
+        raise ValueError("plot_gaps needs at least one result that is not None")
     ax = own_axes(ax, height=0.9 + 0.35 * len(shown))
     summaries = [found.summary() for found in shown.values()]
     columns = ("approximation", "amortization", "gap", "approximation_data_error", "gap_data_error")
@@ -59,5 +58,5 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per datum)")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize=text_size(ax))
     return ax

@@ -1,42 +1,51 @@
-"""Grids of images: samples, and data above their reconstructions."""
+"""Grids of images, grey or in colour: what pictures of samples, reconstructions and walks through latents share."""
 
 from __future__ import annotations
 
-__all__ = ["plot_images"]
+__all__ = ["Shape", "cell_centres", "draw_grid", "gap_of", "plot_images"]
+
+from collections.abc import Sequence
+from math import prod
 
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .axes import own_axes
+from .axes import WIDTH, own_axes, text_size
+
+Shape = tuple[int, int] | tuple[int, int, int]
 
 
 def plot_images(
     images: Tensor,
-    shape: tuple[int, int],
+    shape: Shape,
     *,
     columns: int = 10,
     value_range: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray_r",
     title: str | None = None,
-    row_labels: tuple[str, ...] = (),
+    row_labels: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
     """Images in a grid, row after row.
 
     Args:
-        images: [N, height * width].
-        shape: height and width of an image, in pixels.
+        images: [N, height * width], [N, height, width], or with colours [N, height * width * 3] in the order that
+            ``shape`` says; [N, 3, height, width] is turned into it.
+        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
         columns: images per row.
-        value_range: the values drawn black and white; what lies outside is clipped.
+        value_range: the values drawn white and black (of each colour, none and all of it); what lies outside is
+            clipped: ``data.value_range``.
+        cmap: the colours of grey values: ``"gray_r"`` draws ink on paper, ``"gray"`` light on black.
         title: above the grid.
         row_labels: left of the rows, from the top: for data above reconstructions.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes, without ticks.
+        The axes, without ticks. Their one image is the whole grid, with gaps between its cells.
 
     Raises:
-        ValueError: if the images do not have ``shape``.
+        ValueError: if the images do not have ``shape``, or there are none.
 
     Example:
         >>> from jensen.datasets import load
@@ -44,23 +53,81 @@ def plot_images(
         >>> plot_images(data.test[:20], data.image_shape, title="digits").get_title()
         'digits'
     """
-    height, width = shape
-    if images.dim() != 2 or images.shape[1] != height * width or not len(images):
-        raise ValueError(f"plot_images needs images of shape [N, {height * width}], but got {list(images.shape)}")
-    images = images.detach().cpu().reshape(-1, height, width)
-    rows = -(-len(images) // columns)
-    gap = max(1, height // 8)
-    canvas = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap), float("nan"))
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    ax = own_axes(ax, width=5.0, height=0.4 + 5.0 * rows / columns)
-    ax.imshow(canvas.numpy(), cmap="gray_r", vmin=value_range[0], vmax=value_range[1], interpolation="nearest")
+    ax = draw_grid(images, shape, columns, value_range, cmap, ax, "plot_images", extra=0.25 if title else 0.0)
     ax.set_xticks([])
-    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(row_labels))], labels=row_labels)
+    ax.set_yticks(cell_centres(len(row_labels), shape[0], gap_of(shape)), labels=row_labels)
+    if title:
+        ax.set_title(title, fontsize=text_size(ax, 1.0))
+    return ax
+
+
+def draw_grid(
+    images: Tensor,
+    shape: Shape,
+    columns: int,
+    value_range: tuple[float, float],
+    cmap: str,
+    ax: Axes | None,
+    owner: str,
+    *,
+    gaps: tuple[int, int] | None = None,
+    extra: float = 0.0,
+) -> Axes:
+    """Draw images in a grid without ticks' marks or a frame; a new figure is as high as it takes, and ``extra`` inches.
+
+    Args:
+        images: as for :func:`plot_images`.
+        shape: as for :func:`plot_images`.
+        columns: images per row.
+        value_range: as for :func:`plot_images`.
+        cmap: as for :func:`plot_images`.
+        ax: where to draw; a new figure if None.
+        owner: who asks, for errors.
+        gaps: pixels between rows and between columns; an eighth of an image's height if None.
+        extra: room in a new figure for labels below and above.
+    """
+    canvas = _canvas(_as_images(images, shape, owner), columns, gaps or (gap_of(shape), gap_of(shape)))
+    ax = own_axes(ax, height=0.1 + extra + (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1])
+    low, high = value_range
+    if canvas.dim() == 3:
+        canvas = ((canvas - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)  # gaps are white
+    ax.imshow(canvas.numpy(), cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    if title:
-        ax.set_title(title, fontsize="medium")
     return ax
+
+
+def cell_centres(count: int, size: int, gap: int) -> list[float]:
+    """Where the middles of the first cells stand along one side of a grid of images, in its pixels."""
+    return [i * (size + gap) + (size - 1) / 2 for i in range(count)]
+
+
+def gap_of(shape: Shape) -> int:
+    """The gap between images, in pixels."""
+    return max(1, shape[0] // 8)
+
+
+def _as_images(images: Tensor, shape: Shape, owner: str) -> Tensor:
+    """Images [N, *shape] on the CPU."""
+    if images.dim() < 2 or images[0].numel() != prod(shape) or not len(images):
+        sizes = ", ".join(["N", *map(str, shape)])
+        raise ValueError(
+            f"{owner} needs images of shape [N, {prod(shape)}], or [{sizes}], but got {list(images.shape)}"
+        )
+    images = images.detach().cpu().float()
+    if len(shape) == 3 and tuple(images.shape[1:]) == (shape[2], *shape[:2]):
+        images = images.movedim(1, -1)
+    return images.reshape(-1, *shape)
+
+
+def _canvas(images: Tensor, columns: int, gaps: tuple[int, int]) -> Tensor:
+    """Images [N, H, W, ...] side by side, NaN between them."""
+    n, height, width, *colours = images.shape
+    rows = -(-n // columns)
+    down, across = height + gaps[0], width + gaps[1]
+    canvas = torch.full((rows * down - gaps[0], columns * across - gaps[1], *colours), float("nan"))
+    for i, image in enumerate(images):
+        top, left = (i // columns) * down, (i % columns) * across
+        canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -1,4 +1,4 @@
-"""The latent map: where the data lie in latent space."""
+"""The latent map: where the data lie in latent space, and where the prior does."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, MARKERS, own_axes, text_size
+from .density import mass_contours
+
+_MASS = (0.9, 0.5)
 
 
-def plot_latent(z: Tensor, labels: Tensor | None = None, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """A scatter of latent positions in two dimensions, coloured by class.
+def plot_latent(
+    z: Tensor,
+    labels: Tensor | None = None,
+    *,
+    prior: Tensor | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A scatter of latent positions in two dimensions by class, over curves that hold 50 and 90 % of the prior.
 
-    More than two latent dimensions are projected on the two principal components of ``z``; the axes say so.
+    More than two latent dimensions are projected on the two principal components of ``z``; the axes say so, and the
+    prior is projected with them.
 
     Args:
-        z: one position per datum, [N, D] with D at least 2: posterior means, say.
+        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of :func:`~jensen.inference.encode`.
         labels: class of each datum, int64 [N]; one colour for all if None.
+        prior: draws from the prior, [M, D]: ``simulate(model, 4000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
+            The curves are those of a kernel density estimate, with Scott's bandwidth. None draws no curves.
         title: above the map.
         ax: where to draw; a new figure if None.
 
@@ -26,33 +39,43 @@ def plot_latent(z: Tensor, labels: Tensor | None = None, *, title: str | None = 
         The axes, with equal units in both directions.
 
     Raises:
-        ValueError: for fewer than two dimensions, or labels of another length.
+        ValueError: for fewer than two dimensions, labels of another length, or a prior of other dimensions.
 
     Example:
         >>> z, labels = torch.randn(100, 8), torch.arange(100) % 10
-        >>> plot_latent(z, labels).get_xlabel()
+        >>> plot_latent(z, labels, prior=torch.randn(1000, 8)).get_xlabel()
         '1st principal direction of 8 latents'
     """
     if z.dim() != 2 or z.shape[1] < 2:
         raise ValueError(f"plot_latent needs positions of shape [N, D] with D at least 2, but got {list(z.shape)}")
     if labels is not None and len(labels) != len(z):
         raise ValueError(f"plot_latent needs a label for each of the {len(z)} data, but got {len(labels)}")
-    z = z.detach().cpu().double()
     D = z.shape[1]
+    if prior is not None and (prior.dim() != 2 or prior.shape[1] != D or len(prior) < 3):
+        raise ValueError(f"prior holds draws of shape [M, {D}], three or more, but got {list(prior.shape)}")
+    z, drawn = (None if part is None else part.detach().cpu().double() for part in (z, prior))
     if D > 2:
-        z = z - z.mean(0)
-        z = z @ torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)[:, :2]  # [N, 2]
-    ax = own_axes(ax, width=4.4, height=3.6)
+        centre = z.mean(0)
+        plane = torch.linalg.eigh((z - centre).T @ (z - centre)).eigenvectors.flip(1)[:, :2]  # [D, 2]
+        z, drawn = (None if part is None else (part - centre) @ plane for part in (z, drawn))
+    ax = own_axes(ax, height=2.7)
+    if drawn is not None:
+        mass_contours(ax, drawn, _MASS, colors="0.35", linewidths=1.0, linestyles=["--", "-"], zorder=3)
+        ax.plot([], [], color="0.35", linewidth=1.0, label="prior")
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
     else:
         for i, label in enumerate(labels.unique().tolist()):
-            here = labels == label
-            ax.scatter(z[here, 0], z[here, 1], s=10, color=COLOURS[i % len(COLOURS)], linewidths=0, label=str(label))
-        ax.legend(title="class", fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": str(label)}
+            here = labels.cpu() == label
+            ax.scatter(z[here, 0], z[here, 1], s=9, linewidths=0, **style)
+    if labels is not None or prior is not None:
+        small = text_size(ax)
+        head = None if labels is None else "class"
+        ax.legend(title=head, fontsize=small, title_fontsize=small, loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$z_1$" if D == 2 else f"1st principal direction of {D} latents")
     ax.set_ylabel("$z_2$" if D == 2 else f"2nd principal direction of {D} latents")
     if title:
-        ax.set_title(title, fontsize="medium")
+        ax.set_title(title, fontsize=text_size(ax, 1.0))
     return ax

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from jensen.inference import log_joint, terms
 from jensen.inference.inputs import running
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, own_axes, text_size
 
 _MASS = (0.99, 0.9, 0.5)
 _TINTS = (0.2, 0.5, 0.9)  # how much colour there is in each band, from the outermost
@@ -115,7 +115,7 @@ def plot_posterior(
     cell = ((high - low) / (points - 1)).prod()
     density = (log_p - log_p.logsumexp((0, 1))).exp() / cell  # [S, S]
 
-    ax = own_axes(ax, width=4.4, height=4.0)
+    ax = own_axes(ax, height=3.2)
     colours = [_tint(COLOURS[0], share) for share in _TINTS]
     levels = _levels(density, float(cell))
     ax.contourf(grid[0, :, 0], grid[:, 0, 1], density, levels=levels, colors=colours)
@@ -136,9 +136,9 @@ def plot_posterior(
     ax.set_aspect("equal")
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$")
-    ax.legend(handles=handles, title="posterior", fontsize="x-small", title_fontsize="x-small")
+    ax.legend(handles=handles, title="posterior", fontsize=text_size(ax), title_fontsize=text_size(ax))
     if title:
-        ax.set_title(title, fontsize="medium")
+        ax.set_title(title, fontsize=text_size(ax, 1.0))
     return ax
 
 

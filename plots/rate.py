@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from jensen.inference import RateDistortion
 
-from .axes import COLOURS, own_axes
+from .axes import COLOURS, by_name, own_axes, text_size
 
 
 def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None = None) -> Axes:
@@ -28,6 +28,7 @@ def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None 
 
     Raises:
         ValueError: without results.
+        TypeError: if they have no names.
 
     Example:
         >>> import torch
@@ -39,8 +40,7 @@ def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None 
         >>> plot_rate_distortion({"exact": found}).get_xlabel()
         'rate KL(q(z|x) ‖ p(z)) (bits per datum)'
     """
-    if not results:
-        raise ValueError("plot_rate_distortion needs at least one result")
+    by_name(results, "plot_rate_distortion", "rate_distortion(...)")
     ax = own_axes(ax)
     summaries = [found.summary() for found in results.values()]
     rate, distortion = (np.array([s[name] for s in summaries]) for name in ("rate", "distortion"))
@@ -48,7 +48,9 @@ def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None 
     for name, s in zip(results, summaries, strict=True):
         across, up = (2 * np.nan_to_num(s[f"{axis}_data_error"]) for axis in ("rate", "distortion"))
         ax.errorbar(s["rate"], s["distortion"], up, across, fmt="o", color=COLOURS[0], markersize=4, elinewidth=1)
-        ax.annotate(name, (s["rate"], s["distortion"]), xytext=(5, 5), textcoords="offset points", fontsize="small")
+        ax.annotate(
+            name, (s["rate"], s["distortion"]), xytext=(5, 5), textcoords="offset points", fontsize=text_size(ax)
+        )
     ax.margins(0.2)
     view = ax.axis()
     for total in np.unique(np.round(rate + distortion, 6)):  # -ELBO is constant along these

@@ -11,9 +11,7 @@ from matplotlib.axes import Axes
 
 from jensen.inference import GradientSignal
 
-from .axes import COLOURS, own_axes
-
-_MARKERS = "os^Dv"
+from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
 
 
 def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | None = None) -> Axes:
@@ -29,7 +27,8 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
         The axes: K to the right, the ratio upwards.
 
     Raises:
-        ValueError: without results.
+        ValueError: without results, and for a result without any K.
+        TypeError: if they have no names.
 
     References:
         Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better.
@@ -41,14 +40,14 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
         >>> plot_signal({"standard": signals}).get_ylabel()
         'signal-to-noise ratio of the gradient'
     """
-    if not results or not all(results.values()):
-        raise ValueError("plot_signal needs at least one result, and at least one K for each")
+    by_name(results, "plot_signal", "{K: gradient_signal(...)}")
+    if not all(results.values()):
+        raise ValueError("plot_signal needs at least one K for each of its results")
     ax = own_axes(ax)
     for i, (name, signals) in enumerate(results.items()):
         ratios = [signal.snr for signal in signals.values()]
-        ax.plot(
-            list(signals), ratios, color=COLOURS[i % len(COLOURS)], marker=_MARKERS[i % 5], markersize=4, label=name
-        )
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        ax.plot(list(signals), ratios, label=name, **style)
     counts = np.array(sorted({k for signals in results.values() for k in signals}), dtype=float)
     first = next(iter(results.values()))
     start, at = next((signal.snr, k) for k, signal in first.items())
@@ -57,5 +56,5 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
     ax.set_yscale("log")
     ax.set_xlabel("particles K")
     ax.set_ylabel("signal-to-noise ratio of the gradient")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize=text_size(ax))
     return ax

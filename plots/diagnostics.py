@@ -1,0 +1,146 @@
+"""Whether a measurement can be trusted, datum by datum: Pareto k-hat and effective sample sizes, ranked."""
+
+from __future__ import annotations
+
+__all__ = ["plot_ess", "plot_pareto_k"]
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jensen.inference import Evidence
+
+from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
+
+_MARKS = 8  # markers along a curve
+
+
+def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
+    r"""Pareto k-hat of the data, ranked, one curve a guide, with the limits of what can be trusted.
+
+    .. math:: \hat{k} < \min\left(1 - \frac{1}{\log_{10} K}, \; 0.7\right)
+
+    Below this limit estimate and error of log p(x) can usually be trusted with K draws; below 0.5 the weights have a
+    finite variance too. The legend says which share of the data lies above it. An infinite k-hat stands as a triangle
+    at the upper edge. A small k-hat proves nothing about regions that the guide never reached.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
+
+    Args:
+        results: what :func:`jensen.inference.evaluate` returned, by name.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: data in per cent to the right, from the best to the worst, k-hat upwards.
+
+    Raises:
+        ValueError: without results, and for K below 25, where there is no k-hat.
+        TypeError: if they have no names.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import evaluate
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> found = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
+        >>> plot_pareto_k({"prior": found}).get_ylabel()
+        'Pareto k-hat of the weights'
+    """
+    by_name(results, "plot_pareto_k", "evaluate(...)")
+    few = {name: found.particles for name, found in results.items() if found.particles < 25}
+    if few:
+        raise ValueError(f"k-hat takes at least 25 particles, but there are {few}: evaluate with more")
+    ax = own_axes(ax)
+    for i, (name, found) in enumerate(results.items()):
+        k = found.pareto_k.nan_to_num(math.inf)
+        limit = _limit(found.particles)
+        above = 100 * float((k >= limit).double().mean())
+        x, y = _ranked(k)
+        _curve(ax, i, x, y, f"{name}: {above:.0f} % above {limit:.2g}")
+        endless = x[np.isinf(y)]
+        at_edge = {"marker": "^", "linestyle": "", "transform": ax.get_xaxis_transform(), "clip_on": False}
+        ax.plot(endless, np.ones_like(endless), color=COLOURS[i % len(COLOURS)], markersize=4, **at_edge)
+    _draw_limits(ax, {found.particles for found in results.values()})
+    return _finish(ax, "Pareto k-hat of the weights")
+
+
+def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
+    r"""Effective sample sizes of the data, ranked, one curve a guide, below the K draws that there were.
+
+    .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
+
+    So many independent draws from the posterior would be worth as much. It is 1 where one weight is all there is, and
+    means nothing where k-hat is above its limit.
+
+    References:
+        Kong (1992), A Note on Importance Sampling Using Standardized Weights.
+
+    Args:
+        results: what :func:`jensen.inference.evaluate` returned, by name.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: data in per cent to the right, from the best to the worst; draws upwards, on a logarithmic axis.
+
+    Raises:
+        ValueError: without results.
+        TypeError: if they have no names.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import evaluate
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> found = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
+        >>> plot_ess({"prior": found}).get_ylabel()
+        'effective sample size (draws)'
+    """
+    by_name(results, "plot_ess", "evaluate(...)")
+    ax = own_axes(ax)
+    for i, (name, found) in enumerate(results.items()):
+        x, y = _ranked(-found.ess)
+        _curve(ax, i, x, -y, f"{name}: mean {float(found.ess.mean()):.3g}")
+    for particles in sorted({found.particles for found in results.values()}):
+        ax.axhline(particles, color="0.4", linewidth=0.8, linestyle="--", zorder=0, label=f"K = {particles}")
+    ax.set_yscale("log")
+    return _finish(ax, "effective sample size (draws)")
+
+
+def _limit(particles: int) -> float:
+    """The largest k-hat that so many draws can bear."""
+    return min(1 - 1 / math.log10(particles), 0.7)
+
+
+def _ranked(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The middle of each datum's share of the data in per cent, and the values, ascending: both [N]."""
+    n = len(values)
+    return 100 * (np.arange(n) + 0.5) / n, values.cpu().double().sort().values.numpy()
+
+
+def _curve(ax: Axes, i: int, x: NDArray[np.float64], y: NDArray[np.float64], label: str) -> None:
+    """The i-th curve, with markers at equal distances."""
+    marks = [] if len(x) < 2 else sorted({round(j) for j in np.linspace(0, len(x) - 1, _MARKS)})
+    style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    ax.plot(x, y, linewidth=1.2, markevery=marks or None, label=label, **style)
+
+
+def _draw_limits(ax: Axes, particles: set[int]) -> None:
+    limits = {0.5: (":", "0.5"), 0.7: ("-", "0.7")}
+    for k in sorted(particles):
+        if _limit(k) < 0.7:
+            limits[_limit(k)] = ("--", f"{_limit(k):.2f}, for K = {k}")
+    for limit, (dashes, label) in sorted(limits.items()):
+        ax.axhline(limit, color="0.4", linewidth=0.8, linestyle=dashes, zorder=0, label=label)
+
+
+def _finish(ax: Axes, label: str) -> Axes:
+    ax.set_xlim(0, 100)
+    ax.set_xlabel("data, from the best to the worst (%)")
+    ax.set_ylabel(label)
+    ax.legend(fontsize=text_size(ax))
+    return ax

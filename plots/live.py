@@ -1,0 +1,116 @@
+"""Training curves that grow while a pair is trained."""
+
+from __future__ import annotations
+
+__all__ = ["LiveCurves"]
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jensen.inference import History
+
+from .axes import own_figure, plain
+from .training import plot_training
+
+_PANELS = (("elbo", "shaped", "validation"), ("rate",), ("distortion",))
+_PIXELS = 480  # the width of a picture in a notebook
+_SHARE = 10  # of the time between two pictures, one part is spent on drawing
+
+
+class LiveCurves:
+    """A callback of ``fit`` that shows the curves of the run below a notebook's cell, and redraws them as they grow.
+
+    The bound on the training data with that on the validation data, and where the history has them rate and distortion
+    below. Outside of a notebook nothing is shown; ``figure`` holds the last picture all the same.
+
+    Args:
+        seconds: the least time between two pictures. Drawing takes at most about a tenth of the run's time.
+
+    Attributes:
+        figure: the last picture; None before the first epoch. :func:`~jensen.plots.save` takes it.
+
+    Raises:
+        ValueError: for negative seconds.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.inference import fit
+        >>> from jensen.models import PPCA
+        >>> model, x, live = PPCA(5, latent=2), torch.randn(64, 5), LiveCurves()
+        >>> history = fit(model, ExactPosterior(model), x, epochs=3, callbacks=[live], progress=False)
+        >>> live.figure.axes[0].get_lines()[0].get_ydata().tolist() == history.elbo
+        True
+    """
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        if seconds < 0:
+            raise ValueError(f"seconds is the least time between two pictures, not negative, but got {seconds}")
+        self.seconds = seconds
+        self.figure: Figure | None = None
+        self._history: History | None = None
+        self._show: Callable[[bytes], None] | None = None
+        self._next = 0.0
+
+    def after_epoch(self, history: History, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+        """Draw what the history holds, if it is time to."""
+        if self._history is None:
+            self._show, self._next = _notebook(), 0.0
+        self._history = history
+        if self._show is not None and time.perf_counter() >= self._next:
+            self._draw(history)
+
+    def close(self) -> None:
+        """Draw the whole run, and be ready for another."""
+        if self._history is not None:
+            self._draw(self._history)
+        self._history = self._show = None
+
+    def _draw(self, history: History) -> None:
+        began = time.perf_counter()
+        self.figure = _picture(history)
+        if self._show is not None:
+            file = io.BytesIO()
+            self.figure.savefig(file, format="png")
+            self._show(file.getvalue())
+        now = time.perf_counter()
+        self._next = now + max(self.seconds, (_SHARE - 1) * (now - began))
+
+
+def _picture(history: History) -> Figure:
+    """The panels that the history has curves for, one above the other."""
+    columns = history.per_epoch()
+    panels = [curves for curves in _PANELS if set(curves) & set(columns)]
+    figure = own_figure(4.6, 0.4 + 1.7 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for curves, ax in zip(panels, axes, strict=True):
+        plot_training(history, curves, plain(ax))
+        ax.label_outer()
+    return figure
+
+
+def _notebook() -> Callable[[bytes], None] | None:
+    """What shows a PNG below the cell that runs, in the place of the one before; None outside of notebooks."""
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+
+    if not any(kind.__name__ == "ZMQInteractiveShell" for kind in type(get_ipython()).__mro__):
+        return None
+    from IPython.display import Image, display
+
+    handle: Any = None
+
+    def show(png: bytes) -> None:
+        nonlocal handle
+        image = Image(data=png, format="png", width=_PIXELS)
+        if handle is None:
+            handle = display(image, display_id=True)
+        else:
+            handle.update(image)
+
+    return show

@@ -1,0 +1,88 @@
+"""What a model makes of a grid over two of its latents."""
+
+from __future__ import annotations
+
+__all__ = ["plot_manifold"]
+
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from jensen.inference import decode
+from jensen.inference.decoding import prior_quantiles
+
+from .images import Shape, cell_centres, draw_grid
+from .walks import pick_site, spread_levels
+
+_LOWEST = 0.01
+
+
+def plot_manifold(
+    model: Callable[..., Any],
+    shape: Shape,
+    *,
+    site: str | None = None,
+    latents: tuple[int, int] = (0, 1),
+    points: int = 15,
+    covariates: tuple[Tensor, ...] = (),
+    value_range: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray_r",
+    ax: Axes | None = None,
+) -> Axes:
+    r"""The manifold of a model: the mean of p(x | z) on a grid over two latents, from quantiles of their prior.
+
+    .. math:: \mathbb{E}[x \mid z_{ij}], \qquad z_{ij} = (F_1^{-1}(u_i), F_2^{-1}(u_j), \ldots)
+
+    F are the distribution functions of the latents under the prior, and the u run from 1 to 99 %, so spaced that a
+    normal prior gives an even grid. All other latents stay at their median; latents of other sites at their mean.
+
+    References:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, figure 4.
+
+    Args:
+        model: a model called as ``model(None, *covariates, n=n)``.
+        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        site: the latent site, a vector; the first continuous one with two features if None.
+        latents: which two of its features go to the right and upwards, from 0.
+        points: images along each side, at least 2.
+        covariates: what the model reads beside x, tensors of one row: the class of a conditional model.
+        value_range: the values drawn white and black: ``data.value_range``.
+        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: the values of both latents below and left of the grid.
+
+    Raises:
+        ValueError: for a site or latents that the model has not, fewer than two points, a model that does not draw
+            images of ``shape``, and on what :func:`~jensen.inference.simulate` names.
+
+    Example:
+        >>> from jensen.models import PPCA
+        >>> ax = plot_manifold(PPCA(64, latent=2), (8, 8), points=5)
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['-2.33', '0.00', '2.33']
+    """
+    if points < 2:
+        raise ValueError(f"points is the number of images along each side, at least 2, but got {points}")
+    quantiles = prior_quantiles(model, spread_levels(points, _LOWEST), *covariates)  # [P, *event]
+    site = pick_site(site, quantiles, 2)
+    q = quantiles[site]  # [P, D]
+    i, j = latents
+    if i == j or not {i, j} <= set(range(q.shape[1])):
+        raise ValueError(f"latents are two features of site '{site}', from 0 to {q.shape[1] - 1}, but got {latents}")
+    z = q.median(0).values.expand(points, points, -1).clone()  # [rows, columns, D]
+    z[..., i] = q[:, i]
+    z[..., j] = q[:, j].flip(0).unsqueeze(1)  # upwards
+    m = points * points
+    images = decode(model, {site: z.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
+    ax = draw_grid(images, shape, points, value_range, cmap, ax, "plot_manifold", gaps=(0, 0), extra=0.4)
+    shown = sorted({0, (points - 1) // 2, points - 1})
+    for d, axis, size in ((i, ax.xaxis, shape[1]), (j, ax.yaxis, shape[0])):
+        centres = cell_centres(points, size, 0)
+        places = centres if axis is ax.xaxis else centres[::-1]
+        axis.set_ticks([places[k] for k in shown], labels=[f"{float(q[k, d]) + 0.0:.2f}" for k in shown])
+        axis.set_label_text(f"$z_{{{d + 1}}}$")
+    return ax

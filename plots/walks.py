@@ -1,0 +1,195 @@
+"""Walks through latent space, decoded: from one datum to another, and along one latent at a time."""
+
+from __future__ import annotations
+
+__all__ = ["pick_site", "plot_interpolations", "plot_traversals", "spread_levels"]
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from jensen.inference import decode
+from jensen.inference.decoding import encode_with_kinds, prior_quantiles
+from jensen.inference.inputs import Data, as_tensors
+
+from .images import Shape, cell_centres, draw_grid, gap_of
+
+Program = Callable[..., Any]
+
+_MOST_ROWS = 10  # traversals shown unless asked for
+_LOWEST = 0.005  # quantile at which a traversal starts
+
+
+def plot_interpolations(
+    model: Program,
+    guide: Program,
+    start: Data,
+    end: Data,
+    shape: Shape,
+    *,
+    steps: int = 7,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray_r",
+    seed: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""The way from one datum to another: what the model makes of points between their posterior means, one pair a row.
+
+    .. math:: \mathbb{E}[x \mid z_t], \qquad z_t = (1 - t) \, \mathbb{E}_{q(z \mid x_0)}[z] + t \, \mathbb{E}_{q(z \mid x_1)}[z]
+
+    The data themselves stand at both ends. A discrete latent is that of the nearer end.
+
+    Args:
+        model: a model called as ``model(*data)``, and as ``model(None, *covariates, n=n)``.
+        guide: its guide, called with the same data.
+        start: the data at the left, a tensor [N, ...] or a tuple of tensors; the covariates of the way are theirs.
+        end: those at the right, as many.
+        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        steps: points on each way, both ends included, at least 2.
+        value_range: the values drawn white and black: ``data.value_range``.
+        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        seed: makes the guide's draws, where its means take any, repeatable; None draws from the user's random stream.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes; t below the columns.
+
+    Raises:
+        ValueError: for ``start`` and ``end`` of different length, fewer than two steps, a model without continuous
+            latents, and on what :func:`~jensen.inference.encode` and :func:`~jensen.inference.decode` name.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model, x = PPCA(64, latent=2), torch.rand(4, 64)
+        >>> ax = plot_interpolations(model, ExactPosterior(model), x[:2], x[2:], (8, 8), steps=5)
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['$x_0$', '0', '0.25', '0.5', '0.75', '1', '$x_1$']
+    """
+    tensors = as_tensors(start), as_tensors(end)
+    first, last = (part[0] for part in tensors)
+    if len(first) != len(last):
+        raise ValueError(f"an interpolation goes from a datum to a datum, but got {len(first)} and {len(last)} of them")
+    if steps < 2:
+        raise ValueError(f"steps is the number of points on the way, both ends included, at least 2, but got {steps}")
+    (z, discrete), (z_end, _) = (encode_with_kinds(model, guide, part, seed=seed) for part in tensors)
+    if not set(z) - discrete:
+        raise ValueError(f"there is no way between discrete latents, and the model has no others than {sorted(z)}")
+    n, t = len(first), torch.linspace(0, 1, steps)
+    between = {site: _each_way(z[site], z_end[site], t.round() if site in discrete else t) for site in z}
+    covariates = [part.repeat_interleave(steps, 0) for part in tensors[0][1:]]
+    way = decode(model, between, *covariates).reshape(n, steps, *first.shape[1:])
+    cells = torch.cat([first.unsqueeze(1).to(way), way, last.unsqueeze(1).to(way)], 1)  # [N, T + 2, ...]
+    ax = draw_grid(cells.flatten(0, 1), shape, steps + 2, value_range, cmap, ax, "plot_interpolations", extra=0.35)
+    labels = ["$x_0$", *(f"{float(part):.2g}" for part in t), "$x_1$"]
+    ax.set_xticks(cell_centres(steps + 2, shape[1], gap_of(shape)), labels=labels)
+    ax.set_yticks([])
+    ax.set_xlabel("share t of the way between the posterior means")
+    return ax
+
+
+def plot_traversals(
+    model: Program,
+    guide: Program,
+    data: Data,
+    shape: Shape,
+    *,
+    site: str | None = None,
+    latents: Sequence[int] | None = None,
+    steps: int = 9,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray_r",
+    seed: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One latent at a time, from the 0.5 % to the 99.5 % quantile of its prior; the others stay at a datum's mean.
+
+    A row that does not change belongs to a latent that the model does not use.
+
+    Args:
+        model: a model called as ``model(*data)``, and as ``model(None, *covariates, n=n)``.
+        guide: its guide, called with the same data.
+        data: the datum to start from, a tensor [1, ...] or a tuple of tensors: ``data.test[:1]``.
+        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        site: the latent site, a vector; the first continuous one if None.
+        latents: which of its features, from 0; the first ten if None.
+        steps: images in a row, evenly spaced in quantiles of a normal distribution, at least 2.
+        value_range: the values drawn white and black: ``data.value_range``.
+        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        seed: makes the guide's draws, where its means take any, repeatable; None draws from the user's random stream.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: one row a latent, quantiles of the prior below the columns.
+
+    Raises:
+        ValueError: for more than one datum, fewer than two steps, a site or latents that the model has not, and on what
+            :func:`~jensen.inference.encode` and :func:`~jensen.inference.decode` name.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(64, latent=3)
+        >>> ax = plot_traversals(model, ExactPosterior(model), torch.rand(1, 64), (8, 8))
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['$z_1$', '$z_2$', '$z_3$']
+    """
+    x, *covariates = as_tensors(data)
+    if len(x) != 1:
+        raise ValueError(f"a traversal starts from one datum, a tensor [1, ...], but got {len(x)}: take x[i : i + 1]")
+    if steps < 2:
+        raise ValueError(f"steps is the number of images in a row, at least 2, but got {steps}")
+    z, discrete = encode_with_kinds(model, guide, data, seed=seed)
+    site = pick_site(site, {name: value for name, value in z.items() if name not in discrete}, 1)
+    features = z[site].shape[1]
+    rows = list(range(min(features, _MOST_ROWS))) if latents is None else list(latents)
+    if not rows or min(rows) < 0 or max(rows) >= features:
+        raise ValueError(f"latents are features of site '{site}', from 0 to {features - 1}, but got {rows}")
+    levels = spread_levels(steps, _LOWEST)
+    quantiles = prior_quantiles(model, levels, *covariates)[site]  # [T, D]
+    moved = z[site].expand(len(rows), steps, features).clone()
+    for row, d in enumerate(rows):
+        moved[row, :, d] = quantiles[:, d]
+    m = len(rows) * steps
+    above = list(z)[: list(z).index(site)]  # those below follow
+    values = {name: z[name].expand(m, *z[name].shape[1:]) for name in above}
+    images = decode(model, values | {site: moved.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
+    ax = draw_grid(images, shape, steps, value_range, cmap, ax, "plot_traversals", extra=0.35)
+    shown = sorted({0, steps // 2, steps - 1})
+    centres = cell_centres(steps, shape[1], gap_of(shape))
+    ax.set_xticks([centres[i] for i in shown], labels=[f"{100 * float(levels[i]):.3g} %" for i in shown])
+    ax.set_yticks(cell_centres(len(rows), shape[0], gap_of(shape)), labels=[f"$z_{{{d + 1}}}$" for d in rows])
+    ax.set_xlabel(f"quantile of the prior of one latent of {site}")
+    return ax
+
+
+def pick_site(site: str | None, values: Mapping[str, Tensor], least: int) -> str:
+    """The continuous latent site that is asked for, or the first: a vector of at least so many features.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    vectors = [name for name, value in values.items() if value.dim() == 2 and value.shape[1] >= least]
+    if not vectors or (site is not None and site not in vectors):
+        asked = "a latent site" if site is None else f"site {site!r}"
+        shapes = {name: list(value.shape[1:]) for name, value in values.items()}
+        raise ValueError(
+            f"{asked} is to be a continuous vector of at least {least} features, but the model's continuous latents "
+            f"have the shapes {shapes}"
+        )
+    return vectors[0] if site is None else site
+
+
+def spread_levels(count: int, lowest: float) -> Tensor:
+    """Levels between 0 and 1, symmetric, whose quantiles of a normal distribution are evenly spaced: [L]."""
+    reach = torch.special.ndtri(torch.tensor(1 - lowest, dtype=torch.float64))
+    return torch.special.ndtr(torch.linspace(-1, 1, count, dtype=torch.float64) * reach)
+
+
+def _each_way(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    """Points at shares t [T] of the ways from ``start`` to ``end``, both [N, ...]: [N T, ...]."""
+    t = t.to(start).reshape(1, -1, *[1] * (start.dim() - 1))
+    return (start.unsqueeze(1) * (1 - t) + end.unsqueeze(1) * t).flatten(0, 1)

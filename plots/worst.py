@@ -1,0 +1,99 @@
+"""The data of which a measurement says the least, or the worst: as images, for a look at what they have in common."""
+
+from __future__ import annotations
+
+__all__ = ["plot_worst"]
+
+import math
+from typing import Literal, get_args
+
+from matplotlib.axes import Axes
+
+from jensen.inference import Evidence
+from jensen.inference.inputs import Data, as_tensors
+
+from .axes import text_size
+from .images import Shape, draw_grid, gap_of
+
+By = Literal["pareto_k", "ess", "log_evidence", "elbo", "gap"]
+
+_LABELS = {
+    "pareto_k": "Pareto k-hat of the weights, the highest",
+    "ess": "effective sample size (draws), the lowest",
+    "log_evidence": "log p(x) (nats), the lowest",
+    "elbo": "ELBO (nats), the lowest",
+    "gap": "log p(x) - ELBO (nats), the highest",
+}
+_CAPTION = 0.2  # inches in a column of a paper, for a line between rows of images
+
+
+def plot_worst(
+    evidence: Evidence,
+    data: Data,
+    shape: Shape,
+    *,
+    by: By = "pareto_k",
+    n: int = 10,
+    columns: int = 5,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray_r",
+    ax: Axes | None = None,
+) -> Axes:
+    """The worst data as images, each with its place in the data and its value.
+
+    Args:
+        evidence: what :func:`jensen.inference.evaluate` said of these data.
+        data: the data that it was measured on, a tensor [N, ...] or a tuple of tensors.
+        shape: height and width of an image in pixels, and 3 where it has colours: ``data.image_shape``.
+        by: what makes a datum bad: a high ``"pareto_k"`` (its estimate cannot be trusted), a low ``"ess"``, a low
+            ``"log_evidence"`` (the exact one where it is known) or ``"elbo"`` (the model does not expect it), a high
+            ``"gap"`` (the guide fails on it).
+        n: how many; all of them if there are fewer.
+        columns: images per row.
+        value_range: the values drawn white and black: ``data.value_range``.
+        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes: the worst datum first; "#i" is ``data[i]``.
+
+    Raises:
+        ValueError: for data that the evidence is not of, or do not have ``shape``; an unknown ``by``; k-hat where there
+            is none (K below 25).
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import evaluate
+        >>> from jensen.models import PPCA
+        >>> model, x = PPCA(4, latent=2), torch.rand(20, 4)
+        >>> evidence = evaluate(model, PriorGuide(model), x, particles=100, progress=False)
+        >>> plot_worst(evidence, x, (2, 2), n=4).get_xlabel()
+        'Pareto k-hat of the weights, the highest'
+    """
+    if by not in get_args(By):
+        raise ValueError(f"by is one of {list(get_args(By))}, but got {by!r}")
+    x = as_tensors(data)[0]
+    values = (evidence.best if by == "log_evidence" else getattr(evidence, by)).double().cpu()  # [N]
+    if len(values) != len(x):
+        raise ValueError(f"evidence is of {len(values)} data, but got {len(x)}: give those that were measured")
+    if by == "pareto_k" and evidence.particles < 25:
+        raise ValueError(f"k-hat takes at least 25 particles, but there are {evidence.particles}: evaluate with more")
+    high = by in ("pareto_k", "gap")
+    badness = (values if high else -values).nan_to_num(math.inf, math.inf, -math.inf)
+    worst = badness.argsort(descending=True, stable=True)[: max(1, n)]
+    columns = min(columns, len(worst))
+    height, width = shape[:2]
+    across = gap_of(shape)
+    down = max(across, math.ceil(_CAPTION * columns * (width + across) / 3.2))
+    ax = draw_grid(
+        x[worst.to(x.device)], shape, columns, value_range, cmap, ax, "plot_worst", gaps=(down, across), extra=0.45
+    )
+    for place, i in enumerate(worst.tolist()):
+        row, column = divmod(place, columns)
+        at = column * (width + across) + (width - 1) / 2, row * (height + down) + height + 0.1 * down
+        text = f"#{i}: {float(values[i]):.3g}"
+        ax.text(*at, text, ha="center", va="top", fontsize=text_size(ax, 0.75))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(_LABELS[by], labelpad=10)
+    return ax
