@@ -4,6 +4,8 @@ Files are looked for in the folder ``JENSEN_DATA``, then in the user's cache, th
 are never binarized silently.
 """
 
-from .loaders import Dataset, load
+from .cards import Card, Result, cards
+from .dataset import Dataset
+from .loaders import load
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Card", "Dataset", "Result", "cards", "load"]

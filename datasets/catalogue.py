@@ -1,0 +1,191 @@
+"""The cards themselves. A result stands here only where its publication is known to report it on these data."""
+
+from __future__ import annotations
+
+__all__ = ["CARDS"]
+
+from .cards import Card, Result
+
+_BURDA = "Burda et al. 2016, https://arxiv.org/abs/1509.00519"
+_MADE = "Germain et al. 2015, https://arxiv.org/abs/1502.03509"
+_PIXEL = "van den Oord et al. 2016, https://arxiv.org/abs/1601.06759"
+_PUT = "put in place"
+_UNIT = (0.0, 1.0)
+
+_DIGITS = Card(
+    name="digits",
+    summary="handwritten digits at low resolution, small enough to be embedded",
+    splits={"train": 1197, "validation": 200, "test": 400},
+    shape=(8, 8),
+    value_range=_UNIT,
+    levels=17,
+    classes=10,
+    licence="CC BY 4.0 (UCI); shipped with scikit-learn (BSD 3-Clause)",
+    citation="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI ML Repository",
+    address="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    access="embedded",
+    note="Dequantized unless told otherwise; the split is drawn by seed.",
+)
+_MNIST = Card(
+    name="mnist",
+    summary="handwritten digits",
+    splits={"train": 50_000, "validation": 10_000, "test": 10_000},
+    shape=(28, 28),
+    value_range=_UNIT,
+    levels=256,
+    classes=10,
+    licence="none stated",
+    citation="LeCun, Bottou, Bengio and Haffner (1998), Gradient-Based Learning Applied to Document Recognition",
+    address="http://yann.lecun.com/exdb/mnist/",
+    access="downloaded",
+    note="The published results are for pixels binarized at random each time they are seen "
+    "(batch_transform=torch.bernoulli), with 400 of the training data held out.",
+    results=(
+        Result("VAE, 1 stochastic layer", 86.76, "nats", _BURDA),
+        Result("VAE, 2 stochastic layers", 85.33, "nats", _BURDA),
+        Result("IWAE, 1 stochastic layer, k = 50", 84.78, "nats", _BURDA),
+        Result("IWAE, 2 stochastic layers, k = 50", 82.90, "nats", _BURDA),
+    ),
+)
+_BINARIZED_MNIST = Card(
+    name="binarized_mnist",
+    summary="handwritten digits, binarized at random once and for all",
+    splits={"train": 50_000, "validation": 10_000, "test": 10_000},
+    shape=(28, 28),
+    value_range=_UNIT,
+    levels=2,
+    classes=0,
+    licence="none stated",
+    citation="Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks; "
+    "Larochelle and Murray (2011), The Neural Autoregressive Distribution Estimator",
+    address="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+    access="downloaded",
+    note="The test data are sorted by class. Results on MNIST binarized anew at every sight do not compare.",
+    results=(
+        Result("NADE", 88.33, "nats", _MADE),
+        Result("MADE, 2 hidden layers, 32 masks", 86.64, "nats", _MADE),
+        Result("IWAE, 2 stochastic layers, k = 50", 85.32, "nats", _BURDA),
+        Result("DRAW, at most", 80.97, "nats", "Gregor et al. 2015, https://arxiv.org/abs/1502.04623"),
+        Result("PixelRNN, diagonal BiLSTM, 7 layers", 79.20, "nats", _PIXEL),
+    ),
+)
+_FASHION_MNIST = Card(
+    name="fashion_mnist",
+    summary="articles of clothing, in the format of MNIST",
+    splits={"train": 50_000, "validation": 10_000, "test": 10_000},
+    shape=(28, 28),
+    value_range=_UNIT,
+    levels=256,
+    classes=10,
+    licence="MIT (Zalando SE)",
+    citation="Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
+    "Algorithms",
+    address="https://github.com/zalandoresearch/fashion-mnist",
+    access="downloaded",
+)
+_OMNIGLOT = Card(
+    name="omniglot",
+    summary="characters of 50 alphabets, at 28 x 28 as Burda et al. distribute them",
+    splits={"train": 23_000, "validation": 1_345, "test": 8_070},
+    shape=(28, 28),
+    value_range=_UNIT,
+    levels=None,
+    classes=50,
+    licence="MIT (Omniglot); none stated for the 28 x 28 version",
+    citation="Lake, Salakhutdinov and Tenenbaum (2015), Human-Level Concept Learning through Probabilistic Program "
+    "Induction; Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders",
+    address="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
+    access=_PUT,
+    note="Grey values are averages, usually binarized at random at every sight, as for the published results. "
+    "Labels are alphabets. No SHA-256 of the file is known: its arrays are checked for shape and range instead.",
+    results=(
+        Result("VAE, 1 stochastic layer", 108.11, "nats", _BURDA),
+        Result("VAE, 2 stochastic layers", 107.58, "nats", _BURDA),
+        Result("IWAE, 1 stochastic layer, k = 50", 104.67, "nats", _BURDA),
+        Result("IWAE, 2 stochastic layers, k = 50", 103.38, "nats", _BURDA),
+    ),
+)
+_CALTECH = Card(
+    name="caltech101_silhouettes",
+    summary="filled outlines of objects, binary",
+    splits={"train": 4_100, "validation": 2_264, "test": 2_307},
+    shape=(28, 28),
+    value_range=_UNIT,
+    levels=2,
+    classes=101,
+    licence="none stated",
+    citation="Marlin, Swersky, Chen and de Freitas (2010), Inductive Principles for Restricted Boltzmann Machine "
+    "Learning",
+    address="https://people.cs.umass.edu/~marlin/data.shtml",
+    access=_PUT,
+    note="Zeros and ones as published; some authors exchange them. No SHA-256 of the file is known: its arrays are "
+    "checked for shape and range instead.",
+)
+_FREY_FACES = Card(
+    name="frey_faces",
+    summary="one man's face in successive frames of a video",
+    splits={"train": 1_565, "validation": 200, "test": 200},
+    shape=(28, 20),
+    value_range=_UNIT,
+    levels=256,
+    classes=0,
+    licence="none stated",
+    citation="Roweis, Saul and Hinton (2002), Global Coordination of Local Linear Models",
+    address="https://cs.nyu.edu/~roweis/data.html",
+    access="downloaded",
+    note="The split is drawn by seed, and frames that follow each other are alike: a test datum has near copies among "
+    "the training data.",
+)
+_CIFAR10 = Card(
+    name="cifar10",
+    summary="colour photographs of ten kinds of things",
+    splits={"train": 45_000, "validation": 5_000, "test": 10_000},
+    shape=(3, 32, 32),
+    value_range=_UNIT,
+    levels=256,
+    classes=10,
+    licence="none stated",
+    citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
+    address="https://www.cs.toronto.edu/~kriz/cifar.html",
+    access="downloaded",
+    note="Red, green and blue planes one after the other in each row. The last 5,000 training data are held out. "
+    "740 MB in float32.",
+    results=(
+        Result("Real NVP", 3.49, "bits/dim", "Dinh et al. 2017, https://arxiv.org/abs/1605.08803"),
+        Result("Glow", 3.35, "bits/dim", "Kingma & Dhariwal 2018, https://arxiv.org/abs/1807.03039"),
+        Result(
+            "ResNet VAE with IAF, at most", 3.11, "bits/dim", "Kingma et al. 2016, https://arxiv.org/abs/1606.04934"
+        ),
+        Result("PixelRNN", 3.00, "bits/dim", _PIXEL),
+        Result("PixelCNN++", 2.92, "bits/dim", "Salimans et al. 2017, https://arxiv.org/abs/1701.05517"),
+        Result("NVAE, at most", 2.91, "bits/dim", "Vahdat & Kautz 2020, https://arxiv.org/abs/2007.03898"),
+        Result("Very deep VAE, at most", 2.87, "bits/dim", "Child 2021, https://arxiv.org/abs/2011.10650"),
+    ),
+)
+_OIL_FLOW = Card(
+    name="oil_flow",
+    summary="three-phase oil flow in a pipe, seen by twelve gamma-ray densitometers",
+    splits={"train": 1_000, "validation": 1_000, "test": 1_000},
+    shape=(12,),
+    value_range=None,
+    levels=None,
+    classes=3,
+    licence="none stated",
+    citation="Bishop and James (1993), Analysis of Multiphase Flows Using Dual-Energy Gamma Densitometry and "
+    "Neural Networks",
+    address="https://inverseprobability.com/3PhaseData",
+    access=_PUT,
+    note="No address whose file could be checked is known: put the file in place, the error of load says where.",
+)
+
+CARDS = (
+    _DIGITS,
+    _MNIST,
+    _BINARIZED_MNIST,
+    _FASHION_MNIST,
+    _OMNIGLOT,
+    _CALTECH,
+    _FREY_FACES,
+    _CIFAR10,
+    _OIL_FLOW,
+)

@@ -1,0 +1,78 @@
+"""What every loader returns: three splits of tensors, and what has been done to them."""
+
+from __future__ import annotations
+
+__all__ = ["Dataset"]
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A data set in three splits.
+
+    Attributes:
+        name: its name.
+        train: training data, [N, X]; sequences are [N, T, X].
+        validation: validation data, [N, X].
+        test: test data, [N, X].
+        labels: class of each datum by split name, int64 [N]; empty where there are no classes.
+        image_shape: height and width of an image, or None where the data are no images.
+        value_range: the smallest and largest value that data of this kind can have, if bounded.
+        levels: grey levels of the raw images; 2 for binary ones; None for measurements.
+        dequantized: whether uniform noise fills the steps between levels, so that the data have a density.
+        licence: the licence as its distributor states it, or "none stated".
+        citation: whom to cite.
+        channels: planes of an image, one after the other in a row of X = channels * height * width features.
+        classes: the names of the classes, in the order of their numbers; empty where they have none.
+        binarized: how grey values were made 0 or 1, "threshold" or "sample"; None where nothing was done.
+        location: what standardization took off each feature, [X]; None where it was not asked for.
+        scale: what it divided each feature by, [X].
+        log_density: for synthetic data, the exact log-density of what made them, in nats: x of shape [N, X] to [N].
+
+    Example:
+        >>> from jensen.datasets import load
+        >>> data = load("digits")
+        >>> data.train.shape, data.test.shape, data.levels
+        (torch.Size([1197, 64]), torch.Size([400, 64]), 17)
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    labels: dict[str, Tensor]
+    image_shape: tuple[int, int] | None
+    value_range: tuple[float, float] | None
+    levels: int | None
+    dequantized: bool
+    licence: str
+    citation: str
+    channels: int = 1
+    classes: tuple[str, ...] = ()
+    binarized: str | None = None
+    location: Tensor | None = None
+    scale: Tensor | None = None
+    log_density: Callable[[Tensor], Tensor] | None = field(default=None)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation, {len(self.test)} test data"
+        shape = " x ".join(str(size) for size in self.train.shape[1:])
+        done = [f"binarized by {self.binarized}"] if self.binarized else []
+        done += ["dequantized"] if self.dequantized else []
+        done += ["standardized"] if self.scale is not None else []
+        words = "".join(f"; {word}" for word in done)
+        return f"<Dataset {self.name}: {sizes} of {shape} features{words}; licence: {self.licence}>"
+
+    @property
+    def bits_offset(self) -> float:
+        """Bits per dimension to be added, so that they speak of the data as they were before scaling.
+
+        log2 of the number of grey levels for dequantized data, and the mean log2 of what standardization divided by.
+        """
+        levels = math.log2(self.levels) if self.dequantized and self.levels else 0.0
+        return levels + (float(self.scale.double().log2().mean()) if self.scale is not None else 0.0)
