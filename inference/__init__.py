@@ -8,7 +8,9 @@ from .bounds import Bounds, bounds
 from .brackets import Bracket, Sandwich
 from .calibration import calibrate
 from .callbacks import Callback, CSVLogger, TensorBoardLogger
-from .compare import Comparison, Row, compare
+from .compare import compare
+from .comparison import Comparison, Row
+from .costs import Gaps
 from .decoding import decode, encode, reconstruct
 from .diagnostics import pareto_k
 from .distance import GuideDistance
@@ -16,7 +18,7 @@ from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .evaluate import evaluate
 from .evidence import Evidence
 from .exact import ExactEvidence, HasEvidence, exact_log_evidence
-from .gaps import Gaps, gaps
+from .gaps import gaps
 from .history import History
 from .mcmc import mcmc_posterior
 from .objectives import IWAE, Renyi

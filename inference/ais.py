@@ -24,12 +24,14 @@ from .annealing import Path, Start, anneal, temperatures_of, tune
 from .diagnostics import RunningWeights
 from .exact import exact_evidence
 from .inputs import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
+from .records import Record
+from .tables import RESULT_COLUMNS, Table, result_row
 from .text import decimals, percent, standard_error_of_mean
 from .weights import Program, check_pair
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AIS:
+class AIS(Record):
     """What :func:`ais` measured. Tensors are per datum, in nats.
 
     Attributes:
@@ -110,31 +112,26 @@ class AIS:
         values = {name: getattr(self, name) for name in names}
         return {"summary": self.summary(), "per_datum": {k: v.tolist() for k, v in values.items() if v is not None}}
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
+        names = ("log_evidence", "standard_error", "ess", "acceptance", "exact")
+        return "datum", range(self.log_weights.shape[1]), {name: getattr(self, name) for name in names}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         s = self.summary()
+        noise = s["log_evidence_mc_error"]
         rows = [
-            (
-                "log p(x), annealed",
-                decimals(s["log_evidence"]),
-                f"± {decimals(s['log_evidence_data_error'])}  over the data",
-            ),
-            ("  its Monte Carlo error", decimals(s["log_evidence_mc_error"]), ""),
-            ("log p(x), exact", decimals(s["exact"]), ""),
-            ("effective sample size, mean", decimals(s["ess"], 1), f"of {s['chains']}"),
-            ("moves accepted", percent(s["acceptance"]), ""),
-            ("evaluations per datum", f"{s['evaluations']:.4g}", "of log p(x, z), a gradient counting one more"),
+            result_row("log p(x), annealed", s["log_evidence"], s["log_evidence_data_error"], noise),
+            result_row("log p(x), exact", s["exact"], None, None, noise),
+        ]
+        facts = [
+            ("effective sample size, mean", f"{decimals(s['ess'], 1)} of {s['chains']}"),
+            ("moves accepted", percent(s["acceptance"])),
+            ("evaluations per datum", f"{s['evaluations']:.4g} of log p(x, z), a gradient counting one more"),
         ]
         head = (
             f"{s['n']} data, {s['chains']} chains each, {s['temperatures']} temperatures from the {self.start}, nats "
-            "per datum"
         )
-        return "\n".join([head, *(f"{name:31s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        return Table(head + "per datum", RESULT_COLUMNS, rows, facts)
 
 
 def ais(

@@ -7,6 +7,7 @@ __all__ = ["Bounds", "bounds", "check_sites", "log_weight_of"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from .diagnostics import RunningWeights
 from .exact import cheap_evidence
 from .inputs import Data, Transform, as_tensors, expect_rows, placed, plan, running
 from .randomness import forked_rng
-from .text import standard_error_of_mean
+from .records import Record
+from .tables import Table
+from .text import decimals, digits_of, standard_error_of_mean, with_error
 from .weights import Program, check_pair, log_joint, log_weights, terms
 
 
-@dataclass(frozen=True, eq=False)
-class Bounds:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bounds(Record):
     """Importance-weighted bounds against K, averaged over the data; made by :func:`bounds`.
 
     Attributes:
@@ -39,6 +42,13 @@ class Bounds:
         >>> b = Bounds([1, 2], torch.tensor([-2.5, -2.2]), torch.tensor([0.1, 0.1]), exact=-2.0)
         >>> dict(zip(b.particles, b.mean.tolist()))[1]
         -2.5
+        >>> print(b)
+        bounds on log p(x), nats per datum ± their standard error
+        particles           from below
+        ------------------------------
+        1                -2.50 ± 0.10
+        2                -2.20 ± 0.10
+        log p(x), exact  -2.00
     """
 
     particles: list[int]
@@ -47,6 +57,24 @@ class Bounds:
     exact: float | None
     upper: Tensor | None = None
     upper_error: Tensor | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
+
+    def _columns(self) -> tuple[str, list[int], dict[str, Tensor | None]]:
+        names = ("mean", "error", "upper", "upper_error")
+        return "particles", self.particles, {name: getattr(self, name) for name in names}
+
+    def _table(self) -> Table:
+        sides = [("from below", self.mean, self.error)]
+        if self.upper is not None and self.upper_error is not None:
+            sides.append(("from above", self.upper, self.upper_error))
+        values = [(mean.tolist(), error.tolist()) for _, mean, error in sides]
+        rows = [[str(k), *(with_error(m[i], e[i]) for m, e in values)] for i, k in enumerate(self.particles)]
+        exact = [("log p(x), exact", decimals(self.exact, digits_of(float(self.error[-1]))))]
+        head = "bounds on log p(x), nats per datum ± their standard error"
+        return Table(head, ("particles", *(name for name, *_ in sides)), rows, exact if self.exact is not None else ())
 
 
 def bounds(

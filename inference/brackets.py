@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from .annealing import Start
-from .text import decimals, percent, standard_error_of_mean
+from .records import Record
+from .tables import Table
+from .text import decimals, digits_of, percent, standard_error_of_mean, with_error
 
 _ERRORS = 4.0
 _EXACT = "exact log p(x)"
@@ -72,7 +74,7 @@ class Contradiction(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sandwich:
+class Sandwich(Record):
     """What :func:`~jensen.inference.sandwich` measured, per datum.
 
     Attributes:
@@ -197,33 +199,30 @@ class Sandwich:
         exact = None if self.exact is None else self.exact.tolist()
         return {"summary": self.summary(), "verdict": self.verdict(), "per_datum": {**per_datum, "exact": exact}}
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
+        sides = (("weighted", self.weighted), ("annealed", self.annealed))
+        columns = {f"{name}_{f.name}": getattr(b, f.name) for name, b in sides for f in fields(Bracket)}
+        return "datum", range(len(self.annealed.lower)), {**columns, "exact": self.exact}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         s = self.summary()
         source = "drawn from the model" if self.drawn else "given, latents by rejection"
         head = f"{s['n']} data {source}, nats per datum (± of the mean over these data)"
         if self.contradictions():
-            return f"{head}\n{self.verdict()}"
-        rows = [["", "lower", "upper", "width"]]
+            return Table(head, notes=[self.verdict()])
         names = (f"importance-weighted, K = {self.particles}", f"annealed, C = {self.chains}, T = {self.temperatures}")
+        rows = []
         for name, key in zip(names, ("weighted", "annealed"), strict=True):
             cells = ((s[key][part], s[key][f"{part}_error"]) for part in ("lower", "upper", "width"))
-            rows.append([name, *(f"{decimals(value)} ± {decimals(error)}" for value, error in cells)])
+            rows.append([name, *(with_error(value, error) for value, error in cells)])
         if self.exact is not None:
-            rows.append([_EXACT, *[decimals(s["exact"])] * 2, ""])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([a.ljust(widths[0]), *map(str.rjust, b, widths[1:])]).rstrip() for a, *b in rows]
-        if self.above:
-            lines.append(
-                f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not "
-                "quite draws from the posterior"
-            )
-        return "\n".join([head, *lines])
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+            digits = digits_of(s["annealed"]["lower_error"], s["weighted"]["lower_error"])
+            rows.append([_EXACT, *[decimals(s["exact"], digits)] * 2, ""])
+        above = (
+            f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not quite "
+            "draws from the posterior"
+        )
+        return Table(head, ("", "lower", "upper", "width"), rows, notes=[above] if self.above else [])
 
 
 def _monte_carlo(errors: Tensor) -> float:

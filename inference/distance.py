@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from .chains import plain_sample_size
+from .records import Record
+from .tables import Table
 from .text import decimals, with_error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GuideDistance:
+class GuideDistance(Record):
     r"""How far a guide's draws are from those of the posterior, per datum, in unconstrained coordinates.
 
     The energy coefficient H is the energy distance of the draws, divided by what it is at most. Of two Gaussians of one
@@ -66,26 +68,25 @@ class GuideDistance:
         """Everything as plain numbers and lists."""
         return {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in vars(self).items()}
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, list[int], dict[str, Any]]:
+        N, F = self.mean_error.shape
+        names = ("mean_error", "mean_standard_error", "scale_ratio", "scale_standard_error")
+        columns = {name: getattr(self, name).flatten() for name in names}
+        of_datum = {name: getattr(self, name).repeat_interleave(F) for name in ("energy", "energy_error")}
+        datum = [i for i in range(N) for _ in range(F)]
+        return "datum", datum, {"coordinate": list(self.names) * N, **columns, **of_datum}
 
-    def __str__(self) -> str:
-        lines = [
-            f"{len(self.energy)} data, the guide's draws against the posterior's",
-            f"{'datum':>5s}  {'energy coefficient':>18s}  {'mean off by at most':>22s}  "
-            f"{'scale, in that of the posterior':>31s}",
-        ]
+    def _table(self) -> Table:
+        rows = []
         for i, shift in enumerate(self.mean_error):
             worst = int(shift.abs().argmax())
             off = f"{decimals(float(shift[worst]), 2)} sd ({self.names[worst]})"
             scales = self.scale_ratio[i]
             wide = f"{decimals(float(scales.min()), 2)} to {decimals(float(scales.max()), 2)}"
-            h = with_error(float(self.energy[i]), float(self.energy_error[i]))
-            lines.append(f"{i:5d}  {h:>18s}  {off:>22s}  {wide:>31s}")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+            rows.append([str(i), with_error(float(self.energy[i]), float(self.energy_error[i])), off, wide])
+        head = f"{len(self.energy)} data, the guide's draws against the posterior's"
+        columns = ("datum", "energy coefficient", "mean off by at most", "scale, in that of the posterior")
+        return Table(head, columns, rows)
 
 
 def measure_distance(posterior: Tensor, guide: Tensor, ess: Tensor, names: tuple[str, ...]) -> GuideDistance:

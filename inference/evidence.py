@@ -11,11 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .records import Record
+from .tables import RESULT_COLUMNS, Table, result_row
 from .text import decimals, mc_error, percent, standard_error_of_mean
+
+Summary = Mapping[str, float | int | None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evidence:
+class Evidence(Record):
     """What :func:`~jensen.inference.evaluate` measured. Tensors are per datum, [N], float64, in nats.
 
     Joint weights (a global latent) speak of all data at once: tensors are [1].
@@ -50,6 +54,9 @@ class Evidence:
         >>> evidence = evaluate(model, ExactPosterior(model), x, particles=100, progress=False)
         >>> torch.allclose(evidence.log_evidence, evidence.exact), float(evidence.gap.abs().max()) < 1e-10
         (True, True)
+        >>> again = Evidence.from_json(evidence.to_json())
+        >>> torch.equal(again.elbo, evidence.elbo), again.particles
+        (True, 100)
     """
 
     elbo: Tensor
@@ -101,11 +108,13 @@ class Evidence:
             "particles": self.particles,
             "elbo": _mean(self.elbo),
             "elbo_data_error": standard_error_of_mean(self.elbo),
+            "elbo_mc_error": mc_error(self.elbo_error),
             "log_evidence": _mean(self.log_evidence),
             "log_evidence_data_error": standard_error_of_mean(self.log_evidence),
             "log_evidence_mc_error": mc_error(self.standard_error),
             **corrected,
             "exact": None if self.exact is None else _mean(self.exact),
+            "exact_data_error": None if self.exact is None else standard_error_of_mean(self.exact),
             "gap": _mean(self.gap),
             "gap_data_error": standard_error_of_mean(self.gap),
             "ess": _mean(self.ess),
@@ -133,53 +142,47 @@ class Evidence:
         per_datum = {k: v.tolist() for k, v in values.items() if isinstance(v, Tensor)}
         return {"summary": self.summary(), "per_datum": per_datum, "features": self.features}
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
+        corrected = {f"log_evidence_{name}": values for name, values in self.corrected.items()}
+        errors = {f"log_evidence_{name}_error": values for name, values in self.corrected_error.items()}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+        return "datum", range(len(self.elbo)), {**plain, "gap": self.gap, **corrected, **errors}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         s = self.summary()
-        over = "± {}  over the data".format
+        noise = (s["elbo_mc_error"], s["log_evidence_mc_error"])
         rows = [
-            ("ELBO", decimals(s["elbo"]), over(decimals(s["elbo_data_error"]))),
-            (
-                "log p(x), importance-weighted",
-                decimals(s["log_evidence"]),
-                over(decimals(s["log_evidence_data_error"])),
+            result_row("ELBO", s["elbo"], s["elbo_data_error"], noise[0]),
+            result_row("log p(x), importance-weighted", s["log_evidence"], s["log_evidence_data_error"], noise[1]),
+            *(
+                result_row(_LABELS[name], s[f"log_evidence_{name}"], None, s[f"log_evidence_{name}_mc_error"])
+                for name in self.corrected
             ),
-            ("  its Monte Carlo error", decimals(s["log_evidence_mc_error"]), ""),
-            *self._corrections(s),
-            ("log p(x), exact", decimals(s["exact"]), ""),
-            ("gap = log p(x) - ELBO", decimals(s["gap"]), over(decimals(s["gap_data_error"]))),
-            (
-                "effective sample size, mean",
-                decimals(s["ess"], 1),
-                f"of {self.drawn.removesuffix(' each').removesuffix(' particles')}",
-            ),
-            ("data with k-hat > 0.7", percent(s["unreliable"]), ""),
-            *self._counts(s),
+            result_row("log p(x), exact", s["exact"], s["exact_data_error"], None, noise[1]),
+            result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, *noise),
         ]
         what = "all data jointly" if self.joint else f"{s['n']} data"
         head = f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum")
-        return "\n".join([head, *(f"{name:31s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
+        return Table(head, RESULT_COLUMNS, rows, self._facts(s))
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
-
-    def _corrections(self, s: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
-        labels = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
-        values = {name: (s[f"log_evidence_{name}"], s[f"log_evidence_{name}_mc_error"]) for name in self.corrected}
-        return [(labels[k], decimals(v), f"± {decimals(e)}  Monte Carlo") for k, (v, e) in values.items()]
-
-    def _counts(self, s: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
-        rows = []
+    def _facts(self, s: Summary) -> list[tuple[str, str]]:
+        drawn = self.drawn.removesuffix(" each").replace(" particles", "")
+        facts = [
+            ("effective sample size, mean", f"{decimals(s['ess'], 1)} of {drawn}"),
+            ("data with k-hat > 0.7", percent(s["unreliable"])),
+        ]
         if self.converged is not None:
             missed = int((~self.converged).sum())
-            rows.append(("tolerance reached", percent(s["converged"]), f"of the data; missed by {missed}"))
-            rows.append(("particles spent", f"{s['spent']:,}", f"at most {self.particles:,} on a datum"))
+            facts.append(("tolerance reached", f"{percent(s['converged'])} of the data; missed by {missed}"))
+            facts.append(("particles spent", f"{s['spent']:,}, at most {self.particles:,} on a datum"))
         if self.zero_weights is not None and s["zero_weights"]:
             where = int((self.zero_weights > 0).sum())
-            rows.append(("weights of zero", f"{s['zero_weights']:,}", f"in {where} data: draws without density"))
-        return rows
+            facts.append(("weights of zero", f"{s['zero_weights']:,} in {where} data: draws without density"))
+        return facts
+
+
+_LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
 
 def _mean(values: Tensor) -> float:

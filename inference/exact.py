@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from .inputs import Data, Device, as_tensors, placed, running
 from .latents import Latents, read_latents
 from .quadrature import Integral, first_evaluations, integrate
 from .randomness import forked_rng
+from .records import Record
 from .store import owners_of
-from .text import decimals, standard_error_of_mean
+from .tables import Table
+from .text import standard_error_of_mean, with_error
 from .weights import Program, model_sites
 
 METHODS = ("closed form", "enumeration", "quadrature")
@@ -47,7 +49,7 @@ class HasEvidence(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ExactEvidence:
+class ExactEvidence(Record):
     """Log p(x) of each datum, made by :func:`exact_log_evidence`. Tensors are [N], on the CPU.
 
     Attributes:
@@ -76,24 +78,25 @@ class ExactEvidence:
         """Whether the error is within the tolerance: bool [N]."""
         return self.error <= self.tolerance
 
-    def __repr__(self) -> str:
-        return str(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
 
-    def __str__(self) -> str:
-        n = len(self.log_evidence)
-        spread = decimals(standard_error_of_mean(self.log_evidence))
-        lines = [
-            f"log p(x) of {n} data by {self.method}, nats per datum",
-            f"{'mean':31s}{decimals(float(self.log_evidence.mean())):>10s}  ± {spread}  over the data",
-        ]
+    def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
+        names = ("log_evidence", "error", "evaluations", "reached")
+        return "datum", range(len(self.log_evidence)), {name: getattr(self, name) for name in names}
+
+    def _table(self) -> Table:
+        n, mean = len(self.log_evidence), float(self.log_evidence.mean())
+        facts = [("mean", f"{with_error(mean, standard_error_of_mean(self.log_evidence))} over the data")]
         if self.method == "quadrature":
             late = int((~self.reached).sum())
             note = f"{late} of {n} above the tolerance {self.tolerance:g}" if late else f"tolerance {self.tolerance:g}"
-            lines.append(f"{'largest error':31s}{float(self.error.max()):>10.1e}  {note}")
+            facts.append(("largest error", f"{float(self.error.max()):.1e}, {note}"))
         if self.method != "closed form":
             most, mean = int(self.evaluations.max()), float(self.evaluations.double().mean())
-            lines.append(f"{'evaluations of log p(x, z)':31s}{mean:>10.0f}  per datum, at most {most}")
-        return "\n".join(lines)
+            facts.append(("evaluations of log p(x, z)", f"{mean:.0f} per datum, at most {most}"))
+        return Table(f"log p(x) of {n} data by {self.method}, nats per datum", facts=facts)
 
 
 def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:

@@ -8,9 +8,16 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .records import Record
+from .tables import Table
+from .text import decimals
+
+_CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
+_SHOWN = 10  # epochs that are printed
+
 
 @dataclass(repr=False)
-class History:
+class History(Record):
     """What happened in :func:`fit`, epoch by epoch.
 
     A list has one number per epoch. Where an earlier part of a resumed run did not write it down, it is shorter, and
@@ -36,6 +43,10 @@ class History:
         >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
         >>> print(history)
         2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per datum
+        epoch    elbo
+        -------------
+        1      -3.000
+        2      -2.000
         >>> history.per_epoch()
         {'epoch': [1, 2], 'elbo': [-3.0, -2.0]}
     """
@@ -69,9 +80,9 @@ class History:
         return asdict(self)
 
     def __repr__(self) -> str:
-        return f"<History: {self}>"
+        return f"<History: {self._line()}>"
 
-    def __str__(self) -> str:
+    def _line(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
         if self.elbo:
             text += f": training bound {self.elbo[0]:.3f} -> {self.elbo[-1]:.3f} nats per datum"
@@ -81,5 +92,19 @@ class History:
             text += f", kept epoch {self.best_epoch} at {self.validation[self.best_epoch - 1]:.3f}"
         return text
 
+    def _columns(self) -> tuple[str, list[Any], dict[str, Any]]:
+        columns = self.per_epoch()
+        return "epoch", columns.pop("epoch"), columns
 
-_CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
+    def _table(self) -> Table:
+        _, epochs, columns = self._columns()
+        if not columns:
+            return Table(self._line())
+        last = len(epochs) - 1
+        shown = sorted({round(i * last / (_SHOWN - 1)) for i in range(_SHOWN)} | {(self.best_epoch or 1) - 1})
+        rows = [[str(epochs[i]), *(_cell(name, values[i]) for name, values in columns.items())] for i in shown]
+        return Table(self._line(), ("epoch", *(name.replace("_", " ") for name in columns)), rows)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.3g}" if name == "learning_rate" else decimals(value, 1 if name == "seconds" else 3)

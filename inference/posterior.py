@@ -14,6 +14,7 @@ from torch import Tensor
 from .coordinates import Coordinates
 from .distance import GuideDistance, measure_distance
 from .inputs import running
+from .tables import Printed, Table
 from .text import decimals, percent
 from .weights import Program, terms
 
@@ -31,7 +32,7 @@ class MCMCConvergenceWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PosteriorDraws:
+class PosteriorDraws(Printed):
     """What :func:`~jensen.inference.mcmc_posterior` drew from p(z | x) of each of N data: S draws, chain after chain.
 
     Attributes:
@@ -136,26 +137,21 @@ class PosteriorDraws:
             "per_datum": {name: getattr(self, name).tolist() for name in per_datum},
         }
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         N, S, F = self.unconstrained.shape
         chains = f" in {self.chains} chains after a warmup of {self.warmup}" if self.method != "rejection" else ""
-        lines = [
-            f"posterior of {N} data in {F} coordinates by {self.method}: {S} draws each{chains}",
-            f"{'datum':>5s}  {'R-hat, largest':>14s}  {'ESS, least':>10s}  {'accepted':>8s}  {'divergences':>11s}  "
-            f"{'seconds':>7s}",
+        rows = [
+            [
+                *(str(i), decimals(float(self.r_hat[i].max())), decimals(float(self.ess[i].min()), 0)),
+                *(percent(float(self.acceptance[i])), str(int(self.divergences[i]))),
+                decimals(float(self.seconds[i]), 1),
+            ]
+            for i in range(N)
         ]
-        for i in range(N):
-            lines.append(
-                f"{i:5d}  {decimals(float(self.r_hat[i].max())):>14s}  {decimals(float(self.ess[i].min()), 0):>10s}  "
-                f"{percent(float(self.acceptance[i])):>8s}  {int(self.divergences[i]):11d}  "
-                f"{decimals(float(self.seconds[i]), 1):>7s}"
-            )
-        if self.above:
-            lines.append(f"the envelope of the rejection was too low at {percent(self.above)} of the proposals")
-        return "\n".join(filter(None, [*lines, self.advice()]))
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        above = f"the envelope of the rejection was too low at {percent(self.above)} of the proposals"
+        return Table(
+            f"posterior of {N} data in {F} coordinates by {self.method}: {S} draws each{chains}",
+            ("datum", "R-hat, largest", "ESS, least", "accepted", "divergences", "seconds"),
+            rows,
+            notes=[above if self.above else "", self.advice()],
+        )

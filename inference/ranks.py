@@ -20,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .text import decimals, standard_error_of_mean
+from .records import Record
+from .tables import Table
+from .text import decimals, digits_of, standard_error_of_mean
 
 _ALPHA = 0.01  # below it a corrected p-value counts as significant
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibration:
+class Calibration(Record):
     """What :func:`~jensen.inference.calibrate` found. F counts the features of all sites together.
 
     Attributes:
@@ -175,28 +177,29 @@ class Calibration:
             "ranks": {site: ranks.tolist() for site, ranks in self.ranks.items()},
         }
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, list[str], dict[str, Any]]:
+        columns = {f"coverage_{100 * level:.3g}": of for level, of in zip(self.levels, self.coverage, strict=True)}
+        return "feature", self.features, {"statistic": self.statistic, "p_value": self.p_values, **columns}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         s, shown = self.summary(), self.p_values.argsort()[:20].sort().values.tolist()
         coverage, names = self.coverage.T, self.features
-        lines = [
-            ["coverage of intervals", "p", *(f"{100 * level:.3g} %" for level in self.levels)],
-            *([names[i], f"{self.p_values[i]:.2g}", *map(decimals, coverage[i].tolist())] for i in shown),
-            ["mean over features", "", *map(decimals, s["coverage"])],
-            ["  its standard error", "", *map(decimals, s["coverage_error"])],
-            ["± of one feature", "", *map(decimals, self.coverage_error.tolist())],
+        digits = digits_of(max(self.coverage_error.tolist()))
+        levels = [f"{100 * level:.3g} %" for level in self.levels]
+
+        def shares(values: list[float]) -> list[str]:
+            return [decimals(value, digits) for value in values]
+
+        rows = [
+            *([names[i], f"{self.p_values[i]:.2g}", *shares(coverage[i].tolist())] for i in shown),
+            ["mean over features", "", *shares(s["coverage"])],
+            ["  its standard error", "", *shares(s["coverage_error"])],
+            ["± of one feature", "", *shares(self.coverage_error.tolist())],
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join([a.ljust(widths[0]), *map(str.rjust, b, widths[1:])]) for a, *b in lines]
         head = f"{s['n']} data from the model, {s['draws']} draws of the guide for each, ranks in {s['bins']} bins"
         if len(shown) < len(names):
             head += f"; the {len(shown)} of {len(names)} features with the smallest p"
-        return "\n".join([head, text[0], "-" * len(text[0]), *text[1:], self.verdict()])
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
 
 
 def _shape(slope: float, spread: float) -> str:

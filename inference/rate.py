@@ -19,8 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .inputs import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
+from .records import Record
 from .sites import Terms
-from .text import decimals, standard_error_of_mean
+from .tables import RESULT_COLUMNS, Table, result_row
+from .text import standard_error_of_mean
 from .weights import Program, check_pair, terms
 
 _ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as Burda et al. have it
@@ -36,7 +38,7 @@ class PosteriorCollapseWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RateDistortion:
+class RateDistortion(Record):
     """What :func:`rate_distortion` measured. Tensors are float64, in nats; ``summary`` has bits.
 
     Attributes:
@@ -95,23 +97,18 @@ class RateDistortion:
             "activity": {site: values.tolist() for site, values in self.activity.items()},
         }
 
-    def __repr__(self) -> str:
-        return str(self)
+    def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
+        names = ("rate", "rate_error", "distortion", "distortion_error")
+        return "datum", range(len(self.rate)), {name: getattr(self, name) for name in names}
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         s = self.summary()
-        rows = [
-            (name, decimals(s[name]), f"± {decimals(s[f'{name}_data_error'])}  over the data, {drawn} Monte Carlo")
-            for name in ("rate", "distortion")
-            for drawn in [decimals(s[f"{name}_mc_error"], 4)]
+        rows = [result_row(n, s[n], s[f"{n}_data_error"], s[f"{n}_mc_error"]) for n in ("rate", "distortion")]
+        facts = [
+            (f"active units of {site}", f"{count} of {self.activity[site].numel()}")
+            for site, count in self.active_units.items()
         ]
-        for site, count in self.active_units.items():
-            rows.append((f"active units of {site}", str(count), f"of {self.activity[site].numel()}"))
-        head = f"{s['n']} data, bits per datum"
-        return "\n".join([head, *(f"{name:24s}{value:>10s}  {note}".rstrip() for name, value, note in rows)])
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        return Table(f"{s['n']} data, bits per datum", RESULT_COLUMNS, rows, facts)
 
 
 def rate_distortion(

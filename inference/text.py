@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["decimals", "mc_error", "percent", "standard_error_of_mean", "with_error"]
+__all__ = ["decimals", "digits_of", "mc_error", "percent", "standard_error_of_mean", "with_error"]
 
 import math
 
@@ -29,7 +29,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def digits_of(*errors: float | None) -> int:
+    """The decimals that show two digits of the smallest of these errors: at most 4; 3 where no error is known."""
+    known = [error for error in errors if error is not None and 0 < error < math.inf]
+    return min(4, max(0, 1 - math.floor(math.log10(min(known))))) if known else 3
+
+
 def with_error(value: float, error: float) -> str:
     """A value and its error, to two digits of the error."""
-    digits = 3 if not error > 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
+    digits = digits_of(error)
     return f"{decimals(value, digits)} ± {decimals(error, digits)}"

@@ -1,0 +1,121 @@
+"""Results as tables: aligned text for a terminal, a small HTML table for a notebook, from one description."""
+
+from __future__ import annotations
+
+__all__ = ["RESULT_COLUMNS", "Printed", "Table", "result_row"]
+
+import html
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .text import decimals, digits_of
+
+RESULT_COLUMNS = ("", "mean", "± data", "± Monte Carlo")
+_NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?(?: ± [\d,]+(?:\.\d+)?)?")
+_CELL = "padding:0.1em 0.6em;text-align:{}"
+_TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
+_LINE = "border-bottom:1px solid currentColor"
+
+
+class Table(NamedTuple):
+    """What is printed of a result: a line above, numbers in columns, facts that are no columns, sentences below.
+
+    Attributes:
+        head: what was measured, and the unit.
+        columns: the headings, the first of them over the names of the rows.
+        rows: the cells; the first of each is its name.
+        facts: what is known of the whole, by name.
+        notes: sentences.
+    """
+
+    head: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Aligned lines: names at the left, numbers by their decimal points."""
+        return "\n".join([*filter(None, [self.head]), *self.grid(), *filter(None, self.notes)])
+
+    def grid(self) -> list[str]:
+        """The lines of the columns and the facts."""
+        lines = [self.columns, *self.rows] if self.columns else []
+        names = [line[0] for line in lines] + [name for name, _ in self.facts]
+        width = max(map(len, names), default=0)
+        columns = [_by_point(column) for column in zip(*(line[1:] for line in lines), strict=True)]
+        cells = zip(*columns, strict=True) if columns else [()] * len(lines)
+        text = ["  ".join([line[0].ljust(width), *rest]) for line, rest in zip(lines, cells, strict=True)]
+        rule = ["-" * len(text[0])] if text else []
+        facts = [f"{name.ljust(width)}  {value}" for name, value in self.facts]
+        return [line.rstrip() for line in [*text[:1], *rule, *text[1:], *facts]]
+
+    def html(self) -> str:
+        """A table in the colours of the page, whatever they are; text is escaped, and there are no scripts."""
+        parts = [f"<p>{_escaped(self.head)}</p>" if self.head else ""]
+        if self.columns or self.facts:
+            head = "".join(_cell(name, "th", "col", i) for i, name in enumerate(self.columns))
+            body = ["".join(_cell(c, "td" if i else "th", "row", i) for i, c in enumerate(row)) for row in self.rows]
+            span = max(1, len(self.columns) - 1)
+            left = _CELL.format("left")
+            body += [
+                _cell(name, "th", "row", 0) + f'<td colspan="{span}" style="{left}">{_escaped(value)}</td>'
+                for name, value in self.facts
+            ]
+            parts.append(f'<table style="{_TABLE}">')
+            parts.append(f'<thead><tr style="{_LINE}">{head}</tr></thead>' if head else "")
+            parts += ["<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody></table>"]
+        parts += [f"<p>{_escaped(note)}</p>" for note in self.notes if note]
+        return "<div>\n" + "\n".join(filter(None, parts)) + "\n</div>"
+
+
+class Printed:
+    """A result that prints itself from its :class:`Table`: ``print``, at the prompt, in a notebook."""
+
+    @abstractmethod
+    def _table(self) -> Table: ...
+
+    def __str__(self) -> str:
+        return self._table().text()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+
+def result_row(
+    name: str, value: float | None, data: float | None, drawn: float | None, *others: float | None
+) -> list[str]:
+    """A mean with its errors over the data and of Monte Carlo, to the digits that these and other errors allow."""
+    digits = digits_of(data, drawn, *others)
+    return [name, decimals(value, digits), *(decimals(e, digits) if e is not None else "" for e in (data, drawn))]
+
+
+def _by_point(cells: Sequence[str]) -> list[str]:
+    """A column of cells in one width, its numbers one under the other by their decimal points."""
+    after = [_after_point(cell) for cell in cells]
+    most = max((n for n in after if n is not None), default=0)
+    padded = [cell if n is None else cell + " " * (most - n) for cell, n in zip(cells, after, strict=True)]
+    width = max(map(len, padded))
+    return [cell.rjust(width) for cell in padded]
+
+
+def _after_point(cell: str) -> int | None:
+    """How many characters a number has from its decimal point on; None for what is no number."""
+    if _NUMBER.fullmatch(cell) is None:
+        return None
+    return len(cell) - cell.rindex(".") if "." in cell else 0
+
+
+def _cell(text: str, kind: str, scope: str, column: int) -> str:
+    style = _CELL.format("right" if column else "left")
+    scoped = f' scope="{scope}"' if kind == "th" else ""
+    return f'<{kind}{scoped} style="{style}">{_escaped(text)}</{kind}>'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
