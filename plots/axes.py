@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "WIDTH", "by_name", "own_axes", "own_figure", "plain", "text_size"]
+__all__ = ["COLOURS", "LINES", "MARKERS", "WIDTH", "by_name", "number", "own_axes", "own_figure", "plain", "text_size"]
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -60,6 +60,11 @@ def plain(ax: Axes) -> Axes:
 def text_size(ax: Axes, share: float = 0.875) -> float:
     """The size of smaller text in points: a share of that of the axes' labels."""
     return share * ax.xaxis.label.get_size()
+
+
+def number(value: float, form: str) -> str:
+    """A number as the axes' own ticks have it: with a minus sign, and no negative zero."""
+    return f"{value + 0.0:{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def by_name(results: Mapping[str, T], owner: str, call: str) -> Mapping[str, T]:

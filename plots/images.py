@@ -53,7 +53,8 @@ def plot_images(
         >>> plot_images(data.test[:20], data.image_shape, title="digits").get_title()
         'digits'
     """
-    ax = draw_grid(images, shape, columns, value_range, cmap, ax, "plot_images", extra=0.25 if title else 0.0)
+    left = max((0.1 + 0.06 * len(label) for label in row_labels), default=0.0)
+    ax = draw_grid(images, shape, columns, value_range, cmap, ax, "plot_images", room=(left, 0.22 if title else 0.0))
     ax.set_xticks([])
     ax.set_yticks(cell_centres(len(row_labels), shape[0], gap_of(shape)), labels=row_labels)
     if title:
@@ -71,9 +72,9 @@ def draw_grid(
     owner: str,
     *,
     gaps: tuple[int, int] | None = None,
-    extra: float = 0.0,
+    room: tuple[float, float] = (0.0, 0.0),
 ) -> Axes:
-    """Draw images in a grid without ticks' marks or a frame; a new figure is as high as it takes, and ``extra`` inches.
+    """Draw images in a grid without ticks' marks or a frame; a new figure is as high as it takes.
 
     Args:
         images: as for :func:`plot_images`.
@@ -84,10 +85,10 @@ def draw_grid(
         ax: where to draw; a new figure if None.
         owner: who asks, for errors.
         gaps: pixels between rows and between columns; an eighth of an image's height if None.
-        extra: room in a new figure for labels below and above.
+        room: inches in a new figure for what stands left of the grid, and below and above it.
     """
     canvas = _canvas(_as_images(images, shape, owner), columns, gaps or (gap_of(shape), gap_of(shape)))
-    ax = own_axes(ax, height=0.1 + extra + (WIDTH - 0.3) * canvas.shape[0] / canvas.shape[1])
+    ax = own_axes(ax, height=0.1 + room[1] + (WIDTH - 0.1 - room[0]) * canvas.shape[0] / canvas.shape[1])
     low, high = value_range
     if canvas.dim() == 3:
         canvas = ((canvas - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)  # gaps are white

@@ -12,6 +12,7 @@ from .axes import COLOURS, MARKERS, own_axes, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
+_DASHES = ("--", "-")
 
 
 def plot_latent(
@@ -28,9 +29,10 @@ def plot_latent(
     prior is projected with them.
 
     Args:
-        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of :func:`~jensen.inference.encode`.
+        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of
+            :func:`~jensen.inference.encode`.
         labels: class of each datum, int64 [N]; one colour for all if None.
-        prior: draws from the prior, [M, D]: ``simulate(model, 4000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
+        prior: draws from the prior, [M, D]: ``simulate(model, 10_000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
             The curves are those of a kernel density estimate, with Scott's bandwidth. None draws no curves.
         title: above the map.
         ax: where to draw; a new figure if None.
@@ -59,20 +61,28 @@ def plot_latent(
         plane = torch.linalg.eigh((z - centre).T @ (z - centre)).eigenvectors.flip(1)[:, :2]  # [D, 2]
         z, drawn = (None if part is None else (part - centre) @ plane for part in (z, drawn))
     ax = own_axes(ax, height=2.7)
+    seen = z  # what the frame holds
     if drawn is not None:
-        mass_contours(ax, drawn, _MASS, colors="0.35", linewidths=1.0, linestyles=["--", "-"], zorder=3)
-        ax.plot([], [], color="0.35", linewidth=1.0, label="prior")
+        corners = mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
+        seen = torch.cat([z, corners])
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
     else:
         for i, label in enumerate(labels.unique().tolist()):
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "label": str(label)}
             here = labels.cpu() == label
-            ax.scatter(z[here, 0], z[here, 1], s=9, linewidths=0, **style)
-    if labels is not None or prior is not None:
+            ax.scatter(z[here, 0], z[here, 1], s=10, linewidths=0.2, edgecolors="0.2", **style)
+    if drawn is not None:
+        for mass, dashes in zip(reversed(_MASS), reversed(_DASHES), strict=True):
+            ax.plot([], [], color="0.25", linewidth=1.0, linestyle=dashes, label=f"prior, {100 * mass:.0f} %")
+    if labels is not None or drawn is not None:
         small = text_size(ax)
         head = None if labels is None else "class"
         ax.legend(title=head, fontsize=small, title_fontsize=small, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    low, high = seen.amin(0), seen.amax(0)
+    margin = 0.05 * (high - low) + 1e-9
+    ax.set_xlim(float(low[0] - margin[0]), float(high[0] + margin[0]))
+    ax.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$z_1$" if D == 2 else f"1st principal direction of {D} latents")
     ax.set_ylabel("$z_2$" if D == 2 else f"2nd principal direction of {D} latents")

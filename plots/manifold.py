@@ -13,6 +13,7 @@ from torch import Tensor
 from jensen.inference import decode
 from jensen.inference.decoding import prior_quantiles
 
+from .axes import number
 from .images import Shape, cell_centres, draw_grid
 from .walks import pick_site, spread_levels
 
@@ -63,7 +64,7 @@ def plot_manifold(
         >>> from jensen.models import PPCA
         >>> ax = plot_manifold(PPCA(64, latent=2), (8, 8), points=5)
         >>> [label.get_text() for label in ax.get_xticklabels()]
-        ['-2.33', '0.00', '2.33']
+        ['−2.33', '0.00', '2.33']
     """
     if points < 2:
         raise ValueError(f"points is the number of images along each side, at least 2, but got {points}")
@@ -78,11 +79,11 @@ def plot_manifold(
     z[..., j] = q[:, j].flip(0).unsqueeze(1)  # upwards
     m = points * points
     images = decode(model, {site: z.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
-    ax = draw_grid(images, shape, points, value_range, cmap, ax, "plot_manifold", gaps=(0, 0), extra=0.4)
+    ax = draw_grid(images, shape, points, value_range, cmap, ax, "plot_manifold", gaps=(1, 1), room=(0.55, 0.4))
     shown = sorted({0, (points - 1) // 2, points - 1})
     for d, axis, size in ((i, ax.xaxis, shape[1]), (j, ax.yaxis, shape[0])):
-        centres = cell_centres(points, size, 0)
+        centres = cell_centres(points, size, 1)
         places = centres if axis is ax.xaxis else centres[::-1]
-        axis.set_ticks([places[k] for k in shown], labels=[f"{float(q[k, d]) + 0.0:.2f}" for k in shown])
+        axis.set_ticks([places[k] for k in shown], labels=[number(float(q[k, d]), ".2f") for k in shown])
         axis.set_label_text(f"$z_{{{d + 1}}}$")
     return ax

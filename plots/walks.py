@@ -38,7 +38,9 @@ def plot_interpolations(
 ) -> Axes:
     r"""The way from one datum to another: what the model makes of points between their posterior means, one pair a row.
 
-    .. math:: \mathbb{E}[x \mid z_t], \qquad z_t = (1 - t) \, \mathbb{E}_{q(z \mid x_0)}[z] + t \, \mathbb{E}_{q(z \mid x_1)}[z]
+    .. math::
+        \mathbb{E}[x \mid z_t], \qquad
+        z_t = (1 - t) \, \mathbb{E}_{q(z \mid x_0)}[z] + t \, \mathbb{E}_{q(z \mid x_1)}[z]
 
     The data themselves stand at both ends. A discrete latent is that of the nearer end.
 
@@ -83,7 +85,11 @@ def plot_interpolations(
     covariates = [part.repeat_interleave(steps, 0) for part in tensors[0][1:]]
     way = decode(model, between, *covariates).reshape(n, steps, *first.shape[1:])
     cells = torch.cat([first.unsqueeze(1).to(way), way, last.unsqueeze(1).to(way)], 1)  # [N, T + 2, ...]
-    ax = draw_grid(cells.flatten(0, 1), shape, steps + 2, value_range, cmap, ax, "plot_interpolations", extra=0.35)
+    ax = draw_grid(
+        cells.flatten(0, 1), shape, steps + 2, value_range, cmap, ax, "plot_interpolations", room=(0.0, 0.38)
+    )
+    for column in (0, steps):  # the data on one side, the way on the other
+        ax.axvline((column + 1) * (shape[1] + gap_of(shape)) - gap_of(shape) / 2 - 0.5, color="0.4", linewidth=0.8)
     labels = ["$x_0$", *(f"{float(part):.2g}" for part in t), "$x_1$"]
     ax.set_xticks(cell_centres(steps + 2, shape[1], gap_of(shape)), labels=labels)
     ax.set_yticks([])
@@ -157,12 +163,12 @@ def plot_traversals(
     above = list(z)[: list(z).index(site)]  # those below follow
     values = {name: z[name].expand(m, *z[name].shape[1:]) for name in above}
     images = decode(model, values | {site: moved.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
-    ax = draw_grid(images, shape, steps, value_range, cmap, ax, "plot_traversals", extra=0.35)
+    ax = draw_grid(images, shape, steps, value_range, cmap, ax, "plot_traversals", room=(0.2, 0.38))
     shown = sorted({0, steps // 2, steps - 1})
     centres = cell_centres(steps, shape[1], gap_of(shape))
     ax.set_xticks([centres[i] for i in shown], labels=[f"{100 * float(levels[i]):.3g} %" for i in shown])
     ax.set_yticks(cell_centres(len(rows), shape[0], gap_of(shape)), labels=[f"$z_{{{d + 1}}}$" for d in rows])
-    ax.set_xlabel(f"quantile of the prior of one latent of {site}")
+    ax.set_xlabel("quantile of the latent's prior")
     return ax
 
 

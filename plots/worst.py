@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from jensen.inference import Evidence
 from jensen.inference.inputs import Data, as_tensors
 
-from .axes import text_size
+from .axes import number, text_size
 from .images import Shape, draw_grid, gap_of
 
 By = Literal["pareto_k", "ess", "log_evidence", "elbo", "gap"]
@@ -86,14 +86,15 @@ def plot_worst(
     across = gap_of(shape)
     down = max(across, math.ceil(_CAPTION * columns * (width + across) / 3.2))
     ax = draw_grid(
-        x[worst.to(x.device)], shape, columns, value_range, cmap, ax, "plot_worst", gaps=(down, across), extra=0.45
+        x[worst.to(x.device)], shape, columns, value_range, cmap, ax, "plot_worst", gaps=(down, across), room=(0.0, 0.4)
     )
     for place, i in enumerate(worst.tolist()):
         row, column = divmod(place, columns)
         at = column * (width + across) + (width - 1) / 2, row * (height + down) + height + 0.1 * down
-        text = f"#{i}: {float(values[i]):.3g}"
+        text = f"#{i}: {number(float(values[i]), '.3g')}"
         ax.text(*at, text, ha="center", va="top", fontsize=text_size(ax, 0.75))
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_xlabel(_LABELS[by], labelpad=10)
+    ax.set_ylim(-(-len(worst) // columns) * (height + down) - 0.5, -0.5)  # with the last captions
+    ax.set_xlabel(_LABELS[by])
     return ax
