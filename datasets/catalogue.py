@@ -10,6 +10,7 @@ _BURDA = "Burda et al. 2016, https://arxiv.org/abs/1509.00519"
 _MADE = "Germain et al. 2015, https://arxiv.org/abs/1502.03509"
 _PIXEL = "van den Oord et al. 2016, https://arxiv.org/abs/1601.06759"
 _PUT = "put in place"
+_MADE_HERE = "synthetic"
 _UNIT = (0.0, 1.0)
 
 _DIGITS = Card(
@@ -177,6 +178,67 @@ _OIL_FLOW = Card(
     access=_PUT,
     note="No address whose file could be checked is known: put the file in place, the error of load says where.",
 )
+_SPLITS = {"train": 4_000, "validation": 500, "test": 500}
+_NOTE = "Made when asked for, by seed; its log_density is exact. The sizes are those of load, and arguments of "
+_OURS = "Apache-2.0 (jensen)"
+_LINEAR_GAUSSIAN = Card(
+    name="linear_gaussian",
+    summary="a plane in eight dimensions seen with noise: probabilistic PCA is exactly right",
+    splits=_SPLITS,
+    shape=(8,),
+    value_range=None,
+    levels=None,
+    classes=0,
+    licence=_OURS,
+    citation="Tipping and Bishop (1999), Probabilistic Principal Component Analysis",
+    address="",
+    access=_MADE_HERE,
+    note=_NOTE + "jensen.datasets.linear_gaussian.",
+)
+_PINWHEEL = Card(
+    name="pinwheel",
+    summary="five curved clusters in the plane",
+    splits=_SPLITS,
+    shape=(2,),
+    value_range=None,
+    levels=None,
+    classes=5,
+    licence=_OURS,
+    citation="Johnson, Duvenaud, Wiltschko, Adams and Datta (2016), Composing Graphical Models with Neural Networks "
+    "for Structured Representations and Fast Inference",
+    address="",
+    access=_MADE_HERE,
+    note=_NOTE + "jensen.datasets.pinwheel.",
+)
+_BARS = Card(
+    name="bars",
+    summary="binary images of horizontal and vertical bars with flipped pixels",
+    splits=_SPLITS,
+    shape=(4, 4),
+    value_range=_UNIT,
+    levels=2,
+    classes=0,
+    licence=_OURS,
+    citation="Földiák (1990), Forming Sparse Representations by Local Anti-Hebbian Learning",
+    address="",
+    access=_MADE_HERE,
+    note=_NOTE + "jensen.datasets.bars.",
+)
+_LINEAR_DYNAMICS = Card(
+    name="linear_dynamics",
+    summary="sequences of 20 steps of a linear-Gaussian state space model",
+    splits={"train": 800, "validation": 100, "test": 100},
+    shape=(20, 3),
+    value_range=None,
+    levels=None,
+    classes=0,
+    licence=_OURS,
+    citation="Kalman (1960), A New Approach to Linear Filtering and Prediction Problems; Roweis and Ghahramani (1999), "
+    "A Unifying Review of Linear Gaussian Models",
+    address="",
+    access=_MADE_HERE,
+    note=_NOTE + "jensen.datasets.linear_dynamics.",
+)
 
 CARDS = (
     _DIGITS,
@@ -188,4 +250,8 @@ CARDS = (
     _FREY_FACES,
     _CIFAR10,
     _OIL_FLOW,
+    _LINEAR_GAUSSIAN,
+    _PINWHEEL,
+    _BARS,
+    _LINEAR_DYNAMICS,
 )

@@ -1,9 +1,10 @@
-"""One door to all data: published sets by name, synthetic ones by name, your own by path."""
+"""One door to all data: published and synthetic sets by name, your own by path."""
 
 from __future__ import annotations
 
 __all__ = ["load"]
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,10 +12,20 @@ import torch
 
 from .cards import Card, cards
 from .dataset import Dataset
+from .own import from_array, read_table
 from .preparation import Split, prepare
 from .published import READERS
+from .streams import LIMIT
+from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
 
-_RESPLIT = ("digits", "frey_faces")
+_FILES = (".npy", ".npz", ".csv", ".parquet")
+_WITHOUT_SPLIT = ("digits", "frey_faces")
+_SYNTHETIC: dict[str, Callable[..., Dataset]] = {
+    "linear_gaussian": linear_gaussian,
+    "pinwheel": pinwheel,
+    "bars": bars,
+    "linear_dynamics": linear_dynamics,
+}
 
 
 def load(
@@ -26,35 +37,52 @@ def load(
     split: Split | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    label: str | int | None = None,
+    header: bool | None = None,
+    levels: int | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    limit: int | None = None,
 ) -> Dataset:
-    r"""A data set by name, one of :func:`cards`, such as ``"digits"`` (embedded) or ``"mnist"``.
+    r"""A data set by name, one of :func:`cards`, or your own from a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
 
     Grey images with L levels 0 ... L - 1 become x / (L - 1), or dequantized (x + u) / L with u uniform on [0, 1):
 
     .. math:: \log_2 P(\text{levels}) \ge \log_2 p\left(\tfrac{x + u}{L}\right) - X \log_2 L
               \quad\text{in expectation over } u
 
+    Files of published sets are looked for in the folder that ``JENSEN_DATA`` names, then in the user's cache, then
+    downloaded and checked. No pickled data are ever loaded. Of an ``.npz`` file the only array is read, or that
+    called ``x``; a file of your own is used as :func:`from_array` uses an array.
+
     References:
         Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
 
     Args:
-        name: the data set.
+        name: the data set, such as ``"digits"`` (embedded) or ``"mnist"``, or the path of a file of yours.
         binarize: None; ``"threshold"``: 1 where a value exceeds one half; or ``"sample"``: drawn once from
             Bernoulli(x). For a new draw at every sight pass ``batch_transform=torch.bernoulli`` to ``fit``.
         dequantize: for grey images, whether to dequantize. None: digits unless binarized (a density is fitted to
             them), others not.
         standardize: whether to take off the mean and divide by the standard deviation of each training feature.
-        split: shares or numbers of training, validation and test data, for sets without a published split.
-        seed: fixes u, the draws of ``"sample"``, and the split where none is published.
+        split: shares that sum to 1, or numbers that sum to N, of training, validation and test data; for sets without
+            a published split. None: their usual one, or (0.8, 0.1, 0.1).
+        seed: fixes u, the draws of ``"sample"``, the split where none is published, and synthetic data.
         dtype: of the data.
+        label: of a file, the name or position of the column of labels; of an ``.npz`` file, the name of their array.
+        header: whether the first line of a CSV file holds names; None: found out where it is unambiguous.
+        levels: of a file, the number of grey levels, if the data are such.
+        image_shape: of a file, (height, width) or (channels, height, width), if the data are images.
+        limit: bytes that a file's data may take in memory; 4 GiB if None.
 
     Returns:
         The :class:`Dataset`.
 
     Raises:
-        ValueError: for a name that is none, ``dequantize`` of data that are no grey images, or a ``split`` of a set
-            whose split is published.
+        ValueError: for a name that is none, ``dequantize`` of data that are no grey images, ``binarize`` of data
+            outside [0, 1], a ``split`` of a set whose split is published, an argument for files beside a name, or a
+            file that holds no numbers, or other ones than it claims.
         FileNotFoundError: if the files are not there and cannot be downloaded; the message says where to put them.
+        ImportError: for a ``.parquet`` file, if pyarrow is not installed.
 
     Example:
         >>> load("digits", dequantize=False).test.max()
@@ -62,34 +90,60 @@ def load(
         >>> load("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    known = cards()
-    if name not in known:
-        close = get_close_matches(str(name), known, n=1)
-        raise ValueError(
-            f"there is no data set {str(name)!r}; " + (f"did you mean {close[0]!r}? " if close else "") + "there are "
-            f"{', '.join(known)}"
+    if isinstance(name, Path) or name.lower().endswith(_FILES):
+        table = read_table(Path(name), label, header, limit or LIMIT)
+        return from_array(
+            table,
+            name=Path(name).stem,
+            split=split or (0.8, 0.1, 0.1),
+            seed=seed,
+            levels=levels,
+            image_shape=image_shape,
+            binarize=binarize,
+            dequantize=bool(dequantize),
+            standardize=standardize,
+            dtype=dtype,
         )
-    card = known[str(name)]
-    if split is not None and card.name not in _RESPLIT:
-        raise ValueError(f"{card.name} has a published split, but got split={split}: leave split out")
+    card = _card(name)
+    for_files = {"label": label, "header": header, "levels": levels, "image_shape": image_shape, "limit": limit}
+    if given := [argument for argument, value in for_files.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} belong to files of your own, but {card.name} is a data set by name")
     if dequantize is None:
         dequantize = card.name == "digits" and binarize is None
-    raw = _raw(card, split, seed)
+    if card.name in _SYNTHETIC:
+        raw = _SYNTHETIC[card.name](split=split or (0.8, 0.1, 0.1), seed=seed, dtype=torch.float64)
+    else:
+        raw = _published(card, split, seed)
     return prepare(raw, binarize=binarize, dequantize=dequantize, standardize=standardize, seed=seed, dtype=dtype)
 
 
-def _raw(card: Card, split: Split | None, seed: int) -> Dataset:
-    images, labels = READERS[card.name](split, seed)
-    *planes, height, width = card.shape if len(card.shape) > 1 else (0, 0)
+def _card(name: str) -> Card:
+    known = cards()
+    if name in known:
+        return known[name]
+    close = get_close_matches(name, known, n=1)
+    raise ValueError(
+        f"there is no data set {name!r}; " + (f"did you mean {close[0]!r}? " if close else "") + "there are "
+        f"{', '.join(known)}; and files of your own: {', '.join(_FILES)}"
+    )
+
+
+def _published(card: Card, split: Split | None, seed: int) -> Dataset:
+    if split is not None and card.name not in _WITHOUT_SPLIT:
+        raise ValueError(f"{card.name} has a published split, but got split={split}: leave split out")
+    values, labels = READERS[card.name](split, seed)
+    *channels, height, width = card.shape if len(card.shape) > 1 else (0, 0)
     return Dataset(
         name=card.name,
-        **{part: torch.tensor(values) for part, values in images.items()},
-        labels={part: torch.tensor(values, dtype=torch.int64) for part, values in labels.items()},
+        train=torch.tensor(values["train"]),
+        validation=torch.tensor(values["validation"]),
+        test=torch.tensor(values["test"]),
+        labels={part: torch.tensor(y, dtype=torch.int64) for part, y in labels.items()},
         image_shape=(height, width) if height else None,
         value_range=card.value_range,
         levels=card.levels,
         dequantized=False,
         licence=card.licence,
         citation=card.citation,
-        channels=planes[0] if planes else 1,
+        channels=channels[0] if channels else 1,
     )

@@ -86,8 +86,8 @@ def prepare(
     return _standardized(data) if standardize else data
 
 
-def _each(data: Dataset, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {split: change(getattr(data, split)) for split in SPLITS}
+def _each(data: Dataset, change: Callable[[Tensor], Tensor]) -> Dataset:
+    return replace(data, train=change(data.train), validation=change(data.validation), test=change(data.test))
 
 
 def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Dataset:
@@ -97,7 +97,7 @@ def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Da
     if dequantize and levels == 2:
         raise ValueError(f"{raw.name} is binary: there is nothing to dequantize")
     if levels is None or levels == 2:
-        return replace(raw, **_each(raw, lambda x: x.to(dtype)))
+        return _each(raw, lambda x: x.to(dtype))
     noise = torch.Generator().manual_seed(seed)
 
     def scale(x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Da
         u = torch.rand(x.shape, generator=noise, dtype=torch.float32)
         return (x.to(dtype) + u.clamp_max(1 - 2**-16)) / levels  # 255 + u stays below 256 in float32
 
-    return replace(raw, **_each(raw, scale), value_range=(0.0, 1.0), dequantized=dequantize)
+    return replace(_each(raw, scale), value_range=(0.0, 1.0), dequantized=dequantize)
 
 
 def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
@@ -124,15 +124,7 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
         "threshold": lambda x: (x > 0.5).to(x.dtype),
         "sample": lambda x: torch.bernoulli(x, generator=noise),
     }[how]
-    return replace(
-        data,
-        **_each(data, change),
-        value_range=(0.0, 1.0),
-        levels=2,
-        binarized=how,
-        log_density=None,
-        dequantized=False,
-    )
+    return replace(_each(data, change), value_range=(0.0, 1.0), levels=2, binarized=how, log_density=None)
 
 
 def _standardized(data: Dataset) -> Dataset:
@@ -151,8 +143,7 @@ def _standardized(data: Dataset) -> Dataset:
         )
     density = _Rescaled(data.log_density, location, scale) if data.log_density else None
     return replace(
-        data,
-        **_each(data, lambda x: ((x.double() - location) / scale).to(x.dtype)),
+        _each(data, lambda x: ((x.double() - location) / scale).to(x.dtype)),
         value_range=None,
         location=location.to(data.train.dtype),
         scale=scale.to(data.train.dtype),

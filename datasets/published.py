@@ -107,8 +107,8 @@ def _check_range(
     if not (low <= values.min() and values.max() <= high) or (whole and (values % 1).any()):
         kind = "whole numbers" if whole else "values"
         raise ValueError(
-            f"{path}: {name} has values from {values.min():g} to {values.max():g}, but {kind} from {low} to {high} were "
-            "expected: it is another file"
+            f"{path}: {name} has values from {values.min():g} to {values.max():g}, but {kind} from {low} to {high} "
+            "were expected: it is another file"
         )
 
 
