@@ -53,7 +53,7 @@ def plain(ax: Axes) -> Axes:
     """Give new axes the text of a column: labels of 8 points, ticks a little smaller."""
     for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
         text.set_size(_TEXT)
-    ax.tick_params(labelsize=0.875 * _TEXT)
+    ax.tick_params(which="both", labelsize=0.875 * _TEXT)
     return ax
 
 

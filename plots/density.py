@@ -16,10 +16,10 @@ _MOST = 10_000  # draws that the estimate rests on
 _AT_ONCE = 2000
 
 
-def mass_contours(ax: Axes, draws: Tensor, mass: Sequence[float], **style: Any) -> Tensor:
+def mass_contours(ax: Axes, draws: Tensor, mass: Sequence[float], **style: Any) -> None:
     """Draw a curve for each share of the mass, from the largest, of draws [M, 2]; ``style`` goes to ``ax.contour``.
 
-    Returns the corners of what they enclose, [2, 2].
+    The frame grows to hold the curves, and not the whole grid that the estimate is taken on.
 
     References:
         Scott (1992), Multivariate Density Estimation.
@@ -28,10 +28,13 @@ def mass_contours(ax: Axes, draws: Tensor, mass: Sequence[float], **style: Any) 
     ordered = density.flatten().sort(descending=True).values
     enclosed = ordered.cumsum(0) / ordered.sum()
     levels = [float(ordered[int((enclosed < share).sum())]) for share in mass]
+    frame = ax.dataLim.frozen()
     ax.contour(x, y, density, levels=levels, **style)
     inside = density >= levels[0]  # [y, x]
-    sides = (x[inside.any(0)], y[inside.any(1)])
-    return torch.stack([torch.stack([edge(side) for side in sides]) for edge in (torch.min, torch.max)])
+    places, heights = x[inside.any(0)], y[inside.any(1)]
+    ax.dataLim.set(frame)
+    ax.update_datalim([(float(edge(places)), float(edge(heights))) for edge in (torch.min, torch.max)])
+    ax.autoscale_view(tight=False)
 
 
 def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

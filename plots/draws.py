@@ -74,6 +74,7 @@ def plot_draws(
         if given is not None and len(given) != n:
             raise ValueError(f"{name} needs one for each of the {n} data, but got {len(given)}")
     of_guide = None if guide is None else posterior.guide_draws(guide, draws, seed=seed).double()
+    figure = None
     if axes is None:
         columns = min(columns, n)
         rows = math.ceil(n / columns)
@@ -88,6 +89,7 @@ def plot_draws(
         else:
             u, v, labels = _flat(u, v, posterior.names)
             _clouds(ax, u, v)
+            ax.set_aspect("equal", adjustable="box" if figure is None else "datalim")
             ax.set_xlabel(labels[0])
             ax.set_ylabel(labels[1] if i == 0 else "")
         for label in (ax.xaxis.label, ax.yaxis.label):
@@ -95,7 +97,10 @@ def plot_draws(
         ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize=text_size(ax, 1.0))
     handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
     handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
-    axes[0].legend(handles=handles, fontsize=text_size(axes[0], 0.75))
+    if figure is None:
+        axes[0].legend(handles=handles, fontsize=text_size(axes[0], 0.75))
+    else:
+        figure.legend(handles=handles, fontsize=text_size(axes[0]), loc="outside upper center", ncols=2, frameon=False)
     return list(axes)
 
 
@@ -114,7 +119,7 @@ def _flat(u: Tensor, v: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Te
     scales, turned = torch.linalg.eigh(across @ torch.cov(white_v.T) @ across.T)
     most = turned[:, scales.clamp_min(1e-12).log().abs().argmax()]
     directions = torch.stack([along[0] / along.norm(), most @ across], 1)  # [F, 2]
-    return white_u @ directions, white_v @ directions, ("along the error of the guide's mean, sd", "across it, sd")
+    return white_u @ directions, white_v @ directions, ("along the mean's error (sd)", "across it (sd)")
 
 
 def _histograms(ax: Axes, u: Tensor, v: Tensor | None) -> None:
@@ -130,4 +135,3 @@ def _clouds(ax: Axes, u: Tensor, v: Tensor | None) -> None:
     ax.scatter(shown[:, 0], shown[:, 1], s=3, color=COLOURS[0], alpha=0.4, linewidths=0)
     if v is not None:
         mass_contours(ax, v, _MASS, colors=COLOURS[1], linewidths=1.2)
-    ax.set_aspect("equal", adjustable="box")

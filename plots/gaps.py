@@ -44,7 +44,7 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
     shown = {name: found for name, found in results.items() if found is not None}
     if not shown:
         raise ValueError("plot_gaps needs at least one result that is not None")
-    ax = own_axes(ax, height=0.9 + 0.35 * len(shown))
+    ax = own_axes(ax, height=1.0 + 0.35 * len(shown))
     summaries = [found.summary() for found in shown.values()]
     columns = ("approximation", "amortization", "gap", "approximation_data_error", "gap_data_error")
     value = {name: np.array([summary[name] for summary in summaries], dtype=float) for name in columns}
@@ -58,5 +58,6 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per datum)")
-    ax.legend(fontsize=text_size(ax))
+    style = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "frameon": False}  # clear of the bars
+    ax.legend(fontsize=text_size(ax), **style)
     return ax

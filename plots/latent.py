@@ -61,10 +61,8 @@ def plot_latent(
         plane = torch.linalg.eigh((z - centre).T @ (z - centre)).eigenvectors.flip(1)[:, :2]  # [D, 2]
         z, drawn = (None if part is None else (part - centre) @ plane for part in (z, drawn))
     ax = own_axes(ax, height=2.7)
-    seen = z  # what the frame holds
     if drawn is not None:
-        corners = mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
-        seen = torch.cat([z, corners])
+        mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
     else:
@@ -79,10 +77,6 @@ def plot_latent(
         small = text_size(ax)
         head = None if labels is None else "class"
         ax.legend(title=head, fontsize=small, title_fontsize=small, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    low, high = seen.amin(0), seen.amax(0)
-    margin = 0.05 * (high - low) + 1e-9
-    ax.set_xlim(float(low[0] - margin[0]), float(high[0] + margin[0]))
-    ax.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$z_1$" if D == 2 else f"1st principal direction of {D} latents")
     ax.set_ylabel("$z_2$" if D == 2 else f"2nd principal direction of {D} latents")

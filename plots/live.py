@@ -19,7 +19,7 @@ from .training import plot_training
 
 _PANELS = (("elbo", "shaped", "validation"), ("rate",), ("distortion",))
 _PIXELS = 480  # the width of a picture in a notebook
-_SHARE = 10  # of the time between two pictures, one part is spent on drawing
+_SHARE = 6  # of the time between two pictures, one part is spent on drawing
 
 
 class LiveCurves:
@@ -29,7 +29,7 @@ class LiveCurves:
     below. Outside of a notebook nothing is shown; ``figure`` holds the last picture all the same.
 
     Args:
-        seconds: the least time between two pictures. Drawing takes at most about a tenth of the run's time.
+        seconds: the least time between two pictures. Drawing takes at most about a sixth of the run's time.
 
     Attributes:
         figure: the last picture; None before the first epoch. :func:`~jensen.plots.save` takes it.
@@ -90,6 +90,7 @@ def _picture(history: History) -> Figure:
     for curves, ax in zip(panels, axes, strict=True):
         plot_training(history, curves, plain(ax))
         ax.label_outer()
+    figure.align_ylabels(axes)
     return figure
 
 

@@ -123,8 +123,8 @@ def plot_posterior(
     handles: list[Artist] = [Patch(color=colour, label=f"{100 * mass:.0f} %") for mass, colour in bands]
     if mcmc is not None:
         known = mcmc.detach().cpu()
-        ax.scatter(known[:, 0], known[:, 1], s=4, color=COLOURS[2], alpha=0.4, linewidths=0)
-        handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[2], label="MCMC"))
+        ax.scatter(known[:, 0], known[:, 1], s=9, marker="+", color="black", alpha=0.6, linewidths=0.5)
+        handles.append(Line2D([], [], linestyle="", marker="+", markersize=4, color="black", label="MCMC"))
     if drawn is not None:
         z = drawn.reshape(-1, 2).double().cpu()  # [K, 2]
         ax.scatter(z[:, 0], z[:, 1], s=4, color=COLOURS[1], alpha=0.4, linewidths=0)

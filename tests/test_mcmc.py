@@ -402,7 +402,7 @@ def test_the_points_are_the_draws_and_the_curves_hold_the_guides_mass():
             edge = torch.as_tensor(path.vertices) - p.mean[i].detach()
             squared = (edge @ p.precision_matrix[i].detach() * edge).sum(-1)
             assert squared.mean().item() == pytest.approx(-2 * math.log(1 - mass), rel=0.2)
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["posterior", "guide, 50 and 90 %"]
+    assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ["posterior", "guide, 50 and 90 %"]
 
 
 def test_many_coordinates_are_shown_where_the_guide_is_off():
@@ -412,7 +412,7 @@ def test_many_coordinates_are_shown_where_the_guide_is_off():
     given = [figure.add_subplot(1, 2, i + 1) for i in range(2)]
     axes = plot_draws(found, PriorGuide(model), draws=4000, seed=0, axes=given)
     assert axes == given
-    assert axes[0].get_xlabel() == "along the error of the guide's mean, sd"
+    assert axes[0].get_xlabel() == "along the mean's error (sd)"
     shown = torch.as_tensor(axes[0].collections[0].get_offsets().data)
     torch.testing.assert_close(torch.cov(shown.T), torch.eye(2).double())
     curve = torch.as_tensor(axes[0].collections[1].get_paths()[1].vertices)
