@@ -146,4 +146,4 @@ def test_links_lead_somewhere(path):
 
 @each
 def test_is_small(path):
-    assert path.stat().st_size <= 700_000
+    assert path.stat().st_size <= 800_000
