@@ -18,6 +18,7 @@ import _common as common
 
 ROWS = 41  # as many data of 784 features as evaluate takes at once: other numbers compile a graph for what is left over
 BATCH, STEPS = 100, 20
+NOTE = "At K = 50 `evaluate` takes more data at once than 41, and captures a graph for those left over."
 USUAL = {"particles": 500, "latent": 50, "width": 200}
 AXES = {
     "evaluate: ms against N": ("n", [ROWS * k for k in (1, 2, 4, 8, 16)]),
@@ -113,7 +114,7 @@ def main():
         parts.append(common.table(head, [cells]))
         print(parts[-1].splitlines()[0], parts[-1].splitlines()[2], sep="\n", flush=True)
     about = common.provenance(__file__, options, start, products=common.faster_products(), usual=USUAL)
-    text = f"{common.made_by(about)} Float32 products: {about['products']}. Medians of {options.rounds} rounds."
+    text = f"{common.made_by(about)} Float32 products: {about['products']}. Medians of {options.rounds} rounds. {NOTE}"
     common.write(options, "scaling", about, {"results": found}, "\n\n".join([text, *parts]))
 
 
