@@ -21,7 +21,7 @@ from jensen.networks import mlp
 
 from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
-from .sources import OWN, facts, pick, settle
+from .sources import OWN, facts, flat, holds_bits, pick, settle
 from .terminal import report as deliver
 from .terminal import say, versions, write_json
 
@@ -89,9 +89,10 @@ class _Job:
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed is between 0 and 2^32 - 1, but got {options.seed}")
         self.options, self.progress = options, progress
-        settings = {"source": options.data, "binarize": None, "dequantize": None, "seed": options.seed}
-        settings |= dict.fromkeys(OWN)
-        self.data: Dataset = settle(settings, density=True)[1]
+        binarize = None if options.binarize == "none" else options.binarize
+        settings = {"source": options.data, "binarize": binarize, "dequantize": None, "seed": options.seed}
+        settings |= {name: getattr(options, name) for name in OWN}
+        self.data: Dataset = flat(settle(settings, density=True)[1], "compare")
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
         rows = pick(self.data.test, options.test_size, options.seed)
         self.test = self.data.test[rows]
@@ -99,7 +100,7 @@ class _Job:
         self.features = self.data.train.shape[1]
         self.pictures: list[str] = []
         self.histories: dict[str, History] = {}
-        self.binary = self.data.levels == 2
+        self.binary = self.data.levels == 2 or holds_bits(self.data)
         self.note = "PPCA by SVI, and a VAE with one learned noise level; encoders are networks."
         if self.binary:
             self.note = "A Bernoulli VAE (binary data: PPCA's density would not compare with its probabilities)."

@@ -25,14 +25,16 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
     first = next(iter(folders.values()))
     for folder in folders.values():
-        if folder.configuration["data"] != first.configuration["data"]:
+        ours, theirs = _told(first), _told(folder)
+        if ours != theirs:
+            other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+            said = ", ".join(f"{name} {ours.get(name)} and {theirs.get(name)}" for name in other)
             raise ValueError(
                 f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
-                f"({first.configuration['data']} and {folder.configuration['data']}): their numbers do not compare; "
-                "evaluate them one at a time"
+                f"({said}): their numbers do not compare; evaluate them one at a time"
             )
     trained = {name: folder.trained() for name, folder in folders.items()}
-    data = reopen(first.configuration["data"])
+    data = reopen(_found(first, options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles}
@@ -65,6 +67,26 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     if len(names) < len(paths):
         raise ValueError(f"a run was named twice: {', '.join(map(str, paths))}")
     return names
+
+
+def _told(folder: RunFolder) -> dict[str, Any]:
+    """What tells the data of a run from those of others: of a file its contents, wherever it lies."""
+    data = dict(folder.configuration["data"])
+    if data.get("sha256") is not None:
+        data["source"] = None
+    return data
+
+
+def _found(folder: RunFolder, moved: Path | None) -> dict[str, Any]:
+    """The settings of a run's data, with its file where it is now."""
+    settings: dict[str, Any] = folder.configuration["data"]
+    if moved is None:
+        return settings
+    if settings.get("sha256") is None:
+        raise ValueError(f"--data is for a file of your own, but {folder.path} was trained on {settings['source']}")
+    if not moved.is_file():
+        raise FileNotFoundError(f"--data {moved}: there is no such file")
+    return {**settings, "source": str(moved.resolve())}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["parser"]
 
-from argparse import BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction, RawDescriptionHelpFormatter, _ArgumentGroup
 from pathlib import Path
 
 from jensen import __version__
@@ -46,27 +46,40 @@ def parser() -> Parser:
     return root
 
 
+_WAYS = {
+    "none": "none",
+    "threshold": "threshold: above 1/2",
+    "sample": "sample: drawn once",
+    "dynamic": "dynamic: drawn anew for every batch",
+}
+
+
+def _data(command: Parser, ways: tuple[str, ...]) -> _ArgumentGroup:
+    """The options that say what the data are, and how they are prepared."""
+    data = command.add_argument_group("data")
+    add = data.add_argument
+    add("--data", default="digits", metavar="NAME|FILE", help="data set (see jensen datasets), or a file of your own")
+    add("--label", metavar="COLUMN", help="of a file: the column that holds the class")
+    add("--levels", type=int, metavar="L", help="of a file: the number of grey levels, 0 to L - 1")
+    add("--image-shape", type=numbers, metavar="H,W", help="of a file: height and width of its images")
+    add("--standardize", action="store_true", help="mean 0 and standard deviation 1 for every feature")
+    add(
+        "--binarize",
+        type=choices("way to binarize", ways),
+        default="none",
+        metavar="HOW",
+        help="; ".join(_WAYS[way] for way in (*ways[1:], ways[0])),
+    )
+    return data
+
+
 def _train(command: Parser) -> None:
     """Train a model and its guide into a run folder.
 
     The folder holds configuration.json, checkpoint.pt (after every epoch), history.json and pictures; jensen evaluate
     and jensen sample need nothing else. After Ctrl-C, --resume goes on to the numbers of an uninterrupted run.
     """
-    data = command.add_argument_group("data")
-    data.add_argument(
-        "--data", default="digits", metavar="NAME|FILE", help="data set (see jensen datasets), or a file of your own"
-    )
-    data.add_argument("--label", metavar="COLUMN", help="of a file: the column that holds the class")
-    data.add_argument("--levels", type=int, metavar="L", help="of a file: the number of grey levels, 0 to L - 1")
-    data.add_argument("--image-shape", type=numbers, metavar="H,W", help="of a file: height and width of its images")
-    data.add_argument("--standardize", action="store_true", help="mean 0 and standard deviation 1 for every feature")
-    data.add_argument(
-        "--binarize",
-        type=choices("way to binarize", ("none", "threshold", "sample", "dynamic")),
-        default="none",
-        metavar="HOW",
-        help="threshold: above 1/2; sample: drawn once; dynamic: drawn anew for every batch; none",
-    )
+    data = _data(command, ("none", "threshold", "sample", "dynamic"))
     data.add_argument(
         "--dequantize",
         action=BooleanOptionalAction,
@@ -151,6 +164,7 @@ def _evaluate(command: Parser) -> None:
     """
     add = command.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder of jensen train")
+    add("--data", type=Path, metavar="FILE", help="where the runs' own data file is now, if it was moved")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per datum")
     add("--tolerance", type=float, metavar="T", help="as many draws as an error of T nats per datum takes")
     add(
@@ -196,8 +210,8 @@ def _compare(command: Parser) -> None:
     fitted to it, whose cost is read off against the exact log p(x). Model and guide trained together: PPCA and VAEs by
     SVI. Prints both tables; pictures and report.json go to the folder --out.
     """
-    add = command.add_argument
-    add("--data", default="digits", metavar="NAME|FILE", help="data set (see jensen datasets), or a file of your own")
+    _data(command, ("none", "threshold", "sample"))
+    add = command.add_argument_group("job").add_argument
     add(
         "--model",
         type=choices("model", ("ppca", "vae", "all")),

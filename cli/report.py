@@ -124,9 +124,13 @@ def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -
     return figure
 
 
+def _range(data: Dataset) -> tuple[float, float]:
+    """The values drawn white and black: those of the data where none are declared."""
+    return data.value_range or (float(data.train.min()), float(data.train.max()))
+
+
 def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     assert data.image_shape is not None
-    assert data.value_range is not None
     few = test[:30]
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
@@ -135,13 +139,12 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        plot_images(images, data.image_shape, columns=6, value_range=data.value_range, title=title, ax=ax)
+        plot_images(images, data.image_shape, columns=6, value_range=_range(data), title=title, ax=ax)
     return figure
 
 
 def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     assert data.image_shape is not None
-    assert data.value_range is not None
     x = test[:12]
     rows = {"data": x}
     for name, (model, guide) in pairs.items():
@@ -152,7 +155,7 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
         torch.cat(list(rows.values())),
         data.image_shape,
         columns=len(x),
-        value_range=data.value_range,
+        value_range=_range(data),
         row_labels=tuple(rows),
         title="E[x | z], averaged over 32 draws from q(z | x)",
         ax=figure.subplots(),

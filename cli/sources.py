@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OWN", "batch_transform", "facts", "pick", "reopen", "settle"]
+__all__ = ["OWN", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -78,12 +78,39 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
 
     Raises:
         ValueError: if the user's file is not what it was.
+        FileNotFoundError: if it is not where it was.
     """
     digest = settings.get("sha256")
     path = Path(settings["source"])
-    if digest is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if digest is not None and not path.is_file():
+        raise FileNotFoundError(
+            f"the run was trained on {path}, and there is no such file now: put it there, or say by jensen evaluate "
+            "--data FILE where it is"
+        )
+    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
     return _open(settings)
+
+
+def flat(data: Dataset, command: str) -> Dataset:
+    """The same data, if they are vectors.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    shape = list(data.train.shape[1:])
+    if len(shape) == 1:
+        return data
+    images = f"take --image-shape {','.join(map(str, shape))} if they are images; else " if len(shape) in (2, 3) else ""
+    raise ValueError(
+        f"--data {data.name} holds data of shape {shape}, and {command} takes vectors: {images}flatten them, or train "
+        "in Python"
+    )
+
+
+def holds_bits(data: Dataset) -> bool:
+    """Whether every value is 0 or 1."""
+    return all(bool(((x == 0) | (x == 1)).all()) for x in (data.train, data.validation, data.test))
 
 
 def facts(data: Dataset) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jensen.inference.weights import Program
 from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import draw_run
 from .runs import RunFolder
-from .sources import OWN, batch_transform, facts, pick, reopen, settle
+from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
 from .terminal import report, say, versions
 
 _TRAINING = (
@@ -144,8 +144,12 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     density = (asked is None and settings["binarize"] is None) or asked in DENSITIES
     settings, data = settle(settings, density)
     binary = data.levels == 2 or settings["binarize"] is not None
+    flat(data, "train")
     if kind.observes and asked is None:
-        design = replace(design, likelihood="bernoulli" if binary else "gaussian")
+        bits = holds_bits(data)
+        if bits and not binary:
+            say(f"{data.name}: every value is 0 or 1, so the likelihood is bernoulli (--likelihood takes another)")
+        design = replace(design, likelihood="bernoulli" if binary or bits else "gaussian")
     if kind.mixes and options.components is None:
         design = replace(design, components=10)
     _check_support(design, data, binary)
@@ -225,11 +229,6 @@ def _check_device(device: str) -> None:
 
 def _check_support(design: Design, data: Dataset, binary: bool) -> None:
     """Refuse pairs whose likelihood and data do not go together, before anything is written."""
-    if data.train.dim() != 2:
-        raise ValueError(
-            f"--data {data.name} holds data of shape {list(data.train.shape[1:])}, and train takes vectors: flatten "
-            "them, or train in Python"
-        )
     likelihood = design.likelihood if MODELS[design.model].observes else "gaussian"
     if binary and likelihood in DENSITIES:
         what = f"--likelihood {likelihood}" if MODELS[design.model].observes else f"--model {design.model}"

@@ -6,6 +6,7 @@ __all__ = ["Table", "is_frame", "of_frame", "read_csv", "read_parquet"]
 
 import csv
 import re
+import shlex
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -134,14 +135,20 @@ def _plain(column: Any) -> NDArray[np.generic]:
     return values if values.dtype.kind in "biuf" else values.astype(np.float64)
 
 
+def _as_label(name: str) -> str:
+    return f"name it: label={name!r}, in a shell --label {shlex.quote(name)}"
+
+
 def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str | int | None) -> Table:
     names = tuple(columns)
     at = None if label is None else _position(source, label, names)
     kept = [name for i, name in enumerate(names) if i != at]
-    wrong = [f"{name!r} ({columns[name].dtype})" for name in kept if columns[name].dtype.kind not in "biuf"]
+    wrong = [name for name in kept if columns[name].dtype.kind not in "biuf"]
     if wrong:
+        which = ", ".join(f"{name!r} ({columns[name].dtype})" for name in wrong)
         raise ValueError(
-            f"{source}: column {', '.join(wrong)} is not numeric: leave it out, encode it, or name it as label="
+            f"{source}: column {which} is not numeric: leave it out, encode it, or, if it holds the classes, "
+            f"{_as_label(wrong[0])}"
         )
     if not kept:
         raise ValueError(f"{source} holds no column of data")
@@ -194,7 +201,7 @@ class _Parser:
             hint = "; are the fields separated by semicolons? They have to be by commas" if ";" in field else ""
             raise ValueError(
                 f"{self.path}: column {name!r} is not numeric: line {line} has {field!r}; leave the column out, encode "
-                f"it, or name it as label={hint}"
+                f"it, or, if it holds the classes, {_as_label(name)}{hint}"
             ) from None
 
 

@@ -253,6 +253,7 @@ def amortize(
 
     Raises:
         ValueError: for a constraint of no site.
+        TypeError: for a model that does not say its ``latents``.
 
     Example:
         >>> from jensen.families import FullCovariance, MeanField
@@ -262,6 +263,11 @@ def amortize(
         >>> guide = amortize(model, mlp(64, [128]), MeanField, context=128)
         >>> guide = amortize(model, mlp(64, [128]), FullCovariance, context=128)  # one word swaps the family
     """
+    if not hasattr(model, "latents"):
+        raise TypeError(
+            f"amortize needs a model that says its latents, but {type(model).__name__} does not: give it the "
+            "attribute, a dict from each latent site to its event shape, such as self.latents = {'z': (8,)}"
+        )
     sites = {site: Size(shape) for site, shape in model.latents.items()}
     supports = supports_of(sites, constraints)
     needed = coordinates(sites, supports)

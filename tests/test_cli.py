@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from jensen import __version__
@@ -294,3 +295,58 @@ def test_train_names_a_mistake_before_anything_is_written(arguments, message, tm
     assert main(["train", "--run", str(folder), "--epochs", "1", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not folder.exists()
+
+
+def _own_images(folder):
+    rng = np.random.default_rng(0)
+    file = folder / "bits.npy"
+    np.save(file, (rng.uniform(size=(60, 4, 4)) < 0.4).astype(np.uint8))
+    return file
+
+
+def test_own_images_of_zeros_and_ones_are_binary(tmp_path, capsys):
+    arguments = ["--data", str(_own_images(tmp_path)), "--epochs", "1"]
+    run = ["train", *arguments, "--no-pictures", "--hidden", "8", "--latent", "2", "--run", str(tmp_path / "run")]
+    assert main(run) == 2
+    assert "take --image-shape 4,4 if they are images" in capsys.readouterr().err
+    assert main([*run, "--image-shape", "4,4"]) == 0
+    assert "the likelihood is bernoulli" in capsys.readouterr().err
+    pair = json.loads((tmp_path / "run" / "configuration.json").read_text())["pair"]
+    assert pair["likelihood"] == "bernoulli"
+    compare = ["compare", *arguments, "--particles", "20", "--model", "vae", "--guides", "mean-field", "--latent", "2"]
+    assert main([*compare, "--out", str(tmp_path / "report")]) == 2
+    assert "take --image-shape 4,4 if they are images" in capsys.readouterr().err
+    assert main([*compare, "--image-shape", "4,4", "--out", str(tmp_path / "report")]) == 0
+    assert "A Bernoulli VAE" in capsys.readouterr().out
+
+
+def test_a_column_of_classes_is_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [",".join(f"{v:.3f}" for v in rng.normal(size=3)) + f",{kind}" for kind in ["red", "green"] * 30]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["a,b,c,the kind", *rows]) + "\n")
+    compare = ["compare", "--data", str(file), "--model", "ppca", "--guides", "exact", "--latent", "2", "--epochs", "1"]
+    compare += ["--particles", "20", "--out", str(tmp_path / "report")]
+    assert main(compare) == 2
+    assert "label='the kind', in a shell --label 'the kind'" in capsys.readouterr().err
+    assert main([*compare, "--label", "the kind", "--standardize"]) == 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["data"]["features"] == 3
+
+
+def test_a_run_finds_its_moved_data(tmp_path, capsys):
+    file = _own_images(tmp_path)
+    run = ["train", "--image-shape", "4,4", "--epochs", "1", "--no-pictures", "--hidden", "8", "--latent", "2"]
+    assert main([*run, "--data", str(file), "--run", str(tmp_path / "run")]) == 0
+    moved = file.rename(tmp_path / "moved.npy")
+    evaluate = ["evaluate", str(tmp_path / "run"), "--particles", "20"]
+    capsys.readouterr()
+    assert main(evaluate) == 2
+    assert "jensen evaluate --data FILE" in capsys.readouterr().err
+    assert main([*evaluate, "--data", str(tmp_path / "none.npy")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert main([*evaluate, "--data", str(moved)]) == 0
+    assert main([*run, "--data", str(moved), "--run", str(tmp_path / "second")]) == 0
+    assert main(["evaluate", str(tmp_path / "second"), *evaluate[1:], "--data", str(moved)]) == 0
+    np.save(moved, np.zeros((60, 4, 4)))
+    assert main([*evaluate, "--data", str(moved)]) == 2
+    assert "has changed" in capsys.readouterr().err

@@ -203,6 +203,8 @@ def test_what_makes_no_sense_is_named():
         Constrained(MeanField(3, H), constraints.simplex)
     with pytest.raises(ValueError, match="needs at least one latent site"):
         Amortized(mlp(4, [H]), {})
+    with pytest.raises(TypeError, match=r"but Linear does not: give it .* self\.latents = \{'z': \(8,\)\}"):
+        amortize(nn.Linear(4, 4), mlp(4, [H]), MeanField, H)
 
 
 # constrained sites
