@@ -59,7 +59,7 @@ def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Te
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
     if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
-        drawn.append(_keep(_latent_maps(pairs, test, labels, seed), out / "latent-map.png"))
+        drawn.append(_keep(_latent_maps(pairs, test, labels, data.classes, seed), out / "latent-map.png"))
     if data.image_shape is not None:
         drawn.append(_keep(_samples(pairs, data, test, seed), out / "samples.png"))
         drawn.append(_keep(_reconstructions(pairs, data, test, seed), out / "reconstructions.png"))
@@ -73,6 +73,7 @@ def draw_run(
     history: History,
     test: Tensor,
     labels: Tensor | None,
+    classes: Sequence[str],
     seed: int,
 ) -> list[str]:
     """Draw what a run folder shows: its curve, and what the pair makes of test data; the files' names.
@@ -84,6 +85,7 @@ def draw_run(
         history: of the training.
         test: data, [N, X].
         labels: their classes, [N], if any.
+        classes: the names of those classes, if any.
         seed: of the draws.
     """
     model, guide = pair
@@ -99,7 +101,9 @@ def draw_run(
             drawn["reconstructions"] = images_of(torch.cat(rows), facts, min(10, len(few)), labelled)
         site = "z" if "z" in latents else "z_1"
         if latents[site].shape[-1] > 1:
-            drawn["latent-map"] = plot_latent(encode(model, guide, test)[site], labels, prior=latents[site])
+            drawn["latent-map"] = plot_latent(
+                encode(model, guide, test)[site], labels, prior=latents[site], classes=classes
+            )
     return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
 
 
@@ -113,12 +117,12 @@ def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10, row_labels
     return plot_images(images, shape, columns=columns, value_range=(low, high), row_labels=row_labels)
 
 
-def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, seed: int) -> Figure:
+def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, classes: Sequence[str], seed: int) -> Figure:
     figure = Figure(figsize=(3.9 * len(pairs), 3.5), layout="constrained")
     for ax, (name, (model, guide)) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
         torch.manual_seed(seed)
         z = terms(model, guide, test, particles=32).values["z"].mean(0)  # [N, D]
-        plot_latent(z, labels, title=f"{name}: means of q(z | x)", ax=ax)
+        plot_latent(z, labels, classes=classes, title=f"{name}: means of q(z | x)", ax=ax)
         if ax.get_legend() is not None and ax.get_subplotspec().colspan.stop < len(pairs):
             ax.get_legend().remove()  # one legend, at the right
     return figure

@@ -126,7 +126,7 @@ def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
     labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed):
         x = x[rows] if transform is None else transform(x[rows])
-    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, seed)
+    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, data.classes, seed)
 
 
 def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["plot_latent"]
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def plot_latent(
     labels: Tensor | None = None,
     *,
     prior: Tensor | None = None,
+    classes: Sequence[str] = (),
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -36,6 +38,7 @@ def plot_latent(
         labels: class of each datum, int64 [N]; one colour for all if None.
         prior: draws from the prior, [M, D]: ``simulate(model, 10_000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
             The curves are those of a kernel density estimate, with Scott's bandwidth. None draws no curves.
+        classes: the name of every class, by its number: ``data.classes``; empty shows the numbers.
         title: above the map.
         ax: where to draw; a new figure if None.
 
@@ -43,7 +46,8 @@ def plot_latent(
         The axes, with equal units in both directions.
 
     Raises:
-        ValueError: for fewer than two dimensions, labels of another length, or a prior of other dimensions.
+        ValueError: for fewer than two dimensions, labels of another length, fewer ``classes`` than
+            labels, or a prior of other dimensions.
 
     Example:
         >>> z, labels = torch.randn(100, 8), torch.arange(100) % 10
@@ -54,6 +58,8 @@ def plot_latent(
         raise ValueError(f"plot_latent needs positions of shape [N, D] with D at least 2, but got {list(z.shape)}")
     if labels is not None and len(labels) != len(z):
         raise ValueError(f"plot_latent needs a label for each of the {len(z)} data, but got {len(labels)}")
+    if labels is not None and classes and int(labels.max()) >= len(classes):
+        raise ValueError(f"classes names {len(classes)} classes, but there is a label {int(labels.max())}")
     D = z.shape[1]
     if prior is not None and (prior.dim() != 2 or prior.shape[1] != D or len(prior) < 3):
         raise ValueError(f"prior holds draws of shape [M, {D}], three or more, but got {list(prior.shape)}")
@@ -72,7 +78,7 @@ def plot_latent(
             style: dict[str, Any] = {
                 "color": COLOURS[i % len(COLOURS)],
                 "marker": MARKERS[i % len(MARKERS)],
-                "label": str(label),
+                "label": classes[label] if classes else str(label),
             }
             here = labels.cpu() == label
             ax.scatter(z[here, 0], z[here, 1], s=10, linewidths=0.2, edgecolors="0.2", **style)

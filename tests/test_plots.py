@@ -46,6 +46,10 @@ def test_latents_are_drawn_by_class():
     assert [c.get_label() for c in ax.collections] == ["0", "1", "2"]
     torch.testing.assert_close(torch.as_tensor(ax.collections[1].get_offsets().data), z[labels == 1].double())
     assert (ax.get_xlabel(), ax.get_title()) == ("$z_1$", "map")
+    named = plot_latent(z, labels, classes=("red", "green", "blue"))
+    assert [c.get_label() for c in named.collections] == ["red", "green", "blue"]
+    with pytest.raises(ValueError, match="classes names 2 classes, but there is a label 2"):
+        plot_latent(z, labels, classes=("red", "green"))
 
 
 def test_many_latents_are_projected_on_their_principal_plane():
