@@ -125,6 +125,26 @@ class PosteriorDraws(Printed):
             "up for longer, or take another method"
         )
 
+    def to_arviz(self) -> Any:
+        """These draws as ArviZ takes them: a tree whose group ``posterior`` has an array for each latent site.
+
+        Returns:
+            An ``xarray.DataTree``; its arrays have the dimensions chain, draw, datum, and those of the site's event.
+
+        Raises:
+            ImportError: without arviz-base, which is optional.
+        """
+        try:
+            from arviz_base import from_dict
+        except ImportError as error:
+            raise ImportError("to_arviz makes ArviZ's tree of draws: pip install arviz-base, or take draws") from error
+        values = {
+            name: z.unflatten(1, (self.chains, -1)).movedim(0, 2).cpu().numpy()  # [C, S / C, N, *event]
+            for name, z in self.draws.items()
+        }
+        dims = {name: ["datum", *(f"{name}_{i}" for i in range(z.dim() - 2))] for name, z in self.draws.items()}
+        return from_dict({"posterior": values}, dims=dims)
+
     def to_dict(self) -> dict[str, Any]:
         """What is known about the draws as plain numbers and lists; the draws themselves are left out."""
         per_datum = ("r_hat", "ess", "acceptance", "divergences", "seconds", "converged")

@@ -1,6 +1,7 @@
 """The posterior of a few data by MCMC: against exact posteriors and quadrature; how far a guide is from it."""
 
 import math
+import sys
 import warnings
 
 import pyro
@@ -447,3 +448,22 @@ def test_mcmc_draws_lie_over_the_contours():
     assert [text.get_text() for text in ax.get_legend().get_texts()][3:] == ["MCMC", "guide"]
     with pytest.raises(ValueError, match=r"shape \[S, 2\], but got \[1, 40, 2\]"):
         plot_posterior(model, None, x, mcmc=found.draws["z"])
+
+
+def test_arviz_reads_the_chains_in_their_order():
+    x = torch.tensor([[1.0], [2.0], [0.5]])
+    found = _drawn(Ring(), x, "random_walk", draws=200, warmup=50)
+    tree, S = found.to_arviz(), found.draws["z"].shape[1]
+    z = tree["posterior"]["z"]
+    assert z.dims == ("chain", "draw", "datum", "z_0")
+    assert z.shape == (2, S // 2, 3, 2)
+    assert torch.equal(torch.as_tensor(z.values[1, 7, 2]), found.draws["z"][2, S // 2 + 7])
+    theirs = array_stats.rhat(z.values, chain_axis=0, draw_axis=1)
+    assert torch.allclose(torch.as_tensor(theirs), found.r_hat, atol=1e-6)
+
+
+def test_without_arviz_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz_base", None)
+    found = mcmc_posterior(Ring(), torch.ones(1, 1), method="rejection", draws=100, seed=0, progress=False)
+    with pytest.raises(ImportError, match="pip install arviz-base"):
+        found.to_arviz()
