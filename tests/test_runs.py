@@ -55,12 +55,12 @@ def _epochs(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """A run that nothing interrupted: its folder, what was printed and logged, the files as training left them."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = subprocess.run(
         _command("train", "--run", folder, *_LONG, "--json"), capture_output=True, text=True, check=True
     )
-    return folder, json.loads(done.stdout, **_JSON), done.stderr
+    return folder, json.loads(done.stdout, **_JSON), done.stderr, {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,7 @@ def test_ctrl_c_leaves_a_usable_run_and_says_how_to_go_on(stopped):
 
 
 def test_a_run_folder_holds_all_there_is_to_know(whole):
-    folder, document, log = whole
-    names = {path.name for path in folder.iterdir()}
+    folder, document, log, names = whole
     pictures = {
         f"{name}.{kind}" for name in ("training", "samples", "reconstructions", "latent-map") for kind in ("png", "pdf")
     }
@@ -133,7 +132,7 @@ def test_a_run_folder_holds_all_there_is_to_know(whole):
 
 
 def test_evaluate_needs_the_folder_alone(whole, capsys):
-    folder, document, _ = whole
+    folder, document, *_ = whole
     assert main(["evaluate", str(folder), "--split", "validation", "--particles", "300", "--json"]) == 0
     found = json.loads(capsys.readouterr().out, **_JSON)["runs"]["whole"]
     assert found["summary"]["n"] == 200
