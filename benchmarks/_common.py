@@ -5,6 +5,7 @@ A contender is a function of a setting that gives back ``run(units) -> seconds``
 and waits while another is timed. All are confined to the same processor cores.
 """
 
+import argparse
 import datetime
 import importlib
 import json
@@ -236,12 +237,12 @@ def _processor():
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
-def run_all(script, options, name, contenders, settings, targets, ours, unit, scale, multiple, also=None):
-    """Time all contenders on all settings, in turn, and write the tables.
+def run_all(script, about, name, contenders, settings, targets, ours, unit, scale, multiple, also=None):
+    """Read the command line; be the contender that it names, or time all of them, in turn, and write the tables.
 
     Args:
         script: the script.
-        options: its options.
+        about: what it does, for its help.
         name: the name of the results.
         contenders: by name.
         settings: by title.
@@ -252,6 +253,13 @@ def run_all(script, options, name, contenders, settings, targets, ours, unit, sc
         multiple: the entry of a setting that the units of a round are a multiple of.
         also: called in the end for more results and more text: ``also(options) -> (dict, str)``.
     """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    add_arguments(parser)
+    options = parser.parse_args()
+    confine(options.threads)
+    if options.contender:
+        serve(contenders, options.contender, options.route)
+        return
     begin = started()
     wanted = {part.strip() for part in options.only.split(";") if part.strip()}
     names = [n for n in contenders if not wanted or n in wanted]
@@ -271,8 +279,8 @@ def run_all(script, options, name, contenders, settings, targets, ours, unit, sc
     for contender in running.values():
         contender.close()
     more, text = also(options) if also else ({}, "")
-    about = provenance(script, options, begin, products=route)
-    write(options, name, about, {"results": results, **more}, _report(about, results, names, ours, targets, unit, text))
+    made = provenance(script, options, begin, products=route)
+    write(options, name, made, {"results": results, **more}, _report(made, results, names, ours, targets, unit, text))
 
 
 def faster_products():

@@ -21,7 +21,6 @@ that scikit-learn ships, with particles where they are needed and with the same 
 The tables go to results/evidence.md, everything to results/evidence.json.
 """
 
-import argparse
 import gc
 import itertools
 import math
@@ -406,16 +405,9 @@ def also(options):
 
 def main():
     """Time all contenders at every K, measure memory and time to an error, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    common.add_arguments(parser)
-    options = parser.parse_args()
-    common.confine(options.threads)
-    if options.contender:
-        common.serve(CONTENDERS, options.contender, options.route)
-        return
     unit = "ns per datum and particle"
     scale = lambda setting: 1e9 / setting["particles"]  # noqa: E731
-    common.run_all(__file__, options, "evidence", CONTENDERS, SETTINGS, TARGETS, OURS, unit, scale, "data", also)
+    common.run_all(__file__, __doc__, "evidence", CONTENDERS, SETTINGS, TARGETS, OURS, unit, scale, "data", also)
 
 
 if __name__ == "__main__":

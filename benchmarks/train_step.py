@@ -19,7 +19,6 @@ in all of them. A row of the table is the median of the rounds.
 The tables go to results/train_step.md, everything to results/train_step.json.
 """
 
-import argparse
 import itertools
 import time
 
@@ -341,14 +340,7 @@ CONTENDERS = {
 
 def main():
     """Time all contenders on all settings, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    common.add_arguments(parser)
-    options = parser.parse_args()
-    common.confine(options.threads)
-    if options.contender:
-        common.serve(CONTENDERS, options.contender, options.route)
-        return
-    common.run_all(__file__, options, "train_step", CONTENDERS, SETTINGS, TARGETS, OURS, "ms per step", 1e3, "steps")
+    common.run_all(__file__, __doc__, "train_step", CONTENDERS, SETTINGS, TARGETS, OURS, "ms per step", 1e3, "steps")
 
 
 if __name__ == "__main__":
