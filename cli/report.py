@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import Comparison, History, bounds, decode, encode, reconstruct, simulate, terms
+from jensen.inference import Comparison, History, bounds, decode, encode, simulate, terms
 from jensen.inference.randomness import private_randomness
-from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_training, save
+from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
@@ -94,11 +94,11 @@ def draw_run(
         latents, _ = simulate(model, 4000)
         if facts["image_shape"] is not None:
             few = test[:20]
-            again = reconstruct(model, guide, few)
-            rows = [part for pair in zip(few.split(10), again.split(10), strict=True) for part in pair]
-            labelled = ["x", "E[x | z]"] * (len(rows) // 2)
+            again = plot_reconstructions(
+                model, guide, few, tuple(facts["image_shape"]), value_range=_values(facts, few)
+            )
             drawn["samples"] = images_of(decode(model, {name: z[:50] for name, z in latents.items()}), facts)
-            drawn["reconstructions"] = images_of(torch.cat(rows), facts, min(10, len(few)), labelled)
+            drawn["reconstructions"] = again
         site = "z" if "z" in latents else "z_1"
         if latents[site].shape[-1] > 1:
             drawn["latent-map"] = plot_latent(
@@ -107,14 +107,15 @@ def draw_run(
     return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
 
 
-def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10, row_labels: Sequence[str] = ()) -> Axes:
-    """A picture of images [N, X], whose planes stand one after the other in a row of X, as facts of the data say."""
-    height, width = facts["image_shape"]
-    planes = facts["channels"]
+def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10) -> Axes:
+    """A picture of images [N, X], as facts of the data say."""
+    return plot_images(x, tuple(facts["image_shape"]), columns=columns, value_range=_values(facts, x))
+
+
+def _values(facts: Mapping[str, Any], x: Tensor) -> tuple[float, float]:
+    """The values drawn white and black: those of the images where none are declared."""
     low, high = facts["value_range"] or (float(x.min()), float(x.max()))
-    shape = (height, width) if planes == 1 else (height, width, planes)
-    images = x if planes == 1 else x.reshape(-1, planes, height, width)
-    return plot_images(images, shape, columns=columns, value_range=(low, high), row_labels=row_labels)
+    return low, high
 
 
 def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, classes: Sequence[str], seed: int) -> Figure:

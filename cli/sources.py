@@ -48,7 +48,7 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     """Load data, dequantized where grey levels meet a density; the settings as they came to be, and the data.
 
     Args:
-        settings: as for :func:`settle`; ``dequantize`` None leaves the choice to this function, which says it.
+        settings: as for :func:`_open`; ``dequantize`` None leaves the choice to this function, which says it.
         density: whether the likelihood is a density.
     """
     if settings["binarize"] == "dynamic":

@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from jensen import __version__
 from jensen.cli import main
+from jensen.cli.report import images_of
 
 _QUICK = ["--epochs", "2", "--particles", "50", "--test-size", "20"]
 
@@ -350,3 +352,11 @@ def test_a_run_finds_its_moved_data(tmp_path, capsys):
     np.save(moved, np.zeros((60, 4, 4)))
     assert main([*evaluate, "--data", str(moved)]) == 2
     assert "has changed" in capsys.readouterr().err
+
+
+def test_planes_of_colour_are_pixels_of_colour():
+    red = torch.zeros(4, 3, 2, 2)
+    red[:, 0] = 1.0
+    facts = {"image_shape": (2, 2), "channels": 3, "value_range": (0.0, 1.0)}
+    pixels = images_of(red.flatten(1), facts, columns=4).get_images()[0].get_array()
+    assert pixels[:, :2].tolist() == [[[1.0, 0.0, 0.0]] * 2] * 2
