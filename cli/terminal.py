@@ -6,12 +6,13 @@ __all__ = ["finite", "report", "say", "strict_json", "versions", "write_json"]
 
 import json
 import math
-import os
 import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from jensen.inference.files import whole
 
 
 def say(text: str) -> None:
@@ -45,9 +46,8 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, document: Any) -> None:
     """Write strict JSON, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -7,13 +7,13 @@ __all__ = ["MakeScheduler", "Run", "read", "restore", "write"]
 import os
 import platform
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
+from .files import whole
 from .history import History
 from .store import owners_of
 from .weights import Program
@@ -186,19 +186,13 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
 
 def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write a checkpoint: to a temporary file first, so that a crash leaves the last good one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     versions = {
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,
         "python": platform.python_version(),
     }
-    partial = target.with_name(target.name + f".{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         torch.save({"jensen_checkpoint": FORMAT, "versions": versions, **state}, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

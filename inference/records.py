@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_
 import torch
 from torch import Tensor
 
+from .files import whole
 from .tables import Printed
 
 VERSION = 1
@@ -80,11 +81,8 @@ class Record(Printed):
         document = {"format": _format(type(self)), "version": VERSION, "fields": _encoded(self)}
         text = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
         if path is not None:
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, target)
+            with whole(path) as partial:
+                partial.write_text(text, encoding="utf-8")
         return text
 
     @classmethod
