@@ -287,7 +287,7 @@ def faster_products():
     """The route of float32 products that jensen takes on this machine."""
     import torch
 
-    from jensen.inference.products import product_route
+    from jensen.graphs.products import product_route
 
     with product_route(torch.device("cpu")) as route:
         return route

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, compare, evaluate
-from jensen.inference.randomness import private_randomness
+from jensen.kernel.randomness import private_randomness
 
 from .runs import RunFolder
 from .sources import batch_transform, pick, reopen

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
 from jensen.inference import Comparison, History, bounds, decode, encode, simulate, terms
-from jensen.inference.randomness import private_randomness
+from jensen.kernel.randomness import private_randomness
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]

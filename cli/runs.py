@@ -21,8 +21,8 @@ from typing import Any
 from torch import nn
 
 from jensen.inference import History, restore
-from jensen.inference.checkpoint import read
-from jensen.inference.randomness import private_randomness
+from jensen.inference.training.checkpoint import read
+from jensen.kernel.randomness import private_randomness
 
 from .pairs import Design
 from .terminal import say, versions, write_json

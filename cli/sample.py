@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from jensen.inference import decode, simulate
-from jensen.inference.randomness import private_randomness
+from jensen.kernel.randomness import private_randomness
 
 from .pairs import suggestion
 from .report import images_of

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jensen.inference.files import whole
+from jensen.results.files import whole
 
 
 def say(text: str) -> None:

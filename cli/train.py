@@ -15,8 +15,8 @@ from torch import Tensor
 
 from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit
-from jensen.inference.randomness import private_randomness
-from jensen.inference.weights import Program
+from jensen.kernel.randomness import private_randomness
+from jensen.kernel.weights import Program
 
 from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import draw_run

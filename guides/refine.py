@@ -20,9 +20,9 @@ from torch.distributions.constraints import Constraint
 
 from jensen.families import FullCovariance
 from jensen.families.gaussian import RememberingNormal
-from jensen.inference.randomness import forked_rng
-from jensen.inference.store import owners_of
-from jensen.inference.weights import check_pair, log_joint, terms
+from jensen.kernel.parameters import owners_of
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.weights import check_pair, log_joint, terms
 from jensen.module import UniqueModule
 
 from .amortized import Joint, coordinates, draw_jointly, supports_of

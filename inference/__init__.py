@@ -3,36 +3,37 @@
 Nothing here imports another room: models and guides are met through the Pyro protocol alone.
 """
 
-from .ais import AIS, ais
-from .bounds import Bounds, bounds
-from .brackets import Bracket, Sandwich
-from .calibration import calibrate
-from .callbacks import Callback, CSVLogger, TensorBoardLogger
-from .checkpoint import restore
-from .compare import compare
-from .comparison import Comparison, Row
-from .costs import Gaps
-from .decoding import decode, encode, reconstruct
-from .diagnostics import pareto_k
-from .distance import GuideDistance
-from .elbo import ELBO, CyclicalAnnealing, LinearAnnealing
-from .evaluate import evaluate
-from .evidence import Evidence
-from .exact import ExactEvidence, HasEvidence, exact_log_evidence
-from .gaps import gaps
-from .history import History
-from .mcmc import mcmc_posterior
-from .objectives import IWAE, Renyi
-from .posterior import MCMCConvergenceWarning, PosteriorDraws
-from .products import float32_products
-from .ranks import Calibration
-from .rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
-from .sandwich import sandwich
-from .signal import GradientSignal, gradient_signal
-from .simulation import simulate
-from .sites import Terms
-from .svi import fit
-from .weights import log_joint, log_weights, terms
+from jensen.graphs.products import float32_products
+from jensen.kernel.simulation import simulate
+from jensen.kernel.sites import Terms
+from jensen.kernel.weights import log_joint, log_weights, terms
+
+from .annealing.ais import AIS, ais
+from .annealing.brackets import Bracket, Sandwich
+from .annealing.sandwich import sandwich
+from .exact.log_evidence import ExactEvidence, HasEvidence, exact_log_evidence
+from .mcmc.distance import GuideDistance
+from .mcmc.mcmc import mcmc_posterior
+from .mcmc.posterior import MCMCConvergenceWarning, PosteriorDraws
+from .measure.bounds import Bounds, bounds
+from .measure.calibration import calibrate
+from .measure.compare import compare
+from .measure.comparison import Comparison, Row
+from .measure.costs import Gaps
+from .measure.decoding import decode, encode, reconstruct
+from .measure.diagnostics import pareto_k
+from .measure.evaluate import evaluate
+from .measure.evidence import Evidence
+from .measure.gaps import gaps
+from .measure.ranks import Calibration
+from .measure.rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
+from .training.callbacks import Callback, CSVLogger, TensorBoardLogger
+from .training.checkpoint import restore
+from .training.elbo import ELBO, CyclicalAnnealing, LinearAnnealing
+from .training.fit import fit
+from .training.gradient_signal import GradientSignal, gradient_signal
+from .training.history import History
+from .training.objectives import IWAE, Renyi
 
 __all__ = [
     "AIS",

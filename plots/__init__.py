@@ -10,6 +10,7 @@ from .diagnostics import plot_ess, plot_pareto_k
 from .draws import plot_draws
 from .gaps import plot_gaps
 from .generated import plot_reconstructions, plot_samples
+from .gradient_signal import plot_signal
 from .images import plot_images
 from .latent import plot_latent
 from .live import LiveCurves
@@ -17,7 +18,6 @@ from .manifold import plot_manifold
 from .posterior import plot_posterior
 from .rate import plot_rate_distortion
 from .save import save
-from .signal import plot_signal
 from .training import plot_training
 from .walks import plot_interpolations, plot_traversals
 from .worst import plot_worst

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from jensen.inference import decode
-from jensen.inference.decoding import encode_with_kinds, prior_quantiles
-from jensen.inference.inputs import Data, as_tensors
+from jensen.inference.measure.decoding import encode_with_kinds, prior_quantiles
+from jensen.kernel.batches import Data, as_tensors
 
 from .images import Shape, cell_centres, draw_grid, gap_of
 

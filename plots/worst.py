@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from matplotlib.axes import Axes
 
 from jensen.inference import Evidence
-from jensen.inference.inputs import Data, as_tensors
+from jensen.kernel.batches import Data, as_tensors
 
 from .axes import number, text_size
 from .images import Shape, draw_grid, gap_of

@@ -15,8 +15,8 @@ from torch import nn
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import compare, evaluate
-from jensen.inference.adaptive import PILOT, as_needed
-from jensen.inference.gaps import _joined
+from jensen.inference.measure.adaptive import PILOT, as_needed
+from jensen.inference.measure.gaps import _joined
 from jensen.models import PPCA
 
 D = 5

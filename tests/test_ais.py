@@ -15,10 +15,10 @@ from torch import nn
 from jensen.families import FullCovariance, MeanField
 from jensen.guides import Laplace, PriorGuide, amortize
 from jensen.inference import ais, evaluate, fit, log_joint, simulate
-from jensen.inference.annealing import Path, Tuning, anneal, temperatures_of
-from jensen.inference.coordinates import Coordinates
-from jensen.inference.hmc import Point, move
-from jensen.inference.weights import densities
+from jensen.inference.annealing.annealing import Path, Tuning, anneal, temperatures_of
+from jensen.inference.annealing.hmc import Point, move
+from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.weights import densities
 from jensen.models import PPCA, Banana, Ring
 
 X, D = 5, 2
@@ -242,7 +242,8 @@ def test_forwards_and_backwards_meet_with_the_same_frozen_steps(monkeypatch):
     tuning = Tuning(0.2 + 0.5 * torch.rand(9, 100).double(), torch.randn(9, 100, D, D).double())
     used = []
     monkeypatch.setattr(
-        "jensen.inference.annealing.move", lambda path, point, *rest: used.append(rest) or move(path, point, *rest)
+        "jensen.inference.annealing.annealing.move",
+        lambda path, point, *rest: used.append(rest) or move(path, point, *rest),
     )
     forth, _ = anneal(path, path.draw(50), betas, tuning, 3)
     back, _ = anneal(path, path.at(latents, 50), betas, tuning, 3, backwards=True)

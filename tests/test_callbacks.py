@@ -12,9 +12,9 @@ import torch
 from members import pair
 
 from jensen.families import Delta, Gaussian
+from jensen.graphs.draws import LogWeights
 from jensen.guides import amortize
 from jensen.inference import Callback, CSVLogger, History, TensorBoardLogger, fit, log_weights, rate_distortion, terms
-from jensen.inference.draws import LogWeights
 from jensen.models import VAE
 from jensen.networks import mlp
 

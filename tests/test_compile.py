@@ -18,21 +18,21 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from jensen.families import BinaryVector, FullCovariance, Gaussian, MeanField
+from jensen.graphs.capture import capture, split_draws
+from jensen.graphs.draws import LogWeights
+from jensen.graphs.guards import Witnesses
+from jensen.graphs.products import is_float32, product_route
 from jensen.guides import amortize
 from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Renyi, evaluate, fit, float32_products, log_weights
-from jensen.inference.capture import capture, split_draws
-from jensen.inference.checkpoint import Run
-from jensen.inference.draws import LogWeights
-from jensen.inference.gradients import capture_loss, knobs_of, obstacle
-from jensen.inference.guards import Witnesses
-from jensen.inference.history import History
-from jensen.inference.products import is_float32, product_route
-from jensen.inference.weights import check_pair, parameters_of
+from jensen.inference.training.checkpoint import Run
+from jensen.inference.training.gradients import capture_loss, knobs_of, obstacle
+from jensen.inference.training.history import History
+from jensen.kernel.weights import check_pair, parameters_of
 from jensen.models import PPCA, VAE
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-stepping, products = sys.modules["jensen.inference.steps"], sys.modules["jensen.inference.products"]
+stepping, products = sys.modules["jensen.inference.training.steps"], sys.modules["jensen.graphs.products"]
 
 SEARCHES = ("SemiAmortized", "Laplace")  # they search for each datum until they have found: a loop on values
 OBJECTIVES = {
@@ -112,7 +112,7 @@ def uncompiled(graph, *inputs):
 @pytest.fixture
 def no_compiler(monkeypatch):
     monkeypatch.setattr(stepping, "compiled", uncompiled)
-    monkeypatch.setattr("jensen.inference.draws.compiled", uncompiled)
+    monkeypatch.setattr("jensen.graphs.draws.compiled", uncompiled)
 
 
 def _small(dropout=False):

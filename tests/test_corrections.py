@@ -11,7 +11,7 @@ from members import pair
 
 from jensen.guides import ExactPosterior
 from jensen.inference import evaluate
-from jensen.inference.diagnostics import CORRECTIONS, RunningWeights
+from jensen.inference.measure.diagnostics import CORRECTIONS, RunningWeights
 from jensen.models import PPCA
 
 

@@ -8,7 +8,7 @@ import torch
 from jensen.families import IAF, Bernoulli, Categorical, Delta, FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import decode, encode, reconstruct, simulate
-from jensen.inference.decoding import _mode, prior_quantiles
+from jensen.inference.measure.decoding import _mode, prior_quantiles
 from jensen.models import (
     PPCA,
     VAE,

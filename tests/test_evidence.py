@@ -14,7 +14,7 @@ from torch import nn
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import bounds, evaluate, fit, pareto_k
-from jensen.inference.diagnostics import RunningWeights, tail_length
+from jensen.inference.measure.diagnostics import RunningWeights, tail_length
 from jensen.models import PPCA
 
 

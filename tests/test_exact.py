@@ -15,7 +15,7 @@ from torch import nn
 from jensen.families import Bernoulli, BinaryVector, Gaussian, MeanField, OneHotCategorical
 from jensen.guides import PriorGuide, amortize
 from jensen.inference import evaluate, exact_log_evidence, log_joint, simulate
-from jensen.inference.quadrature import integrate
+from jensen.inference.exact.quadrature import integrate
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.networks import mlp
 

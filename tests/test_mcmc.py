@@ -17,8 +17,8 @@ from torch import Size, nn
 from jensen.families import BinaryVector, FullCovariance
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import MCMCConvergenceWarning, log_joint, mcmc_posterior
-from jensen.inference.chains import effective_sample_size, plain_sample_size, r_hat
-from jensen.inference.distance import energy_coefficient
+from jensen.inference.mcmc.chains import effective_sample_size, plain_sample_size, r_hat
+from jensen.inference.mcmc.distance import energy_coefficient
 from jensen.models import PPCA, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.plots import plot_draws, plot_posterior

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Independent
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from jensen.inference.rewrites import rewritten
+from jensen.graphs.rewrites import rewritten
 
 OPS = torch.ops.aten
 

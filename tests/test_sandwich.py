@@ -16,10 +16,10 @@ from jensen.datasets import load
 from jensen.families import FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Bracket, Sandwich, bounds, fit, log_weights, sandwich, simulate
-from jensen.inference.annealing import Path
-from jensen.inference.bounds import log_weight_of
-from jensen.inference.rejection import posterior_draws
-from jensen.inference.sandwich import _weighted
+from jensen.inference.annealing.annealing import Path
+from jensen.inference.annealing.rejection import posterior_draws
+from jensen.inference.annealing.sandwich import _weighted
+from jensen.inference.measure.bounds import log_weight_of
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -292,7 +292,7 @@ def test_rejection_finds_both_points_alike(float64):
 
 
 def test_an_envelope_that_is_too_low_is_reported(monkeypatch, float64):
-    monkeypatch.setattr("jensen.inference.rejection._SAFETY", -1.0)
+    monkeypatch.setattr("jensen.inference.annealing.rejection._SAFETY", -1.0)
     model = PPCA(X, D)
     found = sandwich(model, PriorGuide(model), data=model(n=5).detach(), temperatures=5, seed=0, progress=False)
     assert found.above > 0.1

@@ -19,7 +19,7 @@ from jensen.inference import (
     pareto_k,
     simulate,
 )
-from jensen.inference.diagnostics import RunningWeights
+from jensen.inference.measure.diagnostics import RunningWeights
 from jensen.models import VAE
 
 N = 500

@@ -24,7 +24,8 @@ def home(room: str, name: str) -> tuple[str, str]:
     """The module that defines a public name of a room, and the room at which that module is public."""
     value = getattr(importlib.import_module(f"jensen.{room}"), name)
     module = getattr(value, "__module__", f"jensen.{room}")
-    return module, module.split(".")[1]
+    owner = module.split(".")[1]
+    return module, owner if owner in ROOMS else room
 
 
 def public(room: str) -> Iterator[tuple[str, str]]:

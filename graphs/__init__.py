@@ -1,0 +1,3 @@
+"""A function of tensors becomes a graph that gives the same numbers faster: captured, compared, compiled."""
+
+__all__: list[str] = []

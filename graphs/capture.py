@@ -1,0 +1,188 @@
+r"""Capture: the Python of a pair runs once, and leaves a graph of tensor operations that gives the same numbers.
+
+``torch.fx.experimental.proxy_tensor.make_fx`` records the operations below autograd that a function performs: handlers,
+plates and distributions leave no trace in it, and gradients taken inside are operations like any other. Random draws
+are operations too, fresh at every call and governed by ``torch.manual_seed``.
+
+What the graph reads is passed to it: parameters and buffers by the tensors that they are, so that updates in place are
+seen, and all other tensors it met as ``constants``. What depends on a *value* (a loop until convergence, a rejection
+sampler) cannot be captured, and what Python remembers between calls is frozen: so every graph is compared with the
+function it came from, on other data and another seed, before it is used.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CannotCapture", "Graph", "agrees", "capture", "in_a_line", "is_view", "split_draws"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from jensen.kernel.randomness import forked_rng
+
+Outputs = tuple[Tensor, ...]
+_TOLERANCE = {False: 1e-3, True: 1e-7}  # relative to the norm: single, double precision
+
+
+class CannotCapture(Exception):
+    """Why a function has no graph, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured function of flat tensors, and the tensors that it reads beside its inputs."""
+
+    module: GraphModule
+    constants: tuple[Tensor, ...]
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Run it, operation by operation."""
+        with torch.no_grad():
+            return tuple(self.module(*inputs, *self.constants))
+
+
+def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
+    """The graph of a function of tensors, at the shapes, dtypes and devices of these.
+
+    The function may read its inputs as arguments or by the names that they have elsewhere (a module's parameters).
+
+    Raises:
+        CannotCapture: if what it does depends on values.
+    """
+    try:
+        with forked_rng(), pyro.validation_enabled(False):
+            module = make_fx(fn)(*inputs)
+    except Exception as error:  # any code of the user's runs here, under a tracer that it was not written for
+        raise CannotCapture(in_a_line(error)) from error
+    module.graph.eliminate_dead_code()
+    constants = _lift_constants(module)
+    return Graph(module, constants)
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error is, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
+    """Turn the tensors that a graph holds into further inputs of it."""
+    found: dict[str, tuple[Tensor, Node]] = {}
+    body = next(node for node in module.graph.nodes if node.op != "placeholder")
+    for node in module.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if name not in found:
+            with module.graph.inserting_before(body):
+                found[name] = getattr(module, name), module.graph.placeholder(name)
+        node.replace_all_uses_with(found[name][1])
+        module.graph.erase_node(node)
+    for name in found:
+        delattr(module, name)
+    module.recompile()
+    return tuple(value for value, _ in found.values())
+
+
+def agrees(
+    first: Callable[[], Outputs], second: Callable[[], Outputs], tolerance: float | None = None, seed: int = 1
+) -> bool:
+    """Whether two functions without arguments give the same numbers from the same seed, but for rounding.
+
+    The tolerance is relative to the norm of each result; None: that of its precision.
+    """
+    found = []
+    for fn in (first, second):
+        with forked_rng():
+            torch.manual_seed(seed)
+            found.append([value.detach() for value in fn()])
+    return len(found[0]) == len(found[1]) and all(_close(a, b, tolerance) for a, b in zip(*found, strict=True))
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float | None) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return bool(torch.equal(a, b))
+    known = a.isfinite()
+    if not torch.equal(known, b.isfinite()):
+        return False
+    size, rest = a[known].double().norm(), (a[known].double() - b[known].double()).norm()
+    return bool(rest <= (_TOLERANCE[a.dtype.itemsize >= 8] if tolerance is None else tolerance) * (size + 1e-6))
+
+
+def split_draws(graph: Graph) -> tuple[Graph, Graph]:
+    """A graph in two: what no draw goes into, and the rest, whose inputs are the graph's and what the first returns.
+
+    The first need not run again for new draws on the same inputs. What costs nothing (views, constants) stays in the
+    second.
+    """
+    nodes = list(graph.module.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    drawn = _depend_on_draws(nodes)
+    last = nodes[-1]
+    needed: set[Node] = set()
+    results: dict[Node, None] = {}
+    waiting = [*drawn, *last.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node in needed or node in results or node.op == "placeholder":
+            continue
+        if node in drawn or _costs_nothing(node):
+            needed.add(node)
+            waiting += node.all_input_nodes
+        else:
+            results[node] = None
+    before, after = torch.fx.Graph(), torch.fx.Graph()
+    copies: dict[Node, Node] = {}
+    for node in nodes[:-1]:
+        if node not in drawn:
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(tuple(copies[node] for node in results))
+    copies = {node: after.node_copy(node) for node in inputs}
+    copies |= {node: after.placeholder(f"{node.name}_once") for node in results}
+    for node in nodes:
+        if node in needed:
+            copies[node] = after.node_copy(node, copies.__getitem__)
+    after.output(torch.fx.node.map_arg(last.args[0], copies.__getitem__))
+    modules = [GraphModule(graph.module, part) for part in (before, after)]
+    modules[0].graph.eliminate_dead_code()
+    modules[0].recompile()
+    return Graph(modules[0], ()), Graph(modules[1], ())
+
+
+def _depend_on_draws(nodes: list[Node]) -> set[Node]:
+    """The operations that draw, all that uses their results, and all that is ever written to in place."""
+    storage: dict[Node, Node] = {}  # the node whose memory a node shares
+    for node in nodes:
+        storage[node] = storage[node.all_input_nodes[0]] if is_view(node) and node.all_input_nodes else node
+    written = {storage[node.all_input_nodes[0]] for node in nodes if _writes(node)}
+    drawn: set[Node] = set()
+    for node in nodes:
+        if node.op == "call_function" and (
+            _draws(node) or storage[node] in written or not drawn.isdisjoint(node.all_input_nodes)
+        ):
+            drawn.add(node)
+    return drawn
+
+
+def _draws(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def is_view(node: Node) -> bool:
+    """Whether an operation returns its input's memory."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
+
+
+def _costs_nothing(node: Node) -> bool:
+    return is_view(node) or not node.all_input_nodes

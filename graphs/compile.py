@@ -1,0 +1,90 @@
+"""Compilation of captured graphs: when it pays, what it takes, and graphs that were compiled before.
+
+A graph names all that it reads as inputs, so its code and the shapes of its inputs say everything about it: two pairs
+of one class share what was compiled, and never a parameter.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CannotCompile", "Compile", "check_compile", "compiled", "price"]
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jensen.kernel.randomness import forked_rng
+
+from .capture import Graph, Outputs, in_a_line
+from .rewrites import rewritten
+
+Compile = Literal["auto"] | bool
+
+_KEPT = 32
+_cache: OrderedDict[tuple[Any, ...], Callable[..., Any]] = OrderedDict()
+
+
+class CannotCompile(Exception):
+    """Why a graph could not be compiled, in one sentence."""
+
+
+def check_compile(value: object) -> None:
+    """Raise ValueError for a setting other than ``"auto"``, ``True`` and ``False``."""
+    if value is not True and value is not False and value != "auto":
+        raise ValueError(f"compile is 'auto', True or False, but got {value!r}")
+
+
+def price(graph: Graph) -> float:
+    """The seconds that compiling a graph takes, roughly: more for flows, which have thousands of operations."""
+    return 5.0 + 0.03 * len(graph.module.graph.nodes)
+
+
+def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
+    """A graph compiled for inputs like these, which its in-place operations may write to.
+
+    Random draws come from PyTorch's own generators, so the same seed gives the same numbers as without compiling. On a
+    CUDA device the graph is replayed as a CUDA graph.
+
+    Raises:
+        CannotCompile: if there is no C++ compiler, or the compiler fails.
+    """
+    arguments = (*inputs, *graph.constants)
+    key = (graph.module.code, *((t.shape, t.stride(), t.dtype, t.device) for t in arguments))
+    if key not in _cache:
+        _cache[key] = _compile(graph, arguments)
+        while len(_cache) > _KEPT:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    fast, constants = _cache[key], graph.constants
+
+    def run(*values: Tensor) -> Outputs:
+        with torch.no_grad():
+            return tuple(fast(*(t.detach() if t.requires_grad else t for t in values), *constants))
+
+    return run
+
+
+def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+    import torch._inductor  # here, since it takes longer to import than all of Pyro
+
+    options: dict[str, Any] = {"fallback_random": True}
+    if any(t.is_cuda for t in arguments):
+        options["triton.cudagraphs"] = True
+    copies: list[Any] = [_copy(t.detach()) for t in arguments]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), forked_rng():
+            warnings.simplefilter("ignore")
+            fast: Callable[..., Any] = torch._inductor.compile(rewritten(graph.module), list(copies), options=options)
+            fast(*copies)
+    except Exception as error:
+        raise CannotCompile(in_a_line(error)) from error
+    return fast
+
+
+def _copy(t: Tensor) -> Tensor:
+    """A copy in the same layout in memory; a tensor that shares its memory with itself or others stays."""
+    copy = t.clone(memory_format=torch.preserve_format)
+    return copy if copy.stride() == t.stride() else t

@@ -1,0 +1,207 @@
+"""The latent sites of a model as sums and integrals see them: lists of states, maps from R^D, log p(x, z) there."""
+
+from __future__ import annotations
+
+__all__ = ["Latents", "read_latents"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.sites import Site, base_of, enclosing_plates
+from jensen.kernel.weights import Program, log_joint, model_sites
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What there is to sum and to integrate over, per datum.
+
+    Attributes:
+        states: for each discrete site its states, [S, *event].
+        maps: for each continuous site the transform from R^d onto its support, and the shape [d] or so of its argument.
+        centre: where the bulk of the prior lies in R^D, all continuous sites side by side, [D].
+        scale: its extent, [D].
+        dtype: of the continuous values.
+    """
+
+    states: dict[str, Tensor]
+    maps: dict[str, tuple[Any, torch.Size]]
+    centre: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of continuous coordinates."""
+        return sum(shape.numel() for _, shape in self.maps.values())
+
+    @property
+    def combinations(self) -> int:
+        """The number of joint states of the discrete sites."""
+        return math.prod(len(states) for states in self.states.values())
+
+    def log_density(self, model: Program, data: Sequence[Tensor], row: Tensor, points: Tensor, at_once: int) -> Tensor:
+        r"""Log of the sum of p(x, z) over all states, as a density of points in units of the prior's extent.
+
+        Args:
+            model: the model.
+            data: the tensors that the rows are of.
+            row: the datum of each column, [M].
+            points: [K, M, D].
+            at_once: how many evaluations are run at once.
+
+        Returns:
+            float64 [K, M].
+        """
+        K = len(points)
+        step = max(1, at_once // K)
+        found = []
+        for part, block in zip(row.split(step), points.split(step, 1), strict=True):
+            batch = tuple(x[part] for x in data)
+            states = max(1, at_once // (K * len(part)))
+            total = block.new_full((K, len(part)), -math.inf)
+            values, log_volume = self._continuous(block)
+            for first in range(0, self.combinations, states):
+                index = torch.arange(first, min(first + states, self.combinations), device=block.device)
+                log_p = self._joint(model, batch, index, values, K)  # [S, K, m]
+                total = torch.logaddexp(total, log_p.logsumexp(0))
+            found.append(total + log_volume)
+        return torch.cat(found, 1)
+
+    def _joint(
+        self, model: Program, batch: tuple[Tensor, ...], index: Tensor, values: dict[str, Tensor], K: int
+    ) -> Tensor:
+        m, S = len(batch[0]), len(index)
+        joint = {}
+        for name, value in values.items():
+            joint[name] = value.expand(S, *value.shape).flatten(0, 1)  # [S K, m, *event]
+        for name, states in self.states.items():
+            chosen = states[index % len(states)]
+            index = index // len(states)
+            shape = (S, K, m, *chosen.shape[1:])
+            joint[name] = chosen[:, None, None].expand(shape).flatten(0, 1)
+        with pyro.validation_enabled(False):  # far out a parameter may overflow: log p is NaN there, and no mass
+            log_p = log_joint(model, joint, *batch).double()
+        log_p = log_p.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return log_p.reshape(S, K, m)
+
+    def _continuous(self, points: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Values of the continuous sites, [K, m, *event], and the log volume of a unit of the points, [K, m]."""
+        free = self.centre + self.scale * points  # [K, m, D]
+        log_volume = free.new_zeros(free.shape[:2]) + self.scale.log().sum()
+        values, first = {}, 0
+        for name, (transform, shape) in self.maps.items():
+            u = free[..., first : first + shape.numel()].reshape(*free.shape[:2], *shape)
+            first += shape.numel()
+            value = transform(u)
+            log_volume = log_volume + transform.log_abs_det_jacobian(u, value).reshape(*free.shape[:2], -1).sum(-1)
+            values[name] = value.to(self.dtype)
+        return values, log_volume
+
+
+def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> Latents:
+    """The latents of a model, from one run of it on a random stream of its own.
+
+    Args:
+        model: the model.
+        data: tensors whose first dimension is N.
+        draws: how many from the prior, over all the data together: they say where its bulk is.
+
+    Raises:
+        ValueError: naming the site, where there is nothing that could be summed or integrated per datum.
+    """
+    n = len(data[0])
+    repeats = max(1, draws // n)
+    with forked_rng():
+        torch.manual_seed(0)
+        sites = model_sites(model, *(x[:draws].repeat_interleave(repeats, 0) for x in data))
+    rows = repeats * min(n, draws)
+    latent = [site for site in sites if not site["is_observed"]]
+    sizes = tuple(frame.size for frame in enclosing_plates(sites))
+    if not latent:
+        raise ValueError("the model has no latent site: log p(x) is what its observed sites say")
+    if not sizes:
+        raise ValueError(
+            f"the sites {[site['name'] for site in sites]} have no plate in common (a global latent): log p(x) is "
+            "joint over all data, and not a number for each; open one plate over the data around every site"
+        )
+    if sizes != (rows,):
+        raise ValueError(f"the plates around every site have sizes {sizes}, but the model was given {rows} data")
+    states, maps, free = {}, {}, []
+    for site in latent:
+        name, fn = site["name"], site["fn"]
+        if site["value"].shape != (rows, *fn.event_shape):
+            raise ValueError(
+                f"site '{name}' has values of shape {list(site['value'].shape)}, not one of {list(fn.event_shape)} for "
+                "each datum: it stands in a plate of its own; make that a part of the event (.to_event(1))"
+            )
+        if isinstance(base_of(fn), Delta):
+            raise ValueError(f"site '{name}' is a point (Delta) and has no density: make it pyro.deterministic")
+        if fn.support.is_discrete:
+            states[name] = _states(site)
+        else:
+            transform = biject_to(_shared(site, fn.support, fn.event_shape))
+            u = transform.inv(site["value"].double())
+            maps[name] = transform, u.shape[1:]
+            free.append(u.reshape(rows, -1))
+    dtypes = [site["value"].dtype for site in latent if site["name"] in maps]
+    if not free:
+        nowhere = torch.zeros(0, dtype=torch.float64, device=data[0].device)
+        return Latents(states, maps, nowhere, nowhere, torch.float64)
+    prior = torch.cat(free, 1)  # [rows, D]
+    quantiles = prior.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=prior.dtype, device=prior.device), 0)
+    scale = (quantiles[2] - quantiles[0]) / 2
+    scale = torch.where(scale > 0, scale, 1.0)
+    return Latents(states, maps, quantiles[1], scale, dtypes[0])
+
+
+def _states(site: Site) -> Tensor:
+    """All states of a discrete site, [S, *event]."""
+    fn, event = site["fn"], site["fn"].event_shape
+    try:
+        states: Tensor = fn.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        base = base_of(fn)
+        try:
+            single = base.enumerate_support(expand=False).flatten(0) if not base.event_shape else None
+        except NotImplementedError:
+            single = None
+        if single is None:
+            raise ValueError(
+                f"site '{site['name']}' ({type(base).__name__}) does not list its states ({error}): an infinite or "
+                "varying support, and vectors side by side, cannot be enumerated"
+            ) from error
+        single, count = single.flatten(), event.numel()
+        if count * math.log2(len(single)) > 30:
+            raise ValueError(f"site '{site['name']}' has {len(single)}^{count} states, too many to enumerate") from None
+        states = torch.cartesian_prod(*[single] * count).reshape(-1, *event)
+    return states.reshape(len(states), *event)
+
+
+def _shared(site: Site, support: Any, event: torch.Size) -> Any:
+    """The support with bounds that are the same for all data; ValueError where they are not."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_shared(site, support.base_constraint, event), support.reinterpreted_batch_ndims)
+    bounds = {name: bound for name, bound in vars(support).items() if isinstance(bound, Tensor)}
+    if not bounds:
+        return support
+    shared = {}
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor):
+            full = bound.expand(torch.broadcast_shapes(bound.shape, event)).reshape(-1, *event)
+            if not (full == full[0]).all():
+                raise ValueError(
+                    f"the support of site '{site['name']}' differs between data, or with another site: its {name} is "
+                    "no constant"
+                )
+            bound = full[0].double()
+        shared[name] = bound
+    return type(support)(*shared.values())

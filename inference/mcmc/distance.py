@@ -1,0 +1,160 @@
+r"""How far a guide's draws are from the posterior's: mean, scale, and the energy distance, in units of the posterior.
+
+With u drawn from the posterior, v from the guide, u' and v' as they are, all divided by a root of the posterior's
+covariance,
+
+.. math::
+    H = \frac{2 \, \mathbb{E} |u - v| - \mathbb{E} |u - u'| - \mathbb{E} |v - v'|}{2 \, \mathbb{E} |u - v|}
+
+lies between 0 and 1, and is 0 only where the two distributions are one.
+"""
+
+from __future__ import annotations
+
+__all__ = ["GuideDistance", "energy_coefficient", "measure_distance"]
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jensen.results.records import Record
+from jensen.results.tables import Table
+from jensen.results.text import decimals, with_error
+
+from .chains import plain_sample_size
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GuideDistance(Record):
+    r"""How far a guide's draws are from those of the posterior, per datum, in unconstrained coordinates.
+
+    The energy coefficient H is the energy distance of the draws, divided by what it is at most. Of two Gaussians of one
+    covariance whose means are s standard deviations apart, in D dimensions, it is about s^2 / (4 D). It is estimated
+    without bias but for the division, so it may fall below 0; its error holds the autocorrelation of the chains.
+
+    References:
+        Székely and Rizzo (2013), Energy Statistics: A Class of Statistics Based on Distances.
+
+    Attributes:
+        energy: H of each datum, float64 [N].
+        energy_error: its Monte Carlo standard error, float64 [N].
+        mean_error: the guide's mean minus the posterior's, in standard deviations of the posterior: float64 [N, F].
+        mean_standard_error: its Monte Carlo standard error, float64 [N, F].
+        scale_ratio: the guide's standard deviation divided by the posterior's: float64 [N, F].
+        scale_standard_error: its Monte Carlo standard error, float64 [N, F].
+        names: what the F coordinates are called.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.inference import mcmc_posterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> found = mcmc_posterior(model, torch.randn(2, 5), method="rejection", seed=0, progress=False)
+        >>> distance = found.distance(ExactPosterior(model), seed=0)
+        >>> bool((distance.energy < 5 * distance.energy_error).all()), distance.scale_ratio.shape
+        (True, torch.Size([2, 2]))
+    """
+
+    energy: Tensor
+    energy_error: Tensor
+    mean_error: Tensor
+    mean_standard_error: Tensor
+    scale_ratio: Tensor
+    scale_standard_error: Tensor
+    names: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in vars(self).items()}
+
+    def _columns(self) -> tuple[str, list[int], dict[str, Any]]:
+        N, F = self.mean_error.shape
+        names = ("mean_error", "mean_standard_error", "scale_ratio", "scale_standard_error")
+        columns = {name: getattr(self, name).flatten() for name in names}
+        of_datum = {name: getattr(self, name).repeat_interleave(F) for name in ("energy", "energy_error")}
+        datum = [i for i in range(N) for _ in range(F)]
+        return "datum", datum, {"coordinate": list(self.names) * N, **columns, **of_datum}
+
+    def _table(self) -> Table:
+        rows = []
+        for i, shift in enumerate(self.mean_error):
+            worst = int(shift.abs().argmax())
+            off = f"{decimals(float(shift[worst]), 2)} sd ({self.names[worst]})"
+            scales = self.scale_ratio[i]
+            wide = f"{decimals(float(scales.min()), 2)} to {decimals(float(scales.max()), 2)}"
+            rows.append([str(i), with_error(float(self.energy[i]), float(self.energy_error[i])), off, wide])
+        head = f"{len(self.energy)} data, the guide's draws against the posterior's"
+        columns = ("datum", "energy coefficient", "mean off by at most", "scale, in that of the posterior")
+        return Table(head, columns, rows)
+
+
+def measure_distance(posterior: Tensor, guide: Tensor, ess: Tensor, names: tuple[str, ...]) -> GuideDistance:
+    """Compare draws, datum by datum.
+
+    Args:
+        posterior: unconstrained coordinates in their chains, [N, C, S, F].
+        guide: independent draws, [N, M, F].
+        ess: the effective sample size of the posterior's coordinates, [N, F].
+        names: of the coordinates.
+    """
+    u, v = posterior.double().flatten(1, 2), guide.double()  # [N, C S, F], [N, M, F]
+    spread, of_guide = u.std(1), v.std(1)
+    ratio = of_guide / spread
+    inverse = 1 / ess.clamp_min(1.0)
+    pairs = [energy_coefficient(a, b, e) for a, b, e in zip(posterior.double(), v, ess, strict=True)]
+    energy, energy_error = zip(*pairs, strict=True)
+    of_log = (_excess(u) * inverse + _excess(v) / v.shape[1]).sqrt() / 2  # of log scales: (kurtosis - 1) / 4 n
+    return GuideDistance(
+        energy=torch.stack(energy),
+        energy_error=torch.stack(energy_error),
+        mean_error=(v.mean(1) - u.mean(1)) / spread,
+        mean_standard_error=(inverse + ratio.square() / v.shape[1]).sqrt(),
+        scale_ratio=ratio,
+        scale_standard_error=ratio * of_log,
+        names=names,
+    )
+
+
+def _excess(draws: Tensor) -> Tensor:
+    """Kurtosis minus one of draws [N, S, F]: [N, F]."""
+    away = draws - draws.mean(1, keepdim=True)
+    return away.pow(4).mean(1) / away.square().mean(1).square() - 1
+
+
+def energy_coefficient(posterior: Tensor, guide: Tensor, ess: Tensor) -> tuple[Tensor, Tensor]:
+    r"""H of one datum, and its Monte Carlo standard error.
+
+    Distances between draws of one chain are left out where there are several chains: other chains are independent. The
+    statistic has a linear part, whose variance counts the effective sample size along the chains, and a quadratic one,
+    which alone is left where the two distributions are one. Its variance, with d the doubly centred distance, is
+
+    .. math:: q = 2 \, (1 / \text{ess} + 1 / M)^2 \, \mathbb{E} \, \tilde d(v, v')^2
+
+    and the variance of the linear part, as estimated, is too large by 2 q. The error of the covariance that sets the
+    units is not in it.
+
+    Args:
+        posterior: coordinates in their chains, [C, S, F].
+        guide: independent draws, [M, F].
+        ess: the effective sample size of the coordinates, [F].
+    """
+    (C, S, F), M = posterior.shape, len(guide)
+    root = torch.linalg.cholesky(torch.cov(posterior.flatten(0, 1).T).reshape(F, F))
+    u, v = (torch.linalg.solve_triangular(root, part.reshape(-1, F).T, upper=False).T for part in (posterior, guide))
+    across, among, within = torch.cdist(u, v), torch.cdist(v, v), torch.cdist(u, u)
+    of_u, of_v = within.sum(1) / (C * S - 1), among.sum(1) / (M - 1)  # mean distance of each draw to others of its kind
+    inside = within.reshape(C, S, C, S).diagonal(dim1=0, dim2=2).sum()  # of pairs in one chain
+    between = (within.sum() - inside) / (C * (C - 1) * S**2) if C > 1 else of_u.mean()
+    apart = across.mean()
+    coefficient = 1 - (between + of_v.mean()) / (2 * apart)
+    scale = 2 * apart
+    slope_u = 2 * ((1 - coefficient) * across.mean(1) - of_u) / scale  # the linear parts, of H
+    slope_v = 2 * ((1 - coefficient) * across.mean(0) - of_v) / scale
+    worth = plain_sample_size(slope_u.reshape(C, S)).clamp(1.0, C * S)
+    linear = slope_u.var() / worth + slope_v.var() / M
+    centred = among - among.mean(0) - among.mean(1, keepdim=True) + among.mean()
+    fewest = ess.min().clamp(1.0, C * S)
+    quadratic = 2 * (1 / fewest + 1 / M).square() * centred.square().mean() / scale.square()
+    return coefficient, torch.maximum(linear - quadratic, quadratic).sqrt()

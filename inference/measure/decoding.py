@@ -1,0 +1,255 @@
+r"""Between data and latents, in means: what pictures of a pair are made from.
+
+.. math::
+    \mathbb{E}[z \mid x] \approx \mathbb{E}_{q(z \mid x)}[z], \qquad
+    \mathbb{E}[x \mid z], \qquad
+    \mathbb{E}_{q(z \mid x)} \, \mathbb{E}[x' \mid z]
+"""
+
+from __future__ import annotations
+
+__all__ = ["decode", "encode", "encode_with_kinds", "prior_quantiles", "reconstruct"]
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import TransformedDistribution
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from jensen.kernel.batches import Data, as_tensors, running
+from jensen.kernel.checks import check_simulated
+from jensen.kernel.improper import AtMode
+from jensen.kernel.parameters import claim_parameters
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.simulation import simulate, sites_without_data
+from jensen.kernel.sites import Site, Terms, base_of
+from jensen.kernel.weights import Program, terms
+
+_AT_ONCE = 8192  # (datum, particle) pairs
+_DRAWS = 100  # in the place of a mean that a distribution does not know
+_PRIOR_DRAWS = 10_000  # for quantiles
+
+
+def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) -> Tensor:
+    r"""The mean of the data at given latents.
+
+    .. math:: \mathbb{E}[x_m \mid z_m], \qquad m = 1, \dots, M
+
+    A latent site without a value takes, from the top down, the mean of its own distribution given those above it, or
+    the mode where it is discrete. A mean that a distribution does not know is that of 100 draws.
+
+    Args:
+        model: a model called as ``model(None, *covariates, n=M)`` that draws its data at site ``"x"``.
+        values: by latent site, [M, *event].
+        covariates: what the model reads beside x, tensors whose first dimension is M.
+
+    Returns:
+        The means, [M, *event_shape], without gradient.
+
+    Raises:
+        ValueError: without values, for values of different M, of a site that the model has not or of another event
+            shape, and on what :func:`~jensen.inference.simulate` names.
+
+    Example:
+        >>> from jensen.models import PPCA
+        >>> decode(PPCA(5, latent=2), {"z": torch.zeros(3, 2)}).shape
+        torch.Size([3, 5])
+    """
+    sizes = {len(value) for value in values.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = {name: list(value.shape) for name, value in values.items()}
+        raise ValueError(f"decode needs values by latent site, of one first dimension M >= 1, but got {shapes}")
+    (m,) = sizes
+    given = dict(values)
+    with running(model, model):
+        with forked_rng(), AtMode():
+            sites = sites_without_data(model, m, *covariates)
+        check_simulated(sites, m)
+        _check_given(given, {site["name"]: site for site in sites if site["name"] != "x"})
+        while True:
+            sites = sites_without_data(poutine.condition(model, data=given), m, *covariates)
+            latent = {site["name"]: site for site in sites if site["name"] != "x"}
+            missing = [name for name in latent if name not in given]
+            if not missing:
+                return _mean(next(site for site in sites if site["name"] == "x")["fn"])
+            fn = latent[missing[0]]["fn"]
+            given[missing[0]] = _mode(fn) if _is_discrete(fn) else _mean(fn)
+
+
+def encode(
+    model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
+) -> dict[str, Tensor]:
+    r"""One value of each latent site for each datum: the guide's mean, or its mode where the site is discrete.
+
+    .. math:: \mathbb{E}_{q(z \mid x_n)}[z_n]
+
+    It is the mean of the guide's distributions, averaged over K draws of the sites above; of the draws themselves where
+    a distribution (a flow) does not know its mean. For a guide of one Gaussian site it is exact whatever K is.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide, called with the same data.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws, at least 1.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+
+    Returns:
+        By site, in the order in which the model draws them, [N, *event], without gradient.
+
+    Raises:
+        ValueError: for ``particles`` less than 1, and on what :func:`~jensen.inference.log_weights` names.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model, x = PPCA(5, latent=2), torch.randn(3, 5)
+        >>> torch.allclose(encode(model, ExactPosterior(model), x)["z"], model.posterior(x).mean)
+        True
+    """
+    return encode_with_kinds(model, guide, data, particles, seed=seed)[0]
+
+
+def encode_with_kinds(
+    model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What :func:`encode` returns, and which of its sites are discrete."""
+    discrete: set[str] = set()
+
+    def values(t: Terms) -> dict[str, Tensor]:
+        sites = [name for name in t.p if name in t.q]
+        discrete.update(name for name in sites if _is_discrete(t.p[name]))
+        return {
+            name: _mode(t.q[name])[0] if name in discrete else _mean(t.q[name], t.values[name]).mean(0)
+            for name in sites
+        }
+
+    return _over_data(model, guide, data, particles, seed, values), discrete
+
+
+def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None) -> Tensor:
+    r"""Data as the pair gives them back: the mean of p(x | z), averaged over the guide's draws.
+
+    .. math:: \frac{1}{K} \sum_k \mathbb{E}[x' \mid z_{kn}], \qquad z_{kn} \sim q(z \mid x_n)
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``, that observes its data at site ``"x"``.
+        guide: its guide, called with the same data.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws, at least 1.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+
+    Returns:
+        The reconstructions, [N, *event_shape], without gradient.
+
+    Raises:
+        ValueError: for a model without site ``"x"``, ``particles`` less than 1, and on what
+            :func:`~jensen.inference.log_weights` names.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> reconstruct(model, ExactPosterior(model), torch.randn(3, 5), seed=0).shape
+        torch.Size([3, 5])
+    """
+
+    def means(t: Terms) -> dict[str, Tensor]:
+        if "x" not in t.p:
+            raise ValueError(f"the model observes its data at {sorted(set(t.p) - set(t.q))}: name that site 'x'")
+        return {"x": _mean(t.p["x"]).mean(0)}
+
+    return _over_data(model, guide, data, particles, seed, means)["x"]
+
+
+def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: int | None = 0) -> dict[str, Tensor]:
+    """Quantiles of each continuous latent feature under the prior, by site: [L, *event].
+
+    Those of the top site are exact where its distribution knows them; the others are of draws.
+
+    Args:
+        model: as for :func:`~jensen.inference.simulate`.
+        levels: between 0 and 1, [L].
+        covariates: what the model reads beside x; one row.
+        seed: of the draws.
+    """
+    rows = [c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates]
+    with running(model, model, seed=seed):
+        claim_parameters(model, model)
+        sites = [site for site in sites_without_data(model, 1, *covariates) if site["name"] != "x"]
+        found = {}
+        drawn: dict[str, Tensor] = {}
+        for i, site in enumerate(sites):
+            if _is_discrete(site["fn"]):
+                continue
+            exact = _exact_quantiles(site, levels) if i == 0 else None
+            if exact is None and not drawn:
+                drawn = simulate(model, _PRIOR_DRAWS, *rows)[0]
+            name = site["name"]
+            found[name] = drawn[name].quantile(levels.to(drawn[name]), 0) if exact is None else exact
+    return found
+
+
+def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
+    """Quantiles of the features of a site of one row, [L, *event], if its distribution knows them."""
+    fn, value = base_of(site["fn"]), site["value"]
+    if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf speaks of the base, or of no feature
+        return None
+    try:
+        found: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))
+    except NotImplementedError:
+        return None
+    return found.expand(len(levels), *value.shape)[:, 0]
+
+
+def _check_given(given: Mapping[str, Tensor], latent: Mapping[str, Site]) -> None:
+    """Raise ValueError for a value of a site that the model has not, or of another event shape."""
+    if extra := sorted(set(given) - set(latent)):
+        raise ValueError(f"decode got values of {extra}, but the model's latent sites are {sorted(latent)}")
+    for name, value in given.items():
+        event = tuple(latent[name]["fn"].event_shape)
+        if tuple(value.shape[1:]) != event:
+            expected = ", ".join(["M", *map(str, event)])
+            raise ValueError(f"decode needs values of shape [{expected}] at site '{name}', but got {list(value.shape)}")
+
+
+def _mean(fn: torch.distributions.Distribution, values: Tensor | None = None) -> Tensor:
+    """A distribution's mean; where it does not know it, the values drawn from it, or the mean of 100 new draws."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        mean = torch.tensor(torch.nan)
+    if not mean.isnan().any():
+        return mean
+    return fn.sample(torch.Size([_DRAWS])).to(torch.get_default_dtype()).mean(0) if values is None else values
+
+
+def _is_discrete(fn: Any) -> bool:
+    return bool(fn.support.is_discrete)
+
+
+def _mode(fn: torch.distributions.Distribution) -> Tensor:
+    """A discrete distribution's mode; of two states as probable as each other, zero."""
+    return fn.mode.nan_to_num(0.0)
+
+
+def _over_data(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int,
+    seed: int | None,
+    reduce: Callable[[Terms], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What ``reduce`` makes of a pair's terms, batch after batch."""
+    tensors = as_tensors(data)
+    n = len(tensors[0])
+    rows = n if isinstance(guide, AutoGuide) else max(1, _AT_ONCE // max(1, particles))
+    with running(model, guide, seed=seed):
+        parts = [
+            reduce(terms(model, guide, *(x[start : start + rows] for x in tensors), particles=particles))
+            for start in range(0, n, rows)
+        ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,211 @@
+r"""What the latents carry: rate and distortion, active units, collapse.
+
+.. math::
+    \text{ELBO}_n = -\underbrace{\mathbb{E}_q[-\log p(x_n \mid z)]}_{\text{distortion}}
+    - \underbrace{\text{KL}(q(z \mid x_n) \,\|\, p(z))}_{\text{rate}}
+"""
+
+from __future__ import annotations
+
+__all__ = ["PosteriorCollapseWarning", "RateDistortion", "rate_distortion"]
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jensen.kernel.batches import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
+from jensen.kernel.sites import Terms
+from jensen.kernel.weights import Program, check_pair, terms
+from jensen.results.records import Record
+from jensen.results.tables import RESULT_COLUMNS, Table, result_row
+from jensen.results.text import standard_error_of_mean
+
+_ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as Burda et al. have it
+
+
+class PosteriorCollapseWarning(UserWarning):
+    """No unit of a latent site tells one datum from another: the guide answers with the prior, whatever it is shown.
+
+    Example:
+        >>> issubclass(PosteriorCollapseWarning, UserWarning)
+        True
+    """
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RateDistortion(Record):
+    """What :func:`rate_distortion` measured. Tensors are float64, in nats; ``summary`` has bits.
+
+    Attributes:
+        rate: KL(q(z | x) || p(z)) of each datum, [N].
+        rate_error: its Monte Carlo standard error, [N].
+        distortion: the mean of -log p(x | z) under the guide, of each datum, [N].
+        distortion_error: its Monte Carlo standard error, [N].
+        activity: by site, the variance over the data of the posterior mean of each unit, [*event]; what the Monte Carlo
+            error of the means adds to it is taken off.
+        activity_error: its standard error over the data, by site, [*event].
+        features: the number of observed numbers in one datum.
+
+    Example:
+        >>> one = torch.ones(4)
+        >>> unit = {"z": torch.tensor([0.9, 0.001])}
+        >>> found = RateDistortion(2 * one, 0 * one, 50 * one, 0 * one, unit, {"z": torch.zeros(2)}, features=64)
+        >>> found.active_units, round(found.summary()["rate"], 3)
+        ({'z': 1}, 2.885)
+    """
+
+    rate: Tensor
+    rate_error: Tensor
+    distortion: Tensor
+    distortion_error: Tensor
+    activity: dict[str, Tensor]
+    activity_error: dict[str, Tensor]
+    features: int
+
+    @property
+    def active_units(self) -> dict[str, int]:
+        """How many units of each site have an activity above 0.01."""
+        return {site: int((values > _ACTIVE).sum()) for site, values in self.activity.items()}
+
+    @property
+    def collapsed(self) -> list[str]:
+        """The sites without an active unit."""
+        return [site for site, count in self.active_units.items() if not count]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the data in bits per datum, with their standard errors over the data and from the draws."""
+        bit = math.log(2)
+        row: dict[str, Any] = {"n": len(self.rate)}
+        for name in ("rate", "distortion"):
+            values, errors = getattr(self, name), getattr(self, f"{name}_error")
+            row[name] = float(values.mean()) / bit
+            row[f"{name}_data_error"] = standard_error_of_mean(values) / bit
+            row[f"{name}_mc_error"] = float(errors.square().sum().sqrt()) / len(values) / bit
+        return {**row, "active_units": self.active_units, "features": self.features}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists: the summary, and the values per datum and unit."""
+        names = ("rate", "rate_error", "distortion", "distortion_error")
+        return {
+            "summary": self.summary(),
+            "per_datum": {name: getattr(self, name).tolist() for name in names},
+            "activity": {site: values.tolist() for site, values in self.activity.items()},
+        }
+
+    def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
+        names = ("rate", "rate_error", "distortion", "distortion_error")
+        return "datum", range(len(self.rate)), {name: getattr(self, name) for name in names}
+
+    def _table(self) -> Table:
+        s = self.summary()
+        rows = [result_row(n, s[n], s[f"{n}_data_error"], s[f"{n}_mc_error"]) for n in ("rate", "distortion")]
+        facts = [
+            (f"active units of {site}", f"{count} of {self.activity[site].numel()}")
+            for site, count in self.active_units.items()
+        ]
+        return Table(f"{s['n']} data, bits per datum", RESULT_COLUMNS, rows, facts)
+
+
+def rate_distortion(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 100,
+    *,
+    seed: int | None = None,
+    batch_transform: Transform | None = None,
+    chunk_size: int = 4096,
+    device: Device = None,
+    progress: bool = True,
+) -> RateDistortion:
+    """Measure what a pair spends on its latents, what it still misses of the data, and which latents carry anything.
+
+    References:
+        Alemi et al. (2018), Fixing a Broken ELBO.
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders: active units.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide, called with the same data.
+        data: a tensor [N, ...], or a tuple of such tensors.
+        particles: the number K of draws per datum, at least 2.
+        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        batch_transform: applied to the first tensor, once.
+        chunk_size: how many (datum, particle) pairs are run at once.
+        device: where to run; modules and data are moved there. None: where they are.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The :class:`RateDistortion`.
+
+    Raises:
+        ValueError: for ``particles`` less than 2, joint weights, and on what
+            :func:`~jensen.inference.evaluate` names.
+
+    Warns:
+        PosteriorCollapseWarning: if no unit of a latent site is active.
+
+    Example:
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> found = rate_distortion(model, ExactPosterior(model), torch.randn(200, 5), seed=0, progress=False)
+        >>> found.rate.shape, found.active_units
+        (torch.Size([200]), {'z': 2})
+    """
+    if particles < 2:
+        raise ValueError(f"particles is the number of draws from the guide, at least 2, but got {particles}")
+    tensors = as_tensors(data)
+    n = len(tensors[0])
+    parts: list[tuple[Tensor, ...]] = []
+    means: dict[str, list[Tensor]] = {}
+    noise: dict[str, list[Tensor]] = {}
+    with running(model, guide, seed=seed, device=device):
+        tensors = placed(tensors, device, batch_transform)
+        separate, rows = plan(model, guide, tensors, max(1, chunk_size // particles))
+        if not separate:
+            raise ValueError("rate and distortion are per datum, but the weights of this pair are joint")
+        for start in tqdm(range(0, n, rows), disable=not progress, desc="rate"):
+            batch = tuple(x[start : start + rows] for x in tensors)
+            layout = check_pair(model, guide, *batch)
+            expect_rows(layout, len(batch[0]))
+            t = terms(model, guide, *batch, particles=particles, max_plate_nesting=layout.nesting)
+            parts.append(_moments(*_split(t)))
+            for site in (name for name in t.p if name in t.q):
+                z = t.values[site].double().cpu()  # [K, n, *event]
+                means.setdefault(site, []).append(z.mean(0))
+                noise.setdefault(site, []).append(z.var(0) / particles)
+    rate, rate_error, distortion, distortion_error = (torch.cat(column) for column in zip(*parts, strict=True))
+    activity, errors = {}, {}
+    for site in means:
+        mean = torch.cat(means[site])  # [N, *event]
+        squared = (mean - mean.mean(0)).square()
+        activity[site] = squared.sum(0) / max(n - 1, 1) - torch.cat(noise[site]).mean(0)
+        errors[site] = squared.std(0) / math.sqrt(n)
+    features = tensors[0][0].numel()
+    found = RateDistortion(rate, rate_error, distortion, distortion_error, activity, errors, features)
+    if n > 1 and found.collapsed:
+        warnings.warn(
+            f"posterior collapse at {found.collapsed}: no unit's posterior mean varies over the data by more than "
+            f"{_ACTIVE}; anneal beta, give free bits (jensen.inference.ELBO), or take a weaker likelihood",
+            PosteriorCollapseWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _split(t: Terms) -> tuple[Tensor, Tensor]:
+    """Draws of the rate and of the distortion: [K, n]."""
+    rate: Tensor = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)  # type: ignore[assignment]
+    return rate.double().cpu(), -t.observed.double().cpu()
+
+
+def _moments(rate: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and Monte Carlo error of each: [n]."""
+    root = math.sqrt(len(rate))
+    return rate.mean(0), rate.std(0) / root, distortion.mean(0), distortion.std(0) / root

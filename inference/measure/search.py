@@ -1,0 +1,158 @@
+"""The local optimisation behind the gaps: each row of a guide's parameters follows the ELBO of its own datum."""
+
+from __future__ import annotations
+
+__all__ = ["LocalSearch", "originals_kept"]
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jensen.kernel.parameters import claim_parameters
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.weights import Program, check_pair, log_weights, terms
+
+_DEAREST = 12.0  # how much more a step that sticks the landing may cost
+
+
+class LocalSearch:
+    """A guide with parameters of their own for each datum of a batch, and its way to the best of them.
+
+    Args:
+        model: any Pyro model.
+        guide: a guide whose trainable parameters have one row for each datum.
+        batch: the data.
+        draws: draws from the guide per datum and step.
+    """
+
+    def __init__(self, model: Program, guide: Any, batch: tuple[Tensor, ...], draws: int) -> None:
+        self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
+        self.nesting = check_pair(model, guide, *batch).nesting
+        named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
+        self.free = list(named.values())
+        self.copies = [p for name, p in named.items() if ".copies." in name]
+        self.by_row = all(p.shape[:1] == (len(batch[0]),) for p in self.free)
+        self.noise = int(torch.randint(2**62, ()))
+        if self.free:
+            self._check_gradients()
+            self.landing = self._can_land()
+            self.value = self._log_weights()
+
+    def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:
+        """Optimise; keep what is better; what each datum gained or lost, and the Monte Carlo error of it: [N]."""
+        before = [p.detach().clone() for p in self.free]
+        mean = [torch.zeros_like(p) for p in self.free]
+        slow = {id(p) for p in self.copies}
+        groups = [
+            {"params": [p for p in self.free if id(p) not in slow], "lr": lr},
+            {"params": self.copies, "lr": lr / 20},
+        ]
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 10)
+        for step in range(steps):
+            with torch.enable_grad():
+                elbo = self._elbo()
+                slopes = torch.autograd.grad(-elbo[elbo.isfinite()].sum(), self.free, allow_unused=True)
+            for p, slope in zip(self.free, slopes, strict=True):
+                p.grad = None if slope is None else slope.nan_to_num(0.0, 0.0, 0.0)
+            optimizer.step()
+            scheduler.step()
+            if step >= steps // 2:  # the mean of the second half has less of the steps' noise than the last step
+                for total, p in zip(mean, self.free, strict=True):
+                    total += p.detach() / (steps - steps // 2)
+        for total, p in zip(mean, self.free, strict=True):
+            p.data.copy_(total)
+            p.grad = None
+        after = self._log_weights()
+        change = after - self.value  # [K, N], under the same noise
+        gained, error = change.mean(0), change.std(0) / math.sqrt(len(change))
+        better = gained > 0 if self.by_row else (gained.mean() > 0).expand_as(gained)
+        for p, old in zip(self.free, before, strict=True):
+            keep = better.view(-1, *(1,) * (p.dim() - 1)) if self.by_row else better[0]
+            p.data.copy_(torch.where(keep, p, old))
+        self.value = torch.where(better, after, self.value)
+        return gained.nan_to_num(-math.inf), error.nan_to_num(0.0)
+
+    def _check_gradients(self) -> None:
+        with torch.no_grad(), forked_rng():
+            q = terms(self.model, self.guide, *self.batch, max_plate_nesting=self.nesting).q
+        if stuck := [site for site, fn in q.items() if not fn.has_rsample]:
+            raise NotImplementedError(
+                f"the local optimum is found along draws, but those of {stuck} have no gradient to follow: take a "
+                "family that has rsample"
+            )
+
+    def _elbo(self) -> Tensor:
+        """The ELBO of each datum, [N], whose gradient sticks the landing where it can."""
+        if self.landing:
+            try:
+                return self._landing_elbo()
+            except ValueError:  # float32 did not carry the inverse of one of these draws: this step does without
+                pass
+        return self._weights(self.draws).mean(0)
+
+    def _landing_elbo(self) -> Tensor:
+        t = terms(
+            self.model,
+            self.guide,
+            *self.batch,
+            particles=self.draws,
+            stopped=True,
+            max_plate_nesting=self.nesting,
+        )
+        assert t.log_q_stopped is not None
+        total: Tensor = sum(t.log_p.values()) - sum(t.log_q_stopped.values())  # type: ignore[assignment]
+        return total.mean(0)
+
+    def _can_land(self) -> bool:
+        """Whether log q of a given value is known, and a step with it not much dearer than one without."""
+        with torch.enable_grad(), forked_rng():
+            with _Elements() as plain:
+                torch.autograd.grad(self._weights(self.draws).sum(), self.free, allow_unused=True)
+            try:
+                with _Elements() as landing:
+                    torch.autograd.grad(self._landing_elbo().sum(), self.free, allow_unused=True)
+            except NotImplementedError:
+                return False
+            except ValueError:
+                return True
+        return bool(landing.count <= _DEAREST * plain.count)
+
+    def _weights(self, particles: int) -> Tensor:
+        return log_weights(self.model, self.guide, *self.batch, particles=particles, max_plate_nesting=self.nesting)
+
+    def _log_weights(self) -> Tensor:
+        """128 log weights of each datum under noise that is the same at every call: [128, N], float64."""
+        with forked_rng():
+            torch.manual_seed(self.noise)
+            return torch.cat([self._weights(16).double() for _ in range(8)])
+
+
+class _Elements(TorchDispatchMode):
+    """Counts the elements that operations write: a measure of work that is the same on every machine."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count += sum(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor))
+        return out
+
+
+@contextmanager
+def originals_kept(model: Program, guide: Program) -> Iterator[None]:
+    """Let a copied AutoGuide take its original's place in Pyro's parameter store, without a word, and put that back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Pyro's parameter store held other values")
+        try:
+            yield
+        finally:
+            claim_parameters(model, guide)

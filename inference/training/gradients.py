@@ -1,0 +1,129 @@
+"""Loss and gradients of a pair as one captured graph, where there can be one."""
+
+from __future__ import annotations
+
+__all__ = ["LossGraph", "capture_loss", "knobs_of", "loss_is_finite", "obstacle"]
+
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from jensen.graphs.capture import CannotCapture, Graph, agrees, capture
+from jensen.kernel.batches import Batch, buffers_kept
+from jensen.kernel.layout import Layout
+from jensen.kernel.parameters import owners_of, tensors_of
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.sites import in_plate
+from jensen.kernel.weights import scaled_elbo
+
+from .checkpoint import Run
+from .objectives import Objective
+
+
+class LossGraph(NamedTuple):
+    """A graph of (trained, held, knobs, batch) to (loss, bound, gradients), and what it is called with.
+
+    Attributes:
+        graph: the graph.
+        trained: the parameters that the run moves, all of them.
+        held: what else the pair reads: buffers, frozen parameters.
+        moved: those of ``trained`` that have a gradient, in the order of the gradients.
+    """
+
+    graph: Graph
+    trained: tuple[nn.Parameter, ...]
+    held: tuple[Tensor, ...]
+    moved: tuple[nn.Parameter, ...]
+
+
+def knobs_of(objective: ELBO, batch: Batch) -> Tensor:
+    """The numbers in the loss that change from step to step."""
+    numbers = objective.knobs() if isinstance(objective, Objective) else ()
+    return torch.tensor(numbers, dtype=torch.float64, device=batch[0].device)
+
+
+def obstacle(run: Run, objective: ELBO, layout: Layout) -> str:
+    """Why loss and gradients of a pair cannot be captured, as far as its sites tell; else nothing."""
+    kind = type(objective)
+    if kind is not Trace_ELBO and not isinstance(objective, Objective):
+        return f"{kind.__name__} reads values as it goes; Trace_ELBO and jensen's objectives can be captured"
+    if layout.enumerated:
+        return f"the sites {list(layout.enumerated)} are enumerated"
+    if layout.scored:
+        return f"the sites {list(layout.scored)} have no rsample, and need their score"
+    owned = {p for owner in owners_of(run.model, run.guide) for p in owner.parameters()}
+    if not owned.issuperset(run.trained):
+        return "pyro.param makes parameters that belong to no module of the pair"
+    return ""
+
+
+def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> LossGraph:
+    """Capture loss and gradients at the shapes of a batch, and compare them with the objective's own.
+
+    Raises:
+        CannotCapture: if they depend on values, or the graph gives other numbers.
+    """
+    trained, ids = tuple(run.trained), {id(p) for p in run.trained}
+    held = tuple(t for t in tensors_of(run.model, run.guide) if id(t) not in ids)
+    moved: list[nn.Parameter] = []
+    other = tuple(x.flip(0) for x in batch)
+
+    def value_and_gradients(*flat: Tensor) -> tuple[Tensor, ...]:
+        start = len(flat) - len(batch)
+        loss, bound = _value(run, objective, layout, flat[start - 1], flat[start:])
+        if not loss.requires_grad:
+            raise CannotCapture("the loss depends on no parameter")
+        slopes = torch.autograd.grad(loss, trained, allow_unused=True)
+        moved[:] = [p for p, slope in zip(trained, slopes, strict=True) if slope is not None]
+        return (loss.detach(), bound.detach(), *(slope for slope in slopes if slope is not None))
+
+    def itself() -> tuple[Tensor, ...]:
+        with pyro.validation_enabled(False):
+            loss: Tensor = objective.differentiable_loss(run.model, run.guide, *other)  # type: ignore[attr-defined]
+        return (loss.reshape(()), *torch.autograd.grad(loss, moved))
+
+    def replayed() -> tuple[Tensor, ...]:
+        loss, _, *slopes = graph(*trained, *held, knobs_of(objective, other), *other)
+        return (loss.reshape(()), *slopes)
+
+    with buffers_kept(run.model, run.guide):
+        loss_is_finite(run, objective, batch)  # the objective looks at the pair, which reads values
+        graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, batch), *batch)
+        if not agrees(itself, replayed):
+            raise CannotCapture("the captured graph gives other numbers than the pair itself")
+    return LossGraph(graph, trained, held, tuple(moved))
+
+
+def _value(run: Run, objective: ELBO, layout: Layout, knobs: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Loss and bound in a form that can be captured: Pyro's own Trace_ELBO reads values."""
+    model, guide = run.model, run.guide
+    if isinstance(objective, Objective):
+        objective.given = knobs
+        try:
+            return objective.differentiable_loss(model, guide, *batch), objective.bound
+        finally:
+            objective.given, objective.bound = None, objective.bound.new_tensor(torch.nan)
+    K, nesting = objective.num_particles, layout.nesting
+    if K > 1 and objective.vectorize_particles:
+        bound = scaled_elbo(in_plate(model, K, nesting), in_plate(guide, K, nesting), *batch) / K
+    else:  # one after the other, as Pyro draws them
+        bound = torch.stack([scaled_elbo(model, guide, *batch) / K for _ in range(K)]).sum()
+    return -bound, bound.detach()
+
+
+def loss_is_finite(run: Run, objective: ELBO, batch: Batch) -> bool:
+    """Whether the loss on a batch, at the present parameters and without validation, is finite."""
+    bound = objective.bound if isinstance(objective, Objective) else None
+    try:
+        with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
+            loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+    except LinAlgError:
+        return False
+    finally:
+        if bound is not None:
+            objective.bound = bound  # type: ignore[attr-defined]
+    return bool(torch.as_tensor(loss).detach().isfinite())

@@ -1,0 +1,110 @@
+"""What training leaves behind: its curves, its length, its time."""
+
+from __future__ import annotations
+
+__all__ = ["History"]
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jensen.results.records import Record
+from jensen.results.tables import Table
+from jensen.results.text import decimals
+
+_CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
+_SHOWN = 10  # epochs that are printed
+
+
+@dataclass(repr=False)
+class History(Record):
+    """What happened in :func:`fit`, epoch by epoch.
+
+    A list has one number per epoch. Where an earlier part of a resumed run did not write it down, it is shorter, and
+    its last number is that of the last epoch.
+
+    Attributes:
+        elbo: the objective's bound on the training data, nats per datum, averaged over the epoch.
+        shaped: minus the loss, where an objective (beta, free bits) shapes it to something else than the bound; else
+            empty.
+        validation: the ELBO of the validation data after each epoch, nats per datum; empty without validation data.
+        rate: of the same draws, the mean of log q(z | x) - log p(z), nats per datum; minus the sum of rate and
+            distortion is the ELBO. Empty without validation data, for joint weights, and for a guide without a density.
+        distortion: of the same draws, the mean of -log p(x | z), nats per datum; empty where ``rate`` is.
+        learning_rate: the one that each epoch was taken with (of the optimizer's first group).
+        elapsed: wall-clock seconds from the start to the end of each epoch; a break before a resumption is left out.
+        best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
+        steps: the number of optimizer steps.
+        seconds: wall-clock time.
+        compiled: whether steps ran in one compiled graph of loss, gradients and update.
+        route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
+
+    Example:
+        >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
+        >>> print(history)
+        2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per datum
+        epoch    elbo
+        -------------
+        1      -3.000
+        2      -2.000
+        >>> history.per_epoch()
+        {'epoch': [1, 2], 'elbo': [-3.0, -2.0]}
+    """
+
+    elbo: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    shaped: list[float] = field(default_factory=list)
+    compiled: bool = False
+    route: str = ""
+    rate: list[float] = field(default_factory=list)
+    distortion: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    elapsed: list[float] = field(default_factory=list)
+
+    def per_epoch(self) -> dict[str, list[Any]]:
+        """The columns of the curves that there are, by name, all of one length.
+
+        ``epoch`` counts from 1, ``seconds`` is ``elapsed``, bounds, rate and distortion are in nats per datum. What an
+        earlier part of a resumed run did not write down is NaN.
+        """
+        n = len(self.elbo)
+        columns = {name: getattr(self, name) for name in _CURVES} | {"seconds": self.elapsed}
+        padded = {name: [math.nan] * (n - len(values)) + values for name, values in columns.items() if values}
+        return {"epoch": list(range(1, n + 1)), **padded}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        return f"<History: {self._line()}>"
+
+    def _line(self) -> str:
+        text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
+        if self.elbo:
+            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} nats per datum"
+        if self.validation:
+            text += f", validation {decimals(self.validation[-1])}"
+        if self.best_epoch is not None:
+            text += f", kept epoch {self.best_epoch} at {decimals(self.validation[self.best_epoch - 1])}"
+        return text
+
+    def _columns(self) -> tuple[str, list[Any], dict[str, Any]]:
+        columns = self.per_epoch()
+        return "epoch", columns.pop("epoch"), columns
+
+    def _table(self) -> Table:
+        _, epochs, columns = self._columns()
+        if not columns:
+            return Table(self._line())
+        last = len(epochs) - 1
+        shown = sorted({round(i * last / (_SHOWN - 1)) for i in range(_SHOWN)} | {(self.best_epoch or 1) - 1})
+        rows = [[str(epochs[i]), *(_cell(name, values[i]) for name, values in columns.items())] for i in shown]
+        return Table(self._line(), ("epoch", *(name.replace("_", " ") for name in columns)), rows)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.3g}" if name == "learning_rate" else decimals(value, 1 if name == "seconds" else 3)

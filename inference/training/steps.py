@@ -1,0 +1,297 @@
+"""The steps of a training run, by the fastest route that gives the same numbers.
+
+| route | what runs at a step |
+| --- | --- |
+| eager | Pyro's objective, handlers and all, autograd, the optimizer |
+| captured | the graph of loss and gradients, operation by operation, and the optimizer |
+| compiled | one compiled graph of loss, gradients and update |
+
+The first two move parameters the same bit by bit, the third but for rounding. A step whose loss or gradient is not
+finite changes nothing, and its loss is NaN. Losses stay where they are until they are read: a device is not waited for.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BLOCK", "Steps"]
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from jensen.graphs.capture import CannotCapture, Graph, Outputs, agrees, capture
+from jensen.graphs.compile import CannotCompile, Compile, compiled, price
+from jensen.graphs.guards import Witnesses
+from jensen.kernel.batches import Batch, Batches, buffers_kept
+from jensen.kernel.layout import Layout
+from jensen.kernel.weights import parameters_read
+
+from .checkpoint import Run
+from .gradients import LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
+from .objectives import Objective
+from .updates import Update, update_of
+
+Route = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
+
+BLOCK = 100  # steps whose losses are read at once
+_WORTH_CAPTURE = 200  # steps
+
+
+class Steps:
+    """One step after the other, by the route that suits the work ahead.
+
+    Args:
+        run: the pair, its parameters and their optimizer.
+        objective: the loss.
+        layout: the pair's layout.
+        frozen: parameters that stay as they are.
+        mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
+        ahead: how many steps will be taken with a full batch.
+        rest: how many with a smaller last batch.
+
+    Attributes:
+        begun: whether a run that goes on here was compiled; None: it begins here.
+        compiled: whether full batches run in a compiled graph.
+        route: their route, and why it is no faster one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        objective: ELBO,
+        layout: Layout,
+        frozen: set[nn.Parameter],
+        mode: Compile,
+        ahead: int,
+        rest: int,
+    ) -> None:
+        self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
+        self.ahead, self.rest = ahead, rest
+        self.begun: bool | None = None
+        self.compiled, self.route = False, ""
+        self._routes: dict[Any, Route] = {}
+        self._unread: list[tuple[Tensor, Tensor]] = []
+        self._update: Update | None = None
+        self._taken = 0  # steps that the optimizer has not been told of
+
+    def __call__(self, batch: Batch) -> None:
+        """Take a step."""
+        objective = self.objective if isinstance(self.objective, Objective) else None
+        if objective is not None:
+            objective.step = self.run.history.steps
+        key = tuple((x.shape, x.dtype) for x in batch)
+        if key not in self._routes:
+            self._routes[key] = self._route(batch, first=not self._routes)
+        loss, bound = self._routes[key](batch)
+        self._unread.append((loss, bound))
+        if objective is not None:
+            objective.bound = bound
+        self.run.history.steps += 1
+
+    def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch]:
+        """One pass over shuffled batches: losses, bounds, and the last batch.
+
+        It ends at the first loss that is not finite, or soon after: then that one is the last, and the one that
+        ``history.steps`` counts.
+        """
+        losses: list[float] = []
+        bounds: list[float] = []
+        for rows in data.shuffled():
+            batch = data.take(rows)
+            self(batch)
+            if len(self._unread) >= (BLOCK if self.compiled else 1):
+                self._read(losses, bounds)
+                if not math.isfinite(losses[-1]):
+                    break
+        self._read(losses, bounds)
+        self.settle()
+        return losses, bounds, batch
+
+    def _read(self, losses: list[float], bounds: list[float]) -> None:
+        """Add what was not read yet, up to the first loss that is not finite."""
+        if not self._unread:
+            return
+        new, of = (torch.stack(values).tolist() for values in zip(*self._unread, strict=True))
+        self._unread.clear()
+        kept = next((i + 1 for i, loss in enumerate(new) if not math.isfinite(loss)), len(new))
+        self.run.history.steps -= len(new) - kept
+        losses += new[:kept]
+        bounds += of[:kept]
+
+    def settle(self) -> None:
+        """Tell the optimizer of the steps that were taken without it."""
+        if self._update is not None and self._taken:
+            self._update.tell(self._taken)
+            self._taken = 0
+
+    def _route(self, batch: Batch, first: bool) -> Route:
+        """The route of batches like this one; the first are the full ones."""
+        route: Route = self._eager
+        said = "eager"
+        reason = self._why_not_capture(first)
+        if not reason:
+            try:
+                found = capture_loss(self.run, self.objective, self.layout, batch)
+                route, said = self._with_optimizer(found, found.graph), "captured"
+                reason = self._why_not_compile(found, batch, first)
+                if not reason:
+                    route, said = self._compiled(found, batch), "captured and compiled"
+            except (CannotCapture, CannotCompile) as error:
+                reason = str(error)
+        if first:
+            self.compiled = said.endswith("compiled")
+            self.route = f"{said}: {reason}" if reason else said
+            if self.mode is True and not self.compiled:
+                warnings.warn(f"fit does not compile this pair; its steps are {self.route}", stacklevel=4)
+        return route
+
+    def _why_not_capture(self, first: bool) -> str:
+        if self.mode is False:
+            return "compile=False"
+        steps = self.ahead if first else self.rest
+        if steps < _WORTH_CAPTURE and not (first and (self.mode is True or self.begun)):
+            return f"a graph would not pay for {steps} steps"
+        return obstacle(self.run, self.objective, self.layout)
+
+    def _why_not_compile(self, found: LossGraph, batch: Batch, first: bool) -> str:
+        if not first:
+            return "full batches have the compiled graph"
+        if self.mode is True or self.begun:
+            return ""
+        if self.begun is False:
+            return "the run was begun so"
+        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < 2 * price(found.graph))
+
+    def _seconds(self, batch: Batch) -> float:
+        """The work ahead, roughly; not measured, so that the same run takes the same route again."""
+        weights: int = sum(p.numel() for p in self.run.trained if p.dim() > 1)
+        products = 6 * weights * len(batch[0]) * self.objective.num_particles
+        return float(self.ahead * (3e-3 + products / 2e10))
+
+    def _eager(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        run, objective = self.run, self.objective
+        with parameters_read(run.model, run.guide) as read:
+            try:
+                loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+            except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
+                if loss_is_finite(run, objective, batch):
+                    raise
+                return _nothing()
+        run.adopt(p for p in read if p not in self.frozen)  # made by pyro.param at this step for the first time
+        value = loss.detach().reshape(())
+        if not bool(value.isfinite()):
+            return _nothing()
+        run.optimizer.zero_grad()
+        torch.autograd.backward(loss, inputs=run.trained)
+        return self._move(value, objective.bound if isinstance(objective, Objective) else -value)
+
+    def _with_optimizer(self, found: LossGraph, graph: Callable[..., Outputs]) -> Route:
+        """Loss and gradients from a graph, captured or compiled, and a step of the optimizer."""
+        fixed = (*found.trained, *found.held)
+
+        def step(batch: Batch) -> tuple[Tensor, Tensor]:
+            try:
+                loss, bound, *slopes = graph(*fixed, knobs_of(self.objective, batch), *batch)
+            except LinAlgError:
+                return _nothing()
+            if not bool(loss.isfinite()):
+                return _nothing()
+            self.run.optimizer.zero_grad()
+            for p, slope in zip(found.moved, slopes, strict=True):
+                p.grad = slope
+            return self._move(loss.reshape(()), bound)
+
+        return step
+
+    def _move(self, loss: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """The optimizer's step by the gradients that the parameters hold, if all of them are finite."""
+        run = self.run
+        good = all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
+        if good:
+            self.settle()
+            run.optimizer.step()
+            if self._update is not None:
+                self._update.recount()
+        run.optimizer.zero_grad()
+        return (loss, bound.reshape(())) if good else _nothing()
+
+    def _compiled(self, found: LossGraph, batch: Batch) -> Route:
+        """Loss, gradients and update as one compiled graph, where the update can stand in it."""
+        kept = tuple(t.detach() for t in found.held)
+        held = (*kept, knobs_of(self.objective, batch), *batch)
+        update = update_of(self.run.optimizer, list(found.moved))
+        if update is None:
+            return self._with_optimizer(found, compiled(found.graph, *found.trained, *held))
+        moving = [*(p.detach() for p in found.trained), *(m for moments in update.moments for m in moments)]
+        with buffers_kept(self.run.model, self.run.guide):
+            whole = _with_update(found, update, (*_copies(moving), update.hyper(1), *held))
+            fast = compiled(whole, *_copies(moving), update.hyper(1), *held)
+            _compare(whole, fast, update, moving, held)
+        self._update = update
+
+        def step(batch: Batch) -> tuple[Tensor, Tensor]:
+            self._taken += 1
+            hyper = update.hyper(self._taken)
+            loss, bound = fast(*moving, hyper, *kept, knobs_of(self.objective, batch), *batch)
+            return loss, bound
+
+        return step
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    return torch.tensor(math.nan), torch.tensor(math.nan)
+
+
+def _copies(tensors: list[Any]) -> list[Tensor]:
+    return [t.detach().clone() for t in tensors]
+
+
+def _with_update(found: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
+    """The graph of a whole step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
+    n, sizes = len(found.trained), [len(moments) for moments in update.moments]
+    witnesses = Witnesses(found.graph, first=2)
+    place_of = {p: i for i, p in enumerate(found.trained)}
+    places = [place_of[p] for p in found.moved]
+
+    def step(*flat: Tensor) -> tuple[Tensor, ...]:
+        end = n + sum(sizes)
+        trained, moments, hyper = flat[:n], iter(flat[n:end]), flat[end]
+        loss, bound, *slopes = witnesses.graph.module(*trained, *flat[end + 1 :])
+        slopes, extra = slopes[: len(places)], slopes[len(places) :]
+        good = loss.isfinite() & witnesses.finite(extra)
+        for i, (place, slope, size) in enumerate(zip(places, slopes, sizes, strict=True)):
+            old = [trained[place], *(next(moments) for _ in range(size))]
+            new = update.apply(i, old[0], slope, old[1:], hyper[i if len(hyper) > 1 else 0])
+            for before, after in zip(old, new, strict=True):
+                before.copy_(torch.where(good, after, before))
+        nan = torch.full_like(loss, math.nan)
+        return torch.where(good, loss, nan).reshape(()), torch.where(good, bound, nan).reshape(())
+
+    graph = capture(step, *example, *found.graph.constants)
+    return Graph(graph.module, (*found.graph.constants, *graph.constants))
+
+
+def _compare(
+    whole: Graph, fast: Callable[..., Outputs], update: Update, moving: list[Tensor], held: tuple[Tensor, ...]
+) -> None:
+    """Raise CannotCompile unless a step of the compiled graph moves copies as the captured one does.
+
+    Adam's first step is the sign of the gradient, and rounding turns the sign of one that is almost zero: so how far
+    parameters move is compared loosely, loss and moments strictly.
+    """
+    n = len(moving) - sum(map(len, update.moments))
+
+    def once(run: Callable[..., Outputs], moves: bool) -> Outputs:
+        copies = _copies(moving)
+        values = run(*copies, update.hyper(1), *held)
+        return tuple(a - b for a, b in zip(copies[:n], moving, strict=False)) if moves else (*values, *copies[n:])
+
+    for moves, tolerance in ((False, None), (True, 0.5)):
+        if not agrees(partial(once, whole, moves), partial(once, fast, moves), tolerance):
+            raise CannotCompile("the compiled graph gives other numbers than the captured one")
