@@ -9,31 +9,24 @@ from jensen.kernel.sites import Terms
 from jensen.kernel.weights import log_joint, log_weights, terms
 
 from .annealing.ais import AIS, ais
-from .annealing.brackets import Bracket, Sandwich
-from .annealing.sandwich import sandwich
+from .annealing.sandwich import Bracket, Sandwich, sandwich
 from .exact.log_evidence import ExactEvidence, HasEvidence, exact_log_evidence
 from .mcmc.distance import GuideDistance
-from .mcmc.mcmc import mcmc_posterior
-from .mcmc.posterior import MCMCConvergenceWarning, PosteriorDraws
+from .mcmc.posterior import MCMCConvergenceWarning, PosteriorDraws, mcmc_posterior
 from .measure.bounds import Bounds, bounds
-from .measure.calibration import calibrate
-from .measure.compare import compare
-from .measure.comparison import Comparison, Row
-from .measure.costs import Gaps
+from .measure.calibration import Calibration, calibrate
+from .measure.compare import Comparison, Row, compare
 from .measure.decoding import decode, encode, reconstruct
 from .measure.diagnostics import pareto_k
-from .measure.evaluate import evaluate
-from .measure.evidence import Evidence
-from .measure.gaps import gaps
-from .measure.ranks import Calibration
+from .measure.evaluate import Evidence, evaluate
+from .measure.gaps import Gaps, gaps
 from .measure.rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
 from .training.callbacks import Callback, CSVLogger, TensorBoardLogger
 from .training.checkpoint import restore
-from .training.elbo import ELBO, CyclicalAnnealing, LinearAnnealing
 from .training.fit import fit
 from .training.gradient_signal import GradientSignal, gradient_signal
 from .training.history import History
-from .training.objectives import IWAE, Renyi
+from .training.objectives import ELBO, IWAE, CyclicalAnnealing, LinearAnnealing, Renyi
 
 __all__ = [
     "AIS",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "PARTICLES",
+    "AtMode",
     "PairRun",
     "Site",
     "Terms",
@@ -30,9 +31,10 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Delta, TorchDistribution, Unit
+from pyro.distributions import Delta, ImproperUniform, TorchDistribution, Unit
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -267,3 +269,11 @@ def stop_parameters(
                 shift = sum_rightmost(shift, drawn["fn"].event_dim)
                 result[name] = result[name] + sum_to_data(shift, run.keep, run.nesting)
     return result
+
+
+class AtMode(Messenger):
+    """A handler under which a site with an improper prior takes its mode, in the place of a draw that there is not."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and isinstance(msg["fn"], ImproperUniform):
+            msg["value"], msg["done"] = msg["fn"].mode, True

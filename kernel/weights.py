@@ -36,11 +36,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_scale, check_shapes, fit_values
-from .improper import AtMode
 from .layout import Layout, layout_of
 from .parameters import claim_parameters, owners_of, trainable
 from .randomness import forked_rng
 from .sites import (
+    AtMode,
     PairRun,
     Site,
     Terms,

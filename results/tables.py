@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["RESULT_COLUMNS", "Printed", "Table", "result_row"]
+__all__ = ["RESULT_COLUMNS", "Printed", "Table", "decimals", "digits_of", "percent", "result_row", "with_error"]
 
 import html
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from .text import decimals, digits_of
 
 RESULT_COLUMNS = ("", "mean", "± data", "± Monte Carlo")
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?(?: ± [\d,]+(?:\.\d+)?)?")
@@ -119,3 +118,37 @@ def _cell(text: str, kind: str, scope: str, column: int) -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(text).replace("\n", "<br>")
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, without a negative zero; a dash for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent; a dash for what is not known."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def digits_of(data: float | None, *others: float | None) -> int:
+    """The decimals that show two digits of the smallest error of a number, at most 4; 3 where no error is known.
+
+    Args:
+        data: its error over the data, of which no more than three digits are shown.
+        others: its other errors.
+    """
+    known = [_two_digits(error) for error in (data, *others) if error is not None and 0 < error < math.inf]
+    if not known:
+        return 3
+    most = _two_digits(data) + 1 if data is not None and 0 < data < math.inf else 4
+    return max(0, min(max(known), 4, most))
+
+
+def _two_digits(error: float) -> int:
+    return 1 - math.floor(math.log10(error))
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its error, to two digits of the error."""
+    digits = digits_of(error)
+    return f"{decimals(value, digits)} ± {decimals(error, digits)}"

@@ -15,7 +15,7 @@ from torch import nn
 from jensen.families import FullCovariance, MeanField
 from jensen.guides import Laplace, PriorGuide, amortize
 from jensen.inference import ais, evaluate, fit, log_joint, simulate
-from jensen.inference.annealing.annealing import Path, Tuning, anneal, temperatures_of
+from jensen.inference.annealing.ais import Path, Tuning, anneal, temperatures_of
 from jensen.inference.annealing.hmc import Point, move
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.weights import densities
@@ -242,7 +242,7 @@ def test_forwards_and_backwards_meet_with_the_same_frozen_steps(monkeypatch):
     tuning = Tuning(0.2 + 0.5 * torch.rand(9, 100).double(), torch.randn(9, 100, D, D).double())
     used = []
     monkeypatch.setattr(
-        "jensen.inference.annealing.annealing.move",
+        "jensen.inference.annealing.ais.move",
         lambda path, point, *rest: used.append(rest) or move(path, point, *rest),
     )
     forth, _ = anneal(path, path.draw(50), betas, tuning, 3)

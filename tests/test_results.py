@@ -30,8 +30,7 @@ from jensen.inference import (
     evaluate,
     rate_distortion,
 )
-from jensen.results.tables import Table
-from jensen.results.text import digits_of, with_error
+from jensen.results.tables import Table, digits_of, with_error
 
 
 def _evidence(n=3, **changes):

@@ -16,7 +16,7 @@ from jensen.datasets import load
 from jensen.families import FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Bracket, Sandwich, bounds, fit, log_weights, sandwich, simulate
-from jensen.inference.annealing.annealing import Path
+from jensen.inference.annealing.ais import Path
 from jensen.inference.annealing.rejection import posterior_draws
 from jensen.inference.annealing.sandwich import _weighted
 from jensen.inference.measure.bounds import log_weight_of

@@ -20,8 +20,8 @@ from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, model_sites
 from jensen.results.records import Record
-from jensen.results.tables import Table
-from jensen.results.text import standard_error_of_mean, with_error
+from jensen.results.standard_errors import standard_error_of_mean
+from jensen.results.tables import Table, with_error
 
 from .latents import Latents, read_latents
 from .quadrature import Integral, first_evaluations, integrate

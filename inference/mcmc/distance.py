@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from jensen.results.records import Record
-from jensen.results.tables import Table
-from jensen.results.text import decimals, with_error
+from jensen.results.tables import Table, decimals, with_error
 
 from .chains import plain_sample_size
 

@@ -17,8 +17,8 @@ from jensen.kernel.batches import Data, Transform, as_tensors, expect_rows, plac
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, check_pair, log_joint, log_weights, terms
 from jensen.results.records import Record
-from jensen.results.tables import Table
-from jensen.results.text import decimals, digits_of, standard_error_of_mean, with_error
+from jensen.results.standard_errors import standard_error_of_mean
+from jensen.results.tables import Table, decimals, digits_of, with_error
 
 from ..exact.log_evidence import cheap_evidence
 from .diagnostics import RunningWeights

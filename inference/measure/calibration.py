@@ -6,11 +6,23 @@ r"""Simulation-based calibration: where the latent values that made the data lie
 
 Given x, the true z is a draw from p(z | x). If q(z | x) is that posterior, true value and draws are L + 1 draws of one
 distribution, and every rank is equally likely.
+
+The test of that is, for each feature, with B bins of ranks and E_b data expected in bin b under uniformity,
+
+.. math::
+    \chi^2 = \sum_b \frac{(n_b - E_b)^2}{E_b}, \qquad
+    p = \Gamma\left(\frac{B - 1}{2}, \frac{\chi^2}{2}\right) / \Gamma\left(\frac{B - 1}{2}\right)
+
+A central interval holds the L + 1 - 2a ranks from a to L - a, so its level is exactly 1 - 2a / (L + 1).
 """
 
 from __future__ import annotations
 
-__all__ = ["calibrate"]
+__all__ = ["Calibration", "calibrate"]
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -21,8 +33,199 @@ from jensen.kernel.batches import Data, Device, expect_rows, placed, running
 from jensen.kernel.layout import Layout
 from jensen.kernel.simulation import simulate
 from jensen.kernel.weights import Program, check_pair, terms
+from jensen.results.records import Record
+from jensen.results.standard_errors import standard_error_of_mean
+from jensen.results.tables import Table, decimals, digits_of
 
-from .ranks import Calibration
+_ALPHA = 0.01  # below it a corrected p-value counts as significant
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(Record):
+    """What :func:`~jensen.inference.calibrate` found. F counts the features of all sites together.
+
+    Attributes:
+        ranks: by site, the rank of the true value among the guide's draws, int64 [N, features of the site], 0 to L.
+        draws: L.
+
+    Example:
+        >>> uniform = Calibration({"z": torch.arange(1000).unsqueeze(-1) % 20}, draws=19)
+        >>> uniform.p_value, uniform.levels == uniform.coverage.squeeze(-1).tolist()
+        (1.0, True)
+    """
+
+    ranks: dict[str, Tensor]
+    draws: int
+
+    @property
+    def pooled(self) -> Tensor:
+        """The ranks of all sites side by side: int64 [N, F]."""
+        return torch.cat(list(self.ranks.values()), dim=1)
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the F features: ``z[0]``, ``z[1]``, ...; ``z`` where the site has one only."""
+        sizes = {site: ranks.shape[1] for site, ranks in self.ranks.items()}
+        return [site if size == 1 else f"{site}[{d}]" for site, size in sizes.items() for d in range(size)]
+
+    @property
+    def edges(self) -> Tensor:
+        """The bins of the test: bin b holds the ranks from ``edges[b]`` to ``edges[b + 1] - 1``; int64 [B + 1].
+
+        At most 20 bins (what goes wrong is smooth), as equal as L + 1 ranks allow, about 20 data or more in each.
+        """
+        bins = min(20, len(self.pooled) // 20, self.draws + 1)
+        return torch.arange(bins + 1) * (self.draws + 1) // bins
+
+    @property
+    def counts(self) -> Tensor:
+        """How many data have their rank in each bin: [B, F]."""
+        of_rank = torch.bucketize(self.pooled, self.edges[1:], right=True)  # [N, F]
+        return torch.nn.functional.one_hot(of_rank, len(self.edges) - 1).sum(0).T
+
+    @property
+    def expected(self) -> Tensor:
+        """How many data a bin would hold if ranks were uniform: float64 [B]."""
+        return self.edges.diff().double() * len(self.pooled) / (self.draws + 1)
+
+    @property
+    def statistic(self) -> Tensor:
+        """The chi-square statistic of uniformity, with B - 1 degrees of freedom, of each feature: float64 [F]."""
+        expected = self.expected.unsqueeze(-1)
+        squares: Tensor = (self.counts - expected).square() / expected  # [B, F]
+        return squares.sum(0)
+
+    @property
+    def p_values(self) -> Tensor:
+        """The chance of a statistic as large under uniform ranks, of each feature, uncorrected: float64 [F]."""
+        half = torch.tensor((len(self.edges) - 2) / 2, dtype=torch.float64)
+        p: Tensor = torch.special.gammaincc(half, self.statistic / 2)
+        return p
+
+    @property
+    def p_value(self) -> float:
+        """F times the smallest p-value, at most 1: Bonferroni's correction, right for dependent features too."""
+        return min(1.0, len(self.features) * float(self.p_values.min()))
+
+    @property
+    def levels(self) -> list[float]:
+        """The levels of the central intervals: 50, 80, 90 and 95 %, or just above, as the L + 1 ranks allow."""
+        return [1 - 2 * tail / (self.draws + 1) for tail in self._tails]
+
+    @property
+    def coverage(self) -> Tensor:
+        """The share of data whose true value lies in the guide's central interval: float64 [levels, F]."""
+        return self._inside.double().mean(1)
+
+    @property
+    def coverage_error(self) -> Tensor:
+        """The binomial standard error of ``coverage`` if the guide is calibrated: float64 [levels]."""
+        level = torch.tensor(self.levels, dtype=torch.float64)
+        return (level * (1 - level) / len(self.pooled)).sqrt()
+
+    @property
+    def _tails(self) -> list[int]:
+        """How many ranks are left out at either end, for each level."""
+        tails = (max(1, (100 - level) * (self.draws + 1) // 200) for level in (50, 80, 90, 95))
+        return sorted(set(tails), reverse=True)
+
+    @property
+    def _inside(self) -> Tensor:
+        """Whether the true value lies in the central interval: bool [levels, N, F]."""
+        ranks = self.pooled
+        return torch.stack([(ranks >= tail) & (ranks <= self.draws - tail) for tail in self._tails])
+
+    def shapes(self) -> dict[str, str]:
+        """What is wrong with each feature whose corrected p-value is below 0.01.
+
+        Of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far their mean
+        squared distance from the middle is from that of uniform ranks, both in standard errors.
+        """
+        n, ranks = self.pooled.shape[0], self.draws + 1
+        u = (self.pooled.double() + 0.5) / ranks - 0.5  # [N, F]
+        variance = (1 - ranks**-2) / 12
+        slope = u.mean(0) / math.sqrt(variance / n)
+        spread = (u.square().mean(0) - variance) / math.sqrt(1 / 180 / n)  # 1/180: the variance of a uniform u^2
+        rows = zip(self.features, self.p_values.tolist(), slope.tolist(), spread.tolist(), strict=True)
+        return {name: _shape(b, s) for name, p, b, s in rows if p * len(self.features) < _ALPHA}
+
+    def verdict(self) -> str:
+        """What the ranks show, in one plain sentence."""
+        p = f"p = {self.p_value:.2g}" if self.p_value > 1e-12 else "p < 1e-12"
+        test = p + (f", corrected for {len(self.features)} features" if len(self.features) > 1 else "")
+        found = self.shapes()
+        if not found:
+            return (
+                f"No miscalibration found on {len(self.pooled)} data ({test}). That says that the guide's widths are "
+                "honest, not that it learns much: the prior passes too."
+            )
+        by_shape: dict[str, list[str]] = {}
+        for name, shape in found.items():
+            by_shape.setdefault(shape, []).append(name)
+        listed = "; ".join(f"{shape} at {_listed(names)}" for shape, names in by_shape.items())
+        return f"Not calibrated ({test}). The guide is {listed}."
+
+    def summary(self) -> dict[str, Any]:
+        """The test and the coverage averaged over features, with its standard error over the data."""
+        per_datum = self._inside.double().mean(2)  # [levels, N]
+        return {
+            "n": len(self.pooled),
+            "draws": self.draws,
+            "features": len(self.features),
+            "bins": len(self.edges) - 1,
+            "p_value": self.p_value,
+            "levels": self.levels,
+            "coverage": per_datum.mean(1).tolist(),
+            "coverage_error": [standard_error_of_mean(values) for values in per_datum],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists: the summary, the verdict, each feature, the ranks."""
+        columns = (self.statistic.tolist(), self.p_values.tolist(), self.coverage.T.tolist())
+        rows = zip(self.features, *columns, strict=True)
+        return {
+            "summary": self.summary(),
+            "verdict": self.verdict(),
+            "per_feature": {name: {"statistic": s, "p_value": p, "coverage": c} for name, s, p, c in rows},
+            "ranks": {site: ranks.tolist() for site, ranks in self.ranks.items()},
+        }
+
+    def _columns(self) -> tuple[str, list[str], dict[str, Any]]:
+        columns = {f"coverage_{100 * level:.3g}": of for level, of in zip(self.levels, self.coverage, strict=True)}
+        return "feature", self.features, {"statistic": self.statistic, "p_value": self.p_values, **columns}
+
+    def _table(self) -> Table:
+        s, shown = self.summary(), self.p_values.argsort()[:20].sort().values.tolist()
+        coverage, names = self.coverage.T, self.features
+        digits = digits_of(max(self.coverage_error.tolist()))
+        levels = [f"{100 * level:.3g} %" for level in self.levels]
+
+        def shares(values: list[float]) -> list[str]:
+            return [decimals(value, digits) for value in values]
+
+        rows = [
+            *([names[i], f"{self.p_values[i]:.2g}", *shares(coverage[i].tolist())] for i in shown),
+            ["mean over features", "", *shares(s["coverage"])],
+            ["  its standard error", "", *shares(s["coverage_error"])],
+            ["± of one feature", "", *shares(self.coverage_error.tolist())],
+        ]
+        head = f"{s['n']} data from the model, {s['draws']} draws of the guide for each, ranks in {s['bins']} bins"
+        if len(shown) < len(names):
+            head += f"; the {len(shown)} of {len(names)} features with the smallest p"
+        return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
+
+
+def _shape(slope: float, spread: float) -> str:
+    """In words, from the scores of :meth:`Calibration.shapes`."""
+    if max(abs(slope), abs(spread)) < 3:
+        return "wrong in another way (ranks neither sloped, U-shaped nor humped)"
+    if abs(slope) > abs(spread):
+        return f"biased, too {'low' if slope > 0 else 'high'} (sloping ranks)"
+    return "too narrow (U-shaped ranks)" if spread > 0 else "too wide (hump-shaped ranks)"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def calibrate(

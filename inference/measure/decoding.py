@@ -21,11 +21,10 @@ from torch import Tensor
 
 from jensen.kernel.batches import Data, as_tensors, running
 from jensen.kernel.checks import check_simulated
-from jensen.kernel.improper import AtMode
 from jensen.kernel.parameters import claim_parameters
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import simulate, sites_without_data
-from jensen.kernel.sites import Site, Terms, base_of
+from jensen.kernel.sites import AtMode, Site, Terms, base_of
 from jensen.kernel.weights import Program, terms
 
 _AT_ONCE = 8192  # (datum, particle) pairs

@@ -22,8 +22,8 @@ from jensen.kernel.batches import Data, Device, Transform, as_tensors, expect_ro
 from jensen.kernel.sites import Terms
 from jensen.kernel.weights import Program, check_pair, terms
 from jensen.results.records import Record
+from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import RESULT_COLUMNS, Table, result_row
-from jensen.results.text import standard_error_of_mean
 
 _ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as Burda et al. have it
 
@@ -85,7 +85,7 @@ class RateDistortion(Record):
             values, errors = getattr(self, name), getattr(self, f"{name}_error")
             row[name] = float(values.mean()) / bit
             row[f"{name}_data_error"] = standard_error_of_mean(values) / bit
-            row[f"{name}_mc_error"] = float(errors.square().sum().sqrt()) / len(values) / bit
+            row[f"{name}_mc_error"] = mc_error(errors) / bit
         return {**row, "active_units": self.active_units, "features": self.features}
 
     def to_dict(self) -> dict[str, Any]:

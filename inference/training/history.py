@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jensen.results.records import Record
-from jensen.results.tables import Table
-from jensen.results.text import decimals
+from jensen.results.tables import Table, decimals
 
 _CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
 _SHOWN = 10  # epochs that are printed
