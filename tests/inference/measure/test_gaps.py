@@ -6,7 +6,7 @@ import pytest
 import torch
 from hierarchies import Discrete
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from test_kernel import PyroVAE
+from pyro_pairs import PyroVAE
 
 from jensen.families import IAF, Delta, FullCovariance, MeanField, OneHotCategorical, Sylvester
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize

@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
-from test_kernel import PyroVAE
+from pyro_pairs import PyroVAE
 from torch import nn
 
 from jensen.families import Bernoulli, FullCovariance, MeanField

@@ -13,8 +13,8 @@ from members import amortized, pair
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from pyro_pairs import PyroVAE
 from scipy.optimize import minimize_scalar
-from test_kernel import PyroVAE
 from torch import Size, nn
 from torch.distributions import kl_divergence
 

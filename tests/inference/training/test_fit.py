@@ -11,7 +11,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from pyro.optim import Adam
-from test_kernel import PyroVAE
+from pyro_pairs import PyroVAE
 from torch import nn
 
 from jensen.families import FullCovariance
