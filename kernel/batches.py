@@ -1,4 +1,9 @@
-"""What measurements and training do with their arguments first: data as tensors, layout, modes, device, randomness."""
+"""The walk through the data: what is run at once, on which rows, and whether the pair can be run so.
+
+:func:`stream` is the only loop over data that a measurement has. It knows which pairs run on a part of their data and
+which on all or none (AutoGuides, guides with a value for each datum, joint weights), looks at every datum before it is
+run, and shows how far it is.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +12,27 @@ __all__ = [
     "Batches",
     "Data",
     "Device",
+    "Part",
     "Transform",
     "as_tensors",
-    "buffers_kept",
-    "expect_rows",
+    "chunks_of",
     "in_cache",
-    "modes_kept",
+    "layout_on",
     "placed",
-    "plan",
-    "running",
+    "stream",
 ]
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
-from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
 from .layout import Layout
-from .parameters import owners_of
-from .randomness import private_randomness
+from .parameters import is_autoguide
 from .weights import Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
@@ -37,6 +41,7 @@ Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
 
 _CACHE = 2**23  # bytes: measured to be near the best for decoders of 64 to 784 features
+_LOOKED_AT = 512  # data on which a pair is checked at once
 
 
 def as_tensors(data: Data) -> tuple[Tensor, ...]:
@@ -96,71 +101,158 @@ def in_cache(tensors: tuple[Tensor, ...]) -> int:
     return max(256, min(8192, _CACHE // max(1, size)))
 
 
-def plan(model: Program, guide: Program, data: tuple[Tensor, ...], rows: int) -> tuple[bool, int]:
-    """Whether a pair's weights are per datum, and how many rows to run at once: at most ``rows``, or all N.
+def chunks_of(particles: int, most: int) -> list[int]:
+    """So many particles in chunks of at most ``most``, all alike where a divisor is near: they share a graph then."""
+    most = max(1, min(particles, most))
+    size = next((k for k in range(most, most // 2, -1) if particles % k == 0), most)
+    return [min(size, particles - first) for first in range(0, particles, size)]
 
-    All at once go joint weights, and guides that hold a value for each datum (AutoGuides; any that fits only all N).
+
+def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout | Exception:
+    """How a pair is laid out on the first rows of its data, all checked; what it raises where it does not run there."""
+    try:
+        return check_pair(model, guide, *(x[:rows] for x in data))
+    except (RuntimeError, ValueError) as error:
+        return error
+
+
+@dataclass
+class Part:
+    """Some rows of the data, which are run together.
+
+    Attributes:
+        data: their tensors, the first dimension n.
+        first: the number of the first of them in all the data.
+        layout: how the pair is laid out on data like these.
+        size: how many rows a part has; the last one may have fewer.
+        ahead: how many parts of that size are to come, with this one.
+        at_once: how many (datum, particle) pairs are run at once.
+        joint: whether the pair's weights are joint, one for all data.
+        advance: says how many units of progress are done.
+    """
+
+    data: Batch
+    first: int
+    layout: Layout
+    size: int
+    ahead: int
+    at_once: int
+    joint: bool
+    advance: Callable[[int], None]
+    _pair: tuple[Program, Program] = field(repr=False)
+    _proven: bool = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.data[0])
+
+    @property
+    def rows(self) -> slice:
+        """Its place in all the data."""
+        return slice(self.first, self.first + len(self))
+
+    def chunks(self, particles: int) -> list[int]:
+        """So many particles of each of its data, in chunks that are run at once."""
+        return chunks_of(particles, self.at_once // self.size)
+
+    @cached_property
+    def divisible(self) -> bool:
+        """Whether the pair runs on some of these data alone."""
+        half = len(self) // 2
+        if self.joint or is_autoguide(self._pair[1]):
+            return False
+        if self._proven or not half:
+            return True
+        layout = layout_on(*self._pair, self.data, half)
+        return isinstance(layout, Layout) and layout.sizes == (half,)
+
+
+def stream(
+    model: Program,
+    guide: Program,
+    data: Batch,
+    what: str,
+    *,
+    at_once: int,
+    together: int = 1,
+    most: int | None = None,
+    weights: Literal["per datum", "any", "none"] = "per datum",
+    units: int | None = 1,
+    progress: bool = True,
+) -> Iterator[Part]:
+    """Walk through the data, part after part, each of about the same size.
+
+    All data are one part for joint weights, for AutoGuides, and for a guide that fits all of them only (it holds a
+    value for each).
+
+    Args:
+        model: any Pyro model.
+        guide: its guide.
+        data: tensors whose first dimension is N, on their device.
+        what: what is done, in a word: what the progress bar and errors say.
+        at_once: how many (datum, particle) pairs may be run at once.
+        together: how many particles of a datum have to be run at once.
+        most: the most rows of a part.
+        weights: what is asked of the pair: weights per datum; weights, be they joint; or values alone (a guide that is
+            a point will do).
+        units: the units of progress of a datum, all done at the end of its part unless ``Part.advance`` said so before;
+            None where nobody knows, so ``advance`` counts.
+        progress: whether to show a progress bar.
+
+    Yields:
+        The :class:`Part`.
+
+    Raises:
+        ValueError: for a guide that is a point, weights that are joint, plates that are not those of the data, and on
+            what :func:`~jensen.kernel.weights.check_pair` names.
     """
     n = len(data[0])
-    rows = n if isinstance(guide, AutoGuide) else min(rows, n)
-    try:
-        layout = check_pair(model, guide, *(x[:rows] for x in data))
-    except (RuntimeError, ValueError):
+    rows = n if is_autoguide(guide) else min(n, max(1, at_once // together), most or n)
+    layout = layout_on(model, guide, data, rows)
+    if isinstance(layout, Exception):
         if rows == n:
-            raise
-        rows = n
-        layout = check_pair(model, guide, *data)
+            raise layout
+        rows, layout = n, check_pair(model, guide, *data)
+    joint = not layout.sizes
+    if weights != "none":
+        _check_density(layout)
+        if joint and weights == "per datum":
+            raise ValueError(
+                f"{what} needs a number for each datum, but the weights of this pair are joint: open the model's plate "
+                "over the data around every site of model and guide (a global latent stands outside of it, and so does "
+                "the one site of an AutoMultivariateNormal)"
+            )
+        if not joint:
+            _check_rows(layout, rows)
+    rows = n if joint else -(-n // -(-n // rows))
+    looked_at = rows * max(1, _LOOKED_AT // rows)
+    total = None if units is None else n * units
+    with tqdm(total=total, disable=not progress, desc=what, unit_scale=True) as bar:
+        for first in range(0, n, rows):
+            if first % looked_at == 0:
+                some = tuple(x[first : first + looked_at] for x in data)
+                layout = check_pair(model, guide, *some)
+                if weights != "none" and not joint:
+                    _check_rows(layout, len(some[0]))
+            batch = tuple(x[first : first + rows] for x in data)
+            yield Part(
+                batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, (model, guide), rows < n
+            )
+            if units is not None:
+                bar.update(units * (first + len(batch[0])) - bar.n)
+
+
+def _check_density(layout: Layout) -> None:
     if layout.points:
         raise ValueError(
             f"the guide is a point estimate at {list(layout.points)} (Delta): it has no density, so there is neither "
-            "an ELBO nor an estimate of log p(x); measure a guide with a density"
+            "an ELBO nor an estimate of log p(x), nor a width to calibrate; take a guide with a density"
         )
-    if not layout.sizes:
-        return False, n
-    expect_rows(layout, rows)
-    return True, rows
 
 
-def expect_rows(layout: Layout, rows: int) -> None:
+def _check_rows(layout: Layout, rows: int) -> None:
     """Raise ValueError unless the weights of a batch are one for each of its rows."""
     if layout.sizes != (rows,):
         raise ValueError(
             f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data: measure "
             "a model that has one plate over its data around every site, and does not subsample"
         )
-
-
-@contextmanager
-def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put every submodule back into the mode, training or evaluation, that it was in."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode
-
-
-@contextmanager
-def buffers_kept(*programs: Program) -> Iterator[None]:
-    """Put back the buffers (running means, say) that looking at programs moves."""
-    buffers = [buffer for owner in owners_of(*programs) for buffer in owner.buffers()]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-
-
-@contextmanager
-def running(model: Program, guide: Program, *, seed: int | None = None, device: Device = None) -> Iterator[None]:
-    """Measure: no gradient, evaluation mode (kept from the user's), the device asked for, a random stream if seeded."""
-    modules = owners_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed):
-        for module in modules:
-            if device is not None:
-                module.to(device)
-            module.eval()
-        yield

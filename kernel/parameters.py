@@ -6,11 +6,11 @@ name, whoever put it there: a second nameless module, or a second AutoGuide of o
 
 from __future__ import annotations
 
-__all__ = ["claim_parameters", "owners_of", "tensors_of", "trainable"]
+__all__ = ["claim_parameters", "is_autoguide", "owners_of", "tensors_of", "trainable"]
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
@@ -44,7 +44,7 @@ def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> No
             if name in store and store._params[name] is not value:
                 del store[name]
                 taken += [name] * constrained
-        if isinstance(half, AutoGuide):  # it makes its parameters when first called, from the store if it can
+        if is_autoguide(half):  # it makes its parameters when first called, from the store if it can
             names = {name for name, _, _ in own}
             stale = [name for name in list(store) if name.startswith(f"{half._pyro_name}.") and name not in names]
             for name in stale:
@@ -76,6 +76,11 @@ def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, 
             for part in child.modules():  # in a ModuleList, say: Pyro does not name it after its place
                 if isinstance(part, PyroModule):
                     yield from _parameters(part, part._pyro_name)
+
+
+def is_autoguide(program: object) -> TypeGuard[AutoGuide]:
+    """Whether a program is one of Pyro's AutoGuides: it is made for given data, and holds a value for each of them."""
+    return isinstance(program, AutoGuide)
 
 
 def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from jensen.inference import decode, reconstruct, simulate
-from jensen.kernel.batches import Data, as_tensors, running
+from jensen.kernel.batches import Data, as_tensors
+from jensen.kernel.modes import running
 
 from .images import Shape, plot_images
 

@@ -23,7 +23,7 @@ from torch import Size, Tensor
 from torch.nn import functional as F
 
 from jensen.inference import log_joint, terms
-from jensen.kernel.batches import running
+from jensen.kernel.modes import running
 
 from .axes import COLOURS, own_axes, text_size
 

@@ -32,8 +32,7 @@ __all__ = [
     "ais",
     "anneal",
     "check_settings",
-    "path_of",
-    "plan_rows",
+    "prior_of",
     "temperatures_of",
     "tune",
 ]
@@ -47,13 +46,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pyro import poutine, validation_enabled
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
+from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import in_plate
-from jensen.kernel.weights import Program, check_pair, densities, model_sites
+from jensen.kernel.weights import Program, densities, model_sites
 from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import RESULT_COLUMNS, Table, decimals, percent, result_row
@@ -445,27 +444,23 @@ def ais(
     check_settings(guide, chains, leapfrog, pilot, start)
     origin = guide if start == "guide" else None
     tensors = as_tensors(data)
-    n = len(tensors[0])
     log_w: list[Tensor] = []
     acceptance: list[Tensor] = []
     exact: list[Tensor] = []
     steps: list[Tensor] = []
     evaluated = 0
-    proposal = _prior_of(model) if origin is None else origin
-    with running(model, proposal, seed=seed, device=device), tqdm(total=n, disable=not progress, desc="ais") as bar:
+    proposal = prior_of(model) if origin is None else origin
+    with running(model, proposal, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        rows = plan_rows(model, proposal, tensors, max(1, chunk_size // chains))
-        for first in range(0, n, rows):
-            batch = tuple(x[first : first + rows] for x in tensors)
-            path = path_of(model, origin, batch)
+        for part in stream(model, proposal, tensors, "ais", at_once=chunk_size, together=chains, progress=progress):
+            path = Path(model, origin, part.data, part.layout.nesting)
             tuning, evaluated = tune(path, betas, leapfrog, pilot)
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             log_w.append(weights.cpu())
             acceptance.append(accepted.double().cpu())
             steps.append(tuning.steps.cpu())
-            known = exact_evidence(model, batch)
+            known = exact_evidence(model, part.data)
             exact += [] if known is None else [known.cpu()]
-            bar.update(len(batch[0]))
     found = torch.cat(log_w, 1)
     return AIS(
         log_weights=found,
@@ -480,29 +475,7 @@ def ais(
     )
 
 
-def path_of(model: Program, origin: Program | None, batch: tuple[Tensor, ...]) -> Path:
-    """The path of one batch from a guide, or from the prior where it is None, checked."""
-    layout = check_pair(model, _prior_of(model) if origin is None else origin, *batch)
-    expect_rows(layout, len(batch[0]))
-    return Path(model, origin, batch, layout.nesting)
-
-
-def plan_rows(model: Program, proposal: Program, tensors: tuple[Tensor, ...], rows: int) -> int:
-    """How many data are run at once.
-
-    Raises:
-        ValueError: for joint weights, and on what :func:`~jensen.kernel.batches.plan` names.
-    """
-    separate, rows = plan(model, proposal, tensors, rows)
-    if not separate:
-        raise ValueError(
-            "annealing runs chains for each datum, but the weights of this pair are joint (a global latent): open the "
-            "model's plate over the data around every site"
-        )
-    return rows
-
-
-def _prior_of(model: Program) -> Program:
+def prior_of(model: Program) -> Program:
     """The model without what it observes."""
     hidden: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     return hidden

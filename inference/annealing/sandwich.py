@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, as_tensors, expect_rows, placed, running
+from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
+from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import simulate
-from jensen.kernel.weights import Program, check_pair, log_weights, terms
+from jensen.kernel.weights import Program, log_weights, terms
 from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
@@ -36,7 +36,7 @@ from jensen.results.tables import Table, decimals, digits_of, percent, with_erro
 from ..exact.log_evidence import exact_evidence
 from ..measure.bounds import check_sites, log_weight_of
 from ..measure.diagnostics import RunningWeights
-from .ais import Path, Start, anneal, check_settings, plan_rows, temperatures_of, tune
+from .ais import Path, Start, anneal, check_settings, temperatures_of, tune
 from .rejection import posterior_draws
 
 _ERRORS = 4.0
@@ -334,28 +334,26 @@ def sandwich(
             tensors = (x, *others)
         else:
             tensors = placed(as_tensors(data), device, None)
-        rows = plan_rows(model, guide, tensors, max(1, min(256, chunk_size // chains)))
-        for first in tqdm(range(0, len(tensors[0]), rows), disable=not progress, desc="sandwich"):
-            batch = tuple(x[first : first + rows] for x in tensors)
-            layout = check_pair(model, guide, *batch)
-            expect_rows(layout, len(batch[0]))
-            path = Path(model, origin, batch, layout.nesting)
+        parts = stream(
+            model, guide, tensors, "sandwich", at_once=chunk_size, together=chains, most=256, progress=progress
+        )
+        for part in parts:
+            path = Path(model, origin, part.data, part.layout.nesting)
             if latents is None:
-                prior = Path(model, None, batch, layout.nesting)
+                prior = Path(model, None, part.data, part.layout.nesting)
                 found = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(found.u)[0].items()}
                 above.append(found.above)
             else:
-                true = {site: z[first : first + rows] for site, z in latents.items()}
+                true = {site: z[part.rows] for site, z in latents.items()}
             with forked_rng():
-                check_sites(true, terms(model, guide, *batch).q)
-            block = max(1, chunk_size // len(batch[0]))
-            weighted.append(_weighted(model, guide, true, batch, particles, block, layout.nesting))
+                check_sites(true, terms(model, guide, *part.data, max_plate_nesting=part.layout.nesting).q)
+            weighted.append(_weighted(model, guide, true, part, particles))
             tuning, _ = tune(path, betas, leapfrog, pilot)
             forward, _ = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             back, _ = anneal(path, path.at(true, chains), betas, tuning, leapfrog, backwards=True)
             annealed.append(_annealed(forward, back))
-            known = exact_evidence(model, batch)
+            known = exact_evidence(model, part.data)
             exact += [] if known is None else [known.cpu()]
     return Sandwich(
         weighted=Bracket.joined(weighted),
@@ -374,27 +372,24 @@ def _weighted(
     model: Program,
     guide: Program,
     true: Mapping[str, Tensor],
-    batch: tuple[Tensor, ...],
+    part: Part,
     particles: int,
-    block: int,
-    nesting: int,
 ) -> Bracket:
-    """The importance-weighted bounds of a batch."""
+    """The importance-weighted bounds of a part of the data."""
     every, rest = RunningWeights(particles), RunningWeights(particles - 1)  # rest: all but the first
-    for done in range(0, particles, block):
-        log_w = log_weights(
-            model, guide, *batch, particles=min(block, particles - done), max_plate_nesting=nesting
-        ).detach()
+    for k in part.chunks(particles):
+        log_w = log_weights(model, guide, *part.data, particles=k, max_plate_nesting=part.layout.nesting).detach()
+        others = log_w if every.seen else log_w[1:]
         every.update(log_w)
-        if done or len(log_w) > 1:
-            rest.update(log_w if done else log_w[1:])
-    others = rest.log_evidence + math.log(particles - 1)  # log of their sum
-    upper = torch.logaddexp(others, log_weight_of(model, guide, true, batch).to(others.device))
+        if len(others):
+            rest.update(others)
+    log_sum = rest.log_evidence + math.log(particles - 1)
+    upper = torch.logaddexp(log_sum, log_weight_of(model, guide, true, part.data).to(log_sum.device))
     return Bracket(
         lower=every.log_evidence.cpu(),
         lower_error=every.standard_error.cpu(),
         upper=(upper - math.log(particles)).cpu(),
-        upper_error=(rest.standard_error * (others - upper).exp()).cpu(),
+        upper_error=(rest.standard_error * (log_sum - upper).exp()).cpu(),
     )
 
 

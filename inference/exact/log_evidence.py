@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, as_tensors, placed, running
+from jensen.kernel.batches import Data, Device, as_tensors, placed
 from jensen.kernel.checks import check_data, check_scale, check_shapes
+from jensen.kernel.modes import running
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, model_sites

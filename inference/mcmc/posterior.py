@@ -19,14 +19,14 @@ import torch
 from pyro.infer.mcmc import HMC, NUTS, RandomWalkKernel
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, running
+from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.modes import running
 from jensen.kernel.weights import Program, terms
 from jensen.results.tables import Printed, Table, decimals, percent
 
-from ..annealing.ais import Path, path_of
+from ..annealing.ais import Path, prior_of
 from ..annealing.rejection import posterior_draws
 from .chains import effective_sample_size, r_hat
 from .distance import GuideDistance, measure_distance
@@ -271,24 +271,21 @@ def mcmc_posterior(
     tensors = as_tensors(data)
     n = len(tensors[0])
     draws, warmup = _lengths(n, method, draws, warmup, chains)
-    with (
-        running(model, model, seed=seed, device=device),
-        tqdm(total=n * chains, disable=not progress, desc=method) as bar,
-    ):
+    rejecting = method == "rejection"
+    above = 0.0
+    with running(model, model, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        everything = path_of(model, None, tensors)
-        coordinates = everything.coordinates
-        above = 0.0
-        if method == "rejection":
-            found, above = _rejected(everything, chains * draws)
-            bar.update(n * chains)
-        else:
-            runs = []
-            for i in range(n):
-                path = path_of(model, None, tuple(x[i : i + 1] for x in tensors))
-                runs.append(_chains(_KERNELS[method], path, draws, warmup, chains, bar))
-            u, acceptance, divergences, seconds = (torch.cat(part) for part in zip(*runs, strict=True))
-            found = _Run(u, acceptance, divergences, seconds)
+        runs = []
+        at_once = n if rejecting else 1  # chains are run for one datum after the other
+        for part in stream(model, prior_of(model), tensors, method, at_once=at_once, units=chains, progress=progress):
+            path = Path(model, None, part.data, part.layout.nesting)
+            if rejecting:
+                run, above = _rejected(path, chains * draws)
+            else:
+                run = _chains(_KERNELS[method], path, draws, warmup, chains, part.advance)
+            runs.append(run)
+        found = _Run(*(torch.cat(column) for column in zip(*runs, strict=True)))
+        coordinates = Coordinates(model, *tensors)
         flat = found.u.flatten(1, 2)  # [N, C S, F]
         values, _ = coordinates.values(flat.transpose(0, 1))
         sites = {name: z.movedim(coordinates.pieces[name].axis, 0) for name, z in values.items()}
@@ -351,7 +348,7 @@ def _chains(
     draws: int,
     warmup: int,
     chains: int,
-    bar: Any,
+    advance: Callable[[int], None],
 ) -> _Run:
     """Run the chains of one datum."""
     began = time.perf_counter()
@@ -386,7 +383,7 @@ def _chains(
         accepted += float(says["acceptance rate"]) / chains
         divergences += len(says.get("divergences", ()))
         kernel.cleanup()
-        bar.update()
+        advance(1)
     return _Run(
         torch.stack(found).unsqueeze(0),
         torch.tensor([accepted], dtype=torch.float64),

@@ -15,16 +15,15 @@ exceeds 1, however few weights are all there is.
 
 from __future__ import annotations
 
-__all__ = ["PILOT", "as_needed", "block_of", "check_settings", "equally", "in_parts"]
+__all__ = ["PILOT", "as_needed", "check_settings", "equally"]
 
 import math
 from collections.abc import Callable
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from jensen.kernel.weights import Program, check_pair
+from jensen.kernel.batches import Part, chunks_of
 
 from .diagnostics import RunningWeights
 
@@ -46,81 +45,57 @@ def check_settings(particles: int, tolerance: float | None, max_particles: int) 
         )
 
 
-def in_parts(model: Program, guide: Program, batch: tuple[Tensor, ...], proven: bool) -> bool:
-    """Whether a pair with weights per datum runs on some of these data alone.
-
-    Args:
-        model: the model.
-        guide: its guide; an AutoGuide, or one with parameters for each datum, runs on all or none.
-        batch: the data.
-        proven: whether the batch is itself a part of the data.
-    """
-    half = len(batch[0]) // 2
-    if isinstance(guide, AutoGuide):
-        return False
-    if proven or not half:
-        return True
-    try:
-        return check_pair(model, guide, *(x[:half] for x in batch)).sizes == (half,)
-    except (RuntimeError, ValueError):
-        return False
+def equally(draw: Draw, part: Part, particles: int) -> dict[str, Tensor]:
+    """The same K for every datum of a part: what :meth:`RunningWeights.results` says, and ``spent``."""
+    weights = RunningWeights(particles, _numbers(part))
+    _fill(weights, draw, None, part.chunks(particles))
+    reduced = weights.results()
+    return {**reduced, "spent": torch.full_like(reduced["zero_weights"], particles)}
 
 
-def block_of(particles: int, most: int) -> int:
-    """How many particles to draw at once, at most so many: a divisor of K if one is near; then all blocks are alike."""
-    most = max(1, min(particles, most))
-    return next((k for k in range(most, most // 2, -1) if particles % k == 0), most)
-
-
-def equally(draw: Draw, particles: int, block: int, rows: Tensor) -> dict[str, Tensor]:
-    """The same K for every datum, in blocks: what :meth:`RunningWeights.results` says, and ``spent``."""
-    weights = RunningWeights(particles, rows)
-    _fill(weights, draw, None, particles, block)
-    found = weights.results()
-    return {**found, "spent": torch.full_like(found["zero_weights"], particles)}
-
-
-def as_needed(
-    draw: Draw, tolerance: float, max_particles: int, chunk: int, rows: Tensor, divisible: bool
-) -> dict[str, Tensor]:
-    """As many particles as each datum needs.
+def as_needed(draw: Draw, part: Part, tolerance: float, max_particles: int) -> dict[str, Tensor]:
+    """As many particles as each datum of a part needs; all go on until all are done where the pair runs on all only.
 
     Args:
         draw: runs the pair.
+        part: the data.
         tolerance: the Monte Carlo error of log p(x) to reach, in nats.
         max_particles: the most draws of a datum, the pilot's among them.
-        chunk: how many (datum, particle) pairs are run at once.
-        rows: the number of each datum in the user's data.
-        divisible: whether some of the data can be drawn for alone; if not, all go on until all are done.
 
     Returns:
         What :meth:`RunningWeights.results` says of the fresh draws, ``spent`` and ``converged``: [N] each.
     """
+    rows = _numbers(part)
     n, most = len(rows), max_particles - PILOT
     active = torch.arange(n)
     pilot = RunningWeights(PILOT, rows)
-    _fill(pilot, draw, None, PILOT, max(1, chunk // n))
+    _fill(pilot, draw, None, part.chunks(PILOT))
     need = _needed(pilot, tolerance)  # [N], never falls
     weights = RunningWeights(most, rows)
-    found: dict[str, Tensor] = {}
+    reduced: dict[str, Tensor] = {}
     while True:
         target = min(most, max(PILOT, 2 * weights.seen))
-        positions = active if divisible else None
-        _fill(weights, draw, positions, target - weights.seen, max(1, chunk // len(active)))
+        positions, rows_run = (active, len(active)) if part.divisible else (None, part.size)
+        _fill(weights, draw, positions, chunks_of(target - weights.seen, part.at_once // rows_run))
         asked = need[active] <= target
         need[active] = torch.where(asked, torch.maximum(need[active], _needed(weights, tolerance)), need[active])
         met = need[active] <= target
         done = met | (target == most)
-        if not divisible:
+        if not part.divisible:
             done = done.all().expand_as(done)
         if done.any():
             now = {**weights.results(), "spent": torch.full_like(weights.zero_weights, target + PILOT)}
             for name, values in {**now, "converged": met}.items():
-                found.setdefault(name, values.new_zeros(n, device="cpu"))[active[done]] = values.cpu()[done]
+                reduced.setdefault(name, values.new_zeros(n, device="cpu"))[active[done]] = values.cpu()[done]
             if done.all():
-                return found
+                return reduced
             weights.select((~done).nonzero().flatten())
             active = active[~done]
+
+
+def _numbers(part: Part) -> Tensor:
+    """The numbers of the data that the weights of a part are of; joint weights count as one datum, the first."""
+    return torch.zeros(1).long() if part.joint else torch.arange(part.first, part.first + len(part))
 
 
 def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
@@ -130,11 +105,11 @@ def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
     return needed.nan_to_num(nan=2.0 * weights.seen, posinf=math.inf).cpu()
 
 
-def _fill(weights: RunningWeights, draw: Draw, positions: Tensor | None, particles: int, block: int) -> None:
-    """Draw block after block; reduce them several at a time, which sorts the largest less often."""
+def _fill(weights: RunningWeights, draw: Draw, positions: Tensor | None, chunks: list[int]) -> None:
+    """Draw chunk after chunk; reduce them several at a time, which sorts the largest less often."""
     waiting: list[Tensor] = []
-    for first in range(0, particles, block):
-        waiting.append(draw(positions, min(block, particles - first)))
-        if first + block >= particles or len(waiting) * waiting[0].numel() >= _REDUCED:
+    for i, k in enumerate(chunks):
+        waiting.append(draw(positions, k))
+        if i + 1 == len(chunks) or len(waiting) * waiting[0].numel() >= _REDUCED:
             weights.update(torch.cat(waiting))
             waiting.clear()

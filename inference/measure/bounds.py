@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Transform, as_tensors, expect_rows, placed, plan, running
+from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
+from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import Program, check_pair, log_joint, log_weights, terms
+from jensen.kernel.weights import Program, log_joint, log_weights, terms
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, with_error
@@ -159,25 +159,22 @@ def bounds(
     lower: list[Tensor] = []
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        separate, rows = plan(model, guide, tensors, max(1, 2**15 // particles))
-        if latents is not None:
-            with forked_rng():  # the draws from below are those without latents
-                check_sites(latents, terms(model, guide, *(x[:rows] for x in tensors)).q)
-        if not separate:
-            raise ValueError("bounds averages over data, but the weights of this pair are joint (a global latent)")
-        for start in tqdm(range(0, n, rows), disable=not progress, desc="bounds"):
-            batch = tuple(x[start : start + rows] for x in tensors)
-            expect_rows(check_pair(model, guide, *batch), len(batch[0]))
-            log_w = log_weights(model, guide, *batch, particles=particles).double().cpu()  # [K, n]
+        for part in stream(model, guide, tensors, "bounds", at_once=2**15, together=particles, progress=progress):
+            nesting = part.layout.nesting
+            if latents is not None and not part.first:
+                with forked_rng():  # the draws from below are those without latents
+                    check_sites(latents, terms(model, guide, *part.data, max_plate_nesting=nesting).q)
+            log_w = log_weights(model, guide, *part.data, particles=particles, max_plate_nesting=nesting)
+            log_w = log_w.double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
                 blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
                 means[i] += blocks.mean(0).sum()
                 squares[i] += _block_variance(blocks, log_w).sum()
             if latents is not None:
-                values = {site: z[start : start + rows].to(batch[0].device) for site, z in latents.items()}
-                upper.append(_upper(log_w, log_weight_of(model, guide, values, batch), sizes))
+                values = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
+                upper.append(_upper(log_w, log_weight_of(model, guide, values, part.data), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
-        known = cheap_evidence(model, tensors, budget=particles, rows=rows, joint=False)
+        known = cheap_evidence(model, tensors, budget=particles, rows=part.size, joint=False)
     found = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))
     if latents is None:
         return found

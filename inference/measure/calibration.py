@@ -25,14 +25,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, expect_rows, placed, running
-from jensen.kernel.layout import Layout
+from jensen.kernel.batches import Data, Device, placed, stream
+from jensen.kernel.modes import running
+from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.simulation import simulate
-from jensen.kernel.weights import Program, check_pair, terms
+from jensen.kernel.weights import Program, terms
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of
@@ -295,40 +294,22 @@ def calibrate(
     covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
     if {len(x) for x in covariates} - {n}:
         raise ValueError(f"covariates need a row for each of the n={n} data, but have {[len(x) for x in covariates]}")
-    if isinstance(guide, AutoGuide):
+    if is_autoguide(guide):
         raise ValueError(
             f"{type(guide).__name__} holds a value for each datum that it was trained on and does not read the data, "
             "but calibration draws new ones: take a guide that reads them (jensen.guides.amortize)"
         )
     parts: list[dict[str, Tensor]] = []
-    rows = max(1, chunk_size // draws)
-    with running(model, guide, seed=seed, device=device), tqdm(total=n, disable=not progress, desc="calibrate") as bar:
-        for start in range(0, n, rows):
-            others = placed((x[start : start + rows] for x in covariates), device, None) if covariates else ()
-            size = min(rows, n - start)
-            true, x = simulate(model, size, *others)
-            layout = check_pair(model, guide, x, *others)
-            _check_layout(layout, size)
-            t = terms(model, guide, x, *others, particles=draws, max_plate_nesting=layout.nesting)
-            parts.append({site: _ranks(site, true[site], t.values[site]) for site in true if site in t.q})
-            bar.update(size)
+    with running(model, guide, seed=seed, device=device):
+        others = placed(covariates, device, None) if covariates else ()
+        true, x = simulate(model, n, *others)
+        data = (x, *others)
+        for part in stream(model, guide, data, "calibrate", at_once=chunk_size, together=draws, progress=progress):
+            t = terms(model, guide, *part.data, particles=draws, max_plate_nesting=part.layout.nesting)
+            parts.append({site: _ranks(site, z[part.rows], t.values[site]) for site, z in true.items() if site in t.q})
     if not parts[0]:
         raise ValueError("the guide draws no latent site of the model, so there is nothing to calibrate")
     return Calibration({site: torch.cat([part[site] for part in parts]) for site in parts[0]}, draws)
-
-
-def _check_layout(layout: Layout, rows: int) -> None:
-    if layout.points:
-        raise ValueError(
-            f"the guide is a point estimate at {list(layout.points)} (Delta): it has no width to be calibrated; take a "
-            "guide with a density"
-        )
-    if not layout.sizes:
-        raise ValueError(
-            "the weights of this pair are joint, so its guide draws no value for each datum: open the model's plate "
-            "over the data around every site of the guide (a global latent cannot be calibrated on one data set)"
-        )
-    expect_rows(layout, rows)
 
 
 def _ranks(site: str, true: Tensor, drawn: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import TransformedDistribution
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from jensen.kernel.batches import Data, as_tensors, running
+from jensen.kernel.batches import Data, as_tensors, stream
 from jensen.kernel.checks import check_simulated
+from jensen.kernel.modes import running
 from jensen.kernel.parameters import claim_parameters
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import simulate, sites_without_data
@@ -125,7 +125,7 @@ def encode_with_kinds(
             for name in sites
         }
 
-    return _over_data(model, guide, data, particles, seed, values), discrete
+    return _over_data(model, guide, data, particles, seed, "encode", values), discrete
 
 
 def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None) -> Tensor:
@@ -160,7 +160,7 @@ def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32,
             raise ValueError(f"the model observes its data at {sorted(set(t.p) - set(t.q))}: name that site 'x'")
         return {"x": _mean(t.p["x"]).mean(0)}
 
-    return _over_data(model, guide, data, particles, seed, means)["x"]
+    return _over_data(model, guide, data, particles, seed, "reconstruct", means)["x"]
 
 
 def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: int | None = 0) -> dict[str, Tensor]:
@@ -240,15 +240,16 @@ def _over_data(
     data: Data,
     particles: int,
     seed: int | None,
+    what: str,
     reduce: Callable[[Terms], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """What ``reduce`` makes of a pair's terms, batch after batch."""
-    tensors = as_tensors(data)
-    n = len(tensors[0])
-    rows = n if isinstance(guide, AutoGuide) else max(1, _AT_ONCE // max(1, particles))
+    if particles < 1:
+        raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
+    settings: dict[str, Any] = {"at_once": _AT_ONCE, "together": particles, "weights": "none", "progress": False}
     with running(model, guide, seed=seed):
-        parts = [
-            reduce(terms(model, guide, *(x[start : start + rows] for x in tensors), particles=particles))
-            for start in range(0, n, rows)
+        reduced = [
+            reduce(terms(model, guide, *part.data, particles=particles, max_plate_nesting=part.layout.nesting))
+            for part in stream(model, guide, as_tensors(data), what, **settings)
         ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in reduced]) for name in reduced[0]}

@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Data, Transform, as_tensors, expect_rows, in_cache, placed, plan, running
-from jensen.kernel.weights import Program, check_pair
+from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, placed, stream
+from jensen.kernel.modes import running
+from jensen.kernel.weights import Program
 from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import RESULT_COLUMNS, Table, decimals, percent, result_row
 
 from ..exact.log_evidence import cheap_evidence
-from .adaptive import as_needed, block_of, check_settings, equally, in_parts
+from .adaptive import as_needed, check_settings, equally
 from .diagnostics import CORRECTIONS
 
 Summary = Mapping[str, float | int | None]
@@ -286,63 +286,48 @@ def evaluate(
     where = tensors[0].device if device is None else torch.device(device)
     with running(model, guide, seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
-        at_first = particles if tolerance is None else 64
-        separate, rows = plan(model, guide, tensors, min(64, max(1, chunk_size // min(at_first, 64))))
         parts: list[dict[str, Tensor]] = []
-        if separate:
-            rows = -(-n // -(-n // rows))  # batches of about the same size
-        checked = rows * max(1, _CHECKED // rows)  # data that the pair is checked on at once
         weights: LogWeights | None = None
-        total = n * particles if tolerance is None else None
-        with tqdm(total=total, disable=not progress, desc="evaluate", unit_scale=True) as bar:
-            for start in range(0, n, rows):
-                batch = tuple(x[start : start + rows] for x in tensors)
-                if start % checked == 0:
-                    some = tuple(x[start : start + checked] for x in tensors)
-                    layout = check_pair(model, guide, *some)
-                    if separate:
-                        expect_rows(layout, len(some[0]))
-                weights = LogWeights(model, guide, layout.nesting, compile) if weights is None else weights
-                left = (n - start) // rows if tolerance is None else None
+        for part in stream(
+            model,
+            guide,
+            tensors,
+            "evaluate",
+            at_once=chunk_size,
+            together=min(64, particles if tolerance is None else 64),
+            most=64,
+            weights="any",
+            units=particles if tolerance is None else None,
+            progress=progress,
+        ):
+            weights = LogWeights(model, guide, part.layout.nesting, compile) if weights is None else weights
 
-                def draw(
-                    positions: Tensor | None,
-                    k: int,
-                    batch: tuple[Tensor, ...] = batch,
-                    weights: LogWeights = weights,
-                    left: int | None = left,
-                ) -> Tensor:
-                    some = batch if positions is None else tuple(x[positions.to(x.device)] for x in batch)
-                    log_w = weights(some, k, None if left is None else max(1, left * (particles // k)))
-                    bar.update(k * len(some[0]))
-                    return log_w if separate else log_w.unsqueeze(-1)
+            def draw(positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights) -> Tensor:
+                some = part.data if positions is None else tuple(x[positions.to(x.device)] for x in part.data)
+                log_w = weights(some, k, None if tolerance is not None else max(1, part.ahead * (particles // k)))
+                part.advance(k * len(some[0]))
+                return log_w.unsqueeze(-1) if part.joint else log_w
 
-                numbers = torch.arange(start, start + len(batch[0])) if separate else torch.zeros(1).long()
-                if tolerance is None:
-                    part = equally(draw, particles, block_of(particles, chunk_size // rows), numbers)
-                else:
-                    divisible = separate and in_parts(model, guide, batch, proven=rows < n)
-                    part = as_needed(draw, tolerance, max_particles, chunk_size, numbers, divisible)
-                parts.append({name: values.cpu() for name, values in part.items()})
+            reduced = (
+                equally(draw, part, particles) if tolerance is None else as_needed(draw, part, tolerance, max_particles)
+            )
+            parts.append({name: values.cpu() for name, values in reduced.items()})
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
-        known = cheap_evidence(model, tensors, budget=budget, rows=rows, joint=not separate)
+        known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint)
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
         **joined,
         exact=known,
         particles=int(joined["spent"].max()),
-        features=tensors[0][0].numel() * (1 if separate else n),
-        joint=not separate,
+        features=tensors[0][0].numel() * (n if part.joint else 1),
+        joint=part.joint,
         corrected=corrected,
         corrected_error=errors,
     )
     _doubt(evidence)
     return evidence
-
-
-_CHECKED = 512
 
 
 def _doubt(evidence: Evidence) -> None:

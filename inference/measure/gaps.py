@@ -21,11 +21,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, running
+from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.modes import running
+from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 from jensen.results.records import Record
@@ -231,20 +231,15 @@ def gaps(
     evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
     if evidence.joint:
         raise ValueError("the weights of this pair are joint, one number for all data, so there is no gap per datum")
-    n, start = len(tensors[0]), time.perf_counter()
-    rows = n if isinstance(guide, AutoGuide) else batch_size
+    start = time.perf_counter()
     found: list[Evidence] = []
     gain: list[Tensor] = []
     converged: list[Tensor] = []
     most, spent = 0, 0.0
-    with (
-        tqdm(total=n, disable=not progress, desc="local optimum", unit="datum") as bar,
-        originals_kept(model, guide),
-        running(model, guide, seed=seed, device=device),
-    ):
-        for first in range(0, n, rows):
-            batch = tuple(x[first : first + rows] for x in tensors)
-            local = copy.deepcopy(guide) if isinstance(guide, AutoGuide) else guide.local(*batch)  # type: ignore[attr-defined]
+    with originals_kept(model, guide), running(model, guide, seed=seed, device=device):
+        for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress):
+            batch = part.data
+            local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
             search = LocalSearch(model, local, batch, draws)
             change, error = torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
             done, rate = 0, lr
@@ -257,19 +252,18 @@ def gaps(
             found.append(
                 evaluate(model, local, batch, particles, device=device, progress=False)
                 if search.free
-                else _rows(evidence, slice(first, first + rows))  # nothing to optimise: the same guide
+                else _rows(evidence, part.rows)  # nothing to optimise: the same guide
             )
             start = time.perf_counter()
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
-            bar.update(len(batch[0]))
     return Gaps(evidence, _joined(found), torch.cat(gain), torch.cat(converged), most, spent)
 
 
 def has_local(guide: Program) -> bool:
     """Whether the gap of a guide can be split."""
-    return isinstance(guide, AutoGuide) or callable(getattr(guide, "local", None))
+    return is_autoguide(guide) or callable(getattr(guide, "local", None))
 
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from jensen.kernel.batches import Data, Device, Transform, as_tensors, expect_rows, placed, plan, running
+from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.modes import running
 from jensen.kernel.sites import Terms
-from jensen.kernel.weights import Program, check_pair, terms
+from jensen.kernel.weights import Program, terms
 from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import RESULT_COLUMNS, Table, result_row
@@ -167,14 +167,8 @@ def rate_distortion(
     noise: dict[str, list[Tensor]] = {}
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        separate, rows = plan(model, guide, tensors, max(1, chunk_size // particles))
-        if not separate:
-            raise ValueError("rate and distortion are per datum, but the weights of this pair are joint")
-        for start in tqdm(range(0, n, rows), disable=not progress, desc="rate"):
-            batch = tuple(x[start : start + rows] for x in tensors)
-            layout = check_pair(model, guide, *batch)
-            expect_rows(layout, len(batch[0]))
-            t = terms(model, guide, *batch, particles=particles, max_plate_nesting=layout.nesting)
+        for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
+            t = terms(model, guide, *part.data, particles=particles, max_plate_nesting=part.layout.nesting)
             parts.append(_moments(*_split(t)))
             for site in (name for name in t.p if name in t.q):
                 z = t.values[site].double().cpu()  # [K, n, *event]

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
-from jensen.kernel.batches import modes_kept
+from jensen.kernel.modes import modes_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program

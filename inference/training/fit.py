@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, buffers_kept, modes_kept
+from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, layout_on
 from jensen.kernel.layout import Layout
+from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
@@ -254,14 +255,13 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         parts = torch.arange(data.n).split(data.size)
         layout = check_pair(model, guide, *data.take(parts[0]))
         if 1 < data.size < data.n:
-            try:  # a guide with a value per datum fits one size only
-                check_pair(model, guide, *data.take(parts[0][:-1]))
-            except (RuntimeError, ValueError) as error:
+            smaller = layout_on(model, guide, data.first(), data.size - 1)
+            if isinstance(smaller, Exception):  # a guide with a value per datum fits one size only
                 raise ValueError(
                     f"the pair runs on {data.size} data but not on {data.size - 1}: a guide that holds a value for "
                     f"each datum (an AutoGuide) sees all data at every step: make a new one, and give batch_size="
-                    f"{data.n} or more ({str(error).splitlines()[0]})"
-                ) from error
+                    f"{data.n} or more ({str(smaller).splitlines()[0]})"
+                ) from smaller
         for rows in parts[1:]:
             check_pair(model, guide, *data.take(rows))
     return layout

@@ -14,7 +14,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from jensen.kernel.batches import Data, as_tensors, modes_kept
+from jensen.kernel.batches import Data, as_tensors
+from jensen.kernel.modes import modes_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of

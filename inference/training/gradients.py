@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from jensen.graphs.capture import CannotCapture, Graph, agrees, capture
-from jensen.kernel.batches import Batch, buffers_kept
+from jensen.kernel.batches import Batch
 from jensen.kernel.layout import Layout
+from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import in_plate

@@ -28,8 +28,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from jensen.graphs.capture import CannotCapture, Graph, Outputs, agrees, capture
 from jensen.graphs.compile import CannotCompile, Compile, compiled, price
 from jensen.graphs.guards import Witnesses
-from jensen.kernel.batches import Batch, Batches, buffers_kept
+from jensen.kernel.batches import Batch, Batches
 from jensen.kernel.layout import Layout
+from jensen.kernel.modes import buffers_kept
 from jensen.kernel.weights import parameters_read
 
 from .checkpoint import Run

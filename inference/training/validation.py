@@ -8,8 +8,9 @@ import torch
 
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
-from jensen.kernel.batches import Batches, running
+from jensen.kernel.batches import Batches
 from jensen.kernel.layout import Layout
+from jensen.kernel.modes import running
 from jensen.kernel.weights import Program
 
 from .history import History

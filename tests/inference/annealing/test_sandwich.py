@@ -20,6 +20,7 @@ from jensen.inference.annealing.ais import Path
 from jensen.inference.annealing.rejection import posterior_draws
 from jensen.inference.annealing.sandwich import _weighted
 from jensen.inference.measure.bounds import log_weight_of
+from jensen.kernel.batches import stream
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -112,10 +113,11 @@ def test_weighted_bounds_by_hand(linear, block):
     """The true weight stands in the place of the first of the draws, however many are run at once."""
     model, guide = linear
     latents, x = simulate(model, 6)
+    (part,) = stream(model, guide, (x,), "test", at_once=6 * block, most=6, progress=False)
     torch.manual_seed(1)
-    found = _weighted(model, guide, latents, (x,), 16, block, 1)
+    found = _weighted(model, guide, latents, part, 16)
     torch.manual_seed(1)
-    w = torch.cat([log_weights(model, guide, x, particles=min(block, 16 - k)).detach() for k in range(0, 16, block)])
+    w = torch.cat([log_weights(model, guide, x, particles=k).detach() for k in part.chunks(16)])
     true = log_weight_of(model, guide, latents, (x,)).detach()
     every = torch.stack([true, *w[1:]])
     torch.testing.assert_close(found.lower, w.logsumexp(0) - math.log(16), rtol=0, atol=1e-10)

@@ -17,6 +17,7 @@ from jensen.guides import ExactPosterior, amortize
 from jensen.inference import compare, evaluate
 from jensen.inference.measure.adaptive import PILOT, as_needed
 from jensen.inference.measure.gaps import _joined
+from jensen.kernel.batches import stream
 from jensen.models import PPCA
 
 D = 5
@@ -83,7 +84,8 @@ def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_for
         drawn += k
         return 50 + torch.randn(k, 1).double() if drawn <= PILOT else torch.zeros(k, 1).double()
 
-    found = as_needed(draw, 0.04, 100_000, PILOT, torch.zeros(1).long(), True)
+    (part,) = stream(_model, _guide(1.0), (torch.zeros(1, D),), "test", at_once=PILOT, progress=False)
+    found = as_needed(draw, part, 0.04, 100_000)
     assert found["converged"].tolist() == [True]
     assert found["spent"].item() - PILOT > (math.e - 1) / 2 / 0.04**2  # half of what log-normal weights take
     assert found["log_evidence"].item() == 0.0
@@ -143,7 +145,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("chunk_size", [50, 333, 4096])
 @pytest.mark.parametrize("most", [512, 700, 5000])
 def test_what_is_said_to_be_spent_was_spent_and_no_more(chunk_size, most, monkeypatch):
-    measuring = sys.modules["jensen.inference.evaluate"]
+    measuring = sys.modules["jensen.inference.measure.evaluate"]
     monkeypatch.setattr(measuring, "cheap_evidence", lambda *_, **__: None)  # an integral would use the decoder too
     model, guide, x = pair("VAE, shared scale", "MeanField")
     model.decoder = Counting(model.decoder)

@@ -156,10 +156,12 @@ def test_an_auxiliary_site_has_no_true_value(make):
         bounds(model, make(model), x, 4, latents=latents, progress=False)
 
 
-def test_an_autoguide_over_all_sites_is_auxiliary_too():
+def test_an_autoguide_over_all_sites_has_joint_weights():
     model = PPCA(X, D)
     latents, x = simulate(model, 10)
-    with pytest.raises(ValueError, match=r"an auxiliary site .* has no true value"):
+    with pytest.raises(
+        ValueError, match=r"bounds needs a number for each datum.*one site of an AutoMultivariateNormal"
+    ):
         bounds(model, AutoMultivariateNormal(model), x, 4, latents=latents, progress=False)
 
 

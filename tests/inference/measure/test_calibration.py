@@ -352,7 +352,7 @@ def test_point_guides_have_no_width():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Delta(x[:, :2], event_dim=1))
 
-    with pytest.raises(ValueError, match=r"point estimate at \['z'\] \(Delta\): it has no width"):
+    with pytest.raises(ValueError, match=r"point estimate at \['z'\] \(Delta\): it has no density"):
         calibrate(PPCA(5, 2), point, progress=False)
 
 
