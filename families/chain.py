@@ -109,7 +109,9 @@ class GaussMarkov(Family):
 
     References:
         Archer, Park, Buesing, Cunningham and Paninski (2015), Black Box Variational Inference for State Space Models.
+        https://arxiv.org/abs/1511.07367
         Krishnan, Shalit and Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
+        https://arxiv.org/abs/1609.09869
 
     Args:
         features: the shape (T, D) of z; or the number T D, where ``steps`` is given.

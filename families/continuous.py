@@ -78,7 +78,7 @@ class ContinuousBernoulli(Family):
 
     References:
         Loaiza-Ganem and Cunningham (2019), The Continuous Bernoulli: Fixing a Pervasive Error in Variational
-        Autoencoders.
+        Autoencoders. https://arxiv.org/abs/1907.06845
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.

@@ -34,6 +34,7 @@ class Poisson(Family):
 
     References:
         Gopalan, Hofman and Blei (2015), Scalable Recommendation with Hierarchical Poisson Factorization.
+        https://arxiv.org/abs/1311.1704
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.
@@ -78,6 +79,7 @@ class NegativeBinomial(Scaled):
 
     References:
         Lopez, Regier, Cole, Jordan and Yosef (2018), Deep Generative Modeling for Single-Cell Transcriptomics.
+        https://doi.org/10.1038/s41592-018-0229-2
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.
@@ -174,6 +176,7 @@ class Categorical(Family):
 
     References:
         van den Oord, Kalchbrenner and Kavukcuoglu (2016), Pixel Recurrent Neural Networks, section 3.3.
+        https://arxiv.org/abs/1601.06759
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.

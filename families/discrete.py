@@ -28,7 +28,7 @@ class Bernoulli(Family):
     r"""Independent binary features, given by their logits.
 
     References:
-        Kingma and Welling (2014), Auto-Encoding Variational Bayes, appendix C.1.
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, appendix C.1. https://arxiv.org/abs/1312.6114
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.
@@ -60,6 +60,7 @@ class BinaryVector(Family):
 
     References:
         Saul, Jaakkola and Jordan (1996), Mean Field Theory for Sigmoid Belief Networks.
+        https://arxiv.org/abs/cs/9603102
 
     Args:
         features: the number D of features, at most 16 where states are enumerated.
@@ -108,6 +109,7 @@ class OneHotCategorical(Family):
 
     References:
         Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models.
+        https://arxiv.org/abs/1406.5298
 
     Args:
         features: the number D of choices.

@@ -148,6 +148,7 @@ class IAF(_Affine):
 
     References:
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow.
+        https://arxiv.org/abs/1606.04934
         Germain et al. (2015), MADE: Masked Autoencoder for Distribution Estimation.
 
     Args:
@@ -188,6 +189,7 @@ class MAF(_Affine):
 
     References:
         Papamakarios, Pavlakou and Murray (2017), Masked Autoregressive Flow for Density Estimation.
+        https://arxiv.org/abs/1705.07057
         Chen et al. (2017), Variational Lossy Autoencoder: such a prior.
 
     Args:

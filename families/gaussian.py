@@ -32,7 +32,7 @@ class MeanField(Family):
     .. math:: q(z \mid h) = \prod_d \mathcal{N}(z_d; \mu_d(h), s_d(h)^2)
 
     References:
-        Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes. https://arxiv.org/abs/1312.6114
 
     Args:
         features: the number D of features.
@@ -81,6 +81,7 @@ class LowRank(Family):
 
     References:
         Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
+        https://arxiv.org/abs/1701.03208
 
     Args:
         features: the number D of features.
@@ -158,6 +159,7 @@ class FullCovariance(Family):
 
     References:
         Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
+        https://arxiv.org/abs/1906.02691
 
     Args:
         features: the number D of features.
@@ -231,6 +233,7 @@ class Gaussian(Scaled):
 
     References:
         Rybkin, Daniilidis and Levine (2021), Simple and Effective VAE Training with Calibrated Decoders.
+        https://arxiv.org/abs/2006.13202
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.

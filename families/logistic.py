@@ -30,7 +30,8 @@ class DiscretizedLogistic(Family):
 
     References:
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow: one component.
-        Salimans, Karpathy, Chen and Kingma (2017), PixelCNN++: mixtures.
+        https://arxiv.org/abs/1606.04934
+        Salimans, Karpathy, Chen and Kingma (2017), PixelCNN++: mixtures. https://arxiv.org/abs/1701.05517
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.

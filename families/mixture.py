@@ -30,7 +30,7 @@ class Mixture(Family):
     References:
         Bishop, Lawrence, Jaakkola and Jordan (1998), Approximating Posterior Distributions in Belief Networks Using
         Mixtures.
-        Figurnov, Mohamed and Mnih (2018), Implicit Reparameterization Gradients.
+        Figurnov, Mohamed and Mnih (2018), Implicit Reparameterization Gradients. https://arxiv.org/abs/1805.08498
 
     Args:
         features: the number D of features.

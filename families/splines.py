@@ -98,7 +98,7 @@ class NeuralSpline(Flow):
     value takes D passes of the autoregressive ones, one of the coupling ones.
 
     References:
-        Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows.
+        Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows. https://arxiv.org/abs/1906.04032
 
     Args:
         features: the number D of features.

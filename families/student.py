@@ -30,6 +30,7 @@ class StudentT(Scaled):
 
     References:
         Geweke (1989), Bayesian Inference in Econometric Models Using Monte Carlo Integration.
+        https://www.jstor.org/stable/1913710
         Lange, Little and Taylor (1989), Robust Statistical Modeling Using the t Distribution.
 
     Args:

@@ -38,6 +38,7 @@ class Sylvester(Flow):
 
     References:
         van den Berg, Hasenclever, Tomczak and Welling (2018), Sylvester Normalizing Flows for Variational Inference.
+        https://arxiv.org/abs/1803.05649
 
     Args:
         features: the number D of features.

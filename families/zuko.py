@@ -29,7 +29,7 @@ class Zuko(Family):
     fast, and ``IAF`` and ``NeuralSpline`` here draw in one.
 
     References:
-        Rozet et al. (2022), Zuko: Normalizing flows in PyTorch.
+        Rozet et al. (2022), Zuko: Normalizing flows in PyTorch. https://github.com/probabilists/zuko
 
     Args:
         features: the number D of features.

@@ -29,7 +29,7 @@ class Amortized(UniqueModule):
     and the value just drawn, leading dimensions broadcast. The encoder runs once, whatever the number of particles.
 
     References:
-        Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes. https://arxiv.org/abs/1312.6114
 
     Args:
         encoder: a network from the data [N, X] to the context [N, H].
@@ -135,6 +135,7 @@ class Joint(UniqueModule):
 
     References:
         Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), Automatic Differentiation Variational Inference.
+        https://arxiv.org/abs/1603.00788
 
     Args:
         encoder: a network from the data [N, X] to the context [N, H].

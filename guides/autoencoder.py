@@ -27,6 +27,7 @@ class Contractive(UniqueModule):
 
     References:
         Rifai, Vincent, Muller, Glorot and Bengio (2011), Contractive Auto-Encoders.
+        https://icml.cc/2011/papers/455_icmlpaper.pdf
 
     Args:
         guide: an amortized guide with one latent site.

@@ -34,6 +34,10 @@ class ExactPosterior(UniqueModule):
     It has no parameters of its own, holds the model without registering it again, and follows its parameters, so
     training the pair follows the gradient of the exact log p(x).
 
+    References:
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis: the posterior of PPCA.
+        https://www.jstor.org/stable/2680726
+
     Args:
         model: a model with one latent site and ``posterior(*data)``.
 

@@ -39,7 +39,7 @@ class BottomUp(Amortized):
     .. math:: q(z \mid x) = q(z_1 \mid x) \, q(z_2 \mid z_1) \cdots q(z_L \mid z_{L-1})
 
     References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
 
     Args:
         layers: for l = 1, ..., L a network that reads x or z_{l-1}, [..., H_l], and the family of z_l with context H_l.
@@ -148,6 +148,7 @@ class Ladder(UniqueModule):
 
     References:
         Sønderby, Raiko, Maaløe, Sønderby and Winther (2016), Ladder Variational Autoencoders.
+        https://arxiv.org/abs/1602.02282
 
     Args:
         model: a model with sites ``"z_L"``, ..., ``"z_1"`` and ``conditional(level, above)``, a diagonal Gaussian

@@ -94,6 +94,7 @@ class Constrained(_Wrapped):
 
     References:
         Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), Automatic Differentiation Variational Inference.
+        https://arxiv.org/abs/1603.00788
 
     Args:
         family: a family whose features are the coordinates of the unconstrained space (a simplex of 3 numbers has 2).

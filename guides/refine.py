@@ -50,6 +50,7 @@ class SemiAmortized(UniqueModule):
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-Amortized Variational Autoencoders.
+        https://arxiv.org/abs/1802.02550
 
     Args:
         guide: an :class:`~jensen.guides.Amortized` or :class:`~jensen.guides.Joint` guide.
@@ -131,6 +132,7 @@ class Laplace(UniqueModule):
 
     References:
         Tierney and Kadane (1986), Accurate Approximations for Posterior Moments and Marginal Densities.
+        https://www.jstor.org/stable/2287970
         Nocedal and Wright (2006), Numerical Optimization, second edition, section 4.1.
 
     Args:

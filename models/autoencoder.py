@@ -32,6 +32,8 @@ class FlatPrior(nn.Module):
     It has no draws, so the model cannot draw data (``x=None``), and log p(x) is defined up to a constant at most.
 
     References:
+        Baldi and Hornik (1989), Neural Networks and Principal Component Analysis: linear autoencoders.
+        https://doi.org/10.1016/0893-6080(89)90014-2
         Bishop (2006), Pattern Recognition and Machine Learning, section 2.4.3: noninformative priors.
 
     Args:
@@ -93,6 +95,7 @@ class LaplacePrior(nn.Module):
 
     References:
         Olshausen and Field (1996), Emergence of Simple-Cell Receptive Field Properties by Learning a Sparse Code.
+        https://doi.org/10.1038/381607a0
 
     Args:
         features: the number D of latent features.

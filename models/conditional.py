@@ -32,7 +32,9 @@ class ConditionalVAE(UniqueModule):
 
     References:
         Sohn, Lee and Yan (2015), Learning Structured Output Representation Using Deep Conditional Generative Models.
+        https://papers.nips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
         Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised Learning with Deep Generative Models.
+        https://arxiv.org/abs/1406.5298
 
     Args:
         decoder: a network from [..., latent + covariates] to [..., H].

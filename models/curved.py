@@ -70,6 +70,7 @@ class Banana(_Curved):
 
     References:
         Haario, Saksman and Tamminen (1999), Adaptive Proposal Distribution for Random Walk Metropolis Algorithm.
+        https://doi.org/10.1007/s001800050022
         Trefethen and Weideman (2014), The Exponentially Convergent Trapezoidal Rule.
 
     Args:
@@ -144,6 +145,7 @@ class Ring(_Curved):
 
     References:
         Rezende and Mohamed (2015), Variational Inference with Normalizing Flows: the ring among their potentials.
+        https://arxiv.org/abs/1505.05770
         Grushka (1972), Characterization of Exponentially Modified Gaussian Peaks in Chromatography.
 
     Args:

@@ -40,8 +40,9 @@ class BinaryLatentVAE(UniqueModule):
     logits are learned, and start at 0.
 
     References:
-        Neal (1992), Connectionist Learning of Belief Networks.
+        Neal (1992), Connectionist Learning of Belief Networks. https://doi.org/10.1016/0004-3702(92)90065-6
         Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks.
+        https://arxiv.org/abs/1402.0030
 
     Args:
         decoder: a network from [..., latent] to [..., H].
@@ -112,8 +113,9 @@ class GaussianMixtureVAE(UniqueModule):
     draws c and then z, or z alone where c is summed out by enumeration; then p(z) is the mixture itself.
 
     References:
-        Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding.
+        Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding. https://arxiv.org/abs/1611.05148
         Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
+        https://arxiv.org/abs/1611.02648
 
     Args:
         decoder: a network from [..., latent] to [..., H].

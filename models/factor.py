@@ -168,7 +168,7 @@ class FactorAnalysis(_Linear):
     as the noise of a feature vanishes (a Heywood case), ``fit_em`` stops at 1e-12 of that feature's variance.
 
     References:
-        Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis.
+        Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis. https://doi.org/10.1007/BF02293851
         Bartholomew, Knott and Moustaki (2011), Latent Variable Models and Factor Analysis.
 
     Args:
@@ -236,6 +236,7 @@ class LinearGaussian(_Linear):
 
     References:
         Roweis and Ghahramani (1999), A Unifying Review of Linear Gaussian Models.
+        https://doi.org/10.1162/089976699300016674
 
     Args:
         features: the number X of features of a datum.

@@ -34,7 +34,8 @@ class Hierarchical(UniqueModule):
 
     References:
         Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation and Approximate Inference.
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        https://arxiv.org/abs/1401.4082
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
 
     Args:
         layers: for l = 1, ..., L the network from [..., D_l] to [..., H_l] and the family with context H_l.

@@ -49,7 +49,7 @@ class PPCA(UniqueModule):
     mean-field guide is exact there; at a general rotation it is not.
 
     References:
-        Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis. https://www.jstor.org/stable/2680726
 
     Args:
         features: the number X of features of a datum.

@@ -34,6 +34,7 @@ class MixtureOfPPCA(UniqueModule):
 
     References:
         Tipping and Bishop (1999), Mixtures of Probabilistic Principal Component Analysers.
+        https://doi.org/10.1162/089976699300016728
 
     Args:
         features: the number X of features of a datum.

@@ -65,7 +65,8 @@ class LearnedPrior(nn.Module):
 
     References:
         Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
-        Chen et al. (2017), Variational Lossy Autoencoder.
+        https://arxiv.org/abs/1611.02648
+        Chen et al. (2017), Variational Lossy Autoencoder. https://arxiv.org/abs/1611.02731
 
     Args:
         family: a family built with ``context=None``.
@@ -125,7 +126,7 @@ class VampPrior(nn.Module):
     doubly reparameterized gradients, which treat the two halves apart, refuse the pair.
 
     References:
-        Tomczak and Welling (2018), VAE with a VampPrior.
+        Tomczak and Welling (2018), VAE with a VampPrior. https://arxiv.org/abs/1705.07120
 
     Args:
         posterior: a module from x, [C, *event_shape], to a distribution of batch shape [C] and event shape [D]:

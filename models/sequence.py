@@ -48,9 +48,10 @@ class LinearGaussianSSM(UniqueModule):
     Noise of the transitions is diagonal, which is no restriction: it is a choice of coordinates for z.
 
     References:
-        Kalman (1960), A New Approach to Linear Filtering and Prediction Problems.
+        Kalman (1960), A New Approach to Linear Filtering and Prediction Problems. https://doi.org/10.1115/1.3662552
         Fraser and Potter (1969), The Optimum Linear Smoother as a Combination of Two Optimum Linear Filters.
         Roweis and Ghahramani (1999), A Unifying Review of Linear Gaussian Models.
+        https://doi.org/10.1162/089976699300016674
 
     Args:
         features: the number X of features of a step.

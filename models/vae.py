@@ -24,8 +24,9 @@ class VAE(UniqueModule):
     .. math:: z \sim p(z), \qquad x \sim p(x \mid f(z))
 
     References:
-        Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes. https://arxiv.org/abs/1312.6114
         Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation and Approximate Inference.
+        https://arxiv.org/abs/1401.4082
 
     Args:
         decoder: a network from [..., latent] to [..., H].

@@ -35,7 +35,7 @@ def conv_encoder(
     References:
         LeCun, Bottou, Bengio and Haffner (1998), Gradient-Based Learning Applied to Document Recognition.
         Radford, Metz and Chintala (2016), Unsupervised Representation Learning with Deep Convolutional Generative
-        Adversarial Networks: strides in the place of pooling.
+        Adversarial Networks: strides in the place of pooling. https://arxiv.org/abs/1511.06434
 
     Args:
         image: channels, height and width of an image.
@@ -91,7 +91,7 @@ def conv_decoder(
 
     References:
         Radford, Metz and Chintala (2016), Unsupervised Representation Learning with Deep Convolutional Generative
-        Adversarial Networks.
+        Adversarial Networks. https://arxiv.org/abs/1511.06434
 
     Args:
         features: the width of the input, the size of its last dimension.

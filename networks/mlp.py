@@ -53,7 +53,8 @@ def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
 
     References:
         Dauphin, Fan, Auli and Grangier (2017), Language Modeling with Gated Convolutional Networks.
-        Tomczak and Welling (2018), VAE with a VampPrior.
+        https://arxiv.org/abs/1612.08083
+        Tomczak and Welling (2018), VAE with a VampPrior. https://arxiv.org/abs/1705.07120
 
     Args:
         features: the width of the input, the size of its last dimension.
@@ -86,7 +87,7 @@ def residual_mlp(
     .. math:: h_0 = A x + b, \qquad h_l = h_{l-1} + C_l \, a(A_l \, a(h_{l-1}) + b_l) + c_l, \qquad y = a(h_L)
 
     References:
-        He, Zhang, Ren and Sun (2016), Identity Mappings in Deep Residual Networks.
+        He, Zhang, Ren and Sun (2016), Identity Mappings in Deep Residual Networks. https://arxiv.org/abs/1603.05027
 
     Args:
         features: the width of the input, the size of its last dimension.

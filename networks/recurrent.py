@@ -29,8 +29,8 @@ def recurrent(
 
     References:
         Cho, van Merrienboer, Gulcehre, Bahdanau, Bougares, Schwenk and Bengio (2014), Learning Phrase Representations
-        using RNN Encoder-Decoder for Statistical Machine Translation.
-        Schuster and Paliwal (1997), Bidirectional Recurrent Neural Networks.
+        using RNN Encoder-Decoder for Statistical Machine Translation. https://arxiv.org/abs/1406.1078
+        Schuster and Paliwal (1997), Bidirectional Recurrent Neural Networks. https://doi.org/10.1109/78.650093
 
     Args:
         features: the number of features of a step.
