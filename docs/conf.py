@@ -19,7 +19,6 @@ version = release = jensen.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "myst_nb",
@@ -39,7 +38,6 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autosummary_generate = False
 maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -4,14 +4,18 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import members
 import pytest
+import sources
 import test_contract
 import test_families
 import torch
+from docstrings import rewrite
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text() or "```pycon" in path.read_text())
@@ -22,13 +26,14 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 def run_page(path):
     """Run a page's blocks one after the other in one namespace; what stands under a prompt must come out as it stands.
 
-    Returns the namespace.
+    Training of hundreds of epochs is shortened to one. Returns the namespace.
     """
     text, scope = path.read_text(), {"__name__": f"docs.{path.stem}"}
     for match in BLOCK.finditer(text):
         kind, source = match.groups()
         line = text[: match.start()].count("\n") + 1
         if kind == "python":
+            source = re.sub(r"epochs=\d{3}", "epochs=1", source)
             exec(compile("\n" * line + source, path.name, "exec"), scope)
         else:
             case = doctest.DocTestParser().get_doctest(source, scope, path.name, path.name, line)
@@ -44,12 +49,6 @@ def run_page(path):
 def ran(page):
     """The namespace that a page's blocks leave, run once."""
     return run_page(page)
-
-
-@pytest.fixture
-def extensions(monkeypatch):
-    """The folder of the site's own extensions on the path."""
-    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -118,10 +117,10 @@ def test_the_contract_asks_something_of_each():
     assert len(OF_A_PAIR) >= 9
 
 
-def test_every_public_name_has_a_place_in_the_reference(extensions):
-    import sources
-
-    pages = dict(sources._reference())
+def test_every_public_name_has_a_place_in_the_reference():
+    listed = list(sources._reference())
+    pages = dict(listed)
+    assert len(pages) == len(listed)  # no two pages under one name
     for room in sources.ROOMS:
         for name in importlib.import_module(f"jensen.{room}").__all__:
             owner = sources.home(room, name)[1]
@@ -134,18 +133,59 @@ def test_every_public_name_has_a_place_in_the_reference(extensions):
     assert len(sources.ROOMS) == 8
 
 
-def test_the_course_lists_every_notebook_with_its_question(extensions):
-    import sources
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Two public names of ``inference``: one defined in a folder of it, one in a folder that is no public room."""
+    room = importlib.import_module("jensen.inference")
+    for name, package in {"pour": "jensen.cellar", "carry": "jensen.inference.stairs"}.items():
 
+        def value():
+            """Move wine. It is heavy.
+
+            References:
+                Noah, Shem and Ham (1999), On Vines,
+                second edition. https://example.org/vines
+                Lot (2001), Caves.
+            """
+
+        value.__module__ = f"{package}.casks"
+        for module, doc in {package: f"The folder of {name}.", value.__module__: None}.items():
+            monkeypatch.setitem(sys.modules, module, ModuleType(module, doc))
+        monkeypatch.setattr(room, name, value, raising=False)
+        monkeypatch.setattr(room, "__all__", [*room.__all__, name])
+
+
+def test_a_name_defined_outside_the_public_rooms_belongs_to_the_room_that_lists_it(elsewhere):
+    assert sources.home("inference", "pour") == ("jensen.cellar.casks", "inference")
+    assert sources.home("inference", "carry") == ("jensen.inference.stairs.casks", "inference")
+    listed = list(sources._reference())
+    pages = dict(listed)
+    assert len(pages) == len(listed)
+    assert ".. autofunction:: jensen.inference.pour\n" in pages["api/inference/cellar/casks.rst"]
+    assert ".. autofunction:: jensen.inference.carry\n" in pages["api/inference/stairs/casks.rst"]
+    for entry in re.search(r"toctree::.*?\n\n(.*?)\n\n", pages["api/inference.rst"], re.S)[1].split():
+        assert f"api/{entry}.rst" in pages
+
+
+def test_the_overview_is_made_from_docstrings(elsewhere):
+    text = sources.members()
+    row = "\n     - Move wine.\n     - `Noah et al. 1999 <https://example.org/vines>`__; Lot 2001\n"
+    for name in ("pour", "carry"):
+        assert f"   * - :py:obj:`~jensen.inference.{name}`{row}" in text
+        assert f"\n\nThe folder of {name}.\n\n.. list-table::" in text
+    assert text.count(":py:obj:`~jensen.families.MeanField`") == 2  # its row, and a mention among the guides
+    assert r":py:obj:`~jensen.models.VampPrior`" in text
+    assert r"q(z \| x)" in text
+
+
+def test_the_course_lists_every_notebook_with_its_question():
     listed = dict(sources._course())["course.md"]
     for path in (DOCS.parent / "notebooks").glob("*.ipynb"):
         (row,) = [line for line in listed.splitlines() if f"(course/{path.name})" in line]
         assert row.rstrip(" |").endswith(("?", ".")), row
 
 
-def test_docstrings_are_rewritten_for_the_site(extensions):
-    from docstrings import rewrite
-
+def test_docstrings_are_rewritten_for_the_site():
     lines = """A distance |x - y| of [N, *event], and ``|code|``.
 
 | symbol | meaning |

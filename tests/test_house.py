@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyro
 import pytest
+import sources
 import torch
 
 ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "cli")
@@ -119,18 +120,23 @@ def test_examples_in_docstrings_run(name):
 
 
 def _public():
-    for room in ROOMS:
+    for room in sources.ROOMS:
         module = importlib.import_module(f"jensen.{room}")
         for name in module.__all__:
             yield room, name, getattr(module, name)
+
+
+OVERVIEW = sources.members()
 
 
 @pytest.mark.parametrize(("room", "name", "value"), [pytest.param(*p, id=f"{p[0]}.{p[1]}") for p in _public()])
 def test_every_public_name_has_a_docstring_with_an_example_and_a_row(room, name, value):
     doc = inspect.getdoc(value) or ""
     assert ">>>" in doc, f"jensen.{room}.{name} has no example"
-    rows = [line for line in README.splitlines() if line.startswith("|")]
-    assert any(re.search(rf"`{name}\b", row) for row in rows), f"jensen.{room}.{name} is in no table of the README"
+    owner = sources.home(room, name)[1]
+    rows = re.findall(rf"^   \* - :py:obj:`~jensen\.{owner}\.{name}`\n     -(.*)$", OVERVIEW, re.M)
+    assert len(rows) == 1, f"jensen.{room}.{name} has {len(rows)} rows in the overview"
+    assert rows[0].strip(), f"the docstring of jensen.{room}.{name} begins with no sentence"
 
 
 @pytest.mark.parametrize("name", sorted(_modules()))

@@ -1,7 +1,7 @@
-"""Pages that are not written by hand: the reference from the rooms, the course, the results of the benchmarks.
+"""Generated pages: the API overview and reference, the tutorials, the results of the benchmarks.
 
-They are laid into ``docs/generated`` before Sphinx looks for its sources, from the installed package and from the files
-beside this folder. A new room, public name, notebook or table is on the site without an edit here.
+``generate`` writes them to ``docs/generated`` before Sphinx reads its sources, from the installed package and from the
+files beside this folder. A new room, public name, notebook or table appears on the site without an edit here.
 """
 
 import ast
@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import jensen
@@ -21,23 +22,37 @@ GENERATED = DOCS / "generated"
 
 
 def home(room: str, name: str) -> tuple[str, str]:
-    """The module that defines a public name of a room, and the room at which that module is public."""
+    """The module that defines a public name of a room, and the public room that the name belongs to.
+
+    That is the room whose folder defines it. What a folder outside the public rooms defines belongs to the first room
+    that lists it.
+    """
     value = getattr(importlib.import_module(f"jensen.{room}"), name)
-    module = getattr(value, "__module__", f"jensen.{room}")
+    module = getattr(value, "__module__", "")
+    if not module.startswith("jensen."):  # a constant, or an alias of a type
+        module = f"jensen.{room}"
     owner = module.split(".")[1]
-    return module, owner if owner in ROOMS else room
+    if owner not in ROOMS:
+        owner = next(other for other in ROOMS if name in importlib.import_module(f"jensen.{other}").__all__)
+    return module, owner
 
 
 def public(room: str) -> Iterator[tuple[str, str]]:
-    """The names of a room that no other room defines, with the module that does."""
-    for name in importlib.import_module(f"jensen.{room}").__all__:
-        module, owner = home(room, name)
-        if owner == room:
-            yield name, module
+    """The names that belong to a room, with the module that defines each; in the order of the source."""
+    names = importlib.import_module(f"jensen.{room}").__all__
+    found = [(name, home(room, name)[0]) for name in names if home(room, name)[1] == room]
+    return iter(sorted(found, key=lambda pair: (pair[1].rpartition(".")[0], pair[1], _line(room, pair[0]))))
+
+
+def _line(room: str, name: str) -> int:
+    try:
+        return inspect.getsourcelines(getattr(importlib.import_module(f"jensen.{room}"), name))[1]
+    except TypeError:  # a constant has no source of its own
+        return 0
 
 
 def setup(app) -> dict[str, bool]:
-    """Lay the pages out when a build begins."""
+    """Write the pages when a build begins."""
     app.connect("builder-inited", lambda _: generate())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -45,6 +60,7 @@ def setup(app) -> dict[str, bool]:
 def generate() -> None:
     """Write every generated page."""
     pages = dict(_reference())
+    pages["members.rst"] = members()
     pages |= dict(_course())
     pages |= dict(_benchmarks())
     for path in GENERATED.rglob("*") if GENERATED.exists() else []:
@@ -76,22 +92,87 @@ def _reference() -> Iterator[tuple[str, str]]:
             modules.setdefault(module, []).append(name)
         yield f"api/{room}.rst", _room(room, modules)
         for module, names in modules.items():
-            yield f"api/{room}/{module.rsplit('.', 1)[1]}.rst", _module(room, module, names)
+            yield f"api/{room}/{_path(room, module)}.rst", _module(room, module, names)
+
+
+def _path(room: str, module: str) -> str:
+    """Where a module's page stands in the folder of its room."""
+    return module.removeprefix("jensen.").removeprefix(f"{room}.").replace(".", "/")
 
 
 def _room(room: str, modules: dict[str, list[str]]) -> str:
-    names = sorted((name for names in modules.values() for name in names), key=str.lower)
-    elsewhere = sorted(set(importlib.import_module(f"jensen.{room}").__all__) - set(names), key=str.lower)
-    links = ", ".join(f":class:`~jensen.{home(room, name)[1]}.{name}`" for name in elsewhere)
     ordered = sorted(modules, key=lambda module: modules[module][0].lower())
     return (
         _heading(f"jensen.{room}", "=")
         + f".. automodule:: jensen.{room}\n   :no-members:\n\n"
-        + _toctree([f"{room}/{module.rsplit('.', 1)[1]}" for module in ordered])
-        + ".. autosummary::\n   :nosignatures:\n\n"
-        + "".join(f"   {name}\n" for name in names)
-        + (f"\nAlso here, for convenience: {links}.\n" if links else "")
+        + _toctree([f"{room}/{_path(room, module)}" for module in ordered])
+        + _tables(room, "-")
     )
+
+
+def members() -> str:
+    """The page of all public names: what each is, and where it comes from."""
+    text = _heading("API overview", "=") + _OVERVIEW
+    for room in ROOMS:
+        doc = inspect.getdoc(importlib.import_module(f"jensen.{room}")) or ""
+        text += _heading(f"jensen.{room}", "-") + f"{_plain(doc.splitlines()[0])}\n\n" + _tables(room, "~")
+    return text
+
+
+def _tables(room: str, line: str) -> str:
+    """A table of a room's names for each folder that defines some, and the names that are another room's."""
+    text = ""
+    for folder, pairs in groupby(public(room), key=lambda pair: pair[1].rpartition(".")[0]):
+        if folder not in ("jensen", f"jensen.{room}"):
+            doc = inspect.getdoc(importlib.import_module(folder)) or ""
+            text += _heading(folder.removeprefix("jensen."), line) + f"{_plain(_sentence(doc))}\n\n"
+        text += _TABLE + "".join(_row(room, name) for name, _ in pairs) + "\n"
+    names = importlib.import_module(f"jensen.{room}").__all__
+    elsewhere = [f":py:obj:`~jensen.{home(room, name)[1]}.{name}`" for name in names if home(room, name)[1] != room]
+    return text + (f"Also importable from here: {', '.join(elsewhere)}.\n\n" if elsewhere else "")
+
+
+def _row(room: str, name: str) -> str:
+    doc = inspect.getdoc(getattr(importlib.import_module(f"jensen.{room}"), name)) or ""
+    cells = (f":py:obj:`~jensen.{room}.{name}`", _plain(_sentence(doc)), "; ".join(map(_cited, references(doc))))
+    return "".join(f"   {'* -' if n == 0 else '  -'} {cell}".rstrip() + "\n" for n, cell in enumerate(cells))
+
+
+def _plain(text: str) -> str:
+    """A line of a docstring as reStructuredText."""
+    from docstrings import rewrite  # which reads this module
+
+    lines = [text]
+    rewrite(lines)
+    return lines[0]
+
+
+def _sentence(doc: str) -> str:
+    """The first sentence of a docstring."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z`:])", " ".join(doc.split("\n\n")[0].split()))[0]
+
+
+def references(doc: str) -> list[str]:
+    """The entries of a docstring's references: a line with a year in parentheses begins one, any other continues it."""
+    section = re.search(r"^References:\n((?:[ \t]+\S.*(?:\n|\Z))+)", doc, re.M)
+    entries: list[str] = []
+    for line in section[1].splitlines() if section else []:
+        if re.search(r"\(\d{4}\)", line) or not entries:
+            entries.append(line.strip())
+        else:
+            entries[-1] += f" {line.strip()}"
+    return entries
+
+
+def _cited(entry: str) -> str:
+    """Authors and year of a reference, linked where it has an address."""
+    found = re.match(r"(.*?) \((\d{4})\)", entry)
+    if found is None:
+        raise ValueError(f"a reference has no year in parentheses: {entry!r}")
+    first, *others = re.split(r", | and ", found[1])
+    who = first if not others else f"{first} & {others[0]}" if len(others) == 1 else f"{first} et al."
+    address = re.search(r"https?://\S+", entry)
+    return f"`{who} {found[2]} <{address[0]}>`__" if address else f"{who} {found[2]}"
 
 
 def _module(room: str, module: str, names: list[str]) -> str:
@@ -134,10 +215,23 @@ def _benchmarks() -> Iterator[tuple[str, str]]:
     yield "benchmarks.md", f"{_MEASURED}{listed}\n```{{toctree}}\n:hidden:\n\n{paths}\n```\n"
 
 
-_COURSE = """# The course
+_OVERVIEW = """Every public name, with the first sentence of its documentation and its sources.
 
-Notebooks, in order, as they were executed. Each opens with a question and closes with its answer; they lie in
-`notebooks/`, to be run.
+"""
+
+_TABLE = """.. list-table::
+   :header-rows: 1
+   :widths: 22 56 22
+
+   * - name
+     - what it is
+     - source
+"""
+
+_COURSE = """# Tutorials
+
+Executed notebooks, in order. Each opens with a question and closes with its answer. To run them yourself, find them in
+`notebooks/`.
 
 | notebook | question |
 | --- | --- |
@@ -145,7 +239,7 @@ Notebooks, in order, as they were executed. Each opens with a question and close
 
 _MEASURED = """# Benchmarks
 
-Tables that scripts in `benchmarks/` made, each with its settings, date, commit and machine. The scripts run again with
-one command; times are of that machine.
+Tables made by the scripts in `benchmarks/`, each with its settings, date, commit and machine. One command runs a script
+again; times hold for that machine.
 
 """
