@@ -38,17 +38,16 @@ def home(room: str, name: str) -> tuple[str, str]:
 
 
 def public(room: str) -> Iterator[tuple[str, str]]:
-    """The names that belong to a room, with the module that defines each; in the order of the source."""
+    """The names that belong to a room and the modules that define them, in the order of the source."""
     names = importlib.import_module(f"jensen.{room}").__all__
     found = [(name, home(room, name)[0]) for name in names if home(room, name)[1] == room]
-    return iter(sorted(found, key=lambda pair: (pair[1].rpartition(".")[0], pair[1], _line(room, pair[0]))))
+    return iter(sorted(found, key=lambda pair: _place(room, *pair)))
 
 
-def _line(room: str, name: str) -> int:
-    try:
-        return inspect.getsourcelines(getattr(importlib.import_module(f"jensen.{room}"), name))[1]
-    except TypeError:  # a constant has no source of its own
-        return 0
+def _place(room: str, name: str, module: str) -> tuple[bool, str, str, int]:
+    value = getattr(importlib.import_module(f"jensen.{room}"), name)
+    line = inspect.getsourcelines(value)[1] if inspect.isroutine(value) or inspect.isclass(value) else 0
+    return module.split(".")[1] != room, module.rpartition(".")[0], module, line
 
 
 def setup(app) -> dict[str, bool]:
