@@ -135,8 +135,8 @@ def test_every_public_name_has_a_place_in_the_reference():
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Two public names of ``inference``: one defined in a folder of it, one in a folder that is no public room."""
-    room = importlib.import_module("jensen.inference")
+    """Two names that ``inference`` and ``plots`` list: one from a folder of ``inference``, one from no public room."""
+    rooms = [importlib.import_module(f"jensen.{room}") for room in ("inference", "plots")]
     for name, package in {"pour": "jensen.cellar", "carry": "jensen.inference.stairs"}.items():
 
         def value():
@@ -151,13 +151,15 @@ def elsewhere(monkeypatch):
         value.__module__ = f"{package}.casks"
         for module, doc in {package: f"The folder of {name}.", value.__module__: None}.items():
             monkeypatch.setitem(sys.modules, module, ModuleType(module, doc))
-        monkeypatch.setattr(room, name, value, raising=False)
-        monkeypatch.setattr(room, "__all__", [*room.__all__, name])
+        for room in rooms:
+            monkeypatch.setattr(room, name, value, raising=False)
+            monkeypatch.setattr(room, "__all__", [*room.__all__, name])
 
 
 def test_a_name_defined_outside_the_public_rooms_belongs_to_the_room_that_lists_it(elsewhere):
-    assert sources.home("inference", "pour") == ("jensen.cellar.casks", "inference")
-    assert sources.home("inference", "carry") == ("jensen.inference.stairs.casks", "inference")
+    for room in ("inference", "plots"):
+        assert sources.home(room, "pour") == ("jensen.cellar.casks", "inference")
+        assert sources.home(room, "carry") == ("jensen.inference.stairs.casks", "inference")
     listed = list(sources._reference())
     pages = dict(listed)
     assert len(pages) == len(listed)
