@@ -67,7 +67,7 @@ def log_weights(
     Their mean over K estimates the ELBO of each datum; their logsumexp over K, minus log K, its log p(x).
 
     References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
@@ -110,7 +110,7 @@ def terms(
     .. math:: \nabla_\phi \log q_{\text{stopped}}(z_\phi) = \nabla_z \log q_\phi(z) |_{z = z_\phi} \nabla_\phi z_\phi
 
     References:
-        Roeder, Wu and Duvenaud (2017), Sticking the Landing.
+        Roeder, Wu and Duvenaud (2017), Sticking the Landing. https://arxiv.org/abs/1703.09194
 
     Args:
         model: any Pyro model, called as ``model(*data)``.

@@ -404,8 +404,9 @@ def ais(
     too small. :func:`~jensen.inference.sandwich` tells, on data whose latents are known.
 
     References:
-        Neal (2001), Annealed Importance Sampling.
+        Neal (2001), Annealed Importance Sampling. https://arxiv.org/abs/physics/9803008
         Wu, Burda, Salakhutdinov and Grosse (2017), On the Quantitative Analysis of Decoder-Based Generative Models.
+        https://arxiv.org/abs/1611.04273
 
     Args:
         model: any Pyro model whose latent sites are continuous, called as ``model(*data)``.

@@ -276,7 +276,9 @@ def sandwich(
 
     References:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
+        https://arxiv.org/abs/1511.02543
         Sobolev and Vetrov (2019), Importance Weighted Hierarchical Variational Inference.
+        https://arxiv.org/abs/1909.03290
         Wu, Burda, Salakhutdinov and Grosse (2017), On the Quantitative Analysis of Decoder-Based Generative Models.
 
     Args:

@@ -138,6 +138,7 @@ def exact_log_evidence(
 
     References:
         Genz and Malik (1980), An Adaptive Algorithm for Numerical Integration over an N-Dimensional Rectangular Region.
+        https://doi.org/10.1016/0771-050X(80)90039-X
         Trefethen (2019), Approximation Theory and Approximation Practice.
 
     Args:

@@ -35,6 +35,7 @@ class GuideDistance(Record):
 
     References:
         Székely and Rizzo (2013), Energy Statistics: A Class of Statistics Based on Distances.
+        https://doi.org/10.1016/j.jspi.2013.03.018
 
     Attributes:
         energy: H of each datum, float64 [N].

@@ -229,7 +229,7 @@ def mcmc_posterior(
     unconstrained coordinates. With up to 32 of these the warmup of NUTS and HMC learns their correlations.
 
     References:
-        Hoffman and Gelman (2014), The No-U-Turn Sampler.
+        Hoffman and Gelman (2014), The No-U-Turn Sampler. https://arxiv.org/abs/1111.4246
         Neal (2011), MCMC Using Hamiltonian Dynamics.
         Roberts, Gelman and Gilks (1997), Weak Convergence and Optimal Scaling of Random Walk Metropolis Algorithms.
 

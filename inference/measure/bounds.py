@@ -109,8 +109,10 @@ def bounds(
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, theorem 1.
+        https://arxiv.org/abs/1509.00519
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
         Sobolev and Vetrov (2019), Importance Weighted Hierarchical Variational Inference: the bound from above.
+        https://arxiv.org/abs/1909.03290
 
     Args:
         model: any Pyro model, called as ``model(*data)``.

@@ -253,7 +253,7 @@ def calibrate(
 
     References:
         Talts, Betancourt, Simpson, Vehtari and Gelman (2018), Validating Bayesian Inference Algorithms with
-        Simulation-Based Calibration.
+        Simulation-Based Calibration. https://arxiv.org/abs/1804.06788
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
 
     Args:

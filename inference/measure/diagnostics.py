@@ -33,6 +33,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
+        https://arxiv.org/abs/1507.02646
         Zhang and Stephens (2009), A New and Efficient Estimation Method for the Generalized Pareto Distribution.
 
     Args:

@@ -235,9 +235,10 @@ def evaluate(
     guides that hold a value for each datum, go on until all are done.
 
     References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
         Nowozin (2018), Debiasing Evidence Approximations: the delta-method and jackknife corrections.
+        https://openreview.net/forum?id=HyZoi-WRb
         Stein (1945), A Two-Sample Test for a Linear Hypothesis: the sample size from a pilot.
 
     Args:

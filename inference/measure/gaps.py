@@ -177,6 +177,7 @@ def gaps(
 
     References:
         Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+        https://arxiv.org/abs/1801.03558
         Roeder, Wu and Duvenaud (2017), Sticking the Landing.
 
     Args:

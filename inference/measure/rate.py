@@ -126,8 +126,9 @@ def rate_distortion(
     """Measure what a pair spends on its latents, what it still misses of the data, and which latents carry anything.
 
     References:
-        Alemi et al. (2018), Fixing a Broken ELBO.
+        Alemi et al. (2018), Fixing a Broken ELBO. https://arxiv.org/abs/1711.00464
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders: active units.
+        https://arxiv.org/abs/1509.00519
 
     Args:
         model: any Pyro model, called as ``model(*data)``.

@@ -68,7 +68,7 @@ def fit(
     parameters of both halves where they are modules, and all that ``pyro.param`` and ``pyro.module`` make.
 
     References:
-        Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference.
+        Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
 
     Args:

@@ -64,7 +64,7 @@ def gradient_signal(
     """Draw the gradient of an objective's loss many times, at the parameters as they are.
 
     References:
-        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better.
+        Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better. https://arxiv.org/abs/1802.04537
 
     Args:
         model: any Pyro model, called as ``model(*data)``.

@@ -243,10 +243,11 @@ class IWAE(Objective):
     K > 1, and a smaller variance. The model's parameters move the same in all three.
 
     References:
-        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
+        Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
         Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better.
-        Roeder, Wu and Duvenaud (2017), Sticking the Landing.
+        Roeder, Wu and Duvenaud (2017), Sticking the Landing. https://arxiv.org/abs/1703.09194
         Tucker, Lawson, Gu and Maddison (2019), Doubly Reparameterized Gradient Estimators.
+        https://arxiv.org/abs/1810.04152
 
     Args:
         num_particles: K.
@@ -282,7 +283,7 @@ class Renyi(Objective):
     For alpha < 0 it bounds from above only as K goes to infinity.
 
     References:
-        Li and Turner (2016), Renyi Divergence Variational Inference.
+        Li and Turner (2016), Renyi Divergence Variational Inference. https://arxiv.org/abs/1602.02311
 
     Args:
         alpha: the order, any finite number.
@@ -317,7 +318,7 @@ class LinearAnnealing:
     """Beta from ``start`` to ``end`` in a straight line over so many steps, and ``end`` from then on.
 
     References:
-        Bowman et al. (2016), Generating Sentences from a Continuous Space.
+        Bowman et al. (2016), Generating Sentences from a Continuous Space. https://arxiv.org/abs/1511.06349
 
     Example:
         >>> beta = LinearAnnealing(100)
@@ -344,6 +345,7 @@ class CyclicalAnnealing:
 
     References:
         Fu et al. (2019), Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing.
+        https://arxiv.org/abs/1903.10145
 
     Example:
         >>> beta = CyclicalAnnealing(100)
@@ -380,7 +382,7 @@ class ELBO(Objective):
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
-        Roeder, Wu and Duvenaud (2017), Sticking the Landing.
+        Roeder, Wu and Duvenaud (2017), Sticking the Landing. https://arxiv.org/abs/1703.09194
         Higgins et al. (2017), beta-VAE.
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow: free bits.
 
