@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from pyro.distributions import Delta, Unit
 
-from .sites import Site, base_of, enclosing_plates, needs_score, nesting_of
+from .sites import Site, base_of, enclosing_plates, is_discrete, needs_score, nesting_of
 
 
 class Layout(NamedTuple):
@@ -22,6 +22,7 @@ class Layout(NamedTuple):
         points: the guide's sites that are points (``Delta``) without a density.
         scored: the guide's sites without ``rsample``, whose gradient needs their score.
         enumerated: the model's latent sites that the guide leaves to be enumerated.
+        discrete: the model's latent sites whose values are discrete.
     """
 
     nesting: int
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
     points: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
+    discrete: tuple[str, ...] = ()
 
 
 def layout_of(p: list[Site], q: list[Site]) -> Layout:
@@ -42,7 +44,8 @@ def layout_of(p: list[Site], q: list[Site]) -> Layout:
     scored = tuple(s["name"] for s in q if needs_score(s))
     drawn = {s["name"] for s in q}
     enumerated = tuple(s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn)
-    return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points, scored, enumerated)
+    discrete = tuple(s["name"] for s in p if not s["is_observed"] and is_discrete(s["fn"]))
+    return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points, scored, enumerated, discrete)
 
 
 def _points(p: list[Site], q: list[Site]) -> tuple[str, ...]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["simulate", "sites_without_data"]
+__all__ = ["prior_quantiles", "simulate", "sites_without_data"]
 
+from pyro.distributions import TransformedDistribution
 from torch import Tensor
 
 from .checks import check_simulated
-from .sites import Site
+from .modes import running
+from .parameters import claim_parameters
+from .sites import Site, base_of, is_discrete
 from .weights import Program, model_sites
+
+_PRIOR_DRAWS = 10_000  # for quantiles
 
 
 def simulate(model: Program, n: int, *covariates: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -52,3 +57,43 @@ def sites_without_data(model: Program, n: int, *covariates: Tensor) -> list[Site
             f"the model cannot draw data: model(None, *covariates, n={n}) fails ({error}); write it as "
             "forward(x=None, *covariates, n=1), with obs=x at site 'x' and a plate over n data where x is None"
         ) from error
+
+
+def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: int | None = 0) -> dict[str, Tensor]:
+    """Quantiles of each continuous latent feature under the prior, by site: [L, *event].
+
+    Those of the top site are exact where its distribution knows them; the others are of draws.
+
+    Args:
+        model: as for :func:`~jensen.inference.simulate`.
+        levels: between 0 and 1, [L].
+        covariates: what the model reads beside x; one row.
+        seed: of the draws.
+    """
+    rows = [c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates]
+    with running(model, model, seed=seed):
+        claim_parameters(model, model)
+        sites = [site for site in sites_without_data(model, 1, *covariates) if site["name"] != "x"]
+        found = {}
+        drawn: dict[str, Tensor] = {}
+        for i, site in enumerate(sites):
+            if is_discrete(site["fn"]):
+                continue
+            exact = _exact_quantiles(site, levels) if i == 0 else None
+            if exact is None and not drawn:
+                drawn = simulate(model, _PRIOR_DRAWS, *rows)[0]
+            name = site["name"]
+            found[name] = drawn[name].quantile(levels.to(drawn[name]), 0) if exact is None else exact
+    return found
+
+
+def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
+    """Quantiles of the features of a site of one row, [L, *event], if its distribution knows them."""
+    fn, value = base_of(site["fn"]), site["value"]
+    if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf speaks of the base, or of no feature
+        return None
+    try:
+        found: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))
+    except NotImplementedError:
+        return None
+    return found.expand(len(levels), *value.shape)[:, 0]

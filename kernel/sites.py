@@ -13,6 +13,7 @@ __all__ = [
     "enclosing_plates",
     "fold",
     "in_plate",
+    "is_discrete",
     "needs_score",
     "nesting_of",
     "plates_of",
@@ -85,6 +86,14 @@ def base_of(fn: Any) -> Any:
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
+
+
+def is_discrete(fn: Any) -> bool:
+    """Whether the values of a distribution are discrete; one that does not know its support is taken for continuous."""
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:
+        return False
 
 
 def needs_score(site: Site) -> bool:

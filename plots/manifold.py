@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from jensen.inference import decode
-from jensen.inference.measure.decoding import prior_quantiles
+from jensen.kernel.simulation import prior_quantiles
 
 from .axes import number
 from .images import Shape, cell_centres, draw_grid

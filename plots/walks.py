@@ -4,20 +4,19 @@ from __future__ import annotations
 
 __all__ = ["pick_site", "plot_interpolations", "plot_traversals", "spread_levels"]
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from jensen.inference import decode
-from jensen.inference.measure.decoding import encode_with_kinds, prior_quantiles
+from jensen.inference import decode, encode
 from jensen.kernel.batches import Data, as_tensors
+from jensen.kernel.modes import running
+from jensen.kernel.simulation import prior_quantiles
+from jensen.kernel.weights import Program, check_pair
 
 from .images import Shape, cell_centres, draw_grid, gap_of
-
-Program = Callable[..., Any]
 
 _MOST_ROWS = 10  # traversals shown unless asked for
 _LOWEST = 0.005  # quantile at which a traversal starts
@@ -77,7 +76,8 @@ def plot_interpolations(
         raise ValueError(f"an interpolation goes from a datum to a datum, but got {len(first)} and {len(last)} of them")
     if steps < 2:
         raise ValueError(f"steps is the number of points on the way, both ends included, at least 2, but got {steps}")
-    (z, discrete), (z_end, _) = (encode_with_kinds(model, guide, part, seed=seed) for part in tensors)
+    z, z_end = (encode(model, guide, part, seed=seed) for part in tensors)
+    discrete = _discrete(model, guide, tensors[0])
     if not set(z) - discrete:
         raise ValueError(f"there is no way between discrete latents, and the model has no others than {sorted(z)}")
     n, t = len(first), torch.linspace(0, 1, steps)
@@ -148,7 +148,8 @@ def plot_traversals(
         raise ValueError(f"a traversal starts from one datum, a tensor [1, ...], but got {len(x)}: take x[i : i + 1]")
     if steps < 2:
         raise ValueError(f"steps is the number of images in a row, at least 2, but got {steps}")
-    z, discrete = encode_with_kinds(model, guide, data, seed=seed)
+    z = encode(model, guide, data, seed=seed)
+    discrete = _discrete(model, guide, (x, *covariates))
     site = pick_site(site, {name: value for name, value in z.items() if name not in discrete}, 1)
     features = z[site].shape[1]
     rows = list(range(min(features, _MOST_ROWS))) if latents is None else list(latents)
@@ -170,6 +171,12 @@ def plot_traversals(
     ax.set_yticks(cell_centres(len(rows), shape[0], gap_of(shape)), labels=[f"$z_{{{d + 1}}}$" for d in rows])
     ax.set_xlabel("quantile of the latent's prior")
     return ax
+
+
+def _discrete(model: Program, guide: Program, data: tuple[Tensor, ...]) -> set[str]:
+    """The latent sites whose values are discrete."""
+    with running(model, guide):
+        return set(check_pair(model, guide, *data).discrete)
 
 
 def pick_site(site: str | None, values: Mapping[str, Tensor], least: int) -> str:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "inference.annealing": {*BELOW, "inference.training", "inference.exact", "inference.measure"},
     "inference.mcmc": {*BELOW, "inference.training", "inference.exact", "inference.measure", "inference.annealing"},
     "datasets": set(),
-    "plots": {"inference", "inference.measure", "kernel", "results"},
+    "plots": {"inference", "kernel", "results"},
     "cli": {
         "datasets",
         "families",

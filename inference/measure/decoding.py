@@ -8,28 +8,25 @@ r"""Between data and latents, in means: what pictures of a pair are made from.
 
 from __future__ import annotations
 
-__all__ = ["decode", "encode", "encode_with_kinds", "prior_quantiles", "reconstruct"]
+__all__ = ["decode", "encode", "reconstruct"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import TransformedDistribution
 from torch import Tensor
 
 from jensen.kernel.batches import Data, as_tensors, stream
 from jensen.kernel.checks import check_simulated
 from jensen.kernel.modes import running
-from jensen.kernel.parameters import claim_parameters
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.simulation import simulate, sites_without_data
-from jensen.kernel.sites import AtMode, Site, Terms, base_of
+from jensen.kernel.simulation import sites_without_data
+from jensen.kernel.sites import AtMode, Site, Terms, is_discrete
 from jensen.kernel.weights import Program, terms
 
 _AT_ONCE = 8192  # (datum, particle) pairs
 _DRAWS = 100  # in the place of a mean that a distribution does not know
-_PRIOR_DRAWS = 10_000  # for quantiles
 
 
 def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) -> Tensor:
@@ -75,7 +72,7 @@ def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) ->
             if not missing:
                 return _mean(next(site for site in sites if site["name"] == "x")["fn"])
             fn = latent[missing[0]]["fn"]
-            given[missing[0]] = _mode(fn) if _is_discrete(fn) else _mean(fn)
+            given[missing[0]] = _mode(fn) if is_discrete(fn) else _mean(fn)
 
 
 def encode(
@@ -108,24 +105,15 @@ def encode(
         >>> torch.allclose(encode(model, ExactPosterior(model), x)["z"], model.posterior(x).mean)
         True
     """
-    return encode_with_kinds(model, guide, data, particles, seed=seed)[0]
-
-
-def encode_with_kinds(
-    model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
-) -> tuple[dict[str, Tensor], set[str]]:
-    """What :func:`encode` returns, and which of its sites are discrete."""
-    discrete: set[str] = set()
 
     def values(t: Terms) -> dict[str, Tensor]:
         sites = [name for name in t.p if name in t.q]
-        discrete.update(name for name in sites if _is_discrete(t.p[name]))
         return {
-            name: _mode(t.q[name])[0] if name in discrete else _mean(t.q[name], t.values[name]).mean(0)
+            name: _mode(t.q[name])[0] if is_discrete(t.p[name]) else _mean(t.q[name], t.values[name]).mean(0)
             for name in sites
         }
 
-    return _over_data(model, guide, data, particles, seed, "encode", values), discrete
+    return _over_data(model, guide, data, particles, seed, "encode", values)
 
 
 def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None) -> Tensor:
@@ -163,46 +151,6 @@ def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32,
     return _over_data(model, guide, data, particles, seed, "reconstruct", means)["x"]
 
 
-def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: int | None = 0) -> dict[str, Tensor]:
-    """Quantiles of each continuous latent feature under the prior, by site: [L, *event].
-
-    Those of the top site are exact where its distribution knows them; the others are of draws.
-
-    Args:
-        model: as for :func:`~jensen.inference.simulate`.
-        levels: between 0 and 1, [L].
-        covariates: what the model reads beside x; one row.
-        seed: of the draws.
-    """
-    rows = [c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates]
-    with running(model, model, seed=seed):
-        claim_parameters(model, model)
-        sites = [site for site in sites_without_data(model, 1, *covariates) if site["name"] != "x"]
-        found = {}
-        drawn: dict[str, Tensor] = {}
-        for i, site in enumerate(sites):
-            if _is_discrete(site["fn"]):
-                continue
-            exact = _exact_quantiles(site, levels) if i == 0 else None
-            if exact is None and not drawn:
-                drawn = simulate(model, _PRIOR_DRAWS, *rows)[0]
-            name = site["name"]
-            found[name] = drawn[name].quantile(levels.to(drawn[name]), 0) if exact is None else exact
-    return found
-
-
-def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
-    """Quantiles of the features of a site of one row, [L, *event], if its distribution knows them."""
-    fn, value = base_of(site["fn"]), site["value"]
-    if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf speaks of the base, or of no feature
-        return None
-    try:
-        found: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))
-    except NotImplementedError:
-        return None
-    return found.expand(len(levels), *value.shape)[:, 0]
-
-
 def _check_given(given: Mapping[str, Tensor], latent: Mapping[str, Site]) -> None:
     """Raise ValueError for a value of a site that the model has not, or of another event shape."""
     if extra := sorted(set(given) - set(latent)):
@@ -223,10 +171,6 @@ def _mean(fn: torch.distributions.Distribution, values: Tensor | None = None) ->
     if not mean.isnan().any():
         return mean
     return fn.sample(torch.Size([_DRAWS])).to(torch.get_default_dtype()).mean(0) if values is None else values
-
-
-def _is_discrete(fn: Any) -> bool:
-    return bool(fn.support.is_discrete)
 
 
 def _mode(fn: torch.distributions.Distribution) -> Tensor:

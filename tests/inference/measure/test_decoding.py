@@ -8,7 +8,8 @@ import torch
 from jensen.families import IAF, Bernoulli, Categorical, Delta, FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import decode, encode, reconstruct, simulate
-from jensen.inference.measure.decoding import _mode, prior_quantiles
+from jensen.inference.measure.decoding import _mode
+from jensen.kernel.simulation import prior_quantiles
 from jensen.models import (
     PPCA,
     VAE,
