@@ -13,14 +13,16 @@ __all__ = ["Comparison", "Row", "compare"]
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from jensen.kernel.batches import Data, Transform, as_tensors, placed
+from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
+from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
 from jensen.results.records import Record
@@ -184,7 +186,7 @@ class Comparison(Record):
         drawn = first.drawn if first.converged is None else "as many particles as each needs"
         return Table(f"{len(first.elbo)} data, {drawn}, nats per datum", *self._cells(), notes=[self.sentence()])
 
-    def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> torch.Tensor:
+    def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
         evidence = self.rows[name].evidence
         return evidence.elbo if quantity == "elbo" else evidence.best
 
@@ -290,7 +292,7 @@ def compare(
             error.add_note(f"in compare, at the pair '{name}'")
             raise
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, tensors, device, shared), seconds, found)
+        rows[name] = Row(evidence, _count(model, guide, placed(tensors, device, None), shared), seconds, found)
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [name for name, row in rows.items() if row.evidence.joint]
         raise ValueError(
@@ -300,7 +302,12 @@ def compare(
     return Comparison(rows, shared)
 
 
-def _count(model: Program, guide: Program, data: Sequence[torch.Tensor], device: Any, shared: bool) -> int:
-    """Trainable parameters of the pair; of the guide alone where the model is shared."""
-    of_model, of_guide = parameters_of(model, guide, *(x.to(device or x.device) for x in data))
+def _count(model: Program, guide: Program, data: tuple[Tensor, ...], shared: bool) -> int:
+    """Trainable parameters of the pair; of the guide alone where the model is shared. A part of the data is enough."""
+    with running(model, guide), buffers_kept(model, guide):
+        part = next(stream(model, guide, data, "parameters", at_once=_COUNTED, weights="none", progress=False))
+        of_model, of_guide = parameters_of(model, guide, *part.data)
     return sum(p.numel() for p in (of_guide if shared else [*of_model, *of_guide]))
+
+
+_COUNTED = 64  # data on which the pair is run to see which parameters it reads

@@ -209,3 +209,28 @@ def test_a_seed_repeats_a_random_transform_too():
     runs = [compare({"a": (model, guide)}, grey, 20, **options).rows["a"].evidence.elbo for _ in range(2)]
     assert torch.equal(*runs)
     assert torch.equal(torch.rand(1), expected)
+
+
+class _Watched(nn.BatchNorm1d):
+    """Batch normalisation that writes down how many rows it sees."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.rows = []
+
+    def forward(self, x):
+        self.rows.append(len(x))
+        return super().forward(x)
+
+
+def test_parameters_are_counted_on_a_part_of_the_data_and_nothing_moves():
+    model, norm = PPCA(5, 2), _Watched(5)
+    guide = amortize(model, norm, MeanField, context=5)
+    with torch.no_grad():
+        x = 3 + model(n=3000)
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    table = compare({"normalised": (model, guide)}, x, particles=2, progress=False)
+    assert table.rows["normalised"].parameters == sum(p.numel() for p in [*model.parameters(), *guide.parameters()])
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+    assert max(norm.rows) <= 512
+    assert norm.training
