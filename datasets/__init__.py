@@ -2,7 +2,7 @@
 
 Published sets come from files that are looked for in the folder ``JENSEN_DATA``, then in the user's cache, then
 downloaded and checked; synthetic sets know their own log-density; your own data come from arrays and files. No pickled
-data are loaded, nothing is allocated on a header's word, and nothing is binarized, dequantized or scaled unasked.
+data are loaded, no archive is expanded beyond a limit, and nothing is binarized, dequantized or scaled unasked.
 """
 
 from .cards import Card, Result, cards

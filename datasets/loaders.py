@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from .arrays import LIMIT
 from .cards import Card, cards
 from .dataset import Dataset
 from .own import from_array, read_table
 from .preparation import Split, prepare
 from .published import READERS
-from .streams import LIMIT
 from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
 
 _FILES = (".npy", ".npz", ".csv", ".parquet")

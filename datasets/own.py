@@ -14,9 +14,9 @@ import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .arrays import LIMIT, read_npy, read_npz
 from .dataset import Dataset
 from .preparation import Split, draw_split, prepare
-from .streams import LIMIT, read_npy, read_npz
 from .tables import Table, is_frame, of_frame, read_csv, read_parquet
 
 
@@ -127,7 +127,8 @@ def read_table(path: Path, label: str | int | None, header: bool | None, limit: 
     if kind == ".parquet":
         return read_parquet(path, label, limit)
     if kind == ".npz":
-        return _of_archive(path, read_npz(path, limit), label)
+        x, labels = read_npz(path, label, limit)
+        return Table(x, (), labels)
     if kind == ".npy":
         x = read_npy(path, limit)
         if label is None:
@@ -136,16 +137,6 @@ def read_table(path: Path, label: str | int | None, header: bool | None, limit: 
             raise ValueError(f"label is the position of a column of {path}, of shape {x.shape}, but got {label!r}")
         return Table(np.delete(x, label, 1), (), x[:, label])
     raise ValueError(f"{path} is of no kind that is read: .npy, .npz, .csv and .parquet are")
-
-
-def _of_archive(path: Path, arrays: dict[str, NDArray[np.generic]], label: str | int | None) -> Table:
-    held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-    if label is not None and label not in arrays:
-        raise ValueError(f"{path} has no array {label!r} for label=; it has {held}")
-    rest = [name for name in arrays if name != label]
-    if "x" not in rest and len(rest) != 1:
-        raise ValueError(f"{path} holds {held}: one array of data is read, or the one called x; save it so")
-    return Table(arrays["x" if "x" in rest else rest[0]], (), None if label is None else arrays[str(label)])
 
 
 def _table(x: Any, labels: Any, limit: int) -> Table:

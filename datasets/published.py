@@ -4,16 +4,17 @@ from __future__ import annotations
 
 __all__ = ["READERS", "Arrays", "Reader"]
 
+import gzip
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import read_mat
 from .files import File, locate
-from .matlab import read_mat
 from .preparation import SPLITS, Split, draw_split
-from .streams import read_idx, read_npz, read_tar
 
 Arrays = dict[str, NDArray[np.generic]]
 Reader = Callable[[Split | None, int], tuple[Arrays, Arrays]]
@@ -27,8 +28,16 @@ def _digits(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     return {part: images[r] for part, r in rows.items()}, {part: classes[r] for part, r in rows.items()}
 
 
+def _read_idx(file: File) -> NDArray[np.uint8]:
+    """A file of LeCun's format for unsigned bytes: two zeros, the type 8, the rank, the shape, the values."""
+    with gzip.open(locate(file)) as stream:
+        body = stream.read()
+    shape = np.frombuffer(body, ">u4", count=body[3], offset=4)
+    return np.frombuffer(body, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+
+
 def _idx(files: dict[str, File]) -> tuple[Arrays, Arrays]:
-    arrays = {part: read_idx(locate(file)) for part, file in files.items()}
+    arrays = {part: _read_idx(file) for part, file in files.items()}
     images = {part: arrays[part].reshape(len(arrays[part]), -1) for part in ("train-images", "t10k-images")}
     return (
         _hold_out(images["train-images"], images["t10k-images"]),
@@ -46,8 +55,8 @@ def _fashion_mnist(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 def _binarized_mnist(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     try:
-        archive = read_npz(locate(_BINARIZED))
-        return {part: archive[key] for part, key in zip(SPLITS, ("train", "valid", "test"), strict=True)}, {}
+        with np.load(locate(_BINARIZED), allow_pickle=False) as archive:
+            return {part: archive[key] for part, key in zip(SPLITS, ("train", "valid", "test"), strict=True)}, {}
     except FileNotFoundError as absent:
         try:  # the published text files: a line an image, digits with a space between
             return {part: _read_amat(file) for part, file in zip(SPLITS, _AMAT, strict=True)}, {}
@@ -60,12 +69,12 @@ def _read_amat(file: File) -> NDArray[np.uint8]:
 
 
 def _oil_flow(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
-    archive = read_npz(locate(_OIL))
     keys = dict(zip(SPLITS, ("DataTrn", "DataVdn", "DataTst"), strict=True))
-    return (
-        {part: archive[key] for part, key in keys.items()},
-        {part: archive[key + "Lbls"].argmax(1) for part, key in keys.items()},
-    )
+    with np.load(locate(_OIL), allow_pickle=False) as archive:
+        return (
+            {part: archive[key] for part, key in keys.items()},
+            {part: archive[key + "Lbls"].argmax(1) for part, key in keys.items()},
+        )
 
 
 def _omniglot(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
@@ -120,11 +129,13 @@ def _frey_faces(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 def _cifar10(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     names = [*(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)), "cifar-10-batches-bin/test_batch.bin"]
-    path = locate(_CIFAR)
-    contents = read_tar(path, dict.fromkeys(names, 10_000 * 3073))
+    contents = {}
+    with tarfile.open(locate(_CIFAR)) as archive:
+        for member in archive:  # in the archive's order, so that it is inflated once
+            if member.name in names and (file := archive.extractfile(member)):
+                contents[member.name] = file.read()
     batches = [np.frombuffer(contents[name], dtype=np.uint8).reshape(-1, 3073) for name in names]
     train, test = np.concatenate(batches[:-1]), batches[-1]  # a row is a label and 3072 pixels
-    _check_range(path, "its labels", np.concatenate([train[:, 0], test[:, 0]]), 0, 9)
     return _hold_out(train[:, 1:], test[:, 1:], 5_000), _hold_out(train[:, 0], test[:, 0], 5_000)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .streams import LIMIT, check_claim
+from .arrays import LIMIT, check_size
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
@@ -91,7 +91,7 @@ def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT)
             if any(name.startswith("__index_level_") for name in columns):
                 raise ValueError(f"{path} holds the index of a DataFrame as a column: write it with index=False")
             held = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            check_claim(path, max(held, 8 * meta.num_rows * len(columns)), sys.maxsize, limit)
+            check_size(path, max(held, 8 * meta.num_rows * len(columns)), limit)
             batches, rows = [], 0
             for batch in file.iter_batches(batch_size=65_536):
                 rows += batch.num_rows

@@ -247,7 +247,14 @@ for name in {names!r}:
 """
 
 
-@pytest.mark.parametrize(("names", "unwanted"), [(("jensen",), _HEAVY | {"torch", "pyro", "numpy"}), (_ROOMS, _HEAVY)])
+@pytest.mark.parametrize(
+    ("names", "unwanted"),
+    [
+        (("jensen",), _HEAVY | {"torch", "pyro", "numpy"}),
+        (_ROOMS, _HEAVY),
+        (("jensen.datasets",), _HEAVY - {"pooch"}),
+    ],
+)
 def test_an_import_loads_nothing_heavy_that_it_does_not_need(names, unwanted):
     code = _IMPORTS.format(names=names, unwanted=unwanted)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
