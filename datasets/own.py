@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .arrays import LIMIT, read_npy, read_npz
 from .dataset import Dataset
+from .delimited import read_csv
 from .preparation import Split, draw_split, prepare
-from .tables import Table, is_frame, of_frame, read_csv, read_parquet
+from .tables import Table, is_frame, of_frame, read_parquet
 
 
 def from_array(

@@ -19,8 +19,9 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
-from jensen.datasets import from_array, load, own
+from jensen.datasets import delimited, from_array, load, own
 from jensen.datasets.arrays import read_mat, read_npy, read_npz
+from jensen.datasets.delimited import read_csv
 
 X = np.random.default_rng(0).normal(size=(50, 3))
 Y = np.arange(50) % 4
@@ -244,7 +245,26 @@ def test_what_does_not_fit_is_named(make, message):
         ("a,b\n1,2\n3,\n,4\n", {}, r"own has 2 missing values \(NaN\), at row 1, column 'b', row 2, column 'a'"),
         ("a,b\n1,NA\n", {}, "1 missing values"),
         ("a,b\n1,x\n", {}, "column 'b' is not numeric: line 2 has 'x'"),
-        ("a;b\n1;2\n", {}, "separated by semicolons"),
+        ("a,b,c\n1,x,y\n2,3,z\n", {}, r"column 'b' is not numeric: line 2 has 'x' \(nor are 'c'\)"),
+        ('a,b\n1,"2,5"\n', {}, "'2,5'.*; a decimal comma is read only between semicolons or tabs: write a point"),
+        ("a;b\n1,5;2.5\n", {}, "'1,5'.*in other places the decimal sign is another: write one of the two"),
+        ("a;b\n1,5;1.234,5\n", {}, "column 'b' is not numeric: line 2 has '1.234,5'"),
+        ("a;b\n1,234;5\n1;67,890\n", {}, "line 2 has '1,234', and every comma here may be decimal or separate"),
+        ("a,b\n1,True\n2,False\n", {}, "column 'b' is not numeric: line 2 has 'True'"),
+        ("a,b\n1,True\n2,\n", {}, "column 'b' is not numeric: line 2 has 'True'"),
+        ("a,b\n1,2020-01-01\n", {}, "column 'b' is not numeric: line 2 has '2020-01-01'"),
+        ("a,b\n1,2020_03\n", {}, "column 'b' is not numeric: line 2 has '2020_03'"),
+        ("a,b\n1,0x10\n", {}, "column 'b' is not numeric: line 2 has '0x10'"),
+        ("a,b\n1,\u0661\n", {}, "column 'b' is not numeric: line 2 has '\u0661'"),
+        ("a,b\n\n1,2\n\n3,x\n", {}, "column 'b' is not numeric: line 5 has 'x'"),
+        ("a,b\n0,1,\n1,2,\n", {}, "line 2 has 3 fields, but the first has 2"),
+        ("a,b\n0,1,NA\n", {}, "line 2 has 3 fields, but the first has 2"),
+        ("a,b\n1,2\n3,4,\n", {}, "line 3 has 3 fields, but the first has 2"),
+        ("a b\n1 2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
+        ('a,b\n1,"2\n3,4\n', {}, "line 3 has 2 fields|no table of numbers as text"),
+        ("a,b\n1e400,1\n", {}, r"own has 1 infinite values, at row 0, column 'a'"),
+        ("a,b\n1,\0\n", {}, "no table of numbers as text: it holds zero bytes"),
+        ("a,b\n1,2\n3,-\n", {"label": "b"}, "labels of own have 1 missing values, the first in row 1"),
         ("a,b\n1,2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
         ("1,2,red\n3,4,blue\n", {}, "say header=True or header=False"),
         (",a\n0,1\n", {"header": True}, "column 0 has no name: if it is an index"),
@@ -253,8 +273,8 @@ def test_what_does_not_fit_is_named(make, message):
         ("", {}, "holds no data"),
         ("a,b\n1,2\n", {"label": "c"}, "no column 'c' for label=; it has a, b"),
         ("a,b\n1,2\n,3\n", {"label": "a"}, "labels of own have 1 missing values, the first in row 1"),
-        ("a,b\n1,2\n3,4\n", {"limit": 31}, "more bytes of memory than the limit of 31"),
-        ("a\n" + "9" * 200_000 + "\n", {}, "no text of numbers separated by commas"),
+        ("a,b\n1,2\n3,4\n", {"limit": 31}, "32 bytes of memory, more than the limit of 31: pass limit=32"),
+        ("a\n" + "9" * 200_000 + "\n", {}, "no table of numbers as text: field larger"),
     ],
 )
 def test_csv_errors_say_where(tmp_path, text, options, message):
@@ -274,9 +294,99 @@ def test_csv_with_and_without_a_header(tmp_path):
     data = load(path, label="kind", split=(1.0, 0, 0))  # numbers as names: the label's name tells
     assert _sorted(data.train) == [(1, 2), (3, 4)]
     assert sorted(data.labels["train"].tolist()) == [0, 7]
-    path.write_bytes(b"1,2\n\xff\xfe,4\n")
-    with pytest.raises(ValueError, match="no text of numbers"):
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "rows"),
+    [
+        ("a,b\n1,2\n3,4.5\n", "ab", [[1, 2], [3, 4.5]]),
+        ("a;b\n1;2\n3;4.5\n", "ab", [[1, 2], [3, 4.5]]),
+        ("a;b\n1,5;-0,25\n3;1e-3\n", "ab", [[1.5, -0.25], [3, 1e-3]]),
+        ("a;b\n1,234;5,5\n", "ab", [[1.234, 5.5]]),
+        ("a\tb\n1\t2\n3\t4.5\n", "ab", [[1, 2], [3, 4.5]]),
+        ("a\tb\n1,5\t2\n3\t4\n", "ab", [[1.5, 2], [3, 4]]),
+        ("a b\n 1   2\n3 \t 4.5  \n\n", "ab", [[1, 2], [3, 4.5]]),
+        ("1 2\n3 4.5\n", "01", [[1, 2], [3, 4.5]]),
+        ("1,5;2\n3,5;4\n", "01", [[1.5, 2], [3.5, 4]]),
+        ("body mass\n1\n2.5\n", ["body mass"], [[1], [2.5]]),
+        ("-3,\t3,1\n1,\t2,3\n", "012", [[-3, 3, 1], [1, 2, 3]]),
+        ("1,nan\n-nan,2\n", "01", [[1, np.nan], [np.nan, 2]]),
+        ('"a, in m","b; in s"\n"1","2"\n"3","4.5"\n', ["a, in m", "b; in s"], [[1, 2], [3, 4.5]]),
+        ("a, b\n1, 2 \n 3 ,\t4.5\n", "ab", [[1, 2], [3, 4.5]]),
+        ("\n\na,b\n\n1,2\n   \n\n3,4.5", "ab", [[1, 2], [3, 4.5]]),
+        ("a,b\r\n1,2\r\n3,4.5\r\n", "ab", [[1, 2], [3, 4.5]]),
+        ("a,b\r1,2\r3,4.5\r", "ab", [[1, 2], [3, 4.5]]),
+        ('"a\nx",b\n1,2\n', ["a\nx", "b"], [[1, 2]]),
+        ("a,b\n.5,5.\n+1,1E2\n", "ab", [[0.5, 5], [1, 100]]),
+        ("a,b\n007,0.10\n", "ab", [[7, 0.1]]),
+        ("a,b\n18446744073709551616,-1\n-1,18446744073709551615\n", "ab", [[2**64, -1], [-1, 2**64 - 1]]),
+        (
+            "a,b\n0.1,5e-324\n0.30000000000000004,1.7976931348623157e308\n",
+            "ab",
+            [[0.1, 5e-324], [0.30000000000000004, 1.7976931348623157e308]],
+        ),
+    ],
+)
+def test_csv_dialects_give_exact_numbers(tmp_path, text, columns, rows):
+    path = tmp_path / "own.csv"
+    path.write_bytes(text.encode())
+    table = read_csv(path)
+    assert table.columns == tuple(columns) and table.x.dtype == np.float64
+    np.testing.assert_array_equal(table.x, np.array(rows, dtype=np.float64))
+
+
+def test_tables_may_be_wide(tmp_path):
+    x = np.random.default_rng(0).normal(size=(2, 10_000))
+    for delimiter in ",;\t ":
+        np.savetxt(tmp_path / "own.csv", x, delimiter=delimiter)
+        np.testing.assert_array_equal(read_csv(tmp_path / "own.csv").x, x)
+
+
+def test_random_numbers_come_back_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_CHUNK", 1000)  # several pieces
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 4)) * 10.0 ** rng.integers(-300, 300, (1000, 4))
+    for sep, decimal in (",.", ";,", "\t,", " ."):
+        lines = [sep.join(repr(v).replace(".", decimal) for v in row) for row in x.tolist()]
+        (tmp_path / "own.csv").write_text("\n".join([sep.join("abcd"), *lines]))
+        np.testing.assert_array_equal(read_csv(tmp_path / "own.csv").x, x)
+
+
+@pytest.mark.parametrize(
+    "mark", ["", "NA", "NaN", "nan", "?", "-", "N/A", "#N/A", "null", "NULL", "None", " ", "nA", "NA "]
+)
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+def test_missing_values_are_nan_where_they_are(tmp_path, mark, sep):
+    path = tmp_path / "own.csv"
+    path.write_text(f"a{sep}b\n1{sep}2\n{mark}{sep}4\n5{sep}{mark}\n")
+    np.testing.assert_array_equal(read_csv(path).x, [[1, 2], [np.nan, 4], [5, np.nan]])
+    with pytest.raises(ValueError, match=r"own has 2 missing values \(NaN\), at row 1, column 'a', row 2, column 'b'"):
         load(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_csv_encodings(tmp_path, encoding):
+    path = tmp_path / "own.csv"
+    path.write_bytes("l\u00e4nge;art\n1,5;s\u00fc\u00df\n2;herb\n".encode(encoding))
+    table = read_csv(path, label="art")
+    assert table.columns == ("l\u00e4nge",) and table.x.tolist() == [[1.5], [2]]
+    assert table.labels.tolist() == ["s\u00fc\u00df", "herb"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["3", "-1"], [3, -1]),
+        (["007", "7"], ["007", "7"]),  # words: as numbers they were one class
+        (["+", "-"], ["+", "-"]),
+        (["True", "False"], ["True", "False"]),
+        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (['"a, b"', "c"], ["a, b", "c"]),
+    ],
+)
+def test_labels_of_a_csv_file_stay_as_they_are_written(tmp_path, labels, expected):
+    (tmp_path / "own.csv").write_text("x,kind\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    assert read_csv(tmp_path / "own.csv", label="kind").labels.tolist() == expected
 
 
 def test_parquet_is_measured_by_its_own_word_first(tmp_path):
