@@ -1,6 +1,23 @@
 """Runs any Pyro pair and returns log weights: the only room that runs traces.
 
-Nothing here knows a model, a guide, a family or what is done with the weights.
+Nothing here knows a model, a guide, a family, or what is done with the weights.
 """
 
-__all__: list[str] = []
+from .batches import Part, stream
+from .layout import Layout
+from .simulation import simulate
+from .sites import Terms
+from .weights import Program, check_pair, log_joint, log_weights, terms
+
+__all__ = [
+    "Layout",
+    "Part",
+    "Program",
+    "Terms",
+    "check_pair",
+    "log_joint",
+    "log_weights",
+    "simulate",
+    "stream",
+    "terms",
+]
