@@ -107,7 +107,7 @@ def test_em_and_gradient_reach_the_closed_form_on_oil_flow(method, tolerance, se
     assert 0 <= (best - model.log_evidence(x).mean()).item() + 1e-12 < tolerance
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_svi_reaches_the_closed_form(digits, seed):
     """From random W, with a full-covariance guide that learns too."""
     x = digits.train
