@@ -50,15 +50,9 @@ class Record(Printed):
         """What the rows of a data frame are, their names, and its columns; None for one that is not there."""
 
     def to_frame(self) -> Any:
-        """This result as a ``pandas.DataFrame``: the numbers as they are, unrounded, in nats where they have a unit.
+        """This result as a ``pandas.DataFrame``: the numbers as they are, unrounded, in nats where they have a unit."""
+        import pandas
 
-        Raises:
-            ImportError: without pandas, which is optional.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_frame makes a pandas.DataFrame: pip install pandas, or take to_dict()") from error
         name, rows, columns = self._columns()
         values = {
             key: column.cpu().numpy() if isinstance(column, Tensor) else column

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -376,12 +375,6 @@ def test_every_result_has_a_frame_and_a_dict(measured, kind):
     assert len(frame) > 0
     assert all(str(dtype) != "object" or name == "coordinate" for name, dtype in frame.dtypes.items())
     assert json.dumps(result.to_dict())
-
-
-def test_without_pandas_the_remedy_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install pandas, or take to_dict\(\)"):
-        _evidence().to_frame()
 
 
 def test_the_kinds_are_all_here(measured):
