@@ -1,6 +1,6 @@
-"""Results that are kept: as a data frame, and as a JSON file that gives back every bit.
+"""Results: their summary, table and data frame, and a JSON file that gives back every bit.
 
-A file is one JSON object:
+A :class:`Measurement` declares each :class:`Quantity` once; the rest is made from that. A file is one JSON object:
 
 | key | what it holds |
 | --- | --- |
@@ -15,7 +15,7 @@ a result is the object of its fields. Numbers that JSON does not have are the st
 
 from __future__ import annotations
 
-__all__ = ["Record"]
+__all__ = ["Measurement", "Quantity", "Record"]
 
 import dataclasses
 import json
@@ -25,18 +25,20 @@ import types
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from .files import whole
-from .tables import Printed
+from .standard_errors import standard_error_of_mean
+from .tables import RESULT_COLUMNS, Printed, Table, decimals, digits_of
 
 VERSION = 1
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)}
 _DTYPES |= {"bool": torch.bool}
+_UNITS = {"nats": 1.0, "bits": math.log(2)}
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -48,6 +50,15 @@ class Record(Printed):
     @abstractmethod
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
         """What the rows of a data frame are, their names, and its columns; None for one that is not there."""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors, in the order of the class."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def to_frame(self) -> Any:
         """This result as a ``pandas.DataFrame``: the numbers as they are, unrounded, in nats where they have a unit."""
@@ -102,6 +113,97 @@ class Record(Printed):
                 "to_json()"
             ) from error
         return result
+
+
+class Quantity(NamedTuple):
+    """A quantity of a :class:`Measurement`: its summary, columns and table row are made from this one declaration.
+
+    Attributes:
+        name: its key in ``summary()``, in ``to_dict()["per_datum"]`` and in the frame.
+        value: a tensor with a number for each datum, [N]; or one value for all of them, which the summary repeats; None
+            where it is not known.
+        label: of its row in the table; without one it has no row, and no standard error over the data.
+        error: the Monte Carlo standard error of its mean, where it has one.
+        data_error: whether the summary has the standard error of its mean over the data.
+        digits: an error of another quantity, whose digits the row shows too.
+        unit: of the summary and the table; values per datum are always in nats.
+        total: whether the summary has the sum of the values instead of their mean.
+        in_summary: whether it is in the summary.
+        per_datum: whether its values are listed per datum.
+    """
+
+    name: str
+    value: Any
+    label: str = ""
+    error: float | None = None
+    data_error: bool = True
+    digits: float = 0.0
+    unit: Literal["nats", "bits"] = "nats"
+    total: bool = False
+    in_summary: bool = True
+    per_datum: bool = True
+
+    def summary(self) -> dict[str, Any]:
+        """Its mean, total or single value, and the errors that it has."""
+        value, unit = self.value, _UNITS[self.unit]
+        each = isinstance(value, Tensor)
+        result = {self.name: value if not each else int(value.sum()) if self.total else _mean(value) / unit}
+        if self.label and self.data_error:
+            result[f"{self.name}_data_error"] = standard_error_of_mean(value) / unit if each else None
+        if self.error is not None:
+            result[f"{self.name}_mc_error"] = self.error / unit
+        return result
+
+    def row(self) -> list[str]:
+        """Its row in a table with the columns ``RESULT_COLUMNS``, to the digits that the errors allow."""
+        s = self.summary()
+        errors = [s.get(f"{self.name}_{kind}_error") for kind in ("data", "mc")]
+        digits = digits_of(*errors, self.digits)
+        return [self.label, decimals(s[self.name], digits), *("" if e is None else decimals(e, digits) for e in errors)]
+
+
+class Measurement(Record):
+    """A record of quantities per datum, each declared once by :meth:`_quantities`."""
+
+    @abstractmethod
+    def _quantities(self) -> Sequence[Quantity]:
+        """What was measured, in the order of the summary and of the table."""
+
+    def _per_datum(self) -> dict[str, Tensor]:
+        """The values per datum, by name."""
+        declared = (q for q in self._quantities() if q.per_datum)
+        return {q.name: q.value for q in declared if isinstance(q.value, Tensor)}
+
+    def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
+        columns = self._per_datum()
+        return "datum", range(len(next(iter(columns.values())))), columns
+
+    def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
+        """A table with a row for each labelled quantity."""
+        return Table(head, RESULT_COLUMNS, [q.row() for q in self._quantities() if q.label], facts)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the data with their errors.
+
+        ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
+        ``*_mc_error`` the Monte Carlo error of the mean (how much with other particles). What is true or false of each
+        datum is given as the share of the data.
+        """
+        quantities = self._quantities()
+        n = next(len(q.value) for q in quantities if isinstance(q.value, Tensor))
+        return {"n": n} | {name: v for q in quantities if q.in_summary for name, v in q.summary().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and lists: the summary, and the values per datum."""
+        return {"summary": self.summary(), "per_datum": {k: v.tolist() for k, v in self._per_datum().items()}}
+
+
+def _mean(values: Tensor) -> float:
+    return float((values if values.is_floating_point() else values.double()).mean())
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, list | tuple) else value
 
 
 def _format(cls: type) -> str:

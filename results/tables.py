@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RESULT_COLUMNS", "Printed", "Table", "decimals", "digits_of", "percent", "result_row", "with_error"]
+__all__ = ["RESULT_COLUMNS", "Printed", "Table", "decimals", "digits_of", "percent", "with_error"]
 
 import html
 import math
@@ -84,14 +84,6 @@ class Printed:
 
     def _repr_html_(self) -> str:
         return self._table().html()
-
-
-def result_row(
-    name: str, value: float | None, data: float | None, drawn: float | None, *others: float | None
-) -> list[str]:
-    """A mean with its errors over the data and of Monte Carlo, to the digits that these and other errors allow."""
-    digits = digits_of(data, drawn, *others)
-    return [name, decimals(value, digits), *(decimals(e, digits) if e is not None else "" for e in (data, drawn))]
 
 
 def _by_point(cells: Sequence[str]) -> list[str]:

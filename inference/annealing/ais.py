@@ -53,9 +53,9 @@ from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import in_plate
 from jensen.kernel.weights import Program, densities, model_sites
-from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
-from jensen.results.tables import RESULT_COLUMNS, Table, decimals, percent, result_row
+from jensen.results.records import Measurement, Quantity
+from jensen.results.standard_errors import mc_error
+from jensen.results.tables import Table, decimals, percent
 
 from ..exact.log_evidence import exact_evidence
 from ..measure.diagnostics import RunningWeights
@@ -266,7 +266,7 @@ def anneal(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AIS(Record):
+class AIS(Measurement):
     """What :func:`ais` measured. Tensors are per datum, in nats.
 
     Attributes:
@@ -325,48 +325,28 @@ class AIS(Record):
         """Effective sample size of the C weights, 1 to C: float64 [N]."""
         return self._moments.ess
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Means over the data with their errors: over the data set, and Monte Carlo."""
-        n = self.log_weights.shape[1]
-        return {
-            "n": n,
-            "chains": self.chains,
-            "temperatures": len(self.betas) - 1,
-            "log_evidence": float(self.log_evidence.mean()),
-            "log_evidence_data_error": standard_error_of_mean(self.log_evidence),
-            "log_evidence_mc_error": mc_error(self.standard_error),
-            "exact": None if self.exact is None else float(self.exact.mean()),
-            "ess": float(self.ess.mean()),
-            "acceptance": float(self.acceptance.mean()),
-            "evaluations": self.evaluations,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, and the values per datum."""
-        names = ("log_evidence", "standard_error", "ess", "acceptance", "exact")
-        values = {name: getattr(self, name) for name in names}
-        return {"summary": self.summary(), "per_datum": {k: v.tolist() for k, v in values.items() if v is not None}}
-
-    def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
-        names = ("log_evidence", "standard_error", "ess", "acceptance", "exact")
-        return "datum", range(self.log_weights.shape[1]), {name: getattr(self, name) for name in names}
+    def _quantities(self) -> list[Quantity]:
+        noise = mc_error(self.standard_error)
+        return [
+            Quantity("chains", self.chains),
+            Quantity("temperatures", len(self.betas) - 1),
+            Quantity("log_evidence", self.log_evidence, "log p(x), annealed", noise),
+            Quantity("standard_error", self.standard_error, in_summary=False),
+            Quantity("ess", self.ess),
+            Quantity("acceptance", self.acceptance),
+            Quantity("exact", self.exact, "log p(x), exact", data_error=False, digits=noise),
+            Quantity("evaluations", self.evaluations),
+        ]
 
     def _table(self) -> Table:
-        s = self.summary()
-        noise = s["log_evidence_mc_error"]
-        rows = [
-            result_row("log p(x), annealed", s["log_evidence"], s["log_evidence_data_error"], noise),
-            result_row("log p(x), exact", s["exact"], None, None, noise),
-        ]
+        n, temperatures = self.log_weights.shape[1], len(self.betas) - 1
         facts = [
-            ("effective sample size, mean", f"{decimals(s['ess'], 1)} of {s['chains']}"),
-            ("moves accepted", percent(s["acceptance"])),
-            ("evaluations per datum", f"{s['evaluations']:.4g} of log p(x, z), a gradient counting one more"),
+            ("effective sample size, mean", f"{decimals(float(self.ess.mean()), 1)} of {self.chains}"),
+            ("moves accepted", percent(float(self.acceptance.mean()))),
+            ("evaluations per datum", f"{self.evaluations:.4g} of log p(x, z), a gradient counting one more"),
         ]
-        head = (
-            f"{s['n']} data, {s['chains']} chains each, {s['temperatures']} temperatures from the {self.start}, nats "
-        )
-        return Table(head + "per datum", RESULT_COLUMNS, rows, facts)
+        head = f"{n} data, {self.chains} chains each, {temperatures} temperatures from the {self.start}, nats per datum"
+        return self._summary_table(head, facts)
 
 
 def ais(

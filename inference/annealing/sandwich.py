@@ -41,6 +41,7 @@ from .rejection import posterior_draws
 
 _ERRORS = 4.0
 _EXACT = "exact log p(x)"
+_NAMES = {"weighted": "importance-weighted", "annealed": "annealed"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +134,8 @@ class Sandwich(Record):
 
     def contradictions(self) -> list[Contradiction]:
         """Pairs of numbers whose order is wrong by more than four standard errors, and more than rounding."""
-        lower = {f"{name} lower bound": b.lower for name, b in self._brackets()}
-        upper = {f"{name} upper bound": b.upper for name, b in self._brackets()}
+        lower = {f"{_NAMES[key]} lower bound": b.lower for key, b in self._brackets.items()}
+        upper = {f"{_NAMES[key]} upper bound": b.upper for key, b in self._brackets.items()}
         if self.exact is not None:
             lower[_EXACT] = upper[_EXACT] = self.exact
         found = []
@@ -183,8 +184,9 @@ class Sandwich(Record):
     def _reads_guide(self, name: str) -> bool:
         return name.startswith("importance") or (name.startswith("annealed") and self.start == "guide")
 
-    def _brackets(self) -> list[tuple[str, Bracket]]:
-        return [("importance-weighted", self.weighted), ("annealed", self.annealed)]
+    @property
+    def _brackets(self) -> dict[str, Bracket]:
+        return {"weighted": self.weighted, "annealed": self.annealed}
 
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
@@ -196,7 +198,7 @@ class Sandwich(Record):
         result: dict[str, Any] = {"n": len(self.annealed.lower)}
         anchor = self.annealed.lower if self.exact is None else self.exact
         drift = mc_error(self.annealed.lower_error) if self.exact is None else 0.0
-        for name, b in (("weighted", self.weighted), ("annealed", self.annealed)):
+        for name, b in self._brackets.items():
             result[name] = {
                 "lower": float(b.lower.mean()),
                 "lower_error": mc_error(b.lower_error),
@@ -211,16 +213,13 @@ class Sandwich(Record):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists: the summary, the verdict, the values per datum."""
-        per_datum = {
-            name: {f.name: getattr(b, f.name).tolist() for f in fields(Bracket)}
-            for name, b in (("weighted", self.weighted), ("annealed", self.annealed))
-        }
-        exact = None if self.exact is None else self.exact.tolist()
-        return {"summary": self.summary(), "verdict": self.verdict(), "per_datum": {**per_datum, "exact": exact}}
+        per_datum: dict[str, Any] = {"exact": None if self.exact is None else self.exact.tolist()}
+        for name, b in self._brackets.items():
+            per_datum[name] = {side: values.tolist() for side, values in vars(b).items()}
+        return {"summary": self.summary(), "verdict": self.verdict(), "per_datum": per_datum}
 
     def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
-        sides = (("weighted", self.weighted), ("annealed", self.annealed))
-        columns = {f"{name}_{f.name}": getattr(b, f.name) for name, b in sides for f in fields(Bracket)}
+        columns = {f"{name}_{side}": v for name, b in self._brackets.items() for side, v in vars(b).items()}
         return "datum", range(len(self.annealed.lower)), {**columns, "exact": self.exact}
 
     def _table(self) -> Table:
@@ -229,11 +228,11 @@ class Sandwich(Record):
         head = f"{s['n']} data {source}, nats per datum (± of the mean over these data)"
         if self.contradictions():
             return Table(head, notes=[self.verdict()])
-        names = (f"importance-weighted, K = {self.particles}", f"annealed, C = {self.chains}, T = {self.temperatures}")
+        drawn = {"weighted": f"K = {self.particles}", "annealed": f"C = {self.chains}, T = {self.temperatures}"}
         rows = []
-        for name, key in zip(names, ("weighted", "annealed"), strict=True):
-            cells = ((s[key][part], s[key][f"{part}_error"]) for part in ("lower", "upper", "width"))
-            rows.append([name, *(with_error(value, error) for value, error in cells)])
+        for key, size in drawn.items():
+            cells = (with_error(s[key][part], s[key][f"{part}_error"]) for part in ("lower", "upper", "width"))
+            rows.append([f"{_NAMES[key]}, {size}", *cells])
         if self.exact is not None:
             digits = digits_of(None, s["annealed"]["lower_error"], s["weighted"]["lower_error"])
             rows.append([_EXACT, *[decimals(s["exact"], digits)] * 2, ""])

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -80,13 +80,8 @@ class ExactEvidence(Record):
         """Whether the error is within the tolerance: bool [N]."""
         return self.error <= self.tolerance
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists."""
-        return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
-
     def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
-        names = ("log_evidence", "error", "evaluations", "reached")
-        return "datum", range(len(self.log_evidence)), {name: getattr(self, name) for name in names}
+        return "datum", range(len(self.log_evidence)), {**self._tensors(), "reached": self.reached}
 
     def _table(self) -> Table:
         n, mean = len(self.log_evidence), float(self.log_evidence.mean())

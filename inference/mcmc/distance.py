@@ -65,17 +65,13 @@ class GuideDistance(Record):
     scale_standard_error: Tensor
     names: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists."""
-        return {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in vars(self).items()}
-
     def _columns(self) -> tuple[str, list[int], dict[str, Any]]:
         N, F = self.mean_error.shape
-        names = ("mean_error", "mean_standard_error", "scale_ratio", "scale_standard_error")
-        columns = {name: getattr(self, name).flatten() for name in names}
-        of_datum = {name: getattr(self, name).repeat_interleave(F) for name in ("energy", "energy_error")}
+        tensors = self._tensors()
+        of_coordinate = {name: v.flatten() for name, v in tensors.items() if v.dim() == 2}
+        of_datum = {name: v.repeat_interleave(F) for name, v in tensors.items() if v.dim() == 1}
         datum = [i for i in range(N) for _ in range(F)]
-        return "datum", datum, {"coordinate": list(self.names) * N, **columns, **of_datum}
+        return "datum", datum, {"coordinate": list(self.names) * N, **of_coordinate, **of_datum}
 
     def _table(self) -> Table:
         rows = []

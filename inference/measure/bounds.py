@@ -7,7 +7,6 @@ __all__ = ["Bounds", "bounds", "check_sites", "log_weight_of"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +58,8 @@ class Bounds(Record):
     upper: Tensor | None = None
     upper_error: Tensor | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists."""
-        return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self).items()}
-
-    def _columns(self) -> tuple[str, list[int], dict[str, Tensor | None]]:
-        names = ("mean", "error", "upper", "upper_error")
-        return "particles", self.particles, {name: getattr(self, name) for name in names}
+    def _columns(self) -> tuple[str, list[int], dict[str, Tensor]]:
+        return "particles", self.particles, self._tensors()
 
     def _table(self) -> Table:
         sides = [("from below", self.mean, self.error)]

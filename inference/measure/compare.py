@@ -120,7 +120,7 @@ class Comparison(Record):
 
     def _flagged(self) -> str:
         """A warning for the rows whose estimate of log p(x) counts and is flagged for more than a tenth of the data."""
-        shares = {name: row.evidence.summary()["unreliable"] for name, row in self.rows.items()}
+        shares = {name: row.evidence.unreliable for name, row in self.rows.items()}
         known = {name for name, row in self.rows.items() if row.evidence.exact is not None}
         flagged = [name for name, share in shares.items() if share is not None and share > 0.1 and name not in known]
         if not flagged:
@@ -158,7 +158,7 @@ class Comparison(Record):
             cells = [
                 *_levels(row.evidence.summary(), split, unit, offset if bits else None),
                 *(_with_spread(split, part, unit) for part in parts),
-                *(decimals(float(row.evidence.ess.mean()), 1), percent(row.evidence.summary()["unreliable"])),
+                *(decimals(float(row.evidence.ess.mean()), 1), percent(row.evidence.unreliable)),
                 *(f"{row.parameters:,}", decimals(row.seconds, 1)),
             ]
             rows.append([name, *cells])

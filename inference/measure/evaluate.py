@@ -12,8 +12,8 @@ __all__ = ["Evidence", "evaluate"]
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,19 +25,17 @@ from jensen.graphs.products import product_route
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.weights import Program
-from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
-from jensen.results.tables import RESULT_COLUMNS, Table, decimals, percent, result_row
+from jensen.results.records import Measurement, Quantity
+from jensen.results.standard_errors import mc_error
+from jensen.results.tables import Table, decimals, percent
 
 from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
 from .diagnostics import CORRECTIONS
 
-Summary = Mapping[str, float | int | None]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evidence(Record):
+class Evidence(Measurement):
     """What :func:`~jensen.inference.evaluate` measured. Tensors are per datum, [N], float64, in nats.
 
     Joint weights (a global latent) speak of all data at once: tensors are [1].
@@ -110,37 +108,31 @@ class Evidence(Record):
             return f"{self.particles} particles each"
         return f"{float(self.spent.double().mean()):.0f} particles on average"
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Means over the data with their errors.
+    @property
+    def unreliable(self) -> float | None:
+        """The share of data whose k-hat is not below 0.7; None for fewer than 25 particles."""
+        return float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None
 
-        ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
-        ``*_mc_error`` the Monte Carlo error of the mean (how much with other particles), ``unreliable`` the share of
-        data whose k-hat is not below 0.7, ``zero_weights`` and ``spent`` totals, ``converged`` a share of the data.
-        """
-        corrected: dict[str, float | int | None] = {}
-        for name, values in self.corrected.items():
-            corrected[f"log_evidence_{name}"] = _mean(values)
-            corrected[f"log_evidence_{name}_mc_error"] = mc_error(self.corrected_error[name])
-        return {
-            "n": len(self.elbo),
-            "particles": self.particles,
-            "elbo": _mean(self.elbo),
-            "elbo_data_error": standard_error_of_mean(self.elbo),
-            "elbo_mc_error": mc_error(self.elbo_error),
-            "log_evidence": _mean(self.log_evidence),
-            "log_evidence_data_error": standard_error_of_mean(self.log_evidence),
-            "log_evidence_mc_error": mc_error(self.standard_error),
-            **corrected,
-            "exact": None if self.exact is None else _mean(self.exact),
-            "exact_data_error": None if self.exact is None else standard_error_of_mean(self.exact),
-            "gap": _mean(self.gap),
-            "gap_data_error": standard_error_of_mean(self.gap),
-            "ess": _mean(self.ess),
-            "unreliable": float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None,
-            "zero_weights": None if self.zero_weights is None else int(self.zero_weights.sum()),
-            "spent": None if self.spent is None else int(self.spent.sum()),
-            "converged": None if self.converged is None else _mean(self.converged.double()),
-        }
+    def _quantities(self) -> list[Quantity]:
+        noise = mc_error(self.elbo_error), mc_error(self.standard_error)
+        errors = {name: mc_error(values) for name, values in self.corrected_error.items()}
+        corrected = [
+            Quantity(f"log_evidence_{name}", values, _LABELS[name], errors[name], data_error=False)
+            for name, values in self.corrected.items()
+        ]
+        return [
+            Quantity("particles", self.particles),
+            Quantity("elbo", self.elbo, "ELBO", noise[0]),
+            Quantity("log_evidence", self.log_evidence, "log p(x), importance-weighted", noise[1]),
+            *corrected,
+            Quantity("exact", self.exact, "log p(x), exact", digits=noise[1]),
+            Quantity("gap", self.gap, "gap = log p(x) - ELBO", digits=math.hypot(*noise)),
+            Quantity("ess", self.ess),
+            Quantity("unreliable", self.unreliable),
+            Quantity("zero_weights", self.zero_weights, total=True),
+            Quantity("spent", self.spent, total=True),
+            Quantity("converged", self.converged),
+        ]
 
     def bits_per_dimension(self, offset: float = 0.0) -> float:
         """Mean of -log2 p(x) per observed number, plus ``offset``.
@@ -149,62 +141,39 @@ class Evidence(Record):
             offset: log2 of the number of grey levels, for data dequantized to [0, 1]: it turns the density of the
                 scaled data into that of the levels.
         """
-        return -_mean(self.best) / (self.features * math.log(2)) + offset
+        return -float(self.best.mean()) / (self.features * math.log(2)) + offset
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists: the summary, and the values per datum."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in self.corrected:
-            values[f"log_evidence_{name}"] = self.corrected[name]
-            values[f"log_evidence_{name}_error"] = self.corrected_error[name]
-        per_datum = {k: v.tolist() for k, v in values.items() if isinstance(v, Tensor)}
-        return {"summary": self.summary(), "per_datum": per_datum, "features": self.features}
+        return {**super().to_dict(), "features": self.features}
 
-    def _columns(self) -> tuple[str, range, dict[str, Tensor | None]]:
-        corrected = {f"log_evidence_{name}": values for name, values in self.corrected.items()}
-        errors = {f"log_evidence_{name}_error": values for name, values in self.corrected_error.items()}
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-        return "datum", range(len(self.elbo)), {**plain, "gap": self.gap, **corrected, **errors}
+    def _per_datum(self) -> dict[str, Tensor]:
+        values = {f"log_evidence_{name}": of for name, of in self.corrected.items()}
+        errors = {f"log_evidence_{name}_error": of for name, of in self.corrected_error.items()}
+        return {**self._tensors(), **values, **errors}
+
+    def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
+        name, rows, columns = super()._columns()
+        return name, rows, {**self._tensors(), "gap": self.gap, **columns}
 
     def _table(self) -> Table:
-        s: dict[str, Any] = {**self.summary()}
-        noise = (s["elbo_mc_error"], s["log_evidence_mc_error"])
-        rows = [
-            result_row("ELBO", s["elbo"], s["elbo_data_error"], noise[0]),
-            result_row("log p(x), importance-weighted", s["log_evidence"], s["log_evidence_data_error"], noise[1]),
-            *(
-                result_row(_LABELS[name], s[f"log_evidence_{name}"], None, s[f"log_evidence_{name}_mc_error"])
-                for name in self.corrected
-            ),
-            result_row("log p(x), exact", s["exact"], s["exact_data_error"], None, noise[1]),
-            result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, math.hypot(*noise)),
-        ]
-        what = "all data jointly" if self.joint else f"{s['n']} data"
-        head = f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum")
-        return Table(head, RESULT_COLUMNS, rows, self._facts(s))
-
-    def _facts(self, s: Summary) -> list[tuple[str, str]]:
         drawn = self.drawn.removesuffix(" each").replace(" particles", "")
         facts = [
-            ("effective sample size, mean", f"{decimals(s['ess'], 1)} of {drawn}"),
-            ("data with k-hat > 0.7", percent(s["unreliable"])),
+            ("effective sample size, mean", f"{decimals(float(self.ess.mean()), 1)} of {drawn}"),
+            ("data with k-hat > 0.7", percent(self.unreliable)),
         ]
-        if self.converged is not None:
-            missed = int((~self.converged).sum())
-            facts.append(("tolerance reached", f"{percent(s['converged'])} of the data; missed by {missed}"))
-            facts.append(("particles spent", f"{s['spent']:,}, at most {self.particles:,} on a datum"))
-        if self.zero_weights is not None and s["zero_weights"]:
-            where = int((self.zero_weights > 0).sum())
-            facts.append(("weights of zero", f"{s['zero_weights']:,} in {where} data: draws without density"))
-        return facts
+        if self.converged is not None and self.spent is not None:
+            share, missed = percent(float(self.converged.double().mean())), int((~self.converged).sum())
+            facts.append(("tolerance reached", f"{share} of the data; missed by {missed}"))
+            facts.append(("particles spent", f"{int(self.spent.sum()):,}, at most {self.particles:,} on a datum"))
+        if self.zero_weights is not None and self.zero_weights.any():
+            total, where = int(self.zero_weights.sum()), int((self.zero_weights > 0).sum())
+            facts.append(("weights of zero", f"{total:,} in {where} data: draws without density"))
+        what = "all data jointly" if self.joint else f"{len(self.elbo)} data"
+        return self._summary_table(f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum"), facts)
 
 
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean())
 
 
 def evaluate(

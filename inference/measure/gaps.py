@@ -16,7 +16,7 @@ __all__ = ["Gaps", "gaps", "has_local"]
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,16 +28,16 @@ from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
-from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
-from jensen.results.tables import RESULT_COLUMNS, Table, decimals, percent, result_row
+from jensen.results.records import Measurement, Quantity
+from jensen.results.standard_errors import mc_error
+from jensen.results.tables import Table, decimals, percent
 
 from .evaluate import Evidence, evaluate
 from .search import LocalSearch, originals_kept
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Gaps(Record):
+class Gaps(Measurement):
     """What :func:`~jensen.inference.gaps` measured. Tensors are per datum, [N], float64, in nats.
 
     Attributes:
@@ -92,59 +92,48 @@ class Gaps(Record):
         """Log p(x) minus the ELBO of the guide: [N], the sum of both gaps."""
         return self.log_evidence - self.evidence.elbo
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Means over the data with their errors.
+    @property
+    def unreliable(self) -> float | None:
+        """The share of data where neither k-hat is below 0.7; None where log p(x) is exact, or k-hat unknown."""
+        if self.evidence.exact is not None or self.evidence.particles < 25:
+            return None
+        return float((~(torch.fmin(self.evidence.pareto_k, self.local.pareto_k) <= 0.7)).double().mean())
 
-        ``*_data_error`` is the standard error over the data set, ``*_mc_error`` the Monte Carlo error of the mean.
-        ``unreliable`` is the share of data for which neither estimate of log p(x) has a k-hat below 0.7; None where
-        log p(x) is exact, or k-hat unknown.
-        """
-        error = mc_error(self.local.elbo_error)
-        both = math.hypot(error, mc_error(self.evidence.elbo_error)) if self.rounds else 0.0  # one measurement
-        better = torch.fmin(self.evidence.pareto_k, self.local.pareto_k)
-        known = self.evidence.exact is not None
+    def _errors(self) -> tuple[float, float]:
+        """The Monte Carlo errors of the mean approximation gap and of the mean amortization gap."""
         taken = torch.where(self._amortized_is_better, self.evidence.standard_error, self.local.standard_error)
-        of_evidence = 0.0 if known else mc_error(taken)
-        return {
-            "n": len(self.total),
-            "particles": self.evidence.particles,
-            "gap": float(self.total.mean()),
-            "gap_data_error": standard_error_of_mean(self.total),
-            "approximation": float(self.approximation.mean()),
-            "approximation_data_error": standard_error_of_mean(self.approximation),
-            "approximation_mc_error": math.hypot(error, of_evidence),
-            "amortization": float(self.amortization.mean()),
-            "amortization_data_error": standard_error_of_mean(self.amortization),
-            "amortization_mc_error": both,
-            "converged": float(self.converged.double().mean()),
-            "gained": float(self.gained.mean()),
-            "rounds": self.rounds,
-            "seconds": self.seconds,
-            "unreliable": None if known or self.evidence.particles < 25 else float((~(better <= 0.7)).double().mean()),
-        }
+        of_evidence = mc_error(taken) if self.evidence.exact is None else 0.0
+        of_local, of_guide = mc_error(self.local.elbo_error), mc_error(self.evidence.elbo_error)
+        both = math.hypot(of_local, of_guide) if self.rounds else 0.0  # one measurement
+        return math.hypot(of_local, of_evidence), both
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, and the values per datum."""
-        names = ("log_evidence", "approximation", "amortization", "gained", "converged")
-        return {"summary": self.summary(), "per_datum": {name: getattr(self, name).tolist() for name in names}}
+    def _quantities(self) -> list[Quantity]:
+        errors = self._errors()
+        return [
+            Quantity("particles", self.evidence.particles),
+            Quantity("log_evidence", self.log_evidence, in_summary=False),
+            Quantity("gap", self.total, "gap = log p(x) - ELBO", digits=math.hypot(*errors), per_datum=False),
+            Quantity("approximation", self.approximation, "  approximation (the family)", errors[0]),
+            Quantity("amortization", self.amortization, "  amortization (the encoder)", errors[1]),
+            Quantity("gained", self.gained),
+            Quantity("converged", self.converged),
+            Quantity("rounds", self.rounds),
+            Quantity("seconds", self.seconds),
+            Quantity("unreliable", self.unreliable),
+        ]
 
-    def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
-        names = ("log_evidence", "total", "approximation", "amortization", "gained", "converged")
-        return "datum", range(len(self.total)), {name: getattr(self, name) for name in names}
+    def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
+        name, rows, columns = super()._columns()
+        return name, rows, {"log_evidence": self.log_evidence, "total": self.total, **columns}
 
     def _table(self) -> Table:
-        s: dict[str, Any] = {**self.summary()}
-        parts = (s["approximation_mc_error"], s["amortization_mc_error"])
-        rows = [result_row("gap = log p(x) - ELBO", s["gap"], s["gap_data_error"], None, math.hypot(*parts))]
-        for name, cause in (("approximation", "the family"), ("amortization", "the encoder")):
-            errors = (s[f"{name}_data_error"], s[f"{name}_mc_error"])
-            rows.append(result_row(f"  {name} ({cause})", s[name], *errors))
-        last = f"{percent(s['converged'])} of the data; last round gained {decimals(s['gained'], 4)} nats"
+        share = percent(float(self.converged.double().mean()))
+        last = f"{share} of the data; last round gained {decimals(float(self.gained.mean()), 4)} nats"
         facts = [("local optimisation converged", last)]
-        if s["unreliable"]:
-            facts.append(("log p(x) doubtful (k-hat > 0.7)", f"{percent(s['unreliable'])} of the data: gaps lean low"))
-        head = f"{s['n']} data, {s['particles']} particles each, nats per datum"
-        return Table(head, RESULT_COLUMNS, rows, facts)
+        if self.unreliable:
+            facts.append(("log p(x) doubtful (k-hat > 0.7)", f"{percent(self.unreliable)} of the data: gaps lean low"))
+        head = f"{len(self.total)} data, {self.evidence.particles} particles each, nats per datum"
+        return self._summary_table(head, facts)
 
 
 def gaps(

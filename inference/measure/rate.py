@@ -21,9 +21,9 @@ from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, s
 from jensen.kernel.modes import running
 from jensen.kernel.sites import Terms
 from jensen.kernel.weights import Program, terms
-from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
-from jensen.results.tables import RESULT_COLUMNS, Table, result_row
+from jensen.results.records import Measurement, Quantity
+from jensen.results.standard_errors import mc_error
+from jensen.results.tables import Table
 
 _ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as Burda et al. have it
 
@@ -38,7 +38,7 @@ class PosteriorCollapseWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RateDistortion(Record):
+class RateDistortion(Measurement):
     """What :func:`rate_distortion` measured. Tensors are float64, in nats; ``summary`` has bits.
 
     Attributes:
@@ -77,38 +77,26 @@ class RateDistortion(Record):
         """The sites without an active unit."""
         return [site for site, count in self.active_units.items() if not count]
 
-    def summary(self) -> dict[str, Any]:
-        """Means over the data in bits per datum, with their standard errors over the data and from the draws."""
-        bit = math.log(2)
-        row: dict[str, Any] = {"n": len(self.rate)}
-        for name in ("rate", "distortion"):
-            values, errors = getattr(self, name), getattr(self, f"{name}_error")
-            row[name] = float(values.mean()) / bit
-            row[f"{name}_data_error"] = standard_error_of_mean(values) / bit
-            row[f"{name}_mc_error"] = mc_error(errors) / bit
-        return {**row, "active_units": self.active_units, "features": self.features}
+    def _quantities(self) -> list[Quantity]:
+        return [
+            Quantity("rate", self.rate, "rate", mc_error(self.rate_error), unit="bits"),
+            Quantity("rate_error", self.rate_error, in_summary=False),
+            Quantity("distortion", self.distortion, "distortion", mc_error(self.distortion_error), unit="bits"),
+            Quantity("distortion_error", self.distortion_error, in_summary=False),
+            Quantity("active_units", self.active_units),
+            Quantity("features", self.features),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and lists: the summary, and the values per datum and unit."""
-        names = ("rate", "rate_error", "distortion", "distortion_error")
-        return {
-            "summary": self.summary(),
-            "per_datum": {name: getattr(self, name).tolist() for name in names},
-            "activity": {site: values.tolist() for site, values in self.activity.items()},
-        }
-
-    def _columns(self) -> tuple[str, range, dict[str, Tensor]]:
-        names = ("rate", "rate_error", "distortion", "distortion_error")
-        return "datum", range(len(self.rate)), {name: getattr(self, name) for name in names}
+        return {**super().to_dict(), "activity": {site: values.tolist() for site, values in self.activity.items()}}
 
     def _table(self) -> Table:
-        s = self.summary()
-        rows = [result_row(n, s[n], s[f"{n}_data_error"], s[f"{n}_mc_error"]) for n in ("rate", "distortion")]
         facts = [
             (f"active units of {site}", f"{count} of {self.activity[site].numel()}")
             for site, count in self.active_units.items()
         ]
-        return Table(f"{s['n']} data, bits per datum", RESULT_COLUMNS, rows, facts)
+        return self._summary_table(f"{len(self.rate)} data, bits per datum", facts)
 
 
 def rate_distortion(

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["History"]
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from jensen.results.records import Record
@@ -73,10 +73,6 @@ class History(Record):
         columns = {name: getattr(self, name) for name in _CURVES} | {"seconds": self.elapsed}
         padded = {name: [math.nan] * (n - len(values)) + values for name, values in columns.items() if values}
         return {"epoch": list(range(1, n + 1)), **padded}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists."""
-        return asdict(self)
 
     def __repr__(self) -> str:
         return f"<History: {self._line()}>"

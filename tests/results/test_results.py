@@ -296,6 +296,88 @@ def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller
     ]
 
 
+_WEIGHTED = (
+    "elbo elbo_data_error elbo_mc_error log_evidence log_evidence_data_error log_evidence_mc_error "
+    "log_evidence_delta log_evidence_delta_mc_error log_evidence_jackknife log_evidence_jackknife_mc_error "
+    "log_evidence_smoothed log_evidence_smoothed_mc_error exact exact_data_error gap gap_data_error"
+)
+SUMMARIES = {
+    Evidence: f"n particles {_WEIGHTED} ess unreliable zero_weights spent converged",
+    Gaps: "n particles gap gap_data_error approximation approximation_data_error approximation_mc_error amortization "
+    "amortization_data_error amortization_mc_error gained converged rounds seconds unreliable",
+    RateDistortion: "n rate rate_data_error rate_mc_error distortion distortion_data_error distortion_mc_error "
+    "active_units features",
+    AIS: "n chains temperatures log_evidence log_evidence_data_error log_evidence_mc_error ess acceptance exact "
+    "evaluations",
+}
+FRAMES = {
+    Evidence: "elbo elbo_error log_evidence standard_error ess pareto_k exact zero_weights spent gap "
+    "log_evidence_delta log_evidence_jackknife log_evidence_smoothed log_evidence_delta_error "
+    "log_evidence_jackknife_error log_evidence_smoothed_error",
+    Comparison: f"n particles {_WEIGHTED} ess unreliable zero_weights spent parameters seconds",
+    Gaps: "log_evidence total approximation amortization gained converged",
+    Bounds: "mean error",
+    RateDistortion: "rate rate_error distortion distortion_error",
+    AIS: "log_evidence standard_error ess acceptance",
+    Sandwich: "weighted_lower weighted_lower_error weighted_upper weighted_upper_error annealed_lower "
+    "annealed_lower_error annealed_upper annealed_upper_error exact",
+    ExactEvidence: "log_evidence error evaluations reached",
+    GuideDistance: "coordinate mean_error mean_standard_error scale_ratio scale_standard_error energy energy_error",
+}
+
+
+@pytest.mark.parametrize("kind", SUMMARIES)
+def test_a_summary_has_these_entries(measured, kind):
+    result = next(result for result in measured if type(result) is kind)
+    assert list(result.summary()) == SUMMARIES[kind].split()
+    assert result.to_dict()["summary"] == result.summary()
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_frame_has_these_columns(measured, kind):
+    result = next(result for result in measured if type(result) is kind)
+    assert list(result.to_frame()) == FRAMES[kind].split()
+
+
+def test_values_per_datum_are_those_of_the_frame_but_for_sums_of_others(measured):
+    for result in (result for result in measured if type(result) in SUMMARIES):
+        frame = result.to_frame()
+        per_datum = result.to_dict()["per_datum"]
+        assert set(frame) - set(per_datum) == {Evidence: {"gap"}, Gaps: {"total"}}.get(type(result), set())
+        assert {name: frame[name].tolist() for name in per_datum} == per_datum
+
+
+def test_gaps_rates_and_annealed_weights_print_with_both_errors():
+    spread, n = torch.linspace(0, 1, 4).double(), torch.ones(4).double()
+    split = Gaps(_evidence(4), _evidence(4, elbo=-4.5 * n), 0.01 * n, n > 0, 3, 2.5)
+    found = RateDistortion(2 + spread, 0.1 * n, 50 + 10 * spread, 0.2 * n, {"z": spread[:2]}, {"z": spread[:2]}, 64)
+    annealed = AIS(torch.stack([spread - 1, spread + 1]), 0.5 * n, 12, spread, [0.0, 1.0], torch.rand(1, 4), 2, "prior")
+    assert str(split).splitlines()[3:] == [
+        "gap = log p(x) - ELBO         1.00    0.00",
+        "  approximation (the family)  0.50    0.43           0.11",
+        "  amortization (the encoder)  0.50    0.43           0.14",
+        "local optimisation converged  100.0 % of the data; last round gained 0.0100 nats",
+    ]
+    assert str(found).splitlines() == [
+        "4 data, bits per datum",
+        "                     mean  ± data  ± Monte Carlo",
+        "------------------------------------------------",
+        "rate                3.607   0.310          0.072",
+        "distortion         79.35    3.10           0.14",
+        "active units of z  1 of 2",
+    ]
+    assert str(annealed).splitlines() == [
+        "4 data, 2 chains each, 1 temperatures from the prior, nats per datum",
+        "                             mean  ± data  ± Monte Carlo",
+        "--------------------------------------------------------",
+        "log p(x), annealed           0.93    0.22           0.38",
+        "log p(x), exact              0.50",
+        "effective sample size, mean  1.3 of 2",
+        "moves accepted               50.0 %",
+        "evaluations per datum        12 of log p(x, z), a gradient counting one more",
+    ]
+
+
 def test_numbers_stand_under_each_other_by_their_decimal_points():
     rows = [["a", "-1.5 ± 0.1"], ["bb", "10.25 ± 0.10"], ["c", "-"], ["d", "1,234"]]
     head, _, *lines = Table("", ("", "x"), rows).grid()
