@@ -21,7 +21,6 @@ from typing import Any
 from torch import nn
 
 from jensen.inference import History, restore
-from jensen.inference.training.checkpoint import read
 from jensen.kernel.randomness import private_randomness
 
 from .pairs import Design
@@ -134,6 +133,6 @@ class RunFolder:
         """Write history.json from the checkpoint, where there is one; the number of whole epochs."""
         if not self.checkpoint.is_file():
             return 0
-        history = History(**read(self.checkpoint)["history"])
+        history = History.from_checkpoint(self.checkpoint)
         history.to_json(self.path / "history.json")
         return len(history.elbo)

@@ -41,7 +41,6 @@ MAY_IMPORT = {
         "families",
         "guides",
         "inference",
-        "inference.training",
         "kernel",
         "models",
         "networks",

@@ -1,11 +1,10 @@
-"""Checkpoints: plain tensors and numbers, written whole or not at all, read without running anything."""
+"""What a checkpoint holds: the state of a training run, and the way from it to a pair's parameters."""
 
 from __future__ import annotations
 
-__all__ = ["MakeScheduler", "Run", "read", "restore", "write"]
+__all__ = ["MakeScheduler", "Run", "restore"]
 
 import os
-import platform
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.weights import Program
-from jensen.results.files import whole
+from jensen.results.files import read_checkpoint, write_checkpoint
 
 from .history import History
 
-FORMAT = 1
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
@@ -80,7 +78,7 @@ class Run:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint."""
-        write(
+        write_checkpoint(
             path,
             {
                 "names": self.names(),
@@ -96,7 +94,7 @@ class Run:
         )
 
     def load(self, path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-        """Go on from what :func:`read` found in a checkpoint: parameters, optimizer, random stream, history.
+        """Go on from the contents of a checkpoint: parameters, optimizer, random stream, history.
 
         Raises:
             ValueError: if it is of another pair, or was begun with other data or settings.
@@ -168,7 +166,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         >>> len(history.elbo), torch.equal(copy.weight, model.weight)
         (2, True)
     """
-    state = read(checkpoint)
+    state = read_checkpoint(checkpoint)
     owned, names = _named(model, guide), state["names"]
     parameters = {p for module in owners_of(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
@@ -183,34 +181,3 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     for target, value in zip([*buffers, *(own[name] for name in names)], [*given, *values], strict=True):
         target.copy_(value)
     return History(**state["history"])
-
-
-def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write a checkpoint: to a temporary file first, so that a crash leaves the last good one."""
-    versions = {
-        "torch": str(torch.__version__),
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-    }
-    with whole(path) as partial:
-        torch.save({"jensen_checkpoint": FORMAT, "versions": versions, **state}, partial)
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if the file is torn, or not a checkpoint of :func:`~jensen.inference.fit`.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is torn or of another kind ({error}); delete it and start again"
-        ) from error
-    if not isinstance(state, dict) or state.get("jensen_checkpoint") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint written by fit in format {FORMAT}")
-    return state

@@ -27,9 +27,10 @@ from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
+from jensen.results.files import read_checkpoint
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run, read
+from .checkpoint import MakeScheduler, Run
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
@@ -130,7 +131,7 @@ def fit(
     history = History()
 
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
-    state = {} if earlier is None else read(earlier)
+    state = {} if earlier is None else read_checkpoint(earlier)
     begun = state.get("settings", {})  # as it was begun, so it goes on
     with (
         watched(callbacks, model, guide) as look_on,

@@ -5,9 +5,11 @@ from __future__ import annotations
 __all__ = ["History"]
 
 import math
+import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
+from jensen.results.files import read_checkpoint
 from jensen.results.records import Record
 from jensen.results.tables import Table, decimals
 
@@ -62,6 +64,29 @@ class History(Record):
     distortion: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     elapsed: list[float] = field(default_factory=list)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
+        """The history of a training run so far, from the checkpoint that ``fit(..., checkpoint=path)`` writes.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is torn, not a checkpoint, or of a newer schema version.
+
+        Example:
+            >>> import tempfile
+            >>> from jensen.guides import ExactPosterior
+            >>> from jensen.inference import fit
+            >>> from jensen.models import PPCA
+            >>> model = PPCA(5, latent=2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = f"{folder}/checkpoint.pt"
+            ...     _ = fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=2, checkpoint=file, progress=False)
+            ...     history = History.from_checkpoint(file)
+            >>> len(history.elbo)
+            2
+        """
+        return cls(**read_checkpoint(path)["history"])
 
     def per_epoch(self) -> dict[str, list[Any]]:
         """The columns of the curves that there are, by name, all of one length.

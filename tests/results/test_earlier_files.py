@@ -32,6 +32,7 @@ def test_a_history_loads():
 def test_a_checkpoint_loads():
     model = PPCA(2, latent=1)
     history = restore(model, amortize(model, mlp(2, [2]), MeanField, context=2), FILES / "run" / "checkpoint.pt")
+    assert history == History.from_checkpoint(FILES / "run" / "checkpoint.pt")
     assert history.elbo == History.from_json(FILES / "run" / "history.json").elbo
 
 
