@@ -22,8 +22,8 @@ from jensen.networks import mlp
 from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
 from .sources import OWN, facts, flat, holds_bits, pick, settle
+from .terminal import SCHEMA, say, versions, write_json
 from .terminal import report as deliver
-from .terminal import say, versions, write_json
 
 GUIDES = ("prior", *FAMILIES, "laplace", "exact")
 DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         pictured = pairs
     job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
     report = {
+        "schema": SCHEMA,
         "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items() if name != "given"},
         "epochs": job.epochs,
         "data": {**facts(job.data), "test": len(job.test)},

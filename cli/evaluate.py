@@ -17,7 +17,7 @@ from jensen.kernel.randomness import private_randomness
 
 from .runs import RunFolder
 from .sources import batch_transform, pick, reopen
-from .terminal import report, versions, write_json
+from .terminal import SCHEMA, report, versions, write_json
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
@@ -128,6 +128,7 @@ def _report(
 ) -> dict[str, Any]:
     measured = {name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "seed")}
     return {
+        "schema": SCHEMA,
         "run": str(folder.path),
         "measured": measured,
         "epochs": epochs,

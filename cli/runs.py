@@ -22,6 +22,7 @@ from torch import nn
 
 from jensen.inference import History, restore
 from jensen.kernel.randomness import private_randomness
+from jensen.results.files import check_schema
 
 from .pairs import Design
 from .terminal import say, versions, write_json
@@ -48,7 +49,7 @@ class RunFolder:
         """The folder of an earlier run.
 
         Raises:
-            ValueError: if it is none, or its configuration is torn or of another format.
+            ValueError: if it is none, or its configuration is torn, of something else, or of a newer schema version.
         """
         file = path / "configuration.json"
         if not file.is_file():
@@ -60,8 +61,10 @@ class RunFolder:
             configuration = json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is no JSON ({error}); put the file back, or train again") from error
-        if not isinstance(configuration, dict) or configuration.get("jensen_run") != FORMAT:
-            raise ValueError(f"{file} is not the configuration of a run in format {FORMAT}; train again")
+        schema = configuration.get("jensen_run") if isinstance(configuration, dict) else None
+        if not isinstance(schema, int):
+            raise ValueError(f"{file} is not the configuration of a run; train again")
+        check_schema(schema, FORMAT, file)
         return cls(path, configuration)
 
     @classmethod

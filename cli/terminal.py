@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["finite", "report", "say", "strict_json", "versions", "write_json"]
+__all__ = ["SCHEMA", "finite", "report", "say", "strict_json", "versions", "write_json"]
 
 import json
 import math
@@ -14,6 +14,8 @@ from typing import Any
 
 from jensen.results.files import whole
 
+SCHEMA = 1  # of the JSON documents of the commands
+
 
 def say(text: str) -> None:
     """A line beside the progress bars, or in their place in a log."""
@@ -21,8 +23,8 @@ def say(text: str) -> None:
 
 
 def report(text: str, document: dict[str, Any], as_json: bool) -> None:
-    """Print a result: its text, or its JSON document alone."""
-    print(strict_json(document) if as_json else text, flush=True)
+    """Print a result: its text, or its JSON document alone, with its schema version."""
+    print(strict_json({"schema": SCHEMA, **document}) if as_json else text, flush=True)
 
 
 def strict_json(document: Any) -> str:

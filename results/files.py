@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_schema", "read_checkpoint", "whole", "write_checkpoint"]
+__all__ = ["NewerSchemaError", "check_schema", "read_checkpoint", "whole", "write_checkpoint"]
 
 import os
 import platform
@@ -33,14 +33,18 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+class NewerSchemaError(ValueError):
+    """A file of a newer schema version than this version of jensen reads."""
+
+
 def check_schema(found: int, newest: int, what: str | os.PathLike[str]) -> None:
     """Refuse a file whose schema version is newer than the newest that this version of jensen reads.
 
     Raises:
-        ValueError: if it is.
+        NewerSchemaError: if it is.
     """
     if found > newest:
-        raise ValueError(
+        raise NewerSchemaError(
             f"{what} has schema version {found}, but jensen {version('jensen')} reads versions up to {newest}: install "
             "the version of jensen that wrote it, or a later one"
         )

@@ -5,7 +5,7 @@ A :class:`Measurement` declares each :class:`Quantity` once; the rest is made fr
 | key | what it holds |
 | --- | --- |
 | ``"format"`` | ``"jensen."`` and the name of the class |
-| ``"version"`` | 1 |
+| ``"version"`` | the schema version, 1 |
 | ``"fields"`` | the fields of the class by name |
 
 A tensor is ``{"dtype": "float64", "shape": [2, 3], "values": [...]}``, its values one after the other; a result inside
@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, ge
 import torch
 from torch import Tensor
 
-from .files import whole
+from .files import NewerSchemaError, check_schema, whole
 from .standard_errors import standard_error_of_mean
 from .tables import RESULT_COLUMNS, Printed, Table, decimals, digits_of
 
@@ -99,14 +99,16 @@ class Record(Printed):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: for text that is torn, or of something else.
+            ValueError: for text that is torn, of something else, or of a newer schema version.
         """
         is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[", "")
         what = "the text" if is_text else str(source)
         try:
             text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
             document = json.loads(text, parse_constant=_refused)
-            result: Self = _decoded(cls, _opened(document, cls), "fields")
+            result: Self = _decoded(cls, _opened(document, cls, what), "fields")
+        except NewerSchemaError:
+            raise
         except (ValueError, TypeError, OverflowError, RecursionError, RuntimeError) as error:
             raise ValueError(
                 f"{what} cannot be read as the JSON of a {cls.__name__}: {error}; write it anew, with {cls.__name__}."
@@ -214,13 +216,14 @@ def _refused(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _opened(document: Any, cls: type) -> Any:
+def _opened(document: Any, cls: type, what: str) -> Any:
     """The fields of a document of the right format and version."""
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != _format(cls):
-        raise ValueError(f'it holds "format": {found!r} in the place of {_format(cls)!r}')
-    if document.get("version") != VERSION:
-        raise ValueError(f"it is of version {document.get('version')!r}, and this jensen reads version {VERSION}")
+    kind = document.get("format") if isinstance(document, dict) else None
+    if kind != _format(cls):
+        raise ValueError(f'"format" is {kind!r}, but {_format(cls)!r} was expected')
+    check_schema(
+        _expect(document.get("version"), type(document.get("version")) is int, "a number", "version"), VERSION, what
+    )
     return document.get("fields")
 
 

@@ -304,6 +304,10 @@ def test_patience_keeps_the_best_epoch(tmp_path):
         (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint: no epoch was completed"),
         (lambda folder: (folder / "configuration.json").write_text("{"), "is no JSON"),
         (lambda folder: (folder / "configuration.json").write_text("{}"), "is not the configuration of a run"),
+        (
+            lambda folder: (folder / "configuration.json").write_text('{"jensen_run": 2}'),
+            "configuration.json has schema version 2",
+        ),
         (lambda folder: (folder / "configuration.json").unlink(), "there is no configuration.json in it"),
     ],
 )

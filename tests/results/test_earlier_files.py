@@ -44,6 +44,8 @@ def test_the_evidence_in_a_report_loads():
 def test_a_run_folder_is_measured_again(tmp_path, capsys):
     folder = shutil.copytree(FILES / "run", tmp_path / "run")
     assert main(["evaluate", str(folder), "--data", str(FILES / "rows.csv"), "--particles", "30", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)["runs"]["run"]
+    printed = json.loads(capsys.readouterr().out)
+    report = printed["runs"]["run"]
+    assert printed["schema"] == report["schema"] == json.loads((folder / "report.json").read_text())["schema"] == 1
     assert report["epochs"] == 2
     assert report["summary"]["exact"] == pytest.approx(REPORT["summary"]["exact"], abs=1e-6)

@@ -154,12 +154,9 @@ BROKEN = {
     "torn": (lambda: _evidence().to_json()[:-30], "cannot be read as the JSON of a Evidence"),
     "empty": (lambda: "", "Expecting value"),
     "a list": (lambda: "[1, 2]", "'jensen.Evidence'"),
-    "foreign": (lambda: '{"elbo": [1.0]}', "\"format\": None in the place of 'jensen.Evidence'"),
-    "another result": (lambda: History().to_json(), "\"format\": 'jensen.History'"),
-    "a later version": (
-        lambda: _changed(lambda d: d.update(version=2)),
-        "of version 2, and this jensen reads version 1",
-    ),
+    "foreign": (lambda: '{"elbo": [1.0]}', "\"format\" is None, but 'jensen.Evidence' was expected"),
+    "another result": (lambda: History().to_json(), "\"format\" is 'jensen.History'"),
+    "no version": (lambda: _changed(lambda d: d.pop("version")), "version is a number, but got 'None'"),
     "no fields": (lambda: _changed(lambda d: d.pop("fields")), "fields is the object of a Evidence"),
     "bare NaN": (lambda: _evidence().to_json().replace("-5.0", "NaN"), "NaN is no JSON"),
     "missing": (lambda: _changed(lambda d: d["fields"].pop("elbo")), r"misses \['elbo'\]"),
@@ -190,6 +187,14 @@ def test_what_is_no_such_file_is_one_error_that_says_so(name, tmp_path):
     assert "Evidence.to_json()" in str(caught.value)
     (tmp_path / "kept.json").write_text(make())
     with pytest.raises(ValueError, match=r"kept\.json cannot be read as the JSON of a Evidence"):
+        Evidence.from_json(tmp_path / "kept.json")
+
+
+def test_a_result_of_a_newer_schema_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "kept.json").write_text(_changed(lambda d: d.update(version=2, fields={"more": 1})))
+    with pytest.raises(
+        ValueError, match=r"kept\.json has schema version 2, but jensen \S+ reads versions up to 1: inst"
+    ):
         Evidence.from_json(tmp_path / "kept.json")
 
 
