@@ -25,34 +25,34 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
     first = next(iter(folders.values()))
     for folder in folders.values():
-        ours, theirs = _told(first), _told(folder)
+        ours, theirs = _identity(first), _identity(folder)
         if ours != theirs:
             other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-            said = ", ".join(f"{name} {ours.get(name)} and {theirs.get(name)}" for name in other)
+            listed = ", ".join(f"{name} {ours.get(name)} and {theirs.get(name)}" for name in other)
             raise ValueError(
                 f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
-                f"({said}): their numbers do not compare; evaluate them one at a time"
+                f"({listed}): their numbers do not compare; evaluate them one at a time"
             )
     trained = {name: folder.trained() for name, folder in folders.items()}
-    data = reopen(_found(first, options.data))
+    data = reopen(_located(first, options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles}
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
         (name, (model, guide, _)) = next(iter(trained.items()))
-        found = {name: evaluate(model, guide, x, **how)}
+        measured = {name: evaluate(model, guide, x, **how)}
         table = None
-        text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(found[name], data, options.bits)])
+        text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(measured[name], data, options.bits)])
     else:
         pairs = {name: (model, guide) for name, (model, guide, _) in trained.items()}
         histories = {name: history for name, (_, _, history) in trained.items()}
         table = compare(pairs, x, histories=histories, gaps=options.gaps, **how)
-        found = {name: row.evidence for name, row in table.rows.items()}
+        measured = {name: row.evidence for name, row in table.rows.items()}
         lines = [f"{name}: {_describe(folder)}" for name, folder in folders.items()]
         text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
     reports = {}
-    for name, evidence in found.items():
+    for name, evidence in measured.items():
         epochs = len(trained[name][2].elbo)
         reports[name] = _report(folders[name], evidence, data, options, epochs)
         write_json(folders[name].path / "report.json", reports[name])
@@ -69,15 +69,15 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     return names
 
 
-def _told(folder: RunFolder) -> dict[str, Any]:
-    """What tells the data of a run from those of others: of a file its contents, wherever it lies."""
+def _identity(folder: RunFolder) -> dict[str, Any]:
+    """The settings that identify the data of a run; a file of one's own by its contents, not its path."""
     data = dict(folder.configuration["data"])
     if data.get("sha256") is not None:
         data["source"] = None
     return data
 
 
-def _found(folder: RunFolder, moved: Path | None) -> dict[str, Any]:
+def _located(folder: RunFolder, moved: Path | None) -> dict[str, Any]:
     """The settings of a run's data, with its file where it is now."""
     settings: dict[str, Any] = folder.configuration["data"]
     if moved is None:
@@ -126,11 +126,11 @@ def _offset(data: Dataset) -> str:
 def _report(
     folder: RunFolder, evidence: Evidence, data: Dataset, options: argparse.Namespace, epochs: int
 ) -> dict[str, Any]:
-    measured = {name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "seed")}
+    settings = {name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "seed")}
     return {
         "schema": SCHEMA,
         "run": str(folder.path),
-        "measured": measured,
+        "measured": settings,
         "epochs": epochs,
         "units": "nats per datum",
         "bits_per_dimension": evidence.bits_per_dimension(data.bits_offset),

@@ -37,16 +37,16 @@ class NewerSchemaError(ValueError):
     """A file of a newer schema version than this version of jensen reads."""
 
 
-def check_schema(found: int, newest: int, what: str | os.PathLike[str]) -> None:
+def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None:
     """Refuse a file whose schema version is newer than the newest that this version of jensen reads.
 
     Raises:
         NewerSchemaError: if it is.
     """
-    if found > newest:
+    if schema > newest:
         raise NewerSchemaError(
-            f"{what} has schema version {found}, but jensen {version('jensen')} reads versions up to {newest}: install "
-            "the version of jensen that wrote it, or a later one"
+            f"{what} has schema version {schema}, but jensen {version('jensen')} reads versions up to {newest}: "
+            "install the version of jensen that wrote it, or a later one"
         )
 
 

@@ -285,8 +285,8 @@ class AIS(Measurement):
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
         >>> x = torch.randn(3, 5).double()
-        >>> found = ais(model, ExactPosterior(model), x, chains=4, temperatures=3, start="guide", progress=False)
-        >>> torch.allclose(found.log_weights, found.exact.expand(4, 3))
+        >>> annealed = ais(model, ExactPosterior(model), x, chains=4, temperatures=3, start="guide", progress=False)
+        >>> torch.allclose(annealed.log_weights, annealed.exact.expand(4, 3))
         True
     """
 

@@ -111,10 +111,10 @@ class Sandwich(Record):
     Example:
         >>> one, none = torch.ones(3).double(), torch.zeros(3).double()
         >>> wide, tight = Bracket(-2 * one, none, -one, none), Bracket(-1.6 * one, none, -1.4 * one, none)
-        >>> found = Sandwich(wide, tight, None, particles=100, chains=8, temperatures=10, start="guide")
-        >>> found.contradictions()
+        >>> bounds = Sandwich(wide, tight, None, particles=100, chains=8, temperatures=10, start="guide")
+        >>> bounds.contradictions()
         []
-        >>> print(found)
+        >>> print(bounds)
         3 data drawn from the model, nats per datum (± of the mean over these data)
                                                lower           upper          width
         ---------------------------------------------------------------------------
@@ -138,28 +138,28 @@ class Sandwich(Record):
         upper = {f"{_NAMES[key]} upper bound": b.upper for key, b in self._brackets.items()}
         if self.exact is not None:
             lower[_EXACT] = upper[_EXACT] = self.exact
-        found = []
+        wrong = []
         for low, small in lower.items():
             for high, large in upper.items():
                 excess = small - large
                 error = standard_error_of_mean(excess) if len(excess) > 1 else 0.0
                 mean, rounding = float(excess.mean()), 1e-5 * (1 + float(large.abs().mean()))
                 if low != high and mean > _ERRORS * error + rounding and len(excess) > 1:
-                    found.append(Contradiction(low, high, mean, error))
-        return found
+                    wrong.append(Contradiction(low, high, mean, error))
+        return wrong
 
     def verdict(self) -> str:
         """Whether the bounds are in order; if not, which numbers contradict each other, and what to look at."""
-        found = self.contradictions()
-        if not found:
+        wrong = self.contradictions()
+        if not wrong:
             return "The bounds are in order."
         listed = [
-            f"  the {c.above} lies {decimals(c.excess)} ± {decimals(c.error)} nats above the {c.below}" for c in found
+            f"  the {c.above} lies {decimals(c.excess)} ± {decimals(c.error)} nats above the {c.below}" for c in wrong
         ]
         head = "Bounds that contradict each other, so no table: in expectation no lower bound exceeds an upper one."
-        return "\n".join([head, *listed, f"Suspect: {self._suspect(found)}."])
+        return "\n".join([head, *listed, f"Suspect: {self._suspect(wrong)}."])
 
-    def _suspect(self, found: list[Contradiction]) -> str:
+    def _suspect(self, wrong: list[Contradiction]) -> str:
         rounding = "or numbers are lost to rounding (measure in float64)"
         of_model = (
             "the model: it does not draw what it scores (a site drawn and observed from different distributions, or "
@@ -172,12 +172,12 @@ class Sandwich(Record):
         of_guide = (
             "the guide: its log q(z | x) is not the density of what it draws, or changes from run to run (dropout)"
         )
-        free = [c for c in found if not (self._reads_guide(c.above) or self._reads_guide(c.below))]
+        free = [c for c in wrong if not (self._reads_guide(c.above) or self._reads_guide(c.below))]
         if free:
             return f"{of_model}. The {free[0].above} and the {free[0].below} owe nothing to the guide; {rounding}"
         if self.start == "guide" and self.exact is None:
             return f"either {of_guide}; or {of_model}. Annealing from the prior tells which; {rounding}"
-        if not any(self._reads_guide(c.above) for c in found):  # a z* that is no draw from the posterior does it too
+        if not any(self._reads_guide(c.above) for c in wrong):  # a z* that is no draw from the posterior does it too
             return f"either {of_guide}; or {of_model}; {rounding}"
         return f"{of_guide}. Each of these pairs holds a number that reads it, and the others agree; {rounding}"
 

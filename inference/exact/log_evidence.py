@@ -60,7 +60,7 @@ class ExactEvidence(Record):
             and of rounding; zero for a closed form and for enumeration, which are exact but for rounding.
         method: ``"closed form"``, ``"enumeration"`` or ``"quadrature"``.
         evaluations: how often log p(x, z) was evaluated for each datum.
-        tolerance: the error that was asked for.
+        tolerance: the largest error to accept, in nats.
 
     Example:
         >>> from jensen.models import PPCA

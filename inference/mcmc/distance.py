@@ -51,8 +51,8 @@ class GuideDistance(Record):
         >>> from jensen.inference import mcmc_posterior
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = mcmc_posterior(model, torch.randn(2, 5), method="rejection", seed=0, progress=False)
-        >>> distance = found.distance(ExactPosterior(model), seed=0)
+        >>> posterior = mcmc_posterior(model, torch.randn(2, 5), method="rejection", seed=0, progress=False)
+        >>> distance = posterior.distance(ExactPosterior(model), seed=0)
         >>> bool((distance.energy < 5 * distance.energy_error).all()), distance.scale_ratio.shape
         (True, torch.Size([2, 2]))
     """

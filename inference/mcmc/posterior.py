@@ -68,8 +68,8 @@ class PosteriorDraws(Printed):
     Example:
         >>> from jensen.inference import mcmc_posterior
         >>> from jensen.models import Ring
-        >>> found = mcmc_posterior(Ring(), torch.ones(3, 1), method="rejection", seed=0, progress=False)
-        >>> found.draws["z"].shape, found.r_hat.shape
+        >>> posterior = mcmc_posterior(Ring(), torch.ones(3, 1), method="rejection", seed=0, progress=False)
+        >>> posterior.draws["z"].shape, posterior.r_hat.shape
         (torch.Size([3, 2000, 2]), torch.Size([3, 2]))
     """
 

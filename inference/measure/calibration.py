@@ -149,17 +149,17 @@ class Calibration(Record):
         return {name: _shape(b, s) for name, p, b, s in rows if p * len(self.features) < _ALPHA}
 
     def verdict(self) -> str:
-        """What the ranks show, in one plain sentence."""
+        """Whether the test detects miscalibration, and of which kind."""
         p = f"p = {self.p_value:.2g}" if self.p_value > 1e-12 else "p < 1e-12"
         test = p + (f", corrected for {len(self.features)} features" if len(self.features) > 1 else "")
-        found = self.shapes()
-        if not found:
+        shapes = self.shapes()
+        if not shapes:
             return (
-                f"No miscalibration found on {len(self.pooled)} data ({test}). That says that the guide's widths are "
-                "honest, not that it learns much: the prior passes too."
+                f"No miscalibration detected at the 1 % level ({test}); this does not show that q is accurate (the "
+                "prior passes too)."
             )
         by_shape: dict[str, list[str]] = {}
-        for name, shape in found.items():
+        for name, shape in shapes.items():
             by_shape.setdefault(shape, []).append(name)
         listed = "; ".join(f"{shape} at {_listed(names)}" for shape, names in by_shape.items())
         return f"Not calibrated ({test}). The guide is {listed}."

@@ -43,7 +43,7 @@ class Row:
         evidence: what :func:`~jensen.inference.evaluate` measured.
         parameters: the number of trainable parameters; of the guide alone where the model is shared.
         seconds: the time that training (where known) and measuring took.
-        gaps: both parts of the gap, where they were asked for and the guide can be taken apart; else None.
+        gaps: approximation and amortization gap, if ``compare(..., gaps=True)`` could measure them; else None.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -67,7 +67,7 @@ class Comparison(Record):
 
     Attributes:
         rows: the measured pairs, by name.
-        shared_model: whether all pairs have the same model, so that ELBO differences are the cost of a guide.
+        shared_model: whether all rows have the same model, so that ELBO differences measure the guides.
 
     Example:
         >>> from jensen.guides import ExactPosterior, PriorGuide
@@ -93,50 +93,41 @@ class Comparison(Record):
         return float(delta.mean()), standard_error_of_mean(delta)
 
     def sentence(self) -> str:
-        """What the table shows, in one plain sentence."""
+        """How far the rows lie below the best one, each difference with its standard error, and warnings."""
         if len(self.rows) < 2:
-            return "One pair alone: nothing to compare."
+            return "There is only one row: nothing to compare."
         quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
-        ordered = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
-        best, others = ordered[0], ordered[1:]
-        found = {name: self.difference(best, name, quantity) for name in others}
-        listed = ", ".join(f"{name} {with_error(d, e)}" for name, (d, e) in found.items())
+        best, *others = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
+        differences = {name: self.difference(best, name, quantity) for name in others}
+        listed = ", ".join(f"{name} {with_error(mean, error)}" for name, (mean, error) in differences.items())
+        below = f"below `{best}` (paired over test points, nats): {listed}."
         if self.shared_model:
-            return (
-                f"One model, so what a guide loses of the ELBO is its own cost: in nats per datum below {best}, paired "
-                f"over the data: {listed}.{self._notes()}"
+            text = f"All rows share one model, so ELBO differences measure the guides. ELBO {below}"
+        else:
+            mean, error = differences[others[0]]
+            ranking = f"`{best}` and `{others[0]}` do not differ significantly (two standard errors)"
+            if mean > 2 * error:
+                ranking = f"`{best}` is {decimals(mean / error, 1)} standard errors above `{others[0]}`"
+            text = (
+                f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below} Errors "
+                "cover test points, not training seeds."
             )
-        gain, error = found[others[0]]
-        verdict = f"{best} and {others[0]} cannot be told apart"
-        if gain > 2 * error:
-            verdict = f"{best} is the best model, {decimals(gain / error, 1)} standard errors above {others[0]}"
-        return (
-            f"Pairs trained jointly differ in p and q at once, so compare their log p(x), not the cost of a guide: "
-            f"{verdict}; nats per datum below {best}, paired over the data: {listed}.{self._notes()}"
-        )
+        return text + self._warnings()
 
-    def _notes(self) -> str:
-        return self._flagged() + self._unconverged()
-
-    def _flagged(self) -> str:
-        """A warning for the rows whose estimate of log p(x) counts and is flagged for more than a tenth of the data."""
-        shares = {name: row.evidence.unreliable for name, row in self.rows.items()}
-        known = {name for name, row in self.rows.items() if row.evidence.exact is not None}
-        flagged = [name for name, share in shares.items() if share is not None and share > 0.1 and name not in known]
-        if not flagged:
-            return ""
-        return f" The estimates of {', '.join(flagged)} lean low: k-hat exceeds 0.7 for more than a tenth of the data."
-
-    def _unconverged(self) -> str:
-        """A warning for the rows whose local optimisation was not done for more than a tenth of the data."""
-        found = {name: row.gaps for name, row in self.rows.items() if row.gaps is not None}
-        open_ones = [name for name, split in found.items() if float(split.converged.double().mean()) < 0.9]
-        if not open_ones:
-            return ""
-        return (
-            f" The approximation gap of {', '.join(open_ones)} is an upper bound: for more than a tenth of the data "
-            "the local optimisation had not converged."
-        )
+    def _warnings(self) -> str:
+        """A sentence for each reason not to trust the numbers of some rows."""
+        low, above = [], []
+        for name, row in self.rows.items():
+            if row.evidence.exact is None and (row.evidence.unreliable or 0.0) > 0.1:
+                low.append(name)
+            if row.gaps is not None and float(row.gaps.converged.double().mean()) < 0.9:
+                above.append(name)
+        many = "for more than 10 % of the test points"
+        text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7 {many}." if low else ""
+        if above:
+            names = ", ".join(above)
+            text += f" The approximation gap of {names} is an upper bound: local optimization did not converge {many}."
+        return text
 
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
         """The aligned table, in nats per datum, or in bits per dimension.

@@ -296,11 +296,11 @@ def evaluate(
         corrected=corrected,
         corrected_error=errors,
     )
-    _doubt(evidence)
+    _warn_of_impossible_elbo(evidence)
     return evidence
 
 
-def _doubt(evidence: Evidence) -> None:
+def _warn_of_impossible_elbo(evidence: Evidence) -> None:
     """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
     if evidence.exact is None or evidence.particles < 10:
         return

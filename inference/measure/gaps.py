@@ -54,8 +54,8 @@ class Gaps(Measurement):
         >>> from jensen.inference import gaps
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
-        >>> found = gaps(model, ExactPosterior(model), torch.randn(20, 5).double(), particles=50, progress=False)
-        >>> float(found.approximation.abs().max()) < 1e-10, float(found.amortization.abs().max()) < 1e-10
+        >>> split = gaps(model, ExactPosterior(model), torch.randn(20, 5).double(), particles=50, progress=False)
+        >>> float(split.approximation.abs().max()) < 1e-10, float(split.amortization.abs().max()) < 1e-10
         (True, True)
     """
 

@@ -54,8 +54,8 @@ class RateDistortion(Measurement):
     Example:
         >>> one = torch.ones(4)
         >>> unit = {"z": torch.tensor([0.9, 0.001])}
-        >>> found = RateDistortion(2 * one, 0 * one, 50 * one, 0 * one, unit, {"z": torch.zeros(2)}, features=64)
-        >>> found.active_units, round(found.summary()["rate"], 3)
+        >>> costs = RateDistortion(2 * one, 0 * one, 50 * one, 0 * one, unit, {"z": torch.zeros(2)}, features=64)
+        >>> costs.active_units, round(costs.summary()["rate"], 3)
         ({'z': 1}, 2.885)
     """
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import Comparison, Evidence, Row, compare, evaluate, fit
+from jensen.inference import Comparison, Evidence, Gaps, Row, compare, evaluate, fit
 from jensen.models import PPCA
 
 
@@ -65,7 +65,8 @@ def test_pairs_with_their_own_models_are_not_read_as_guides():
     one, two = pair("PPCA", "MeanField"), pair("PPCA", "FullCovariance")
     table = compare({"a": one[:2], "b": two[:2]}, one[2], particles=10, progress=False)
     assert not table.shared_model
-    assert "differ in p and q at once" in table.sentence()
+    assert table.sentence().startswith("Each row is a different model: compare log p(x), not the ELBO. ")
+    assert table.sentence().endswith("Errors cover test points, not training seeds.")
     assert table.rows["a"].parameters > 16
 
 
@@ -87,7 +88,8 @@ def test_the_table_is_aligned_and_says_what_it_shows(shared):
     assert len({len(line) for line in (columns, rule, *rows)}) == 1
     assert [row.split()[0] for row in rows] == ["prior", "mean-field", "exact"]
     assert sentence.startswith(
-        "One model, so what a guide loses of the ELBO is its own cost: in nats per datum below exact"
+        "All rows share one model, so ELBO differences measure the guides. ELBO below `exact` (paired over test "
+        "points, nats): "
     )
     assert sentence in table._repr_html_()
 
@@ -162,16 +164,29 @@ def test_the_sentence_says_the_difference_and_its_error():
     a, b = _made(elbo=-5.0, log_evidence=-4.0, k=0.9), _made(elbo=-6.0, log_evidence=-4.5)
     b = replace(b, log_evidence=a.log_evidence - 0.5 - spread)
     sentence = Comparison({"a": Row(a, 1, 1.0), "b": Row(b, 1, 1.0)}, False).sentence()
-    assert "a is the best model, 10.4 standard errors above b" in sentence
+    assert (
+        "`a` is 10.4 standard errors above `b`; log p(x) below `a` (paired over test points, nats): b 0.600" in sentence
+    )
     assert "b 0.600 ± 0.058." in sentence
-    assert "The estimates of a lean low: k-hat exceeds 0.7 for more than a tenth of the data." in sentence
+    assert "The log p(x) of a is probably too low: k-hat > 0.7 for more than 10 % of the test points." in sentence
 
 
 def test_models_that_cannot_be_told_apart_are_not_ranked():
     a, b = _made(elbo=-5.0, log_evidence=-4.0), _made(elbo=-6.0, log_evidence=-4.5)
     b = replace(b, log_evidence=a.log_evidence + torch.tensor([-1.0, 0.0, 0.9]).double())
     sentence = Comparison({"a": Row(a, 1, 1.0), "b": Row(b, 1, 1.0)}, False).sentence()
-    assert "a and b cannot be told apart" in sentence
+    assert "`a` and `b` do not differ significantly (two standard errors)" in sentence
+
+
+def test_a_gap_whose_optimization_did_not_converge_is_an_upper_bound():
+    one = torch.ones(3).double()
+    evidence = _made(elbo=-5.0, log_evidence=-4.0)
+    split = Gaps(evidence, evidence, one, one > 1, 3, 2.5)
+    sentence = Comparison({"a": Row(evidence, 1, 1.0, split), "b": Row(evidence, 1, 1.0)}, True).sentence()
+    assert sentence.endswith(
+        "The approximation gap of a is an upper bound: local optimization did not converge for more than 10 % of the "
+        "test points."
+    )
 
 
 def test_bits(shared):
