@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NewerSchemaError", "check_schema", "read_checkpoint", "whole", "write_checkpoint"]
+__all__ = ["check_schema", "read_checkpoint", "whole", "write_checkpoint"]
 
 import os
 import platform
@@ -33,18 +33,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-class NewerSchemaError(ValueError):
-    """A file of a newer schema version than this version of jensen reads."""
-
-
 def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None:
-    """Refuse a file whose schema version is newer than the newest that this version of jensen reads.
-
-    Raises:
-        NewerSchemaError: if it is.
-    """
+    """Raise a ValueError if the schema version of a file is newer than the newest that this version of jensen reads."""
     if schema > newest:
-        raise NewerSchemaError(
+        raise ValueError(
             f"{what} has schema version {schema}, but jensen {version('jensen')} reads versions up to {newest}: "
             "install the version of jensen that wrote it, or a later one"
         )
@@ -52,11 +44,7 @@ def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write plain tensors and numbers, whole or not at all, with the schema version and those of the libraries."""
-    versions = {
-        "torch": str(torch.__version__),
-        "pyro": version("pyro-ppl"),
-        "python": platform.python_version(),
-    }
+    versions = {"torch": str(torch.__version__), "pyro": version("pyro-ppl"), "python": platform.python_version()}
     with whole(path) as partial:
         torch.save({"jensen_checkpoint": _CHECKPOINT, "versions": versions, **state}, partial)
 

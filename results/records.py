@@ -25,14 +25,14 @@ import types
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from .files import NewerSchemaError, check_schema, whole
+from .files import check_schema, whole
 from .standard_errors import standard_error_of_mean
-from .tables import RESULT_COLUMNS, Printed, Table, decimals, digits_of
+from .tables import Printed, Table, decimals, digits_of
 
 VERSION = 1
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
@@ -106,15 +106,15 @@ class Record(Printed):
         try:
             text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
             document = json.loads(text, parse_constant=_refused)
-            result: Self = _decoded(cls, _opened(document, cls, what), "fields")
-        except NewerSchemaError:
-            raise
+            version, fields = _opened(document, cls)
+            result: Any = _decoded(cls, fields, "fields") if version <= VERSION else None
         except (ValueError, TypeError, OverflowError, RecursionError, RuntimeError) as error:
             raise ValueError(
                 f"{what} cannot be read as the JSON of a {cls.__name__}: {error}; write it anew, with {cls.__name__}."
                 "to_json()"
             ) from error
-        return result
+        check_schema(version, VERSION, what)
+        return cast(Self, result)
 
 
 class Quantity(NamedTuple):
@@ -131,7 +131,7 @@ class Quantity(NamedTuple):
         unit: of the summary and the table; values per datum are always in nats.
         total: whether the summary has the sum of the values instead of their mean.
         in_summary: whether it is in the summary.
-        per_datum: whether its values are listed per datum.
+        frame: its name in the frame, if it follows from other quantities: ``to_dict`` then leaves its values out.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Quantity(NamedTuple):
     unit: Literal["nats", "bits"] = "nats"
     total: bool = False
     in_summary: bool = True
-    per_datum: bool = True
+    frame: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Its mean, total or single value, and the errors that it has."""
@@ -157,7 +157,7 @@ class Quantity(NamedTuple):
         return result
 
     def row(self) -> list[str]:
-        """Its row in a table with the columns ``RESULT_COLUMNS``, to the digits that the errors allow."""
+        """Its label, mean and both errors, to the digits that the errors allow."""
         s = self.summary()
         errors = [s.get(f"{self.name}_{kind}_error") for kind in ("data", "mc")]
         digits = digits_of(*errors, self.digits)
@@ -171,18 +171,20 @@ class Measurement(Record):
     def _quantities(self) -> Sequence[Quantity]:
         """What was measured, in the order of the summary and of the table."""
 
-    def _per_datum(self) -> dict[str, Tensor]:
-        """The values per datum, by name."""
-        declared = (q for q in self._quantities() if q.per_datum)
-        return {q.name: q.value for q in declared if isinstance(q.value, Tensor)}
+    def _per_datum(self, frame: bool = False) -> dict[str, Tensor]:
+        """The values per datum, by name; for a frame, also those that follow from others."""
+        tensors = [q for q in self._quantities() if isinstance(q.value, Tensor)]
+        return {q.frame or q.name: q.value for q in tensors if frame or not q.frame}
 
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        columns = self._per_datum()
+        columns = self._per_datum(frame=True)
         return "datum", range(len(next(iter(columns.values())))), columns
 
     def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
         """A table with a row for each labelled quantity."""
-        return Table(head, RESULT_COLUMNS, [q.row() for q in self._quantities() if q.label], facts)
+        return Table(
+            head, ("", "mean", "± data", "± Monte Carlo"), [q.row() for q in self._quantities() if q.label], facts
+        )
 
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
@@ -216,15 +218,13 @@ def _refused(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _opened(document: Any, cls: type, what: str) -> Any:
-    """The fields of a document of the right format and version."""
+def _opened(document: Any, cls: type) -> tuple[int, Any]:
+    """The schema version and the fields of a document of the right format."""
     kind = document.get("format") if isinstance(document, dict) else None
     if kind != _format(cls):
         raise ValueError(f'"format" is {kind!r}, but {_format(cls)!r} was expected')
-    check_schema(
-        _expect(document.get("version"), type(document.get("version")) is int, "a number", "version"), VERSION, what
-    )
-    return document.get("fields")
+    version = document.get("version")
+    return _expect(version, type(version) is int, "a number", "version"), document.get("fields")
 
 
 def _encoded(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RESULT_COLUMNS", "Printed", "Table", "decimals", "digits_of", "percent", "with_error"]
+__all__ = ["Printed", "Table", "decimals", "digits_of", "percent", "with_error"]
 
 import html
 import math
@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-RESULT_COLUMNS = ("", "mean", "± data", "± Monte Carlo")
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?(?: ± [\d,]+(?:\.\d+)?)?")
 _CELL = "padding:0.1em 0.6em;text-align:{}"
 _TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"

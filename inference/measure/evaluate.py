@@ -12,7 +12,6 @@ __all__ = ["Evidence", "evaluate"]
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,14 +146,10 @@ class Evidence(Measurement):
         """Everything as plain numbers and lists: the summary, and the values per datum."""
         return {**super().to_dict(), "features": self.features}
 
-    def _per_datum(self) -> dict[str, Tensor]:
+    def _per_datum(self, frame: bool = False) -> dict[str, Tensor]:
         values = {f"log_evidence_{name}": of for name, of in self.corrected.items()}
         errors = {f"log_evidence_{name}_error": of for name, of in self.corrected_error.items()}
-        return {**self._tensors(), **values, **errors}
-
-    def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        name, rows, columns = super()._columns()
-        return name, rows, {**self._tensors(), "gap": self.gap, **columns}
+        return {**self._tensors(), **({"gap": self.gap} if frame else {}), **values, **errors}
 
     def _table(self) -> Table:
         drawn = self.drawn.removesuffix(" each").replace(" particles", "")

@@ -16,7 +16,7 @@ __all__ = ["Gaps", "gaps", "has_local"]
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -112,7 +112,7 @@ class Gaps(Measurement):
         return [
             Quantity("particles", self.evidence.particles),
             Quantity("log_evidence", self.log_evidence, in_summary=False),
-            Quantity("gap", self.total, "gap = log p(x) - ELBO", digits=math.hypot(*errors), per_datum=False),
+            Quantity("gap", self.total, "gap = log p(x) - ELBO", digits=math.hypot(*errors), frame="total"),
             Quantity("approximation", self.approximation, "  approximation (the family)", errors[0]),
             Quantity("amortization", self.amortization, "  amortization (the encoder)", errors[1]),
             Quantity("gained", self.gained),
@@ -121,10 +121,6 @@ class Gaps(Measurement):
             Quantity("seconds", self.seconds),
             Quantity("unreliable", self.unreliable),
         ]
-
-    def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        name, rows, columns = super()._columns()
-        return name, rows, {"log_evidence": self.log_evidence, "total": self.total, **columns}
 
     def _table(self) -> Table:
         share = percent(float(self.converged.double().mean()))

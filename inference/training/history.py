@@ -72,19 +72,6 @@ class History(Record):
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is torn, not a checkpoint, or of a newer schema version.
-
-        Example:
-            >>> import tempfile
-            >>> from jensen.guides import ExactPosterior
-            >>> from jensen.inference import fit
-            >>> from jensen.models import PPCA
-            >>> model = PPCA(5, latent=2)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     file = f"{folder}/checkpoint.pt"
-            ...     _ = fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=2, checkpoint=file, progress=False)
-            ...     history = History.from_checkpoint(file)
-            >>> len(history.elbo)
-            2
         """
         return cls(**read_checkpoint(path)["history"])
 
