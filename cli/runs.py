@@ -7,6 +7,8 @@
 | history.json | the bound, epoch by epoch: ``History.from_json`` reads it |
 | report.json | what ``jensen evaluate`` measured |
 | training.png, samples.png, ... | pictures, each a PDF too |
+
+Every file but the pictures holds its schema version; files of a newer one are refused.
 """
 
 from __future__ import annotations

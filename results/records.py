@@ -148,20 +148,19 @@ class Quantity(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Its mean, total or single value, and the errors that it has."""
         value, unit = self.value, _UNITS[self.unit]
-        each = isinstance(value, Tensor)
-        result = {self.name: value if not each else int(value.sum()) if self.total else _mean(value) / unit}
+        per_datum = isinstance(value, Tensor)
+        result = {self.name: value if not per_datum else int(value.sum()) if self.total else _mean(value) / unit}
         if self.label and self.data_error:
-            result[f"{self.name}_data_error"] = standard_error_of_mean(value) / unit if each else None
+            result[f"{self.name}_data_error"] = standard_error_of_mean(value) / unit if per_datum else None
         if self.error is not None:
             result[f"{self.name}_mc_error"] = self.error / unit
         return result
 
     def row(self) -> list[str]:
         """Its label, mean and both errors, to the digits that the errors allow."""
-        s = self.summary()
-        errors = [s.get(f"{self.name}_{kind}_error") for kind in ("data", "mc")]
+        mean, *errors = (self.summary().get(f"{self.name}{part}") for part in ("", "_data_error", "_mc_error"))
         digits = digits_of(*errors, self.digits)
-        return [self.label, decimals(s[self.name], digits), *("" if e is None else decimals(e, digits) for e in errors)]
+        return [self.label, decimals(mean, digits), *("" if e is None else decimals(e, digits) for e in errors)]
 
 
 class Measurement(Record):
@@ -182,16 +181,15 @@ class Measurement(Record):
 
     def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
         """A table with a row for each labelled quantity."""
-        return Table(
-            head, ("", "mean", "± data", "± Monte Carlo"), [q.row() for q in self._quantities() if q.label], facts
-        )
+        rows = [q.row() for q in self._quantities() if q.label]
+        return Table(head, ("", "mean", "± data", "± Monte Carlo"), rows, facts)
 
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
 
         ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
         ``*_mc_error`` the Monte Carlo error of the mean (how much with other particles). What is true or false of each
-        datum is given as the share of the data.
+        datum is given as the share of the data, zero weights and particles spent as totals.
         """
         quantities = self._quantities()
         n = next(len(q.value) for q in quantities if isinstance(q.value, Tensor))

@@ -1,10 +1,10 @@
 r"""Several pairs measured on the same data, in one table with paired differences between them.
 
-Guides of one shared model are read against each other: log p(x) is the same for all, so
+If all rows share one model, log p(x) is the same for all, so
 
 .. math:: \text{ELBO}_a - \text{ELBO}_b = \text{KL}(q_b \| p) - \text{KL}(q_a \| p)
 
-is the cost of a guide, per datum and with an error. Pairs with different models differ in p and q at once.
+and ELBO differences measure the guides. If each row has a model of its own, compare log p(x).
 """
 
 from __future__ import annotations
