@@ -1,3 +1,7 @@
 """Numbers that print, export and come back: records, tables in text and HTML, files, standard errors."""
 
-__all__: list[str] = []
+from .records import Measurement, Quantity, Record
+from .standard_errors import mc_error, standard_error_of_mean
+from .tables import Printed, Table
+
+__all__ = ["Measurement", "Printed", "Quantity", "Record", "Table", "mc_error", "standard_error_of_mean"]
