@@ -26,7 +26,7 @@ from .training.checkpoint import restore
 from .training.fit import fit
 from .training.gradient_signal import GradientSignal, gradient_signal
 from .training.history import History
-from .training.objectives import ELBO, IWAE, CyclicalAnnealing, LinearAnnealing, Renyi
+from .training.objectives import ELBO, IWAE, CyclicalAnnealing, LinearAnnealing, Objective, Renyi
 
 __all__ = [
     "AIS",
@@ -48,6 +48,7 @@ __all__ = [
     "History",
     "LinearAnnealing",
     "MCMCConvergenceWarning",
+    "Objective",
     "PosteriorCollapseWarning",
     "PosteriorDraws",
     "RateDistortion",

@@ -32,6 +32,7 @@ from jensen.families import (
     Zuko,
 )
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
+from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Renyi
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.networks import mlp
 
@@ -136,6 +137,18 @@ DENSITIES = {**POSTERIORS, **OBSERVATIONS}
 DISCRETE = {"Bernoulli": Bernoulli, "BinaryVector": BinaryVector, "OneHotCategorical": OneHotCategorical}
 
 FAMILIES = {**DENSITIES, **DISCRETE, **COUNTS, "ContinuousBernoulli": ContinuousBernoulli, "Delta": Delta}
+
+OBJECTIVES = {
+    "ELBO": lambda: ELBO(2),
+    "ELBO, analytic KL": lambda: ELBO(analytic_kl=True),
+    "ELBO, beta": lambda: ELBO(2, beta=CyclicalAnnealing(10)),
+    "ELBO, free bits": lambda: ELBO(2, free_bits=0.3),
+    "ELBO, sticking the landing": lambda: ELBO(2, "stl"),
+    "IWAE": lambda: IWAE(3),
+    "IWAE, sticking the landing": lambda: IWAE(3, "stl"),
+    "IWAE, doubly reparameterized": lambda: IWAE(3, "dreg"),
+    "Renyi": lambda: Renyi(0.5, 3, "dreg"),
+}
 
 
 def pair(model_name, guide_name):

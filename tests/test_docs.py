@@ -12,8 +12,10 @@ from types import ModuleType
 import members
 import pytest
 import sources
+import test_compile
 import test_contract
 import test_families
+import test_objectives
 import torch
 from docstrings import rewrite
 
@@ -83,6 +85,11 @@ OF_A_FAMILY = (
     "test_log_q_of_a_draw_is_that_of_the_same_value_as_a_stranger",
     "test_the_gradient_of_log_q_at_a_value_that_was_sampled_is_the_score",
 )
+OF_AN_OBJECTIVE = (
+    "test_the_loss_is_one_number_however_it_is_asked_for",
+    "test_loss_and_bound_change_nothing_of_the_objective",
+    "test_a_subsample_counts_n_over_b_times_once",
+)
 
 
 @pytest.mark.parametrize("name", OF_A_MODEL)
@@ -110,6 +117,17 @@ def test_the_added_family_is_held_to_the_contract(name, added, request):
     for leading in [(), (3, 7)] if "leading" in needs else [()]:
         more = {"family": added["LogisticFamily"], "float64": None, "leading": leading}
         vars(test_families)[name](**{key: more[key] for key in needs})
+
+
+@pytest.mark.parametrize("name", OF_AN_OBJECTIVE)
+def test_the_added_objective_is_held_to_the_contract(name, added, float64):
+    vars(test_objectives)[name](lambda: added["MIWAE"](2, 3))
+
+
+@pytest.mark.parametrize(("model_name", "guide_name"), [("added", "added"), ("added", "added family"), ("PPCA", "IAF")])
+def test_the_added_objective_is_captured(model_name, guide_name, added, float64):
+    model, guide, x = members.pair(model_name, guide_name)
+    test_compile._is_that_of_the_objective(model, guide, x, added["MIWAE"](2, 3))
 
 
 def test_the_contract_asks_something_of_each():

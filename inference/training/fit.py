@@ -76,7 +76,8 @@ def fit(
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
         data: a tensor [N, ...], or a tuple of such tensors.
-        objective: a Pyro objective with ``differentiable_loss``, or one of jensen's; ``Trace_ELBO()`` if None.
+        objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
+            or your own), which is not changed: its knobs go by the steps of this run. ``Trace_ELBO()`` if None.
         epochs: passes over the data.
         batch_size: data per step, shuffled; the last batch of an epoch may be smaller. From N on, all data in their own
             order.
@@ -127,7 +128,7 @@ def fit(
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     check_compile(compile)
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
-    shaped = objective if isinstance(objective, Objective) and objective.shaped else None
+    shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
@@ -149,7 +150,10 @@ def fit(
                 stacklevel=2,
             )
         with buffers_kept(model, guide):
-            of_model, of_guide = parameters_of(model, guide, *train.first())
+            first = train.first()
+            of_model, of_guide = parameters_of(model, guide, *first)
+            if isinstance(objective, Objective):
+                objective.check(model, guide, layout, *first)
         trained = [p for p in [*of_model, *of_guide] if p not in fixed]
         if not trained:
             raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
@@ -174,7 +178,8 @@ def fit(
                     good, good_epoch = unproved
                 unproved = None
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
-                if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, last)):
+                taken = history.steps - 1  # the last step
+                if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, layout, last, taken)):
                     run.restore(good)
                     raise FloatingPointError(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}); the parameters "

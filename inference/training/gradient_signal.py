@@ -70,7 +70,8 @@ def gradient_signal(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
-        objective: an objective with ``differentiable_loss``.
+        objective: an objective with ``differentiable_loss``; the knobs of an :class:`~jensen.inference.Objective` are
+            those of its own ``step``, which ``fit`` does not change.
         repeats: how many gradients to draw, at least 2.
         of: the module whose parameters' gradient it is; None: the guide's, or those that it reads.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LossGraph", "capture_loss", "knobs_of", "loss_is_finite", "obstacle"]
+__all__ = ["LossGraph", "capture_loss", "knobs_of", "loss_and_bound", "loss_is_finite", "obstacle"]
 
 from typing import NamedTuple
 
@@ -41,17 +41,30 @@ class LossGraph(NamedTuple):
     moved: tuple[nn.Parameter, ...]
 
 
-def knobs_of(objective: ELBO, batch: Batch) -> Tensor:
-    """The numbers in the loss that change from step to step."""
-    numbers = objective.knobs() if isinstance(objective, Objective) else ()
-    return torch.tensor(numbers, dtype=torch.float64, device=batch[0].device)
+def knobs_of(objective: ELBO, step: int, batch: Batch) -> Tensor:
+    """The numbers in the loss at a step, on the device of a batch; Pyro's own losses have none."""
+    device = batch[0].device
+    if isinstance(objective, Objective):
+        return objective.knobs(step, device)
+    return torch.empty(0, dtype=torch.float64, device=device)
+
+
+def loss_and_bound(run: Run, objective: ELBO, layout: Layout, batch: Batch, knobs: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of an objective on a batch, with its gradient, and the bound: two scalars.
+
+    The bound of Pyro's own losses is minus the loss.
+    """
+    if isinstance(objective, Objective):
+        return objective.loss_and_bound(run.model, run.guide, *batch, knobs=knobs, max_plate_nesting=layout.nesting)
+    loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+    return loss, -loss.detach().reshape(())
 
 
 def obstacle(run: Run, objective: ELBO, layout: Layout) -> str:
     """Why loss and gradients of a pair cannot be captured, as far as its sites tell; else nothing."""
     kind = type(objective)
     if kind is not Trace_ELBO and not isinstance(objective, Objective):
-        return f"{kind.__name__} reads values as it goes; Trace_ELBO and jensen's objectives can be captured"
+        return f"{kind.__name__} reads values as it goes; Trace_ELBO and jensen.inference.Objective can be captured"
     if layout.enumerated:
         return f"the sites {list(layout.enumerated)} are enumerated"
     if layout.scored:
@@ -69,13 +82,14 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> Los
         CannotCapture: if they depend on values, or the graph gives other numbers.
     """
     trained, ids = tuple(run.trained), {id(p) for p in run.trained}
+    step = run.history.steps
     held = tuple(t for t in tensors_of(run.model, run.guide) if id(t) not in ids)
     moved: list[nn.Parameter] = []
     other = tuple(x.flip(0) for x in batch)
 
     def value_and_gradients(*flat: Tensor) -> tuple[Tensor, ...]:
         start = len(flat) - len(batch)
-        loss, bound = _value(run, objective, layout, flat[start - 1], flat[start:])
+        loss, bound = _traceable(run, objective, layout, flat[start:], flat[start - 1])
         if not loss.requires_grad:
             raise CannotCapture("the loss depends on no parameter")
         slopes = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -84,30 +98,26 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> Los
 
     def itself() -> tuple[Tensor, ...]:
         with pyro.validation_enabled(False):
-            loss: Tensor = objective.differentiable_loss(run.model, run.guide, *other)  # type: ignore[attr-defined]
+            loss, _ = loss_and_bound(run, objective, layout, other, knobs_of(objective, step, other))
         return (loss.reshape(()), *torch.autograd.grad(loss, moved))
 
     def replayed() -> tuple[Tensor, ...]:
-        loss, _, *slopes = graph(*trained, *held, knobs_of(objective, other), *other)
+        loss, _, *slopes = graph(*trained, *held, knobs_of(objective, step, other), *other)
         return (loss.reshape(()), *slopes)
 
     with buffers_kept(run.model, run.guide):
-        loss_is_finite(run, objective, batch)  # the objective looks at the pair, which reads values
-        graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, batch), *batch)
+        loss_is_finite(run, objective, layout, batch, step)  # Trace_ELBO draws once before its first loss
+        graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, step, batch), *batch)
         if not agrees(itself, replayed):
             raise CannotCapture("the captured graph gives other numbers than the pair itself")
     return LossGraph(graph, trained, held, tuple(moved))
 
 
-def _value(run: Run, objective: ELBO, layout: Layout, knobs: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+def _traceable(run: Run, objective: ELBO, layout: Layout, batch: Batch, knobs: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and bound in a form that can be captured: Pyro's own Trace_ELBO reads values."""
     model, guide = run.model, run.guide
     if isinstance(objective, Objective):
-        objective.given = knobs
-        try:
-            return objective.differentiable_loss(model, guide, *batch), objective.bound
-        finally:
-            objective.given, objective.bound = None, objective.bound.new_tensor(torch.nan)
+        return loss_and_bound(run, objective, layout, batch, knobs)
     K, nesting = objective.num_particles, layout.nesting
     if K > 1 and objective.vectorize_particles:
         bound = scaled_elbo(in_plate(model, K, nesting), in_plate(guide, K, nesting), *batch) / K
@@ -116,15 +126,11 @@ def _value(run: Run, objective: ELBO, layout: Layout, knobs: Tensor | None, batc
     return -bound, bound.detach()
 
 
-def loss_is_finite(run: Run, objective: ELBO, batch: Batch) -> bool:
-    """Whether the loss on a batch, at the present parameters and without validation, is finite."""
-    bound = objective.bound if isinstance(objective, Objective) else None
+def loss_is_finite(run: Run, objective: ELBO, layout: Layout, batch: Batch, step: int) -> bool:
+    """Whether the loss on a batch, at the present parameters, a step's knobs and without validation, is finite."""
     try:
         with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
-            loss = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+            loss, _ = loss_and_bound(run, objective, layout, batch, knobs_of(objective, step, batch))
     except LinAlgError:
         return False
-    finally:
-        if bound is not None:
-            objective.bound = bound  # type: ignore[attr-defined]
-    return bool(torch.as_tensor(loss).detach().isfinite())
+    return bool(loss.detach().isfinite())

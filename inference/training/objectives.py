@@ -23,20 +23,27 @@ __all__ = [
     "IWAE",
     "CyclicalAnnealing",
     "Gradient",
+    "Knob",
     "LinearAnnealing",
     "Objective",
     "Renyi",
     "leave_one_out",
+    "path_log_q",
+    "path_log_weights",
+    "power_loss",
     "power_mean",
+    "reparameterize_doubly",
+    "scored_power_mean",
+    "with_gradient_of",
 ]
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyro.infer
 import torch
@@ -51,83 +58,185 @@ from jensen.kernel.sites import Terms, base_of, needs_score
 from jensen.kernel.weights import Program, check_pair, log_joint, parameters_of, terms
 
 Gradient = Literal["standard", "stl", "dreg"]
+Knob = float | Callable[[int], float]  # a number, or a function from the step to one
 
 
 class Objective(pyro.infer.ELBO):
-    """What the objectives share: one run of the kernel, a reduction, and the gradients.
+    r"""Base class of objectives: a subclass says with one method, ``value``, what the loss of one run of a pair is.
 
-    Attributes:
-        step: the number of optimizer steps done; ``fit`` and ``SVI`` keep it.
-        bound: the bound of the last loss, summed over the data: without what shapes the loss.
-        given: the :meth:`knobs` as a tensor, where a captured graph passes them in; else None.
+    .. math:: \text{loss} = -\frac{N}{B} \sum_{n=1}^{B} \mathcal{L}(\log w_{1n}, \dots, \log w_{Kn})
+
+    The base class runs the pair, multiplies by N/B where a plate subsamples the data, refuses pairs that the objective
+    cannot take, and serves ``pyro.infer.SVI`` and :func:`~jensen.inference.fit`. A subclass is captured and compiled
+    like jensen's own objectives, provided that :meth:`value` uses tensor operations only and does not branch on the
+    value of a tensor.
+
+    An objective keeps no state that a training run depends on: ``fit`` passes the knobs of the step and takes loss and
+    bound from :meth:`loss_and_bound`, which changes nothing. Under ``SVI`` the objective counts its own calls.
+
+    References:
+        Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs.
+
+    Args:
+        num_particles: the number K of draws, at least 1.
+        gradient: ``"standard"``; under ``"stl"`` and ``"dreg"`` the terms have ``log_q_stopped`` wherever a gradient is
+            taken, and under ``"dreg"`` pairs whose model and guide share parameters are refused.
+        knobs: the numbers in the loss that may change from step to step: each is a float, or a function from the number
+            of optimizer steps done (an int from 0) to a float.
+        shaped: whether the loss is something else than minus the bound: then ``History.shaped`` is kept beside
+            ``History.elbo``.
+        scores: whether :meth:`value` gives sites without ``rsample`` the gradient of their score; else a guide with
+            such sites is refused.
+
+    Raises:
+        ValueError: for ``num_particles`` less than 1 and an unknown gradient; when used, for a guide that has sites
+            without ``rsample`` unless ``scores``, for parameters that model and guide share under ``"dreg"``, and for
+            a :meth:`value` that returns no scalars.
+        NotImplementedError: when used, for a site that the guide leaves to be enumerated.
+
+    Example:
+        The ELBO with a KL whose weight rises in the first 100 steps:
+
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.models import PPCA
+        >>> class WarmUp(Objective):
+        ...     def __init__(self, steps):
+        ...         super().__init__(knobs=[LinearAnnealing(steps)], shaped=True)
+        ...
+        ...     def value(self, terms, knobs):
+        ...         log_w = terms.log_weights  # [K, N]
+        ...         kl = terms.observed - log_w
+        ...         return -(terms.observed - knobs[0] * kl).mean(0).sum(), log_w.mean(0).sum()
+        >>> objective, model = WarmUp(100), PPCA(5, latent=2)
+        >>> loss = objective.loss(model, PriorGuide(model), torch.randn(20, 5))
+        >>> objective.knobs(0).tolist(), objective.knobs(50).tolist(), loss == -float(objective.bound)
+        ([0.0], [0.5], True)
     """
 
-    gradients: tuple[str, ...] = ("standard", "stl", "dreg")
-
-    def __init__(self, num_particles: int, gradient: str) -> None:
+    def __init__(
+        self,
+        num_particles: int = 1,
+        gradient: Gradient = "standard",
+        *,
+        knobs: Sequence[Knob] = (),
+        shaped: bool = False,
+        scores: bool = False,
+    ) -> None:
         if num_particles < 1:
             raise ValueError(
                 f"num_particles is the number of draws from the guide, at least 1, but got {num_particles}"
             )
-        if gradient not in self.gradients:
-            raise ValueError(f"gradient is one of {self.gradients}, but got {gradient!r}")
+        if gradient not in get_args(Gradient):
+            raise ValueError(f"gradient is one of {get_args(Gradient)}, but got {gradient!r}")
         super().__init__(num_particles=num_particles)  # type: ignore[no-untyped-call]
-        self.gradient = gradient
-        self.step = 0
-        self.bound = torch.tensor(math.nan)
-        self.given: Tensor | None = None
-        self._known: tuple[Program, Program, int] | None = None
-
-    @property
-    def shaped(self) -> bool:
-        """Whether the loss is something else than minus the bound."""
-        return False
-
-    def knobs(self) -> tuple[float, ...]:
-        """The numbers in the loss that change from step to step."""
-        return ()
+        self.gradient, self.shaped, self.scores = gradient, shaped, scores
+        self._knobs = tuple(knobs)
+        self._step = 0
+        self._bound = torch.tensor(math.nan)
+        self._checked: tuple[Program, Program, int] | None = None
 
     @abstractmethod
-    def power(self) -> float:
-        """The power p of the mean of the weights, whose log is the bound: log (mean w^p)^(1/p); p = 0: mean log w."""
+    def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the bound of one run of the pair, each summed over the data, without the factor N/B.
+
+        Args:
+            terms: what the log weights [K, N] are made of ([K] where they are joint).
+            knobs: the knobs of the step, float64 [P] for P of them, on the data's device.
+
+        Returns:
+            The loss, a scalar: its value is minus the bound (shaped, where the objective is), its gradient that of the
+            estimator; where the two differ, ``value.detach() + surrogate - surrogate.detach()`` joins them. And the
+            bound, a scalar: without what shapes the loss; its gradient is not used.
+        """
+
+    @property
+    def step(self) -> int:
+        """How often :meth:`loss_and_grads` was called: the step whose knobs count outside of ``fit``."""
+        return self._step
+
+    @property
+    def bound(self) -> Tensor:
+        """The bound of the last loss outside of ``fit``, summed over the data; NaN before the first one."""
+        return self._bound
+
+    def knobs(self, step: int, device: torch.device | None = None) -> Tensor:
+        """The numbers in the loss after so many optimizer steps: float64 [P]."""
+        numbers = [knob(step) if callable(knob) else knob for knob in self._knobs]
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+    def loss_and_bound(
+        self, model: Program, guide: Program, *data: Tensor, knobs: Tensor, max_plate_nesting: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and bound at given knobs; nothing of the objective changes.
+
+        Args:
+            model: any Pyro model, called as ``model(*data)``.
+            guide: its guide, called with the same data.
+            data: tensors whose first dimension is N.
+            knobs: :meth:`knobs` of the step.
+            max_plate_nesting: how deep the plates of a pair that passed :meth:`check` are nested. None: the pair is
+                checked, once.
+
+        Returns:
+            The loss, differentiable in the parameters, and the bound, detached: scalars, times N/B under subsampling.
+        """
+        nesting = self._nesting(model, guide, data) if max_plate_nesting is None else max_plate_nesting
+        scale, loss, bound = self._unscaled(model, guide, data, knobs, nesting)
+        return scale * loss, scale * bound
 
     def differentiable_loss(self, model: Program, guide: Program, *data: Tensor) -> Tensor:
-        """Minus the bound, summed over the data, with the gradient asked for."""
-        t = self._terms(model, guide, data)
-        value, log_w = self._value(t)
-        surrogate = self._surrogate(t, log_w)
-        loss: Tensor = -t.scale * (value.detach() + surrogate - surrogate.detach())
+        """The loss at the knobs of :attr:`step`, with its gradient."""
+        loss, self._bound = self.loss_and_bound(model, guide, *data, knobs=self._own_knobs(data))
         return loss
 
     def loss(self, model: Program, guide: Program, *data: Tensor) -> float:
-        """The loss alone, without gradient."""
+        """The loss at the knobs of :attr:`step` alone, without gradient."""
         with torch.no_grad():
-            t = terms(
-                model, guide, *data, particles=self.num_particles, max_plate_nesting=self._look(model, guide, data)
-            )
-            return -t.scale * float(self._value(t)[0])
+            nesting = self._nesting(model, guide, data)
+            scale, loss, bound = self._unscaled(model, guide, data, self._own_knobs(data), nesting)
+        self._bound = scale * bound
+        return scale * float(loss)
 
     def loss_and_grads(self, model: Program, guide: Program, *data: Tensor) -> float:
         """The loss, its gradient added to the parameters': what ``pyro.infer.SVI`` asks for."""
         loss = self.differentiable_loss(model, guide, *data)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        self.step += 1
+        self._step += 1
         return float(loss.detach())
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("this objective is a reduction of log weights, and makes no trace of its own")
 
-    def _look(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> int:
-        """How deep the plates of a pair are nested, from a look at it when it first comes."""
-        if self._known is None or self._known[0] != model or self._known[1] != guide:
-            layout = check_pair(model, guide, *data)
-            self._check(model, guide, data, layout)
-            self._known = model, guide, layout.nesting
-        return self._known[2]
+    def _own_knobs(self, data: tuple[Tensor, ...]) -> Tensor:
+        return self.knobs(self._step, data[0].device if data else None)
 
-    def _check(self, model: Program, guide: Program, data: tuple[Tensor, ...], layout: Layout) -> None:
-        name = f"{type(self).__name__}(gradient={self.gradient!r})"
+    def _unscaled(
+        self, model: Program, guide: Program, data: tuple[Tensor, ...], knobs: Tensor, nesting: int
+    ) -> tuple[float, Tensor, Tensor]:
+        """N/B, and the :meth:`value` of one run of the pair."""
+        stopped = self.gradient != "standard" and torch.is_grad_enabled()
+        t = terms(model, guide, *data, particles=self.num_particles, stopped=stopped, max_plate_nesting=nesting)
+        loss, bound = self.value(t, knobs)
+        if loss.shape or bound.shape:
+            raise ValueError(
+                f"{type(self).__name__}.value returns a loss and a bound summed over the data, two scalars, but their "
+                f"shapes are {list(loss.shape)} and {list(bound.shape)}"
+            )
+        return t.scale, loss.to(bound.dtype), bound.detach()  # a knob times a float32 scalar is float64
+
+    def _nesting(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> int:
+        """How deep the plates of a pair are nested; a pair is checked when it first comes."""
+        if self._checked is None or self._checked[0] != model or self._checked[1] != guide:
+            layout = check_pair(model, guide, *data)
+            self.check(model, guide, layout, *data)
+            self._checked = model, guide, layout.nesting
+        return self._checked[2]
+
+    def check(self, model: Program, guide: Program, layout: Layout, *data: Tensor) -> None:
+        """Raise unless the objective can take a pair of this layout: the errors that the class names."""
+        kind = type(self).__name__
+        name = kind if self.gradient == "standard" else f"{kind}(gradient={self.gradient!r})"
         if self.gradient == "dreg" and (shared := _shared_parameters(model, guide, data, layout.nesting)):
             raise ValueError(
                 f"{name} weights the gradient of the guide's parameters otherwise than that of the model's, but both "
@@ -135,42 +244,14 @@ class Objective(pyro.infer.ELBO):
             )
         if left := sorted(layout.enumerated):
             raise NotImplementedError(
-                f"the guide leaves {left} to be enumerated, which {type(self).__name__} does not do: take "
-                "pyro.infer.TraceEnum_ELBO, or sample them in the guide"
+                f"the guide leaves {left} to be enumerated, which {kind} does not do: take pyro.infer.TraceEnum_ELBO, "
+                "or sample them in the guide"
             )
-        stuck = sorted(layout.scored)
-        if stuck and self.gradient != "standard":
+        if (stuck := sorted(layout.scored)) and not self.scores:
             raise ValueError(
-                f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard'"
+                f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard' of ELBO, "
+                "IWAE or Renyi"
             )
-
-    def _terms(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> Terms:
-        nesting = self._look(model, guide, data)
-        stopped = self.gradient != "standard"
-        return terms(model, guide, *data, particles=self.num_particles, stopped=stopped, max_plate_nesting=nesting)
-
-    def _value(self, t: Terms) -> tuple[Tensor, Tensor]:
-        """The bound summed over the data, and the log weights whose reduction has its gradient."""
-        log_w = _log_weights(t)
-        value = power_mean(log_w, self.power()).sum()
-        self.bound = t.scale * value.detach()
-        return value, log_w
-
-    def _surrogate(self, t: Terms, log_w: Tensor) -> Tensor:
-        """A number whose derivative is the gradient of the bound."""
-        p = self.power()
-        if self.gradient == "dreg" and p:
-            weights = (p * log_w.detach()).softmax(0)  # [K, N]
-            for site in t.run.q:
-                value = t.values[site["name"]]
-                if value.requires_grad:
-                    value.register_hook(_times(p * t.run.spread(site, weights) + (1 - p)))
-        surrogate = power_mean(log_w, p).sum()
-        scores = [t.log_q[site["name"]] for site in t.run.q if needs_score(site)]
-        if scores:
-            signal = leave_one_out(log_w.detach(), p)
-            surrogate = surrogate + (signal * sum(scores)).sum()
-        return surrogate
 
 
 def _shared_parameters(model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int) -> list[str]:
@@ -189,15 +270,57 @@ def _shared_parameters(model: Program, guide: Program, data: tuple[Tensor, ...],
     return sorted(names.get(p, "a pyro.param") for p in set.intersection(*depends))
 
 
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """A number with the value of the first and the gradient of the second; the first as it is where none is taken."""
+    return value.detach() + surrogate - surrogate.detach() if torch.is_grad_enabled() else value
+
+
+def path_log_q(t: Terms) -> dict[str, Tensor]:
+    """Log q of each site [K, N]; under ``"stl"`` and ``"dreg"`` its gradient runs through the draws alone."""
+    return t.log_q if t.log_q_stopped is None else t.log_q_stopped
+
+
+def path_log_weights(t: Terms) -> Tensor:
+    """The log weights [K, N], with log q by :func:`path_log_q`."""
+    total: Tensor = sum(t.log_p.values()) - sum(path_log_q(t).values())  # type: ignore[assignment]
+    return total
+
+
+def reparameterize_doubly(t: Terms, log_w: Tensor, p: float) -> None:
+    """Reweight the gradient that reaches the draws, so that that of the power mean becomes doubly reparameterized.
+
+    References:
+        Tucker, Lawson, Gu and Maddison (2019), Doubly Reparameterized Gradient Estimators.
+    """
+    weights = (p * log_w.detach()).softmax(0)  # [K, N]
+    for site in t.run.q:
+        value = t.values[site["name"]]
+        if value.requires_grad:
+            value.register_hook(_times(p * t.run.spread(site, weights) + (1 - p)))
+
+
 def _times(factor: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda gradient: gradient * factor
 
 
-def _log_weights(t: Terms) -> Tensor:
-    """Log weights [K, N], by the gradient of log q that was asked for."""
-    log_q = t.log_q if t.log_q_stopped is None else t.log_q_stopped
-    total: Tensor = sum(t.log_p.values()) - sum(log_q.values())  # type: ignore[assignment]
+def scored_power_mean(t: Terms, log_w: Tensor, p: float) -> Tensor:
+    """The power mean, summed over the data, plus a score term for sites without ``rsample``: its gradient is unbiased.
+
+    Its value is the power mean only where the guide has no such site.
+    """
+    total = power_mean(log_w, p).sum()
+    scores = [t.log_q[site["name"]] for site in t.run.q if needs_score(site)]
+    if scores:
+        total = total + (leave_one_out(log_w.detach(), p) * sum(scores)).sum()
     return total
+
+
+def power_loss(t: Terms, log_w: Tensor, p: float, gradient: str = "standard") -> tuple[Tensor, Tensor]:
+    """Loss and bound where the bound is a power mean of the weights, by the gradient asked for."""
+    bound = power_mean(log_w, p).sum()
+    if gradient == "dreg" and p:
+        reparameterize_doubly(t, log_w, p)
+    return -with_gradient_of(bound, scored_power_mean(t, log_w, p)), bound
 
 
 def power_mean(log_w: Tensor, p: float) -> Tensor:
@@ -268,11 +391,11 @@ class IWAE(Objective):
     """
 
     def __init__(self, num_particles: int = 10, gradient: Gradient = "standard") -> None:
-        super().__init__(num_particles, gradient)
+        super().__init__(num_particles, gradient, scores=gradient == "standard")
 
-    def power(self) -> float:
-        """1: the bound is the log of the mean weight."""
-        return 1.0
+    def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the log of the mean weight, and that."""
+        return power_loss(terms, path_log_weights(terms), 1.0, self.gradient)
 
 
 class Renyi(Objective):
@@ -305,12 +428,12 @@ class Renyi(Objective):
     def __init__(self, alpha: float = 0.5, num_particles: int = 10, gradient: Gradient = "standard") -> None:
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is the order of the bound, a finite number, but got {alpha}")
-        super().__init__(num_particles, gradient)
+        super().__init__(num_particles, gradient, scores=gradient == "standard")
         self.alpha = alpha
 
-    def power(self) -> float:
-        """1 - alpha."""
-        return 1.0 - self.alpha
+    def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the power mean of the weights of power 1 - alpha, and that."""
+        return power_loss(terms, path_log_weights(terms), 1.0 - self.alpha, self.gradient)
 
 
 @dataclass(frozen=True)
@@ -378,7 +501,8 @@ class ELBO(Objective):
     Sticking the landing leaves out the derivative of log q at fixed z, whose mean is zero: where q is the posterior,
     nothing is left of the gradient's noise. With ``analytic_kl`` the KL of each site whose two distributions have a
     registered one (``torch.distributions.kl_divergence``) is taken in closed form, given the draws of the sites before
-    it. Shaped by beta or free bits the loss is no bound: ``objective.bound`` and ``History.elbo`` hold the ELBO itself.
+    it. Shaped by beta or free bits the loss is no bound: ``History.elbo`` holds the ELBO itself, and so does
+    ``objective.bound`` after a loss outside of ``fit``.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
@@ -415,8 +539,6 @@ class ELBO(Objective):
         (3, 3)
     """
 
-    gradients = ("standard", "stl")
-
     def __init__(
         self,
         num_particles: int = 1,
@@ -427,60 +549,52 @@ class ELBO(Objective):
         free_bits: float | Mapping[str, float] = 0.0,
         free_bits_per: Literal["site", "dimension"] = "site",
     ) -> None:
-        super().__init__(num_particles, gradient)
-        floors = free_bits.values() if isinstance(free_bits, Mapping) else [free_bits]
+        if gradient not in ("standard", "stl"):
+            raise ValueError(f"gradient is one of ('standard', 'stl'), but got {gradient!r}")
+        floors = list(free_bits.values()) if isinstance(free_bits, Mapping) else [free_bits]
         if any(floor < 0 for floor in floors) or (not callable(beta) and beta < 0):
             raise ValueError(f"beta and free_bits are at least 0, but got {beta} and {free_bits}")
         if free_bits_per not in ("site", "dimension"):
             raise ValueError(f"free_bits_per is 'site' or 'dimension', but got {free_bits_per!r}")
+        super().__init__(
+            num_particles,
+            gradient,
+            knobs=[beta],
+            shaped=any(floors) or callable(beta) or beta != 1,
+            scores=gradient == "standard",
+        )
         self.analytic_kl, self.beta = analytic_kl, beta
         self.free_bits, self.free_bits_per = free_bits, free_bits_per
 
-    @property
-    def shaped(self) -> bool:
-        """Whether beta or free bits make the loss something else than minus the bound."""
-        free = any(self.free_bits.values()) if isinstance(self.free_bits, Mapping) else self.free_bits > 0
-        return bool(free or callable(self.beta) or self.beta != 1)
-
-    def knobs(self) -> tuple[float, ...]:
-        """Beta at the present step."""
-        return (self.beta(self.step) if callable(self.beta) else self.beta,)
-
-    def power(self) -> float:
-        """0: the bound is the mean of the log weights."""
-        return 0.0
-
-    def _value(self, t: Terms) -> tuple[Tensor, Tensor]:
-        kls = self._kls(t)
-        observed = t.observed
+    def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the ELBO, shaped by beta and free bits, and the ELBO."""
+        kls = self._kls(terms)
+        observed = terms.observed
         log_w = observed - sum(kls.values())
-        bound = log_w.mean(0).sum()
-        self.bound = t.scale * bound.detach()
         if not self.shaped:
-            return bound, log_w
-        beta = self.knobs()[0] if self.given is None else self.given[0]
-        value, n = observed.mean(0).sum(), prod(t.run.shape[1:])
-        shaped = observed
-        for kl, floor in self._groups(t, kls):
+            return power_loss(terms, log_w, 0.0)
+        beta, n = knobs[0], prod(terms.run.shape[1:])
+        value, shaped = observed.mean(0).sum(), observed
+        for kl, floor in self._groups(terms, kls):
             mean = kl.mean()  # over draws and data; an estimate of it may be negative
-            value = value - beta * n * (mean.clamp_min(floor) if floor else mean)
+            value = value - (beta * n).to(mean.dtype) * (mean.clamp_min(floor) if floor else mean)
             shaped = shaped - beta * (kl * (mean > floor) if floor else kl)
-        return value, shaped
+        return -with_gradient_of(value, scored_power_mean(terms, shaped, 0.0)), log_w.mean(0).sum()
 
     def _kls(self, t: Terms) -> dict[str, Tensor]:
         """The KL of each site, in closed form or as log q - log p of the draws: [K, N] by name."""
-        log_q = t.log_q if t.log_q_stopped is None else t.log_q_stopped
-        found: dict[str, Tensor] = {}
+        log_q = path_log_q(t)
+        kls: dict[str, Tensor] = {}
         for name in t.q:
             if name not in t.p or isinstance(base_of(t.q[name]), Delta | Unit):
                 rest = log_q[name] - (t.log_p[name] if name in t.p else 0.0)
-                found["auxiliary"] = found.get("auxiliary", 0.0) + rest
+                kls["auxiliary"] = kls.get("auxiliary", 0.0) + rest
                 continue
-            found[name] = log_q[name] - t.log_p[name]
+            kls[name] = log_q[name] - t.log_p[name]
             if self.analytic_kl:
                 with suppress(NotImplementedError):  # none is registered
-                    found[name] = t.per_datum(name, kl_divergence(t.q[name], t.p[name]))
-        return found
+                    kls[name] = t.per_datum(name, kl_divergence(t.q[name], t.p[name]))
+        return kls
 
     def _groups(self, t: Terms, kls: dict[str, Tensor]) -> list[tuple[Tensor, float]]:
         """The KL [K, N] of each group, and the nats that it has for free."""

@@ -34,8 +34,7 @@ from jensen.kernel.modes import buffers_kept
 from jensen.kernel.weights import parameters_read
 
 from .checkpoint import Run
-from .gradients import LossGraph, capture_loss, knobs_of, loss_is_finite, obstacle
-from .objectives import Objective
+from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
 from .updates import Update, update_of
 
 Route = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
@@ -83,16 +82,10 @@ class Steps:
 
     def __call__(self, batch: Batch) -> None:
         """Take a step."""
-        objective = self.objective if isinstance(self.objective, Objective) else None
-        if objective is not None:
-            objective.step = self.run.history.steps
         key = tuple((x.shape, x.dtype) for x in batch)
         if key not in self._routes:
             self._routes[key] = self._route(batch, first=not self._routes)
-        loss, bound = self._routes[key](batch)
-        self._unread.append((loss, bound))
-        if objective is not None:
-            objective.bound = bound
+        self._unread.append(self._routes[key](batch))
         self.run.history.steps += 1
 
     def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch]:
@@ -175,22 +168,26 @@ class Steps:
         products = 6 * weights * len(batch[0]) * self.objective.num_particles
         return float(self.ahead * (3e-3 + products / 2e10))
 
+    def _knobs(self, batch: Batch) -> Tensor:
+        """The numbers in the loss at this step."""
+        return knobs_of(self.objective, self.run.history.steps, batch)
+
     def _eager(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        run, objective = self.run, self.objective
+        run, objective, layout = self.run, self.objective, self.layout
         with parameters_read(run.model, run.guide) as read:
             try:
-                loss: Tensor = objective.differentiable_loss(run.model, run.guide, *batch)  # type: ignore[attr-defined]
+                loss, bound = loss_and_bound(run, objective, layout, batch, self._knobs(batch))
             except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
-                if loss_is_finite(run, objective, batch):
+                if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
-                return _nothing()
+                return _nan_loss()
         run.adopt(p for p in read if p not in self.frozen)  # made by pyro.param at this step for the first time
         value = loss.detach().reshape(())
         if not bool(value.isfinite()):
-            return _nothing()
+            return _nan_loss()
         run.optimizer.zero_grad()
         torch.autograd.backward(loss, inputs=run.trained)
-        return self._move(value, objective.bound if isinstance(objective, Objective) else -value)
+        return self._move(value, bound)
 
     def _with_optimizer(self, found: LossGraph, graph: Callable[..., Outputs]) -> Route:
         """Loss and gradients from a graph, captured or compiled, and a step of the optimizer."""
@@ -198,11 +195,11 @@ class Steps:
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
             try:
-                loss, bound, *slopes = graph(*fixed, knobs_of(self.objective, batch), *batch)
+                loss, bound, *slopes = graph(*fixed, self._knobs(batch), *batch)
             except LinAlgError:
-                return _nothing()
+                return _nan_loss()
             if not bool(loss.isfinite()):
-                return _nothing()
+                return _nan_loss()
             self.run.optimizer.zero_grad()
             for p, slope in zip(found.moved, slopes, strict=True):
                 p.grad = slope
@@ -220,12 +217,12 @@ class Steps:
             if self._update is not None:
                 self._update.recount()
         run.optimizer.zero_grad()
-        return (loss, bound.reshape(())) if good else _nothing()
+        return (loss, bound.reshape(())) if good else _nan_loss()
 
     def _compiled(self, found: LossGraph, batch: Batch) -> Route:
         """Loss, gradients and update as one compiled graph, where the update can stand in it."""
         kept = tuple(t.detach() for t in found.held)
-        held = (*kept, knobs_of(self.objective, batch), *batch)
+        held = (*kept, self._knobs(batch), *batch)
         update = update_of(self.run.optimizer, list(found.moved))
         if update is None:
             return self._with_optimizer(found, compiled(found.graph, *found.trained, *held))
@@ -239,13 +236,13 @@ class Steps:
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
             self._taken += 1
             hyper = update.hyper(self._taken)
-            loss, bound = fast(*moving, hyper, *kept, knobs_of(self.objective, batch), *batch)
+            loss, bound = fast(*moving, hyper, *kept, self._knobs(batch), *batch)
             return loss, bound
 
         return step
 
 
-def _nothing() -> tuple[Tensor, Tensor]:
+def _nan_loss() -> tuple[Tensor, Tensor]:
     return torch.tensor(math.nan), torch.tensor(math.nan)
 
 

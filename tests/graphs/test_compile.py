@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+import members
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -23,7 +24,7 @@ from jensen.graphs.draws import LogWeights
 from jensen.graphs.guards import Witnesses
 from jensen.graphs.products import is_float32, product_route
 from jensen.guides import amortize
-from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Renyi, evaluate, fit, float32_products, log_weights
+from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Objective, evaluate, fit, float32_products, log_weights
 from jensen.inference.training.checkpoint import Run
 from jensen.inference.training.gradients import capture_loss, knobs_of, obstacle
 from jensen.inference.training.history import History
@@ -38,15 +39,7 @@ SEARCHES = ("SemiAmortized", "Laplace")  # they search for each datum until they
 OBJECTIVES = {
     "Trace_ELBO, vectorized": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
     "Trace_ELBO, one by one": lambda: Trace_ELBO(num_particles=2),
-    "ELBO": lambda: ELBO(2),
-    "ELBO, analytic KL": lambda: ELBO(analytic_kl=True),
-    "ELBO, beta": lambda: ELBO(2, beta=CyclicalAnnealing(10)),
-    "ELBO, free bits": lambda: ELBO(2, free_bits=0.3),
-    "ELBO, sticking the landing": lambda: ELBO(2, "stl"),
-    "IWAE": lambda: IWAE(3),
-    "IWAE, sticking the landing": lambda: IWAE(3, "stl"),
-    "IWAE, doubly reparameterized": lambda: IWAE(3, "dreg"),
-    "Renyi": lambda: Renyi(0.5, 3, "dreg"),
+    **members.OBJECTIVES,
 }
 PATHWISE = ("ELBO, sticking the landing", "IWAE, sticking the landing", "IWAE, doubly reparameterized", "Renyi")
 REFUSED = {(o, g) for o in PATHWISE for g in NO_INVERSE} | {(o, "ExactPosterior") for o in PATHWISE[2:]}
@@ -66,7 +59,7 @@ def _is_that_of_the_objective(model, guide, x, objective):
     _, _, found = _captured(model, guide, x, objective)
     other = x[torch.randperm(len(x))]
     torch.manual_seed(3)
-    loss, bound, *slopes = found.graph(*found.trained, *found.held, knobs_of(objective, (other,)), other)
+    loss, bound, *slopes = found.graph(*found.trained, *found.held, knobs_of(objective, 0, (other,)), other)
     torch.manual_seed(3)
     expected = objective.differentiable_loss(model, guide, other)
     torch.testing.assert_close(loss.reshape(()), expected.detach().reshape(()), rtol=1e-10, atol=1e-10)
@@ -131,6 +124,19 @@ def _fitted(model, guide, x, compile, objective=None, **options):
     return {**model.state_dict(), **guide.state_dict()}, history
 
 
+class Warmed(Objective):
+    """An objective of a user's own: the mean of two importance-weighted bounds, whose weights are slowly turned on."""
+
+    def __init__(self, steps=6):
+        super().__init__(6, knobs=[CyclicalAnnealing(steps, start=0.3), 0.25], shaped=True)
+
+    def value(self, terms, knobs):
+        log_w = terms.log_weights.unflatten(0, (2, 3))  # [2, 3, N]
+        kl = (terms.log_q["z"] - terms.log_p["z"]).mean(0).sum()
+        shaped = knobs[0] * (log_w.logsumexp(1) - math.log(3)).mean(0).sum() - knobs[1] * kl
+        return -shaped, (log_w.logsumexp(1) - math.log(3)).mean(0).sum()
+
+
 OPTIMIZERS = {
     "Adam": (torch.optim.Adam, {}),
     "Adam, weight decay": (torch.optim.Adam, {"weight_decay": 0.1, "betas": (0.8, 0.95)}),
@@ -191,12 +197,15 @@ def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-4, msg=f"{name} moved otherwise")
 
 
-def test_captured_steps_are_eager_ones_bit_by_bit(monkeypatch):
+@pytest.mark.parametrize(
+    "make", [lambda: None, *members.OBJECTIVES.values(), Warmed], ids=["none", *members.OBJECTIVES, "own"]
+)
+def test_captured_steps_are_eager_ones_bit_by_bit(make, monkeypatch):
     model, guide, x = _small()
-    expected, eager = _fitted(model, guide, x, compile="auto")
+    expected, eager = _fitted(model, guide, x, compile="auto", objective=make())
     assert eager.route == "eager: a graph would not pay for 9 steps"
     monkeypatch.setattr(stepping, "_WORTH_CAPTURE", 1)
-    found, history = _fitted(model, guide, x, compile="auto")
+    found, history = _fitted(model, guide, x, compile="auto", objective=make())
     assert history.route == "captured: compiling would not pay for 9 steps"
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-6)  # Pyro adds sites up in Python, in double precision
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -355,7 +364,7 @@ def test_the_graph_of_a_step_guards_its_update():
     run, _, found = _captured(model, guide, x, Trace_ELBO())
     update = stepping.update_of(run.optimizer, list(found.moved))
     moving = [*(p.detach().clone() for p in found.trained), *(m for moments in update.moments for m in moments)]
-    held = (*found.held, knobs_of(Trace_ELBO(), (x,)))
+    held = (*found.held, knobs_of(Trace_ELBO(), 0, (x,)))
     whole = stepping._with_update(found, update, (*(m.clone() for m in moving), update.hyper(1), *held, x))
     before = [m.clone() for m in moving]
     loss, _ = whole(*moving, update.hyper(1), *held, x.index_fill(1, torch.tensor([0]), 101.0))
@@ -639,9 +648,73 @@ def test_all_data_at_every_step_are_captured_too():
     assert history.route == "captured: compiling would not pay for 250 steps"
 
 
-def test_the_objective_holds_the_bound_of_the_last_step(no_compiler, float64):
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("name", members.OBJECTIVES)
+def test_fit_leaves_an_objective_as_it_was(name, compile, no_compiler, float64):
     model, guide, x = _small()
-    objective = ELBO(beta=0.5)
-    history = fit(model, guide, x, objective, epochs=3, compile=True, seed=0, progress=False)
-    assert objective.bound.item() / 60 == pytest.approx(history.elbo[-1])
+    objective = members.OBJECTIVES[name]()
+    before = dict(vars(objective))
+    history = fit(model, guide, x, objective, epochs=3, compile=compile, seed=0, progress=False)
+    assert history.compiled == compile
+    assert all(vars(objective)[key] is value for key, value in before.items())
+    assert set(vars(objective)) == set(before)
+    assert objective.step == 0
+    assert objective.bound.isnan()
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_history_holds_the_bound_of_its_steps_beside_the_shaped_loss(compile, no_compiler, float64):
+    model, guide, x = _small()
+    twins, objective = copy.deepcopy((model, guide)), ELBO(beta=0.5)
+    optimizer = torch.optim.SGD([p for half in twins for p in half.parameters()], lr=1e-3)
+    options = {"epochs": 3, "batch_size": 60, "optimizer": torch.optim.SGD, "seed": 0, "progress": False}
+    history = fit(model, guide, x, objective, compile=compile, **options)
+    torch.manual_seed(0)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = objective.loss_and_grads(*twins, x)
+        optimizer.step()
+        assert objective.bound.item() / 60 == pytest.approx(history.elbo[step], rel=1e-9)
+        assert -loss / 60 == pytest.approx(history.shaped[step], rel=1e-9)
     assert history.shaped[-1] > history.elbo[-1]
+
+
+def test_an_objective_of_ones_own_is_captured_and_compiled(float64, no_compiler):
+    model, guide, x = _small()
+    _is_that_of_the_objective(model, guide, x, Warmed())
+    expected, eager = _fitted(model, guide, x, compile=False, objective=Warmed(), epochs=4)
+    found, history = _fitted(model, guide, x, compile=True, objective=Warmed(), epochs=4)
+    assert eager.route == "eager: compile=False"
+    assert history.route == "captured and compiled"
+    assert history.elbo == pytest.approx(eager.elbo, rel=1e-9)
+    assert history.shaped == pytest.approx(eager.shaped, rel=1e-9)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} moved otherwise")
+    fixed, _ = _fitted(model, guide, x, compile=True, objective=Warmed(10**9), epochs=4)
+    assert not any(torch.equal(found[name], value) for name, value in fixed.items())  # the knobs go on in the graph
+
+
+def test_an_objective_of_ones_own_is_really_compiled():
+    model, guide, x = _small()
+    options = {"objective": Warmed(), "lr": 1e-2, "optimizer": torch.optim.SGD}
+    expected, _ = _fitted(model, guide, x, compile=False, **options)
+    found, history = _fitted(model, guide, x, compile=True, **options)
+    assert history.compiled
+    assert history.route == "captured and compiled"
+    start = {**model.state_dict(), **guide.state_dict()}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=f"{name} moved otherwise")
+        assert not torch.equal(start[name], value), f"{name} did not move"
+
+
+def test_an_objective_that_reads_values_runs_eagerly():
+    class Cautious(Objective):
+        def value(self, terms, knobs):
+            bound = terms.log_weights.mean(0).sum()
+            return -bound if bool(bound.detach() > -1e9) else -2 * bound, bound
+
+    model, guide, x = _small()
+    with pytest.warns(UserWarning, match="does not compile this pair; its steps are eager"):
+        history = fit(model, guide, x, Cautious(), epochs=2, compile=True, progress=False)
+    assert history.steps == 2
+    assert len(history.elbo) == 2

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from hierarchies import TwoLevels
-from members import pair
+from members import OBJECTIVES, pair
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.nn import PyroModule
@@ -24,10 +24,12 @@ from jensen.inference import (
     CyclicalAnnealing,
     GradientSignal,
     LinearAnnealing,
+    Objective,
     Renyi,
     fit,
     gradient_signal,
     log_weights,
+    terms,
 )
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
@@ -86,7 +88,6 @@ def test_the_loss_is_the_bound(gradient):
         torch.manual_seed(1)
         log_w = log_weights(model, guide, x, particles=6)
         torch.manual_seed(1)
-        objective._look(model, guide, (x,))
         loss = objective.differentiable_loss(model, guide, x)
         expected = -(((p * log_w).logsumexp(0) - math.log(6)) / p).sum()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -110,8 +111,6 @@ def test_the_elbo_and_its_gradient_are_those_of_pyro():
     pyros = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
     found = []
     for objective in (ELBO(4), pyros):
-        if isinstance(objective, ELBO):
-            objective._look(model, guide, (x,))
         torch.manual_seed(1)
         found.append(gradients(objective, model, guide, x))
         torch.manual_seed(1)
@@ -190,6 +189,110 @@ def test_a_global_latent_has_one_joint_bound():
         assert -objective.loss(model, guide, x) == pytest.approx(exact, abs=1e-10)
 
 
+# the base class
+
+
+each_objective = pytest.mark.parametrize(
+    "objective", [pytest.param(make, id=name) for name, make in OBJECTIVES.items()]
+)
+
+
+@each_objective
+def test_the_loss_is_one_number_however_it_is_asked_for(objective):
+    model, guide, x = pair("VAE, shared scale", "MeanField")
+    losses, objective = [], objective()
+    for ask in (
+        lambda: objective.loss(model, guide, x),
+        lambda: objective.differentiable_loss(model, guide, x).item(),
+        lambda: objective.loss_and_bound(model, guide, x, knobs=objective.knobs(0))[0].item(),
+        lambda: objective.loss_and_grads(model, guide, x),
+    ):
+        torch.manual_seed(1)
+        losses.append(ask())
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-12)
+    assert objective.shaped or losses[0] == pytest.approx(-objective.bound.item(), rel=1e-12)
+
+
+@each_objective
+def test_loss_and_bound_change_nothing_of_the_objective(objective):
+    model, guide, x = pair("PPCA", "MeanField")
+    objective = objective()
+    before = dict(vars(objective))
+    loss, bound = objective.loss_and_bound(model, guide, x, knobs=objective.knobs(3), max_plate_nesting=1)
+    assert loss.requires_grad
+    assert not bound.requires_grad
+    assert all(vars(objective)[name] is value for name, value in before.items())
+
+
+@each_objective
+def test_a_subsample_counts_n_over_b_times_once(objective):
+    x, objective = torch.randn(1000), objective()
+    model, guide = Subsampled(x, 20), ShiftedPosterior(x, 20)
+    knobs = objective.knobs(0)
+    torch.manual_seed(1)
+    loss, bound = objective.loss_and_bound(model, guide, knobs=knobs)
+    torch.manual_seed(1)
+    stopped = objective.gradient != "standard"
+    value = objective.value(terms(model, guide, particles=objective.num_particles, stopped=stopped), knobs)
+    assert (loss.item(), bound.item()) == pytest.approx([50 * part.item() for part in value], rel=1e-12)
+
+
+def test_knobs_go_by_the_step_that_is_passed_and_under_svi_by_the_objectives_own_calls():
+    objective = ELBO(beta=LinearAnnealing(10, start=1.0, end=3.0))
+    assert [objective.knobs(step).item() for step in (0, 5, 20)] == [1.0, 2.0, 3.0]
+    model, guide, x = pair("PPCA", "MeanField")
+    losses = []
+    for step in (0, 5):
+        torch.manual_seed(1)
+        losses.append(objective.loss_and_bound(model, guide, x, knobs=objective.knobs(step))[0].item())
+    assert objective.step == 0
+    for step in range(6):
+        torch.manual_seed(1)
+        loss = objective.loss_and_grads(model, guide, x)
+        assert step not in (0, 5) or loss == pytest.approx(losses[step // 5], rel=1e-12)
+    assert losses[0] != losses[1]
+    assert objective.step == 6
+
+
+class Plain(Objective):
+    """The mean log weight, in the fewest words."""
+
+    def value(self, terms, knobs):
+        bound = terms.log_weights.mean(0).sum()
+        return -bound, bound
+
+
+def test_an_objective_is_its_value():
+    model, guide, x = pair("VAE, Bernoulli", "IAF")
+    found = []
+    for objective in (Plain(4), ELBO(4)):
+        torch.manual_seed(1)
+        found.append((objective.loss(model, guide, x), gradients(objective, model, guide, x)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-10, atol=1e-12)
+
+
+def test_an_objective_without_a_score_refuses_sites_that_need_one():
+    for use in (lambda *pair: Plain().loss(*pair), lambda *pair: fit(*pair, Plain(), epochs=1, progress=False)):
+        with pytest.raises(ValueError, match=r"Plain needs reparameterized sites, but \['z'\] have no rsample: take"):
+            use(*bits())
+
+
+def test_a_value_is_two_scalars():
+    class PerDatum(Objective):
+        def value(self, terms, knobs):
+            return -terms.log_weights.mean(0), terms.log_weights.mean()
+
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"PerDatum.value returns .* two scalars, but their shapes are \[7\] and \[\]"):
+        PerDatum().loss(model, guide, x)
+
+
+def test_an_objective_without_a_value_is_no_objective():
+    with pytest.raises(TypeError, match="abstract"):
+        Objective()
+
+
 # gradients
 
 
@@ -232,7 +335,6 @@ def test_the_models_gradient_is_the_same_in_all(gradient):
     model, guide, x = pair("VAE, shared scale", "MeanField")
     found = []
     for objective in (IWAE(4), IWAE(4, gradient)):
-        objective._look(model, guide, (x,))
         torch.manual_seed(1)
         found.append(gradients(objective, model, guide, x, of=model))
     assert torch.allclose(*found, rtol=1e-10, atol=1e-12)
@@ -349,12 +451,20 @@ def test_the_score_function_is_unbiased(objective, reduce):
     assert float(exact.norm()) > 0.05
 
 
+class Loud(Objective):
+    """The ELBO, whose score function has no baseline."""
+
+    def value(self, terms, knobs):
+        log_w = terms.log_weights
+        bound = log_w.mean(0).sum()
+        surrogate = (log_w.detach().mean(0) * terms.log_q["z"]).sum() + bound
+        return -(bound.detach() + surrogate - surrogate.detach()), bound
+
+
 def test_the_other_draws_make_the_score_function_quieter_and_pyro_has_none():
     model, guide, x = bits()
     ours = torch.stack([gradients(IWAE(8), model, guide, x) for _ in range(300)])
-    plain = ELBO(8)
-    plain._surrogate = lambda t, log_w: (log_w.detach().mean(0) * t.log_q["z"]).sum() + log_w.mean(0).sum()
-    loud = torch.stack([gradients(plain, model, guide, x) for _ in range(300)])
+    loud = torch.stack([gradients(Loud(8, scores=True), model, guide, x) for _ in range(300)])
     assert ours.var(0).sum() < 0.2 * loud.var(0).sum()
     pyros = RenyiELBO(alpha=0.0, num_particles=8, vectorize_particles=True, max_plate_nesting=1)
     for p in guide.parameters():
