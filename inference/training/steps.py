@@ -127,20 +127,20 @@ class Steps:
     def _route(self, batch: Batch, first: bool) -> Route:
         """The route of batches like this one; the first are the full ones."""
         route: Route = self._eager
-        said = "eager"
+        name = "eager"
         reason = self._why_not_capture(first)
         if not reason:
             try:
-                found = capture_loss(self.run, self.objective, self.layout, batch)
-                route, said = self._with_optimizer(found, found.graph), "captured"
-                reason = self._why_not_compile(found, batch, first)
+                loss_graph = capture_loss(self.run, self.objective, self.layout, batch)
+                route, name = self._with_optimizer(loss_graph, loss_graph.graph), "captured"
+                reason = self._why_not_compile(loss_graph, batch, first)
                 if not reason:
-                    route, said = self._compiled(found, batch), "captured and compiled"
+                    route, name = self._compiled(loss_graph, batch), "captured and compiled"
             except (CannotCapture, CannotCompile) as error:
                 reason = str(error)
         if first:
-            self.compiled = said.endswith("compiled")
-            self.route = f"{said}: {reason}" if reason else said
+            self.compiled = name.endswith("compiled")
+            self.route = f"{name}: {reason}" if reason else name
             if self.mode is True and not self.compiled:
                 warnings.warn(f"fit does not compile this pair; its steps are {self.route}", stacklevel=4)
         return route
@@ -153,14 +153,14 @@ class Steps:
             return f"a graph would not pay for {steps} steps"
         return obstacle(self.run, self.objective, self.layout)
 
-    def _why_not_compile(self, found: LossGraph, batch: Batch, first: bool) -> str:
+    def _why_not_compile(self, loss_graph: LossGraph, batch: Batch, first: bool) -> str:
         if not first:
             return "full batches have the compiled graph"
         if self.mode is True or self.begun:
             return ""
         if self.begun is False:
             return "the run was begun so"
-        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < 2 * price(found.graph))
+        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < 2 * price(loss_graph.graph))
 
     def _seconds(self, batch: Batch) -> float:
         """The work ahead, roughly; not measured, so that the same run takes the same route again."""
@@ -189,9 +189,9 @@ class Steps:
         torch.autograd.backward(loss, inputs=run.trained)
         return self._move(value, bound)
 
-    def _with_optimizer(self, found: LossGraph, graph: Callable[..., Outputs]) -> Route:
+    def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Route:
         """Loss and gradients from a graph, captured or compiled, and a step of the optimizer."""
-        fixed = (*found.trained, *found.held)
+        fixed = (*loss_graph.trained, *loss_graph.held)
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
             try:
@@ -201,7 +201,7 @@ class Steps:
             if not bool(loss.isfinite()):
                 return _nan_loss()
             self.run.optimizer.zero_grad()
-            for p, slope in zip(found.moved, slopes, strict=True):
+            for p, slope in zip(loss_graph.moved, slopes, strict=True):
                 p.grad = slope
             return self._move(loss.reshape(()), bound)
 
@@ -219,16 +219,16 @@ class Steps:
         run.optimizer.zero_grad()
         return (loss, bound.reshape(())) if good else _nan_loss()
 
-    def _compiled(self, found: LossGraph, batch: Batch) -> Route:
+    def _compiled(self, loss_graph: LossGraph, batch: Batch) -> Route:
         """Loss, gradients and update as one compiled graph, where the update can stand in it."""
-        kept = tuple(t.detach() for t in found.held)
+        kept = tuple(t.detach() for t in loss_graph.held)
         held = (*kept, self._knobs(batch), *batch)
-        update = update_of(self.run.optimizer, list(found.moved))
+        update = update_of(self.run.optimizer, list(loss_graph.moved))
         if update is None:
-            return self._with_optimizer(found, compiled(found.graph, *found.trained, *held))
-        moving = [*(p.detach() for p in found.trained), *(m for moments in update.moments for m in moments)]
+            return self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held))
+        moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in update.moments for m in moments)]
         with buffers_kept(self.run.model, self.run.guide):
-            whole = _with_update(found, update, (*_copies(moving), update.hyper(1), *held))
+            whole = _with_update(loss_graph, update, (*_copies(moving), update.hyper(1), *held))
             fast = compiled(whole, *_copies(moving), update.hyper(1), *held)
             _compare(whole, fast, update, moving, held)
         self._update = update
@@ -250,12 +250,12 @@ def _copies(tensors: list[Any]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
-def _with_update(found: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
+def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
     """The graph of a whole step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
-    n, sizes = len(found.trained), [len(moments) for moments in update.moments]
-    witnesses = Witnesses(found.graph, first=2)
-    place_of = {p: i for i, p in enumerate(found.trained)}
-    places = [place_of[p] for p in found.moved]
+    n, sizes = len(loss_graph.trained), [len(moments) for moments in update.moments]
+    witnesses = Witnesses(loss_graph.graph, first=2)
+    place_of = {p: i for i, p in enumerate(loss_graph.trained)}
+    places = [place_of[p] for p in loss_graph.moved]
 
     def step(*flat: Tensor) -> tuple[Tensor, ...]:
         end = n + sum(sizes)
@@ -271,8 +271,8 @@ def _with_update(found: LossGraph, update: Update, example: tuple[Tensor, ...]) 
         nan = torch.full_like(loss, math.nan)
         return torch.where(good, loss, nan).reshape(()), torch.where(good, bound, nan).reshape(())
 
-    graph = capture(step, *example, *found.graph.constants)
-    return Graph(graph.module, (*found.graph.constants, *graph.constants))
+    graph = capture(step, *example, *loss_graph.graph.constants)
+    return Graph(graph.module, (*loss_graph.graph.constants, *graph.constants))
 
 
 def _compare(
