@@ -57,6 +57,8 @@ def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
     try:
         with forked_rng(), pyro.validation_enabled(False):
             module = make_fx(fn)(*inputs)
+    except CannotCapture:
+        raise
     except Exception as error:  # any code of the user's runs here, under a tracer that it was not written for
         raise CannotCapture(in_a_line(error)) from error
     module.graph.eliminate_dead_code()
@@ -72,19 +74,19 @@ def in_a_line(error: Exception) -> str:
 
 def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
     """Turn the tensors that a graph holds into further inputs of it."""
-    found: dict[str, tuple[Tensor, Node]] = {}
+    lifted: dict[str, tuple[Tensor, Node]] = {}
     body = next(node for node in module.graph.nodes if node.op != "placeholder")
     for node in module.graph.find_nodes(op="get_attr"):
         name = str(node.target)
-        if name not in found:
+        if name not in lifted:
             with module.graph.inserting_before(body):
-                found[name] = getattr(module, name), module.graph.placeholder(name)
-        node.replace_all_uses_with(found[name][1])
+                lifted[name] = getattr(module, name), module.graph.placeholder(name)
+        node.replace_all_uses_with(lifted[name][1])
         module.graph.erase_node(node)
-    for name in found:
+    for name in lifted:
         delattr(module, name)
     module.recompile()
-    return tuple(value for value, _ in found.values())
+    return tuple(value for value, _ in lifted.values())
 
 
 def agrees(
@@ -93,13 +95,19 @@ def agrees(
     """Whether two functions without arguments give the same numbers from the same seed, but for rounding.
 
     The tolerance is relative to the norm of each result; None: that of its precision.
+
+    Raises:
+        CannotCapture: if one of them fails.
     """
-    found = []
+    results = []
     for fn in (first, second):
         with forked_rng():
             torch.manual_seed(seed)
-            found.append([value.detach() for value in fn()])
-    return len(found[0]) == len(found[1]) and all(_close(a, b, tolerance) for a, b in zip(*found, strict=True))
+            try:
+                results.append([value.detach() for value in fn()])
+            except (RuntimeError, ValueError) as error:
+                raise CannotCapture(f"the graph cannot be compared with the pair itself: {in_a_line(error)}") from error
+    return len(results[0]) == len(results[1]) and all(_close(a, b, tolerance) for a, b in zip(*results, strict=True))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float | None) -> bool:

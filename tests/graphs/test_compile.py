@@ -105,7 +105,7 @@ def uncompiled(graph, *inputs):
 @pytest.fixture
 def no_compiler(monkeypatch):
     monkeypatch.setattr(stepping, "compiled", uncompiled)
-    monkeypatch.setattr("jensen.graphs.draws.compiled", uncompiled)
+    monkeypatch.setattr("jensen.graphs.routes.compiled", uncompiled)
 
 
 def _small(dropout=False):
