@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from jensen.families.base import Drawn
 
@@ -39,6 +40,13 @@ class Constant(nn.Module):
 
     def forward(self, *data: Tensor) -> Tensor:
         """The remembered contexts, [N, H]."""
+        if get_proxy_mode() is None:
+            self._check(data)
+            return self.context
+        same = torch.stack([(own == x).all() for own, x in zip(self._data, data, strict=True)]).all()
+        return torch.where(same, self.context, torch.nan)  # a captured function must not read values
+
+    def _check(self, data: tuple[Tensor, ...]) -> None:
         known = tuple(own.to(x) for own, x in zip(self._data, data, strict=True))
         self._data = known  # where the data are: copied there once
         if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
@@ -47,7 +55,6 @@ class Constant(nn.Module):
                 "not these: give it the data it was made for, all of them and in their order; guide.local(*data) "
                 "makes one for other data"
             )
-        return self.context
 
 
 class PerDatum(nn.Module):

@@ -139,6 +139,8 @@ class Terms:
         p: the model's distributions, by site.
         q: the guide's distributions, by site.
         values: the values drawn and observed, by site: [K, N, *event] for draws.
+        repeated: with ``log_q_stopped``, whether log q came out the same when the guide was run again: a tensor of no
+            dimensions. A false one is raised at once, but for where a function is captured, which must not read it.
         run: the sites that the rest was read from.
 
     Example:
@@ -157,6 +159,7 @@ class Terms:
     p: dict[str, TorchDistribution]
     q: dict[str, TorchDistribution]
     values: dict[str, Tensor]
+    repeated: Tensor | None
     run: PairRun = field(repr=False)
 
     @property
@@ -246,14 +249,14 @@ def at_leaves(run: PairRun) -> tuple[Trace, dict[str, Tensor]]:
 
 def stop_parameters(
     run: PairRun, log_q: dict[str, Tensor], again: list[Site], leaves: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Log q at the drawn values, differentiable through the values alone.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Log q at the drawn values, differentiable through the values alone; and whether it came out the same again.
 
     ``again`` are the guide's sites run at the leaves. Log q is differentiated in the leaves, and that gradient is
     attached to the drawn values: no parameter of any kind has to be found and stopped. A ``Delta``'s log-density and a
     factor are no normalised densities, so their derivative in the parameters does not average to zero: they keep it.
     """
-    result = dict(log_q)
+    result, repeated = dict(log_q), torch.ones((), dtype=torch.bool)
     for site in again:
         name = site["name"]
         if isinstance(base_of(site["fn"]), Delta | Unit):
@@ -262,7 +265,9 @@ def stop_parameters(
             value = run.log_prob(site)
         except (KeyError, NotImplementedError) as error:
             raise NotImplementedError(f"site '{name}': its distribution has no log q of a given value") from error
-        if get_proxy_mode() is None and not torch.allclose(value, log_q[name], rtol=1e-3, atol=1e-3, equal_nan=True):
+        close = torch.isclose(value.detach(), log_q[name].detach(), rtol=1e-3, atol=1e-3, equal_nan=True).all()
+        repeated = repeated.to(close.device) & close
+        if get_proxy_mode() is None and not bool(close):
             raise ValueError(
                 f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
                 "its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
@@ -277,7 +282,7 @@ def stop_parameters(
                 shift = slope * (drawn["value"] - drawn["value"].detach())  # zero, with a gradient
                 shift = sum_rightmost(shift, drawn["fn"].event_dim)
                 result[name] = result[name] + sum_to_data(shift, run.keep, run.nesting)
-    return result
+    return result, repeated
 
 
 class AtMode(Messenger):

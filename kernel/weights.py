@@ -134,14 +134,14 @@ def terms(
     state = torch.get_rng_state()
     run = _run(model, guide, data, particles, max_plate_nesting, tapped=stopped)
     log_q = {site["name"]: run.log_prob(site) for site in run.q}
-    log_q_stopped = None
+    log_q_stopped = repeated = None
     if stopped:  # the guide runs again, at leaves in the place of its values
         frozen, leaves = at_leaves(run)
         guide = poutine.replay(in_plate(guide, particles, run.nesting), trace=frozen)
         with torch.enable_grad(), forked_rng():
             torch.set_rng_state(state)
             again = sites_of(poutine.trace(guide).get_trace(*data))
-            log_q_stopped = stop_parameters(run, log_q, again, leaves)
+            log_q_stopped, repeated = stop_parameters(run, log_q, again, leaves)
     return Terms(
         log_p={site["name"]: run.log_prob(site) for site in run.p},
         log_q=log_q,
@@ -149,6 +149,7 @@ def terms(
         p={site["name"]: site["fn"] for site in run.p},
         q={site["name"]: site["fn"] for site in run.q},
         values={s["name"]: run.q_trace.nodes.get(s["name"], s)["value"] for s in [*run.p, *run.q]},
+        repeated=repeated,
         run=run,
     )
 

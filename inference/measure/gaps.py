@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.graphs.compile import Compile, check_compile
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
@@ -34,6 +35,8 @@ from jensen.results.tables import Table, decimals, percent
 
 from .evaluate import Evidence, evaluate
 from .search import LocalSearch, originals_kept
+
+_LIKELY = 4  # rounds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,6 +150,7 @@ def gaps(
     seed: int | None = None,
     batch_transform: Transform | None = None,
     device: Device = None,
+    compile: Compile = "auto",
     progress: bool = True,
 ) -> Gaps:
     r"""Split log p(x) - ELBO into the approximation gap of the family and the amortization gap of the encoder.
@@ -181,6 +185,8 @@ def gaps(
         seed: makes everything repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once.
         device: where to run; modules and data are moved there. None: where they are.
+        compile: as for :func:`~jensen.inference.evaluate`; steps of the local optimisation are captured and compiled
+            too.
         progress: whether to show progress bars.
 
     Returns:
@@ -211,10 +217,11 @@ def gaps(
             f"gaps needs a guide that says what its family is, but {type(guide).__name__} has no local(*data); take "
             "amortize(...), or give your guide that method: a guide with parameters of its own for each of these data"
         )
+    check_compile(compile)
     tensors = as_tensors(data)
     with private_randomness(seed):
         tensors = placed(tensors, device, batch_transform)
-    evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, progress=progress)
+    evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, compile=compile, progress=progress)
     if evidence.joint:
         raise ValueError("the weights of this pair are joint, one number for all data, so there is no gap per datum")
     start = time.perf_counter()
@@ -226,7 +233,8 @@ def gaps(
         for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress):
             batch = part.data
             local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
-            search = LocalSearch(model, local, batch, draws)
+            ahead = _LIKELY * steps * -(-len(tensors[0]) // part.size)
+            search = LocalSearch(model, local, batch, draws, compile, ahead)
             change, error = torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
             done, rate = 0, lr
             while search.free and done < rounds and rate > lr / 20:
@@ -236,7 +244,7 @@ def gaps(
                     rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
             found.append(
-                evaluate(model, local, batch, particles, device=device, progress=False)
+                evaluate(model, local, batch, particles, device=device, compile=compile, progress=False)
                 if search.free
                 else _rows(evidence, part.rows)  # nothing to optimise: the same guide
             )

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jensen.kernel.parameters import claim_parameters
+from jensen.graphs.capture import Outputs
+from jensen.graphs.compile import Compile
+from jensen.graphs.routes import Function, Routes, weights_of
+from jensen.kernel.parameters import claim_parameters, tensors_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, check_pair, log_weights, terms
 
 _DEAREST = 12.0  # how much more a step that sticks the landing may cost
+_LEAST = 100  # steps
 
 
 class LocalSearch:
@@ -29,9 +33,16 @@ class LocalSearch:
         guide: a guide whose trainable parameters have one row for each datum.
         batch: the data.
         draws: draws from the guide per datum and step.
+        mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.gaps`.
+        ahead: how many steps are to come, roughly.
+
+    Attributes:
+        route: how steps are run.
     """
 
-    def __init__(self, model: Program, guide: Any, batch: tuple[Tensor, ...], draws: int) -> None:
+    def __init__(
+        self, model: Program, guide: Any, batch: tuple[Tensor, ...], draws: int, mode: Compile, ahead: int
+    ) -> None:
         self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
         self.nesting = check_pair(model, guide, *batch).nesting
         named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
@@ -43,6 +54,12 @@ class LocalSearch:
             self._check_gradients()
             self.landing = self._can_land()
             self.value = self._log_weights()
+            routes = Routes(mode, _LEAST, "gaps does not compile this search; its steps are")
+            products = weights_of(model) * len(batch[0]) + sum(p.numel() for p in self.copies)
+            step = self._landing if self.landing else self._plain
+            held = tensors_of(model, guide)
+            self.step = routes(step, held, batch, 6 * draws * products, ahead=ahead, trial=self._elsewhere)
+            self.route = routes.sentence
 
     def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:
         """Optimise; keep what is better; what each datum gained or lost, and the Monte Carlo error of it: [N]."""
@@ -56,11 +73,8 @@ class LocalSearch:
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 10)
         for step in range(steps):
-            with torch.enable_grad():
-                elbo = self._elbo()
-                slopes = torch.autograd.grad(-elbo[elbo.isfinite()].sum(), self.free, allow_unused=True)
-            for p, slope in zip(self.free, slopes, strict=True):
-                p.grad = None if slope is None else slope.nan_to_num(0.0, 0.0, 0.0)
+            for p, slope in zip(self.free, self._slopes(), strict=True):
+                p.grad = slope
             optimizer.step()
             scheduler.step()
             if step >= steps // 2:  # the mean of the second half has less of the steps' noise than the last step
@@ -88,50 +102,68 @@ class LocalSearch:
                 "family that has rsample"
             )
 
-    def _elbo(self) -> Tensor:
-        """The ELBO of each datum, [N], whose gradient sticks the landing where it can."""
-        if self.landing:
-            try:
-                return self._landing_elbo()
-            except ValueError:  # float32 did not carry the inverse of one of these draws: this step does without
-                pass
-        return self._weights(self.draws).mean(0)
+    def _slopes(self) -> Outputs:
+        """The slopes of minus the ELBO, which stick the landing where they can."""
+        if not self.landing:
+            return self.step(*self.batch)
+        try:
+            repeated, *slopes = self.step(*self.batch)
+        except ValueError:  # float32 did not carry the inverse of one of these draws: this step does without
+            return self._plain(*self.batch)
+        return tuple(slopes) if bool(repeated) else self._plain(*self.batch)
 
-    def _landing_elbo(self) -> Tensor:
-        t = terms(
-            self.model,
-            self.guide,
-            *self.batch,
-            particles=self.draws,
-            stopped=True,
-            max_plate_nesting=self.nesting,
-        )
+    @torch.enable_grad()
+    def _plain(self, *batch: Tensor) -> Outputs:
+        """The slopes of minus the ELBO."""
+        return self._uphill(self._weights(self.draws, batch).mean(0))
+
+    @torch.enable_grad()
+    def _landing(self, *batch: Tensor) -> Outputs:
+        """Whether log q came out the same again, and the slopes of minus the ELBO that stick the landing."""
+        t = terms(self.model, self.guide, *batch, particles=self.draws, stopped=True, max_plate_nesting=self.nesting)
         assert t.log_q_stopped is not None
+        assert t.repeated is not None
         total: Tensor = sum(t.log_p.values()) - sum(t.log_q_stopped.values())  # type: ignore[assignment]
-        return total.mean(0)
+        return (t.repeated, *self._uphill(total.mean(0)))
+
+    def _uphill(self, elbo: Tensor) -> Outputs:
+        loss = -torch.where(elbo.isfinite(), elbo, 0.0).sum()
+        slopes = torch.autograd.grad(loss, self.free, allow_unused=True, materialize_grads=True)
+        return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
+
+    def _elsewhere(self, run: Function) -> Outputs:
+        """What a step gives at other parameters than the present ones."""
+        before = [p.detach().clone() for p in self.free]
+        try:
+            for p in self.free:
+                p.data.mul_(1.01).add_(0.01)
+            return run(*self.batch)
+        finally:
+            for p, old in zip(self.free, before, strict=True):
+                p.data.copy_(old)
 
     def _can_land(self) -> bool:
         """Whether log q of a given value is known, and a step with it not much dearer than one without."""
-        with torch.enable_grad(), forked_rng():
+        with forked_rng():
             with _Elements() as plain:
-                torch.autograd.grad(self._weights(self.draws).sum(), self.free, allow_unused=True)
+                self._plain(*self.batch)
             try:
                 with _Elements() as landing:
-                    torch.autograd.grad(self._landing_elbo().sum(), self.free, allow_unused=True)
+                    self._landing(*self.batch)
             except NotImplementedError:
                 return False
             except ValueError:
                 return True
         return bool(landing.count <= _DEAREST * plain.count)
 
-    def _weights(self, particles: int) -> Tensor:
-        return log_weights(self.model, self.guide, *self.batch, particles=particles, max_plate_nesting=self.nesting)
+    def _weights(self, particles: int, batch: tuple[Tensor, ...]) -> Tensor:
+        return log_weights(self.model, self.guide, *batch, particles=particles, max_plate_nesting=self.nesting)
 
     def _log_weights(self) -> Tensor:
         """128 log weights of each datum under noise that is the same at every call: [128, N], float64."""
         with forked_rng():
             torch.manual_seed(self.noise)
-            return torch.cat([self._weights(16).double() for _ in range(8)])
+            return torch.cat([self._weights(16, self.batch).double() for _ in range(8)])
 
 
 class _Elements(TorchDispatchMode):

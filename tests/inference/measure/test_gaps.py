@@ -9,8 +9,10 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro_pairs import PyroVAE
 
 from jensen.families import IAF, Delta, FullCovariance, MeanField, OneHotCategorical, Sylvester
+from jensen.graphs.capture import capture
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
 from jensen.inference import Evidence, Gaps, compare, evaluate, fit, gaps, simulate
+from jensen.inference.measure.search import LocalSearch
 from jensen.models import PPCA, Banana, Ring
 from jensen.networks import mlp
 from jensen.plots import plot_gaps
@@ -139,6 +141,84 @@ def test_refinement_closes_the_amortization_gap(model, digits, x):
     fine = gaps(model, refined, x, particles=300, seed=0, progress=False).summary()
     assert fine["amortization"] < 0.1 * rough["amortization"]
     assert fine["approximation"] == pytest.approx(rough["approximation"], abs=0.03)
+
+
+FAMILIES = {"diagonal": MeanField, "full": FullCovariance, "flow": IAF, "flow without an inverse": Sylvester}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_steps_find_what_eager_ones_find(family, float64):
+    """The same operations in the same order: float64 leaves rounding of the sums of the slopes alone, 1e-10."""
+    model, guide, x = small(FAMILIES[family])
+    gained, routes, moved = [], [], []
+    for mode in (False, "auto"):
+        local = guide.local(x)
+        torch.manual_seed(3)
+        search = LocalSearch(model, local, (x,), 4, mode, 1000)
+        gained.append(search.round(20, 0.05)[0])
+        routes.append(search.route)
+        moved.append(local.state_dict())
+    assert routes == ["eager: compile=False", "captured: compiling would not pay"]
+    torch.testing.assert_close(*gained, rtol=1e-10, atol=1e-10)
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, rtol=1e-10, atol=1e-10, msg=f"{name} moved otherwise")
+
+
+def small(family):
+    model = PPCA(5, 2)
+    return model, amortize(model, mlp(5, [8]), family, context=8), model(n=12).detach()
+
+
+def test_a_graph_of_steps_reads_parameters_where_they_are(float64):
+    model, guide, x = small(MeanField)
+    with torch.no_grad():
+        search = LocalSearch(model, guide.local(x), (x,), 4, "auto", 1000)
+        for p in (*model.parameters(), *search.free):
+            p.add_(0.3)
+        slopes = []
+        for run in (search.step, search._landing):
+            torch.manual_seed(3)
+            slopes.append(run(x))
+    assert search.route.startswith("captured")
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_where_log_q_is_not_repeated_a_captured_step_does_not_land(float64):
+    """Dropout in the family: eagerly the second run raises, in a graph it cannot."""
+    model, _, x = small(MeanField)
+    guide = amortize(model, mlp(5, [8]), NoisyGaussian, context=8).local(x)
+    search = LocalSearch(model, guide, (x,), 4, "auto", 1000)
+    search.step = _trusting(search)
+    torch.manual_seed(3)
+    search.step(x)
+    expected = search._plain(x)
+    torch.manual_seed(3)
+    assert all(map(torch.equal, search._slopes(), expected))
+
+
+class NoisyGaussian(MeanField):
+    """Each distribution has another mean."""
+
+    def distribution(self, parameters):
+        noise = torch.rand(())
+        return super().distribution(parameters + noise)
+
+
+def _trusting(search):
+    """The graph of a step, which the machine refuses since the step itself raises."""
+    graph = capture(search._landing, *search.batch)
+    assert not graph(*search.batch)[0]
+    return graph
+
+
+def test_a_search_that_cannot_be_captured_says_why(float64):
+    model, guide, x = small(MeanField)
+    forward = model.forward
+    model.forward = lambda x: forward(x) if model.weight.isfinite().all() else None
+    with pytest.warns(UserWarning, match="gaps does not compile this search; its steps are eager: RuntimeError"):
+        search = LocalSearch(model, guide.local(x), (x,), 4, True, 1000)
+    search.round(3, 0.1)
 
 
 def test_too_short_a_search_is_not_called_converged(model, digits, x):
