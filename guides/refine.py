@@ -10,6 +10,7 @@ __all__ = ["Laplace", "SemiAmortized"]
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import pyro
@@ -17,10 +18,15 @@ import torch
 from pyro.poutine import runtime
 from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jensen.families import FullCovariance
 from jensen.families.gaussian import RememberingNormal
-from jensen.kernel.parameters import owners_of
+from jensen.graphs.capture import CannotCapture
+from jensen.graphs.compile import Compile, check_compile
+from jensen.graphs.routes import Routes, weights_of
+from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import check_pair, log_joint, terms
 from jensen.module import UniqueModule
@@ -28,6 +34,10 @@ from jensen.module import UniqueModule
 from .amortized import Joint, coordinates, draw_jointly, supports_of
 from .local import Constant, PerDatum
 from .members import site_transform
+
+_LEAST = 200  # steps that pay for a graph
+_UNROLLED = 20  # steps that become part of another graph
+_USUAL = 10  # steps of a Newton search
 
 
 class _Refinable(Protocol):
@@ -58,6 +68,11 @@ class SemiAmortized(UniqueModule):
         steps: the number of steps.
         lr: the size of a step, in units of the family's parameters.
         particles: draws per datum and step.
+        compile: how steps are run: ``"auto"``: from a graph once there were enough of them; ``True``: from a compiled
+            one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
+
+    Attributes:
+        route: how steps of the search are run: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``.
 
     Raises:
         ValueError: if ``steps`` or ``particles`` is less than 1.
@@ -75,7 +90,13 @@ class SemiAmortized(UniqueModule):
     """
 
     def __init__(
-        self, guide: _Refinable, model: Callable[..., Any], steps: int, lr: float = 0.05, particles: int = 4
+        self,
+        guide: _Refinable,
+        model: Callable[..., Any],
+        steps: int,
+        lr: float = 0.05,
+        particles: int = 4,
+        compile: Compile = "auto",
     ) -> None:
         if steps < 1 or particles < 1:
             raise ValueError(f"SemiAmortized takes at least 1 step and 1 particle, but got {steps} and {particles}")
@@ -83,7 +104,12 @@ class SemiAmortized(UniqueModule):
         self.guide = guide
         self.steps, self.lr, self.particles = steps, lr, particles
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
-        self._found = _Memory()
+        self._memory = _Memory(compile, type(self).__name__)
+
+    @property
+    def route(self) -> str:
+        """How steps of the search are run."""
+        return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: refines, then draws every site."""
@@ -97,28 +123,55 @@ class SemiAmortized(UniqueModule):
         return self.guide.local(*data, offsets=self._offsets(context, data))
 
     def _offsets(self, context: Tensor, data: tuple[Tensor, ...]) -> Any:
-        return self._found(self._refine, [self.guide, *self._model], (context, *data))
+        long = f"{self.steps} steps are too many for a graph around them: up to {_UNROLLED} become part of it"
+        obstacle = long if self.steps > _UNROLLED else ""
+        return self._memory(self._refine, [self.guide, *self._model], (context, *data), obstacle)
 
     def _refine(self, context: Tensor, *data: Tensor) -> dict[str, Tensor]:
         """What to add to the parameters of each site's family: [N, P] by site."""
-        (model,) = self._model
-        sizes = self.guide.sizes().items()
-        offsets = {site: context.new_zeros(len(context), size, requires_grad=True) for site, size in sizes}
-        optimizer = torch.optim.Adam(offsets.values(), lr=self.lr)
+        sizes = self.guide.sizes()
+        offsets = [context.new_zeros(len(context), size) for size in sizes.values()]
+        moments = [(torch.zeros_like(offset), torch.zeros_like(offset)) for offset in offsets]
+        with disable_proxy_modes_tracing():  # a check reads values
+            nesting = check_pair(*self._model, self._at(context, offsets), *data).nesting
+        uphill = partial(self._slopes, nesting)
+        operations = 6 * weights_of(*self._model) * self.particles * len(context)
+        programs, inputs = [self.guide, *self._model], (context, *offsets, *data)
+        run = self._memory.route(uphill, programs, inputs, operations, self.steps)
+        for t in range(1, self.steps + 1):
+            for i, slope in enumerate(run(context, *offsets, *data)):
+                offsets[i], moments[i] = _adam(offsets[i], slope, moments[i], t, self.lr)
+        return dict(zip(sizes, offsets, strict=True))
+
+    def _slopes(self, nesting: int, context: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """The slopes of minus the ELBO in the offsets, which stand between context and data: [N, P] each."""
+        sites = len(self.guide.sizes())
+        offsets = [offset.detach().requires_grad_() for offset in rest[:sites]]
+        guide, data = self._at(context, offsets), rest[sites:]
+        t = terms(*self._model, guide, *data, particles=self.particles, max_plate_nesting=nesting)
+        if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
+            raise ValueError(f"draws of {stuck} have no gradient to follow: take a family that has rsample")
+        slopes = torch.autograd.grad(-t.log_weights.mean(0).sum(), offsets)
+        return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
+
+    def _at(self, context: Tensor, offsets: Sequence[Tensor]) -> Callable[..., None]:
+        """The guide at given offsets."""
+        named = dict(zip(self.guide.sizes(), offsets, strict=True))
 
         def guide(*_: Tensor) -> None:
-            self.guide.draw(context, offsets)
+            self.guide.draw(context, named)
 
-        nesting = check_pair(model, guide, *data).nesting
-        for _ in range(self.steps):
-            t = terms(model, guide, *data, particles=self.particles, max_plate_nesting=nesting)
-            if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
-                raise ValueError(f"draws of {stuck} have no gradient to follow: take a family that has rsample")
-            loss = -t.log_weights.mean(0).sum()
-            for offset, slope in zip(offsets.values(), torch.autograd.grad(loss, list(offsets.values())), strict=True):
-                offset.grad = slope.nan_to_num(0.0, 0.0, 0.0)
-            optimizer.step()
-        return {site: offset.detach() for site, offset in offsets.items()}
+        return guide
+
+
+def _adam(
+    value: Tensor, slope: Tensor, moments: tuple[Tensor, Tensor], step: int, lr: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A step of Adam downhill, with its usual constants, and the moments after it."""
+    first = moments[0].lerp(slope, 0.1)
+    second = (0.999 * moments[1]).addcmul(slope, slope, value=0.001)
+    size = second.sqrt() / (1 - 0.999**step) ** 0.5 + 1e-8
+    return value.addcdiv(first, size, value=-lr / (1 - 0.9**step)), (first, second)
 
 
 class Laplace(UniqueModule):
@@ -140,6 +193,11 @@ class Laplace(UniqueModule):
         constraints: the support of latent sites that are not all of R^D, by site.
         iterations: the most Newton steps.
         tolerance: a datum has converged when a Newton step promises fewer nats than this.
+        compile: how derivatives are taken: ``"auto"``: from a graph once there were enough of them; ``True``: from a
+            compiled one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
+
+    Attributes:
+        route: how derivatives are taken: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``.
 
     Warns:
         UserWarning: for data where the search did not converge, or ended where the curvature is not that of a maximum.
@@ -161,26 +219,35 @@ class Laplace(UniqueModule):
         constraints: Mapping[str, Constraint] | None = None,
         iterations: int = 100,
         tolerance: float = 1e-6,
+        compile: Compile = "auto",
     ) -> None:
         super().__init__()
         self.sites = {site: Size(shape) for site, shape in model.latents.items()}
         self.constraints = supports_of(self.sites, constraints)
         self.iterations, self.tolerance = iterations, tolerance
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
-        self._found = _Memory()
+        self._memory = _Memory(compile, type(self).__name__)
+
+    @property
+    def route(self) -> str:
+        """How derivatives are taken."""
+        return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: finds the modes, then draws every site."""
-        loc, scale_tril = self._found(self._search, self._model, data)
+        loc, scale_tril = self._answer(data)
         return draw_jointly(RememberingNormal(loc, scale_tril=scale_tril), len(loc), self.sites, self.constraints)
 
     def local(self, *data: Tensor) -> Joint:
         """A Gaussian with full covariance of its own for each of these data, starting at mode and curvature."""
-        loc, scale_tril = self._found(self._search, self._model, data)
+        loc, scale_tril = self._answer(data)
         family = FullCovariance(loc.shape[-1], None)
         parameters = family.parameters_of(loc, scale_tril)
         own = PerDatum(family, parameters, first=True)
         return Joint(Constant(parameters, data), own, self.sites, self.constraints)
+
+    def _answer(self, data: tuple[Tensor, ...]) -> Any:
+        return self._memory(self._search, self._model, data, "Laplace searches until every datum has converged")
 
     def _log_density(self, u: Tensor, data: tuple[Tensor, ...]) -> Tensor:
         """Log-density of unconstrained coordinates [N, D] and each datum: [N]."""
@@ -195,7 +262,7 @@ class Laplace(UniqueModule):
         with pyro.validation_enabled(False):  # a step may go too far: its density is no number then
             return log_joint(model, values, *data)[0] + log_det
 
-    def _derivatives(self, u: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def _derivatives(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-density [N], gradient [N, D] and negative Hessian [N, D, D]."""
         u = u.detach().requires_grad_()
         value = self._log_density(u, data)
@@ -212,21 +279,24 @@ class Laplace(UniqueModule):
         dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
         u = 0.1 * torch.randn(len(data[0]), D, dtype=dtype, device=data[0].device)
         damping = u.new_ones(len(u), 1)
-        value, slope, curvature = self._derivatives(u, data)
+        operations = 6 * weights_of(*self._model) * len(u) * D
+        derivatives = self._memory.route(self._derivatives, self._model, (u, *data), operations, _USUAL)
+        value, slope, curvature = derivatives(u, *data)
         for _ in range(self.iterations):
             step, promise = _newton(slope, curvature, damping)
             going = promise >= self.tolerance
             if not bool(going.any()):
                 break
-            with torch.no_grad():
-                trial = self._log_density(u + step, data)
-            better = trial.isfinite() & ~(trial < value) & going
-            u = torch.where(better.unsqueeze(-1), u + step, u)
-            damping = torch.where(better.unsqueeze(-1), damping / 5, damping * 4).clamp(1e-8, 1e8)
-            value, slope, curvature = self._derivatives(u, data)
+            trial, *derived = derivatives(u + step, *data)
+            better = (trial.isfinite() & ~(trial < value) & going).unsqueeze(-1)
+            u = torch.where(better, u + step, u)
+            damping = torch.where(better, damping / 5, damping * 4).clamp(1e-8, 1e8)
+            value = torch.where(better.squeeze(-1), trial, value)
+            slope = torch.where(better, derived[0], slope)
+            curvature = torch.where(better.unsqueeze(-1), derived[1], curvature)
         step, promise = _newton(slope, curvature, 0 * damping)
         near = promise < self.tolerance  # the last step is a whole one, and squares the distance that is left
-        curvature = self._derivatives(u := torch.where(near.unsqueeze(-1), u + step, u), data)[2]
+        curvature = derivatives(u := torch.where(near.unsqueeze(-1), u + step, u), *data)[2]
         eigenvalues, vectors = torch.linalg.eigh(curvature)
         floor = (10 * torch.finfo(u.dtype).eps * eigenvalues[:, -1:]).clamp_min(1e-3)
         lost = int((~near).sum())
@@ -257,35 +327,84 @@ class _Memory:
 
     Compared are values (of inputs, parameters, buffers, Pyro's store, plain numbers): a write through ``.data`` leaves
     no other trace. The search runs outside of Pyro's handlers, with gradients, and from the same noise at every call.
+    Where a function that runs the guide is captured, the search becomes a part of its graph, and its noise constants.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mode: Compile, name: str) -> None:
+        check_compile(mode)
+        self.options = mode, name
+        self.routes = Routes(mode, _LEAST, f"{name} does not compile its search; its steps are")
         self.seen: Any = None
         self.answer: Any = None
 
-    def __call__(self, search: Callable[..., Any], programs: Sequence[Any], inputs: tuple[Tensor, ...]) -> Any:
-        modules = owners_of(*programs)
-        parts = [part for module in modules for part in module.modules()]
-        numbers = [{k: v for k, v in vars(part).items() if isinstance(v, int | float)} for part in parts]
-        held = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    def __call__(
+        self, search: Callable[..., Any], programs: Sequence[Any], inputs: tuple[Tensor, ...], obstacle: str
+    ) -> Any:
+        if get_proxy_mode() is not None:
+            if obstacle:
+                raise CannotCapture(obstacle)
+            with torch.enable_grad(), _outside_handlers(), forked_rng(), _FixedDraws():
+                torch.manual_seed(0)
+                return search(*(t.detach() for t in inputs))
+        held = tensors_of(*programs)
         stored = [t for t in pyro.get_param_store()._params.values() if not any(t is other for other in held)]
-        tensors = [*inputs, *held, *stored]
+        numbers, tensors = _numbers(programs), [*inputs, *held, *stored]
         if not self._knows(numbers, tensors):
             with torch.inference_mode(False), torch.enable_grad(), _outside_handlers(), forked_rng():
                 seen = [t.detach().clone() for t in tensors]
                 torch.manual_seed(0)
                 self.answer = search(*seen[: len(inputs)])
-            self.seen = (numbers, seen) if len(modules) == len(programs) else None
+            self.seen = (numbers, seen) if len(owners_of(*programs)) == len(programs) else None
         return self.answer
 
-    def _knows(self, numbers: list[dict[str, float]], tensors: list[Tensor]) -> bool:
+    def route(
+        self,
+        fn: Callable[..., tuple[Tensor, ...]],
+        programs: Sequence[Any],
+        inputs: tuple[Tensor, ...],
+        operations: float,
+        calls: int,
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """What to call in the place of a function that runs these programs, so many times now."""
+        if get_proxy_mode() is not None:
+            return fn
+        known = len(owners_of(*programs)) == len(programs)
+        obstacle = "" if known else "the model is a function, and what it reads is not known"
+        options: Any = {"calls": calls, "key": _numbers(programs), "obstacle": obstacle}
+        return self.routes(fn, tensors_of(*programs), inputs, operations, **options)
+
+    def _knows(self, numbers: Any, tensors: list[Tensor]) -> bool:
         if self.seen is None or self.seen[0] != numbers or len(self.seen[1]) != len(tensors):
             return False
         same = (a.dtype == b.dtype and a.device == b.device for a, b in zip(self.seen[1], tensors, strict=True))
         return all(same) and all(map(torch.equal, self.seen[1], tensors))
 
-    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:  # copies and pickles start empty
-        return _Memory, ()
+    def __reduce__(self) -> tuple[type[_Memory], tuple[Compile, str]]:  # copies and pickles start empty
+        return _Memory, self.options
+
+
+def _numbers(programs: Sequence[Any]) -> tuple[tuple[str, float], ...]:
+    """The plain numbers and modes that the modules behind programs hold."""
+    parts = [part for module in owners_of(*programs) for part in module.modules()]
+    return tuple((name, v) for part in parts for name, v in vars(part).items() if isinstance(v, int | float))
+
+
+class _FixedDraws(TorchDispatchMode):
+    """While a function is captured: draws are made now, and become constants of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or get_proxy_mode() is None:
+            return func(*args, **kwargs)
+        written = func._schema.is_mutable
+        if any(isinstance(a, Tensor) for a in (*args[written:], *kwargs.values())):
+            raise CannotCapture(f"the search draws by {func}, whose draws depend on parameters")
+        with disable_proxy_modes_tracing():
+            values = func(*(a.clone() if isinstance(a, Tensor) else a for a in args), **kwargs)
+        return args[0].copy_(values) if written else values
 
 
 @contextmanager

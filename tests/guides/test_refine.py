@@ -19,6 +19,7 @@ from torch import Size, nn
 from torch.distributions import kl_divergence
 
 from jensen.families import BinaryVector, FullCovariance, MeanField
+from jensen.graphs.capture import CannotCapture, capture
 from jensen.guides import Amortized, Joint, Laplace, SemiAmortized, amortize
 from jensen.inference import bounds, calibrate, compare, evaluate, fit, log_weights
 from jensen.models import PPCA, Banana, Ring
@@ -234,6 +235,79 @@ def test_models_that_are_functions(how):
     assert len(calls) == (1 if how == "bound method" else 2)  # whose parameters are not known is not remembered
 
 
+# graphs
+
+
+@pytest.mark.parametrize("kind", ["Amortized", "Joint", "Laplace"])
+def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
+    """The graph holds the same operations: bit by bit what eager steps find, also for parameters that moved since."""
+    monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
+    model, _, x = _remembering(kind)
+    plain = amortized(model, FullCovariance, joint=kind == "Joint")
+    make = (
+        (lambda c: Laplace(model, compile=c))
+        if kind == "Laplace"
+        else lambda c: SemiAmortized(plain, model, 5, compile=c)
+    )
+    site = "z" if kind == "Amortized" else "joint"
+    eager, fast = make(False), make("auto")
+    q_of(fast, x, site=site)
+    assert fast.route == "eager: a graph would not pay"  # the first search of this size
+    for moved in range(3):
+        with torch.no_grad():
+            for p in (*model.parameters(), *plain.parameters()):
+                p.add_(0.1 * moved)
+        found, expected = (q_of(guide, x + moved, site=site) for guide in (fast, eager))
+        assert torch.equal(found.mean, expected.mean) and torch.equal(
+            found.covariance_matrix, expected.covariance_matrix
+        )
+    assert fast.route == "captured: compiling would not pay"
+    assert eager.route == "eager: compile=False"
+
+
+def test_a_graph_does_not_outlive_the_numbers_it_was_made_with(float64, monkeypatch):
+    monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
+    model, x = Banana(), torch.ones(3, 1)
+    guide = Laplace(model)
+    for noise in (1.0, 2.0, 1.0, 3.0):
+        model.noise = noise
+        for shift in (0.0, 1.0):
+            found, expected = (q_of(g, x + shift, site="joint").mean for g in (guide, Laplace(model, compile=False)))
+            assert torch.equal(found, expected)
+    assert guide.route.startswith("captured")
+
+
+def test_a_model_that_is_a_function_is_not_captured(float64):
+    model, plain, x = rotated()
+    guide = SemiAmortized(plain, lambda x: model(x), 2, compile=True)
+    with pytest.warns(UserWarning, match="does not compile its search; its steps are eager: the model is a function"):
+        guide(x)
+
+
+class Coin(UniqueModule):
+    """Draws of its own, by a probability that is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.latents, self.event_shape = nn.Parameter(torch.tensor(0.2)), {"z": Size((2,))}, Size((3,))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(self.w.new_zeros(2), 1.0).to_event(1))
+            coin = torch.bernoulli(self.w.sigmoid().expand(len(x)))
+            pyro.sample(
+                "x", dist.Normal((z.sum(-1) + coin).unsqueeze(-1), 1.0).expand((*z.shape[:-1], 3)).to_event(1), obs=x
+            )
+
+
+def test_draws_that_depend_on_parameters_are_no_constants_of_a_graph(float64):
+    model, x = Coin(), torch.randn(5, 3)
+    guide = SemiAmortized(amortize(model, mlp(3, [8]), MeanField, 8), model, steps=2)
+    log_weights(model, guide, x)
+    with pytest.raises(CannotCapture, match=r"the search draws by aten.bernoulli.default, whose draws depend"):
+        capture(lambda x: (log_weights(model, guide, x, max_plate_nesting=1),), x)
+
+
 # memory
 
 
@@ -344,7 +418,7 @@ def test_copies_search_for_themselves(kind, float64):
     assert not torch.equal(q_of(other, x, site=site).mean, before)
     assert torch.equal(q_of(guide, x, site=site).mean, before)
     revived = pickle.loads(pickle.dumps(guide))
-    assert revived._found.seen is None
+    assert revived._memory.seen is None
     assert torch.equal(q_of(revived, x, site=site).mean, before)
 
 
