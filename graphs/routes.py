@@ -36,7 +36,7 @@ Trial = Callable[[Function], Outputs]
 
 _HANDLERS = 3e-3  # seconds of a call that Python takes: Pyro's handlers, distributions, autograd
 _PER_SECOND = 1e10  # products and sums, with the elementwise work around them
-_WORTH_CAPTURE = 20.0  # seconds, however they are spent
+_WORTH_CAPTURE = 20.0  # seconds, however few calls take them
 _COMPILED = "captured and compiled"
 _KEPT = 32  # routes
 
@@ -47,7 +47,7 @@ class Work(NamedTuple):
     Attributes:
         calls: how often the function will be called.
         operations: the products and sums of a call.
-        least: how many calls pay for a graph where Python takes much of their time.
+        least: how many calls pay for a graph, however short they are.
         name: what to call the work in a sentence: "9 steps".
     """
 
@@ -63,8 +63,7 @@ class Work(NamedTuple):
 
     def pays_capture(self) -> bool:
         """Whether it pays for a graph."""
-        busy = self.operations / _PER_SECOND < 4 * _HANDLERS
-        return self.seconds > _WORTH_CAPTURE or (busy and self.calls >= self.least)
+        return self.calls >= self.least or self.seconds > _WORTH_CAPTURE
 
     def pays_compiling(self, graph: Graph) -> bool:
         """Whether it pays for compiling a graph."""

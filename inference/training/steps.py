@@ -15,7 +15,6 @@ from __future__ import annotations
 __all__ = ["BLOCK", "Steps"]
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,9 +24,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from jensen.graphs.capture import CannotCapture, Graph, Outputs, agrees, capture
-from jensen.graphs.compile import CannotCompile, Compile, compiled, price
+from jensen.graphs.capture import Graph, Outputs, agrees, capture
+from jensen.graphs.compile import CannotCompile, Compile, compiled
 from jensen.graphs.guards import Witnesses
+from jensen.graphs.routes import Work, fastest
 from jensen.kernel.batches import Batch, Batches
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
@@ -37,10 +37,10 @@ from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
 from .updates import Update, update_of
 
-Route = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
+Step = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
 
 BLOCK = 100  # steps whose losses are read at once
-_WORTH_CAPTURE = 200  # steps
+_LEAST = 200  # steps that pay for a graph
 
 
 class Steps:
@@ -75,7 +75,7 @@ class Steps:
         self.ahead, self.rest = ahead, rest
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
-        self._routes: dict[Any, Route] = {}
+        self._routes: dict[Any, Step] = {}
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._update: Update | None = None
         self._taken = 0  # steps that the optimizer has not been told of
@@ -124,49 +124,35 @@ class Steps:
             self._update.tell(self._taken)
             self._taken = 0
 
-    def _route(self, batch: Batch, first: bool) -> Route:
+    def _route(self, batch: Batch, first: bool) -> Step:
         """The route of batches like this one; the first are the full ones."""
-        route: Route = self._eager
-        name = "eager"
-        reason = self._why_not_capture(first)
-        if not reason:
-            try:
-                loss_graph = capture_loss(self.run, self.objective, self.layout, batch)
-                route, name = self._with_optimizer(loss_graph, loss_graph.graph), "captured"
-                reason = self._why_not_compile(loss_graph, batch, first)
-                if not reason:
-                    route, name = self._compiled(loss_graph, batch), "captured and compiled"
-            except (CannotCapture, CannotCompile) as error:
-                reason = str(error)
-        if first:
-            self.compiled = name.endswith("compiled")
-            self.route = f"{name}: {reason}" if reason else name
-            if self.mode is True and not self.compiled:
-                warnings.warn(f"fit does not compile this pair; its steps are {self.route}", stacklevel=4)
-        return route
+        made: list[LossGraph] = []
 
-    def _why_not_capture(self, first: bool) -> str:
-        if self.mode is False:
-            return "compile=False"
+        def captured() -> tuple[Step, Graph]:
+            made.append(capture_loss(self.run, self.objective, self.layout, batch))
+            return self._with_optimizer(made[0], made[0].graph), made[0].graph
+
         steps = self.ahead if first else self.rest
-        if steps < _WORTH_CAPTURE and not (first and (self.mode is True or self.begun)):
-            return f"a graph would not pay for {steps} steps"
-        return obstacle(self.run, self.objective, self.layout)
-
-    def _why_not_compile(self, loss_graph: LossGraph, batch: Batch, first: bool) -> str:
-        if not first:
-            return "full batches have the compiled graph"
-        if self.mode is True or self.begun:
-            return ""
-        if self.begun is False:
-            return "the run was begun so"
-        return f"compiling would not pay for {self.ahead} steps" * (self._seconds(batch) < 2 * price(loss_graph.graph))
-
-    def _seconds(self, batch: Batch) -> float:
-        """The work ahead, roughly; not measured, so that the same run takes the same route again."""
         weights: int = sum(p.numel() for p in self.run.trained if p.dim() > 1)
-        products = 6 * weights * len(batch[0]) * self.objective.num_particles
-        return float(self.ahead * (3e-3 + products / 2e10))
+        operations = 3 * weights * len(batch[0]) * self.objective.num_particles  # at twice the pace of log weights
+        mode: Compile = "auto" if self.mode and not first else self.mode
+        uncompiled = "" if first else "full batches have the compiled graph"
+        if first and mode == "auto" and self.begun is not None:
+            mode, uncompiled = self.begun or mode, "" if self.begun else "the run was begun so"
+        eager: Step = self._eager
+        route = fastest(
+            eager,
+            captured,
+            lambda: self._compiled(made[0], batch),
+            Work(steps, operations, _LEAST, f"{steps} steps"),
+            mode,
+            obstacle=obstacle(self.run, self.objective, self.layout),
+            uncompiled=uncompiled,
+            warning="fit does not compile this pair; its steps are" if first and self.mode is True else "",
+        )
+        if first:
+            self.compiled, self.route = route.compiled, route.sentence
+        return route.run
 
     def _knobs(self, batch: Batch) -> Tensor:
         """The numbers in the loss at this step."""
@@ -189,7 +175,7 @@ class Steps:
         torch.autograd.backward(loss, inputs=run.trained)
         return self._move(value, bound)
 
-    def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Route:
+    def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Step:
         """Loss and gradients from a graph, captured or compiled, and a step of the optimizer."""
         fixed = (*loss_graph.trained, *loss_graph.held)
 
@@ -219,7 +205,7 @@ class Steps:
         run.optimizer.zero_grad()
         return (loss, bound.reshape(())) if good else _nan_loss()
 
-    def _compiled(self, loss_graph: LossGraph, batch: Batch) -> Route:
+    def _compiled(self, loss_graph: LossGraph, batch: Batch) -> Step:
         """Loss, gradients and update as one compiled graph, where the update can stand in it."""
         kept = tuple(t.detach() for t in loss_graph.held)
         held = (*kept, self._knobs(batch), *batch)

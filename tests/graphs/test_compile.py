@@ -221,7 +221,7 @@ def test_captured_steps_are_eager_ones_bit_by_bit(make, monkeypatch):
     model, guide, x = _small()
     expected, eager = _fitted(model, guide, x, compile="auto", objective=make())
     assert eager.route == "eager: a graph would not pay for 9 steps"
-    monkeypatch.setattr(stepping, "_WORTH_CAPTURE", 1)
+    monkeypatch.setattr(stepping, "_LEAST", 1)
     found, history = _fitted(model, guide, x, compile="auto", objective=make())
     assert history.route == "captured: compiling would not pay for 9 steps"
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-6)  # Pyro adds sites up in Python, in double precision
@@ -556,7 +556,7 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path):
 def test_smaller_batches_cost_no_second_compile(monkeypatch):
     asked = []
     monkeypatch.setattr(stepping, "compiled", lambda graph, *inputs: asked.append(1) or graph)
-    monkeypatch.setattr(stepping, "_WORTH_CAPTURE", 2)
+    monkeypatch.setattr(stepping, "_LEAST", 2)
     model, guide, x = _small()
     history = fit(model, guide, x, epochs=4, batch_size=16, compile=True, progress=False)
     assert history.steps == 16
