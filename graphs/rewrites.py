@@ -17,6 +17,7 @@ from __future__ import annotations
 __all__ = ["rewritten"]
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,8 +31,12 @@ _LINEAR, _CERTAIN = 4e-4, 7.90531110763549805  # below the first tanh x is x, fr
 _LANES, _FACTORS = (16, 8), 100
 
 
-def rewritten(module: GraphModule) -> GraphModule:
+def rewritten(module: GraphModule, rules: Iterable[str] | None = None) -> GraphModule:
     """A copy of a captured graph with cheaper operations.
+
+    Args:
+        module: the graph.
+        rules: the names of the rules that are applied, of ``"bias"``, ``"tanh"`` and ``"bernoulli"``; None: all.
 
     Example:
         >>> from torch.fx.experimental.proxy_tensor import make_fx
@@ -41,14 +46,10 @@ def rewritten(module: GraphModule) -> GraphModule:
         True
     """
     module = copy.deepcopy(module)
-    rules = {
-        _ops.addmm.default: _unfused,
-        _ops.tanh.default: _tanh,
-        _ops.binary_cross_entropy_with_logits.default: _bernoulli,
-    }
+    applied = dict(_RULES[name] for name in (_RULES if rules is None else rules))
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target in rules:
-            rules[node.target](_Writer(module, node), node)
+        if node.op == "call_function" and node.target in applied:
+            applied[node.target](_Writer(module, node), node)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
@@ -123,3 +124,10 @@ def _replace(node: Node, by: Node) -> None:
 def _shape(node: Any) -> torch.Size:
     """The shape of what an operation gave when it was captured; of an input, which may not be known, none."""
     return node.meta["val"].shape if "val" in node.meta else torch.Size()
+
+
+_RULES = {
+    "bias": (_ops.addmm.default, _unfused),
+    "tanh": (_ops.tanh.default, _tanh),
+    "bernoulli": (_ops.binary_cross_entropy_with_logits.default, _bernoulli),
+}

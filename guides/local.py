@@ -134,7 +134,7 @@ class _Mapped(Drawn):
                 randomness="different",
             )
             try:
-                found: tuple[Tensor, Tensor] = each(self.weights, self.h, self.offset, value)
+                drawn: tuple[Tensor, Tensor] = each(self.weights, self.h, self.offset, value)
             except RuntimeError as error:
                 if "vmap" not in str(error) and "functorch" not in str(error):
                     raise
@@ -142,7 +142,7 @@ class _Mapped(Drawn):
                     f"{type(self.law.member).__name__} cannot have weights for each datum: torch.vmap does not run it "
                     f"({str(error).splitlines()[0]})"
                 ) from error
-        return found
+        return drawn
 
 
 class _Law(nn.Module):

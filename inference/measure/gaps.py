@@ -206,8 +206,8 @@ def gaps(
         >>> from jensen.networks import mlp
         >>> model = PPCA(5, latent=2)
         >>> guide = amortize(model, mlp(5, [3]), MeanField, context=3)
-        >>> found = gaps(model, guide, torch.randn(20, 5), particles=100, seed=0, progress=False)
-        >>> bool(found.amortization.mean() > 0.1), found.summary()["converged"] > 0.5
+        >>> split = gaps(model, guide, torch.randn(20, 5), particles=100, seed=0, progress=False)
+        >>> bool(split.amortization.mean() > 0.1), split.summary()["converged"] > 0.5
         (True, True)
     """
     if min(rounds, steps, draws, batch_size) < 1 or not tolerance > 0 or not lr > 0:
@@ -225,7 +225,7 @@ def gaps(
     if evidence.joint:
         raise ValueError("the weights of this pair are joint, one number for all data, so there is no gap per datum")
     start = time.perf_counter()
-    found: list[Evidence] = []
+    measured: list[Evidence] = []
     gain: list[Tensor] = []
     converged: list[Tensor] = []
     most, spent = 0, 0.0
@@ -243,7 +243,7 @@ def gaps(
                 if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done
                     rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
-            found.append(
+            measured.append(
                 evaluate(model, local, batch, particles, device=device, compile=compile, progress=False)
                 if search.free
                 else _rows(evidence, part.rows)  # nothing to optimise: the same guide
@@ -252,7 +252,7 @@ def gaps(
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
-    return Gaps(evidence, _joined(found), torch.cat(gain), torch.cat(converged), most, spent)
+    return Gaps(evidence, _joined(measured), torch.cat(gain), torch.cat(converged), most, spent)
 
 
 def has_local(guide: Program) -> bool:

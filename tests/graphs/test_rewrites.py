@@ -87,3 +87,17 @@ def test_bias_is_taken_out_of_the_product():
 def test_a_matrix_added_to_a_product_stays():
     b, a, w = torch.randn(5, 6), torch.randn(5, 4), torch.randn(4, 6)
     assert OPS.addmm.default in targets(rewritten(make_fx(torch.addmm)(b, a, w)))
+
+
+@pytest.mark.parametrize("rule", ["bias", "tanh", "bernoulli"])
+def test_one_rule_leaves_the_others_out(rule):
+    operations = {"bias": OPS.addmm, "tanh": OPS.tanh, "bernoulli": OPS.binary_cross_entropy_with_logits}
+
+    def fn(b, a, w, x):
+        return likelihood(torch.addmm(b, a, w).tanh(), x)
+
+    inputs = torch.randn(64), torch.randn(5, 4), torch.randn(4, 64), torch.ones(5, 64)
+    graph = rewritten(make_fx(fn)(*inputs), rules=[rule])
+    for name, operation in operations.items():
+        assert (operation.default in targets(graph)) == (name != rule)
+    assert torch.allclose(graph(*inputs), fn(*inputs), rtol=1e-5)
