@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["LogWeights"]
 
+from functools import cached_property
+
 from torch import Tensor
 
 from jensen.kernel.batches import Batch
@@ -35,6 +37,11 @@ class LogWeights:
         self.weights = weights_of(model)
         self.routes = Routes(mode, _LEAST, "this pair is not compiled; its draws are", split=True)
 
+    @cached_property
+    def held(self) -> list[Tensor]:
+        """The parameters and buffers of the pair, which an AutoGuide makes at its first call."""
+        return tensors_of(self.model, self.guide)
+
     @property
     def route(self) -> str:
         """How batches of the first size are run: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``."""
@@ -59,9 +66,8 @@ class LogWeights:
                 return t.log_weights, t.observed
             return (log_weights(self.model, self.guide, *data, particles=particles, max_plate_nesting=self.nesting),)
 
-        held = tensors_of(self.model, self.guide)
         operations = 2 * self.weights * particles * len(batch[0])
-        return self.routes(eager, held, batch, operations, ahead=ahead, key=particles)(*batch)
+        return self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)(*batch)
 
     def forget(self) -> None:
         """Forget what was worked out for a batch: parameters have changed."""

@@ -169,6 +169,17 @@ def small(family):
     return model, amortize(model, mlp(5, [8]), family, context=8), model(n=12).detach()
 
 
+def test_all_of_gaps_runs_in_graphs_and_gives_the_same(float64, monkeypatch):
+    """Warnings are errors here, and ``compile=True`` warns of what is not compiled."""
+    monkeypatch.setattr("jensen.graphs.routes.compiled", lambda graph, *inputs: graph)
+    model, guide, x = small(FullCovariance)
+    eager, fast = (
+        gaps(model, guide, x, 200, rounds=2, steps=30, seed=0, compile=c, progress=False) for c in (False, True)
+    )
+    for part in ("approximation", "amortization", "gained"):
+        torch.testing.assert_close(getattr(fast, part), getattr(eager, part), rtol=1e-9, atol=1e-9)
+
+
 def test_a_graph_of_steps_reads_parameters_where_they_are(float64):
     model, guide, x = small(MeanField)
     with torch.no_grad():
