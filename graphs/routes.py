@@ -38,7 +38,7 @@ _HANDLERS = 3e-3  # seconds of a call that Python takes: Pyro's handlers, distri
 _PER_SECOND = 1e10  # products and sums, with the elementwise work around them
 _WORTH_CAPTURE = 20.0  # seconds, however few calls take them
 _COMPILED = "captured and compiled"
-_KEPT = 32  # routes
+_KEPT = 100  # sizes
 
 
 class Work(NamedTuple):
@@ -206,6 +206,7 @@ class Routes:
     def __init__(self, mode: Compile, least: int, warning: str, split: bool = False) -> None:
         self.mode, self.least, self.warning, self.split = mode, least, warning, split
         self.sentence = "eager: nothing has run yet"
+        self._first: Any = None
         self._calls: dict[Any, int] = {}
         self._routes: dict[Any, Route[Function]] = {}
 
@@ -236,16 +237,17 @@ class Routes:
             obstacle: why it cannot be captured, if that is known.
         """
         size = (key, *((x.shape, x.dtype, x.device) for x in inputs), *map(id, held))
+        self._first = self._first or size
         before = self._calls.get(size, 0)
         self._calls[size] = before + calls
+        _drop_oldest(self._calls)
         if size not in self._routes:
             work = Work(before if ahead is None else ahead, operations, self.least)
-            route = self._route(fn, held, inputs, work, trial, obstacle, first=size == next(iter(self._calls)))
+            route = self._route(fn, held, inputs, work, trial, obstacle, first=size == self._first)
             if self.mode == "auto" and not obstacle and not work.pays_capture():  # it may later
                 return fn
             self._routes[size] = route
-            while len(self._routes) > _KEPT:
-                del self._routes[next(iter(self._routes))]
+            _drop_oldest(self._routes)
         run = self._routes[size].run
         return run if isinstance(run, Replay) else fn
 
@@ -298,6 +300,11 @@ class Routes:
         if first:
             self.sentence = route.sentence
         return route
+
+
+def _drop_oldest(entries: dict[Any, Any]) -> None:
+    while len(entries) > _KEPT:
+        del entries[next(iter(entries))]
 
 
 def _reversed(fn: Function, inputs: Sequence[Tensor]) -> Trial:

@@ -370,7 +370,7 @@ class _Memory:
             return fn
         known = len(owners_of(*programs)) == len(programs)
         obstacle = "" if known else "the model is a function, and what it reads is not known"
-        options: Any = {"calls": calls, "key": _numbers(programs), "obstacle": obstacle}
+        options: Any = {"calls": calls, "key": _numbers(programs, Tensor), "obstacle": obstacle}
         return self.routes(fn, tensors_of(*programs), inputs, operations, **options)
 
     def _knows(self, numbers: Any, tensors: list[Tensor]) -> bool:
@@ -383,10 +383,11 @@ class _Memory:
         return _Memory, self.options
 
 
-def _numbers(programs: Sequence[Any]) -> tuple[tuple[str, float], ...]:
-    """The plain numbers and modes that the modules behind programs hold."""
-    parts = [part for module in owners_of(*programs) for part in module.modules()]
-    return tuple((name, v) for part in parts for name, v in vars(part).items() if isinstance(v, int | float))
+def _numbers(programs: Sequence[Any], *more: type) -> tuple[Any, ...]:
+    """The plain numbers and modes that the modules behind programs hold, and which objects of more types."""
+    items = [item for module in owners_of(*programs) for part in module.modules() for item in vars(part).items()]
+    numbers = ((name, v) for name, v in items if isinstance(v, int | float))
+    return (*numbers, *((name, id(v)) for name, v in items if isinstance(v, more)))
 
 
 class _FixedDraws(TorchDispatchMode):

@@ -257,23 +257,23 @@ def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
         with torch.no_grad():
             for p in (*model.parameters(), *plain.parameters()):
                 p.add_(0.1 * moved)
-        found, expected = (q_of(guide, x + moved, site=site) for guide in (fast, eager))
-        assert torch.equal(found.mean, expected.mean) and torch.equal(
-            found.covariance_matrix, expected.covariance_matrix
-        )
+        refined, expected = (q_of(guide, x + moved, site=site) for guide in (fast, eager))
+        for name in ("mean", "covariance_matrix"):
+            assert torch.equal(getattr(refined, name), getattr(expected, name)), name
     assert fast.route == "captured: compiling would not pay"
     assert eager.route == "eager: compile=False"
 
 
-def test_a_graph_does_not_outlive_the_numbers_it_was_made_with(float64, monkeypatch):
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_graph_does_not_outlive_the_numbers_it_was_made_with(kind, float64, monkeypatch):
     monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
     model, x = Banana(), torch.ones(3, 1)
     guide = Laplace(model)
-    for noise in (1.0, 2.0, 1.0, 3.0):
-        model.noise = noise
+    kept = [kind(noise) for noise in (1.0, 2.0, 3.0)]
+    for model.noise in (kept[0], kept[1], kept[0], kept[2]):
         for shift in (0.0, 1.0):
-            found, expected = (q_of(g, x + shift, site="joint").mean for g in (guide, Laplace(model, compile=False)))
-            assert torch.equal(found, expected)
+            refined, expected = (q_of(g, x + shift, site="joint").mean for g in (guide, Laplace(model, compile=False)))
+            assert torch.equal(refined, expected)
     assert guide.route.startswith("captured")
 
 
