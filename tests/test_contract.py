@@ -20,7 +20,7 @@ each_model = pytest.mark.parametrize("model_name", MODELS)
 
 
 def test_all_pairs_but_the_exclusions_are_executed():
-    assert len(CASES) == len(MODELS) * len(GUIDES) - len(EXCLUSIONS) == 173
+    assert len(CASES) == len(MODELS) * len(GUIDES) - len(EXCLUSIONS)
 
 
 @each_model
