@@ -4,7 +4,7 @@ Where importance sampling draws z from the guide and weighs it once, annealing m
 
 .. math:: \log f_b(z) = (1 - b) \log q_0(z \mid x) + b \log p(x, z), \qquad 0 = b_0 < \dots < b_T = 1
 
-so what the guide misses can still be found. The weights average to p(x), as importance weights do.
+so the chains can reach what the guide misses. The weights average to p(x), as importance weights do.
 
 For C chains u_t in unconstrained coordinates the weights are
 
@@ -69,7 +69,7 @@ _PILOT_MOVES = 60  # the least number of transitions of a pilot run: a short sch
 
 
 class Tuning(NamedTuple):
-    """What a pilot run found and later runs keep.
+    """Step sizes and scales that a pilot run sets and later runs keep.
 
     Attributes:
         steps: step sizes, [T - 1, N].
@@ -378,10 +378,10 @@ def ais(
     draws anew: p(x) is estimated without bias, and its logarithm from below. More temperatures lower the variance of
     log w, about as 1 / T once the chains keep up.
 
-    Neither ESS nor error knows of what no chain found. From the prior chains look everywhere, at the price of a longer
-    way. From a guide the way is short, but chains from one that is narrower than the posterior, or misses a mode, leave
-    it no wider: few weights in many are then very large, and where none of them was drawn estimate and error are both
-    too small. :func:`~jensen.inference.sandwich` tells, on data whose latents are known.
+    ESS and error do not show regions that no chain reached. From the prior chains look everywhere, at the price of a
+    longer way. From a guide the way is short, but chains from one that is narrower than the posterior, or misses a
+    mode, leave it no wider: few weights in many are then very large, and where none of them was drawn estimate and
+    error are both too small. :func:`~jensen.inference.sandwich` tells, on data whose latents are known.
 
     References:
         Neal (2001), Annealed Importance Sampling. https://arxiv.org/abs/physics/9803008
@@ -417,8 +417,8 @@ def ais(
     Example:
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = ais(model, None, torch.randn(20, 5), temperatures=20, progress=False)
-        >>> found.log_weights.shape, bool((found.log_evidence - found.exact).abs().max() < 0.5)
+        >>> result = ais(model, None, torch.randn(20, 5), temperatures=20, progress=False)
+        >>> result.log_weights.shape, bool((result.log_evidence - result.exact).abs().max() < 0.5)
         (torch.Size([50, 20]), True)
     """
     betas = temperatures_of(temperatures, schedule)
@@ -442,9 +442,8 @@ def ais(
             steps.append(tuning.steps.cpu())
             known = exact_evidence(model, part.data)
             exact += [] if known is None else [known.cpu()]
-    found = torch.cat(log_w, 1)
     return AIS(
-        log_weights=found,
+        log_weights=torch.cat(log_w, 1),
         acceptance=torch.cat(acceptance),
         evaluations=2 * (pilot * evaluated + chains * (1 + leapfrog * (len(betas) - 2)))
         + (pilot + chains) * (origin is None),  # drawing from the prior runs the model

@@ -73,10 +73,10 @@ def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor], draws: 
         return u, log_density.masked_fill(log_density.isnan(), -math.inf)
 
     for finer in (1, 2, 4):
-        found = _reject(log_g, len(m), features, draws, finer * _CELLS[features], m.device)
-        if not found.above:
+        sample = _reject(log_g, len(m), features, draws, finer * _CELLS[features], m.device)
+        if not sample.above:
             break
-    return found._replace(u=found.u.to(prior.u))
+    return sample._replace(u=sample.u.to(prior.u))
 
 
 def _region(prior: Point) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def _reject(
     pool = max_pool1d if features == 1 else max_pool2d
     height = pool(values.T.reshape(n, 1, *[cells + 1] * features), 4, stride=1, padding=1).flatten(1) + _SAFETY
     chances = (height - height.amax(1, keepdim=True)).exp()  # [N, cells^F]
-    found = values.new_zeros(draws, n, features)
+    accepted = values.new_zeros(draws, n, features)
     count = torch.zeros(n, dtype=torch.long, device=device)
     per_round = max(_PROPOSALS, draws)
     tried = above = 0
@@ -122,11 +122,11 @@ def _reject(
         kept = torch.rand_like(excess).log() < excess
         place = count + kept.cumsum(0) - 1  # among the draws of its datum
         proposal, datum = (kept & (place < draws)).nonzero(as_tuple=True)
-        found[place[proposal, datum], datum] = u[proposal, datum]
+        accepted[place[proposal, datum], datum] = u[proposal, datum]
         count += kept.sum(0)
         tried, above = tried + per_round, above + int((excess > 0).sum())
         if (count >= draws).all():
-            return Rejected(found, above / (tried * n), count / tried)
+            return Rejected(accepted, above / (tried * n), count / tried)
     raise RuntimeError(
         f"of {tried} proposals for each datum fewer than {draws} were kept for {int((count < draws).sum())} data, the "
         f"first at row {int((count < draws).nonzero()[0])}: their posterior is too narrow for the grid, or not finite"

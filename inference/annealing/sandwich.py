@@ -310,8 +310,8 @@ def sandwich(
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
-        >>> found = sandwich(model, ExactPosterior(model), n=20, start="guide", seed=0, progress=False)
-        >>> bool(found.annealed.width.abs().max() < 1e-9), bool(found.weighted.width.abs().max() < 1e-9)
+        >>> result = sandwich(model, ExactPosterior(model), n=20, start="guide", seed=0, progress=False)
+        >>> bool(result.annealed.width.abs().max() < 1e-9), bool(result.weighted.width.abs().max() < 1e-9)
         (True, True)
     """
     betas = temperatures_of(temperatures, schedule)
@@ -342,9 +342,9 @@ def sandwich(
             path = Path(model, origin, part.data, part.layout.nesting)
             if latents is None:
                 prior = Path(model, None, part.data, part.layout.nesting)
-                found = posterior_draws(prior.draw(4096), prior.log_joint)
-                true = {site: z[0] for site, z in path.coordinates.values(found.u)[0].items()}
-                above.append(found.above)
+                posterior = posterior_draws(prior.draw(4096), prior.log_joint)
+                true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
+                above.append(posterior.above)
             else:
                 true = {site: z[part.rows] for site, z in latents.items()}
             with forked_rng():
