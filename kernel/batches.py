@@ -192,7 +192,7 @@ def stream(
         at_once: how many (datum, particle) pairs may be run at once.
         together: how many particles of a datum have to be run at once.
         most: the most rows of a part.
-        weights: what is asked of the pair: weights per datum; weights, be they joint; or values alone (a guide that is
+        weights: what the pair must yield: weights per datum; weights, be they joint; or values alone (a guide that is
             a point will do).
         units: the units of progress of a datum, all done at the end of its part unless ``Part.advance`` said so before;
             None where nobody knows, so ``advance`` counts.

@@ -77,16 +77,16 @@ class Coordinates:
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Coordinates [C, N, F] to values [C, N, *event] by site, and the log-determinant of the map, [C, N]."""
-        found, total = {}, u.new_zeros(u.shape[:2])
+        values, total = {}, u.new_zeros(u.shape[:2])
         for (name, piece), part in zip(self.pieces.items(), u.split(self.sizes, -1), strict=True):
             inner = list(piece.free_shape)
             del inner[piece.free_axis]
             free = part.unflatten(-1, inner) if inner else part.squeeze(-1)  # [C, N, *rest]
             free = free.movedim(1, piece.free_axis)  # [C, *batch, *free]
-            z = found[name] = piece.transform(free)
+            z = values[name] = piece.transform(free)
             log_det = piece.transform.log_abs_det_jacobian(free, z)
             total = total + log_det.movedim(piece.density_axis, 1).flatten(1).unflatten(1, (self.rows, -1)).sum(-1)
-        return found, total
+        return values, total
 
 
 def _piece(site: Site, again: Site, dim: int) -> _Piece:

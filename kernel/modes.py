@@ -43,7 +43,7 @@ def buffers_kept(*programs: Program) -> Iterator[None]:
 def running(
     model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
 ) -> Iterator[None]:
-    """Measure: no gradient, evaluation mode (kept from the user's), the device asked for, a random stream if seeded."""
+    """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded."""
     modules = owners_of(model, guide)
     with torch.no_grad(), modes_kept(modules), private_randomness(seed):
         for module in modules:

@@ -91,8 +91,8 @@ def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
 
 def tensors_of(*programs: Callable[..., Any]) -> list[Tensor]:
     """The parameters and buffers of the modules behind programs, each once."""
-    found = [t for owner in owners_of(*programs) for t in (*owner.parameters(), *owner.buffers())]
-    return list({id(t): t for t in found}.values())
+    tensors = [t for owner in owners_of(*programs) for t in (*owner.parameters(), *owner.buffers())]
+    return list({id(t): t for t in tensors}.values())
 
 
 def trainable(
@@ -104,7 +104,7 @@ def trainable(
         rest = set(of_model) | set(of_guide)
         of_model = [*of_model, *(p for p in owners[0][0].parameters() if p not in rest)]
         owners = [[], []]
-    owned = [[p for owner in found for p in owner.parameters()] for found in owners]
+    owned = [[p for owner in modules for p in owner.parameters()] for modules in owners]
     first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
     known = set(first)
     return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]

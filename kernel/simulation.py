@@ -74,7 +74,7 @@ def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: i
     with running(model, model, seed=seed):
         claim_parameters(model, model)
         sites = [site for site in sites_without_data(model, 1, *covariates) if site["name"] != "x"]
-        found = {}
+        quantiles = {}
         drawn: dict[str, Tensor] = {}
         for i, site in enumerate(sites):
             if is_discrete(site["fn"]):
@@ -83,8 +83,8 @@ def prior_quantiles(model: Program, levels: Tensor, *covariates: Tensor, seed: i
             if exact is None and not drawn:
                 drawn = simulate(model, _PRIOR_DRAWS, *rows)[0]
             name = site["name"]
-            found[name] = drawn[name].quantile(levels.to(drawn[name]), 0) if exact is None else exact
-    return found
+            quantiles[name] = drawn[name].quantile(levels.to(drawn[name]), 0) if exact is None else exact
+    return quantiles
 
 
 def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
@@ -93,7 +93,7 @@ def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
     if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf speaks of the base, or of no feature
         return None
     try:
-        found: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))
+        quantiles: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))
     except NotImplementedError:
         return None
-    return found.expand(len(levels), *value.shape)[:, 0]
+    return quantiles.expand(len(levels), *value.shape)[:, 0]

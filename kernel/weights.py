@@ -249,13 +249,13 @@ def parameters_read(*programs: Program) -> Iterator[list[nn.Parameter]]:
 
     What ``pyro.module`` reads from its store for a module that is not among the programs' own is left out.
     """
-    found: list[nn.Parameter] = []
+    parameters: list[nn.Parameter] = []
     with poutine.trace(param_only=True) as capture:
-        yield found
+        yield parameters
     sites: Any = capture.trace.nodes.values()
     read = {site["value"].unconstrained(): site["name"] for site in sites}
     owned = {p for owner in owners_of(*programs) for p in owner.parameters()}
-    found += [p for p, name in read.items() if p in owned or not owned or "$$$" not in name]
+    parameters += [p for p, name in read.items() if p in owned or not owned or "$$$" not in name]
 
 
 def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
