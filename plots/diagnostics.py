@@ -48,18 +48,18 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
         >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
-        >>> plot_pareto_k({"prior": found}).get_ylabel()
+        >>> evidence = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
+        >>> plot_pareto_k({"prior": evidence}).get_ylabel()
         'Pareto k-hat of the weights'
     """
     by_name(results, "plot_pareto_k", "evaluate(...)")
-    few = {name: found.particles for name, found in results.items() if found.particles < 25}
+    few = {name: evidence.particles for name, evidence in results.items() if evidence.particles < 25}
     if few:
         raise ValueError(f"k-hat takes at least 25 particles, but there are {few}: evaluate with more")
     ax = own_axes(ax)
-    for i, (name, found) in enumerate(results.items()):
-        k = found.pareto_k.nan_to_num(math.inf, math.inf)
-        limit = _limit(found.particles)
+    for i, (name, evidence) in enumerate(results.items()):
+        k = evidence.pareto_k.nan_to_num(math.inf, math.inf)
+        limit = _limit(evidence.particles)
         above = 100 * float((k >= limit).double().mean())
         x, y = _ranked(k)
         endless = np.isinf(y)
@@ -70,7 +70,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
             ax.scatter(
                 x[endless], np.ones(endless.sum()), s=12, marker="^", color=colour, transform=edge, clip_on=False
             )
-    _draw_limits(ax, {found.particles for found in results.values()})
+    _draw_limits(ax, {evidence.particles for evidence in results.values()})
     return _finish(ax, "Pareto k-hat of the weights")
 
 
@@ -101,16 +101,16 @@ def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
         >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
-        >>> plot_ess({"prior": found}).get_ylabel()
+        >>> evidence = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
+        >>> plot_ess({"prior": evidence}).get_ylabel()
         'effective sample size (draws)'
     """
     by_name(results, "plot_ess", "evaluate(...)")
     ax = own_axes(ax)
-    for i, (name, found) in enumerate(results.items()):
-        x, y = _ranked(-found.ess)
-        _curve(ax, i, x, -y, f"{name}: mean {float(found.ess.mean()):.3g}")
-    for particles in sorted({found.particles for found in results.values()}):
+    for i, (name, evidence) in enumerate(results.items()):
+        x, y = _ranked(-evidence.ess)
+        _curve(ax, i, x, -y, f"{name}: mean {float(evidence.ess.mean()):.3g}")
+    for particles in sorted({evidence.particles for evidence in results.values()}):
         ax.axhline(particles, color="0.4", linewidth=0.8, linestyle="--", zorder=0, label=f"K = {particles}")
     ax.set_yscale("log")
     return _finish(ax, "effective sample size (draws)")

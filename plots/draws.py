@@ -45,7 +45,7 @@ def plot_draws(
         Scott (1992), Multivariate Density Estimation.
 
     Args:
-        posterior: what :func:`~jensen.inference.mcmc_posterior` found.
+        posterior: what :func:`~jensen.inference.mcmc_posterior` returned.
         guide: a guide of the same model; None shows the posterior alone.
         draws: how many draws of the guide the curves rest on.
         columns: pictures per row, in a new figure: two fill a column of a paper, four its page.
@@ -65,8 +65,8 @@ def plot_draws(
         >>> from jensen.inference import mcmc_posterior
         >>> from jensen.models import Ring
         >>> model = Ring()
-        >>> found = mcmc_posterior(model, torch.tensor([[1.0], [4.0]]), method="rejection", progress=False)
-        >>> len(plot_draws(found, PriorGuide(model), draws=500))
+        >>> posterior = mcmc_posterior(model, torch.tensor([[1.0], [4.0]]), method="rejection", progress=False)
+        >>> len(plot_draws(posterior, PriorGuide(model), draws=500))
         2
     """
     n, _, features = posterior.unconstrained.shape

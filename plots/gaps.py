@@ -36,16 +36,16 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
         >>> from jensen.inference import gaps
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = gaps(model, PriorGuide(model), torch.randn(20, 5), particles=50, progress=False)
-        >>> plot_gaps({"prior": found}).get_xlabel()
+        >>> result = gaps(model, PriorGuide(model), torch.randn(20, 5), particles=50, progress=False)
+        >>> plot_gaps({"prior": result}).get_xlabel()
         'log p(x) - ELBO (nats per datum)'
     """
     by_name(results, "plot_gaps", "gaps(...)")
-    shown = {name: found for name, found in results.items() if found is not None}
+    shown = {name: result for name, result in results.items() if result is not None}
     if not shown:
         raise ValueError("plot_gaps needs at least one result that is not None")
     ax = own_axes(ax, height=1.1 + 0.35 * len(shown))
-    summaries = [found.summary() for found in shown.values()]
+    summaries = [result.summary() for result in shown.values()]
     columns = ("approximation", "amortization", "gap", "approximation_data_error", "gap_data_error")
     value = {name: np.array([summary[name] for summary in summaries], dtype=float) for name in columns}
     y = np.arange(len(shown))

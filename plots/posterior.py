@@ -63,7 +63,7 @@ def plot_posterior(
         x: the datum, [1, ...] or [X].
         draws: how many points are drawn from the guide.
         points: how many points the grid has along each side.
-        mcmc: draws from the posterior to show as points too, [S, 2]: ``found.draws["z"][i]`` of
+        mcmc: draws from the posterior to show as points too, [S, 2]: ``posterior.draws["z"][i]`` of
             :func:`~jensen.inference.mcmc_posterior`.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         title: above the picture.

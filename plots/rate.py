@@ -36,13 +36,13 @@ def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None 
         >>> from jensen.inference import rate_distortion
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = rate_distortion(model, ExactPosterior(model), torch.randn(50, 5), progress=False)
-        >>> plot_rate_distortion({"exact": found}).get_xlabel()
+        >>> result = rate_distortion(model, ExactPosterior(model), torch.randn(50, 5), progress=False)
+        >>> plot_rate_distortion({"exact": result}).get_xlabel()
         'rate KL(q(z|x) ‖ p(z)) (bits per datum)'
     """
     by_name(results, "plot_rate_distortion", "rate_distortion(...)")
     ax = own_axes(ax)
-    summaries = [found.summary() for found in results.values()]
+    summaries = [result.summary() for result in results.values()]
     rate, distortion = (np.array([s[name] for s in summaries]) for name in ("rate", "distortion"))
     ax.plot(rate, distortion, color=COLOURS[0], linewidth=1, zorder=1)
     for name, s in zip(results, summaries, strict=True):

@@ -18,7 +18,7 @@ from jensen.kernel.weights import Program, check_pair
 
 from .images import Shape, cell_centres, draw_grid, gap_of
 
-_MOST_ROWS = 10  # traversals shown unless asked for
+_MOST_ROWS = 10  # traversals shown by default
 _LOWEST = 0.005  # quantile at which a traversal starts
 
 
@@ -180,17 +180,17 @@ def _discrete(model: Program, guide: Program, data: tuple[Tensor, ...]) -> set[s
 
 
 def pick_site(site: str | None, values: Mapping[str, Tensor], least: int) -> str:
-    """The continuous latent site that is asked for, or the first: a vector of at least so many features.
+    """The given continuous latent site, or the first: a vector of at least so many features.
 
     Raises:
         ValueError: if there is none.
     """
     vectors = [name for name, value in values.items() if value.dim() == 2 and value.shape[1] >= least]
     if not vectors or (site is not None and site not in vectors):
-        asked = "a latent site" if site is None else f"site {site!r}"
+        wanted = "a latent site" if site is None else f"site {site!r}"
         shapes = {name: list(value.shape[1:]) for name, value in values.items()}
         raise ValueError(
-            f"{asked} is to be a continuous vector of at least {least} features, but the model's continuous latents "
+            f"{wanted} is to be a continuous vector of at least {least} features, but the model's continuous latents "
             f"have the shapes {shapes}"
         )
     return vectors[0] if site is None else site

@@ -42,7 +42,7 @@ def plot_worst(
     """The worst data as images, each with its place in the data and its value.
 
     Args:
-        evidence: what :func:`jensen.inference.evaluate` said of these data.
+        evidence: what :func:`jensen.inference.evaluate` returned for these data.
         data: the data that it was measured on, a tensor [N, ...] or a tuple of tensors.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         by: what makes a datum bad: a high ``"pareto_k"`` (its estimate cannot be trusted), a low ``"ess"``, a low
