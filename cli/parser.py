@@ -59,11 +59,11 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse, and note the options that were given."""
         args = sys.argv[1:] if args is None else list(args)
-        found, extras = super().parse_known_args(args, namespace)
+        parsed, extras = super().parse_known_args(args, namespace)
         words = {word.split("=", 1)[0] for word in args}
         given = {action.dest for action in self._actions if words & set(action.option_strings)}
-        found.given = given | getattr(found, "given", set())
-        return found, extras
+        parsed.given = given | getattr(parsed, "given", set())
+        return parsed, extras
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse; an option that is none gets the nearest one as a suggestion.
@@ -71,10 +71,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             Misuse: for arguments that make no sense.
         """
-        found, extras = self.parse_known_args(args, namespace)
+        parsed, extras = self.parse_known_args(args, namespace)
         if extras:
-            self.commands.get(getattr(found, "command", ""), self)._refuse(extras)
-        return found
+            self.commands.get(getattr(parsed, "command", ""), self)._refuse(extras)
+        return parsed
 
     def _refuse(self, extras: list[str]) -> NoReturn:
         names = [name for action in self._actions for name in action.option_strings]

@@ -45,11 +45,11 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
 
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
     """Draw both parts of the gap of one block's guides, where they were measured; the file's name."""
-    found = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
-    found = {name: gaps for name, gaps in found.items() if name != "prior"}  # its bar would dwarf the others
-    if not found:
+    shown = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
+    shown = {name: gaps for name, gaps in shown.items() if name != "prior"}  # its bar would dwarf the others
+    if not shown:
         return []
-    ax = plot_gaps(found)
+    ax = plot_gaps(shown)
     ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize=_TEXT)
     return [_keep(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, what happened, the parameters, what was measured.
+"""The folder of a run: its settings, its history, its parameters and what was measured.
 
 | file | what it holds |
 | --- | --- |

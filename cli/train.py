@@ -105,13 +105,13 @@ class _Lines(Callback):
     """A plain line now and then, for logs: about twenty in a run, and one after every minute."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs, self._every, self._said = epochs, -(-epochs // 20), time.monotonic()
+        self._epochs, self._every, self._printed = epochs, -(-epochs // 20), time.monotonic()
 
     def after_epoch(self, history: History, model: Program, guide: Program) -> None:
         epoch = len(history.elbo)
-        if epoch % self._every and epoch < self._epochs and time.monotonic() < self._said + 60:
+        if epoch % self._every and epoch < self._epochs and time.monotonic() < self._printed + 60:
             return
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         held_out = f", validation {history.validation[-1]:.3f}" if history.validation else ""
         say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
 
@@ -132,8 +132,8 @@ def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
 def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     _check_numbers(options)
     kind = MODELS[options.model]
-    asked = None if options.likelihood == "auto" else options.likelihood
-    design = Design(options.model, options.guide, options.latent, options.hidden, asked, options.components)
+    likelihood = None if options.likelihood == "auto" else options.likelihood
+    design = Design(options.model, options.guide, options.latent, options.hidden, likelihood, options.components)
     settings = {
         "source": options.data,
         "binarize": None if options.binarize == "none" else options.binarize,
@@ -141,11 +141,11 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
         "seed": options.data_seed,
         **{name: getattr(options, name) for name in OWN},
     }
-    density = (asked is None and settings["binarize"] is None) or asked in DENSITIES
+    density = (likelihood is None and settings["binarize"] is None) or likelihood in DENSITIES
     settings, data = settle(settings, density)
     binary = data.levels == 2 or settings["binarize"] is not None
     flat(data, "train")
-    if kind.observes and asked is None:
+    if kind.observes and likelihood is None:
         bits = holds_bits(data)
         if bits and not binary:
             say(f"{data.name}: every value is 0 or 1, so the likelihood is bernoulli (--likelihood takes another)")
@@ -162,7 +162,7 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
 
 
 def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
-    """The run to go on with; what was asked for beside is what it was begun with, but for more epochs."""
+    """The run to go on with: every given option must have the value it was begun with; only epochs may differ."""
     folder = RunFolder.open(options.run)
     if options.overwrite:
         raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
@@ -172,19 +172,19 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     begun["seed"] = training["seed"]
     begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
-        asked = getattr(options, name)
-        if name == "data" and Path(asked).is_file():
-            asked = str(Path(asked).resolve())
-        if asked not in ("auto", begun[name]) and not (asked == "none" and begun[name] is None):
+        value = getattr(options, name)
+        if name == "data" and Path(value).is_file():
+            value = str(Path(value).resolve())
+        if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
             raise ValueError(
-                f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {asked} "
+                f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {value} "
                 "now: leave it out, or train into another folder"
             )
     _take_epochs(folder, options)
-    found = {
+    changed = {
         name: (now, then) for name, now in versions().items() if now != (then := folder.configuration["versions"][name])
     }
-    for name, (now, then) in found.items():
+    for name, (now, then) in changed.items():
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
     folder.tidy()
     return folder, reopen(data), False
