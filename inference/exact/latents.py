@@ -63,7 +63,7 @@ class Latents:
         """
         K = len(points)
         step = max(1, at_once // K)
-        found = []
+        log_sums = []
         for part, block in zip(row.split(step), points.split(step, 1), strict=True):
             batch = tuple(x[part] for x in data)
             states = max(1, at_once // (K * len(part)))
@@ -73,8 +73,8 @@ class Latents:
                 index = torch.arange(first, min(first + states, self.combinations), device=block.device)
                 log_p = self._joint(model, batch, index, values, K)  # [S, K, m]
                 total = torch.logaddexp(total, log_p.logsumexp(0))
-            found.append(total + log_volume)
-        return torch.cat(found, 1)
+            log_sums.append(total + log_volume)
+        return torch.cat(log_sums, 1)
 
     def _joint(
         self, model: Program, batch: tuple[Tensor, ...], index: Tensor, values: dict[str, Tensor], K: int

@@ -199,15 +199,15 @@ def exact_log_evidence(
                 parts.append(part)
                 bar.update(len(part.value))
     value, error, evaluations = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    found = ExactEvidence(value, error, METHODS[2 if latents.dimension else 1], evaluations, tolerance)
-    if not found.reached.all():
+    evidence = ExactEvidence(value, error, METHODS[2 if latents.dimension else 1], evaluations, tolerance)
+    if not evidence.reached.all():
         warnings.warn(
-            f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~found.reached).sum())} of {n} "
+            f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~evidence.reached).sum())} of {n} "
             f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), "
             "raise max_evaluations, or accept it (tolerance)",
             stacklevel=2,
         )
-    return found
+    return evidence
 
 
 def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: int, joint: bool) -> Tensor | None:
@@ -235,16 +235,16 @@ def _within(model: Program, data: Sequence[Tensor], budget: int) -> Tensor | Non
     if D > _MOST_DIMENSIONS or states * (first_evaluations(D) if D else 1) > budget:
         return None
     latents = read_latents(model, data)
-    found: list[Tensor] = []
+    values: list[Tensor] = []
     for part in (tuple(x[:_PROBE] for x in data), data):
-        found, spent = [], 0
+        values, spent = [], 0
         for value, error, evaluations in _parts(model, part, latents, _CHEAP, 4 * budget, 4096):
             spent += int(evaluations.sum())
             rounding = 256 * torch.finfo(latents.dtype).eps * (1 + value.abs())
             if spent > budget * len(part[0]) or not (error <= _CHEAP + rounding).all():
                 return None
-            found.append(value.cpu())
-    return torch.cat(found)
+            values.append(value.cpu())
+    return torch.cat(values)
 
 
 def _closed_form(model: object, data: Sequence[Tensor], rows: int) -> Tensor | None:
@@ -269,8 +269,10 @@ def _parts(
         if D:
             eps = torch.finfo(latents.dtype).eps
             most = max(1, max_evaluations // S)
-            found = integrate(density, m, D, tolerance=tolerance, max_evaluations=most, eps=eps, device=batch[0].device)
-            yield found._replace(evaluations=found.evaluations * S)
+            integral = integrate(
+                density, m, D, tolerance=tolerance, max_evaluations=most, eps=eps, device=batch[0].device
+            )
+            yield integral._replace(evaluations=integral.evaluations * S)
         else:
             row = torch.arange(m, device=batch[0].device)
             value = density(row, latents.centre.expand(1, m, 0)).squeeze(0)

@@ -68,7 +68,7 @@ class Cells:
         values: log f at the nodes, [M, n, ..., n].
         log_mass: [M].
         log_error: [M].
-        doubt: the largest difference of P and Q in the cell, in nats, [M].
+        mismatch: the largest difference of P and Q in the cell, in nats, [M].
         split: the dimension in which the cell is to be halved, [M].
     """
 
@@ -79,7 +79,7 @@ class Cells:
     values: Tensor
     log_mass: Tensor
     log_error: Tensor
-    doubt: Tensor
+    mismatch: Tensor
     split: Tensor
 
     def __getitem__(self, index: Tensor) -> Cells:
@@ -151,15 +151,15 @@ def apply(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log mass, log error, doubt and the dimension to halve, [M] each, of cells with values [M, n, ..., n].
+    """Log mass, log error, mismatch and the dimension to halve, [M] each, of cells with values [M, n, ..., n].
 
     With ``slack`` [M] the polynomial is that of a larger cell, off by so much: the values tell no more of its error.
     """
     size = max(1, _AT_ONCE // rule.log_weights.numel())
     slacks = [None] * len(values) if slack is None else slack.split(size)
     parts = [_measure(*part, rule) for part in zip(values.split(size), half.split(size), slacks, strict=False)]
-    mass, error, doubt, split = (torch.cat(column) for column in zip(*parts, strict=True))
-    return mass, error, doubt, split
+    mass, error, mismatch, split = (torch.cat(column) for column in zip(*parts, strict=True))
+    return mass, error, mismatch, split
 
 
 def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,10 +174,10 @@ def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> 
     for matrix, log_weights in rule.checks:  # two, since by chance one may agree
         by_rule = torch.logaddexp(by_rule, _log_difference(mass, _log_sum(apply(smooth, [matrix] * D) + log_weights)))
     if slack is None:
-        by_gap, doubt, split_by_gap = _of_the_polynomial(smooth, full, rule)
+        by_gap, mismatch, split_by_gap = _of_the_polynomial(smooth, full, rule)
         split = torch.where(by_gap > by_rule, split_by_gap, split)
     else:
-        by_gap, doubt = mass + _log_expm1(slack), slack
+        by_gap, mismatch = mass + _log_expm1(slack), slack
     mass, error = mass + log_volume, torch.logaddexp(by_gap, by_rule) + log_volume
     if any_broken:  # no polynomial: the mean and the largest of the values
         some = broken.flatten(1).any(1)
@@ -185,8 +185,8 @@ def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> 
         worst = values.flatten(1).amax(1) + log_volume + D * math.log(2) + 1
         mass, error = torch.where(some, rough, mass), torch.where(some, worst, error)
         split = torch.where(some, half.argmax(1), split)
-        doubt = doubt.masked_fill(some, math.inf)
-    return mass, error, doubt, split
+        mismatch = mismatch.masked_fill(some, math.inf)
+    return mass, error, mismatch, split
 
 
 def _of_the_polynomial(values: Tensor, full: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,16 +242,16 @@ def _log_difference(a: Tensor, b: Tensor) -> Tensor:
 def on_faces(cells: Cells, rule: Rule) -> Tensor:
     """Log of the integral of e^P over each face of each cell that lies on the edge of a box; else -inf: [M, D, 2]."""
     M, D = cells.half.shape
-    found = cells.half.new_full((M, D, 2), -math.inf)
+    log_integrals = cells.half.new_full((M, D, 2), -math.inf)
     for d in range(D):
         for side in range(2):
-            (at,) = (cells.face[:, d, side] & cells.doubt.isfinite()).nonzero(as_tuple=True)
+            (at,) = (cells.face[:, d, side] & cells.mismatch.isfinite()).nonzero(as_tuple=True)
             if len(at):
                 matrices = [rule.ends[side] if e == d else rule.full for e in range(D)]
                 terms = apply(cells.values[at], matrices).squeeze(d + 1) + rule.face_log_weights
                 area = cells.half[at].log().sum(1) - cells.half[at, d].log()
-                found[at, d, side] = terms.reshape(len(at), -1).logsumexp(1) + area
-    return found
+                log_integrals[at, d, side] = terms.reshape(len(at), -1).logsumexp(1) + area
+    return log_integrals
 
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
@@ -340,15 +340,15 @@ class _Run:
         """New cells, at whose nodes log f is evaluated."""
         nodes = torch.cartesian_prod(*[self.rule.nodes] * self.D).reshape(-1, self.D)  # [n^D, D]
         points = centre + half * nodes.unsqueeze(1)  # [n^D, M, D]
-        found = self.log_density(row, points).T  # [M, n^D]
-        found = found.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        if found.isposinf().any():
+        log_f = self.log_density(row, points).T  # [M, n^D]
+        log_f = log_f.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        if log_f.isposinf().any():
             raise FloatingPointError("the density is infinite at a point of the integration: it has no bound there")
         self.evaluations.index_add_(0, row, torch.full_like(row, len(nodes)))
-        self.best.scatter_reduce_(0, row, found.amax(1), "amax")
+        self.best.scatter_reduce_(0, row, log_f.amax(1), "amax")
         rounding = _ROUNDING * self.eps * (1 + self.best.abs()).nan_to_num(posinf=0.0)
         self.tolerance = torch.maximum(self.tolerance, rounding)
-        return self._measured(row, centre, half, face, found.unflatten(1, [len(self.rule.nodes)] * self.D))
+        return self._measured(row, centre, half, face, log_f.unflatten(1, [len(self.rule.nodes)] * self.D))
 
     def _measured(
         self, row: Tensor, centre: Tensor, half: Tensor, face: Tensor, values: Tensor, slack: Tensor | None = None
@@ -408,7 +408,7 @@ class _Run:
         """Both halves of each of these cells: by the polynomial where it is good enough, else evaluated anew."""
         if not len(cells):
             return []
-        known = cells.doubt <= _SHARE * self.tolerance[cells.row]
+        known = cells.mismatch <= _SHARE * self.tolerance[cells.row]
         result = []
         for upper in range(2):
             at = torch.arange(len(cells), device=cells.row.device)
@@ -425,7 +425,7 @@ class _Run:
                     same = torch.eye(len(self.rule.nodes), dtype=half.dtype, device=half.device)
                     matrices = [self.rule.halves[upper] if e == d else same for e in range(self.D)]
                     values = apply(cells.values[old], matrices)
-                    part = (cells.row[old], centre[old], half[old], face[old], values, cells.doubt[old])
+                    part = (cells.row[old], centre[old], half[old], face[old], values, cells.mismatch[old])
                     result.append(self._measured(*part))
         return result
 
