@@ -38,8 +38,8 @@ def r_hat(draws: Tensor) -> Tensor:
     """
     halves = _halves(draws.double())  # [2 C, S / 2, ...]
     folded = (halves - halves.flatten(0, 1).quantile(0.5, 0)).abs()
-    found: Tensor = torch.maximum(gelman_rubin(_scores(halves)), gelman_rubin(_scores(folded)))
-    return found
+    largest: Tensor = torch.maximum(gelman_rubin(_scores(halves)), gelman_rubin(_scores(folded)))
+    return largest
 
 
 def effective_sample_size(draws: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ def plain_sample_size(draws: Tensor) -> Tensor:
     draws = draws.double()
     total = draws.shape[0] * draws.shape[1]
     moved = draws.flatten(0, 1).std(0) > 0
-    found: Tensor = geyer(draws).nan_to_num(0.0).clamp(0.0, total * math.log10(total))
-    return torch.where(moved, found, 0.0)
+    ess: Tensor = geyer(draws).nan_to_num(0.0).clamp(0.0, total * math.log10(total))
+    return torch.where(moved, ess, 0.0)
 
 
 def _halves(draws: Tensor) -> Tensor:

@@ -264,8 +264,8 @@ def mcmc_posterior(
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2).double()
         >>> x = torch.randn(1, 5).double()
-        >>> found = mcmc_posterior(model, x, draws=250, warmup=100, chains=2, seed=0, progress=False)
-        >>> bool((found.draws["z"].mean(1) - model.posterior(x).mean).abs().max() < 0.2)
+        >>> posterior = mcmc_posterior(model, x, draws=250, warmup=100, chains=2, seed=0, progress=False)
+        >>> bool((posterior.draws["z"].mean(1) - model.posterior(x).mean).abs().max() < 0.2)
         True
     """
     tensors = as_tensors(data)
@@ -284,24 +284,24 @@ def mcmc_posterior(
             else:
                 run = _chains(_KERNELS[method], path, draws, warmup, chains, part.advance)
             runs.append(run)
-        found = _Run(*(torch.cat(column) for column in zip(*runs, strict=True)))
+        joined = _Run(*(torch.cat(column) for column in zip(*runs, strict=True)))
         coordinates = Coordinates(model, *tensors)
-        flat = found.u.flatten(1, 2)  # [N, C S, F]
+        flat = joined.u.flatten(1, 2)  # [N, C S, F]
         values, _ = coordinates.values(flat.transpose(0, 1))
         sites = {name: z.movedim(coordinates.pieces[name].axis, 0) for name, z in values.items()}
     sizes = zip(coordinates.pieces, coordinates.sizes, strict=True)
-    in_chains = found.u.permute(1, 2, 0, 3)  # [C, S, N, F]
+    in_chains = joined.u.permute(1, 2, 0, 3)  # [C, S, N, F]
     result = PosteriorDraws(
         draws={name: z.cpu() for name, z in sites.items()},
         unconstrained=flat.cpu(),
         names=tuple(f"{name}[{i}]" if size > 1 else name for name, size in sizes for i in range(size)),
         r_hat=r_hat(in_chains).cpu(),
         ess=effective_sample_size(in_chains).cpu(),
-        acceptance=found.acceptance,
-        divergences=found.divergences,
-        seconds=found.seconds,
+        acceptance=joined.acceptance,
+        divergences=joined.divergences,
+        seconds=joined.seconds,
         method=method,
-        chains=found.u.shape[1],
+        chains=joined.u.shape[1],
         warmup=warmup,
         above=above,
         model=model,
@@ -335,11 +335,11 @@ def _rejected(path: Path, draws: int) -> tuple[_Run, float]:
             f"method='rejection' draws one or two latent coordinates, but this model has {features}: take 'nuts'"
         )
     began = time.perf_counter()
-    found = posterior_draws(path.draw(4096), path.log_joint, draws)
-    n = found.u.shape[1]
+    sample = posterior_draws(path.draw(4096), path.log_joint, draws)
+    n = sample.u.shape[1]
     seconds = torch.full((n,), (time.perf_counter() - began) / n, dtype=torch.float64)
-    u = found.u.transpose(0, 1).unsqueeze(1)  # [N, 1, S, F]
-    return _Run(u, found.kept.double().cpu(), torch.zeros(n, dtype=torch.long), seconds), found.above
+    u = sample.u.transpose(0, 1).unsqueeze(1)  # [N, 1, S, F]
+    return _Run(u, sample.kept.double().cpu(), torch.zeros(n, dtype=torch.long), seconds), sample.above
 
 
 def _chains(
@@ -366,7 +366,7 @@ def _chains(
             u = -path.log_joint(values["u"].reshape(1, 1, -1)).squeeze()
             return torch.where(u.isnan(), torch.inf, u)
 
-    found, accepted, divergences = [], 0.0, 0
+    samples, accepted, divergences = [], 0.0, 0
     for start in starts.u[finite][:chains]:
         kernel = kernel_of(potential, path.coordinates.features)
         kernel.initial_params = {"u": start.squeeze(0)}
@@ -378,14 +378,14 @@ def _chains(
         for _ in range(draws):
             values = kernel.sample(values)
             chain.append(values["u"].detach())
-        found.append(torch.stack(chain))
-        says = kernel.diagnostics()
-        accepted += float(says["acceptance rate"]) / chains
-        divergences += len(says.get("divergences", ()))
+        samples.append(torch.stack(chain))
+        diagnostics = kernel.diagnostics()
+        accepted += float(diagnostics["acceptance rate"]) / chains
+        divergences += len(diagnostics.get("divergences", ()))
         kernel.cleanup()
         advance(1)
     return _Run(
-        torch.stack(found).unsqueeze(0),
+        torch.stack(samples).unsqueeze(0),
         torch.tensor([accepted], dtype=torch.float64),
         torch.tensor([divergences]),
         torch.tensor([time.perf_counter() - began], dtype=torch.float64),
