@@ -1,4 +1,4 @@
-r"""How many particles: the same number for every datum, or as many as each needs for an error asked for.
+r"""How many particles: the same number for every datum, or as many as each needs for a given error.
 
 With a tolerance, a pilot of 256 draws per datum says how many it needs,
 
@@ -77,8 +77,8 @@ def as_needed(draw: Draw, part: Part, tolerance: float, max_particles: int) -> d
         target = min(most, max(PILOT, 2 * weights.seen))
         positions, rows_run = (active, len(active)) if part.divisible else (None, part.size)
         _fill(weights, draw, positions, chunks_of(target - weights.seen, part.at_once // rows_run))
-        asked = need[active] <= target
-        need[active] = torch.where(asked, torch.maximum(need[active], _needed(weights, tolerance)), need[active])
+        assessed = need[active] <= target
+        need[active] = torch.where(assessed, torch.maximum(need[active], _needed(weights, tolerance)), need[active])
         met = need[active] <= target
         done = met | (target == most)
         if not part.divisible:

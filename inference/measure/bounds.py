@@ -171,13 +171,13 @@ def bounds(
                 upper.append(_upper(log_w, log_weight_of(model, guide, values, part.data), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
         known = cheap_evidence(model, tensors, budget=particles, rows=part.size, joint=False)
-    found = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))
+    curve = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))
     if latents is None:
-        return found
+        return curve
     above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]
     apart = torch.tensor([standard_error_of_mean(row) for row in above - below], dtype=torch.float64)
-    shared = found.error[-1].nan_to_num(0.0)  # the noise of the draw, which both sides have, is not in their difference
-    return replace(found, upper=above.mean(1), upper_error=torch.hypot(apart, shared))
+    shared = curve.error[-1].nan_to_num(0.0)  # the noise of the draw, which both sides have, is not in their difference
+    return replace(curve, upper=above.mean(1), upper_error=torch.hypot(apart, shared))
 
 
 def _upper(log_w: Tensor, log_w_true: Tensor, sizes: list[int]) -> Tensor:

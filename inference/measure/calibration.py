@@ -41,7 +41,7 @@ _ALPHA = 0.01  # below it a corrected p-value counts as significant
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration(Record):
-    """What :func:`~jensen.inference.calibrate` found. F counts the features of all sites together.
+    """The result of :func:`~jensen.inference.calibrate`. F counts the features of all sites together.
 
     Attributes:
         ranks: by site, the rank of the true value among the guide's draws, int64 [N, features of the site], 0 to L.
@@ -244,7 +244,7 @@ def calibrate(
     .. math:: q = p(z \mid x) \quad\Rightarrow\quad P(r_{nd} = r) = \frac{1}{L + 1}, \qquad r = 0, \dots, L
 
     Ranks that pile up at both ends say that the guide is too narrow, in the middle too wide, at one end biased. Ties,
-    as discrete sites have them, are broken at random. No data are asked for, and no exact posterior.
+    as discrete sites have them, are broken at random. Neither data nor an exact posterior are needed.
 
     Uniform ranks are necessary, not sufficient. They hold for each feature alone and on average over the model's own
     data. They do not show a guide that learns too little, if it is honest about it (the prior is calibrated: see its

@@ -273,17 +273,19 @@ def compare(
     rows = {}
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
-        found = None
+        gap_parts = None
         try:
             if gaps and has_local(guide):
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
-                    found = split(model, guide, tensors, particles, **settings)
-            evidence = found.evidence if found else evaluate(model, guide, tensors, particles, **needs, **settings)
+                    gap_parts = split(model, guide, tensors, particles, **settings)
+            evidence = (
+                gap_parts.evidence if gap_parts else evaluate(model, guide, tensors, particles, **needs, **settings)
+            )
         except Exception as error:
             error.add_note(f"in compare, at the pair '{name}'")
             raise
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, placed(tensors, device, None), shared), seconds, found)
+        rows[name] = Row(evidence, _count(model, guide, placed(tensors, device, None), shared), seconds, gap_parts)
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [name for name, row in rows.items() if row.evidence.joint]
         raise ValueError(

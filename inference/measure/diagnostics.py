@@ -75,7 +75,7 @@ def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]
         k-hat, [N], and the scale in units of the largest weight, [N]; NaN where there is no tail to speak of.
     """
     if not tail:
-        return (nothing := top.new_full(top.shape[1:], math.nan)), nothing
+        return (nan := top.new_full(top.shape[1:], math.nan)), nan
     top = top[: tail + 1]
     constant = top[0] - top[-1] <= resolution  # NaN (all weights zero) compares as False, and stays NaN
     w = (top - top[0]).exp()  # [tail + 1, N]
@@ -203,10 +203,10 @@ class RunningWeights:
 
     def results(self) -> dict[str, Tensor]:
         """Everything :class:`~jensen.inference.Evidence` holds of the weights, by name: [N] each."""
-        found: dict[str, Tensor] = {name: getattr(self, name) for name in _RESULTS}
+        by_name: dict[str, Tensor] = {name: getattr(self, name) for name in _RESULTS}
         for name in CORRECTIONS:
-            found[name], found[f"{name}_error"] = getattr(self, name)
-        return found
+            by_name[name], by_name[f"{name}_error"] = getattr(self, name)
+        return by_name
 
     @property
     def elbo(self) -> Tensor:

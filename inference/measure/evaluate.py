@@ -193,10 +193,10 @@ def evaluate(
     hold a value for each datum, are run on all data at once.) Parameters are not touched; modules are in evaluation
     mode meanwhile.
 
-    With a ``tolerance``, particles go where they are needed: a pilot of 256 says for each datum how many its error
-    takes, with k-hat above 0.5 many more (four times at 0.7); fresh draws make the estimate, and are asked the same
-    once more. What no draw meets at all, such as a far second mode, no rule of this kind can know. Joint weights, and
-    guides that hold a value for each datum, go on until all are done.
+    With a ``tolerance``, particles go where they are needed: a pilot of 256 sets the number for each datum, with
+    k-hat above 0.5 many more (four times at 0.7). The estimate uses fresh draws, and the same rule is applied to them
+    once more. Modes that the guide never draws, such as one far away, are not detected. Joint weights, and guides that
+    hold a value for each datum, go on until all are done.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519

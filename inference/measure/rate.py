@@ -143,8 +143,8 @@ def rate_distortion(
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
         >>> model = PPCA(5, latent=2)
-        >>> found = rate_distortion(model, ExactPosterior(model), torch.randn(200, 5), seed=0, progress=False)
-        >>> found.rate.shape, found.active_units
+        >>> result = rate_distortion(model, ExactPosterior(model), torch.randn(200, 5), seed=0, progress=False)
+        >>> result.rate.shape, result.active_units
         (torch.Size([200]), {'z': 2})
     """
     if particles < 2:
@@ -171,15 +171,15 @@ def rate_distortion(
         activity[site] = squared.sum(0) / max(n - 1, 1) - torch.cat(noise[site]).mean(0)
         errors[site] = squared.std(0) / math.sqrt(n)
     features = tensors[0][0].numel()
-    found = RateDistortion(rate, rate_error, distortion, distortion_error, activity, errors, features)
-    if n > 1 and found.collapsed:
+    result = RateDistortion(rate, rate_error, distortion, distortion_error, activity, errors, features)
+    if n > 1 and result.collapsed:
         warnings.warn(
-            f"posterior collapse at {found.collapsed}: no unit's posterior mean varies over the data by more than "
+            f"posterior collapse at {result.collapsed}: no unit's posterior mean varies over the data by more than "
             f"{_ACTIVE}; anneal beta, give free bits (jensen.inference.ELBO), or take a weaker likelihood",
             PosteriorCollapseWarning,
             stacklevel=2,
         )
-    return found
+    return result
 
 
 def _split(t: Terms) -> tuple[Tensor, Tensor]:
