@@ -69,7 +69,7 @@ def read_npz(
         limit: bytes that its arrays together may take in memory.
 
     Returns:
-        The array called ``x``, or the only one beside the labels; and the labels, if asked for.
+        The array called ``x``, or the only one beside the labels; and the labels, if ``label`` is given.
 
     Raises:
         ValueError: if the file is no whole ``.npz`` file, exceeds the limit, has no array ``label`` or several of data,

@@ -45,7 +45,7 @@ def read_csv(path: Path, label: str | int | None = None, header: bool | None = N
     Args:
         path: the file.
         label: name or position of the column of labels; their values may be words.
-        header: whether the first line holds names. None: found out, where it is unambiguous: all of its fields are
+        header: whether the first line holds names. None: detected, where it is unambiguous: all of its fields are
             words, or all are numbers.
         limit: bytes that the numbers may take in memory.
 

@@ -69,8 +69,8 @@ def load(
         seed: fixes u, the draws of ``"sample"``, the split where none is published, and synthetic data.
         dtype: of the data.
         label: of a file, the name or position of the column of labels; of an ``.npz`` file, the name of their array.
-        header: whether the first line of a CSV file holds names; None: found out where it is unambiguous. Its delimiter
-            (comma, semicolon, tab, blanks), decimal sign and encoding are found out too.
+        header: whether the first line of a CSV file holds names; None: detected where it is unambiguous. Its delimiter
+            (comma, semicolon, tab, blanks), decimal sign and encoding are detected too.
         levels: of a file, the number of grey levels, if the data are such.
         image_shape: of a file, (height, width) or (channels, height, width), if the data are images.
         limit: bytes that a file's data may take in memory; 4 GiB if None.

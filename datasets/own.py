@@ -55,7 +55,7 @@ def from_array(
         dequantize: whether to add uniform noise to grey levels, so that they have a density (:func:`load`).
         standardize: whether to take off the mean and divide by the standard deviation of each training feature.
         dtype: of the data.
-        limit: bytes that the items of a torch ``Dataset`` may take in memory; 4 GiB unless said otherwise.
+        limit: bytes that the items of a torch ``Dataset`` may take in memory; 4 GiB by default.
 
     Returns:
         The :class:`Dataset`.
@@ -108,7 +108,7 @@ def read_table(path: Path, label: str | int | None, header: bool | None, limit: 
     Args:
         path: the file.
         label: column of labels by name or position; of a ``.npz`` file the name of their array.
-        header: whether the first line of a CSV file holds names; None: found out.
+        header: whether the first line of a CSV file holds names; None: detected.
         limit: bytes that the data may take in memory.
 
     Returns:

@@ -58,7 +58,7 @@ def prepare(
     seed: int,
     dtype: torch.dtype,
 ) -> Dataset:
-    """Scale raw data and do what was asked for.
+    """Scale raw data, and binarize, dequantize or standardize them as the arguments say.
 
     Args:
         raw: data as they were read: levels 0 ... L - 1 where ``levels`` is set, else anything.
