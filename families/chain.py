@@ -55,12 +55,12 @@ class GaussMarkovChain(Drawn):
     def covariance(self) -> Tensor:
         """The covariance of each step's vector, [*batch, T, D, D]."""
         noise = self.scale_tril @ self.scale_tril.mT
-        found = [noise[..., 0, :, :]]
+        covariances = [noise[..., 0, :, :]]
         for t in range(1, noise.shape[-3]):
             transition = self.transition[..., t, :, :]
-            found.append(transition @ found[-1] @ transition.mT + noise[..., t, :, :])
-        shape = (*self.batch_shape, *found[-1].shape[-2:])
-        return torch.stack([part.expand(shape) for part in found], -3)
+            covariances.append(transition @ covariances[-1] @ transition.mT + noise[..., t, :, :])
+        shape = (*self.batch_shape, *covariances[-1].shape[-2:])
+        return torch.stack([part.expand(shape) for part in covariances], -3)
 
     @property
     def variance(self) -> Tensor:
