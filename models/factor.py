@@ -91,8 +91,8 @@ class _Linear(UniqueModule):
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
-        found = self._condition(x)
-        return MultivariateNormal(found.mean, scale_tril=found.root)
+        conditioned = self._condition(x)
+        return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
     def _condition(self, x: Tensor) -> Conditioned:
         check_width(x, self.event_shape, type(self).__name__)

@@ -95,8 +95,8 @@ class MixtureOfPPCA(UniqueModule):
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x, c) of each row of ``x`` [N, X] and each c: a Gaussian of batch shape [N, C] and event shape [D]."""
-        found = self._condition(x)
-        return MultivariateNormal(found.mean, scale_tril=found.root)
+        conditioned = self._condition(x)
+        return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
     def _condition(self, x: Tensor) -> Conditioned:
         check_width(x, self.event_shape, "MixtureOfPPCA")
