@@ -171,9 +171,10 @@ class Ladder(UniqueModule):
     def __init__(self, model: _Conditionals, layers: Layers) -> None:
         super().__init__()
         expected = [shape.numel() for shape in reversed(model.latents.values())]
-        if (found := [family.features for _, family in layers]) != expected:
+        if (features := [family.features for _, family in layers]) != expected:
             raise ValueError(
-                f"the model's layers have {expected} latent features, from the data up, but those of the guide {found}"
+                f"the model's layers have {expected} latent features, from the data up, but those of the guide "
+                f"{features}"
             )
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
         self.networks = nn.ModuleList(network for network, _ in layers)
@@ -222,14 +223,14 @@ class Ladder(UniqueModule):
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
         """The Pyro guide: draws every site for the rows of ``x``, from the top down; returns the values by site."""
         (model,) = self._model
-        said = [family(d) for d, family in zip(self._up(x, *covariates), self.families, strict=True)]
+        bottom_up = [family(d) for d, family in zip(self._up(x, *covariates), self.families, strict=True)]
         values: dict[str, Tensor] = {}
-        q, L = said[-1], len(said)
+        q, L = bottom_up[-1], len(bottom_up)
         with pyro.plate("data", len(x), dim=-1):
             for level in range(L, 0, -1):
                 z = values[f"z_{level}"] = pyro.sample(f"z_{level}", q)  # [K, N, D_l]
                 if level > 1:
-                    q = _product(said[level - 2], model.conditional(level, z), level - 1)
+                    q = _product(bottom_up[level - 2], model.conditional(level, z), level - 1)
         return values
 
     def local(self, *data: Tensor) -> Ladder:
