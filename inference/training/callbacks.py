@@ -200,8 +200,8 @@ def watched(
     Raises:
         TypeError: for something that is no callback.
     """
-    found = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
-    for callback in found:
+    watching = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    for callback in watching:
         if not isinstance(callback, Callback):
             raise TypeError(
                 f"a callback has the methods after_epoch(history, model, guide) and close(), but got {callback!r}; "
@@ -210,11 +210,11 @@ def watched(
     modules = owners_of(model, guide)
 
     def call(history: History) -> None:
-        for callback in found:
+        for callback in watching:
             with forked_rng(), modes_kept(modules):
                 callback.after_epoch(history, model, guide)
 
     with ExitStack() as stack:
-        for callback in reversed(found):
+        for callback in reversed(watching):
             stack.callback(callback.close)
         yield call

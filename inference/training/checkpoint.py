@@ -128,7 +128,7 @@ class Run:
 def _named(model: Program, guide: Program) -> dict[int, str]:
     """The names of the parameters that the pair's modules own, by the parameters' ids."""
     owners = {"model": owners_of(model), "guide": owners_of(guide)}
-    modules = [(prefix, module) for prefix, found in owners.items() for module in found]
+    modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
 
