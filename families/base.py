@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Drawn", "Family", "lower_triangle", "matvec", "positive", "raw_of"]
+__all__ = ["Drawn", "Family", "inverse_root", "lower_triangle", "matvec", "positive", "raw_of"]
 
 import copy
 import math
@@ -106,6 +106,14 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     """[*batch, I, J] times [*sample, *batch, J]: [*sample, *batch, I], without a copy of the matrix per sample."""
     product: Tensor = torch.einsum("...ij,...j->...i", matrix, vector)
     return product
+
+
+def inverse_root(matrix: Tensor) -> Tensor:
+    """A, lower triangular with A A^T = M^{-1}, of M [..., D, D]. From M = U U^T with U upper triangular, A = U^{-T}."""
+    upper = torch.linalg.cholesky(matrix.flip(-2, -1)).flip(-2, -1)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    root: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True).mT
+    return root
 
 
 def lower_triangle(entries: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jensen.families import FullCovariance
+from jensen.families.base import inverse_root
 from jensen.families.gaussian import RememberingNormal
 from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
@@ -71,9 +72,6 @@ class SemiAmortized(UniqueModule):
         compile: how steps are run: ``"auto"``: from a graph once there were enough of them; ``True``: from a compiled
             one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
 
-    Attributes:
-        route: how steps of the search are run: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``.
-
     Raises:
         ValueError: if ``steps`` or ``particles`` is less than 1.
 
@@ -108,7 +106,7 @@ class SemiAmortized(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How steps of the search are run."""
+        """How steps of the search are run: ``"captured and compiled"``, ``"captured: ..."`` or ``"eager: ..."``."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
@@ -196,9 +194,6 @@ class Laplace(UniqueModule):
         compile: how derivatives are taken: ``"auto"``: from a graph once there were enough of them; ``True``: from a
             compiled one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
 
-    Attributes:
-        route: how derivatives are taken: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``.
-
     Warns:
         UserWarning: for data where the search did not converge, or ended where the curvature is not that of a maximum.
 
@@ -230,7 +225,7 @@ class Laplace(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How derivatives are taken."""
+        """How derivatives are taken: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
@@ -309,9 +304,7 @@ class Laplace(UniqueModule):
             )
         lift = (floor - eigenvalues).clamp_min(0.0)
         curvature = curvature + (vectors * lift.unsqueeze(-2)) @ vectors.mT
-        # H = U U^T with U upper triangular, so H^{-1} = L L^T with L = U^{-T}
-        upper = torch.linalg.cholesky(curvature.flip(-2, -1)).flip(-2, -1)
-        return u, torch.linalg.solve_triangular(upper, torch.eye(D).to(u), upper=True).mT
+        return u, inverse_root(curvature)
 
 
 def _newton(slope: Tensor, curvature: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:

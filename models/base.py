@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["check_width", "data_plate"]
+__all__ = ["check_width", "data_plate", "moments", "principal_plane"]
 
 from collections.abc import Sequence
 
 import pyro
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,30 @@ def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str)
     if n < 1:
         raise ValueError(f"{owner} needs at least one datum, but got {n}")
     return pyro.plate("data", n, dim=-1)
+
+
+def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, Tensor]:
+    """Mean [X] and covariance [X, X] (divided by N) of data [N, X], in float64.
+
+    Raises:
+        ValueError: for data of another shape, fewer than two, NaN and infinity.
+    """
+    check_width(x, event_shape, owner)
+    if len(x) < 2 or not x.isfinite().all():
+        raise ValueError(f"{owner} fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
+    x = x.double()
+    mean = x.mean(0)
+    r = x - mean
+    return mean, r.T @ r / len(x)
+
+
+def principal_plane(covariance: Tensor, latent: int, floor: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Maximum-likelihood W [X, D] and noise variance, not below ``floor``, of PPCA with a standard normal prior.
+
+    References:
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(covariance)  # ascending
+    variance = eigenvalues[:-latent].mean().clamp_min(floor)
+    top, vectors = eigenvalues[-latent:].flip(0), vectors[:, -latent:].flip(1)
+    return vectors * (top - variance).clamp_min(0).sqrt(), variance

@@ -7,7 +7,7 @@ r"""Conditioning in linear-Gaussian models, in units of the noise.
 
 from __future__ import annotations
 
-__all__ = ["Conditioned", "condition", "inverse_root"]
+__all__ = ["Conditioned", "condition"]
 
 import math
 from typing import NamedTuple
@@ -15,15 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jensen.families.base import matvec
-
-
-def inverse_root(matrix: Tensor) -> Tensor:
-    """A, lower triangular with A A^T = M^{-1}, of M [..., D, D]. From M = U U^T with U upper triangular, A = U^{-T}."""
-    upper = torch.linalg.cholesky(matrix.flip(-2, -1)).flip(-2, -1)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    root: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True).mT
-    return root
+from jensen.families.base import inverse_root, matvec
 
 
 class Conditioned(NamedTuple):

@@ -30,11 +30,11 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
-from jensen.families.base import lower_triangle
+from jensen.families.base import inverse_root, lower_triangle
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate
-from .conditioning import Conditioned, condition, inverse_root
+from .base import check_width, data_plate, moments
+from .conditioning import Conditioned, condition
 from .priors import StandardNormal
 
 
@@ -143,13 +143,7 @@ class _Linear(UniqueModule):
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""
         owner = type(self).__name__
-        check_width(x, self.event_shape, owner)
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(f"{owner} fits at least two data without NaN or infinity, but got x of {list(x.shape)}")
-        x = x.double()
-        mean = x.mean(0)
-        r = x - mean
-        covariance = r.T @ r / len(x)
+        mean, covariance = moments(x, self.event_shape, owner)
         variances = covariance.diagonal()
         if (still := variances <= 1e-14 * mean.square()).any():
             raise ValueError(

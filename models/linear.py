@@ -34,10 +34,10 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Size, Tensor, nn
 
+from jensen.families.base import inverse_root
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate
-from .conditioning import inverse_root
+from .base import check_width, data_plate, moments, principal_plane
 
 
 class PPCA(UniqueModule):
@@ -141,11 +141,8 @@ class PPCA(UniqueModule):
                 be 0).
         """
         mean, covariance = self._moments(x)
-        D = self.weight.shape[1]
-        eigenvalues, vectors = torch.linalg.eigh(covariance)  # ascending
-        variance = eigenvalues[:-D].mean()
-        top, vectors = eigenvalues[-D:].flip(0), vectors[:, -D:].flip(1)
-        return self._assign(mean, vectors * (top - variance).clamp_min(0).sqrt() / self.prior_scale, variance)
+        weight, variance = principal_plane(covariance, self.weight.shape[1])
+        return self._assign(mean, weight / self.prior_scale, variance)
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> PPCA:
@@ -220,13 +217,7 @@ class PPCA(UniqueModule):
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""
-        check_width(x, self.event_shape, "PPCA")
-        if len(x) < 2 or not x.isfinite().all():
-            raise ValueError(f"PPCA fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
-        x = x.double()
-        mean = x.mean(0)
-        r = x - mean
-        covariance = r.T @ r / len(x)
+        mean, covariance = moments(x, self.event_shape, "PPCA")
         eigenvalues = torch.linalg.eigvalsh(covariance)  # ascending
         D = self.weight.shape[1]
         if eigenvalues[:-D].mean() <= 1e-12 * eigenvalues[-1]:

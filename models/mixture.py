@@ -20,7 +20,7 @@ from torch import Size, Tensor, nn
 
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate
+from .base import check_width, data_plate, principal_plane
 from .conditioning import Conditioned, condition
 from .priors import StandardNormal
 
@@ -169,9 +169,6 @@ class MixtureOfPPCA(UniqueModule):
         for c, (r, count) in enumerate(zip(responsibilities.T, counts, strict=True)):
             share = (r / count).unsqueeze(-1)  # [N, 1]
             mean = (share * x).sum(0)
-            eigenvalues, vectors = torch.linalg.eigh((share * (x - mean)).T @ (x - mean))  # ascending
-            variance = eigenvalues[:-D].mean().maximum(floor)
-            top, vectors = eigenvalues[-D:].flip(0), vectors[:, -D:].flip(1)
             self.mean[c] = mean
-            self.weight[c] = vectors * (top - variance).clamp_min(0).sqrt()
+            self.weight[c], variance = principal_plane((share * (x - mean)).T @ (x - mean), D, floor)
             self.log_noise[c] = variance.log() / 2

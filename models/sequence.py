@@ -30,12 +30,11 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
-from jensen.families.base import lower_triangle, matvec
+from jensen.families.base import inverse_root, lower_triangle, matvec
 from jensen.families.chain import GaussMarkovChain
 from jensen.module import UniqueModule
 
 from .base import check_width, data_plate
-from .conditioning import inverse_root
 
 
 class LinearGaussianSSM(UniqueModule):
