@@ -17,13 +17,12 @@ __all__ = ["Replay", "Route", "Routes", "Work", "fastest", "weights_of"]
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from jensen.kernel.modes import tensors_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 
@@ -268,9 +267,10 @@ class Routes:
         first: bool,
     ) -> Route[Function]:
         made: list[tuple[Replay, Trial]] = []
+        buffers = [t for t in held if not isinstance(t, nn.Parameter)]  # which running the function may move
 
         def captured() -> tuple[Function, Graph]:
-            with _kept(held):
+            with tensors_kept(buffers):
                 replay = Replay(fn, held, inputs, self.split)
                 made.append((replay, trial or _reversed(fn, inputs)))
                 _compare(made[0][1], fn, replay, CannotCapture)
@@ -279,7 +279,7 @@ class Routes:
         def compiling() -> Function:
             replay, trial = made[0]
             try:
-                with _kept(held):
+                with tensors_kept(buffers):
                     replay.compile(inputs)
                     _compare(trial, fn, replay, CannotCompile)
             except (CannotCapture, CannotCompile):
@@ -326,17 +326,3 @@ def _compare(trial: Trial, fn: Function, replay: Replay, error: type[CannotCaptu
             raise error(f"the {graph} graph gives other numbers than the pair itself")
     finally:
         replay.forget()
-
-
-@contextmanager
-def _kept(held: Sequence[Tensor]) -> Iterator[None]:
-    """Put back buffers (running means, say) that looking at a function moves."""
-    buffers = [t for t in held if not isinstance(t, nn.Parameter)]
-    before = [t.clone() for t in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["buffers_kept", "modes_kept", "running"]
+__all__ = ["buffers_kept", "modes_kept", "running", "tensors_kept"]
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .parameters import owners_of
 from .randomness import private_randomness
@@ -27,16 +27,22 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(*programs: Program) -> Iterator[None]:
-    """Put back the buffers (running means, say) that looking at programs moves."""
-    buffers = [buffer for owner in owners_of(*programs) for buffer in owner.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+def tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back the values of tensors that are written to inside the block; the others are not touched."""
+    kept = list(tensors)
+    before = [tensor.clone() for tensor in kept]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            for tensor, value in zip(kept, before, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def buffers_kept(*programs: Program) -> AbstractContextManager[None]:
+    """Put back the buffers (running means, say) that looking at programs moves."""
+    return tensors_kept(buffer for owner in owners_of(*programs) for buffer in owner.buffers())
 
 
 @contextmanager
