@@ -140,7 +140,7 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(seed)
-        panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).p["x"].mean[0]
+        panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).mean_p("x")[0]
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -154,7 +154,7 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
     rows = {"data": x}
     for name, (model, guide) in pairs.items():
         torch.manual_seed(seed)
-        rows[name] = terms(model, guide, x, particles=32).p["x"].mean.mean(0)
+        rows[name] = terms(model, guide, x, particles=32).mean_p("x").mean(0)
     figure = Figure(figsize=(7.5, 0.35 + 0.53 * len(rows)), layout="constrained")
     plot_images(
         torch.cat(list(rows.values())),

@@ -6,11 +6,13 @@ __all__ = ["LogWeights"]
 
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Batch
+from jensen.kernel.lifts import LOOP
 from jensen.kernel.parameters import tensors_of
-from jensen.kernel.weights import Program, log_weights, terms
+from jensen.kernel.weights import Pair
 
 from .capture import Outputs
 from .compile import Compile
@@ -25,22 +27,20 @@ class LogWeights:
     What does not depend on the draws (the encoder) is worked out once for a batch of data.
 
     Args:
-        model: the model.
-        guide: its guide.
-        nesting: how deep the pair's plates are nested.
+        pair: the pair.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
         observed: whether log p(x | z) of the same draws is wanted too.
     """
 
-    def __init__(self, model: Program, guide: Program, nesting: int, mode: Compile, observed: bool = False) -> None:
-        self.model, self.guide, self.nesting, self.observed = model, guide, nesting, observed
-        self.weights = weights_of(model)
+    def __init__(self, pair: Pair, mode: Compile, observed: bool = False) -> None:
+        self.pair, self.observed = pair, observed
+        self.weights = weights_of(pair.model)
         self.routes = Routes(mode, _LEAST, "this pair is not compiled; its draws are", split=True)
 
     @cached_property
     def held(self) -> list[Tensor]:
         """The parameters and buffers of the pair, which an AutoGuide makes at its first call."""
-        return tensors_of(self.model, self.guide)
+        return tensors_of(self.pair.model, self.pair.guide)
 
     @property
     def route(self) -> str:
@@ -61,13 +61,29 @@ class LogWeights:
         """Log weights and, where ``observed`` asks for it, log p(x | z) of the same draws: each [K, N]."""
 
         def eager(*data: Tensor) -> Outputs:
-            if self.observed:
-                t = terms(self.model, self.guide, *data, particles=particles, max_plate_nesting=self.nesting)
-                return t.log_weights, t.observed
-            return (log_weights(self.model, self.guide, *data, particles=particles, max_plate_nesting=self.nesting),)
+            return self._of(data, particles)
 
+        def one(*data: Tensor) -> Outputs:
+            return self._of(data, 1)
+
+        first = None
+        if self.pair.way_for(batch, particles) is None:
+            first = self._of(batch, particles)  # which finds the way
         operations = 2 * self.weights * particles * len(batch[0])
-        return self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)(*batch)
+        if self.pair.way_for(batch, particles) == LOOP:  # the graph of one particle, again and again
+            if first is not None:
+                return first
+            again = None if ahead is None else ahead * particles
+            run = self.routes(one, self.held, batch, operations / particles, ahead=again, calls=particles, key=1)
+            return tuple(map(torch.cat, zip(*(run(*batch) for _ in range(particles)), strict=True)))
+        run = self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)
+        return run(*batch) if first is None else first
+
+    def _of(self, data: Batch, particles: int) -> Outputs:
+        if self.observed:
+            t = self.pair.terms(data, particles)
+            return t.log_weights, t.observed
+        return (self.pair.log_weights(data, particles),)
 
     def forget(self) -> None:
         """Forget what was worked out for a batch: parameters have changed."""

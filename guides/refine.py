@@ -29,7 +29,7 @@ from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
 from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import check_pair, log_joint, terms
+from jensen.kernel.weights import Pair, check_pair, log_joint
 from jensen.module import UniqueModule
 
 from .amortized import Joint, coordinates, draw_jointly, supports_of
@@ -130,9 +130,11 @@ class SemiAmortized(UniqueModule):
         sizes = self.guide.sizes()
         offsets = [context.new_zeros(len(context), size) for size in sizes.values()]
         moments = [(torch.zeros_like(offset), torch.zeros_like(offset)) for offset in offsets]
+        now: dict[str, Any] = {"context": context, "offsets": offsets}
+        pair = Pair(*self._model, self._at(now))  # one for all steps: its way under particles is proved once
         with disable_proxy_modes_tracing():  # a check reads values
-            nesting = check_pair(*self._model, self._at(context, offsets), *data).nesting
-        uphill = partial(self._slopes, nesting)
+            pair.nesting = check_pair(pair.model, pair.guide, *data).nesting
+        uphill = partial(self._slopes, pair, now)
         operations = 6 * weights_of(*self._model) * self.particles * len(context)
         programs, inputs = [self.guide, *self._model], (context, *offsets, *data)
         run = self._memory.route(uphill, programs, inputs, operations, self.steps)
@@ -141,23 +143,22 @@ class SemiAmortized(UniqueModule):
                 offsets[i], moments[i] = _adam(offsets[i], slope, moments[i], t, self.lr)
         return dict(zip(sizes, offsets, strict=True))
 
-    def _slopes(self, nesting: int, context: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def _slopes(self, pair: Pair, now: dict[str, Any], context: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """The slopes of minus the ELBO in the offsets, which stand between context and data: [N, P] each."""
         sites = len(self.guide.sizes())
         offsets = [offset.detach().requires_grad_() for offset in rest[:sites]]
-        guide, data = self._at(context, offsets), rest[sites:]
-        t = terms(*self._model, guide, *data, particles=self.particles, max_plate_nesting=nesting)
+        now.update(context=context, offsets=offsets)
+        t = pair.terms(rest[sites:], self.particles)
         if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
             raise ValueError(f"draws of {stuck} have no gradient to follow: take a family that has rsample")
         slopes = torch.autograd.grad(-t.log_weights.mean(0).sum(), offsets)
         return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
-    def _at(self, context: Tensor, offsets: Sequence[Tensor]) -> Callable[..., None]:
-        """The guide at given offsets."""
-        named = dict(zip(self.guide.sizes(), offsets, strict=True))
+    def _at(self, now: Mapping[str, Any]) -> Callable[..., None]:
+        """The guide at the context and offsets of the moment."""
 
         def guide(*_: Tensor) -> None:
-            self.guide.draw(context, named)
+            self.guide.draw(now["context"], dict(zip(self.guide.sizes(), now["offsets"], strict=True)))
 
         return guide
 

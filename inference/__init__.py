@@ -5,7 +5,7 @@ Nothing here imports another room: models and guides are met through the Pyro pr
 
 from jensen.graphs.products import float32_products
 from jensen.kernel.simulation import simulate
-from jensen.kernel.sites import Terms
+from jensen.kernel.terms import Terms
 from jensen.kernel.weights import log_joint, log_weights, terms
 
 from .annealing.ais import AIS, ais

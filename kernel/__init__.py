@@ -6,7 +6,7 @@ Nothing here knows a model, a guide, a family, or what is done with the weights.
 from .batches import Part, stream
 from .layout import Layout
 from .simulation import simulate
-from .sites import Terms
+from .terms import Terms
 from .weights import Program, check_pair, log_joint, log_weights, terms
 
 __all__ = [

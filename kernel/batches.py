@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from .layout import Layout
 from .parameters import is_autoguide
-from .weights import Program, check_pair
+from .weights import Pair, Program, check_pair
 
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
@@ -129,6 +129,7 @@ class Part:
         at_once: how many (datum, particle) pairs are run at once.
         joint: whether the pair's weights are joint, one for all data.
         advance: says how many units of progress are done.
+        pair: the pair, as it is run.
     """
 
     data: Batch
@@ -139,7 +140,7 @@ class Part:
     at_once: int
     joint: bool
     advance: Callable[[int], None]
-    _pair: tuple[Program, Program] = field(repr=False)
+    pair: Pair = field(repr=False)
     _proven: bool = field(repr=False)
 
     def __len__(self) -> int:
@@ -158,11 +159,11 @@ class Part:
     def divisible(self) -> bool:
         """Whether the pair runs on some of these data alone."""
         half = len(self) // 2
-        if self.joint or is_autoguide(self._pair[1]):
+        if self.joint or is_autoguide(self.pair.guide):
             return False
         if self._proven or not half:
             return True
-        layout = layout_on(*self._pair, self.data, half)
+        layout = layout_on(self.pair.model, self.pair.guide, self.data, half)
         return isinstance(layout, Layout) and layout.sizes == (half,)
 
 
@@ -226,6 +227,7 @@ def stream(
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
+    pair = Pair(model, guide, layout.nesting)
     with tqdm(total=total, disable=not progress, desc=what, unit_scale=True) as bar:
         for first in range(0, n, rows):
             if first % looked_at == 0:
@@ -234,9 +236,7 @@ def stream(
                 if weights != "none" and not joint:
                     _check_rows(layout, len(some[0]))
             batch = tuple(x[first : first + rows] for x in data)
-            yield Part(
-                batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, (model, guide), rows < n
-            )
+            yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
             if units is not None:
                 bar.update(units * (first + len(batch[0])) - bar.n)
 

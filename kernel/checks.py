@@ -9,8 +9,10 @@ __all__ = [
     "check_shapes",
     "check_simulated",
     "fit_values",
+    "warn_user",
 ]
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +24,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .sites import Site, base_of, plates_of, sites_of, subsampling
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the first caller outside of the library."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("jensen."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)
 
 
 def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .parameters import owners_of
 from .randomness import private_randomness
-from .weights import Program
+from .sites import Program
 
 
 @contextmanager

@@ -1,46 +1,47 @@
-"""Reading traces: which sites count, which plates enclose them, and their log-densities per datum."""
+"""Reading traces: which sites count, which plates enclose them, and what they are made of as tensors."""
 
 from __future__ import annotations
 
 __all__ = [
     "PARTICLES",
+    "At",
     "AtMode",
-    "PairRun",
+    "Program",
+    "Scored",
     "Site",
-    "Terms",
-    "at_leaves",
+    "SiteFacts",
     "base_of",
     "enclosing_plates",
-    "fold",
+    "facts_of",
+    "folded",
     "in_plate",
     "is_discrete",
     "needs_score",
     "nesting_of",
+    "padded",
     "plates_of",
-    "site_log_prob",
+    "score",
+    "shared_plates",
     "sites_of",
-    "stop_parameters",
     "subsampling",
-    "sum_to_data",
-    "with_taps",
+    "summed_to",
 ]
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 import pyro
-import torch
-from pyro.distributions import Delta, ImproperUniform, TorchDistribution, Unit
-from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.distributions import Delta, ImproperUniform, Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+Program = Callable[..., Any]
 Site = Any  # a Pyro message: a TypedDict that Pyro does not type fully
 PARTICLES = "jensen_particles"
 
@@ -71,8 +72,14 @@ def nesting_of(sites: list[Site]) -> int:
 
 def enclosing_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
     """The plates, other than the particles, that enclose every site, from left to right."""
-    common = set.intersection(*map(plates_of, sites)) if sites else set()
-    return sorted((frame for frame in common if frame.name != PARTICLES), key=_dim)
+    return shared_plates(map(plates_of, sites))
+
+
+def shared_plates(frames: Iterable[Iterable[CondIndepStackFrame]]) -> list[CondIndepStackFrame]:
+    """The vectorized plates, other than the particles, that are in every one of these sets, from left to right."""
+    sets = [set(part) for part in frames]
+    common = set.intersection(*sets) if sets else set()
+    return sorted((frame for frame in common if frame.vectorized and frame.name != PARTICLES), key=_dim)
 
 
 def in_plate(fn: Callable[..., Any], particles: int, nesting: int) -> Callable[..., Any]:
@@ -98,191 +105,127 @@ def is_discrete(fn: Any) -> bool:
 
 def needs_score(site: Site) -> bool:
     """Whether the guide draws this site without a derivative."""
-    fn = site["fn"]
-    return not (site["is_observed"] or fn.has_rsample or isinstance(base_of(fn), Unit | Delta))
+    return facts_of(site).needs_score
 
 
-def subsampling(frames: set[CondIndepStackFrame]) -> float:
+def subsampling(frames: Iterable[CondIndepStackFrame]) -> float:
     """N/B over the subsampled ones of these plates."""
     return prod((frame.full_size or frame.size) / frame.size for frame in frames)
 
 
-def site_log_prob(site: Site, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
-    """The site's log-density without scale, with mask, summed over all but particles and ``keep``: [K or 1, ...]."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return fold(site, log_prob, keep, nesting)
+@dataclass(frozen=True)
+class SiteFacts:
+    """What a site is, beside its tensors.
+
+    Attributes:
+        name: its name.
+        observed: whether its value is data.
+        event_dim: how many dimensions of its values are one event.
+        frames: the plates around it, the particles' not among them.
+        family: the class of its distribution, inside of ``to_event``, ``mask`` and ``expand``.
+        has_rsample: whether its draws have a derivative.
+        discrete: whether its values are discrete.
+        auxiliary: whether it is a guide's alone.
+    """
+
+    name: str
+    observed: bool
+    event_dim: int
+    frames: frozenset[CondIndepStackFrame]
+    family: type
+    has_rsample: bool
+    discrete: bool
+    auxiliary: bool
+
+    @property
+    def point(self) -> bool:
+        """Whether it is a ``Delta`` or a factor: no normalised density of its own."""
+        return issubclass(self.family, Delta | Unit)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether it is drawn without a derivative."""
+        return not (self.observed or self.has_rsample or self.point)
 
 
-def fold(site: Site, batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
-    """A tensor of the site's batch shape under its mask and inner subsampling, summed: [K or 1, ...]."""
-    batch = scale_and_mask(batch, subsampling(set(site["cond_indep_stack"]) - set(keep)), site["mask"])
-    return sum_to_data(batch, keep, nesting)
+def facts_of(site: Site) -> SiteFacts:
+    """What a site of a trace is."""
+    fn = site["fn"]
+    return SiteFacts(
+        name=site["name"],
+        observed=bool(site["is_observed"]),
+        event_dim=fn.event_dim,
+        frames=frozenset(frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES),
+        family=type(base_of(fn)),
+        has_rsample=bool(fn.has_rsample),
+        discrete=is_discrete(fn),
+        auxiliary=bool((site["infer"] or {}).get("is_auxiliary")),
+    )
 
 
-def sum_to_data(batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
-    """Sum a tensor of a site's batch shape over all dimensions but particles and ``keep``."""
-    batch = batch.reshape((1,) * (nesting + 1 - batch.dim()) + batch.shape)
-    kept = {-nesting - 1, *map(_dim, keep)}
-    summed = [dim for dim in range(-batch.dim(), 0) if dim not in kept]
+class Scored(NamedTuple):
+    """A site of a run under K particles: what it is, its value, and its log-density.
+
+    The value is [K, *plates, *event] for draws (observed values stand as they are); the log-density is [K, *plates],
+    with one dimension for every plate of the pair, of size 1 where the site is not in it; masked, without scale.
+    """
+
+    facts: SiteFacts
+    value: Tensor
+    log_prob: Tensor
+
+
+def score(site: Site) -> Tensor:
+    """The log-density of a site's value, of its batch shape: without scale, with mask.
+
+    Raises:
+        NotImplementedError: if the distribution does not know it at this value.
+    """
+    try:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except (KeyError, NotImplementedError) as error:  # of a flow without an inverse, which remembers its draws
+        raise NotImplementedError(
+            f"site '{site['name']}': its distribution has no log q of a given value ({error})"
+        ) from error
+    masked: Tensor = scale_and_mask(log_prob, 1.0, site["mask"])
+    return masked
+
+
+def padded(batch: Tensor, rank: int, trailing: int = 0) -> Tensor:
+    """A tensor whose batch has so many dimensions, in front of the trailing ones: with ones from the left.
+
+    Raises:
+        ValueError: if the batch has more.
+    """
+    missing = rank + trailing - batch.dim()
+    if missing < 0:
+        raise ValueError(f"a batch of shape {list(batch.shape)} has more dimensions than the {rank} of the plates")
+    return batch.reshape((1,) * missing + tuple(batch.shape))
+
+
+def folded(batch: Tensor, facts: SiteFacts, keep: list[CondIndepStackFrame]) -> Tensor:
+    """A tensor [K, *plates] of a site under its inner subsampling, summed to the particles and the plates kept."""
+    inner = subsampling(facts.frames - set(keep))
+    return summed_to(batch if inner == 1.0 else batch * inner, keep)
+
+
+def summed_to(batch: Tensor, keep: list[CondIndepStackFrame]) -> Tensor:
+    """A tensor [K, *plates] summed over all but the particles and the plates that are kept."""
+    kept = {0, *(batch.dim() + _dim(frame) for frame in keep)}
+    summed = [dim for dim in range(batch.dim()) if dim not in kept]
     return batch.sum(summed) if summed else batch
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What log weights are made of, site by site. Every tensor of log-densities is [K, N] ([K] where joint).
+class At(Messenger):
+    """A handler under which latent sites take given values; those of subsampling too."""
 
-    Attributes:
-        log_p: log p of each site of the model given its parents, observed sites included.
-        log_q: log q of each site of the guide, auxiliary sites included.
-        log_q_stopped: the same values, whose gradient reaches the guide's parameters through the draws alone: the
-            derivative in the parameters at fixed z is left out. None unless asked for.
-        p: the model's distributions, by site.
-        q: the guide's distributions, by site.
-        values: the values drawn and observed, by site: [K, N, *event] for draws.
-        repeated: with ``log_q_stopped``, whether log q came out the same when the guide was run again: a tensor of no
-            dimensions. A false one is raised at once, but for where a function is captured, which must not read it.
-        run: the sites that the rest was read from.
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
 
-    Example:
-        >>> from jensen.guides import PriorGuide
-        >>> from jensen.inference import terms
-        >>> from jensen.models import PPCA
-        >>> model = PPCA(5, latent=2)
-        >>> t = terms(model, PriorGuide(model), torch.zeros(3, 5))
-        >>> torch.allclose(t.log_weights, t.log_p["x"] + t.log_p["z"] - t.log_q["z"])
-        True
-    """
-
-    log_p: dict[str, Tensor]
-    log_q: dict[str, Tensor]
-    log_q_stopped: dict[str, Tensor] | None
-    p: dict[str, TorchDistribution]
-    q: dict[str, TorchDistribution]
-    values: dict[str, Tensor]
-    repeated: Tensor | None
-    run: PairRun = field(repr=False)
-
-    @property
-    def scale(self) -> float:
-        """N/B where the data are a subsample, else 1: what the sum over the data is to be multiplied by."""
-        return subsampling(set(self.run.keep))
-
-    @property
-    def joint(self) -> bool:
-        """Whether no plate encloses every site, so that the weights speak of all data at once."""
-        return not self.run.keep
-
-    @property
-    def observed(self) -> Tensor:
-        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights."""
-        total: Tensor = sum(self.log_p[name] for name in self.log_p if name not in self.log_q)  # type: ignore[assignment]
-        return torch.as_tensor(total).expand(self.run.shape)
-
-    def per_datum(self, name: str, batch: Tensor) -> Tensor:
-        """A tensor of the batch shape of a site (a KL, say), under its mask, summed to the shape of the weights."""
-        site = next(site for site in [*self.run.p, *self.run.q] if site["name"] == name)
-        return self.run.fold(site, batch)
-
-    @property
-    def log_weights(self) -> Tensor:
-        """The log weights: the sum of ``log_p`` minus the sum of ``log_q``."""
-        total: Tensor = sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[assignment]
-        return total
-
-
-class PairRun(NamedTuple):
-    """One run of a pair under K particles: its sites, what the model saw of the guide's, the plates that are kept.
-
-    ``shape`` is that of the weights.
-    """
-
-    p: list[Site]
-    q: list[Site]
-    q_trace: Trace
-    keep: list[CondIndepStackFrame]
-    nesting: int
-    shape: tuple[int, ...]
-
-    def log_prob(self, site: Site) -> Tensor:
-        """Log-density of one of its sites, of the shape of the weights."""
-        return site_log_prob(site, self.keep, self.nesting).expand(self.shape)
-
-    def spread(self, site: Site, weights: Tensor) -> Tensor:
-        """A tensor of the shape of the weights, to be multiplied with a value of one of its sites."""
-        shape = [1] * (self.nesting + 1 + site["fn"].event_dim)
-        shape[0] = self.shape[0]
-        for frame in self.keep:
-            shape[self.nesting + 1 + _dim(frame)] = frame.size
-        return weights.reshape(shape)
-
-    def fold(self, site: Site, batch: Tensor) -> Tensor:
-        """A tensor of the batch shape of one of its sites, summed to the shape of the weights."""
-        return fold(site, batch, self.keep, self.nesting).expand(self.shape)
-
-
-def with_taps(trace: Trace) -> Trace:
-    """The guide's trace with a view of each draw in its place, for the model to be replayed against.
-
-    No draw depends on another's view: a derivative in a view is the partial one, of the densities alone.
-    """
-    tapped = trace.copy()
-    for name, site in trace.nodes.items():
-        value = site.get("value")
-        if site["type"] == "sample" and not site["is_observed"] and isinstance(value, Tensor) and value.requires_grad:
-            view: Any = {**site, "value": value.view_as(value)}
-            tapped.nodes[name] = view
-    return tapped
-
-
-def at_leaves(run: PairRun) -> tuple[Trace, dict[str, Tensor]]:
-    """The guide's trace with leaves in the place of its draws, to be replayed, and the leaves that need a gradient."""
-    frozen, leaves = run.q_trace.copy(), {}
-    for site in run.q:
-        if not site["is_observed"]:
-            leaf = site["value"].detach().requires_grad_(site["value"].requires_grad)
-            at_leaf: Any = {**site, "value": leaf}
-            frozen.nodes[site["name"]] = at_leaf
-            if leaf.requires_grad:
-                leaves[site["name"]] = leaf
-    return frozen, leaves
-
-
-def stop_parameters(
-    run: PairRun, log_q: dict[str, Tensor], again: list[Site], leaves: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Log q at the drawn values, differentiable through the values alone; and whether it came out the same again.
-
-    ``again`` are the guide's sites run at the leaves. Log q is differentiated in the leaves, and that gradient is
-    attached to the drawn values: no parameter of any kind has to be found and stopped. A ``Delta``'s log-density and a
-    factor are no normalised densities, so their derivative in the parameters does not average to zero: they keep it.
-    """
-    result, repeated = dict(log_q), torch.ones((), dtype=torch.bool)
-    for site in again:
-        name = site["name"]
-        if isinstance(base_of(site["fn"]), Delta | Unit):
-            continue
-        try:
-            value = run.log_prob(site)
-        except (KeyError, NotImplementedError) as error:
-            raise NotImplementedError(f"site '{name}': its distribution has no log q of a given value") from error
-        close = torch.isclose(value.detach(), log_q[name].detach(), rtol=1e-3, atol=1e-3, equal_nan=True).all()
-        repeated = repeated.to(close.device) & close
-        if get_proxy_mode() is None and not bool(close):
-            raise ValueError(
-                f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
-                "its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
-            )
-        result[name] = log_q[name].detach()
-        if not (leaves and value.requires_grad):
-            continue
-        slopes = torch.autograd.grad(value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
-        for leaf, slope in zip(leaves, slopes, strict=True):
-            if slope is not None:
-                drawn: Any = run.q_trace.nodes[leaf]
-                shift = slope * (drawn["value"] - drawn["value"].detach())  # zero, with a gradient
-                shift = sum_rightmost(shift, drawn["fn"].event_dim)
-                result[name] = result[name] + sum_to_data(shift, run.keep, run.nesting)
-    return result, repeated
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 class AtMode(Messenger):

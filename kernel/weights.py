@@ -14,6 +14,8 @@ that is subsampled and does *not* enclose every site still multiplies its own si
 from __future__ import annotations
 
 __all__ = [
+    "Pair",
+    "Program",
     "check_pair",
     "densities",
     "log_joint",
@@ -27,7 +29,7 @@ __all__ = [
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pyro import poutine, validation_enabled
@@ -37,24 +39,11 @@ from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_scale, check_shapes, fit_values
 from .layout import Layout, layout_of
+from .lifts import ALONE, Call, Half, Lifted, Run, Way
 from .parameters import claim_parameters, owners_of, trainable
 from .randomness import forked_rng
-from .sites import (
-    AtMode,
-    PairRun,
-    Site,
-    Terms,
-    at_leaves,
-    enclosing_plates,
-    in_plate,
-    nesting_of,
-    site_log_prob,
-    sites_of,
-    stop_parameters,
-    with_taps,
-)
-
-Program = Callable[..., Any]
+from .sites import AtMode, Program, Scored, Site, folded, nesting_of, shared_plates, sites_of
+from .terms import Terms, stopped_log_q
 
 
 def log_weights(
@@ -90,9 +79,7 @@ def log_weights(
         >>> log_weights(model, PriorGuide(model), torch.zeros(3, 5), particles=10).shape
         torch.Size([10, 3])
     """
-    run = _run(model, guide, data, particles, max_plate_nesting)
-    total = sum(run.log_prob(site) for site in run.p) - sum(run.log_prob(site) for site in run.q)
-    return torch.as_tensor(total).expand(run.shape)
+    return Pair(model, guide, max_plate_nesting).log_weights(data, particles)
 
 
 def terms(
@@ -103,7 +90,7 @@ def terms(
     stopped: bool = False,
     max_plate_nesting: int | None = None,
 ) -> Terms:
-    r"""What log w is made of: log p, log q and the distributions, site by site.
+    r"""What log w is made of, site by site: log p, log q, the values drawn.
 
     ``log_q_stopped`` is what sticking-the-landing and doubly reparameterized gradients need. Its value is log q, and
 
@@ -131,27 +118,7 @@ def terms(
         >>> sorted(t.log_p), sorted(t.log_q), t.values["z"].shape, t.log_weights.shape
         (['x', 'z'], ['z'], torch.Size([10, 3, 2]), torch.Size([10, 3]))
     """
-    state = torch.get_rng_state()
-    run = _run(model, guide, data, particles, max_plate_nesting, tapped=stopped)
-    log_q = {site["name"]: run.log_prob(site) for site in run.q}
-    log_q_stopped = repeated = None
-    if stopped:  # the guide runs again, at leaves in the place of its values
-        frozen, leaves = at_leaves(run)
-        guide = poutine.replay(in_plate(guide, particles, run.nesting), trace=frozen)
-        with torch.enable_grad(), forked_rng():
-            torch.set_rng_state(state)
-            again = sites_of(poutine.trace(guide).get_trace(*data))
-            log_q_stopped, repeated = stop_parameters(run, log_q, again, leaves)
-    return Terms(
-        log_p={site["name"]: run.log_prob(site) for site in run.p},
-        log_q=log_q,
-        log_q_stopped=log_q_stopped,
-        p={site["name"]: site["fn"] for site in run.p},
-        q={site["name"]: site["fn"] for site in run.q},
-        values={s["name"]: run.q_trace.nodes.get(s["name"], s)["value"] for s in [*run.p, *run.q]},
-        repeated=repeated,
-        run=run,
-    )
+    return Pair(model, guide, max_plate_nesting).terms(data, particles, stopped)
 
 
 def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Tensor:
@@ -178,23 +145,124 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
     return torch.as_tensor(total)
 
 
-def densities(model: Program, *data: Tensor) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+def densities(
+    model: Program, *data: Tensor, lifted: Lifted | None = None
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """Log p(x, z) site by site as a function of z, for many z on the same data; values as for :func:`log_joint`.
 
     The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
+    Where other data follow, ``lifted`` is the model as it is run, whose proofs hold for them too.
     """
     with forked_rng(), AtMode():
         sites = model_sites(model, *data)
-    nesting = nesting_of(sites)
+    lifted = Lifted(model, nesting_of(sites)) if lifted is None else lifted
+    ranks = {site["name"]: site["value"].dim() for site in sites}
 
     def at(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        k, fitted = fit_values(values, sites, nesting)
-        seen = sites_of(poutine.trace(poutine.condition(in_plate(model, k, nesting), data=fitted)).get_trace(*data))
-        keep = enclosing_plates(seen)
+        k, fitted = fit_values(values, sites, lifted.nesting)
+        seen = lifted(data, k, fitted, ranks).sites
+        keep = shared_plates(site.facts.frames for site in seen.values())
         shape = (k, *(frame.size for frame in keep))
-        return {site["name"]: site_log_prob(site, keep, nesting).expand(shape) for site in seen}
+        return {name: folded(site.log_prob, site.facts, keep).expand(shape) for name, site in seen.items()}
 
     return at
+
+
+class Pair:
+    """A pair that is run many times: checked once, and its way under so many particles proved once.
+
+    Args:
+        model: any Pyro model.
+        guide: its guide.
+        nesting: how deep the pair's plates are nested. None: it is checked, and run once, to find out.
+    """
+
+    def __init__(self, model: Program, guide: Program, nesting: int | None = None) -> None:
+        self.model, self.guide, self.nesting = model, guide, nesting
+        self._lifted: tuple[Lifted, Lifted] | None = None
+
+    def log_weights(self, data: tuple[Tensor, ...], particles: int) -> Tensor:
+        """Log weights of fresh draws, [K, N]; [K] where they are joint: see :func:`log_weights`."""
+        p, q, keep = self._run(data, particles, tapped=False)
+        total = sum(_folded(p, keep)) - sum(_folded(q, keep))
+        return torch.as_tensor(total).expand(particles, *(frame.size for frame in keep))
+
+    def terms(self, data: tuple[Tensor, ...], particles: int, stopped: bool = False) -> Terms:
+        """What log weights of fresh draws are made of: see :func:`terms`."""
+        state = torch.get_rng_state()
+        p, q, keep = self._run(data, particles, tapped=stopped)
+        model, guide = self._halves
+        shape = (particles, *(frame.size for frame in keep))
+        log_p, log_q = (
+            {name: folded.expand(shape) for name, folded in zip(run.sites, _folded(run, keep), strict=True)}
+            for run in (p, q)
+        )
+        drawn = {name: site.value for name, site in q.sites.items() if not site.facts.observed}
+        log_q_stopped = repeated = None
+        if stopped:  # the guide runs again, at leaves in the place of its values
+            leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in drawn.items()}
+            with torch.enable_grad(), forked_rng():
+                torch.set_rng_state(state)
+                again = guide(data, particles, leaves, q.ranks, q.rows)
+                log_q_stopped, repeated = stopped_log_q(q, again, leaves, log_q, keep)
+        call = Call(data, particles, drawn, q.ranks, p.rows)
+        return Terms(
+            log_p=log_p,
+            log_q=log_q,
+            log_q_stopped=log_q_stopped,
+            p={name: site.facts for name, site in p.sites.items()},
+            q={name: site.facts for name, site in q.sites.items()},
+            values={name: site.value for name, site in {**p.sites, **q.sites}.items()},
+            repeated=repeated,
+            particles=particles,
+            _keep=keep,
+            _halves=(Half(model, call, p), Half(guide, call, q)),
+        )
+
+    @property
+    def way(self) -> Way:
+        """The way that it is run by: the last of those that its halves need."""
+        return max((half.way for half in self._lifted or ()), key=get_args(Way).index, default=ALONE)
+
+    def way_for(self, data: tuple[Tensor, ...], particles: int) -> Way | None:
+        """The way of data and particles like these; None if it is not known yet."""
+        call = Call(data, particles, {}, {}, {})
+        ways = [half.way_for(call) for half in self._lifted or (None, None) if half is not None]
+        return max(ways, key=get_args(Way).index) if ways and None not in ways else None
+
+    @property
+    def _halves(self) -> tuple[Lifted, Lifted]:
+        assert self._lifted is not None
+        return self._lifted
+
+    def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any]]:
+        """The runs of model and guide, and the plates that enclose every site."""
+        if particles < 1:
+            raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
+        if self.nesting is None:
+            self.nesting = check_pair(self.model, self.guide, *data).nesting
+        if self._lifted is None:
+            self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
+        model, guide = self._lifted
+        q = guide(data, particles)
+        if tapped:  # a derivative in a view is the partial one, of the densities alone: no draw depends on it
+            q = q._replace(sites={name: _tapped(site) for name, site in q.sites.items()})
+        drawn = {name: site.value for name, site in q.sites.items() if not site.facts.observed}
+        p = model(data, particles, drawn, q.ranks, q.rows)
+        latent = {n: site for n, site in p.sites.items() if site.facts.observed or n in q.sites}
+        p = p._replace(sites=latent)
+        sites = [*p.sites.values(), *q.sites.values()]
+        return p, q, shared_plates(site.facts.frames for site in sites)
+
+
+def _tapped(site: Scored) -> Scored:
+    """A site with a view of its value in its place."""
+    return site._replace(value=site.value.view_as(site.value)) if site.value.requires_grad else site
+
+
+def _folded(run: Run, keep: list[Any]) -> list[Tensor]:
+    """The log-density of each site, summed to the shape of the weights."""
+    return [folded(site.log_prob, site.facts, keep) for site in run.sites.values()]
 
 
 def model_sites(model: Program, *args: Any, **kwargs: Any) -> list[Site]:
@@ -273,24 +341,3 @@ def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tup
     q = poutine.trace(guide).get_trace(*data)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
     return p, q
-
-
-def _run(
-    model: Program,
-    guide: Program,
-    data: tuple[Tensor, ...],
-    particles: int,
-    nesting: int | None,
-    tapped: bool = False,
-) -> PairRun:
-    if particles < 1:
-        raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
-    if nesting is None:
-        nesting = check_pair(model, guide, *data).nesting
-    q = poutine.trace(in_plate(guide, particles, nesting)).get_trace(*data)
-    seen = with_taps(q) if tapped else q  # by the model
-    p = poutine.trace(poutine.replay(in_plate(model, particles, nesting), trace=seen)).get_trace(*data)
-    p_sites, q_sites = sites_of(p), sites_of(q)
-    keep = enclosing_plates([*p_sites, *q_sites])
-    p_sites = [s for s in p_sites if s["is_observed"] or s["name"] in q.nodes]  # one to enumerate: its own proposal
-    return PairRun(p_sites, q_sites, seen, keep, nesting, (particles, *(frame.size for frame in keep)))

@@ -41,7 +41,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pyro import poutine, validation_enabled
@@ -49,10 +49,10 @@ from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.lifts import Lifted, Way
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import in_plate
-from jensen.kernel.weights import Program, densities, model_sites
+from jensen.kernel.weights import Program, densities
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
@@ -121,11 +121,13 @@ class Path:
 
     def __init__(self, model: Program, guide: Program | None, data: tuple[Tensor, ...], nesting: int) -> None:
         self.coordinates = Coordinates(model, *data)
-        self.model, self.guide, self.data, self.nesting = model, guide, data, nesting
-        self._log_p = densities(model, *data)
+        self.model, self.guide, self.data = model, guide, data
+        self._lifted_model = Lifted(model, nesting)
+        self._log_p = densities(model, *data, lifted=self._lifted_model)
+        self._lifted = self._lifted_model if guide is None else Lifted(guide, nesting, "guide")
         if guide is not None:
             with forked_rng():
-                drawn = {site["name"]: site["value"] for site in model_sites(in_plate(guide, 1, nesting), *data)}
+                drawn = self._start(1)
             self._check_guide(drawn)
 
     def _check_guide(self, drawn: Mapping[str, Tensor]) -> None:
@@ -136,7 +138,7 @@ class Path:
                 "auxiliary site (of Joint, Laplace, an AutoGuide) log q(z | x) at a given z is not known; start from "
                 "the prior (start='prior'), or take a guide that draws the model's sites directly, as amortize does"
             )
-        self._log_q = densities(self.guide, *self.data)
+        self._log_q = densities(self.guide, *self.data, lifted=self._lifted)
         try:
             with forked_rng():
                 self._log_q({name: value.clone() for name, value in self._shaped(drawn, 1).items()})
@@ -151,9 +153,17 @@ class Path:
 
     def draw(self, chains: int) -> Point:
         """C draws of the start for each datum."""
-        start = self.model if self.guide is None else self.guide
-        drawn = {s["name"]: s["value"] for s in model_sites(in_plate(start, chains, self.nesting), *self.data)}
-        return self(self.coordinates.free(self._shaped(drawn, chains)))
+        return self(self.coordinates.free(self._shaped(self._start(chains), chains)))
+
+    @property
+    def way(self) -> Way:
+        """The way that chains are run side by side: the last of those that model and start need."""
+        return max((self._lifted_model.way, self._lifted.way), key=get_args(Way).index)
+
+    def _start(self, chains: int) -> dict[str, Tensor]:
+        """C draws of each site of the start."""
+        with torch.no_grad():
+            return {name: site.value for name, site in self._lifted(self.data, chains).sites.items()}
 
     def at(self, values: Mapping[str, Tensor], chains: int) -> Point:
         """C chains that start at the same given values [N, *event]."""
@@ -279,6 +289,7 @@ class AIS(Measurement):
         step_sizes: the frozen step sizes of the T - 1 transitions, in units of the posterior's spread: [T - 1, N].
         leapfrog: leapfrog steps of a transition.
         start: where the chains started.
+        route: the way that chains are run side by side: ``"outer plate"``, say.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -298,6 +309,7 @@ class AIS(Measurement):
     step_sizes: Tensor
     leapfrog: int
     start: Start
+    route: str = ""
 
     @property
     def chains(self) -> int:
@@ -452,6 +464,7 @@ def ais(
         step_sizes=torch.cat(steps, 1),
         leapfrog=leapfrog,
         start=start,
+        route=path.way,
     )
 
 

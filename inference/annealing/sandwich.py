@@ -19,16 +19,17 @@ __all__ = ["Bracket", "Contradiction", "Sandwich", "sandwich"]
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
+from jensen.kernel.lifts import Way
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import simulate
-from jensen.kernel.weights import Program, log_weights, terms
+from jensen.kernel.weights import Program
 from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
@@ -107,6 +108,7 @@ class Sandwich(Record):
         drawn: whether the model drew the data, and with them the latents; else these come from rejection.
         above: of rejection, the share of proposals where the density stood above its envelope, in the worst batch:
             where it is not zero, z* are not quite draws from the posterior, and the upper bounds not quite bounds.
+        route: the way that particles and chains are run side by side: ``"outer plate"``, say.
 
     Example:
         >>> one, none = torch.ones(3).double(), torch.zeros(3).double()
@@ -131,6 +133,7 @@ class Sandwich(Record):
     start: Start
     drawn: bool = True
     above: float = 0.0
+    route: str = ""
 
     def contradictions(self) -> list[Contradiction]:
         """Pairs of numbers whose order is wrong by more than four standard errors, and more than rounding."""
@@ -348,7 +351,7 @@ def sandwich(
             else:
                 true = {site: z[part.rows] for site, z in latents.items()}
             with forked_rng():
-                check_sites(true, terms(model, guide, *part.data, max_plate_nesting=part.layout.nesting).q)
+                check_sites(true, part.pair.terms(part.data, 1).q)
             weighted.append(_weighted(model, guide, true, part, particles))
             tuning, _ = tune(path, betas, leapfrog, pilot)
             forward, _ = anneal(path, path.draw(chains), betas, tuning, leapfrog)
@@ -366,6 +369,7 @@ def sandwich(
         start=start,
         drawn=data is None,
         above=max(above, default=0.0),
+        route=max(part.pair.way, path.way, key=get_args(Way).index),
     )
 
 
@@ -379,7 +383,7 @@ def _weighted(
     """The importance-weighted bounds of a part of the data."""
     every, rest = RunningWeights(particles), RunningWeights(particles - 1)  # rest: all but the first
     for k in part.chunks(particles):
-        log_w = log_weights(model, guide, *part.data, particles=k, max_plate_nesting=part.layout.nesting).detach()
+        log_w = part.pair.log_weights(part.data, k).detach()
         others = log_w if every.seen else log_w[1:]
         every.update(log_w)
         if len(others):

@@ -15,9 +15,10 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from jensen.kernel.lifts import Lifted
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import Site, base_of, enclosing_plates
-from jensen.kernel.weights import Program, log_joint, model_sites
+from jensen.kernel.sites import Site, base_of, enclosing_plates, nesting_of
+from jensen.kernel.weights import Program, densities, model_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Latents:
         centre: where the bulk of the prior lies in R^D, all continuous sites side by side, [D].
         scale: its extent, [D].
         dtype: of the continuous values.
+        lifted: the model, as it is run at many values.
     """
 
     states: dict[str, Tensor]
@@ -37,6 +39,7 @@ class Latents:
     centre: Tensor
     scale: Tensor
     dtype: torch.dtype
+    lifted: Lifted
 
     @property
     def dimension(self) -> int:
@@ -89,7 +92,7 @@ class Latents:
             shape = (S, K, m, *chosen.shape[1:])
             joint[name] = chosen[:, None, None].expand(shape).flatten(0, 1)
         with pyro.validation_enabled(False):  # far out a parameter may overflow: log p is NaN there, and no mass
-            log_p = log_joint(model, joint, *batch).double()
+            log_p = torch.as_tensor(sum(densities(model, *batch, lifted=self.lifted)(joint).values())).double()
         log_p = log_p.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         return log_p.reshape(S, K, m)
 
@@ -152,15 +155,16 @@ def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> La
             u = transform.inv(site["value"].double())
             maps[name] = transform, u.shape[1:]
             free.append(u.reshape(rows, -1))
+    lifted = Lifted(model, nesting_of(sites))
     dtypes = [site["value"].dtype for site in latent if site["name"] in maps]
     if not free:
         nowhere = torch.zeros(0, dtype=torch.float64, device=data[0].device)
-        return Latents(states, maps, nowhere, nowhere, torch.float64)
+        return Latents(states, maps, nowhere, nowhere, torch.float64, lifted)
     prior = torch.cat(free, 1)  # [rows, D]
     quantiles = prior.quantile(torch.tensor([0.16, 0.5, 0.84], dtype=prior.dtype, device=prior.device), 0)
     scale = (quantiles[2] - quantiles[0]) / 2
     scale = torch.where(scale > 0, scale, 1.0)
-    return Latents(states, maps, quantiles[1], scale, dtypes[0])
+    return Latents(states, maps, quantiles[1], scale, dtypes[0], lifted)
 
 
 def _states(site: Site) -> Tensor:

@@ -61,6 +61,7 @@ class ExactEvidence(Record):
         method: ``"closed form"``, ``"enumeration"`` or ``"quadrature"``.
         evaluations: how often log p(x, z) was evaluated for each datum.
         tolerance: the largest error to accept, in nats.
+        route: the way that many values of the latents are run: ``"outer plate"``, say; empty for a closed form.
 
     Example:
         >>> from jensen.models import PPCA
@@ -74,6 +75,7 @@ class ExactEvidence(Record):
     method: str
     evaluations: Tensor
     tolerance: float
+    route: str = ""
 
     @property
     def reached(self) -> Tensor:
@@ -199,7 +201,9 @@ def exact_log_evidence(
                 parts.append(part)
                 bar.update(len(part.value))
     value, error, evaluations = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    evidence = ExactEvidence(value, error, METHODS[2 if latents.dimension else 1], evaluations, tolerance)
+    evidence = ExactEvidence(
+        value, error, METHODS[2 if latents.dimension else 1], evaluations, tolerance, latents.lifted.way
+    )
     if not evidence.reached.all():
         warnings.warn(
             f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~evidence.reached).sum())} of {n} "

@@ -64,6 +64,7 @@ class PosteriorDraws(Printed):
             draws are not quite exact.
         model: the model.
         data: the data.
+        route: the way that many values are run side by side: ``"outer plate"``, say.
 
     Example:
         >>> from jensen.inference import mcmc_posterior
@@ -87,6 +88,7 @@ class PosteriorDraws(Printed):
     above: float
     model: Callable[..., Any]
     data: tuple[Tensor, ...]
+    route: str = ""
 
     @property
     def converged(self) -> Tensor:
@@ -306,6 +308,7 @@ def mcmc_posterior(
         above=above,
         model=model,
         data=tensors,
+        route=path.way,
     )
     if advice := result.advice():
         warnings.warn(advice, MCMCConvergenceWarning, stacklevel=2)

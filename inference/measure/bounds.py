@@ -14,7 +14,7 @@ from torch import Tensor
 from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import Program, log_joint, log_weights, terms
+from jensen.kernel.weights import Program, log_joint
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, with_error
@@ -37,6 +37,7 @@ class Bounds(Record):
         upper: the upper bound at each, nats per datum; None unless the latents that made the data were given.
         upper_error: its standard error: that of the difference to the largest lower bound over the data, and the Monte
             Carlo error of this bound. Log p(x) of these data, which both share, is not in it. NaN for a single datum.
+        route: the way that particles are run: ``"outer plate"``, say.
 
     Example:
         >>> b = Bounds([1, 2], torch.tensor([-2.5, -2.2]), torch.tensor([0.1, 0.1]), exact=-2.0)
@@ -57,6 +58,7 @@ class Bounds(Record):
     exact: float | None
     upper: Tensor | None = None
     upper_error: Tensor | None = None
+    route: str = ""
 
     def _columns(self) -> tuple[str, list[int], dict[str, Tensor]]:
         return "particles", self.particles, self._tensors()
@@ -156,12 +158,10 @@ def bounds(
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, guide, tensors, "bounds", at_once=2**15, together=particles, progress=progress):
-            nesting = part.layout.nesting
             if latents is not None and not part.first:
                 with forked_rng():  # the draws from below are those without latents
-                    check_sites(latents, terms(model, guide, *part.data, max_plate_nesting=nesting).q)
-            log_w = log_weights(model, guide, *part.data, particles=particles, max_plate_nesting=nesting)
-            log_w = log_w.double().cpu()  # [K, n]
+                    check_sites(latents, part.pair.terms(part.data, 1).q)
+            log_w = part.pair.log_weights(part.data, particles).double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
                 blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
                 means[i] += blocks.mean(0).sum()
@@ -171,7 +171,8 @@ def bounds(
                 upper.append(_upper(log_w, log_weight_of(model, guide, values, part.data), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
         known = cheap_evidence(model, tensors, budget=particles, rows=part.size, joint=False)
-    curve = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))
+    exact = None if known is None else float(known.mean())
+    curve = Bounds(sizes, means / n, squares.sqrt() / n, exact, route=part.pair.way)
     if latents is None:
         return curve
     above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]

@@ -31,7 +31,7 @@ from jensen.kernel.batches import Data, Device, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.simulation import simulate
-from jensen.kernel.weights import Program, terms
+from jensen.kernel.weights import Program
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of
@@ -46,6 +46,7 @@ class Calibration(Record):
     Attributes:
         ranks: by site, the rank of the true value among the guide's draws, int64 [N, features of the site], 0 to L.
         draws: L.
+        route: the way that draws are run side by side: ``"outer plate"``, say.
 
     Example:
         >>> uniform = Calibration({"z": torch.arange(1000).unsqueeze(-1) % 20}, draws=19)
@@ -55,6 +56,7 @@ class Calibration(Record):
 
     ranks: dict[str, Tensor]
     draws: int
+    route: str = ""
 
     @property
     def pooled(self) -> Tensor:
@@ -305,11 +307,11 @@ def calibrate(
         true, x = simulate(model, n, *others)
         data = (x, *others)
         for part in stream(model, guide, data, "calibrate", at_once=chunk_size, together=draws, progress=progress):
-            t = terms(model, guide, *part.data, particles=draws, max_plate_nesting=part.layout.nesting)
+            t = part.pair.terms(part.data, draws)
             parts.append({site: _ranks(site, z[part.rows], t.values[site]) for site, z in true.items() if site in t.q})
     if not parts[0]:
         raise ValueError("the guide draws no latent site of the model, so there is nothing to calibrate")
-    return Calibration({site: torch.cat([part[site] for part in parts]) for site in parts[0]}, draws)
+    return Calibration({site: torch.cat([part[site] for part in parts]) for site in parts[0]}, draws, part.pair.way)
 
 
 def _ranks(site: str, true: Tensor, drawn: Tensor) -> Tensor:

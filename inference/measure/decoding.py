@@ -22,8 +22,9 @@ from jensen.kernel.checks import check_simulated
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import sites_without_data
-from jensen.kernel.sites import AtMode, Site, Terms, is_discrete
-from jensen.kernel.weights import Program, terms
+from jensen.kernel.sites import AtMode, Site, is_discrete
+from jensen.kernel.terms import Terms
+from jensen.kernel.weights import Program
 
 _AT_ONCE = 8192  # (datum, particle) pairs
 _DRAWS = 100  # in the place of a mean that a distribution does not know
@@ -108,10 +109,7 @@ def encode(
 
     def values(t: Terms) -> dict[str, Tensor]:
         sites = [name for name in t.p if name in t.q]
-        return {
-            name: _mode(t.q[name])[0] if is_discrete(t.p[name]) else _mean(t.q[name], t.values[name]).mean(0)
-            for name in sites
-        }
+        return {name: t.mode_q(name)[0] if t.p[name].discrete else t.mean_q(name).mean(0) for name in sites}
 
     return _over_data(model, guide, data, particles, seed, "encode", values)
 
@@ -146,7 +144,7 @@ def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32,
     def means(t: Terms) -> dict[str, Tensor]:
         if "x" not in t.p:
             raise ValueError(f"the model observes its data at {sorted(set(t.p) - set(t.q))}: name that site 'x'")
-        return {"x": _mean(t.p["x"]).mean(0)}
+        return {"x": t.mean_p("x").mean(0)}
 
     return _over_data(model, guide, data, particles, seed, "reconstruct", means)["x"]
 
@@ -193,7 +191,7 @@ def _over_data(
     settings: dict[str, Any] = {"at_once": _AT_ONCE, "together": particles, "weights": "none", "progress": False}
     with running(model, guide, seed=seed):
         reduced = [
-            reduce(terms(model, guide, *part.data, particles=particles, max_plate_nesting=part.layout.nesting))
+            reduce(part.pair.terms(part.data, particles))
             for part in stream(model, guide, as_tensors(data), what, **settings)
         ]
     return {name: torch.cat([part[name] for part in reduced]) for name in reduced[0]}

@@ -59,6 +59,7 @@ class Evidence(Measurement):
         spent: how many particles were drawn; with a tolerance, the 256 of the pilot among them, which no other number
             here is made from.
         converged: with a tolerance, whether it was reached; else None.
+        route: the way that particles are run, and how: ``"outer plate, captured and compiled"``, say.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -89,6 +90,7 @@ class Evidence(Measurement):
     zero_weights: Tensor | None = None
     spent: Tensor | None = None
     converged: Tensor | None = None
+    route: str = ""
 
     @property
     def best(self) -> Tensor:
@@ -265,7 +267,7 @@ def evaluate(
             units=particles if tolerance is None else None,
             progress=progress,
         ):
-            weights = LogWeights(model, guide, part.layout.nesting, compile) if weights is None else weights
+            weights = LogWeights(part.pair, compile) if weights is None else weights
 
             def draw(positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights) -> Tensor:
                 some = part.data if positions is None else tuple(x[positions.to(x.device)] for x in part.data)
@@ -290,6 +292,7 @@ def evaluate(
         joint=part.joint,
         corrected=corrected,
         corrected_error=errors,
+        route="" if weights is None else f"{weights.pair.way}, {weights.route}",
     )
     _warn_of_impossible_elbo(evidence)
     return evidence

@@ -81,6 +81,11 @@ class Gaps(Measurement):
         return self.evidence.pareto_k < self.local.pareto_k
 
     @property
+    def route(self) -> str:
+        """The way that particles of the guide are run, and how."""
+        return self.evidence.route
+
+    @property
     def approximation(self) -> Tensor:
         """Log p(x) minus the ELBO of the family's best: [N]."""
         return self.log_evidence - self.local.elbo

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
-from jensen.kernel.sites import Terms
-from jensen.kernel.weights import Program, terms
+from jensen.kernel.terms import Terms
+from jensen.kernel.weights import Program
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table
@@ -50,6 +50,7 @@ class RateDistortion(Measurement):
             error of the means adds to it is taken off.
         activity_error: its standard error over the data, by site, [*event].
         features: the number of observed numbers in one datum.
+        route: the way that particles are run: ``"outer plate"``, say.
 
     Example:
         >>> one = torch.ones(4)
@@ -66,6 +67,7 @@ class RateDistortion(Measurement):
     activity: dict[str, Tensor]
     activity_error: dict[str, Tensor]
     features: int
+    route: str = ""
 
     @property
     def active_units(self) -> dict[str, int]:
@@ -157,7 +159,7 @@ def rate_distortion(
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
-            t = terms(model, guide, *part.data, particles=particles, max_plate_nesting=part.layout.nesting)
+            t = part.pair.terms(part.data, particles)
             parts.append(_moments(*_split(t)))
             for site in (name for name in t.p if name in t.q):
                 z = t.values[site].double().cpu()  # [K, n, *event]
@@ -171,7 +173,7 @@ def rate_distortion(
         activity[site] = squared.sum(0) / max(n - 1, 1) - torch.cat(noise[site]).mean(0)
         errors[site] = squared.std(0) / math.sqrt(n)
     features = tensors[0][0].numel()
-    result = RateDistortion(rate, rate_error, distortion, distortion_error, activity, errors, features)
+    result = RateDistortion(rate, rate_error, distortion, distortion_error, activity, errors, features, part.pair.way)
     if n > 1 and result.collapsed:
         warnings.warn(
             f"posterior collapse at {result.collapsed}: no unit's posterior mean varies over the data by more than "

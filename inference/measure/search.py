@@ -19,7 +19,7 @@ from jensen.graphs.compile import Compile
 from jensen.graphs.routes import Function, Routes, weights_of
 from jensen.kernel.parameters import claim_parameters, tensors_of
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import Program, check_pair, log_weights, terms
+from jensen.kernel.weights import Pair, Program, check_pair
 
 _DEAREST = 12.0  # how much more a step that sticks the landing may cost
 _LEAST = 100  # steps
@@ -44,7 +44,7 @@ class LocalSearch:
         self, model: Program, guide: Any, batch: tuple[Tensor, ...], draws: int, mode: Compile, ahead: int
     ) -> None:
         self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
-        self.nesting = check_pair(model, guide, *batch).nesting
+        self.pair = Pair(model, guide, check_pair(model, guide, *batch).nesting)
         named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         self.free = list(named.values())
         self.copies = [p for name, p in named.items() if ".copies." in name]
@@ -95,7 +95,7 @@ class LocalSearch:
 
     def _check_gradients(self) -> None:
         with torch.no_grad(), forked_rng():
-            q = terms(self.model, self.guide, *self.batch, max_plate_nesting=self.nesting).q
+            q = self.pair.terms(self.batch, 1).q
         if stuck := [site for site, fn in q.items() if not fn.has_rsample]:
             raise NotImplementedError(
                 f"the local optimum is found along draws, but those of {stuck} have no gradient to follow: take a "
@@ -120,7 +120,7 @@ class LocalSearch:
     @torch.enable_grad()
     def _landing(self, *batch: Tensor) -> Outputs:
         """Whether log q came out the same again, and the slopes of minus the ELBO that stick the landing."""
-        t = terms(self.model, self.guide, *batch, particles=self.draws, stopped=True, max_plate_nesting=self.nesting)
+        t = self.pair.terms(batch, self.draws, stopped=True)
         assert t.log_q_stopped is not None
         assert t.repeated is not None
         total: Tensor = sum(t.log_p.values()) - sum(t.log_q_stopped.values())  # type: ignore[assignment]
@@ -157,7 +157,7 @@ class LocalSearch:
         return bool(landing.count <= _DEAREST * plain.count)
 
     def _weights(self, particles: int, batch: tuple[Tensor, ...]) -> Tensor:
-        return log_weights(self.model, self.guide, *batch, particles=particles, max_plate_nesting=self.nesting)
+        return self.pair.log_weights(batch, particles)
 
     def _log_weights(self) -> Tensor:
         """128 log weights of each datum under noise that is the same at every call: [128, N], float64."""

@@ -47,15 +47,13 @@ from typing import Any, Literal, get_args
 
 import pyro.infer
 import torch
-from pyro.distributions import Delta, Unit
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
 from jensen.kernel.layout import Layout
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import Terms, base_of, needs_score
-from jensen.kernel.weights import Program, check_pair, log_joint, parameters_of, terms
+from jensen.kernel.terms import Terms
+from jensen.kernel.weights import Pair, Program, check_pair, log_joint, parameters_of, terms
 
 Gradient = Literal["standard", "stl", "dreg"]
 Knob = float | Callable[[int], float]  # a number, or a function from the step to one
@@ -133,7 +131,7 @@ class Objective(pyro.infer.ELBO):
         self._knobs = tuple(knobs)
         self._step = 0
         self._bound = torch.tensor(math.nan)
-        self._checked: tuple[Program, Program, int] | None = None
+        self._pair: Pair | None = None  # the last one: checked, and its way under particles proved
 
     @abstractmethod
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +165,7 @@ class Objective(pyro.infer.ELBO):
     def loss_and_bound(
         self, model: Program, guide: Program, *data: Tensor, knobs: Tensor, max_plate_nesting: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss and bound at given knobs; nothing of the objective changes.
+        """Loss and bound at given knobs; nothing changes that another loss depends on.
 
         Args:
             model: any Pyro model, called as ``model(*data)``.
@@ -180,8 +178,8 @@ class Objective(pyro.infer.ELBO):
         Returns:
             The loss, differentiable in the parameters, and the bound, detached: scalars, times N/B under subsampling.
         """
-        nesting = self._nesting(model, guide, data) if max_plate_nesting is None else max_plate_nesting
-        scale, loss, bound = self._unscaled(model, guide, data, knobs, nesting)
+        pair = self._pair_of(model, guide, data, max_plate_nesting)
+        scale, loss, bound = self._unscaled(pair, data, knobs)
         return scale * loss, scale * bound
 
     def differentiable_loss(self, model: Program, guide: Program, *data: Tensor) -> Tensor:
@@ -192,8 +190,8 @@ class Objective(pyro.infer.ELBO):
     def loss(self, model: Program, guide: Program, *data: Tensor) -> float:
         """The loss at the knobs of :attr:`step` alone, without gradient."""
         with torch.no_grad():
-            nesting = self._nesting(model, guide, data)
-            scale, loss, bound = self._unscaled(model, guide, data, self._own_knobs(data), nesting)
+            pair = self._pair_of(model, guide, data, None)
+            scale, loss, bound = self._unscaled(pair, data, self._own_knobs(data))
         self._bound = scale * bound
         return scale * float(loss)
 
@@ -211,12 +209,10 @@ class Objective(pyro.infer.ELBO):
     def _own_knobs(self, data: tuple[Tensor, ...]) -> Tensor:
         return self.knobs(self._step, data[0].device if data else None)
 
-    def _unscaled(
-        self, model: Program, guide: Program, data: tuple[Tensor, ...], knobs: Tensor, nesting: int
-    ) -> tuple[float, Tensor, Tensor]:
+    def _unscaled(self, pair: Pair, data: tuple[Tensor, ...], knobs: Tensor) -> tuple[float, Tensor, Tensor]:
         """N/B, and the :meth:`value` of one run of the pair."""
         stopped = self.gradient != "standard" and torch.is_grad_enabled()
-        t = terms(model, guide, *data, particles=self.num_particles, stopped=stopped, max_plate_nesting=nesting)
+        t = pair.terms(data, self.num_particles, stopped)
         loss, bound = self.value(t, knobs)
         if loss.shape or bound.shape:
             raise ValueError(
@@ -225,13 +221,16 @@ class Objective(pyro.infer.ELBO):
             )
         return t.scale, loss.to(bound.dtype), bound.detach()  # a knob times a float32 scalar is float64
 
-    def _nesting(self, model: Program, guide: Program, data: tuple[Tensor, ...]) -> int:
-        """How deep the plates of a pair are nested; a pair is checked when it first comes."""
-        if self._checked is None or self._checked[0] != model or self._checked[1] != guide:
-            layout = check_pair(model, guide, *data)
-            self.check(model, guide, layout, *data)
-            self._checked = model, guide, layout.nesting
-        return self._checked[2]
+    def _pair_of(self, model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int | None) -> Pair:
+        """A pair as it is run; without a nesting it is checked when it first comes."""
+        known = self._pair
+        if known is None or known.model != model or known.guide != guide or nesting not in (None, known.nesting):
+            if nesting is None:
+                layout = check_pair(model, guide, *data)
+                self.check(model, guide, layout, *data)
+                nesting = layout.nesting
+            self._pair = known = Pair(model, guide, nesting)
+        return known
 
     def check(self, model: Program, guide: Program, layout: Layout, *data: Tensor) -> None:
         """Raise unless the objective can take a pair of this layout: the errors that the class names."""
@@ -293,10 +292,10 @@ def reparameterize_doubly(t: Terms, log_w: Tensor, p: float) -> None:
         Tucker, Lawson, Gu and Maddison (2019), Doubly Reparameterized Gradient Estimators.
     """
     weights = (p * log_w.detach()).softmax(0)  # [K, N]
-    for site in t.run.q:
-        value = t.values[site["name"]]
+    for site in t.q:
+        value = t.values[site]
         if value.requires_grad:
-            value.register_hook(_times(p * t.run.spread(site, weights) + (1 - p)))
+            value.register_hook(_times(p * t.spread(site, weights) + (1 - p)))
 
 
 def _times(factor: Tensor) -> Callable[[Tensor], Tensor]:
@@ -309,7 +308,7 @@ def scored_power_mean(t: Terms, log_w: Tensor, p: float) -> Tensor:
     Its value is the power mean only where the guide has no such site.
     """
     total = power_mean(log_w, p).sum()
-    scores = [t.log_q[site["name"]] for site in t.run.q if needs_score(site)]
+    scores = [t.log_q[name] for name, site in t.q.items() if site.needs_score]
     if scores:
         total = total + (leave_one_out(log_w.detach(), p) * sum(scores)).sum()
     return total
@@ -573,7 +572,7 @@ class ELBO(Objective):
         log_w = observed - sum(kls.values())
         if not self.shaped:
             return power_loss(terms, log_w, 0.0)
-        beta, n = knobs[0], prod(terms.run.shape[1:])
+        beta, n = knobs[0], prod(terms.shape[1:])
         value, shaped = observed.mean(0).sum(), observed
         for kl, floor in self._groups(terms, kls):
             mean = kl.mean()  # over draws and data; an estimate of it may be negative
@@ -586,14 +585,14 @@ class ELBO(Objective):
         log_q = path_log_q(t)
         kls: dict[str, Tensor] = {}
         for name in t.q:
-            if name not in t.p or isinstance(base_of(t.q[name]), Delta | Unit):
+            if name not in t.p or t.q[name].point:
                 rest = log_q[name] - (t.log_p[name] if name in t.p else 0.0)
                 kls["auxiliary"] = kls.get("auxiliary", 0.0) + rest
                 continue
             kls[name] = log_q[name] - t.log_p[name]
             if self.analytic_kl:
                 with suppress(NotImplementedError):  # none is registered
-                    kls[name] = t.per_datum(name, kl_divergence(t.q[name], t.p[name]))
+                    kls[name] = t.kl(name)
         return kls
 
     def _groups(self, t: Terms, kls: dict[str, Tensor]) -> list[tuple[Tensor, float]]:
@@ -607,19 +606,5 @@ class ELBO(Objective):
             if self.free_bits_per == "site" or not floors[name]:
                 groups.append((kl, floors[name]))
                 continue
-            parts = _kl_per_dimension(t, name)
-            groups += [(t.per_datum(name, part), floors[name]) for part in parts.unbind(-1)]
+            groups += [(part, floors[name]) for part in t.kl_per_dimension(name)]
         return groups
-
-
-def _kl_per_dimension(t: Terms, name: str) -> Tensor:
-    """The KL of each dimension of a site whose distributions factorize: [..., D]."""
-    q, p = t.q.get(name), t.p.get(name)
-    if isinstance(q, Independent) and isinstance(p, Independent) and len(q.event_shape) == 1:
-        parts: Tensor = kl_divergence(q.base_dist, p.base_dist)
-        if parts.shape[-1:] == q.event_shape:
-            return parts
-    raise ValueError(
-        f"free_bits_per='dimension' needs the KL of each dimension, but at site '{name}' guide and model do not both "
-        "factorize: take free_bits_per='site', or a mean-field guide"
-    )

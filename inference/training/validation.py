@@ -11,7 +11,7 @@ from jensen.graphs.draws import LogWeights
 from jensen.kernel.batches import Batches
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import running
-from jensen.kernel.weights import Program
+from jensen.kernel.weights import Pair, Program
 
 from .history import History
 
@@ -36,7 +36,7 @@ class Validation:
         self.data, self.layout = data, layout
         self.rows = data.size if layout.sizes else data.n
         self.split = bool(layout.sizes) and not layout.points
-        self.weights = LogWeights(model, guide, layout.nesting, mode, observed=self.split)
+        self.weights = LogWeights(Pair(model, guide, layout.nesting), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
 
     def __call__(self, history: History) -> None:
@@ -44,7 +44,7 @@ class Validation:
         weights, data = self.weights, self.data
         elbo = observed = 0.0
         weights.forget()
-        with running(weights.model, weights.guide, seed=0, device=data.device):
+        with running(weights.pair.model, weights.pair.guide, seed=0, device=data.device):
             for rows in torch.arange(data.n).split(self.rows):
                 log_w, *rest = weights.parts(data.take(rows), _PARTICLES, self.ahead)
                 elbo += float(log_w.mean(0).sum())

@@ -29,7 +29,7 @@ from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Objective, evaluate,
 from jensen.inference.training.checkpoint import Run
 from jensen.inference.training.gradients import capture_loss, knobs_of, obstacle
 from jensen.inference.training.history import History
-from jensen.kernel.weights import check_pair, parameters_of
+from jensen.kernel.weights import Pair, check_pair, parameters_of
 from jensen.models import PPCA, VAE
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -270,7 +270,7 @@ def test_two_pairs_share_what_was_compiled_but_no_parameter():
     pairs = [pair("PPCA", "MeanField") for _ in range(2)]
     weights = []
     for model, guide, x in pairs:
-        fast = LogWeights(model, guide, 1, True)
+        fast = LogWeights(Pair(model, guide, 1), True)
         with torch.no_grad():
             torch.manual_seed(0)
             weights.append(fast((x,), 50))
@@ -287,7 +287,7 @@ def test_weights_from_a_graph_are_the_pairs_own(model_name, guide_name, no_compi
     if (model_name, guide_name) not in {(m, g) for m in MODELS for g in GUIDES if g != "ExactPosterior"}:
         return  # it has none
     model, guide, x = pair(model_name, guide_name)
-    fast = LogWeights(model, guide, 1, True)
+    fast = LogWeights(Pair(model, guide, 1), True)
     with torch.no_grad():
         for batch, particles in (((x,), 4), ((x,), 4), ((x.flip(0),), 4), ((x[:3],), 6)):
             torch.manual_seed(2)

@@ -15,6 +15,7 @@ from torch import nn
 
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import evaluate, log_joint, log_weights, terms
+from jensen.kernel.weights import Pair
 from jensen.models import PPCA
 
 
@@ -313,7 +314,10 @@ def test_the_encoder_runs_once_whatever_the_number_of_particles(family):
             return x
 
     guide = amortize(model, Spy(), family, context=5)
-    log_weights(model, guide, torch.randn(7, 5), particles=100, max_plate_nesting=1)
+    proved, x = Pair(model, guide, nesting=1), torch.randn(7, 5)
+    proved.log_weights((x,), 100)
+    seen.clear()
+    proved.log_weights((x,), 100)
     assert seen == [(7, 5)]
 
 

@@ -15,6 +15,7 @@ from jensen.families import Delta, Gaussian
 from jensen.graphs.draws import LogWeights
 from jensen.guides import amortize
 from jensen.inference import Callback, CSVLogger, History, TensorBoardLogger, fit, log_weights, rate_distortion, terms
+from jensen.kernel.weights import Pair
 from jensen.models import VAE
 from jensen.networks import mlp
 
@@ -131,7 +132,7 @@ def test_rate_and_distortion_of_batches_add_up():
 @pytest.mark.parametrize("mode", ["auto", False])
 def test_captured_draws_have_the_same_parts(mode):
     model, guide, x = pair("VAE, shared scale", "FullCovariance")
-    captured, plain = (LogWeights(model, guide, 1, mode, observed=seen) for seen in (True, False))
+    captured, plain = (LogWeights(Pair(model, guide, 1), mode, observed=seen) for seen in (True, False))
     with torch.no_grad():
         for batch in (x, x + 1):
             torch.manual_seed(5)

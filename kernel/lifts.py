@@ -1,0 +1,471 @@
+r"""How a program is run for K particles at once: by the first way that gives the numbers of single runs.
+
+| way | what the program sees |
+| --- | --- |
+| alone (K = 1) | what its author wrote, and nothing else |
+| an outer plate | a dimension for the particles, left of all its own plates |
+| ``torch.vmap`` | what its author wrote; PyTorch adds the dimension underneath |
+| one after the other | what its author wrote, K times |
+
+A program that counts dimensions from the left (``softmax(x, 1)``, ``z[:, 0]``, ``x @ w``) computes something else
+behind an outer plate, often without an error. So a way counts only where it is *proved*, for the data and the number of
+particles at hand: three particles are run again, each alone, at the values that it drew, and log-densities have to
+agree site by site. What is different from run to run has to be different from particle to particle. The last way needs
+no proof.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ALONE", "LOOP", "PLATE", "VMAP", "Call", "Half", "Lifted", "Run", "Way", "read_both"]
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, get_args
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .checks import warn_user
+from .modes import modes_kept, tensors_kept
+from .parameters import owners_of
+from .randomness import forked_rng
+from .sites import At, Program, Scored, Site, SiteFacts, base_of, facts_of, in_plate, padded, score, sites_of
+from .vectorized import under_vmap
+
+Way = Literal["alone", "outer plate", "torch.vmap", "one after the other"]
+ALONE, PLATE, VMAP, LOOP = get_args(Way)
+Values = Mapping[str, Tensor]
+Read = Callable[[Trace], dict[str, Tensor]]
+
+_TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
+_NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
+
+
+class Run(NamedTuple):
+    """The sites of a program under K particles.
+
+    Attributes:
+        sites: by name, in the order in which they were met.
+        ranks: how many dimensions the values of a site have where the program runs alone.
+        rows: the indices of its plates.
+        trace: the trace, where one run made it.
+    """
+
+    sites: dict[str, Scored]
+    ranks: dict[str, int]
+    rows: dict[str, Tensor]
+    trace: Trace | None
+
+
+class Call(NamedTuple):
+    """What a program is run with: see :meth:`Lifted.__call__`."""
+
+    data: tuple[Any, ...]
+    particles: int
+    given: Values
+    ranks: Mapping[str, int]
+    rows: Values
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a proof holds for."""
+        return (self.particles, *(x.shape if isinstance(x, Tensor) else None for x in self.data))
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """All that is not drawn, for a run behind an outer plate."""
+        return {**self.given, **self.rows}
+
+    def at(self, k: int) -> dict[str, Tensor]:
+        """The given values of one particle, as a single run has them."""
+        return {name: _at(value, k, self.ranks[name]) for name, value in self.given.items()}
+
+    def detached(self) -> Call:
+        """The same without derivatives."""
+        return self._replace(given={name: value.detach() for name, value in self.given.items()})
+
+
+class Lifted:
+    """A program under K particles.
+
+    Args:
+        program: any Pyro program.
+        nesting: how deep the plates of its pair are nested.
+        name: what it is called in a sentence.
+
+    Attributes:
+        reasons: why a way was refused, by way.
+
+    Warns:
+        UserWarning: once, where neither an outer plate nor ``torch.vmap`` gives the numbers of single runs.
+    """
+
+    def __init__(self, program: Program, nesting: int, name: str = "model") -> None:
+        self.program, self.nesting, self.name = program, nesting, name
+        self.reasons: dict[Way, str] = {}
+        self._ways: dict[Any, Way] = {}
+        self._ranks: dict[str, int] = {}
+        self._subsampled: set[str] = set()
+
+    @property
+    def way(self) -> Way:
+        """The way that it is run by; where sizes differ in it, the last of those in the table."""
+        return max(self._ways.values(), key=get_args(Way).index, default=ALONE)
+
+    def __call__(
+        self,
+        data: tuple[Any, ...],
+        particles: int,
+        given: Values | None = None,
+        ranks: Mapping[str, int] | None = None,
+        rows: Values | None = None,
+    ) -> Run:
+        """Run it.
+
+        Args:
+            data: what the program is called with.
+            particles: K.
+            given: values [K, *plates, *event] of some latent sites; the others are drawn.
+            ranks: how many dimensions those values have where the program runs alone.
+            rows: indices of plates that are not to be drawn.
+        """
+        call = Call(data, particles, given or {}, ranks or {}, rows or {})
+        if particles == 1:
+            return self._by(ALONE, call)
+        if call.key not in self._ways:
+            if not torch.is_grad_enabled() and get_proxy_mode() is None and not _in_training(self.program):
+                self._ways[call.key], run = self._find(call)
+                return run
+            with _for_proof(self.program):
+                self._ways[call.key], _ = self._find(call.detached())
+        return self._by(self._ways[call.key], call)
+
+    def way_for(self, call: Call) -> Way | None:
+        """The way of a call; None if it is not known yet."""
+        return ALONE if call.particles == 1 else self._ways.get(call.key)
+
+    def read(self, way: Way, call: Call, read: Read) -> dict[str, Tensor]:
+        """Tensors that are read off the trace of a run, [K, ...] each."""
+        if way == PLATE:
+            return read(_trace(in_plate(self.program, call.particles, self.nesting), call.data, call.fixed))
+        return _separately(way, call, lambda values: read(_trace(self.program, call.data, {**call.rows, **values})))
+
+    def _by(self, way: Way, call: Call) -> Run:
+        """Run it by a way."""
+        facts: dict[str, SiteFacts] = {}
+        ranks: dict[str, int] = {}
+        values: dict[str, Tensor] = {}  # of what is observed
+        rows: dict[str, Tensor] = dict(call.rows)
+        kept: list[Trace] = []
+        if way in (VMAP, LOOP) and not self._subsampled <= set(rows):  # one subsample for all particles
+            with forked_rng():
+                rows |= _rows_of(_trace(self.program, call.data, {**call.at(0), **rows}))
+            call = call._replace(rows=rows)
+        depth = self.nesting + (way == PLATE)
+
+        def read(trace: Trace) -> dict[str, Tensor]:
+            tensors = {}
+            for site in sites_of(trace):
+                name = site["name"]
+                facts[name], ranks[name] = facts_of(site), site["value"].dim()
+                tensors[f"density of {name}"] = padded(score(site), depth)
+                if site["is_observed"]:
+                    values[name] = site["value"]
+                else:
+                    tensors[f"value of {name}"] = site["value"]
+            if way != VMAP:
+                rows.update(_rows_of(trace))
+            if way in (ALONE, PLATE):
+                kept.append(trace)
+            return tensors
+
+        tensors = self.read(way, call, read)
+        for name, fact in facts.items():
+            if not fact.observed:
+                drawn = tensors[f"value of {name}"]
+                values[name] = drawn if way == PLATE else _spread(drawn, self.nesting + fact.event_dim)
+        sites = {name: Scored(fact, values[name], tensors[f"density of {name}"]) for name, fact in facts.items()}
+        return Run(sites, self._ranks if way == PLATE else ranks, rows, kept[0] if kept else None)
+
+    def _find(self, call: Call) -> tuple[Way, Run]:
+        """The first way that is proved, and a run by it."""
+        with forked_rng(), torch.no_grad():
+            first, again = (_trace(self.program, call.data, {**call.rows, **call.at(0)}) for _ in range(2))
+        self._ranks |= {site["name"]: site["value"].dim() for site in sites_of(first)}
+        frames = {frame for site in sites_of(first) for frame in site["cond_indep_stack"] if frame.vectorized}
+        self._subsampled |= {frame.name for frame in frames if frame.full_size not in (None, -1, frame.size)}
+        moving = _moving(first, again)
+        for way in (PLATE, VMAP):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    run = self._by(way, call)
+                    doubt = self._doubt(way, call, run, moving)
+            except Exception as error:  # any code of the user's runs here, in a form that it was not written for
+                doubt = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+            if not doubt:
+                return way, run
+            self.reasons.setdefault(way, doubt)
+        if LOOP not in self._ways.values():
+            why = "; ".join(f"under {way}: {reason}" for way, reason in self.reasons.items())
+            warn_user(
+                f"the {self.name} runs one particle after the other, which is slow, since no other way gives the "
+                f"numbers of its single runs ({why}); write it with tensor operations that neither read values "
+                "(.item(), if, boolean indices) nor write into tensors made beforehand, or count dimensions from the "
+                "right (z[..., 0], softmax(-1)) so that a dimension for particles may stand on the left"
+            )
+        return LOOP, self._by(LOOP, call)
+
+    def _doubt(self, way: Way, call: Call, run: Run, moving: dict[str, Tensor]) -> str:
+        """Why a run does not give the numbers of single runs; nothing where it does."""
+        K = call.particles
+        call = call._replace(rows=run.rows)
+        for name, moves in moving.items():
+            first, last = (_at(run.sites[name].value, k, self._ranks[name]) for k in (0, K - 1))
+            if bool((first == last)[moves].all()):
+                return f"all particles have the same draw at site '{name}'"
+        with forked_rng(), torch.no_grad():
+            try:
+                doubt = self._differs(call, run, replay=None)
+            except (KeyError, NotImplementedError):
+                doubt = "its log-density is known for its own draws only"
+            if doubt and moving:  # the guide draws more than its sites, or knows log q of its own draws only
+                with _Recorder() as tape:
+                    run = self._by(way, call)
+                if not self._differs(call, run, tape):
+                    return ""
+        return doubt
+
+    def _differs(self, call: Call, run: Run, replay: _Recorder | None) -> str:
+        """At which site three particles differ from single runs of them."""
+        K = call.particles
+        for k in sorted({0, K // 2, K - 1}):
+            values = {**call.rows, **call.at(k)}
+            if replay is None:
+                values |= {
+                    name: _at(site.value, k, self._ranks[name])
+                    for name, site in run.sites.items()
+                    if not (site.facts.observed or site.facts.point or name in values)
+                }
+                trace = _trace(self.program, call.data, values)
+            else:
+                with replay.of(k, K):
+                    trace = _trace(self.program, call.data, values)
+            alone = {site["name"]: site for site in sites_of(trace)}
+            if list(alone) != list(run.sites):
+                return f"its sites are {list(run.sites)}, but {list(alone)} in a single run"
+            for name, site in alone.items():
+                scored = run.sites[name]
+                if not site["is_observed"] and not _near(_at(scored.value, k, site["value"].dim()), site["value"]):
+                    return f"the value of site '{name}' differs from that of a single run"
+                if {_place(f) for f in facts_of(site).frames} != {_place(f) for f in scored.facts.frames}:
+                    return f"the plates around site '{name}' differ from those of a single run"
+                density = scored.log_prob[min(k, len(scored.log_prob) - 1)]
+                if not self._agree(density, site, call, values):
+                    return f"the log-density of site '{name}' differs from that of a single run"
+        return ""
+
+    def _agree(self, density: Tensor, site: Site, call: Call, values: Values) -> bool:
+        """Whether a log-density is that of a single run, but for rounding."""
+        alone = padded(score(site), self.nesting)
+        if density.shape != alone.shape:
+            return False
+        known = alone.isfinite()
+        if not torch.equal(density[~known], alone[~known]) and not bool((density.isnan() == alone.isnan()).all()):
+            return False
+        if not torch.equal(known, density.isfinite()):
+            return False
+        off = (density - alone).abs()
+        allowed = _TOLERANCE[alone.dtype == torch.float64] * padded(_size(site), self.nesting)
+        if bool((off <= allowed)[known].all()):
+            return True
+        eps = torch.finfo(alone.dtype).eps
+        moved = {n: v * (1 + _NUDGE * eps) if v.is_floating_point() else v for n, v in values.items()}
+        with pyro.validation_enabled(False):
+            other = _trace(self.program, call.data, moved).nodes[site["name"]]
+            noise = (padded(score(other), self.nesting) - alone).abs()
+        return bool((off <= allowed + _NUDGE * noise)[known].all())
+
+
+class Half(NamedTuple):
+    """A half of a pair that was run, to be read off at the same values."""
+
+    lifted: Lifted
+    call: Call
+    run: Run
+
+    @property
+    def extra(self) -> int:
+        """How many dimensions its traces have for the particles."""
+        return int(self.way == PLATE)
+
+    @property
+    def way(self) -> Way:
+        """How it was run."""
+        way = self.lifted.way_for(self.call)
+        assert way is not None
+        return way
+
+    def read(self, make: Callable[[Mapping[str, Site]], Tensor]) -> Tensor:
+        """A tensor made of its sites: [K, ...]."""
+        if self.run.trace is not None:
+            made = make(_by_name(self.run.trace))
+            return made if self.extra else made.unsqueeze(0)
+        return self.lifted.read(self.way, self.call, lambda trace: {"": make(_by_name(trace))})[""]
+
+
+def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapping[str, Site]], Tensor]) -> Tensor:
+    """A tensor made of the sites of both halves at the same values: [K, ...]."""
+    if model.run.trace is not None and guide.run.trace is not None and model.way == guide.way:
+        made = make(_by_name(model.run.trace), _by_name(guide.run.trace))
+        return made if model.extra else made.unsqueeze(0)
+    way = VMAP if model.way == guide.way == VMAP else LOOP
+
+    def one(values: Values) -> dict[str, Tensor]:
+        at = {**model.call.rows, **values}
+        p, q = (_trace(half.lifted.program, half.call.data, at) for half in (model, guide))
+        return {"": make(_by_name(p), _by_name(q))}
+
+    return _separately(way, model.call, one)[""]
+
+
+def _separately(way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What single runs return at each particle's values, side by side: [K, ...]."""
+    native = {name: _native(value, call.ranks[name]) for name, value in call.given.items()}
+    if way == ALONE:
+        return {key: t.unsqueeze(0) for key, t in one({name: v[0] for name, v in native.items()}).items()}
+    if way == LOOP:
+        each = [one({name: v[k] for name, v in native.items()}) for k in range(call.particles)]
+        return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
+    with under_vmap(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        mapped = torch.vmap(lambda _, values: one(values), randomness="different")
+        tensors: dict[str, Tensor] = mapped(torch.arange(call.particles), native)
+    return tensors
+
+
+def _by_name(trace: Trace) -> dict[str, Site]:
+    return {site["name"]: site for site in sites_of(trace)}
+
+
+def _trace(program: Program, data: tuple[Any, ...], values: Values) -> Trace:
+    with At(values):
+        return poutine.trace(program).get_trace(*data)
+
+
+def _rows_of(trace: Trace) -> dict[str, Tensor]:
+    """The indices of the plates of a trace."""
+    nodes: Any = trace.nodes.items()
+    return {name: site["value"] for name, site in nodes if site["type"] == "sample" and site_is_subsample(site)}
+
+
+def _place(frame: Any) -> tuple[str, int | None, int]:
+    return frame.name, frame.dim, frame.size
+
+
+def _native(value: Tensor, rank: int) -> Tensor:
+    """Values [K, *plates, *event] as single runs have them, one after the other."""
+    return value.reshape(len(value), *value.shape[value.dim() - rank :])
+
+
+def _at(value: Tensor, k: int, rank: int) -> Tensor:
+    """One of the values [K, *plates, *event], as a single run has it."""
+    return _native(value, rank)[k]
+
+
+def _spread(value: Tensor, rank: int) -> Tensor:
+    """Values [K, ...] of single runs, with a dimension for each plate: [K, *plates, *event]."""
+    return value.reshape(len(value), *(1,) * (rank + 1 - value.dim()), *value.shape[1:])
+
+
+def _moving(first: Trace, again: Trace) -> dict[str, Tensor]:
+    """By site, which of its values differ between two runs; sites of few states are left out."""
+    moving = {}
+    others = {site["name"]: site["value"] for site in sites_of(again)}
+    for site in sites_of(first):
+        name, value = site["name"], site["value"]
+        if not site["is_observed"] and name in others and value.shape == others[name].shape:
+            moves = value != others[name]
+            if bool(moves.any()) and (not facts_of(site).discrete or int(moves.sum()) > 20):
+                moving[name] = moves
+    return moving
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Whether two values are the same, but for rounding."""
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    tolerance = 100 * _TOLERANCE[a.dtype == torch.float64]
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _size(site: Site) -> Tensor:
+    """One and the absolute log-density of each element of a site's value, summed to its batch shape."""
+    fn, value = site["fn"], site["value"]
+    whole = score(site)
+    if fn.event_dim:
+        with pyro.validation_enabled(False):
+            try:
+                terms: Tensor = 1 + base_of(fn).log_prob(value).abs()
+                inner = terms.dim() - len(fn.batch_shape)
+                terms = terms.nan_to_num(0.0, 0.0, 0.0).flatten(-inner).sum(-1) if inner > 0 else terms
+                return torch.maximum(1 + whole.abs(), terms)
+            except (KeyError, NotImplementedError, RuntimeError, ValueError):
+                return (1 + whole.abs()) * max(1, fn.event_shape.numel())
+    return 1 + whole.abs()
+
+
+def _in_training(program: Program) -> bool:
+    return any(part.training for owner in owners_of(program) for part in owner.modules())
+
+
+@contextmanager
+def _for_proof(program: Program) -> Iterator[None]:
+    """No gradient, no tracer, a random stream of its own; evaluation mode, but for batch norms in training mode."""
+    modules = owners_of(program)
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    with disable_proxy_modes_tracing(), torch.no_grad(), forked_rng(), modes_kept(modules), tensors_kept(buffers):
+        for part in (part for module in modules for part in module.modules()):
+            if not isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.training = False
+        yield
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps what is drawn at random, to give a single run the draws of one particle."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.draws: list[Tensor] = []
+        self._replayed: tuple[int, int] | None = None
+        self._next = 0
+
+    def of(self, k: int, particles: int) -> _Recorder:
+        """The same draws, those of particle k alone, in the place of new ones."""
+        again = _Recorder()
+        again.draws, again._replayed = self.draws, (k, particles)
+        return again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags or not isinstance(out, Tensor):
+            return out
+        if self._replayed is None:
+            self.draws.append(out.clone())
+            return out
+        k, particles = self._replayed
+        recorded = self.draws[self._next]
+        self._next += 1
+        if recorded.numel() == particles * out.numel() and len(recorded) == particles:
+            recorded = recorded[k]
+        return out.copy_(recorded.reshape(out.shape))

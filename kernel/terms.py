@@ -1,0 +1,208 @@
+"""What the log weights of a pair are made of, site by site: tensors, wherever the particles stood."""
+
+from __future__ import annotations
+
+__all__ = ["Terms", "stopped_log_q"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.independent import Independent
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from .lifts import Half, Run, read_both
+from .sites import Scored, Site, SiteFacts, folded, padded, subsampling, summed_to
+
+_DRAWS = 100  # in the place of a mean that a distribution does not know
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What log weights are made of, site by site. Every tensor of log-densities is [K, N] ([K] where joint).
+
+    Attributes:
+        log_p: log p of each site of the model given its parents, observed sites included.
+        log_q: log q of each site of the guide, auxiliary sites included.
+        log_q_stopped: the same values, whose gradient reaches the guide's parameters through the draws alone: the
+            derivative in the parameters at fixed z is left out. None unless asked for.
+        p: what the model's sites are, by name.
+        q: what the guide's sites are, by name.
+        values: the values drawn and observed, by site: [K, N, *event] for draws.
+        repeated: with ``log_q_stopped``, whether log q came out the same when the guide was run again: a tensor of no
+            dimensions. A false one is raised at once, but for where a function is captured, which must not read it.
+        particles: K.
+
+    Example:
+        >>> from jensen.guides import PriorGuide
+        >>> from jensen.inference import terms
+        >>> from jensen.models import PPCA
+        >>> model = PPCA(5, latent=2)
+        >>> t = terms(model, PriorGuide(model), torch.zeros(3, 5))
+        >>> torch.allclose(t.log_weights, t.log_p["x"] + t.log_p["z"] - t.log_q["z"])
+        True
+        >>> t.kl("z").shape, t.mean_p("x").shape, t.q["z"].has_rsample
+        (torch.Size([1, 3]), torch.Size([1, 3, 5]), True)
+    """
+
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    log_q_stopped: dict[str, Tensor] | None
+    p: dict[str, SiteFacts]
+    q: dict[str, SiteFacts]
+    values: dict[str, Tensor]
+    repeated: Tensor | None
+    particles: int
+    _keep: list[CondIndepStackFrame] = field(repr=False)
+    _halves: tuple[Half, Half] = field(repr=False)  # of the model, of the guide
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights."""
+        return (self.particles, *(frame.size for frame in self._keep))
+
+    @property
+    def scale(self) -> float:
+        """N/B where the data are a subsample, else 1: what the sum over the data is to be multiplied by."""
+        return subsampling(self._keep)
+
+    @property
+    def joint(self) -> bool:
+        """Whether no plate encloses every site, so that the weights speak of all data at once."""
+        return not self._keep
+
+    @property
+    def observed(self) -> Tensor:
+        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights."""
+        total: Tensor = sum(self.log_p[name] for name in self.log_p if name not in self.log_q)  # type: ignore[assignment]
+        return torch.as_tensor(total).expand(self.shape)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """The log weights: the sum of ``log_p`` minus the sum of ``log_q``."""
+        total: Tensor = sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[assignment]
+        return torch.as_tensor(total).expand(self.shape)
+
+    def kl(self, site: str) -> Tensor:
+        """KL(q || p) of a site in closed form, given its parents: of the shape of the weights.
+
+        Raises:
+            NotImplementedError: if none is known for the two distributions.
+        """
+        return self._folded(site, self._read(site, lambda p, q: kl_divergence(q, p)))
+
+    def kl_per_dimension(self, site: str) -> list[Tensor]:
+        """The KL of each dimension of a site whose two distributions factorize.
+
+        Raises:
+            ValueError: if they do not.
+        """
+
+        def parts(p: Any, q: Any) -> Tensor:
+            if isinstance(q, Independent) and isinstance(p, Independent) and len(q.event_shape) == 1:
+                each: Tensor = kl_divergence(q.base_dist, p.base_dist)
+                if each.shape[-1:] == q.event_shape:
+                    return each
+            raise ValueError(
+                "free_bits_per='dimension' needs the KL of each dimension, but at site "
+                f"'{site}' guide and model do not both factorize: take free_bits_per='site', or a mean-field guide"
+            )
+
+        return [self._folded(site, part) for part in self._read(site, parts, trailing=1).unbind(-1)]
+
+    def mean_p(self, site: str) -> Tensor:
+        """The mean of a site of the model given its parents, [K, N, *event]; of 100 draws where none is known."""
+        return self._mean(site, 0)
+
+    def mean_q(self, site: str) -> Tensor:
+        """The mean of a site of the guide given its parents, [K, N, *event]; the draws where none is known."""
+        return self._mean(site, 1)
+
+    def mode_q(self, site: str) -> Tensor:
+        """The mode of a discrete site of the guide given its parents, [K, N, *event]; of equal states, zero."""
+        mode = self._of_half(site, 1, lambda fn: fn.mode)
+        return mode.nan_to_num(0.0)
+
+    def spread(self, site: str, weights: Tensor) -> Tensor:
+        """A tensor of the shape of the weights, to be multiplied with the values of a site of the guide."""
+        value, facts = self.values[site], self.q[site]
+        shape = [1] * value.dim()
+        shape[0] = self.particles
+        for frame in self._keep:
+            assert frame.dim is not None
+            shape[value.dim() - facts.event_dim + frame.dim] = frame.size
+        return weights.reshape(shape)
+
+    def _mean(self, site: str, half: int) -> Tensor:
+        try:
+            mean = self._of_half(site, half, lambda fn: fn.mean)
+        except NotImplementedError:
+            mean = torch.tensor(torch.nan)
+        if not mean.isnan().any():
+            return mean
+        if half:
+            return self.values[site]
+        dtype = torch.get_default_dtype()
+        return self._of_half(site, half, lambda fn: fn.sample(torch.Size([_DRAWS])).to(dtype).mean(0))
+
+    def _of_half(self, site: str, half: int, make: Callable[..., Tensor]) -> Tensor:
+        """A tensor made of the distribution of a site of one half, of the shape of its values: [K, *plates, *event]."""
+        source, facts = self._halves[half], (self.p, self.q)[half][site]
+        depth = source.lifted.nesting + facts.event_dim
+        return source.read(lambda sites: padded(make(sites[site]["fn"]), depth + source.extra))
+
+    def _read(self, site: str, make: Callable[..., Tensor], trailing: int = 0) -> Tensor:
+        """A tensor made of both distributions of a site, masked: [K, *plates, *trailing]."""
+        model, guide = self._halves
+
+        def of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Tensor:
+            value, mask = make(p[site]["fn"], q[site]["fn"]), p[site]["mask"]
+            if trailing and isinstance(mask, Tensor):
+                mask = mask[(..., *(None,) * trailing)]
+            return padded(scale_and_mask(value, 1.0, mask), model.lifted.nesting + model.extra, trailing)
+
+        return read_both(model, guide, of)
+
+    def _folded(self, site: str, batch: Tensor) -> Tensor:
+        return folded(batch, self.p[site], self._keep).expand(self.shape)
+
+
+def stopped_log_q(
+    run: Run, again: Run, leaves: Mapping[str, Tensor], log_q: Mapping[str, Tensor], keep: list[CondIndepStackFrame]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Log q at the drawn values, differentiable through the values alone; and whether it came out the same again.
+
+    ``again`` is the guide's run at the leaves, in the place of the values of ``run``. Log q is differentiated in the
+    leaves, and that gradient is attached to the drawn values: no parameter of any kind has to be found and stopped. A
+    ``Delta``'s log-density and a factor are no normalised densities, so their derivative in the parameters does not
+    average to zero: they keep it.
+    """
+    result, repeated = dict(log_q), torch.ones((), dtype=torch.bool)
+    moving = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    for name, site in again.sites.items():
+        if site.facts.point:
+            continue
+        value = folded(site.log_prob, site.facts, keep).expand(log_q[name].shape)
+        close = torch.isclose(value.detach(), log_q[name].detach(), rtol=1e-3, atol=1e-3, equal_nan=True).all()
+        repeated = repeated.to(close.device) & close
+        if get_proxy_mode() is None and not bool(close):
+            raise ValueError(
+                f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
+                "its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
+            )
+        result[name] = log_q[name].detach()
+        if not (moving and value.requires_grad):
+            continue
+        slopes = torch.autograd.grad(value.sum(), list(moving.values()), retain_graph=True, allow_unused=True)
+        for leaf, slope in zip(moving, slopes, strict=True):
+            if slope is not None:
+                drawn: Scored = run.sites[leaf]
+                shift = slope * (drawn.value - drawn.value.detach())  # zero, with a gradient
+                shift = sum_rightmost(shift, drawn.facts.event_dim)
+                result[name] = result[name] + summed_to(shift, keep)
+    return result, repeated
