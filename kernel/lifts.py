@@ -418,7 +418,8 @@ def _size(site: Site) -> Tensor:
                 terms: Tensor = 1 + base_of(fn).log_prob(value).abs()
                 inner = terms.dim() - len(fn.batch_shape)
                 terms = terms.nan_to_num(0.0, 0.0, 0.0).flatten(-inner).sum(-1) if inner > 0 else terms
-                return torch.maximum(1 + whole.abs(), terms)
+                larger: Tensor = torch.maximum(1 + whole.abs(), terms)
+                return larger
             except (KeyError, NotImplementedError, RuntimeError, ValueError):
                 return (1 + whole.abs()) * max(1, fn.event_shape.numel())
     return 1 + whole.abs()
