@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["LogWeights"]
+__all__ = ["Draws", "LogWeights"]
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,20 @@ from .compile import Compile
 from .routes import Routes, weights_of
 
 _LEAST = 1000  # calls
+
+
+class Draws(NamedTuple):
+    """What is drawn of a batch: [K, N] each ([K] where joint).
+
+    Attributes:
+        log_weights: log w.
+        elbo: what averages to the ELBO: log w, but where the guide enumerates states.
+        observed: log p(x | z), where it is asked for.
+    """
+
+    log_weights: Tensor
+    elbo: Tensor
+    observed: Tensor | None
 
 
 class LogWeights:
@@ -55,10 +70,14 @@ class LogWeights:
             particles: K.
             ahead: how many calls with so many data and particles are to come; None: as many as there were.
         """
-        return self.parts(batch, particles, ahead)[0]
+        return self.parts(batch, particles, ahead).log_weights
 
-    def parts(self, batch: Batch, particles: int, ahead: int | None = None) -> Outputs:
-        """Log weights and, where ``observed`` asks for it, log p(x | z) of the same draws: each [K, N]."""
+    def parts(self, batch: Batch, particles: int, ahead: int | None = None) -> Draws:
+        """Log weights, what averages to the ELBO, and, where ``observed`` asks for it, log p(x | z), of fresh draws."""
+        out = self._parts(batch, particles, ahead)
+        return Draws(out[0], out[1] if self.pair.elbo_differs else out[0], out[-1] if self.observed else None)
+
+    def _parts(self, batch: Batch, particles: int, ahead: int | None) -> Outputs:
 
         def eager(*data: Tensor) -> Outputs:
             return self._of(data, particles)
@@ -80,10 +99,12 @@ class LogWeights:
         return run(*batch) if first is None else first
 
     def _of(self, data: Batch, particles: int) -> Outputs:
-        if self.observed:
-            t = self.pair.terms(data, particles)
-            return t.log_weights, t.observed
-        return (self.pair.log_weights(data, particles),)
+        self.pair.prepare(data)
+        if not (self.observed or self.pair.elbo_differs):
+            return (self.pair.log_weights(data, particles),)
+        t = self.pair.terms(data, particles)
+        elbo = [t.elbo] if self.pair.elbo_differs else []
+        return (t.log_weights, *elbo, *([t.observed] if self.observed else []))
 
     def forget(self) -> None:
         """Forget what was worked out for a batch: parameters have changed."""

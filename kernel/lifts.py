@@ -16,23 +16,36 @@ no proof.
 
 from __future__ import annotations
 
-__all__ = ["ALONE", "LOOP", "PLATE", "VMAP", "Call", "Half", "Lifted", "Run", "Way", "read_both"]
+__all__ = [
+    "ALONE",
+    "LOOP",
+    "PLATE",
+    "VMAP",
+    "Call",
+    "Half",
+    "Lifted",
+    "LiftedPair",
+    "Run",
+    "Way",
+    "for_proof",
+    "read_both",
+]
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .checks import warn_user
+from .enumeration import Summed, enumerated, is_enumerated
 from .modes import modes_kept, tensors_kept
 from .parameters import owners_of
 from .randomness import forked_rng
@@ -42,10 +55,17 @@ from .vectorized import under_vmap
 Way = Literal["alone", "outer plate", "torch.vmap", "one after the other"]
 ALONE, PLATE, VMAP, LOOP = get_args(Way)
 Values = Mapping[str, Tensor]
-Read = Callable[[Trace], dict[str, Tensor]]
+Read = Callable[["Met"], dict[str, Tensor]]
 
 _TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
 _NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
+
+
+class Met(NamedTuple):
+    """What a run met: its sites by name, and the indices of its plates."""
+
+    sites: dict[str, Site]
+    rows: dict[str, Tensor]
 
 
 class Run(NamedTuple):
@@ -55,13 +75,13 @@ class Run(NamedTuple):
         sites: by name, in the order in which they were met.
         ranks: how many dimensions the values of a site have where the program runs alone.
         rows: the indices of its plates.
-        trace: the trace, where one run made it.
+        met: the sites with their distributions, where one run met them all.
     """
 
     sites: dict[str, Scored]
     ranks: dict[str, int]
     rows: dict[str, Tensor]
-    trace: Trace | None
+    met: dict[str, Site] | None
 
 
 class Call(NamedTuple):
@@ -109,6 +129,7 @@ class Lifted:
 
     def __init__(self, program: Program, nesting: int, name: str = "model") -> None:
         self.program, self.nesting, self.name = program, nesting, name
+        self.programs: tuple[Program, ...] = (program,)
         self.reasons: dict[Way, str] = {}
         self._ways: dict[Any, Way] = {}
         self._ranks: dict[str, int] = {}
@@ -140,10 +161,10 @@ class Lifted:
         if particles == 1:
             return self._by(ALONE, call)
         if call.key not in self._ways:
-            if not torch.is_grad_enabled() and get_proxy_mode() is None and not _in_training(self.program):
+            if not torch.is_grad_enabled() and get_proxy_mode() is None and not _in_training(*self.programs):
                 self._ways[call.key], run = self._find(call)
                 return run
-            with _for_proof(self.program):
+            with for_proof(*self.programs):
                 self._ways[call.key], _ = self._find(call.detached())
         return self._by(self._ways[call.key], call)
 
@@ -154,8 +175,13 @@ class Lifted:
     def read(self, way: Way, call: Call, read: Read) -> dict[str, Tensor]:
         """Tensors that are read off the trace of a run, [K, ...] each."""
         if way == PLATE:
-            return read(_trace(in_plate(self.program, call.particles, self.nesting), call.data, call.fixed))
-        return _separately(way, call, lambda values: read(_trace(self.program, call.data, {**call.rows, **values})))
+            return read(self.meet(call.data, call.fixed, call.particles))
+        return _separately(way, call, lambda values: read(self.meet(call.data, {**call.rows, **values})))
+
+    def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
+        """Run it once, alone or in a plate of particles, at given values and indices."""
+        program = self.program if particles is None else in_plate(self.program, particles, self.nesting)
+        return _met(program, data, values)
 
     def _by(self, way: Way, call: Call) -> Run:
         """Run it by a way."""
@@ -163,17 +189,16 @@ class Lifted:
         ranks: dict[str, int] = {}
         values: dict[str, Tensor] = {}  # of what is observed
         rows: dict[str, Tensor] = dict(call.rows)
-        kept: list[Trace] = []
+        kept: list[Met] = []
         if way in (VMAP, LOOP) and not self._subsampled <= set(rows):  # one subsample for all particles
             with forked_rng():
-                rows |= _rows_of(_trace(self.program, call.data, {**call.at(0), **rows}))
+                rows |= self.meet(call.data, {**call.at(0), **rows}).rows
             call = call._replace(rows=rows)
         depth = self.nesting + (way == PLATE)
 
-        def read(trace: Trace) -> dict[str, Tensor]:
+        def read(met: Met) -> dict[str, Tensor]:
             tensors = {}
-            for site in sites_of(trace):
-                name = site["name"]
+            for name, site in met.sites.items():
                 facts[name], ranks[name] = facts_of(site), site["value"].dim()
                 tensors[f"density of {name}"] = padded(score(site), depth)
                 if site["is_observed"]:
@@ -181,9 +206,9 @@ class Lifted:
                 else:
                     tensors[f"value of {name}"] = site["value"]
             if way != VMAP:
-                rows.update(_rows_of(trace))
+                rows.update(met.rows)
             if way in (ALONE, PLATE):
-                kept.append(trace)
+                kept.append(met)
             return tensors
 
         tensors = self.read(way, call, read)
@@ -192,16 +217,16 @@ class Lifted:
                 drawn = tensors[f"value of {name}"]
                 values[name] = drawn if way == PLATE else _spread(drawn, self.nesting + fact.event_dim)
         sites = {name: Scored(fact, values[name], tensors[f"density of {name}"]) for name, fact in facts.items()}
-        return Run(sites, self._ranks if way == PLATE else ranks, rows, kept[0] if kept else None)
+        return Run(sites, self._ranks if way == PLATE else ranks, rows, kept[0].sites if kept else None)
 
     def _find(self, call: Call) -> tuple[Way, Run]:
         """The first way that is proved, and a run by it."""
         with forked_rng(), torch.no_grad():
-            first, again = (_trace(self.program, call.data, {**call.rows, **call.at(0)}) for _ in range(2))
-        self._ranks |= {site["name"]: site["value"].dim() for site in sites_of(first)}
-        frames = {frame for site in sites_of(first) for frame in site["cond_indep_stack"] if frame.vectorized}
+            first, again = (self.meet(call.data, {**call.rows, **call.at(0)}).sites for _ in range(2))
+        self._ranks |= {name: site["value"].dim() for name, site in first.items()}
+        frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
         self._subsampled |= {frame.name for frame in frames if frame.full_size not in (None, -1, frame.size)}
-        moving = _moving(first, again)
+        moving = _moving(first, again, self.nesting)
         for way in (PLATE, VMAP):
             try:
                 with warnings.catch_warnings():
@@ -228,7 +253,11 @@ class Lifted:
         K = call.particles
         call = call._replace(rows=run.rows)
         for name, moves in moving.items():
-            first, last = (_at(run.sites[name].value, k, self._ranks[name]) for k in (0, K - 1))
+            site = run.sites[name]
+            if site.facts.observed:
+                first, last = site.log_prob[0], site.log_prob[-1]
+            else:
+                first, last = (_at(site.value, k, self._ranks[name]) for k in (0, K - 1))
             if bool((first == last)[moves].all()):
                 return f"all particles have the same draw at site '{name}'"
         with forked_rng(), torch.no_grad():
@@ -236,11 +265,12 @@ class Lifted:
                 doubt = self._differs(call, run, replay=None)
             except (KeyError, NotImplementedError):
                 doubt = "its log-density is known for its own draws only"
-            if doubt and moving:  # the guide draws more than its sites, or knows log q of its own draws only
+            if doubt:  # perhaps it draws more than its sites, or knows log q of its own draws only
                 with _Recorder() as tape:
                     run = self._by(way, call)
-                if not self._differs(call, run, tape):
-                    return ""
+                with under_vmap() if way == VMAP else nullcontext():
+                    if tape.draws and not self._differs(call, run, tape):
+                        return ""
         return doubt
 
     def _differs(self, call: Call, run: Run, replay: _Recorder | None) -> str:
@@ -254,11 +284,8 @@ class Lifted:
                     for name, site in run.sites.items()
                     if not (site.facts.observed or site.facts.point or name in values)
                 }
-                trace = _trace(self.program, call.data, values)
-            else:
-                with replay.of(k, K):
-                    trace = _trace(self.program, call.data, values)
-            alone = {site["name"]: site for site in sites_of(trace)}
+            with nullcontext() if replay is None else replay.of(k, K):
+                alone = self.meet(call.data, values).sites
             if list(alone) != list(run.sites):
                 return f"its sites are {list(run.sites)}, but {list(alone)} in a single run"
             for name, site in alone.items():
@@ -278,9 +305,7 @@ class Lifted:
         if density.shape != alone.shape:
             return False
         known = alone.isfinite()
-        if not torch.equal(density[~known], alone[~known]) and not bool((density.isnan() == alone.isnan()).all()):
-            return False
-        if not torch.equal(known, density.isfinite()):
+        if not torch.equal(*(t.nan_to_num(0.0, 1.0, -1.0)[~known | ~t.isfinite()] for t in (density, alone))):
             return False
         off = (density - alone).abs()
         allowed = _TOLERANCE[alone.dtype == torch.float64] * padded(_size(site), self.nesting)
@@ -289,9 +314,41 @@ class Lifted:
         eps = torch.finfo(alone.dtype).eps
         moved = {n: v * (1 + _NUDGE * eps) if v.is_floating_point() else v for n, v in values.items()}
         with pyro.validation_enabled(False):
-            other = _trace(self.program, call.data, moved).nodes[site["name"]]
+            other = self.meet(call.data, moved).sites[site["name"]]
             noise = (padded(score(other), self.nesting) - alone).abs()
         return bool((off <= allowed + _NUDGE * noise)[known].all())
+
+
+class LiftedPair(Lifted):
+    """Model and guide as one program, with the states of enumerated sites summed out.
+
+    Its sites are those of :class:`~jensen.kernel.enumeration.Summed`, under ``"p "``, ``"q "`` or ``"elbo "`` and their
+    names; the last are there where the guide leaves states to be summed.
+    """
+
+    def __init__(self, model: Program, guide: Program, nesting: int) -> None:
+        super().__init__(model, nesting, "pair")
+        self.programs = model, guide
+
+    def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
+        """Run it once, alone or in a plate of particles, at given values and indices."""
+        model, guide = self.programs
+        if particles is not None:
+            model, guide = (in_plate(half, particles, self.nesting) for half in self.programs)
+        q = _met(enumerated(guide, self.nesting), data, values)
+        infer = {name: site["infer"] for name, site in q.sites.items()}
+        seen = {**values, **q.rows, **{name: site["value"] for name, site in q.sites.items()}}
+        p = _met(enumerated(model, self.nesting, infer), data, seen)
+        summed = Summed(list(p.sites.values()), list(q.sites.values()))
+        kinds = {"p": summed.p, "q": summed.q, "elbo": []}
+        if any(map(is_enumerated, q.sites.values())):
+            kinds["elbo"] = summed.elbo()
+        sites = {}
+        for kind, part in kinds.items():
+            for i, site in enumerate(part):
+                name = f"{kind} {i}" if kind == "elbo" else f"{kind} {site['name']}"
+                sites[name] = {**site, "name": name}
+        return Met(sites, {**q.rows, **p.rows})
 
 
 class Half(NamedTuple):
@@ -315,23 +372,23 @@ class Half(NamedTuple):
 
     def read(self, make: Callable[[Mapping[str, Site]], Tensor]) -> Tensor:
         """A tensor made of its sites: [K, ...]."""
-        if self.run.trace is not None:
-            made = make(_by_name(self.run.trace))
+        if self.run.met is not None:
+            made = make(self.run.met)
             return made if self.extra else made.unsqueeze(0)
-        return self.lifted.read(self.way, self.call, lambda trace: {"": make(_by_name(trace))})[""]
+        return self.lifted.read(self.way, self.call, lambda met: {"": make(met.sites)})[""]
 
 
 def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapping[str, Site]], Tensor]) -> Tensor:
     """A tensor made of the sites of both halves at the same values: [K, ...]."""
-    if model.run.trace is not None and guide.run.trace is not None and model.way == guide.way:
-        made = make(_by_name(model.run.trace), _by_name(guide.run.trace))
+    if model.run.met is not None and guide.run.met is not None and model.way == guide.way:
+        made = make(model.run.met, guide.run.met)
         return made if model.extra else made.unsqueeze(0)
     way = VMAP if model.way == guide.way == VMAP else LOOP
 
     def one(values: Values) -> dict[str, Tensor]:
         at = {**model.call.rows, **values}
-        p, q = (_trace(half.lifted.program, half.call.data, at) for half in (model, guide))
-        return {"": make(_by_name(p), _by_name(q))}
+        p, q = (half.lifted.meet(half.call.data, at).sites for half in (model, guide))
+        return {"": make(p, q)}
 
     return _separately(way, model.call, one)[""]
 
@@ -351,19 +408,12 @@ def _separately(way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]]
     return tensors
 
 
-def _by_name(trace: Trace) -> dict[str, Site]:
-    return {site["name"]: site for site in sites_of(trace)}
-
-
-def _trace(program: Program, data: tuple[Any, ...], values: Values) -> Trace:
+def _met(program: Program, data: tuple[Any, ...], values: Values) -> Met:
     with At(values):
-        return poutine.trace(program).get_trace(*data)
-
-
-def _rows_of(trace: Trace) -> dict[str, Tensor]:
-    """The indices of the plates of a trace."""
+        trace = poutine.trace(program).get_trace(*data)
     nodes: Any = trace.nodes.items()
-    return {name: site["value"] for name, site in nodes if site["type"] == "sample" and site_is_subsample(site)}
+    rows = {name: site["value"] for name, site in nodes if site["type"] == "sample" and site_is_subsample(site)}
+    return Met({site["name"]: site for site in sites_of(trace)}, rows)
 
 
 def _place(frame: Any) -> tuple[str, int | None, int]:
@@ -385,15 +435,19 @@ def _spread(value: Tensor, rank: int) -> Tensor:
     return value.reshape(len(value), *(1,) * (rank + 1 - value.dim()), *value.shape[1:])
 
 
-def _moving(first: Trace, again: Trace) -> dict[str, Tensor]:
-    """By site, which of its values differ between two runs; sites of few states are left out."""
+def _moving(first: Mapping[str, Site], again: Mapping[str, Site], nesting: int) -> dict[str, Tensor]:
+    """By site, which of its values differ between two runs (of what is observed: which log-densities).
+
+    Sites of few states are left out.
+    """
     moving = {}
-    others = {site["name"]: site["value"] for site in sites_of(again)}
-    for site in sites_of(first):
-        name, value = site["name"], site["value"]
-        if not site["is_observed"] and name in others and value.shape == others[name].shape:
-            moves = value != others[name]
-            if bool(moves.any()) and (not facts_of(site).discrete or int(moves.sum()) > 20):
+    for name in first.keys() & again.keys():
+        site, other = first[name], again[name]
+        observed = site["is_observed"]
+        a, b = (padded(score(s), nesting) if observed else s["value"] for s in (site, other))
+        if a.shape == b.shape:
+            moves = a != b
+            if bool(moves.any()) and (observed or not facts_of(site).discrete or int(moves.sum()) > 20):
                 moving[name] = moves
     return moving
 
@@ -418,21 +472,20 @@ def _size(site: Site) -> Tensor:
                 terms: Tensor = 1 + base_of(fn).log_prob(value).abs()
                 inner = terms.dim() - len(fn.batch_shape)
                 terms = terms.nan_to_num(0.0, 0.0, 0.0).flatten(-inner).sum(-1) if inner > 0 else terms
-                larger: Tensor = torch.maximum(1 + whole.abs(), terms)
-                return larger
             except (KeyError, NotImplementedError, RuntimeError, ValueError):
-                return (1 + whole.abs()) * max(1, fn.event_shape.numel())
+                terms = (1 + whole.abs()) * max(1, fn.event_shape.numel())
+            return torch.maximum(1 + whole.abs(), terms)
     return 1 + whole.abs()
 
 
-def _in_training(program: Program) -> bool:
-    return any(part.training for owner in owners_of(program) for part in owner.modules())
+def _in_training(*programs: Program) -> bool:
+    return any(part.training for owner in owners_of(*programs) for part in owner.modules())
 
 
 @contextmanager
-def _for_proof(program: Program) -> Iterator[None]:
+def for_proof(*programs: Program) -> Iterator[None]:
     """No gradient, no tracer, a random stream of its own; evaluation mode, but for batch norms in training mode."""
-    modules = owners_of(program)
+    modules = owners_of(*programs)
     buffers = [buffer for module in modules for buffer in module.buffers()]
     with disable_proxy_modes_tracing(), torch.no_grad(), forked_rng(), modes_kept(modules), tensors_kept(buffers):
         for part in (part for module in modules for part in module.modules()):

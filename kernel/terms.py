@@ -59,7 +59,8 @@ class Terms:
     repeated: Tensor | None
     particles: int
     _keep: list[CondIndepStackFrame] = field(repr=False)
-    _halves: tuple[Half, Half] = field(repr=False)  # of the model, of the guide
+    _halves: tuple[Half, Half] | None = field(repr=False)  # of the model, of the guide
+    _elbo: Tensor | None = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,8 +78,22 @@ class Terms:
         return not self._keep
 
     @property
+    def elbo(self) -> Tensor:
+        """What averages to the ELBO: the log weights, or their mean over the states that the guide enumerates."""
+        return self.log_weights if self._elbo is None else self._elbo
+
+    @property
     def observed(self) -> Tensor:
-        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights."""
+        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights.
+
+        Raises:
+            NotImplementedError: where states are summed out together with sites that the guide draws.
+        """
+        if self._halves is None and (self._elbo is not None or set(self.log_q) - set(self.log_p)):
+            raise NotImplementedError(
+                f"the states of enumerated sites are summed out of {sorted(self.log_p)} together, so log p(x | z) is "
+                "not known apart from p(z) and q(z | x)"
+            )
         total: Tensor = sum(self.log_p[name] for name in self.log_p if name not in self.log_q)  # type: ignore[assignment]
         return torch.as_tensor(total).expand(self.shape)
 
@@ -138,6 +153,13 @@ class Terms:
             shape[value.dim() - facts.event_dim + frame.dim] = frame.size
         return weights.reshape(shape)
 
+    def _of(self, site: str) -> tuple[Half, Half]:
+        if self._halves is None:
+            raise NotImplementedError(
+                f"states of enumerated sites are summed out, and the distribution of site '{site}' differs between them"
+            )
+        return self._halves
+
     def _mean(self, site: str, half: int) -> Tensor:
         try:
             mean = self._of_half(site, half, lambda fn: fn.mean)
@@ -152,13 +174,13 @@ class Terms:
 
     def _of_half(self, site: str, half: int, make: Callable[..., Tensor]) -> Tensor:
         """A tensor made of the distribution of a site of one half, of the shape of its values: [K, *plates, *event]."""
-        source, facts = self._halves[half], (self.p, self.q)[half][site]
+        source, facts = self._of(site)[half], (self.p, self.q)[half][site]
         depth = source.lifted.nesting + facts.event_dim
         return source.read(lambda sites: padded(make(sites[site]["fn"]), depth + source.extra))
 
     def _read(self, site: str, make: Callable[..., Tensor], trailing: int = 0) -> Tensor:
         """A tensor made of both distributions of a site, masked: [K, *plates, *trailing]."""
-        model, guide = self._halves
+        model, guide = self._of(site)
 
         def of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Tensor:
             value, mask = make(p[site]["fn"], q[site]["fn"]), p[site]["mask"]

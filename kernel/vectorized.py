@@ -1,30 +1,425 @@
-"""stub"""
+r"""Programs under ``torch.vmap``: draws, writes and checks that a mapped program can do, each with its own law.
+
+``torch.vmap(program, randomness="different")`` runs a program once for all particles, and the program sees the shapes
+that its author wrote. Almost every random operation of torch then draws for each particle; the others raise. What
+:func:`under_vmap` adds:
+
+* a tensor of no values yet (``torch.empty``) belongs to each particle, so that drawing into it in place works, as
+  ``torch.distributions`` does: ``torch.empty(shape).normal_()``;
+* a write through a boolean mask becomes a ``torch.where``, and a few operations that ``torch.vmap`` has no rule for
+  (``clamp_``, ``.data``, binomials of mixed shapes, fused attention, recurrent networks) become ones that it has;
+* a Dirichlet (hence Beta, LKJ) is drawn by normalised gammas, a straight-through value by a shifted relaxed one, since
+  their derivatives in Pyro and torch are such as ``torch.vmap`` does not run;
+* nothing is validated, since that reads values.
+
+What cannot be done per particle raises: a seed or a generator inside the program, Python's or NumPy's random numbers, a
+site whose draw is the same for every particle.
+"""
 
 from __future__ import annotations
 
-__all__ = ["under_vmap"]
-from contextlib import contextmanager
+__all__ = ["NotVectorized", "refused_by_vmap", "under_vmap"]
 
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
 import pyro
 import torch
+from pyro.distributions import Delta, ImproperUniform, Unit
+from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
+from pyro.ops.special import _SafeLog
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
+from torch.distributions import Distribution
+from torch.distributions.dirichlet import _Dirichlet
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 
+_EMPTY: set[Any] = {torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty}
+_FILLED: set[Any] = {
+    *(torch.zeros, torch.ones, torch.full, torch.zeros_like, torch.ones_like, torch.full_like),
+    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, torch.clone, Tensor.clone),
+}
+_SELECTED = (
+    "vmap: elements read or written through a boolean mask that differs between particles have no common shape: write "
+    "torch.where(mask, a, b)"
+)
+_SMALL = 0.02  # below this concentration a gamma underflows in float64 once in a million draws
+_REFUSALS = ("vmap", "functorch", "batching rule", "batched tensor", "batchedtensor", "doesn't have storage")
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
-class _OutOfPlace(TorchFunctionMode):
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(function, "__name__", "")
-        if name == "normal_":
-            fresh = torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
-            mean = args[1] if len(args) > 1 else kwargs.get("mean", 0.0)
-            std = args[2] if len(args) > 2 else kwargs.get("std", 1.0)
-            return fresh * std + mean
-        if name == "exponential_":
-            return -(-torch.rand(args[0].shape, dtype=args[0].dtype, device=args[0].device)).log1p()
-        return function(*args, **kwargs)
+
+class NotVectorized(RuntimeError):
+    """Raised inside :func:`under_vmap` where a program does something that differs when particles run together.
+
+    Example:
+        >>> issubclass(NotVectorized, RuntimeError)
+        True
+    """
+
+
+def refused_by_vmap(error: BaseException) -> bool:
+    """Whether an error says that ``torch.vmap`` does not run a program, rather than that the program is wrong.
+
+    PyTorch has no class of its own for it: the errors are ``RuntimeError``, ``ValueError`` or ``NotImplementedError``
+    whose text names vmap, functorch or a batching rule. A program may also fail in another way because of the map
+    (``TypeError`` where it hands a tensor to NumPy); whoever must know runs it once alone.
+
+    Args:
+        error: what the mapped program raised.
+
+    Example:
+        >>> try:
+        ...     torch.vmap(lambda z: z.item())(torch.zeros(2))
+        ... except RuntimeError as error:
+        ...     refused_by_vmap(error)
+        True
+        >>> refused_by_vmap(ValueError("the encoder wants 3 features"))
+        False
+    """
+    text = str(error).lower()
+    return isinstance(error, NotVectorized) or any(word in text for word in _REFUSALS)
 
 
 @contextmanager
-def under_vmap():
-    with _OutOfPlace(), pyro.validation_enabled(False):
+def under_vmap(*, buffers: bool = False) -> Iterator[None]:
+    """Let a Pyro program draw, write and trace inside ``torch.vmap(..., randomness="different")``.
+
+    Enter it around the call of the mapped function, with ``torch.fx.experimental.proxy_tensor.make_fx`` outside of it
+    or not at all. Inside it, Pyro's and torch's validation are off, for distributions built beforehand too.
+
+    Args:
+        buffers: whether tensors that are created filled (``torch.zeros``, ``torch.full``, ``clone``) belong to each
+            particle as well. A program that writes its latents into ``torch.zeros`` needs it; it costs K times the
+            memory of every such tensor.
+
+    Raises:
+        NotVectorized: where the program seeds a random stream, draws from a ``torch.Generator``, from ``random`` or
+            from ``numpy.random``, takes elements by a mask of the particle's own, or has a site with one draw for all
+            particles.
+
+    Example:
+        >>> from pyro.distributions import Beta
+        >>> def draw(scale):
+        ...     return Beta(2.0 * scale, 3.0 * scale).rsample((4,))
+        >>> with under_vmap():
+        ...     z = torch.vmap(draw, randomness="different")(torch.ones(5))
+        >>> z.shape, z.unique().numel()
+        (torch.Size([5, 4]), 20)
+    """
+    with ExitStack() as stack:
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(_replaced(Distribution, "_validate_args", _Unvalidated()))
+        stack.enter_context(_replaced(_Dirichlet, "apply", staticmethod(_dirichlet)))
+        stack.enter_context(_replaced(QuantizeCategorical, "apply", staticmethod(_one_hot)))
+        stack.enter_context(_replaced(QuantizeBernoulli, "apply", staticmethod(_rounded)))
+        stack.enter_context(_replaced(_SafeLog, "apply", staticmethod(_safe_log)))
+        for owner, name in ((torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed")):
+            stack.enter_context(_replaced(owner, name, _no_seed))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_no_fallback_warnings())
+        stack.enter_context(_OneDrawEach())
+        stack.enter_context(_PerParticle(_EMPTY | {Tensor.new} | (_FILLED if buffers else set())))
+        before = _python_streams()
         yield
+        if _python_streams() != before:
+            raise NotVectorized(
+                "the program draws from Python's or NumPy's random numbers, which are the same for all particles under "
+                "torch.vmap: draw with torch instead"
+            )
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of a class or module, and give it back as it was: its own, or inherited."""
+    own, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def _no_fallback_warnings() -> Iterator[None]:
+    """Without torch's warning where an operation has no batching rule and is run in a loop: slower, and right."""
+    _functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # torch tells no previous state
+    try:
+        yield
+    finally:
+        _functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
+
+
+class _Unvalidated:
+    """Stands before the ``_validate_args`` of every distribution, whoever built it, and keeps what is set."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> bool:
+        return False
+
+    def __set__(self, instance: Any, value: bool) -> None:
+        vars(instance)["_validate_args"] = value
+
+
+def _no_seed(*args: Any, **kwargs: Any) -> Any:
+    raise NotVectorized(
+        "the program seeds torch's random stream, so that each particle run alone draws the same: seed outside of it"
+    )
+
+
+def _python_streams() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  the global stream is what is asked for
+    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+
+
+def _mapped(tensor: Any) -> bool:
+    """Whether a tensor has a value for each particle."""
+    return isinstance(tensor, Tensor) and bool(_functorch.is_batchedtensor(tensor))
+
+
+def _each(tensor: Any, filled: bool) -> Any:
+    """A fresh tensor as one of each particle's own; unchanged if it is already, or under other transforms too."""
+    stack = _functorch.get_interpreter_stack()
+    if not isinstance(tensor, Tensor) or _mapped(tensor) or stack is None or len(stack) != 1:
+        return tensor
+    if tensor.requires_grad and tensor.is_leaf:
+        return tensor
+    level = retrieve_current_functorch_interpreter()
+    if not isinstance(level, VmapInterpreter):
+        return tensor
+    shape = (level.batch_size(), *tensor.shape)
+    each = tensor.expand(shape).clone() if filled else tensor.new_empty(shape)
+    return _functorch._add_batch_dim(each, 0, level.level())
+
+
+class _Selected:
+    """Elements read through a mask that differs between particles. Only a write through the same mask accepts them."""
+
+    def __init__(self, source: Tensor, mask: Tensor) -> None:
+        self.source, self.mask = source, mask
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotVectorized(_SELECTED)
+
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise NotVectorized(_SELECTED)
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = __bool__ = __eq__ = __hash__ = __array__ = _refuse
+    __float__ = __int__ = __index__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __ne__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
+
+
+def _binomial(count: Tensor, prob: Tensor) -> Tensor:
+    return torch.binomial(count + torch.zeros_like(prob), prob + torch.zeros_like(count))
+
+
+def _clamp_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    kept = tensor.clone() if torch.is_grad_enabled() else tensor  # autograd reads what was there before
+    return tensor.copy_(kept.clamp(*args, **kwargs))
+
+
+def _gru_step(i: Tensor, h: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    (i_r, i_z, i_n), (h_r, h_z, h_n) = i.chunk(3, -1), h.chunk(3, -1)
+    update, new = torch.sigmoid(i_z + h_z), torch.tanh(i_n + torch.sigmoid(i_r + h_r) * h_n)
+    return (new + update * (state[0] - new),)
+
+
+def _lstm_step(i: Tensor, h: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    enter, forget, cell, leave = (i + h).chunk(4, -1)
+    c = torch.sigmoid(forget) * state[1] + torch.sigmoid(enter) * torch.tanh(cell)
+    return torch.sigmoid(leave) * torch.tanh(c), c
+
+
+def _rnn_step(activation: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda i, h, state: (activation(i + h),)
+
+
+def _cell(native: Any, step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """One step of a recurrent network, written with operations that have a batching rule."""
+
+    def run(x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
+        state = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        if not any(map(_mapped, (x, *state, w_ih))):
+            return native(x, hx, w_ih, w_hh, b_ih, b_hh)
+        new = step(linear(x, w_ih, b_ih), linear(state[0], w_hh, b_hh), state)
+        return new if isinstance(hx, tuple | list) else new[0]
+
+    return run
+
+
+def _recurrent(native: Any, step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """A recurrent network over a sequence, step by step; packed sequences and projections are left to torch."""
+
+    def run(*args: Any) -> Any:
+        x, hx, weights, biased, layers, p, training, both, batch_first = args
+        directions = 2 if both else 1
+        several = isinstance(hx, tuple | list)
+        states = tuple(hx) if several else (hx,)
+        size = 4 if biased else 2
+        packed = not isinstance(weights, tuple | list)
+        if packed or not any(map(_mapped, (x, *states, *weights))) or len(weights) != size * layers * directions:
+            return native(*args)
+        x = x.transpose(0, 1) if batch_first else x  # [T, B, D]
+        last: list[tuple[Tensor, ...]] = []
+        for layer in range(layers):
+            outputs = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                w_ih, w_hh, *biases = weights[size * k : size * (k + 1)]
+                b_ih, b_hh = biases or (None, None)
+                state = tuple(each[k] for each in states)
+                steps: list[Tensor] = []
+                entered = linear(x.flip(0) if direction else x, w_ih, b_ih)  # [T, B, gates]
+                for i in entered.unbind(0):
+                    state = step(i, linear(state[0], w_hh, b_hh), state)
+                    steps.append(state[0])
+                outputs.append(torch.stack(steps[::-1] if direction else steps))
+                last.append(state)
+            x = torch.cat(outputs, -1)
+            if p and training and layer < layers - 1:
+                x = dropout(x, p)
+        ends = tuple(torch.stack(each) for each in zip(*last, strict=True))
+        return (x.transpose(0, 1) if batch_first else x, *ends)
+
+    return run
+
+
+_STEPS = {
+    "gru": _gru_step,
+    "lstm": _lstm_step,
+    "rnn_tanh": _rnn_step(torch.tanh),
+    "rnn_relu": _rnn_step(torch.relu),
+}
+
+
+_OTHERWISE: dict[Any, Callable[..., Any]] = {
+    _DATA: lambda tensor, *_: tensor.detach(),
+    Tensor.clamp_: _clamp_,
+    torch.clamp_: _clamp_,
+    Tensor.clamp_min_: lambda tensor, min: _clamp_(tensor, min=min),
+    Tensor.clamp_max_: lambda tensor, max: _clamp_(tensor, max=max),
+    torch.binomial: _binomial,
+    **{getattr(torch, name): _recurrent(getattr(torch, name), step) for name, step in _STEPS.items()},
+    **{getattr(torch, f"{name}_cell"): _cell(getattr(torch, f"{name}_cell"), step) for name, step in _STEPS.items()},
+}
+
+
+class _PerParticle(TorchFunctionMode):
+    """Fresh tensors are each particle's own; masked reads and writes are ``torch.where``; generators are refused."""
+
+    def __init__(self, fresh: set[Any]) -> None:
+        super().__init__()
+        self.fresh = fresh
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not None:
+            raise NotVectorized(
+                "the program draws from a torch.Generator of its own, whose draws under torch.vmap are not those of "
+                "particles run alone: draw without generator"
+            )
+        if function in self.fresh:
+            return _each(function(*args, **kwargs), function not in _EMPTY)
+        if function in _OTHERWISE:
+            return _OTHERWISE[function](*args, **kwargs)
+        if function is Tensor.__getitem__ and _is_mask(args[1]):
+            return _Selected(*args)
+        if function is Tensor.__setitem__:
+            target, index, value = args
+            if isinstance(value, _Selected):
+                if index is not value.mask or value.source.shape != target.shape:
+                    value._refuse()
+                return _write(target, index, value.source)
+            if _is_mask(index):
+                tail = (1,) * (target.dim() - index.dim())
+                value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
+                if value.dim() > len(tail):
+                    raise NotVectorized(_SELECTED)
+                return _write(target, index, value)
+        return function(*args, **kwargs)
+
+
+def _is_mask(index: Any) -> bool:
+    return _mapped(index) and index.dtype == torch.bool
+
+
+def _write(target: Tensor, mask: Tensor, value: Tensor) -> None:
+    """``target[mask] = value[mask]``: a mask indexes the leading dimensions."""
+    mask = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
+    target.copy_(torch.where(mask, value.to(target.dtype), target))
+
+
+class _OneDrawEach(Messenger):
+    """Refuses a site that draws one value for all particles, however it draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Any] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and msg["value"] is None and not site_is_subsample(msg):
+            self.drawn.append(msg)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not any(one is msg for one in self.drawn):
+            return
+        self.drawn = [one for one in self.drawn if one is not msg]
+        value, stack = msg["value"], _functorch.get_interpreter_stack()
+        if stack and isinstance(value, Tensor) and value.numel() and not _mapped(value) and not _is_point(msg["fn"]):
+            raise NotVectorized(
+                f"site '{msg['name']}': {type(msg['fn']).__name__} drew one value for all particles under torch.vmap: "
+                "its sample must draw with torch's random operations, and outside of autograd functions"
+            )
+
+
+def _is_point(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta | Unit | ImproperUniform)
+
+
+def _dirichlet(concentration: Tensor) -> Tensor:
+    r"""Draws from a Dirichlet as normalised gammas, whose implicit derivatives ``torch.vmap`` runs: [..., C].
+
+    Where a concentration a is so small that a gamma would underflow it is drawn as
+    :math:`\log g_a = \log g_{a + 1} + \log(u) / a`.
+    """
+    a = concentration.double()
+    small = a < _SMALL
+    log_g = torch._standard_gamma(torch.where(small, a + 1, a)).log()
+    boost = torch.log1p(-torch.rand(a.shape, dtype=a.dtype, device=a.device)) / a
+    x = torch.softmax(log_g + torch.where(small, boost, 0.0), -1).to(concentration.dtype)
+    limits = torch.finfo(x.dtype)
+    return x.clamp(limits.tiny, 1 - limits.eps / 2)
+
+
+def _one_hot(soft: Tensor) -> Tensor:
+    hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return _straight_through(hard, soft)
+
+
+def _rounded(soft: Tensor) -> Tensor:
+    return _straight_through(soft.round().detach(), soft)
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The hard value with the derivative of the relaxed one, which Pyro's log-density reads."""
+    value: Any = hard + (soft - soft.detach())
+    value._unquantize = soft
+    return value  # type: ignore[no-any-return]
+
+
+def _safe_log(x: Tensor) -> Tensor:
+    """The logarithm with a derivative of at most 1 / eps, as Pyro's."""
+    at = x.detach()
+    return at.log() + (x - at) / at.clamp(min=torch.finfo(x.dtype).eps)

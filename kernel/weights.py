@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from .checks import check_data, check_match, check_scale, check_shapes, fit_values
 from .layout import Layout, layout_of
-from .lifts import ALONE, Call, Half, Lifted, Run, Way
+from .lifts import ALONE, Call, Half, Lifted, LiftedPair, Run, Way, for_proof
 from .parameters import claim_parameters, owners_of, trainable
 from .randomness import forked_rng
 from .sites import AtMode, Program, Scored, Site, folded, nesting_of, shared_plates, sites_of
@@ -175,23 +175,27 @@ class Pair:
         model: any Pyro model.
         guide: its guide.
         nesting: how deep the pair's plates are nested. None: it is checked, and run once, to find out.
+
+    Attributes:
+        elbo_differs: whether the guide enumerates states, so that log w does not average to the ELBO; once it has run.
     """
 
     def __init__(self, model: Program, guide: Program, nesting: int | None = None) -> None:
         self.model, self.guide, self.nesting = model, guide, nesting
-        self._lifted: tuple[Lifted, Lifted] | None = None
+        self.elbo_differs = False
+        self._lifted: tuple[Lifted, ...] = ()  # model and guide; or one for both, whose states are summed out
 
     def log_weights(self, data: tuple[Tensor, ...], particles: int) -> Tensor:
         """Log weights of fresh draws, [K, N]; [K] where they are joint: see :func:`log_weights`."""
-        p, q, keep = self._run(data, particles, tapped=False)
+        p, q, keep, _ = self._run(data, particles, tapped=False)
         total = sum(_folded(p, keep)) - sum(_folded(q, keep))
         return torch.as_tensor(total).expand(particles, *(frame.size for frame in keep))
 
     def terms(self, data: tuple[Tensor, ...], particles: int, stopped: bool = False) -> Terms:
         """What log weights of fresh draws are made of: see :func:`terms`."""
         state = torch.get_rng_state()
-        p, q, keep = self._run(data, particles, tapped=stopped)
-        model, guide = self._halves
+        p, q, keep, elbo = self._run(data, particles, tapped=stopped)
+        model, guide = self._lifted if len(self._lifted) == 2 else (None, None)
         shape = (particles, *(frame.size for frame in keep))
         log_p, log_q = (
             {name: folded.expand(shape) for name, folded in zip(run.sites, _folded(run, keep), strict=True)}
@@ -199,7 +203,12 @@ class Pair:
         )
         drawn = {name: site.value for name, site in q.sites.items() if not site.facts.observed}
         log_q_stopped = repeated = None
-        if stopped:  # the guide runs again, at leaves in the place of its values
+        if stopped and guide is None:
+            raise NotImplementedError(
+                f"the states of enumerated sites are summed out of {sorted(p.sites)} together, and log q alone cannot "
+                "be differentiated: take gradient='standard', or sample them in the guide"
+            )
+        if stopped and guide is not None:  # the guide runs again, at leaves in the place of its values
             leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in drawn.items()}
             with torch.enable_grad(), forked_rng():
                 torch.set_rng_state(state)
@@ -216,48 +225,65 @@ class Pair:
             repeated=repeated,
             particles=particles,
             _keep=keep,
-            _halves=(Half(model, call, p), Half(guide, call, q)),
+            _halves=None if model is None or guide is None else (Half(model, call, p), Half(guide, call, q)),
+            _elbo=torch.as_tensor(sum(_folded(elbo, keep))).expand(shape) if elbo.sites else None,
         )
 
     @property
     def way(self) -> Way:
         """The way that it is run by: the last of those that its halves need."""
-        return max((half.way for half in self._lifted or ()), key=get_args(Way).index, default=ALONE)
+        return max((part.way for part in self._lifted), key=get_args(Way).index, default=ALONE)
 
     def way_for(self, data: tuple[Tensor, ...], particles: int) -> Way | None:
         """The way of data and particles like these; None if it is not known yet."""
         call = Call(data, particles, {}, {}, {})
-        ways = [half.way_for(call) for half in self._lifted or (None, None) if half is not None]
-        return max(ways, key=get_args(Way).index) if ways and None not in ways else None
+        ways = [way for part in self._lifted if (way := part.way_for(call)) is not None]
+        return max(ways, key=get_args(Way).index) if ways and len(ways) == len(self._lifted) else None
 
-    @property
-    def _halves(self) -> tuple[Lifted, Lifted]:
-        assert self._lifted is not None
-        return self._lifted
-
-    def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any]]:
-        """The runs of model and guide, and the plates that enclose every site."""
+    def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any], Run]:
+        """The runs of model and guide, the plates that enclose every site, and, where it is not log w, the ELBO."""
         if particles < 1:
             raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
-        if self.nesting is None:
-            self.nesting = check_pair(self.model, self.guide, *data).nesting
-        if self._lifted is None:
-            self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
+        self.prepare(data)
+        if len(self._lifted) == 1:
+            whole = self._lifted[0](data, particles)
+            p, q, elbo = (_of_kind(whole, kind) for kind in ("p ", "q ", "elbo "))
+            return p, q, shared_plates(site.facts.frames for site in whole.sites.values()), elbo
         model, guide = self._lifted
         q = guide(data, particles)
         if tapped:  # a derivative in a view is the partial one, of the densities alone: no draw depends on it
             q = q._replace(sites={name: _tapped(site) for name, site in q.sites.items()})
         drawn = {name: site.value for name, site in q.sites.items() if not site.facts.observed}
         p = model(data, particles, drawn, q.ranks, q.rows)
-        latent = {n: site for n, site in p.sites.items() if site.facts.observed or n in q.sites}
-        p = p._replace(sites=latent)
         sites = [*p.sites.values(), *q.sites.values()]
-        return p, q, shared_plates(site.facts.frames for site in sites)
+        return p, q, shared_plates(site.facts.frames for site in sites), Run({}, {}, {}, None)
+
+    def prepare(self, data: tuple[Tensor, ...]) -> None:
+        """Look at the pair, where it was not yet: its plates, and whether sites are marked to be enumerated."""
+        if self._lifted:
+            return
+        if self.nesting is None:
+            self.nesting = check_pair(self.model, self.guide, *data).nesting
+        with for_proof(self.model, self.guide):
+            p, q = _trace_pair(self.model, self.guide, data)
+        drawn = {site["name"] for site in sites_of(q)}
+        left = [site for site in sites_of(p) if not site["is_observed"] and site["name"] not in drawn]
+        self.elbo_differs = any(site["infer"].get("enumerate") for site in sites_of(q))
+        if self.elbo_differs or any(site["infer"].get("enumerate") for site in left):
+            self._lifted = (LiftedPair(self.model, self.guide, self.nesting),)
+        else:
+            self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
 
 
 def _tapped(site: Scored) -> Scored:
     """A site with a view of its value in its place."""
     return site._replace(value=site.value.view_as(site.value)) if site.value.requires_grad else site
+
+
+def _of_kind(run: Run, kind: str) -> Run:
+    """The sites of one kind of a :class:`~jensen.kernel.lifts.LiftedPair`, under their own names."""
+    sites = {name.removeprefix(kind): site for name, site in run.sites.items() if name.startswith(kind)}
+    return run._replace(sites=sites)
 
 
 def _folded(run: Run, keep: list[Any]) -> list[Tensor]:

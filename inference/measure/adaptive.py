@@ -29,7 +29,7 @@ from .diagnostics import RunningWeights
 
 PILOT = 256  # draws per datum that decide how many are needed: the fit of k-hat has 48 weights
 _REDUCED = 2**15  # log weights that are reduced at once
-Draw = Callable[[Tensor | None, int], Tensor]  # positions of data (None: all), and k: log weights [k, N]
+Draw = Callable[[Tensor | None, int], tuple[Tensor, ...]]  # positions of data (None: all), and k: [k, N] each
 
 
 def check_settings(particles: int, tolerance: float | None, max_particles: int) -> None:
@@ -107,9 +107,9 @@ def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
 
 def _fill(weights: RunningWeights, draw: Draw, positions: Tensor | None, chunks: list[int]) -> None:
     """Draw chunk after chunk; reduce them several at a time, which sorts the largest less often."""
-    waiting: list[Tensor] = []
+    waiting: list[tuple[Tensor, ...]] = []  # log weights, and what averages to the ELBO where they do not
     for i, k in enumerate(chunks):
         waiting.append(draw(positions, k))
-        if i + 1 == len(chunks) or len(waiting) * waiting[0].numel() >= _REDUCED:
-            weights.update(torch.cat(waiting))
+        if i + 1 == len(chunks) or len(waiting) * waiting[0][0].numel() >= _REDUCED:
+            weights.update(*map(torch.cat, zip(*waiting, strict=True)))
             waiting.clear()

@@ -148,8 +148,8 @@ class RunningWeights:
         self._fitted: tuple[Tensor, Tensor] | None = None
         self._retained = max(tail_length(particles) + 1, _RETAINED)  # the first below the tail is its threshold
 
-    def update(self, log_w: Tensor) -> None:
-        """Take a block of log weights [k, N].
+    def update(self, log_w: Tensor, elbo: Tensor | None = None) -> None:
+        """Take a block of log weights [k, N], and of what averages to the ELBO where they do not.
 
         Raises:
             FloatingPointError: if one is NaN or plus infinity.
@@ -162,7 +162,7 @@ class RunningWeights:
             self._max = torch.full_like(zeros, -math.inf)
             self._mean, self._spread = zeros, zeros
             self._power = log_w.new_zeros(_POWERS, log_w.shape[1])  # sums of (w / max)^m, m = 1 ...
-            self.zero_weights = zeros.long()
+            self.zero_weights = self._infinite = zeros.long()
             self._top = log_w.new_empty(0, log_w.shape[1])
             self._resolution = resolution
         top = torch.maximum(self._max, log_w.amax(0))
@@ -179,7 +179,10 @@ class RunningWeights:
         count = self.seen + len(log_w)  # Chan, Golub and LeVeque (1983): mean and squared deviations, merged
         zero = log_w.isneginf()
         self.zero_weights = self.zero_weights + zero.sum(0)
-        finite = log_w.masked_fill(zero, 0.0) if zero.any() else log_w
+        terms = log_w if elbo is None else elbo.detach().double()
+        zero = terms.isneginf()
+        self._infinite = self._infinite + zero.sum(0)
+        finite = terms.masked_fill(zero, 0.0) if zero.any() else terms
         mean = finite.mean(0)
         delta = mean - self._mean
         deviations = (finite - mean).square().sum(0)
@@ -197,7 +200,7 @@ class RunningWeights:
             keep: their positions, [N'].
         """
         self._fitted = None
-        for name in ("rows", "_max", "_mean", "_spread", "zero_weights", "_power", "_top"):
+        for name in ("rows", "_max", "_mean", "_spread", "zero_weights", "_infinite", "_power", "_top"):
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, values[..., keep.to(values.device)])
 
@@ -211,14 +214,14 @@ class RunningWeights:
     @property
     def elbo(self) -> Tensor:
         """Mean log weight: [N]; minus infinity where any weight is zero."""
-        return self._mean.masked_fill(self.zero_weights > 0, -math.inf)
+        return self._mean.masked_fill(self._infinite > 0, -math.inf)
 
     @property
     def elbo_error(self) -> Tensor:
         """Monte Carlo standard error of the mean log weight: [N]; NaN for one particle, or where a weight is zero."""
         if self.seen < 2:
             return self._mean * math.nan
-        return (self._spread / (self.seen - 1) / self.seen).sqrt().masked_fill(self.zero_weights > 0, math.nan)
+        return (self._spread / (self.seen - 1) / self.seen).sqrt().masked_fill(self._infinite > 0, math.nan)
 
     @property
     def log_evidence(self) -> Tensor:

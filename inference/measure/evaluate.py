@@ -269,11 +269,14 @@ def evaluate(
         ):
             weights = LogWeights(part.pair, compile) if weights is None else weights
 
-            def draw(positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights) -> Tensor:
+            def draw(
+                positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights
+            ) -> tuple[Tensor, ...]:
                 some = part.data if positions is None else tuple(x[positions.to(x.device)] for x in part.data)
-                log_w = weights(some, k, None if tolerance is not None else max(1, part.ahead * (particles // k)))
+                drawn = weights.parts(some, k, None if tolerance is not None else max(1, part.ahead * (particles // k)))
                 part.advance(k * len(some[0]))
-                return log_w.unsqueeze(-1) if part.joint else log_w
+                numbers = (drawn.log_weights, drawn.elbo) if part.pair.elbo_differs else (drawn.log_weights,)
+                return tuple(t.unsqueeze(-1) if part.joint else t for t in numbers)
 
             reduced = (
                 equally(draw, part, particles) if tolerance is None else as_needed(draw, part, tolerance, max_particles)

@@ -35,7 +35,7 @@ class Validation:
     ) -> None:
         self.data, self.layout = data, layout
         self.rows = data.size if layout.sizes else data.n
-        self.split = bool(layout.sizes) and not layout.points
+        self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
         self.weights = LogWeights(Pair(model, guide, layout.nesting), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
 
@@ -46,9 +46,9 @@ class Validation:
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, seed=0, device=data.device):
             for rows in torch.arange(data.n).split(self.rows):
-                log_w, *rest = weights.parts(data.take(rows), _PARTICLES, self.ahead)
-                elbo += float(log_w.mean(0).sum())
-                observed += sum(float(part.mean(0).sum()) for part in rest)
+                drawn = weights.parts(data.take(rows), _PARTICLES, self.ahead)
+                elbo += float(drawn.elbo.mean(0).sum())
+                observed += 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
         full_size = self.layout.full_size
         n = data.n if self.layout.sizes or full_size is None else full_size
         history.validation.append(elbo / n)

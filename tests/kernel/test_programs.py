@@ -464,7 +464,11 @@ def a_topic_model_of_logits():
             words = nn.functional.softmax(topics(theta), dim=1)
             pyro.sample("words", dist.Multinomial(12, words), obs=docs)
 
-    return model, functools.partial(gauss_guide, width=3, plate="documents"), (dist.Multinomial(12, torch.ones(5)).sample((N,)),)
+    return (
+        model,
+        functools.partial(gauss_guide, width=3, plate="documents"),
+        (dist.Multinomial(12, torch.ones(5)).sample((N,)),),
+    )
 
 
 @program(PLATE, joint=True)
