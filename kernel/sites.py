@@ -41,6 +41,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from .supports import log_density
+
 Site = Any  # a Pyro message: a TypedDict that Pyro does not type fully
 PARTICLES = "jensen_particles"
 
@@ -55,8 +57,16 @@ def sites_of(trace: Trace) -> list[Site]:
 
 
 def plates_of(site: Site) -> set[CondIndepStackFrame]:
-    """The vectorized plates around a site."""
-    return {frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    """The vectorized plates around a site; one that was opened without a size has that of the site's batch."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    return {frame if frame.size != -1 else _sized(frame, site) for frame in frames}
+
+
+def _sized(frame: CondIndepStackFrame, site: Site) -> CondIndepStackFrame:
+    value = site["value"].shape
+    shape = torch.broadcast_shapes(site["fn"].batch_shape, value[: len(value) - site["fn"].event_dim])
+    size = shape[_dim(frame)] if len(shape) >= -_dim(frame) else 1
+    return frame._replace(size=size, full_size=size)
 
 
 def _dim(frame: CondIndepStackFrame) -> int:
@@ -109,8 +119,7 @@ def subsampling(frames: set[CondIndepStackFrame]) -> float:
 
 def site_log_prob(site: Site, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
     """The site's log-density without scale, with mask, summed over all but particles and ``keep``: [K or 1, ...]."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return fold(site, log_prob, keep, nesting)
+    return fold(site, log_density(site), keep, nesting)
 
 
 def fold(site: Site, batch: Tensor, keep: list[CondIndepStackFrame], nesting: int) -> Tensor:
