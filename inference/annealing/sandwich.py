@@ -339,17 +339,17 @@ def sandwich(
             model, guide, tensors, "sandwich", at_once=chunk_size, together=chains, most=256, progress=progress
         )
         for part in parts:
-            path = Path(model, origin, part.data, part.layout.nesting)
+            path = Path(part.pair[0], None if origin is None else part.pair[1], part.data, part.layout.nesting)
             if latents is None:
-                prior = Path(model, None, part.data, part.layout.nesting)
+                prior = Path(part.pair[0], None, part.data, part.layout.nesting)
                 posterior = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
                 above.append(posterior.above)
             else:
                 true = {site: z[part.rows] for site, z in latents.items()}
             with forked_rng():
-                check_sites(true, terms(model, guide, *part.data, max_plate_nesting=part.layout.nesting).q)
-            weighted.append(_weighted(model, guide, true, part, particles))
+                check_sites(true, terms(*part.pair, *part.data, max_plate_nesting=part.layout.nesting).q)
+            weighted.append(_weighted(*part.pair, true, part, particles))
             tuning, _ = tune(path, betas, leapfrog, pilot)
             forward, _ = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             back, _ = anneal(path, path.at(true, chains), betas, tuning, leapfrog, backwards=True)

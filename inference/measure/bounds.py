@@ -159,8 +159,8 @@ def bounds(
             nesting = part.layout.nesting
             if latents is not None and not part.first:
                 with forked_rng():  # the draws from below are those without latents
-                    check_sites(latents, terms(model, guide, *part.data, max_plate_nesting=nesting).q)
-            log_w = log_weights(model, guide, *part.data, particles=particles, max_plate_nesting=nesting)
+                    check_sites(latents, terms(*part.pair, *part.data, max_plate_nesting=nesting).q)
+            log_w = log_weights(*part.pair, *part.data, particles=particles, max_plate_nesting=nesting)
             log_w = log_w.double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
                 blocks = log_w.unflatten(0, (particles // size, size)).logsumexp(1) - math.log(size)  # [K / K', n]
@@ -168,7 +168,7 @@ def bounds(
                 squares[i] += _block_variance(blocks, log_w).sum()
             if latents is not None:
                 values = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
-                upper.append(_upper(log_w, log_weight_of(model, guide, values, part.data), sizes))
+                upper.append(_upper(log_w, log_weight_of(*part.pair, values, part.data), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
         known = cheap_evidence(model, tensors, budget=particles, rows=part.size, joint=False)
     curve = Bounds(sizes, means / n, squares.sqrt() / n, None if known is None else float(known.mean()))

@@ -305,7 +305,7 @@ def calibrate(
         true, x = simulate(model, n, *others)
         data = (x, *others)
         for part in stream(model, guide, data, "calibrate", at_once=chunk_size, together=draws, progress=progress):
-            t = terms(model, guide, *part.data, particles=draws, max_plate_nesting=part.layout.nesting)
+            t = terms(*part.pair, *part.data, particles=draws, max_plate_nesting=part.layout.nesting)
             parts.append({site: _ranks(site, z[part.rows], t.values[site]) for site, z in true.items() if site in t.q})
     if not parts[0]:
         raise ValueError("the guide draws no latent site of the model, so there is nothing to calibrate")

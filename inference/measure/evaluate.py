@@ -265,7 +265,7 @@ def evaluate(
             units=particles if tolerance is None else None,
             progress=progress,
         ):
-            weights = LogWeights(model, guide, part.layout.nesting, compile) if weights is None else weights
+            weights = LogWeights(*part.pair, part.layout.nesting, compile) if weights is None else weights
 
             def draw(positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights) -> Tensor:
                 some = part.data if positions is None else tuple(x[positions.to(x.device)] for x in part.data)

@@ -157,7 +157,7 @@ def rate_distortion(
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
-            t = terms(model, guide, *part.data, particles=particles, max_plate_nesting=part.layout.nesting)
+            t = terms(*part.pair, *part.data, particles=particles, max_plate_nesting=part.layout.nesting)
             parts.append(_moments(*_split(t)))
             for site in (name for name in t.p if name in t.q):
                 z = t.values[site].double().cpu()  # [K, n, *event]
