@@ -22,6 +22,7 @@ __all__ = [
     "stream",
 ]
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .layout import Layout
+from .measured import in_full, without_penalties
 from .parameters import is_autoguide
 from .weights import Pair, Program, check_pair
 
@@ -129,7 +131,8 @@ class Part:
         at_once: how many (datum, particle) pairs are run at once.
         joint: whether the pair's weights are joint, one for all data.
         advance: says how many units of progress are done.
-        pair: the pair, as it is run.
+        pair: the pair, as it is run: on all data, and without factors that are no density (see
+            :mod:`~jensen.kernel.measured`).
     """
 
     data: Batch
@@ -213,17 +216,12 @@ def stream(
         if rows == n:
             raise layout
         rows, layout = n, check_pair(model, guide, *data)
-    joint = not layout.sizes
     if weights != "none":
         _check_density(layout)
-        if joint and weights == "per datum":
-            raise ValueError(
-                f"{what} needs a number for each datum, but the weights of this pair are joint: open the model's plate "
-                "over the data around every site of model and guide (a global latent stands outside of it, and so does "
-                "the one site of an AutoMultivariateNormal)"
-            )
-        if not joint:
-            _check_rows(layout, rows)
+        model, guide, layout = _as_measured(model, guide, data, rows, layout)
+        _check_joint(layout, what, weights == "per datum")
+        _check_rows(layout, data, rows)
+    joint = not layout.sizes
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
@@ -234,7 +232,7 @@ def stream(
                 some = tuple(x[first : first + looked_at] for x in data)
                 layout = check_pair(model, guide, *some)
                 if weights != "none" and not joint:
-                    _check_rows(layout, len(some[0]))
+                    _check_rows(layout, some, len(some[0]))
             batch = tuple(x[first : first + rows] for x in data)
             yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
             if units is not None:
@@ -249,10 +247,76 @@ def _check_density(layout: Layout) -> None:
         )
 
 
-def _check_rows(layout: Layout, rows: int) -> None:
-    """Raise ValueError unless the weights of a batch are one for each of its rows."""
-    if layout.sizes != (rows,):
-        raise ValueError(
-            f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data: measure "
-            "a model that has one plate over its data around every site, and does not subsample"
+def _as_measured(
+    model: Program, guide: Program, data: Batch, rows: int, layout: Layout
+) -> tuple[Program, Program, Layout]:
+    """The pair to be measured, and its layout: no penalties in the guide, and all data of subsampled plates."""
+    if layout.penalties:
+        warnings.warn(
+            f"the guide's pyro.factor {_listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
+            "it as a penalty, but here it is left out, since the draws do not depend on it",
+            stacklevel=4,
         )
+        guide = without_penalties(guide, layout.penalties)
+    if layout.factors:
+        warnings.warn(
+            f"the guide's pyro.factor {_listed(layout.factors)} is counted as a part of log q: this is right for the "
+            "log-determinant of the map from an auxiliary site to a Delta, but not for a penalty, which is no density "
+            "of a draw: measure with a guide that leaves a penalty out",
+            stacklevel=4,
+        )
+    if layout.subsampled:
+        some = tuple(x[:rows] for x in data) if layout.sizes else data
+        model, guide = in_full(model, guide, *some)
+    if layout.penalties or layout.subsampled:
+        layout = check_pair(model, guide, *(x[:rows] for x in data))
+    return model, guide, layout
+
+
+def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
+    """Raise ValueError for joint weights where a number for each datum is needed; warn of a factor that joins them."""
+    if layout.sizes:
+        return
+    factors = (
+        f"the model's pyro.factor {_listed(layout.joining)} stands outside the plate around all other sites: it is a "
+        "part of the joint density of all data, so the weights are joint"
+    )
+    if per_datum:
+        reason = factors if layout.joining else "the weights of this pair are joint"
+        remedy = (
+            "give each datum its factor inside the plate"
+            if layout.joining
+            else "open the model's plate over the data around every site of model and guide (a global latent stands "
+            "outside of it, and so does the one site of an AutoMultivariateNormal)"
+        )
+        raise ValueError(f"{what} needs a number for each datum, but {reason}: {remedy}")
+    if layout.joining:
+        warnings.warn(f"{factors}: one number for all data", stacklevel=4)
+
+
+def _check_rows(layout: Layout, data: Batch, rows: int) -> None:
+    """Raise ValueError unless the weights of a batch are one for each of its rows."""
+    if not layout.sizes or layout.sizes == (rows,):
+        return
+    x = data[0]
+    given = f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data"
+    if len(layout.sizes) > 1:
+        raise ValueError(
+            f"{given}: each datum needs one plate around every site, and others inside it: leave the plate of the data "
+            "alone around one site, or make the other dimensions events (.to_event)"
+        )
+    others = [dim for dim in range(1, x.dim()) if x.shape[dim] == layout.sizes[0]]
+    if others:
+        dim, turned = others[0], f"x.transpose(0, {others[0]})"
+        raise ValueError(
+            f"{given}: the plate seems to stand over dimension {dim} of x, of shape {list(x.shape)}, but the data are "
+            f"what the first dimension counts: give {turned}, with lambda x: model({turned}) for the model, and the "
+            "same for the guide"
+        )
+    raise ValueError(
+        f"{given}: measure a model that has one plate over its data around every site, and does not subsample"
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 __all__ = [
     "check_data",
+    "check_holes",
     "check_match",
     "check_scale",
     "check_shapes",
     "check_simulated",
+    "checked_data",
     "fit_values",
     "warn_user",
 ]
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from .sites import Site, base_of, plates_of, sites_of, subsampling
+from .sites import Site, base_of, nesting_of, plates_of, site_log_prob, sites_of, subsampling
+from .supports import bounds_of, log_density
+
+_RUNS = 8  # of the model, to see whether a support moves with the draws
+Again = Callable[[], list[Site]]
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
@@ -36,6 +44,15 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
     """Raise ValueError for data that are empty, not finite, or of another precision than the pair's parameters."""
+    _check_form(data, dtypes)
+    for i, x in enumerate(data):
+        if not x.is_floating_point():
+            continue
+        if not (finite := x.isfinite()).all():
+            raise ValueError(_not_finite(i, finite))
+
+
+def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
     for i, x in enumerate(data):
         if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
             (dtype,) = dtypes
@@ -45,16 +62,68 @@ def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
             )
         if x.dim() and len(x) == 0:
             raise ValueError(f"data[{i}] is empty: its shape is {list(x.shape)}")
-        if x.is_floating_point() and not (finite := x.isfinite()).all():
-            row = (~finite).nonzero()[0].tolist()
-            raise ValueError(
-                f"data[{i}] holds {int((~finite).sum())} values that are NaN or infinite, the first at index {row}; "
-                "remove these rows or fill them in"
-            )
 
 
-def check_match(p: Trace, q: Trace) -> None:
-    """Raise ValueError for a site that one half lacks; warn of a plate that only the guide has."""
+def _not_finite(i: int, finite: Tensor) -> str:
+    row = (~finite).nonzero()[0].tolist()
+    return (
+        f"data[{i}] holds {int((~finite).sum())} values that are NaN or infinite, the first at index {row}; "
+        "remove these rows or fill them in"
+    )
+
+
+@contextmanager
+def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator[bool]:
+    """As :func:`check_data`, but data may hold NaN if the pair runs on them inside the block; yields whether they do.
+
+    Raises:
+        ValueError: as ``check_data``, for NaN where the pair did not run on it.
+    """
+    _check_form(data, dtypes)
+    if not any(x.is_floating_point() and x.isnan().any() for x in data):
+        check_data(data, dtypes)
+        yield False
+        return
+    for i, x in enumerate(data):
+        if x.isinf().any():
+            raise ValueError(_not_finite(i, x.isfinite()))
+    try:
+        yield True
+    except (RuntimeError, ValueError) as error:
+        i, finite = next((i, x.isfinite()) for i, x in enumerate(data) if x.is_floating_point() and x.isnan().any())
+        raise ValueError(
+            f"{_not_finite(i, finite)} (NaN may stand for a missing value where every log-density of the pair is "
+            f"finite all the same, as with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_holes(sites: list[Site]) -> None:
+    """Raise ValueError unless every log-density of a pair is finite at data that hold NaN."""
+    for site in sites:
+        if not bool(site_log_prob(site, [], nesting_of(sites)).isfinite().all()):
+            raise ValueError(f"that of site '{site['name']}' is not")
+
+
+def _moves(site: Site, again: Again | None) -> bool:
+    """Whether the support of a site depends on what is drawn: its bounds differ between runs."""
+    bounds = bounds_of(site["fn"])
+    for _ in range(_RUNS if bounds and again is not None else 0):
+        assert again is not None
+        others = [bounds_of(s["fn"]) for s in again() if s["name"] == site["name"]]
+        if any(
+            x.shape == y.shape and not torch.equal(x, y)
+            for other in others
+            for x, y in zip(bounds, other, strict=False)
+        ):
+            return True
+    return False
+
+
+def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
+    """Raise ValueError for a site that one half lacks; warn of a plate that only the guide has.
+
+    ``again`` are the model's sites in another run; with it, a draw may lie outside of a support that moves with others.
+    """
     p_sites, q_sites = sites_of(p), sites_of(q)
     latent = {s["name"]: s for s in p_sites if not s["is_observed"]}
     drawn = {s["name"] for s in q_sites}
@@ -72,7 +141,7 @@ def check_match(p: Trace, q: Trace) -> None:
         )
     for s in q_sites:
         if s["name"] in latent:
-            _check_draw(latent[s["name"]], s)
+            _check_draw(latent[s["name"]], s, again)
     plates = {frame.name for s in p_sites for frame in plates_of(s)}
     if foreign := {frame.name for s in q_sites for frame in plates_of(s)} - plates:
         warnings.warn(
@@ -82,7 +151,7 @@ def check_match(p: Trace, q: Trace) -> None:
         )
 
 
-def _check_draw(p: Site, q: Site) -> None:
+def _check_draw(p: Site, q: Site, again: Again | None) -> None:
     """Raise ValueError if the guide draws a site in another form than the model's."""
     name, mine, theirs = q["name"], base_of(q["fn"]), base_of(p["fn"])
     if q["fn"].event_dim != p["fn"].event_dim:
@@ -95,7 +164,7 @@ def _check_draw(p: Site, q: Site) -> None:
         outside = not bool(p["fn"].support.check(q["value"]).all())
     except NotImplementedError:  # a distribution that does not know its support
         return
-    if outside or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
+    if (outside and not _moves(p, again)) or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
         raise ValueError(
             f"the guide draws site '{name}' from {name_of(mine)}, whose support is not that of the model's "
             f"{name_of(theirs)}; take a family with the support of the site, or map a continuous one onto it: "
@@ -116,13 +185,16 @@ def check_scale(sites: list[Site]) -> None:
         )
 
 
-def check_shapes(p: list[Site], q: list[Site]) -> None:
-    """Raise ValueError for a site of the model or guide that its plates do not explain, or data that do not fit."""
+def check_shapes(p: list[Site], q: list[Site], again: Again | None = None) -> None:
+    """Raise ValueError for a site of the model or guide that its plates do not explain, or data that do not fit.
+
+    ``again`` are the model's sites in another run; with it, data may lie outside of a support that moves with draws.
+    """
     for site in [*p, *q]:
         _check_shape(site)
     for site in p:
         if site["is_observed"]:
-            _check_observed(site)
+            _check_observed(site, again)
 
 
 def _check_shape(site: Site) -> None:
@@ -138,12 +210,14 @@ def _check_shape(site: Site) -> None:
         )
 
 
-def _check_observed(site: Site) -> None:
+def _check_observed(site: Site, again: Again | None) -> None:
     """Raise ValueError for an observation outside the support of its distribution, or of another shape."""
     fn, value = site["fn"], site["value"]
     event_dim = fn.event_dim
     shape = tuple(value.shape[: value.dim() - event_dim])
-    if torch.broadcast_shapes(shape, fn.batch_shape) != fn.batch_shape:
+    fits = torch.broadcast_shapes(shape, fn.batch_shape) == fn.batch_shape
+    unsized = any(frame.size == -1 for frame in site["cond_indep_stack"])  # in such a plate nothing is expanded
+    if not fits and not unsized:
         raise ValueError(
             f"the data observed at site '{site['name']}' have batch shape {shape}, but its distribution has "
             f"{tuple(fn.batch_shape)}"
@@ -155,6 +229,8 @@ def _check_observed(site: Site) -> None:
     mask = site["mask"]
     outside = ~inside if mask is None else ~inside & mask
     if outside.any():
+        outside = outside & ~_holes(site)
+    if outside.any() and not _moves(site, again):
         support = fn.support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
@@ -164,6 +240,19 @@ def _check_observed(site: Site) -> None:
             f"the data observed at site '{site['name']}' lie outside the support of {name_of(fn)} in "
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); {_remedy(support)}"
         )
+
+
+def _holes(site: Site) -> Tensor:
+    """Where a site observes NaN and its log-density is finite all the same."""
+    fn, value = site["fn"], site["value"]
+    if not value.is_floating_point() or not (holes := value.isnan()).any():
+        return torch.zeros((), dtype=torch.bool)
+    try:
+        finite = log_density(site).isfinite()
+    except ValueError:
+        return torch.zeros((), dtype=torch.bool)
+    found: Tensor = sum_rightmost(holes, fn.event_dim).bool() & finite
+    return found
 
 
 def name_of(fn: Any) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["Layout", "layout_of", "without_auxiliary"]
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from pyro.distributions import Delta, Unit
+from pyro.poutine.trace_struct import Trace
 
-from .sites import Site, base_of, enclosing_plates, is_discrete, needs_score, nesting_of
+from .sites import Site, base_of, enclosing_plates, is_discrete, needs_score, nesting_of, sites_of
+
+_RUNS = 8  # of the guide: a value that none of them moves is a point (two coins of a scalar site agree half the time)
+Again = Callable[[], list[Site]]
 
 
 class Layout(NamedTuple):
@@ -23,6 +28,10 @@ class Layout(NamedTuple):
         scored: the guide's sites without ``rsample``, whose gradient needs their score.
         enumerated: the model's latent sites that the guide leaves to be enumerated.
         discrete: the model's latent sites whose values are discrete.
+        subsampled: the subsampled plates that do not enclose every site.
+        penalties: the guide's ``pyro.factor`` sites that are no part of the density of its draws.
+        factors: the guide's ``pyro.factor`` sites that may be, beside auxiliary sites.
+        joining: the model's ``pyro.factor`` sites that alone stand outside the plates of all other sites.
     """
 
     nesting: int
@@ -32,32 +41,98 @@ class Layout(NamedTuple):
     scored: tuple[str, ...] = ()
     enumerated: tuple[str, ...] = ()
     discrete: tuple[str, ...] = ()
+    subsampled: tuple[str, ...] = ()
+    penalties: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+    joining: tuple[str, ...] = ()
 
 
-def layout_of(p: list[Site], q: list[Site]) -> Layout:
-    """The layout of a pair, from the sites of its model and those of its guide."""
-    points = _points(p, q)
+def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
+    """The layout of a pair, from the sites of its model and those of its guide.
+
+    Args:
+        p: the model's sites.
+        q: the guide's sites.
+        again: the guide's sites in another run, with other draws at its auxiliary sites alone.
+    """
+    deltas = _deltas(p, q)
+    points = _points(q, deltas, again)
     observed = [set(s["cond_indep_stack"]) for s in p if s["is_observed"]]
     around = set.intersection(*observed) if observed else set()
     full = [frame.full_size for frame in around if frame.full_size != frame.size]
-    sizes = tuple(frame.size for frame in enclosing_plates([*p, *q]))
-    scored = tuple(s["name"] for s in q if needs_score(s))
+    enclosing = enclosing_plates([*p, *q])
+    frames = {frame for s in [*p, *q] for frame in s["cond_indep_stack"]} - set(enclosing)
     drawn = {s["name"] for s in q}
-    enumerated = tuple(s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn)
-    discrete = tuple(s["name"] for s in p if not s["is_observed"] and is_discrete(s["fn"]))
-    return Layout(nesting_of([*p, *q]), sizes, full[0] if full else None, points, scored, enumerated, discrete)
+    penalties, factors = _factors(p, q, bool(set(deltas) - set(points)))
+    return Layout(
+        nesting=nesting_of([*p, *q]),
+        sizes=tuple(frame.size for frame in enclosing),
+        full_size=full[0] if full else None,
+        points=points,
+        scored=tuple(s["name"] for s in q if needs_score(s)),
+        enumerated=tuple(s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn),
+        discrete=tuple(s["name"] for s in p if not s["is_observed"] and is_discrete(s["fn"])),
+        subsampled=tuple(sorted({frame.name for frame in frames if frame.full_size != frame.size})),
+        penalties=penalties,
+        factors=factors,
+        joining=_joining(p, [s for s in q if s["name"] not in penalties]),
+    )
 
 
-def _points(p: list[Site], q: list[Site]) -> tuple[str, ...]:
-    """The guide's sites that are points without a density of their own.
+def without_auxiliary(q: Trace) -> Trace:
+    """A guide's trace without auxiliary sites and Deltas: replayed against it, the guide draws those alone again."""
+    kept = q.copy()
+    for site in sites_of(q):
+        if site["infer"].get("is_auxiliary") or isinstance(base_of(site["fn"]), Delta):
+            kept.remove_node(site["name"])
+    return kept
 
-    Beside an auxiliary site (whose density a ``Delta`` takes over), and where the model is a point itself, it is none.
-    """
-    bases = {s["name"]: base_of(s["fn"]) for s in q}
-    if all(isinstance(base, Delta | Unit) for base in bases.values()):
-        return tuple(bases)
-    if any(s["infer"].get("is_auxiliary") for s in q):
-        return ()
+
+def _is_factor(site: Site) -> bool:
+    return isinstance(base_of(site["fn"]), Unit)
+
+
+def _deltas(p: list[Site], q: list[Site]) -> dict[str, Site]:
+    """The guide's ``Delta`` sites without a log-density, but for those where the model is a ``Delta`` too."""
     of_model = {s["name"] for s in p if isinstance(base_of(s["fn"]), Delta)}
-    sure = {name: base for name, base in bases.items() if isinstance(base, Delta) and name not in of_model}
-    return tuple(name for name, base in sure.items() if bool(torch.as_tensor(base.log_density).eq(0).all()))
+    found = {s["name"]: s for s in q if isinstance(base_of(s["fn"]), Delta) and s["name"] not in of_model}
+    return {name: s for name, s in found.items() if not torch.as_tensor(base_of(s["fn"]).log_density).any()}
+
+
+def _points(q: list[Site], deltas: dict[str, Site], again: Again) -> tuple[str, ...]:
+    """Those of the guide's ``Delta`` sites that are points: the others take over the density of an auxiliary site.
+
+    They do if their value moves with the draws of the auxiliary sites. (A ``pyro.factor`` is one, too: it may be the
+    density of noise that is drawn outside of Pyro's sites.)
+    """
+    points = dict(deltas)
+    if not any(s["infer"].get("is_auxiliary") and s["name"] not in deltas for s in q):
+        return tuple(points)
+    for _ in range(_RUNS):
+        if not points:
+            break
+        other = {s["name"]: s["value"] for s in again()}
+        points = {name: s for name, s in points.items() if name in other and torch.equal(s["value"], other[name])}
+    return tuple(points)
+
+
+def _factors(p: list[Site], q: list[Site], carried: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The guide's factors that are no part of the density of its draws, and those that may be.
+
+    Where each draw has the density of its own site nothing is missing. Where Deltas carry that of auxiliary sites, a
+    factor may be the log-determinant between the two, unless it alone stands outside the plates of all other sites.
+    """
+    names = [s["name"] for s in q if _is_factor(s)]
+    if not carried:
+        return tuple(names), ()
+    plates = enclosing_plates([*p, *(s for s in q if not _is_factor(s))])
+    inside = [s["name"] for s in q if _is_factor(s) and set(plates) <= set(enclosing_plates([s]))]
+    return tuple(name for name in names if name not in inside), tuple(inside)
+
+
+def _joining(p: list[Site], q: list[Site]) -> tuple[str, ...]:
+    """The model's factors that alone stand outside the plates of all other sites."""
+    if enclosing_plates([*p, *q]):
+        return ()
+    plates = set(enclosing_plates([s for s in [*p, *q] if not _is_factor(s)]))
+    return tuple(s["name"] for s in p if _is_factor(s) and not plates <= set(enclosing_plates([s]))) if plates else ()

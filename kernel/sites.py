@@ -33,6 +33,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import pyro
+import torch
 from pyro.distributions import Delta, ImproperUniform, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -40,6 +41,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from .supports import log_density
 
 Program = Callable[..., Any]
 Site = Any  # a Pyro message: a TypedDict that Pyro does not type fully
@@ -56,8 +59,22 @@ def sites_of(trace: Trace) -> list[Site]:
 
 
 def plates_of(site: Site) -> set[CondIndepStackFrame]:
-    """The vectorized plates around a site."""
-    return {frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    """The vectorized plates around a site; one that was opened without a size has that of the site's batch."""
+    return {frame for frame in _frames(site) if frame.vectorized}
+
+
+def _frames(site: Site) -> list[CondIndepStackFrame]:
+    """All plates around a site."""
+    return [
+        _sized(frame, site) if frame.vectorized and frame.size == -1 else frame for frame in site["cond_indep_stack"]
+    ]
+
+
+def _sized(frame: CondIndepStackFrame, site: Site) -> CondIndepStackFrame:
+    value = site["value"].shape
+    shape = torch.broadcast_shapes(site["fn"].batch_shape, value[: len(value) - site["fn"].event_dim])
+    size = shape[_dim(frame)] if len(shape) >= -_dim(frame) else 1
+    return frame._replace(size=size, full_size=size)
 
 
 def _dim(frame: CondIndepStackFrame) -> int:
@@ -155,7 +172,7 @@ def facts_of(site: Site) -> SiteFacts:
         name=site["name"],
         observed=bool(site["is_observed"]),
         event_dim=fn.event_dim,
-        frames=frozenset(frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES),
+        frames=frozenset(frame for frame in _frames(site) if frame.name != PARTICLES),
         family=type(base_of(fn)),
         has_rsample=bool(fn.has_rsample),
         discrete=is_discrete(fn),
@@ -182,7 +199,7 @@ def score(site: Site) -> Tensor:
         NotImplementedError: if the distribution does not know it at this value.
     """
     try:
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        log_prob = log_density(site)
     except (KeyError, NotImplementedError) as error:  # of a flow without an inverse, which remembers its draws
         raise NotImplementedError(
             f"site '{site['name']}': its distribution has no log q of a given value ({error})"

@@ -37,8 +37,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from .checks import check_data, check_match, check_scale, check_shapes, fit_values
-from .layout import Layout, layout_of
+from .checks import check_holes, check_match, check_scale, check_shapes, checked_data, fit_values
+from .layout import Layout, layout_of, without_auxiliary
 from .lifts import ALONE, Call, Half, Lifted, LiftedPair, Run, Way, for_proof
 from .parameters import claim_parameters, owners_of, trainable
 from .randomness import forked_rng
@@ -307,8 +307,9 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
         The pair's :class:`Layout`.
 
     Raises:
-        ValueError: naming the argument or site, for data that are empty or hold NaN or infinity, a site of the model
-            that the guide misses, a site of the guide that the model has not, and observations outside the support.
+        ValueError: naming the argument or site, for data that are empty or hold infinity, or NaN that does not leave
+            every log-density finite, a site of the model that the guide misses, a site of the guide that the model has
+            not, and observations outside of a support that does not move with the draws.
 
     Warns:
         UserWarning: for a ``poutine.scale`` of the user's own, which importance weights leave out, and for a plate of
@@ -316,19 +317,29 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     """
     if isinstance(poutine.unwrap(guide), Messenger):
         raise NotImplementedError("a GuideMessenger is not traced like a guide: use an AutoGuide or a guide function")
-    check_data(data, {p.dtype for owner in owners_of(model, guide) for p in owner.parameters()})
-    claim_parameters(model, guide)
-    with torch.no_grad(), forked_rng():
+    dtypes = {p.dtype for owner in owners_of(model, guide) for p in owner.parameters()}
+    with torch.no_grad(), forked_rng(), checked_data(data, dtypes) as holes:
+        claim_parameters(model, guide)
         try:
             p, q = _trace_pair(model, guide, data)
         except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
             with validation_enabled(False), suppress(RuntimeError):
                 check_match(*_trace_pair(model, guide, data))
             raise
-    check_match(p, q)
-    check_scale([*sites_of(p), *sites_of(q)])
-    check_shapes(sites_of(p), sites_of(q))
-    return layout_of(sites_of(p), sites_of(q))
+
+        def model_again() -> list[Site]:
+            return sites_of(_trace_pair(model, guide, data)[0])
+
+        def guide_again() -> list[Site]:
+            return sites_of(poutine.trace(poutine.replay(guide, trace=without_auxiliary(q))).get_trace(*data))
+
+        check_match(p, q, model_again)
+        sites = sites_of(p), sites_of(q)
+        if holes:
+            check_holes([*sites[0], *sites[1]])
+        check_scale([*sites[0], *sites[1]])
+        check_shapes(*sites, model_again)
+        return layout_of(*sites, guide_again)
 
 
 def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:

@@ -446,7 +446,7 @@ def ais(
     with running(model, proposal, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, proposal, tensors, "ais", at_once=chunk_size, together=chains, progress=progress):
-            path = Path(model, origin, part.data, part.layout.nesting)
+            path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             tuning, evaluated = tune(path, betas, leapfrog, pilot)
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             log_w.append(weights.cpu())

@@ -342,9 +342,9 @@ def sandwich(
             model, guide, tensors, "sandwich", at_once=chunk_size, together=chains, most=256, progress=progress
         )
         for part in parts:
-            path = Path(model, origin, part.data, part.layout.nesting)
+            path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             if latents is None:
-                prior = Path(model, None, part.data, part.layout.nesting)
+                prior = Path(part.pair.model, None, part.data, part.layout.nesting)
                 posterior = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
                 above.append(posterior.above)
@@ -352,7 +352,7 @@ def sandwich(
                 true = {site: z[part.rows] for site, z in latents.items()}
             with forked_rng():
                 check_sites(true, part.pair.terms(part.data, 1).q)
-            weighted.append(_weighted(model, guide, true, part, particles))
+            weighted.append(_weighted(part, true, particles))
             tuning, _ = tune(path, betas, leapfrog, pilot)
             forward, _ = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             back, _ = anneal(path, path.at(true, chains), betas, tuning, leapfrog, backwards=True)
@@ -373,13 +373,7 @@ def sandwich(
     )
 
 
-def _weighted(
-    model: Program,
-    guide: Program,
-    true: Mapping[str, Tensor],
-    part: Part,
-    particles: int,
-) -> Bracket:
+def _weighted(part: Part, true: Mapping[str, Tensor], particles: int) -> Bracket:
     """The importance-weighted bounds of a part of the data."""
     every, rest = RunningWeights(particles), RunningWeights(particles - 1)  # rest: all but the first
     for k in part.chunks(particles):
@@ -389,7 +383,9 @@ def _weighted(
         if len(others):
             rest.update(others)
     log_sum = rest.log_evidence + math.log(particles - 1)
-    upper = torch.logaddexp(log_sum, log_weight_of(model, guide, true, part.data).to(log_sum.device))
+    upper = torch.logaddexp(
+        log_sum, log_weight_of(part.pair.model, part.pair.guide, true, part.data).to(log_sum.device)
+    )
     return Bracket(
         lower=every.log_evidence.cpu(),
         lower_error=every.standard_error.cpu(),

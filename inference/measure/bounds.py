@@ -168,7 +168,7 @@ def bounds(
                 squares[i] += _block_variance(blocks, log_w).sum()
             if latents is not None:
                 values = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
-                upper.append(_upper(log_w, log_weight_of(model, guide, values, part.data), sizes))
+                upper.append(_upper(log_w, log_weight_of(part.pair.model, part.pair.guide, values, part.data), sizes))
                 lower.append(log_w.logsumexp(0) - math.log(particles))
         known = cheap_evidence(model, tensors, budget=particles, rows=part.size, joint=False)
     exact = None if known is None else float(known.mean())

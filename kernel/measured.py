@@ -1,0 +1,181 @@
+r"""The pair that is measured: as its author wrote it, but on all data, and without factors that are no density.
+
+With a latent site outside of it, a subsampled plate gives an unbiased estimate of the ELBO, but none of log p(x):
+
+.. math:: \log \int p(z) \exp \Big( \frac{N}{B} \sum_{n \in B} \log p(x_n \mid z) \Big) dz \ne \log p(x)
+
+for a batch B of the N data, also on average. Such a plate is run in full.
+
+What a guide draws does not depend on its ``pyro.factor``. A penalty there steers training, but it is no part of
+log q(z | x): counted as one, it would raise or lower every log weight, and the ELBO could exceed log p(x).
+"""
+
+from __future__ import annotations
+
+__all__ = ["in_full", "without_penalties"]
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from .randomness import forked_rng
+from .sites import Site, plates_of, sites_of
+from .supports import log_density
+
+Program = Callable[..., Any]
+
+
+def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Program]:
+    """A pair that runs its subsampled plates on all of their data.
+
+    Args:
+        model: any Pyro model, called as ``model(*data)``.
+        guide: its guide, called with the same data.
+        data: all data.
+
+    Returns:
+        The model and the guide, in which a subsampled ``pyro.plate`` yields every index, in order.
+
+    Raises:
+        ValueError: naming plate and site, where what a model observes does not follow the index of the plate: for
+            another order of the indices, the same values and log-densities in that order.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> of = dist.Normal(0.0, 1.0)
+        >>> model = lambda x: [pyro.sample(f"x_{i}", of, obs=x[i]) for i in pyro.plate("data", len(x), 2)]
+        >>> whole, guide = in_full(model, lambda x: None, torch.arange(5.0))
+        >>> len(model(torch.arange(5.0))), len(whole(torch.arange(5.0)))
+        (2, 5)
+    """
+    with torch.no_grad(), forked_rng():
+        p, q = _pair(model, guide, data)
+        frames = {frame for s in sites_of(p) + sites_of(q) for frame in s["cond_indep_stack"]}
+        sizes = {frame.name: (frame.size, frame.full_size) for frame in frames if frame.size != frame.full_size}
+        whole, of_guide = (_under(_InFull(set(sizes)), program) for program in (model, guide))
+        try:
+            p, q = _pair(whole, of_guide, data)
+            again = poutine.replay(_InFull(set(sizes), backwards=True)(model), trace=_reversed(q, set(sizes)))
+            others = {s["name"]: s for s in sites_of(poutine.trace(again).get_trace(*data))}
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ValueError(_refusal(sizes)) from error
+    for site in sites_of(p):
+        if site["name"] not in others or not _follows(site, others[site["name"]], set(sizes)):
+            raise ValueError(_refusal(sizes, site["name"]))
+    return whole, of_guide
+
+
+def without_penalties(guide: Program, penalties: tuple[str, ...]) -> Program:
+    """A guide whose ``pyro.factor`` sites of these names do not count."""
+    return _under(BlockMessenger(hide=list(penalties)), guide) if penalties else guide
+
+
+class _InFull(Messenger):
+    """A handler under which plates of these names yield all indices, from the first to the last or backwards."""
+
+    def __init__(self, names: set[str], backwards: bool = False) -> None:
+        super().__init__()
+        self.names, self.backwards = names, backwards
+        self.outer: list[Any] = []
+
+    def __enter__(self) -> Any:
+        subsample = SubsampleMessenger._subsample
+
+        def whole(
+            name: str, size: Any = None, some: Any = None, rows: Any = None, cuda: Any = None, on: Any = None
+        ) -> Any:
+            if name not in self.names:
+                return subsample(name, size, some, rows, cuda, on)
+            index = torch.arange(size, device=on)
+            return subsample(name, size, None, index.flip(0) if self.backwards else index, cuda, on)
+
+        self.outer.append(subsample)
+        SubsampleMessenger._subsample = staticmethod(whole)  # type: ignore[method-assign, assignment]
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> Any:
+        SubsampleMessenger._subsample = staticmethod(self.outer.pop())  # type: ignore[method-assign]
+        return super().__exit__(*args)
+
+    def _pyro_post_subsample(self, msg: Any) -> None:
+        if self.backwards:  # pyro.subsample leaves whole data in their order
+            dims = [
+                frame.dim for frame in msg["cond_indep_stack"] if frame.name in self.names and frame.dim is not None
+            ]
+            msg["value"] = _flipped(msg["value"], [dim - msg["kwargs"]["event_dim"] for dim in dims])
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["kwargs"].get("event_dim") is not None:
+            self._pyro_post_subsample(msg)
+
+
+def _under(handler: Messenger, program: Program) -> Program:
+    """A program under a handler, which stays a method of its module: its mode and parameters are still found."""
+    wrapped: Any = handler(program)
+    owner = getattr(program, "__self__", program)
+    if isinstance(owner, nn.Module):
+        wrapped.__self__ = owner
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+    q = poutine.trace(guide).get_trace(*data)
+    return poutine.trace(poutine.replay(model, trace=q)).get_trace(*data), q
+
+
+def _reversed(trace: Trace, names: set[str]) -> Trace:
+    """A trace with the values inside plates of these names in reversed order, and their indices."""
+    turned = trace.copy()
+    nodes: Any = turned.nodes
+    for name, site in list(nodes.items()):
+        if site["type"] == "sample" and site_is_subsample(site) and name in names:
+            nodes[name] = {**site, "value": site["value"].flip(0)}
+        elif site["type"] == "sample" and not site_is_subsample(site):
+            nodes[name] = {**site, "value": _turned(site, site["value"], names, site["fn"].event_dim)}
+    return turned
+
+
+def _turned(site: Site, value: Tensor, names: set[str], event_dim: int) -> Tensor:
+    """A tensor of a site in reversed order along the plates of these names."""
+    dims = [frame.dim for frame in plates_of(site) if frame.name in names and frame.dim is not None]
+    return _flipped(value, [dim - event_dim for dim in dims])
+
+
+def _flipped(value: Tensor, dims: list[int]) -> Tensor:
+    return value.flip([dim for dim in dims if value.dim() >= -dim])
+
+
+def _follows(site: Site, other: Site, names: set[str]) -> bool:
+    """Whether a site has a value for each index, and it, and its log-density, come with the index."""
+    event_dim = site["fn"].event_dim
+    for frame in plates_of(site):
+        if frame.name in names and frame.dim is not None and site["is_observed"]:
+            dim = frame.dim - event_dim
+            if site["value"].dim() < -dim or site["value"].shape[dim] != frame.size:
+                return False
+    if any(frame.name in names and frame.size != frame.full_size for frame in site["cond_indep_stack"]):
+        return False
+    if not torch.equal(_turned(site, site["value"], names, event_dim), other["value"]):
+        return False
+    mine, theirs = _turned(site, log_density(site), names, 0), log_density(other)
+    return torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _refusal(sizes: dict[str, tuple[int, Any]], name: str | None = None) -> str:
+    """The sentence that refuses to measure a subsampled plate."""
+    listed = ", ".join(f"'{plate}' ({size} of {full})" for plate, (size, full) in sorted(sizes.items()))
+    what = "the model cannot be run on all of them" if name is None else f"site '{name}' does not follow its index"
+    return (
+        f"an estimate of log p(x) needs all data, but the model subsamples its plate {listed} beside sites outside of "
+        f"it, and {what}: make the plate inside the model, index by it what the model reads (with pyro.plate(...) as "
+        "rows: ... obs=x[rows]), and give all data; or measure a model that does not subsample"
+    )

@@ -1,0 +1,131 @@
+"""Supports that move with a latent: outside a density is zero; outside of a fixed one the data are at fault."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from jensen.inference import evaluate, log_joint, log_weights
+from jensen.kernel.supports import bounds_of, log_density
+
+X = torch.tensor([3.0, 5.0, 2.0, 7.0])
+
+
+def _site(fn, value):
+    return {"fn": fn, "value": value, "args": (), "kwargs": {}}
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        dist.Uniform(0.0, torch.tensor([4.0, 6.0, 8.0])),
+        dist.Pareto(torch.tensor([4.0, 6.0, 8.0]), 2.0),
+        dist.Uniform(0.0, torch.tensor([4.0, 6.0, 8.0]).unsqueeze(-1)).expand([3, 2]).to_event(1),
+    ],
+    ids=["Uniform", "Pareto", "events"],
+)
+def test_outside_of_a_moving_support_a_density_is_zero(fn):
+    value = torch.full(fn.shape(), 5.0)
+    inside = fn.support.check(value)
+    density = log_density(_site(fn, value))
+    assert torch.equal(density.isfinite(), inside)
+    assert inside.any() and not inside.all()
+    assert (density[~inside] == -math.inf).all()
+    with pytest.raises(ValueError, match="support"):  # its own validation is as it was
+        fn.log_prob(value)
+
+
+def test_inside_it_is_what_the_distribution_says():
+    fn = dist.Pareto(torch.tensor([1.0, 2.0]), 2.0)
+    assert torch.equal(log_density(_site(fn, torch.tensor([3.0, 3.0]))), fn.log_prob(torch.tensor([3.0, 3.0])))
+    assert bounds_of(dist.Normal(torch.zeros(3), 1.0).to_event(1)) == []
+
+
+def _tanks(x):
+    theta = pyro.sample("theta", dist.Gamma(2.0, 0.2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Uniform(0.0, theta), obs=x)
+
+
+def _gamma(x):
+    pyro.sample("theta", dist.Gamma(20.0, 2.0))
+
+
+def _exact(low):
+    """Log of the integral of p(theta) theta^-4 above ``low``, by a sum."""
+    theta = torch.linspace(low, 400.0, 400_001).double()
+    log_p = dist.Gamma(2.0, 0.2).log_prob(theta) - 4 * theta.log()
+    return float(log_p.logsumexp(0) + (theta[1] - theta[0]).log())
+
+
+def test_a_draw_outside_the_support_has_weight_zero():
+    evidence = evaluate(_tanks, _gamma, X, 20_000, seed=0, progress=False)
+    assert abs(evidence.log_evidence - _exact(7.0)).item() < 4 * evidence.standard_error.item()
+    assert evidence.elbo.item() == -math.inf
+    assert evidence.zero_weights.item() > 0
+
+
+def test_without_validation_nothing_is_extrapolated():
+    """Pareto.log_prob is finite below the scale where it does not check its value, as in a captured graph."""
+
+    def model(x):
+        theta = pyro.sample("theta", dist.Uniform(0.0, 4.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Pareto(theta, 2.0), obs=x)
+
+    def guide(x):
+        pyro.sample("theta", dist.Uniform(0.0, 4.0))
+
+    with pyro.validation_enabled(False):
+        log_w = log_weights(model, guide, X, particles=4000)
+    theta = (torch.arange(2000).double() + 0.5) / 1000  # up to the least datum, 2
+    exact = (4 * math.log(2) + 8 * theta.log() - 3 * X.log().sum()).logsumexp(0) - math.log(4000)
+    ratio = (log_w - exact).exp()
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4000**0.5
+
+
+def test_log_joint_is_minus_infinity_outside():
+    values = {"theta": torch.tensor([6.0, 8.0])}
+    assert log_joint(_tanks, values, X).isfinite().tolist() == [False, True]
+
+
+def test_a_latent_outside_of_a_support_that_moves_with_another(float64):
+    """Latent z ~ U(0, theta) where the guide draws z up to 2: log p(x) is that of the model all the same."""
+    x = torch.randn(5) + 1
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            theta = pyro.sample("theta", dist.Uniform(0.0, 2.0))
+            z = pyro.sample("z", dist.Uniform(0.0, theta))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("theta", dist.Uniform(0.0, 2.0))
+            pyro.sample("z", dist.Uniform(0.0, 2.0))
+
+    evidence = evaluate(model, guide, x, 40_000, seed=0, progress=False)
+    theta, z = torch.meshgrid(*[(torch.arange(1000) + 0.5) / 500] * 2, indexing="ij")
+    inside = z < theta
+    log_p = (-2 * math.log(500) - math.log(2) - theta.log())[inside] + dist.Normal(z[inside], 1.0).log_prob(x[:, None])
+    assert ((evidence.log_evidence - log_p.logsumexp(1)).abs() < 4 * evidence.standard_error + 1e-3).all()
+
+
+def test_data_outside_of_every_draws_support_have_no_evidence():
+    def low(x):
+        pyro.sample("theta", dist.Uniform(0.1, 0.2))
+
+    log_w = log_weights(_tanks, low, X, particles=10)
+    assert (log_w == -math.inf).all()
+
+
+def test_data_outside_of_a_fixed_support_are_refused():
+    def model(x):
+        theta = pyro.sample("theta", dist.Gamma(2.0, 0.2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(0.0, 4.0), obs=x + 0 * theta)
+
+    with pytest.raises(ValueError, match=r"site 'x' lie outside the support of Uniform in 2 places .*from 5 to 7"):
+        evaluate(model, _gamma, X, 10, progress=False)
