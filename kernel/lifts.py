@@ -122,6 +122,7 @@ class Lifted:
 
     Attributes:
         reasons: why a way was refused, by way.
+        buffers: whether tensors that the program creates filled have to be each particle's own under ``torch.vmap``.
 
     Warns:
         UserWarning: once, where neither an outer plate nor ``torch.vmap`` gives the numbers of single runs.
@@ -134,6 +135,7 @@ class Lifted:
         self._ways: dict[Any, Way] = {}
         self._ranks: dict[str, int] = {}
         self._subsampled: set[str] = set()
+        self.buffers = False
 
     @property
     def way(self) -> Way:
@@ -176,7 +178,7 @@ class Lifted:
         """Tensors that are read off the trace of a run, [K, ...] each."""
         if way == PLATE:
             return read(self.meet(call.data, call.fixed, call.particles))
-        return _separately(way, call, lambda values: read(self.meet(call.data, {**call.rows, **values})))
+        return _separately(way, call, lambda values: read(self.meet(call.data, {**call.rows, **values})), self.buffers)
 
     def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
         """Run it once, alone or in a plate of particles, at given values and indices."""
@@ -227,7 +229,8 @@ class Lifted:
         frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
         self._subsampled |= {frame.name for frame in frames if frame.full_size not in (None, -1, frame.size)}
         moving = _moving(first, again, self.nesting)
-        for way in (PLATE, VMAP):
+        for way, buffers in ((PLATE, False), (VMAP, False), (VMAP, True)):
+            self.buffers = buffers
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -268,7 +271,7 @@ class Lifted:
             if doubt:  # perhaps it draws more than its sites, or knows log q of its own draws only
                 with _Recorder() as tape:
                     run = self._by(way, call)
-                with under_vmap() if way == VMAP else nullcontext():
+                with under_vmap(buffers=self.buffers) if way == VMAP else nullcontext():
                     if tape.draws and not self._differs(call, run, tape):
                         return ""
         return doubt
@@ -390,10 +393,12 @@ def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapp
         p, q = (half.lifted.meet(half.call.data, at).sites for half in (model, guide))
         return {"": make(p, q)}
 
-    return _separately(way, model.call, one)[""]
+    return _separately(way, model.call, one, model.lifted.buffers or guide.lifted.buffers)[""]
 
 
-def _separately(way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _separately(
+    way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]], buffers: bool = False
+) -> dict[str, Tensor]:
     """What single runs return at each particle's values, side by side: [K, ...]."""
     native = {name: _native(value, call.ranks[name]) for name, value in call.given.items()}
     if way == ALONE:
@@ -401,8 +406,7 @@ def _separately(way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]]
     if way == LOOP:
         each = [one({name: v[k] for name, v in native.items()}) for k in range(call.particles)]
         return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
-    with under_vmap(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")
+    with under_vmap(buffers=buffers):
         mapped = torch.vmap(lambda _, values: one(values), randomness="different")
         tensors: dict[str, Tensor] = mapped(torch.arange(call.particles), native)
     return tensors

@@ -6,8 +6,9 @@ that its author wrote. Almost every random operation of torch then draws for eac
 
 * a tensor of no values yet (``torch.empty``) belongs to each particle, so that drawing into it in place works, as
   ``torch.distributions`` does: ``torch.empty(shape).normal_()``;
-* a write through a boolean mask becomes a ``torch.where``, and a few operations that ``torch.vmap`` has no rule for
-  (``clamp_``, ``.data``, binomials of mixed shapes, fused attention, recurrent networks) become ones that it has;
+* a write through a boolean mask becomes a ``torch.where``, and some operations that ``torch.vmap`` has no rule for
+  become ones that it has: ``clamp_``, ``.data``, binomials of mixed shapes, fused attention, affine grids, recurrent
+  networks;
 * a Dirichlet (hence Beta, LKJ) is drawn by normalised gammas, a straight-through value by a shifted relaxed one, since
   their derivatives in Pyro and torch are such as ``torch.vmap`` does not run;
 * nothing is validated, since that reads values.
@@ -39,7 +40,7 @@ from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_funct
 from torch.distributions import Distribution
 from torch.distributions.dirichlet import _Dirichlet
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import affine_grid, dropout, linear
 from torch.overrides import TorchFunctionMode
 
 _EMPTY: set[Any] = {torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty}
@@ -228,6 +229,19 @@ def _clamp_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return tensor.copy_(kept.clamp(*args, **kwargs))
 
 
+def _affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) -> Tensor:
+    """Sampling points of affinely moved images: [B, H, W, 2] from theta [B, 2, 3]."""
+    if not _mapped(theta) or len(size) != 4:
+        return affine_grid(theta, size, align_corners)
+    axes = []
+    for n in size[2:]:
+        ends = 0.0 if n < 2 else 1.0 if align_corners else (n - 1) / n
+        axes.append(torch.linspace(-ends, ends, n, dtype=theta.dtype, device=theta.device))
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)  # [H W, 3]
+    return (points @ theta.mT).reshape(-1, *size[2:], 2)
+
+
 def _gru_step(i: Tensor, h: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     (i_r, i_z, i_n), (h_r, h_z, h_n) = i.chunk(3, -1), h.chunk(3, -1)
     update, new = torch.sigmoid(i_z + h_z), torch.tanh(i_n + torch.sigmoid(i_r + h_r) * h_n)
@@ -309,6 +323,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     Tensor.clamp_min_: lambda tensor, min: _clamp_(tensor, min=min),
     Tensor.clamp_max_: lambda tensor, max: _clamp_(tensor, max=max),
     torch.binomial: _binomial,
+    affine_grid: _affine_grid,
     **{getattr(torch, name): _recurrent(getattr(torch, name), step) for name, step in _STEPS.items()},
     **{getattr(torch, f"{name}_cell"): _cell(getattr(torch, f"{name}_cell"), step) for name, step in _STEPS.items()},
 }

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from jensen.kernel.enumeration import Summed, at_state, enumerated, is_enumerated, state_counts
-from jensen.kernel.sites import enclosing_plates, in_plate, site_log_prob, sites_of
+from jensen.kernel.sites import enclosing_plates, facts_of, folded, in_plate, padded, score, sites_of
 
 PARALLEL = {"enumerate": "parallel"}
 BITS, THREE = torch.tensor([0.0, 1.0]), torch.arange(3)
@@ -32,6 +32,11 @@ class Drawn(Messenger):
     def _pyro_sample(self, msg):
         if not msg["is_observed"] and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+
+
+def site_log_prob(site, keep, nesting):
+    """The log-density of a site, summed to particles and the plates that are kept: [K or 1, ...]."""
+    return folded(padded(score(site), nesting + 1), facts_of(site), keep)
 
 
 def run(model, guide, *data, nesting=1, particles=None):
