@@ -197,7 +197,7 @@ def recurrent_cell():
     return decoded(decode)
 
 
-@program(LOOP)
+@program(VMAP)
 def recurrent_network_over_latents():
     network, out = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 3)
     return decoded(lambda z: out(network(z.unsqueeze(-1))[0][:, -1]))
@@ -248,7 +248,7 @@ def a_choice_of_entries():
     return decoded(lambda z: z + z[z > 0].sum() / z.numel(), width=3)
 
 
-@program(LOOP)
+@program(VMAP)
 def a_tensor_that_is_filled():
     def decode(z):
         out = torch.zeros(len(z), 3)
