@@ -15,13 +15,13 @@ from __future__ import annotations
 
 __all__ = ["Replay", "Route", "Routes", "Work", "fastest", "weights_of"]
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from jensen.kernel.caller import outside
 from jensen.kernel.modes import tensors_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
@@ -133,16 +133,8 @@ def fastest(
     if reason:
         route = Route(route.run, f"{route.sentence}: {reason}")
     if warning and mode is True and not route.compiled:
-        warnings.warn(f"{warning} {route.sentence}", stacklevel=_depth())
+        warnings.warn(f"{warning} {route.sentence}", stacklevel=outside())
     return route
-
-
-def _depth() -> int:
-    """How far up the first caller outside of the library stands."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("jensen."):
-        depth, frame = depth + 1, frame.f_back
-    return depth
 
 
 class Replay:

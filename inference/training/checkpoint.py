@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 
@@ -127,7 +127,7 @@ class Run:
 
 def _named(model: Program, guide: Program) -> dict[int, str]:
     """The names of the parameters that the pair's modules own, by the parameters' ids."""
-    owners = {"model": owners_of(model), "guide": owners_of(guide)}
+    owners = {"model": own_modules(model), "guide": own_modules(guide)}
     modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
@@ -168,7 +168,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     """
     state = read_checkpoint(checkpoint)
     owned, names = _named(model, guide), state["names"]
-    parameters = {p for module in owners_of(model, guide) for p in module.parameters()}
+    parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
     values = state["best"] if best and state["best"] is not None else state["parameters"]
