@@ -10,7 +10,7 @@
 | lists, tuples, dictionaries, sets | their entries |
 
 The globals of libraries are left out, and the search ends after 10,000 objects of a program. It goes from near to far,
-program by program, and its order is the same in every process.
+program by program, and its order is the same in every process, but for the entries of sets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["modules_held"]
 import dis
 import functools
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 
 _MOST = 10_000  # objects
 _LONGEST = 1_000  # entries of a container
-_LIBRARIES = {*sys.stdlib_module_names, "jensen", "numpy", "pyro", "torch"} - {"__main__", "test"}
+_LIBRARIES = ("jensen", "numpy", "pyro", "torch")
+_STDLIB = sysconfig.get_path("stdlib")
 _PLAIN = (str, bytes, int, float, complex, type(None), Tensor, torch.dtype, torch.device, ModuleType)
 _OPAQUE = (BuiltinFunctionType, ParamStoreDict, Trace)
 _WRAPPERS = (torch.distributions.Distribution, torch.distributions.Transform, SimpleNamespace)
@@ -157,4 +159,5 @@ def _is_foreign(name: str) -> bool:
     """Whether a Python module belongs to a library."""
     root = name.partition(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return root in _LIBRARIES or "site-packages" in file or "dist-packages" in file
+    installed = file.startswith(_STDLIB) or "site-packages" in file or "dist-packages" in file
+    return root in _LIBRARIES or installed or (not file and root in sys.stdlib_module_names)

@@ -105,6 +105,12 @@ class Run:
                 f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
                 f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
             )
+        shapes = [list(p.shape) for p in [*self.buffers, *self.trained]]
+        if (given := [list(value.shape) for value in state["parameters"]]) != shapes:
+            raise ValueError(
+                f"{path} is a checkpoint of another pair: its buffers and parameters have the shapes {given}, this "
+                f"pair's {shapes}; build the pair as it was, or start without resume"
+            )
         begun = state.get("settings", {}).get("configuration", {})
         if differs := {name: value for name, value in begun.items() if self.configuration.get(name) != value}:
             now = {name: self.configuration.get(name) for name in differs}
