@@ -76,6 +76,11 @@ class Run:
         ):  # parameters made since stay as they are
             p.copy_(value)
 
+    def _with_buffers(self, values: list[Tensor]) -> list[Tensor]:
+        """A snapshot of 0.1.0, which lacks buffers of modules that functions hold: these as they are."""
+        given = len(values) - len(self.trained)
+        return [*values[:given], *(buffer.detach().clone() for buffer in self.buffers[given:]), *values[given:]]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint."""
         write_checkpoint(
@@ -105,8 +110,9 @@ class Run:
                 f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
                 f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
             )
+        values = self._with_buffers(state["parameters"])
         shapes = [list(p.shape) for p in [*self.buffers, *self.trained]]
-        if (given := [list(value.shape) for value in state["parameters"]]) != shapes:
+        if (given := [list(value.shape) for value in values]) != shapes:
             raise ValueError(
                 f"{path} is a checkpoint of another pair: its buffers and parameters have the shapes {given}, this "
                 f"pair's {shapes}; build the pair as it was, or start without resume"
@@ -118,8 +124,8 @@ class Run:
                 f"{path} was begun with {differs}, but now got {now}: go on as it was begun, or start without resume "
                 "(jensen.inference.restore gives a pair the parameters of a checkpoint)"
             )
-        self.restore(state["parameters"])
-        self.best = state["best"]
+        self.restore(values)
+        self.best = None if state["best"] is None else self._with_buffers(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -179,6 +185,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
     values = state["best"] if best and state["best"] is not None else state["parameters"]
     values, given = values[-len(names) :], values[: -len(names)]
+    buffers = buffers[: len(given)]  # a file of 0.1.0 lacks those of modules that functions hold
     if set(names) - set(own) or [b.shape for b in buffers] != [b.shape for b in given]:
         raise ValueError(
             f"{checkpoint} is a checkpoint of another pair: only it has {sorted(set(names) - set(own))}, only this "

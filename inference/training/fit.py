@@ -156,7 +156,10 @@ def fit(
             if isinstance(objective, Objective):
                 objective.check(model, guide, layout, *first)
         if not trained:
-            raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
+            raise ValueError(
+                "there is nothing to train: every parameter of the pair is frozen, or it has none (those of a module "
+                "that a function calls count where pyro.module(name, module) registers it)"
+            )
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}

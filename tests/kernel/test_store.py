@@ -298,6 +298,8 @@ def test_a_net_that_is_registered_nowhere_is_named():
     with pytest.warns(UserWarning, match=r"registers nowhere, so Pyro and fit leave them as they are: \['Linear'\]"):
         fit(model, guide, x, epochs=1, progress=False)
     assert torch.equal(enc.weight, before)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"where pyro.module\(name, module\) registers it"):
+        fit(guide, guide, x, epochs=1, progress=False)
     fit(model, guide, x, epochs=1, freeze=enc, progress=False)
     enc.requires_grad_(False)
     fit(model, guide, x, epochs=1, progress=False)
@@ -315,7 +317,9 @@ def test_registered_nets_are_trained_in_training_mode_and_the_others_left():
 
     seen = set()
     for net in (dec, enc, features):
-        net.register_forward_pre_hook(lambda part, _: torch.is_grad_enabled() and seen.add((part, part.training)))
+        net.register_forward_pre_hook(
+            lambda part, _: seen.add((part, part.training)) if torch.is_grad_enabled() else None
+        )
     fit(model, around, x, epochs=2, progress=False)
     assert seen == {(dec, True), (enc, True), (features, False)}
     assert not any(part.training for net in (dec, enc, features) for part in net.modules())
@@ -348,3 +352,27 @@ def test_the_signal_of_a_second_pair_is_that_of_its_own_nets():
         signal = gradient_signal(*functions(*second), x, IWAE(2), repeats=5, seed=0)
     assert len(signal.mean) == sum(p.numel() for p in second[1].parameters())
     assert signal.mean.abs().sum() > 0
+
+
+def test_a_checkpoint_of_functions_holds_the_buffers_of_their_nets(tmp_path):
+    x, file = torch.randn(20, 5), tmp_path / "c.pt"
+
+    def pair():
+        dec, enc = nets()
+        norm = nn.Sequential(nn.BatchNorm1d(5), enc)
+        return norm[0], functions(dec, norm)
+
+    norm, (model, guide) = pair()
+    fit(model, guide, x, epochs=2, checkpoint=file, progress=False)
+    assert norm.running_mean.abs().sum() > 0
+    pyro.clear_param_store()
+    again, (model, guide) = pair()
+    fit(model, guide, x, epochs=2, checkpoint=file, resume=True, progress=False)
+    torch.testing.assert_close(again.running_mean, norm.running_mean)
+    state = torch.load(file, weights_only=True)
+    state["parameters"] = state["parameters"][3:]  # as 0.1.0 wrote it: without buffers
+    torch.save(state, file)
+    pyro.clear_param_store()
+    older, (model, guide) = pair()
+    fit(model, guide, x, epochs=2, checkpoint=file, resume=True, progress=False)
+    assert older.running_mean.abs().sum() == 0
