@@ -116,7 +116,7 @@ def store_kept(earlier: bool = False) -> Iterator[None]:
     finally:
         for name, value in before.items():
             now = store._params.get(name)
-            if earlier and name.startswith(_EARLIER):
+            if now is value or (earlier and name.startswith(_EARLIER)):
                 continue
             if now is None or now.shape != value.shape or now.data_ptr() != value.data_ptr():
                 _enter(_EARLIER + name if earlier else name, value, limits[name])

@@ -298,7 +298,10 @@ def test_a_net_that_is_registered_nowhere_is_named():
     with pytest.warns(UserWarning, match=r"registers nowhere, so Pyro and fit leave them as they are: \['Linear'\]"):
         fit(model, guide, x, epochs=1, progress=False)
     assert torch.equal(enc.weight, before)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"where pyro.module\(name, module\) registers it"):
+    with (
+        pytest.warns(UserWarning, match="nowhere"),
+        pytest.raises(ValueError, match=r"where pyro.module\(name, module\) registers it"),
+    ):
         fit(guide, guide, x, epochs=1, progress=False)
     fit(model, guide, x, epochs=1, freeze=enc, progress=False)
     enc.requires_grad_(False)
