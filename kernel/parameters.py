@@ -14,6 +14,7 @@ __all__ = [
     "claim_parameters",
     "claiming",
     "is_autoguide",
+    "mark_trained",
     "own_modules",
     "owners_of",
     "store_kept",
@@ -41,7 +42,7 @@ from .randomness import forked_rng
 Result = TypeVar("Result")
 
 _EARLIER = "earlier."
-_made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that AutoGuides were run with here
+_trained: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of AutoGuides that were trained here
 
 
 def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
@@ -65,11 +66,8 @@ def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> No
     limits: dict[str, Any] = {}
     unmade: list[AutoGuide] = []
     for root in _roots(owners_of(model, guide)):
-        if is_autoguide(root):
-            if root.prototype_trace is None:
-                unmade.append(root)
-            else:
-                _made.update(dict.fromkeys(root.parameters(), True))
+        if is_autoguide(root) and root.prototype_trace is None:
+            unmade.append(root)
         for name, value, _ in _parameters(root, root._pyro_name):
             own[name] = value if own.setdefault(name, value) is value else None
         limits |= _constraints(root, root._pyro_name)
@@ -100,6 +98,12 @@ def claiming(run: Callable[[], Result]) -> Result:
         _claim(clashes, {})
         return result
     return again
+
+
+def mark_trained(*programs: Callable[..., Any]) -> None:
+    """Note that the values of AutoGuides are theirs: a new AutoGuide of the same name does not start from them."""
+    for guide in filter(is_autoguide, owners_of(*programs)):
+        _trained.update(dict.fromkeys(guide.parameters(), True))
 
 
 @contextmanager
@@ -187,10 +191,10 @@ def _enter(name: str, value: Tensor, constraint: Any) -> None:
 
 
 def _before_the_first_call(guide: AutoGuide) -> None:
-    """Say what an AutoGuide starts from that finds values under its name; not from those of another one run here."""
+    """Say what an AutoGuide starts from that finds values under its name; not from those trained here for another."""
     store = pyro.get_param_store()
     found = [name for name in store if name.startswith(f"{guide._pyro_name}.")]
-    others = [name for name in found if store._params[name] in _made]
+    others = [name for name in found if store._params[name] in _trained]
     for name in others:
         store._param_to_name.pop(store._params.pop(name), None)
         del store._constraints[name]

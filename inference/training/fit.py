@@ -25,7 +25,7 @@ from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, 
 from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
-from jensen.kernel.parameters import own_modules, owners_of, store_kept
+from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 from jensen.results.files import read_checkpoint
@@ -296,7 +296,10 @@ def _training(
             if device is not None:
                 module.to(device)
         _train(own_modules(model, guide), frozen)
-        yield
+        try:
+            yield
+        finally:
+            mark_trained(model, guide)
 
 
 def _train(modules: Iterable[nn.Module], frozen: list[nn.Module]) -> None:

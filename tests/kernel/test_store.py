@@ -198,6 +198,9 @@ def test_an_auto_guide_takes_what_was_loaded():
         evidence = evaluate(mean, guide, x, 500, seed=0, progress=False)
     assert (evidence.elbo - exact).abs() < 0.1
     evaluate(mean, guide, x, 10, progress=False)  # nothing more to say
+    with pytest.warns(UserWarning, match="takes the values that"):  # the cell once more
+        again = evaluate(mean, AutoNormal(mean), x, 500, seed=0, progress=False)
+    assert torch.equal(again.elbo, evidence.elbo)
     assert all(torch.equal(value, before[name]) for name, value in stored().items())
 
 
