@@ -15,12 +15,13 @@ from __future__ import annotations
 
 __all__ = ["Replay", "Route", "Routes", "Work", "fastest", "weights_of"]
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from jensen.kernel.checks import warn_user
+from jensen.kernel.caller import outside
 from jensen.kernel.modes import tensors_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
@@ -132,7 +133,7 @@ def fastest(
     if reason:
         route = Route(route.run, f"{route.sentence}: {reason}")
     if warning and mode is True and not route.compiled:
-        warn_user(f"{warning} {route.sentence}")
+        warnings.warn(f"{warning} {route.sentence}", stacklevel=outside())
     return route
 
 

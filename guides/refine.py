@@ -27,7 +27,7 @@ from jensen.families.gaussian import RememberingNormal
 from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
-from jensen.kernel.parameters import owners_of, tensors_of
+from jensen.kernel.parameters import own_modules, owners_of, tensors_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Pair, check_pair, log_joint
 from jensen.module import UniqueModule
@@ -348,7 +348,7 @@ class _Memory:
                 seen = [t.detach().clone() for t in tensors]
                 torch.manual_seed(0)
                 self.answer = search(*seen[: len(inputs)])
-            self.seen = (numbers, seen) if len(owners_of(*programs)) == len(programs) else None
+            self.seen = (numbers, seen) if len(own_modules(*programs)) == len(programs) else None
         return self.answer
 
     def route(
@@ -362,7 +362,7 @@ class _Memory:
         """What to call in the place of a function that runs these programs, so many times now."""
         if get_proxy_mode() is not None:
             return fn
-        known = len(owners_of(*programs)) == len(programs)
+        known = len(own_modules(*programs)) == len(programs)
         obstacle = "" if known else "the model is a function, and what it reads is not known"
         options: Any = {"calls": calls, "key": _numbers(programs, Tensor), "obstacle": obstacle}
         return self.routes(fn, tensors_of(*programs), inputs, operations, **options)

@@ -11,10 +11,8 @@ __all__ = [
     "check_simulated",
     "checked_data",
     "fit_values",
-    "warn_user",
 ]
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,14 +30,6 @@ from .supports import bounds_of, log_density
 
 _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
-
-
-def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the first caller outside of the library."""
-    depth, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("jensen."):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=depth)
 
 
 def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:

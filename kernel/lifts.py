@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .checks import warn_user
+from .caller import outside
 from .enumeration import Summed, enumerated, is_enumerated
 from .modes import modes_kept, tensors_kept
 from .parameters import owners_of
@@ -243,11 +243,12 @@ class Lifted:
             self.reasons.setdefault(way, doubt)
         if LOOP not in self._ways.values():
             why = "; ".join(f"under {way}: {reason}" for way, reason in self.reasons.items())
-            warn_user(
+            warnings.warn(
                 f"the {self.name} runs one particle after the other, which is slow, since no other way gives the "
                 f"numbers of its single runs ({why}); write it with tensor operations that neither read values "
                 "(.item(), if, boolean indices) nor write into tensors made beforehand, or count dimensions from the "
-                "right (z[..., 0], softmax(-1)) so that a dimension for particles may stand on the left"
+                "right (z[..., 0], softmax(-1)) so that a dimension for particles may stand on the left",
+                stacklevel=outside(),
             )
         return LOOP, self._by(LOOP, call)
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["buffers_kept", "modes_kept", "running", "tensors_kept"]
+__all__ = ["buffers_kept", "calls_seen", "modes_kept", "running", "tensors_kept", "watched_modes"]
 
-from collections.abc import Iterable, Iterator
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
-from .parameters import owners_of
+from .caller import outside
+from .parameters import owners_of, store_kept
 from .randomness import private_randomness
 from .sites import Program
 
@@ -49,11 +59,138 @@ def buffers_kept(*programs: Program) -> AbstractContextManager[None]:
 def running(
     model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
 ) -> Iterator[None]:
-    """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded."""
+    """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded.
+
+    Modes, buffers and Pyro's store are afterwards what they were before.
+    """
     modules = owners_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed):
+    with torch.no_grad(), modes_kept(modules), private_randomness(seed), store_kept():
         for module in modules:
             if device is not None:
                 module.to(device)
             module.eval()
+        with buffers_kept(model, guide), _Watch(modules):
+            yield
+
+
+@contextmanager
+def watched_modes() -> Iterator[None]:
+    """Where a pair is measured: see what runs in training mode inside the block, which is one run of the pair.
+
+    Modules that were not found before are put into evaluation mode, until the measurement ends.
+
+    Warns:
+        UserWarning: naming what draws or normalises by batches in training mode all the same.
+    """
+    if not _open:
         yield
+        return
+    watch = _open[-1]
+    handle = register_module_forward_pre_hook(watch.module)
+    try:
+        with _Functions(watch):
+            yield
+    finally:
+        handle.remove()
+    watch.say()
+
+
+@contextmanager
+def calls_seen(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
+    """Collect, into the set it yields, the modules that are called inside the block, parts too."""
+    seen: set[nn.Module] = set()
+    parts = {part for module in modules for part in module.modules()}
+    handles = [part.register_forward_pre_hook(lambda part, _: seen.add(part)) for part in parts]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Watch:
+    """The modules of a measurement: those that were put into evaluation mode, and those that run in training mode.
+
+    Args:
+        modules: those in evaluation mode.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.names = {part: name for module in modules for name, part in module.named_modules()}
+        self.turned: list[weakref.ref[nn.Module]] = []
+        self.new: list[tuple[weakref.ref[nn.Module], str]] = []  # of this run
+        self.found: dict[str, None] = {}
+
+    def __enter__(self) -> _Watch:
+        _open.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _open.remove(self)
+        for reference in self.turned:
+            if (part := reference()) is not None:
+                part.training = True
+
+    def module(self, part: nn.Module, _: Any) -> None:
+        """Look at a module that is going to be called."""
+        if not part.training:
+            return
+        name, kind = self.names.get(part), type(part).__name__
+        if name is not None or any(reference() is part for reference in self.turned):
+            if _is_noisy(part):  # it was in evaluation mode: it, or what holds it, sets itself to train()
+                self.found[f"{name} ({kind})" if name else kind] = None
+            return
+        part.training = False
+        self.turned.append(weakref.ref(part))
+        if _is_noisy(part):
+            self.new.append((weakref.ref(part), kind))
+
+    def say(self) -> None:
+        """Warn of what ran in training mode, at the end of a run of the pair."""
+        for reference, kind in self.new:
+            if reference() is None:  # made anew by every run
+                self.found[f"{kind} (made inside the program)"] = None
+        self.new.clear()
+        if self.found:
+            warnings.warn(
+                f"{', '.join(self.found)} runs in training mode while the pair is measured, so estimates contain its "
+                "noise, or batches change them: make modules outside of the program and leave their mode to "
+                "train() and eval(), and pass training=module.training to functions such as dropout",
+                stacklevel=outside(),
+            )
+            self.found.clear()
+
+
+class _Functions(TorchFunctionMode):
+    """Tells a watch of functions of ``torch.nn.functional`` that are called in training mode, outside of modules."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.functional" and (signature := _with_training(func)):
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            rate = given.arguments.get("p", given.arguments.get("dropout_p", 1.0))
+            if given.arguments["training"] and rate > 0 and not self.watch.found and not self.watch.new:
+                self.watch.found[f"torch.nn.functional.{func.__name__}"] = None
+        return func(*args, **kwargs)
+
+
+@cache
+def _with_training(func: Callable[..., Any]) -> inspect.Signature | None:
+    signature = inspect.signature(func)
+    return signature if "training" in signature.parameters else None
+
+
+def _is_noisy(part: nn.Module) -> bool:
+    """Whether a module's training mode draws, or couples the data of a batch."""
+    if isinstance(part, _NormBase):
+        return part.track_running_stats
+    rate = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0)
+    return isinstance(part, nn.RReLU) or (isinstance(rate, float) and rate > 0)
+
+
+_open: list[_Watch] = []  # measurements, one inside the other

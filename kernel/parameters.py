@@ -1,62 +1,225 @@
 """Whose values count: a module's own parameters, not what Pyro's store holds under the same name.
 
 Pyro's store is global and works by name. A ``PyroModule`` that reads a ``PyroParam`` takes the value stored under its
-name, whoever put it there: a second nameless module, or a second AutoGuide of one class, silently becomes the first.
+name, whoever put it there: a second nameless module silently becomes the first. Under ``pyro.module`` it is the other
+way round: the module computes with its own parameters, and optimizers are told of those in the store, which then never
+move. Here a pair's modules *claim* their names: the store holds their own parameters while they are trained or
+measured. An AutoGuide makes its parameters at its first call; from a store that was loaded it takes them, as in Pyro.
 """
 
 from __future__ import annotations
 
-__all__ = ["claim_parameters", "is_autoguide", "owners_of", "tensors_of", "trainable"]
+__all__ = [
+    "ParametersRead",
+    "claim_parameters",
+    "claiming",
+    "is_autoguide",
+    "mark_trained",
+    "own_modules",
+    "owners_of",
+    "store_kept",
+    "tensors_of",
+    "trainable",
+]
 
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeGuard, TypeVar
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .caller import outside
+from .holders import modules_held
+from .randomness import forked_rng
+
+Result = TypeVar("Result")
+
+_EARLIER = "earlier."
+_trained: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of AutoGuides that were trained here
 
 
 def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-    """Clear Pyro's store of entries that stand under the names of the pair's modules but are not theirs.
+    """Put the parameters of the pair's PyroModules into Pyro's store, where it holds others under their names.
 
     Raises:
         ValueError: if model and guide have a constrained parameter of the same name, which Pyro would merge.
 
     Warns:
-        UserWarning: if the store held other values for constrained parameters of the pair.
+        UserWarning: if the store held other values, and if an AutoGuide is going to start from those that it holds.
     """
-    store = pyro.get_param_store()
-    taken: list[str] = []
     seen: dict[str, Tensor] = {}
-    for half in (model, guide):
-        half = getattr(half, "__self__", half)  # a bound method's module
-        if not isinstance(half, PyroModule):
-            continue
-        own = list(_parameters(half, half._pyro_name))
-        for name, value, constrained in own:
+    for half in own_modules(model, guide):
+        for name, value, constrained in _parameters(half, half._pyro_name) if isinstance(half, PyroModule) else ():
             if constrained and seen.setdefault(name, value) is not value:
                 raise ValueError(
                     f"model and guide both have a constrained parameter named '{name}', and Pyro would make them one: "
                     "give one of the modules a name (super().__init__(name=...))"
                 )
-            if name in store and store._params[name] is not value:
-                del store[name]
-                taken += [name] * constrained
-        if is_autoguide(half):  # it makes its parameters when first called, from the store if it can
-            names = {name for name, _, _ in own}
-            stale = [name for name in list(store) if name.startswith(f"{half._pyro_name}.") and name not in names]
-            for name in stale:
-                del store[name]
-            taken += stale
+    own: dict[str, Tensor | None] = {}  # None: two modules of the pair stand under the name, and each reads its own
+    limits: dict[str, Any] = {}
+    unmade: list[AutoGuide] = []
+    for root in _roots(owners_of(model, guide)):
+        if is_autoguide(root) and root.prototype_trace is None:
+            unmade.append(root)
+        for name, value, _ in _parameters(root, root._pyro_name):
+            own[name] = value if own.setdefault(name, value) is value else None
+        limits |= _constraints(root, root._pyro_name)
+    _claim({name: value for name, value in own.items() if value is not None}, limits)
+    for new in unmade:
+        _before_the_first_call(new)
+
+
+def claiming(run: Callable[[], Result]) -> Result:
+    """Run a pair; put the modules that it registers by ``pyro.module`` into Pyro's store, in the place of others.
+
+    Where ``update_module_params=True`` read the store's values into a module, the store's are its own from the next run
+    on.
+
+    Returns:
+        What the run returns; what another run returns, if the first one changed modules.
+
+    Warns:
+        UserWarning: if the store held other values under the names of modules.
+    """
+    with ParametersRead() as first:
+        result = run()
+    if not first.clashes():
+        return result
+    with forked_rng(), ParametersRead() as second:
+        again = run()
+    if clashes := second.clashes():
+        _claim(clashes, {})
+        return result
+    return again
+
+
+def mark_trained(*programs: Callable[..., Any]) -> None:
+    """Note that the values of AutoGuides are theirs: a new AutoGuide of the same name does not start from them."""
+    for guide in filter(is_autoguide, owners_of(*programs)):
+        _trained.update(dict.fromkeys(guide.parameters(), True))
+
+
+@contextmanager
+def store_kept(earlier: bool = False) -> Iterator[None]:
+    """Give Pyro's store back the values that are claimed inside the block.
+
+    Args:
+        earlier: leave what was claimed, and keep the values of before under the prefix ``"earlier."``.
+    """
+    store = pyro.get_param_store()
+    before, limits = dict(store._params), dict(store._constraints)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            now = store._params.get(name)
+            if now is value or (earlier and name.startswith(_EARLIER)):
+                continue
+            if now is None or now.shape != value.shape or now.data_ptr() != value.data_ptr():
+                _enter(_EARLIER + name if earlier else name, value, limits[name])
+
+
+class ParametersRead(Messenger):
+    """Collects the parameters that Pyro programs read inside the block.
+
+    Of a module that is registered by ``pyro.module`` they are its own, whatever the store holds.
+
+    Attributes:
+        parameters: the (unconstrained) parameters, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[nn.Parameter, None] = {}
+        self._registered: dict[str, dict[nn.Parameter, None]] = {}
+
+    def clashes(self) -> dict[str, Tensor]:
+        """The parameters of registered modules for which the store holds others; not where names stand for two."""
+        stored = pyro.get_param_store()._params
+        own = {name: next(iter(values)) for name, values in self._registered.items() if len(values) == 1}
+        return {name: value for name, value in own.items() if stored.get(name) is not value}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        name, value = msg["name"], msg["value"]
+        given = msg["args"][1] if len(msg["args"]) > 1 else None
+        if "$$$" in name and isinstance(given, Tensor):
+            self._registered.setdefault(name, {})[given] = None  # type: ignore[index]
+            self.parameters[given] = None  # type: ignore[index]
+        else:
+            self.parameters[value.unconstrained()] = None
+
+
+def _claim(own: Mapping[str, Tensor], limits: Mapping[str, Any]) -> None:
+    store = pyro.get_param_store()
+    taken = [name for name, value in own.items() if store._params.get(name, value) is not value]
+    for name in taken:
+        _enter(name, own[name], limits.get(name, constraints.real))
     if taken:
+        ways = [
+            "pyro.module(name, module, update_module_params=True)" if "$$$" in name else "one call of the program"
+            for name in taken
+        ]
         warnings.warn(
-            f"Pyro's parameter store held other values under the names {sorted(taken)} than this pair's modules, left "
-            "by modules of the same name, or loaded; the modules' own values count. Give modules names of their own; "
-            "after pyro.get_param_store().load(...), call the model and the guide once to read them in",
-            stacklevel=4,
+            f"Pyro's parameter store held other values under the names {_listed(taken)} than this pair's modules, left "
+            "by modules of the same name, or loaded; the modules' own values count, measuring leaves the store as it "
+            f"is, and fit keeps its values under '{_EARLIER}<name>': to go on from them, read them into the modules "
+            f"({' or '.join(dict.fromkeys(ways))}); to forget them, call pyro.clear_param_store()",
+            stacklevel=outside(),
         )
+
+
+def _listed(names: list[str]) -> list[str]:
+    """Names, those of one registered module as the module's."""
+    return sorted({name.partition("$$$")[0] for name in names})
+
+
+def _enter(name: str, value: Tensor, constraint: Any) -> None:
+    """Make an unconstrained tensor the store's value under a name."""
+    store = pyro.get_param_store()
+    if name in store._params:
+        store._param_to_name.pop(store._params[name], None)
+    store._params[name] = value
+    store._param_to_name[value] = name
+    store._constraints[name] = constraint
+
+
+def _before_the_first_call(guide: AutoGuide) -> None:
+    """Say what an AutoGuide starts from that finds values under its name; not from those trained here for another."""
+    store = pyro.get_param_store()
+    found = [name for name in store if name.startswith(f"{guide._pyro_name}.")]
+    others = [name for name in found if store._params[name] in _trained]
+    for name in others:
+        store._param_to_name.pop(store._params.pop(name), None)
+        del store._constraints[name]
+    if others:
+        warnings.warn(
+            f"Pyro's parameter store held other values under the names {others} than this pair's modules: those of "
+            f"another {type(guide).__name__}; this one starts anew, measuring leaves the store as it is, and fit keeps "
+            f"its values under '{_EARLIER}<name>'",
+            stacklevel=outside(),
+        )
+    elif found:
+        warnings.warn(
+            f"this {type(guide).__name__} was not called yet, and takes the values that Pyro's parameter store holds "
+            f"under the names {found}, as in Pyro; to start anew, call pyro.clear_param_store() first",
+            stacklevel=outside(),
+        )
+
+
+def _roots(owners: list[nn.Module]) -> Iterator[PyroModule]:
+    """The PyroModules among modules and their parts that are not parts of another one."""
+    inner: set[int] = set()
+    for part in (part for owner in owners for part in owner.modules()):
+        if isinstance(part, PyroModule) and id(part) not in inner:
+            inner |= {id(below) for below in part.modules()}
+            yield part
 
 
 def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, bool]]:
@@ -78,19 +241,37 @@ def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, 
                     yield from _parameters(part, part._pyro_name)
 
 
+def _constraints(module: PyroModule, prefix: str) -> dict[str, Any]:
+    """The constraints of a module's parameters, by name in Pyro's store."""
+    dotted = f"{prefix}." if prefix else ""
+    limits = {dotted + name: constraint for name, (constraint, _) in module._pyro_params.items()}
+    for name, child in module._modules.items():
+        if isinstance(child, PyroModule):
+            limits |= _constraints(child, dotted + name)
+        elif isinstance(child, nn.Module):
+            for part in child.modules():
+                limits |= _constraints(part, part._pyro_name) if isinstance(part, PyroModule) else {}
+    return limits
+
+
 def is_autoguide(program: object) -> TypeGuard[AutoGuide]:
     """Whether a program is one of Pyro's AutoGuides: it is made for given data, and holds a value for each of them."""
     return isinstance(program, AutoGuide)
 
 
-def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+def own_modules(*programs: Callable[..., Any]) -> list[nn.Module]:
     """The modules among programs, and those whose bound methods programs are."""
     owners = (getattr(program, "__self__", program) for program in programs)
     return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
+def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that programs hold, wherever they hold them; their own modules first."""
+    return list({id(module): module for module in (*own_modules(*programs), *modules_held(*programs))}.values())
+
+
 def tensors_of(*programs: Callable[..., Any]) -> list[Tensor]:
-    """The parameters and buffers of the modules behind programs, each once."""
+    """The parameters and buffers of the modules that programs hold, each once."""
     tensors = [t for owner in owners_of(*programs) for t in (*owner.parameters(), *owner.buffers())]
     return list({id(t): t for t in tensors}.values())
 
@@ -98,13 +279,18 @@ def tensors_of(*programs: Callable[..., Any]) -> list[Tensor]:
 def trainable(
     model: Callable[..., Any], guide: Callable[..., Any], of_model: list[nn.Parameter], of_guide: list[nn.Parameter]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters of the model, and those of the guide alone: what they own, and what they read."""
-    owners = [owners_of(half) for half in (model, guide)]
-    if owners[0] and owners[0] == owners[1]:  # bound methods of one module: each half has what it reads
-        rest = set(of_model) | set(of_guide)
-        of_model = [*of_model, *(p for p in owners[0][0].parameters() if p not in rest)]
-        owners = [[], []]
+    """The trainable parameters of the model, and those of the guide alone: what they own, and what they read.
+
+    What the guide alone reads is the guide's, even where the model's module owns it; of other modules that a program
+    holds (a function's closure), what is registered counts.
+    """
+    owners = [own_modules(half) for half in (model, guide)]
     owned = [[p for owner in modules for p in owner.parameters()] for modules in owners]
-    first = [p for p in dict.fromkeys([*owned[0], *of_model]) if p.requires_grad]
+    of_guide_alone = set(of_guide) - set(of_model)
+    if owners[0] == owners[1]:  # bound methods of one module: first what each half reads
+        halves = [*of_model, *owned[0]], of_guide
+    else:
+        halves = [*owned[0], *of_model], [*owned[1], *of_guide]
+    first = [p for p in dict.fromkeys(halves[0]) if p.requires_grad and p not in of_guide_alone]
     known = set(first)
-    return first, [p for p in dict.fromkeys([*owned[1], *of_guide]) if p.requires_grad and p not in known]
+    return first, [p for p in dict.fromkeys(halves[1]) if p.requires_grad and p not in known]

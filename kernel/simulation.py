@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .checks import check_simulated
 from .modes import running
-from .parameters import claim_parameters
+from .parameters import claim_parameters, store_kept
 from .sites import Site, base_of, is_discrete
 from .weights import Program, model_sites
 
 _PRIOR_DRAWS = 10_000  # for quantiles
 
 
+@store_kept()
 def simulate(model: Program, n: int, *covariates: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     r"""Draw data from a model, together with the latent values that made them.
 

@@ -40,12 +40,14 @@ from torch import Tensor, nn
 from .checks import check_holes, check_match, check_scale, check_shapes, checked_data, fit_values
 from .layout import Layout, layout_of, without_auxiliary
 from .lifts import ALONE, Call, Half, Lifted, LiftedPair, Run, Way, for_proof
-from .parameters import claim_parameters, owners_of, trainable
+from .modes import watched_modes
+from .parameters import ParametersRead, claim_parameters, claiming, own_modules, store_kept, trainable
 from .randomness import forked_rng
 from .sites import AtMode, Program, Scored, Site, folded, nesting_of, shared_plates, sites_of
 from .terms import Terms, stopped_log_q
 
 
+@store_kept()
 def log_weights(
     model: Program, guide: Program, *data: Tensor, particles: int = 1, max_plate_nesting: int | None = None
 ) -> Tensor:
@@ -82,6 +84,7 @@ def log_weights(
     return Pair(model, guide, max_plate_nesting).log_weights(data, particles)
 
 
+@store_kept()
 def terms(
     model: Program,
     guide: Program,
@@ -121,6 +124,7 @@ def terms(
     return Pair(model, guide, max_plate_nesting).terms(data, particles, stopped)
 
 
+@store_kept()
 def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Tensor:
     r"""Log p(x, z) at given z.
 
@@ -294,8 +298,8 @@ def _folded(run: Run, keep: list[Any]) -> list[Tensor]:
 def model_sites(model: Program, *args: Any, **kwargs: Any) -> list[Site]:
     """The sites of one run of the model alone, without gradient, from the user's random stream."""
     claim_parameters(model, model)
-    with torch.no_grad():
-        return sites_of(poutine.trace(model).get_trace(*args, **kwargs))
+    with torch.no_grad(), watched_modes():
+        return sites_of(claiming(lambda: poutine.trace(model).get_trace(*args, **kwargs)))
 
 
 def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
@@ -317,11 +321,12 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     """
     if isinstance(poutine.unwrap(guide), Messenger):
         raise NotImplementedError("a GuideMessenger is not traced like a guide: use an AutoGuide or a guide function")
-    dtypes = {p.dtype for owner in owners_of(model, guide) for p in owner.parameters()}
+    dtypes = {p.dtype for owner in own_modules(model, guide) for p in owner.parameters()}
     with torch.no_grad(), forked_rng(), checked_data(data, dtypes) as holes:
         claim_parameters(model, guide)
         try:
-            p, q = _trace_pair(model, guide, data)
+            with watched_modes():
+                p, q = claiming(lambda: _trace_pair(model, guide, data))
         except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
             with validation_enabled(False), suppress(RuntimeError):
                 check_match(*_trace_pair(model, guide, data))
@@ -349,27 +354,24 @@ def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
 
 
 @contextmanager
-def parameters_read(*programs: Program) -> Iterator[list[nn.Parameter]]:
+def parameters_read() -> Iterator[list[nn.Parameter]]:
     """Collect, into the list it yields, the (unconstrained) parameters that Pyro programs read inside the block.
 
-    What ``pyro.module`` reads from its store for a module that is not among the programs' own is left out.
+    Of a module that is registered by ``pyro.module`` they are its own, whatever Pyro's store holds.
     """
     parameters: list[nn.Parameter] = []
-    with poutine.trace(param_only=True) as capture:
+    with ParametersRead() as reads:
         yield parameters
-    sites: Any = capture.trace.nodes.values()
-    read = {site["value"].unconstrained(): site["name"] for site in sites}
-    owned = {p for owner in owners_of(*programs) for p in owner.parameters()}
-    parameters += [p for p, name in read.items() if p in owned or not owned or "$$$" not in name]
+    parameters += reads.parameters
 
 
 def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trainable parameters of the model, and those of the guide alone: of modules, and of ``pyro.param``."""
     claim_parameters(model, guide)
     with torch.no_grad(), forked_rng():
-        with parameters_read(model, guide) as of_guide:
+        with parameters_read() as of_guide:
             q = poutine.trace(guide).get_trace(*data)
-        with parameters_read(model, guide) as of_model:
+        with parameters_read() as of_model:
             poutine.replay(model, trace=q)(*data)
     return trainable(model, guide, of_model, of_guide)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jensen.kernel.batches import Data, Device, as_tensors, placed
 from jensen.kernel.checks import check_data, check_scale, check_shapes
 from jensen.kernel.modes import running
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.parameters import own_modules
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, model_sites
 from jensen.results.records import Record
@@ -189,7 +189,7 @@ def exact_log_evidence(
                 return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): leave method out, or take another")
-        check_data(tensors, {p.dtype for owner in owners_of(model, model) for p in owner.parameters()})
+        check_data(tensors, {p.dtype for owner in own_modules(model, model) for p in owner.parameters()})
         sites = model_sites(model, *tensors)
         check_scale(sites)
         check_shapes(sites, [])

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 
@@ -76,6 +76,11 @@ class Run:
         ):  # parameters made since stay as they are
             p.copy_(value)
 
+    def _with_buffers(self, values: list[Tensor]) -> list[Tensor]:
+        """A snapshot of 0.1.0, which lacks buffers of modules that functions hold: these as they are."""
+        given = len(values) - len(self.trained)
+        return [*values[:given], *(buffer.detach().clone() for buffer in self.buffers[given:]), *values[given:]]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint."""
         write_checkpoint(
@@ -105,6 +110,13 @@ class Run:
                 f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
                 f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
             )
+        values = self._with_buffers(state["parameters"])
+        shapes = [list(p.shape) for p in [*self.buffers, *self.trained]]
+        if (given := [list(value.shape) for value in values]) != shapes:
+            raise ValueError(
+                f"{path} is a checkpoint of another pair: its buffers and parameters have the shapes {given}, this "
+                f"pair's {shapes}; build the pair as it was, or start without resume"
+            )
         begun = state.get("settings", {}).get("configuration", {})
         if differs := {name: value for name, value in begun.items() if self.configuration.get(name) != value}:
             now = {name: self.configuration.get(name) for name in differs}
@@ -112,8 +124,8 @@ class Run:
                 f"{path} was begun with {differs}, but now got {now}: go on as it was begun, or start without resume "
                 "(jensen.inference.restore gives a pair the parameters of a checkpoint)"
             )
-        self.restore(state["parameters"])
-        self.best = state["best"]
+        self.restore(values)
+        self.best = None if state["best"] is None else self._with_buffers(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -127,7 +139,7 @@ class Run:
 
 def _named(model: Program, guide: Program) -> dict[int, str]:
     """The names of the parameters that the pair's modules own, by the parameters' ids."""
-    owners = {"model": owners_of(model), "guide": owners_of(guide)}
+    owners = {"model": own_modules(model), "guide": own_modules(guide)}
     modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
@@ -168,11 +180,12 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     """
     state = read_checkpoint(checkpoint)
     owned, names = _named(model, guide), state["names"]
-    parameters = {p for module in owners_of(model, guide) for p in module.parameters()}
+    parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
     values = state["best"] if best and state["best"] is not None else state["parameters"]
     values, given = values[-len(names) :], values[: -len(names)]
+    buffers = buffers[: len(given)]  # a file of 0.1.0 lacks those of modules that functions hold
     if set(names) - set(own) or [b.shape for b in buffers] != [b.shape for b in given]:
         raise ValueError(
             f"{checkpoint} is a checkpoint of another pair: only it has {sorted(set(names) - set(own))}, only this "

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, layout_on
+from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
-from jensen.kernel.modes import buffers_kept, modes_kept
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
+from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 from jensen.results.files import read_checkpoint
@@ -151,12 +152,14 @@ def fit(
             )
         with buffers_kept(model, guide):
             first = train.first()
-            of_model, of_guide = parameters_of(model, guide, *first)
+            trained = _trained(model, guide, first, frozen)
             if isinstance(objective, Objective):
                 objective.check(model, guide, layout, *first)
-        trained = [p for p in [*of_model, *of_guide] if p not in fixed]
         if not trained:
-            raise ValueError("there is nothing to train: every parameter of the pair is frozen, or it has none")
+            raise ValueError(
+                "there is nothing to train: every parameter of the pair is frozen, or it has none (those of a module "
+                "that a function calls count where pyro.module(name, module) registers it)"
+            )
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
@@ -277,14 +280,58 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
 def _training(
     model: Program, guide: Program, frozen: list[nn.Module], seed: int | None, device: Device
 ) -> Iterator[None]:
-    """Training mode (evaluation mode for what is frozen), the user's restored; a random stream of its own if seeded."""
+    """Training mode (evaluation mode for what is frozen), the user's restored; a random stream of its own if seeded.
+
+    Modules that a half only holds are left in the user's mode, until it is known which of them are trained.
+    """
     modules = owners_of(model, guide)
-    with warnings.catch_warnings(), modes_kept([*modules, *frozen]), private_randomness(seed):
+    with (
+        warnings.catch_warnings(),
+        modes_kept([*modules, *frozen]),
+        private_randomness(seed),
+        store_kept(earlier=True),
+    ):
         warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
         for module in modules:
             if device is not None:
                 module.to(device)
-            module.train()
-        for module in frozen:
-            module.eval()
-        yield
+        _train(own_modules(model, guide), frozen)
+        try:
+            yield
+        finally:
+            mark_trained(model, guide)
+
+
+def _train(modules: Iterable[nn.Module], frozen: list[nn.Module]) -> None:
+    for module in modules:
+        module.train()
+    for module in frozen:
+        module.eval()
+
+
+def _trained(model: Program, guide: Program, data: tuple[Tensor, ...], frozen: list[nn.Module]) -> list[nn.Parameter]:
+    """The parameters to train; the modules that hold them are put into training mode.
+
+    Warns:
+        UserWarning: for modules that a function holds and calls, but registers nowhere: Pyro does not train them.
+    """
+    fixed = {p for module in frozen for p in module.parameters()}
+    owners, own = owners_of(model, guide), own_modules(model, guide)
+    held = [owner for owner in owners if owner not in own]
+    with calls_seen(held) as called:
+        trained = [p for half in parameters_of(model, guide, *data) for p in half if p not in fixed]
+    known = {*trained, *fixed}
+    _train([owner for owner in held if not known.isdisjoint(owner.parameters())], frozen)
+    left = {
+        f"{type(owner).__name__}{'.' * bool(name)}{name}": None
+        for owner in held
+        for name, part in owner.named_modules()
+        if part in called and any(p.requires_grad and p not in known for p in part.parameters(recurse=False))
+    }
+    if left:
+        warnings.warn(
+            f"the pair calls modules that it registers nowhere, so Pyro and fit leave them as they are: {list(left)}; "
+            "register them in the program (pyro.module(name, module)) to train them, or give them as freeze=",
+            stacklevel=outside(),
+        )
+    return trained

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import modes_kept
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.parameters import owners_of, store_kept
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
 
@@ -98,7 +98,7 @@ def gradient_signal(
         raise ValueError(f"repeats is the number of gradients drawn, at least 2, but got {repeats}")
     tensors = as_tensors(data)
     owners = owners_of(model, guide)
-    with modes_kept(owners), private_randomness(seed):
+    with modes_kept(owners), private_randomness(seed), store_kept():
         for owner in owners:
             owner.eval()
         if of is None:

@@ -16,7 +16,7 @@ from jensen.graphs.capture import CannotCapture, Graph, agrees, capture
 from jensen.kernel.batches import Batch
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
-from jensen.kernel.parameters import owners_of, tensors_of
+from jensen.kernel.parameters import own_modules, tensors_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import in_plate
 from jensen.kernel.weights import scaled_elbo
@@ -69,9 +69,9 @@ def obstacle(run: Run, objective: ELBO, layout: Layout) -> str:
         return f"the sites {list(layout.enumerated)} are enumerated"
     if layout.scored:
         return f"the sites {list(layout.scored)} have no rsample, and need their score"
-    owned = {p for owner in owners_of(run.model, run.guide) for p in owner.parameters()}
+    owned = {p for owner in own_modules(run.model, run.guide) for p in owner.parameters()}
     if not owned.issuperset(run.trained):
-        return "pyro.param makes parameters that belong to no module of the pair"
+        return "pyro.param or pyro.module makes parameters that belong to no module that is the model or the guide"
     return ""
 
 

@@ -160,7 +160,7 @@ class Steps:
 
     def _eager(self, batch: Batch) -> tuple[Tensor, Tensor]:
         run, objective, layout = self.run, self.objective, self.layout
-        with parameters_read(run.model, run.guide) as read:
+        with parameters_read() as read:
             try:
                 loss, bound = loss_and_bound(run, objective, layout, batch, self._knobs(batch))
             except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -450,9 +451,12 @@ def test_a_second_instance_of_pyros_vae_example_is_trained():
     one, two = PyroVAE(), PyroVAE()
     for vae in (one, two):
         before = copy.deepcopy(vae.state_dict())
-        fit(vae.model, vae.guide, x, epochs=2, progress=False)
+        said = pytest.warns(UserWarning, match=r"held other values under the names \['decoder', 'encoder'\]")
+        with nullcontext() if vae is one else said:
+            fit(vae.model, vae.guide, x, epochs=2, progress=False)
         assert not any(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
-    table = compare({"one": (one.model, one.guide), "two": (two.model, two.guide)}, x, 20, progress=False)
+    with pytest.warns(UserWarning, match="held other values"):
+        table = compare({"one": (one.model, one.guide), "two": (two.model, two.guide)}, x, 20, progress=False)
     assert len({row.parameters for row in table.rows.values()}) == 1
 
 
