@@ -181,6 +181,7 @@ def a_network_of_linear_layers():
 def batch_norm_of_latents():
     decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     decoder(torch.randn(50, 2))  # moves its running means
+    decoder.eval()
     return decoded(decoder)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from jensen.graphs.draws import LogWeights
 from jensen.inference import IWAE, compare, evaluate, fit, gradient_signal, log_joint, log_weights, terms
 from jensen.kernel import simulate
-from jensen.kernel.weights import parameters_of
+from jensen.kernel.weights import Pair, parameters_of
 
 HELD = "held other values under the names"
 
@@ -339,7 +339,7 @@ def test_functions_with_registered_nets_are_captured_where_they_are_measured_onl
     with pytest.warns(UserWarning, match="belong to no module that is the model or the guide"):
         history = fit(model, guide, x, epochs=1, compile=True, progress=False)
     assert history.route.startswith("eager")
-    weights = LogWeights(model, guide, 1, "auto")
+    weights = LogWeights(Pair(model, guide, 1), "auto")
     for _ in range(2):
         torch.manual_seed(3)
         fast = weights((x,), 20, ahead=1500)
