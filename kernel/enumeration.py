@@ -29,7 +29,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
@@ -37,11 +37,10 @@ from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .sites import Site, base_of, fold, plates_of, subsampling, sum_to_data
+from .sites import Site, base_of, plates_of, subsampling
 
 Program = Callable[..., Any]
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
@@ -62,33 +61,18 @@ def enumerate_guide(guide: Program, first: int) -> Program:
     return _wrap(_Enumeration(first), guide)
 
 
-def enumerate_model(model: Program, guide_trace: Trace, first: int) -> Program:
-    """A model at the guide's values whose marked sites, those that the guide does not draw, take all their states.
+def enumerate_model(model: Program, first: int, drawn: Mapping[str, Mapping[str, Any]]) -> Program:
+    """A model whose marked sites, those that the guide does not draw, take all their states at once.
 
     Args:
-        model: the model, in its particle plate where it has one; not replayed.
-        guide_trace: one run of :func:`enumerate_guide`. Of its sites, names, values and ``infer`` are read.
+        model: the model, in its particle plate where it has one. Its values come from a handler around the result.
         first: as there. The states of the model's sites stand left of those of the guide's.
+        drawn: ``infer`` of the sites of :func:`enumerate_guide`, by name; ``{}`` where the guide enumerates nothing.
 
     Raises:
         ValueError: when run, for a marked site whose states cannot be listed.
     """
-    seen, dims, ids = guide_trace.copy(), [first + 1], [-1]
-    shared: dict[int, int] = {}
-    for name, site in guide_trace.nodes.items():
-        if site["type"] == "sample":
-            infer: Any = dict(site["infer"] or {})
-            infer["_dim_to_id"] = names = dict(infer.get("_dim_to_id", {}))  # the model's handler writes into it
-            own: Any = {**site, "infer": infer}
-            seen.nodes[name] = own
-            if (dim := infer.get("_enumerate_dim")) is not None:
-                dims.append(dim)
-                ids.append(names[dim])
-                if "_markov_scope" not in infer:
-                    shared[dim] = names[dim]
-    drawn = {name for name, site in seen.nodes.items() if site["type"] == "sample"}
-    handler = _Enumeration(min(dims) - 1, max(ids) + 1, shared, drawn)
-    return poutine.replay(_wrap(handler, model), trace=seen)  # outside: an inner one hides its sites from the handler
+    return _wrap(_Enumeration(first, drawn), model)
 
 
 def _wrap(handler: _Enumeration, program: Program) -> Program:
@@ -99,24 +83,27 @@ def _wrap(handler: _Enumeration, program: Program) -> Program:
 class _Enumeration(EnumMessenger):
     """Pyro's handler; it also takes ``"sequential"`` for ``"parallel"`` and goes on from the guide's dimensions."""
 
-    def __init__(
-        self, first: int, next_id: int = 0, shared: Mapping[int, int] | None = None, drawn: set[str] | None = None
-    ) -> None:
-        super().__init__(first)
-        self.next_id, self.shared = next_id, shared or {}
-        self.of_model, self.drawn = drawn is not None, drawn or set()
+    def __init__(self, first: int, drawn: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.of_model, self.drawn = drawn is not None, drawn or {}
+        states = [infer for infer in self.drawn.values() if infer.get("_enumerate_dim") is not None]
+        numbers = {infer["_enumerate_dim"]: _number(infer) for infer in states if "_markov_scope" not in infer}
+        self.next_id = 1 + max(map(_number, states), default=-1)
+        self.everywhere = numbers  # those of the guide's that any site may depend on
+        super().__init__(min((infer["_enumerate_dim"] - 1 for infer in states), default=first))
 
     def __enter__(self) -> _Enumeration:
         super().__enter__()
         _ENUM_ALLOCATOR.next_available_id = self.next_id
-        _ENUM_ALLOCATOR.dim_to_id = dict(self.shared)
+        _ENUM_ALLOCATOR.dim_to_id = dict(self.everywhere)
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
         infer, name = msg["infer"], msg["name"]
         marked = not msg["is_observed"] and not site_is_subsample(msg) and infer.get("enumerate")
-        if marked and name in self.drawn:  # the guide's
-            del infer["enumerate"]
+        if name in self.drawn and not msg["is_observed"]:
+            infer.pop("enumerate", None)
+            known = self.drawn[name]
+            infer |= {"_dim_to_id": dict(known.get("_dim_to_id", {})), "_enumerate_dim": known.get("_enumerate_dim")}
         elif marked and self.of_model and infer.get("num_samples"):
             raise ValueError(
                 f"site '{name}' is marked for {infer['num_samples']} draws from the model (num_samples), which is no "
@@ -155,19 +142,18 @@ class _Factor(NamedTuple):
 
 
 class Summed:
-    """The densities of one run of :func:`enumerate_guide` and :func:`enumerate_model`, with the states summed out.
+    """The sites of one run of :func:`enumerate_guide` and :func:`enumerate_model`, with the states summed out.
 
     Args:
         p: the model's sites that count.
-        q: the guide's. A site of either whose ``"unscaled_log_prob"`` is there already is not asked for it again.
-        keep: the plates that enclose every site (the data), without the particles.
-        nesting: how many dimensions the plates take, without the particles.
+        q: the guide's.
 
     Attributes:
-        log_p: log-densities by site, each [K or 1, *keep]. Sites that no state touches stand under their own names. The
-            others are one entry for all that hang together, under their names joined by "+": the log of a sum over
-            states, of their densities, divided by those of the draws that the guide makes for each of its states.
-        log_q: log q of the guide's other draws, [K or 1, *keep].
+        p: sites without states, whose log-densities are those of the model. Sites that no state touches are as they
+            were. The others are one for all that hang together, like a ``pyro.factor``, under their names joined by
+            "+": the log of a sum over states, of their densities, divided by those of the draws that the guide makes
+            for each of its states.
+        q: the guide's other draws. Log w is the sum of all ``p`` minus that of all ``q``.
 
     Raises:
         ValueError: for a log-density with a dimension that is neither a plate's nor a site's states.
@@ -175,78 +161,57 @@ class Summed:
             sites that are summed together are subsampled unlike, or lie in plates that cross.
     """
 
-    log_p: dict[str, Tensor]
-    log_q: dict[str, Tensor]
-
-    def __init__(self, p: Sequence[Site], q: Sequence[Site], keep: Sequence[CondIndepStackFrame], nesting: int) -> None:
-        self._keep, self._nesting = list(keep), nesting
-        frames = {frame.name: frame for site in [*p, *q] for frame in plates_of(site)}
-        self._symbols = {name: chr(2 * i) for i, name in enumerate(frames)}
-        self._dims = {self._symbols[name]: frame.dim for name, frame in frames.items()}
+    def __init__(self, p: Sequence[Site], q: Sequence[Site] = ()) -> None:
+        self._frames = {frame.name: frame for site in [*p, *q] for frame in plates_of(site)}
+        self._symbols = {name: chr(2 * i) for i, name in enumerate(self._frames)}
         drawn, latent = {s["name"] for s in q}, {s["name"] for s in p if not s["is_observed"]}
         of_model = [s for s in p if is_enumerated(s) and s["name"] not in drawn]
         of_guide = [s for s in q if is_enumerated(s)]
-        self._home = {_own_symbol(s): self._plates(s) for s in [*of_model, *of_guide]}
-        self._model_states = frozenset(map(_own_symbol, of_model))
+        self._home = {_symbol(s): self._plates(s) for s in [*of_model, *of_guide]}
+        self._all, self._model_states = frozenset(self._home), frozenset(map(_symbol, of_model))
         self._ring = _LogSpace(dim_to_size={})
         self._marginals: dict[frozenset[str], Packed] = {}
 
-        densities = [_log_prob(site) for site in [*p, *q]]
-        masked = [self._factor(s, scale_and_mask(d, 1, s["mask"])) for s, d in zip([*p, *q], densities, strict=True)]
-        # A mask at a site that is summed out would count each of its states as certain.
-        bare = [
-            self._factor(s, d) if is_enumerated(s) else f for s, d, f in zip([*p, *q], densities, masked, strict=True)
-        ]
-        self._p, self._q = masked[: len(p)], masked[len(p) :]
-        self._own_p, own_q = bare[: len(p)], bare[len(p) :]
-        self._guide_states = {_own_symbol(f.site): f for f in own_q if is_enumerated(f.site)}
+        pairs = [self._factors(site) for site in [*p, *q]]
+        self._p, self._q = pairs[: len(p)], pairs[len(p) :]
+        self._guide_states = {_symbol(bare.site): bare for _, bare in self._q if is_enumerated(bare.site)}
 
-        loose = {id(f.site) for f in bare if not f.states}
-        folded = {
-            id(s): fold(s, d, self._keep, nesting) for s, d in zip([*p, *q], densities, strict=True) if id(s) in loose
-        }
-        self.log_p = {s["name"]: folded[id(s)] for s in p if id(s) in loose}
-        self.log_q = {s["name"]: folded[id(s)] for s in q if id(s) in loose and not is_enumerated(s)}
-        tied = [f for f in self._own_p if f.states]
-        for f in own_q:
+        self.p = [bare.site for _, bare in self._p if not bare.states]
+        self.q = [bare.site for _, bare in self._q if not bare.states and not is_enumerated(bare.site)]
+        tied = [bare for _, bare in self._p if bare.states]
+        for _, f in self._q:
             if is_enumerated(f.site):
                 if f.site["name"] not in latent:  # an auxiliary site: q alone says how likely its states are
                     tied.append(f)
             elif f.states:
                 tied.append(f._replace(value=packed.neg(f.value)))
-        for group in _connected(tied, frozenset(self._home)):
-            name = "+".join(dict.fromkeys(f.site["name"] for f in group))
-            self.log_p[name] = self._to_data(*self._contract(group, frozenset(self._home)))
+        self.p += [self._contract(group, self._all) for group in _connected(tied, self._all)]
 
-    @property
-    def log_weights(self) -> Tensor:
-        """The log weights, [K or 1, *keep]."""
-        total: Tensor = sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[assignment]
-        return total
-
-    def elbo(self) -> Tensor:
-        """What averages to the ELBO, [K or 1, *keep]: the log weights, unless the guide has states.
+    def elbo(self) -> list[Site]:
+        """Sites whose log-densities add up to what averages to the ELBO. Without states of the guide, that is log w.
 
         Raises:
             NotImplementedError: where a site of the model that is summed out stands outside of a plate with states of
                 the guide: its sum is over all of the latter at once.
         """
-        if not self._guide_states:
-            return self.log_weights
-        inside = [
-            own if is_enumerated(f.site) and _own_symbol(f.site) in self._model_states else f
-            for own, f in zip(self._own_p, self._p, strict=True)
-            if own.states & self._model_states
-        ]
-        costs = [self._contract(group, self._model_states) for group in _connected(inside, self._model_states)]
-        for f in self._p:
-            if not f.states & self._model_states:
-                costs.append((f, self._scale([f])))
-        costs += [(f._replace(value=packed.neg(f.value)), self._scale([f])) for f in self._q]
-        return torch.as_tensor(sum(self._to_data(self._expected(f), scale) for f, scale in costs))
+        inside, costs = [], [self._expected(masked._replace(value=packed.neg(masked.value))) for masked, _ in self._q]
+        for masked, bare in self._p:
+            if not masked.states & self._model_states:
+                costs.append(self._expected(masked))
+            else:
+                inside.append(bare if _symbol(bare.site) in self._model_states else masked)
+        for group in _connected(inside, self._model_states):
+            costs.append(self._expected(self._sum(group, self._model_states)))
+        return [self._plain(f, f.site["name"]) for f in costs]
 
     def _plates(self, site: Site) -> frozenset[str]:
         return frozenset(self._symbols[frame.name] for frame in plates_of(site))
+
+    def _factors(self, site: Site) -> tuple[_Factor, _Factor]:
+        """A site's log-density under its mask, and as its states are summed: a mask would count each as certain."""
+        log_prob = _log_prob(site)
+        masked = self._factor(site, scale_and_mask(log_prob, 1.0, site["mask"]))
+        return masked, self._factor(site, log_prob) if is_enumerated(site) else masked
 
     def _factor(self, site: Site, log_prob: Tensor) -> _Factor:
         """A log-density of the site's batch shape, packed."""
@@ -261,7 +226,7 @@ class Summed:
             )
         value = packed.pack(log_prob, symbols)
         self._ring.sizes.update(zip(value._pyro_dims, value.shape, strict=True))
-        plates, states = self._plates(site), frozenset(value._pyro_dims) & frozenset(self._home)
+        plates, states = self._plates(site), frozenset(value._pyro_dims) & self._all
         if any(not self._home[state] <= plates for state in states):
             raise NotImplementedError(
                 f"site '{site['name']}' depends on the states of a site in a plate that it stands outside of: their "
@@ -269,32 +234,42 @@ class Summed:
             )
         return _Factor(site, value, plates, states)
 
-    def _scale(self, group: Iterable[_Factor]) -> float:
-        """N/B over the subsampled plates of these sites that are summed over."""
-        scales = {f.site["name"]: subsampling(set(f.site["cond_indep_stack"]) - set(self._keep)) for f in group}
-        if len(set(scales.values())) > 1:
-            raise NotImplementedError(
-                f"the sites {sorted(scales)} are summed over states together, but their plates are subsampled unlike "
-                f"(N/B: {scales}): run the inner plate in full"
-            )
-        return next(iter(scales.values()))
-
-    def _contract(self, group: Sequence[_Factor], dims: frozenset[str]) -> tuple[_Factor, float]:
-        """Sum connected factors over these states, and their product over the plates inside; and their N/B."""
+    def _sum(self, group: Sequence[_Factor], dims: frozenset[str]) -> _Factor:
+        """Connected factors summed over these states, and multiplied over the plates inside of the widest."""
         tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
         for f in group:
             tree.setdefault(f.plates, []).append(f.value)
         try:
             tree = contract_tensor_tree(tree, set(dims), ring=self._ring)
         except NotImplementedError as error:
-            names = list(dict.fromkeys(f.site["name"] for f in group))
             raise NotImplementedError(
-                f"the sites {names} lie in plates that cross, so that their states cannot be summed plate by plate: "
+                f"the sites {_names(group)} lie in plates that cross, so that states cannot be summed plate by plate: "
                 "make one of the plates sequential (for i in pyro.plate(...)), or draw one of the sites in the guide"
             ) from error
         ((plates, (value,)),) = tree.items()
-        states = frozenset(value._pyro_dims) & frozenset(self._home)
-        return _Factor(group[0].site, value, plates, states), self._scale(group)
+        whole = _Factor(group[0].site, value, plates, frozenset(value._pyro_dims) & self._all)
+        inner = {frame for f in group for frame in _subsampled(f.site["cond_indep_stack"])}
+        if inner != set(_subsampled(self._stack(whole))):
+            raise NotImplementedError(
+                f"the sites {_names(group)} are summed over states together, but not all of them are in the subsampled "
+                f"plates {sorted(frame.name for frame in inner)}: run these plates in full"
+            )
+        return whole
+
+    def _contract(self, group: Sequence[_Factor], dims: frozenset[str]) -> Site:
+        return self._plain(self._sum(group, dims), "+".join(_names(group)))
+
+    def _stack(self, f: _Factor) -> tuple[CondIndepStackFrame, ...]:
+        """The plates that a term is left in: of its site, those that are sequential or were not multiplied over."""
+        stack: tuple[CondIndepStackFrame, ...] = f.site["cond_indep_stack"]
+        return tuple(frame for frame in stack if not frame.vectorized or self._symbols[frame.name] in f.plates)
+
+    def _plain(self, f: _Factor, name: str) -> Site:
+        """A term without states as a site, like that of a ``pyro.factor``."""
+        dims = {self._symbols[plate]: frame.dim for plate, frame in self._frames.items()}
+        fn = Unit(packed.unpack(f.value, dims), validate_args=False)
+        site = {"type": "sample", "name": name, "fn": fn, "value": fn.sample(), "is_observed": True, "args": ()}
+        return {**site, "kwargs": {}, "infer": {}, "scale": 1.0, "mask": None, "cond_indep_stack": self._stack(f)}
 
     def _expected(self, f: _Factor) -> _Factor:
         """The mean of a term under the guide's states."""
@@ -322,10 +297,6 @@ class Summed:
             terms = [f.value, self._marginal(others)] if others else [f.value]
             self._marginals[states] = self._ring.sumproduct(terms, others - states)
         return self._marginals[states]
-
-    def _to_data(self, f: _Factor, scale: float) -> Tensor:
-        """A term without states, summed to the shape of the weights."""
-        return sum_to_data(packed.unpack(f.value, self._dims) * scale, self._keep, self._nesting)
 
 
 class _LogSpace(LogRing):
@@ -383,23 +354,36 @@ def _connected(factors: Sequence[_Factor], dims: frozenset[str]) -> list[list[_F
     return [[factors[i] for i in sorted(members)] for _, members in groups]
 
 
-def _own_symbol(site: Site) -> str:
-    """The symbol of a site's own states."""
-    infer = site["infer"]
-    return chr(2 * infer["_dim_to_id"][infer["_enumerate_dim"]] + 1)
+def _names(group: Iterable[_Factor]) -> list[str]:
+    return list(dict.fromkeys(f.site["name"] for f in group))
+
+
+def _subsampled(frames: Iterable[CondIndepStackFrame]) -> list[CondIndepStackFrame]:
+    return [frame for frame in frames if subsampling({frame}) != 1.0]
+
+
+def _number(infer: Mapping[str, Any]) -> int:
+    """What stands for a site's own states in a run."""
+    number: int = infer["_dim_to_id"][infer["_enumerate_dim"]]
+    return number
+
+
+def _symbol(site: Site) -> str:
+    """The symbol of a site's own states; empty where it has none."""
+    return chr(2 * _number(site["infer"]) + 1) if is_enumerated(site) else ""
 
 
 def _log_prob(site: Site) -> Tensor:
-    known: Tensor | None = site.get("unscaled_log_prob")
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) if known is None else known
+    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return log_prob
 
 
 def state_counts(sites: Iterable[Site]) -> dict[int, int]:
     """How many states each enumerated site has, by the number that stands for it in a run: to choose one by."""
     counts = {}
     for site in filter(is_enumerated, sites):
-        dim = site["infer"]["_enumerate_dim"]
-        counts[site["infer"]["_dim_to_id"][dim]] = site["value"].shape[dim - site["fn"].event_dim]
+        dim = site["infer"]["_enumerate_dim"] - site["fn"].event_dim
+        counts[_number(site["infer"])] = site["value"].shape[dim]
     return counts
 
 

@@ -16,10 +16,22 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from jensen.kernel.enumeration import Summed, at_state, enumerate_guide, enumerate_model, is_enumerated, state_counts
-from jensen.kernel.sites import enclosing_plates, in_plate, sites_of
+from jensen.kernel.sites import enclosing_plates, in_plate, site_log_prob, sites_of
 
 PARALLEL = {"enumerate": "parallel"}
 BITS, THREE = torch.tensor([0.0, 1.0]), torch.arange(3)
+
+
+class Drawn(Messenger):
+    """Sites draw the values given."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg):
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
 
 
 def run(model, guide, *data, nesting=1, particles=None):
@@ -28,10 +40,21 @@ def run(model, guide, *data, nesting=1, particles=None):
     if particles is not None:
         first -= 1
         model, guide = in_plate(model, particles, nesting), in_plate(guide, particles, nesting)
-    q = poutine.trace(enumerate_guide(guide, first)).get_trace(*data)
-    p = poutine.trace(enumerate_model(model, q, first)).get_trace(*data)
-    p_sites, q_sites = sites_of(p), sites_of(q)
-    return Summed(p_sites, q_sites, enclosing_plates([*p_sites, *q_sites]), nesting), p_sites, q_sites
+    q = sites_of(poutine.trace(enumerate_guide(guide, first)).get_trace(*data))
+    drawn = {site["name"]: site["infer"] for site in q}
+    with Drawn({site["name"]: site["value"] for site in q}):
+        p = sites_of(poutine.trace(enumerate_model(model, first, drawn)).get_trace(*data))
+    return Result(Summed(p, q), enclosing_plates([*p, *q]), nesting), p, q
+
+
+class Result:
+    """What is summed to the data: log-densities by site, [K or 1, *plates]."""
+
+    def __init__(self, summed, keep, nesting):
+        fold = lambda sites: {site["name"]: site_log_prob(site, keep, nesting) for site in sites}
+        self.log_p, self.log_q = fold(summed.p), fold(summed.q)
+        self.log_weights = sum(self.log_p.values()) - sum(self.log_q.values())
+        self.elbo = lambda: sum(site_log_prob(site, keep, nesting) for site in summed.elbo())
 
 
 def no_guide(*data):
@@ -471,17 +494,6 @@ def lifted(model, guide, x, nesting, particles):
     return torch.vmap(one, (0, None), randomness="different")(torch.arange(particles), x)
 
 
-class Drawn(Messenger):
-    """Sites draw the values given."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg):
-        msg["value"] = self.values.get(msg["name"])
-
-
 LIFTED = [
     *(p for p in PROGRAMS if p.id != "topics"),
     pytest.param(bayesian, bayesian_guide, (6,), 1, id="global latents, chosen by index"),
@@ -682,7 +694,11 @@ def _crossing(x):
 @pytest.mark.parametrize(
     ("model", "error", "match"),
     [
-        (_group_switch, NotImplementedError, r"the sites \['kind', 'x'\] .* subsampled unlike"),
+        (
+            _group_switch,
+            NotImplementedError,
+            r"the sites \['kind', 'x'\] .* not all of them are in the subsampled plates",
+        ),
         (_several, ValueError, r"site 'z' is marked for 5 draws"),
         (_poisson, ValueError, r"site 'z' \(Poisson\) is marked to be enumerated"),
         (_vector, ValueError, r"site 'z' \(Bernoulli\) is marked to be enumerated"),
