@@ -21,10 +21,11 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Summed", "at_state", "enumerate_guide", "enumerate_model", "is_enumerated", "state_counts"]
+__all__ = ["Summed", "at_state", "enumerated", "is_enumerated", "state_counts"]
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any, NamedTuple
 
@@ -37,10 +38,9 @@ from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .sites import Site, base_of, plates_of, subsampling
+from .sites import Site, plates_of, subsampling
 
 Program = Callable[..., Any]
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
@@ -51,45 +51,31 @@ def is_enumerated(site: Site) -> bool:
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
-def enumerate_guide(guide: Program, first: int) -> Program:
-    """A guide whose sites marked for enumeration take all their states at once, in dimensions from ``first`` leftwards.
+def enumerated(program: Program, nesting: int, drawn: Mapping[str, Mapping[str, Any]] | None = None) -> Program:
+    """A program whose sites marked for enumeration take all their states at once, each in a dimension of its own.
+
+    Those that a handler around it gives a value (the guide's draws, for a model) are left alone; those that do not list
+    their states, or are marked for ``num_samples`` draws, are drawn.
 
     Args:
-        guide: the guide, in its particle plate where it has one.
-        first: the first dimension left of all plates, -1 or less.
+        program: a model or a guide.
+        nesting: how many dimensions its plates take. States stand left of them, and of one more for the particles.
+        drawn: for a model, ``infer`` of the guide's sites by name: needed where sites of the guide have states.
     """
-    return _wrap(_Enumeration(first), guide)
-
-
-def enumerate_model(model: Program, first: int, drawn: Mapping[str, Mapping[str, Any]]) -> Program:
-    """A model whose marked sites, those that the guide does not draw, take all their states at once.
-
-    Args:
-        model: the model, in its particle plate where it has one. Its values come from a handler around the result.
-        first: as there. The states of the model's sites stand left of those of the guide's.
-        drawn: ``infer`` of the sites of :func:`enumerate_guide`, by name; ``{}`` where the guide enumerates nothing.
-
-    Raises:
-        ValueError: when run, for a marked site whose states cannot be listed.
-    """
-    return _wrap(_Enumeration(first, drawn), model)
-
-
-def _wrap(handler: _Enumeration, program: Program) -> Program:
-    wrapped: Program = handler(program)
+    wrapped: Program = _Enumeration(nesting, drawn or {})(program)
     return wrapped
 
 
 class _Enumeration(EnumMessenger):
     """Pyro's handler; it also takes ``"sequential"`` for ``"parallel"`` and goes on from the guide's dimensions."""
 
-    def __init__(self, first: int, drawn: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self.of_model, self.drawn = drawn is not None, drawn or {}
-        states = [infer for infer in self.drawn.values() if infer.get("_enumerate_dim") is not None]
-        numbers = {infer["_enumerate_dim"]: _number(infer) for infer in states if "_markov_scope" not in infer}
+    def __init__(self, nesting: int, drawn: Mapping[str, Mapping[str, Any]]) -> None:
+        self.drawn = drawn
+        states = [infer for infer in drawn.values() if infer.get("_enumerate_dim") is not None]
         self.next_id = 1 + max(map(_number, states), default=-1)
-        self.everywhere = numbers  # those of the guide's that any site may depend on
-        super().__init__(min((infer["_enumerate_dim"] - 1 for infer in states), default=first))
+        # Those of the guide's that any site may depend on.
+        self.everywhere = {i["_enumerate_dim"]: _number(i) for i in states if "_markov_scope" not in i}
+        super().__init__(min((infer["_enumerate_dim"] - 1 for infer in states), default=-nesting - 2))
 
     def __enter__(self) -> _Enumeration:
         super().__enter__()
@@ -98,37 +84,31 @@ class _Enumeration(EnumMessenger):
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
-        infer, name = msg["infer"], msg["name"]
-        marked = not msg["is_observed"] and not site_is_subsample(msg) and infer.get("enumerate")
-        if name in self.drawn and not msg["is_observed"]:
-            infer.pop("enumerate", None)
-            known = self.drawn[name]
-            infer |= {"_dim_to_id": dict(known.get("_dim_to_id", {})), "_enumerate_dim": known.get("_enumerate_dim")}
-        elif marked and self.of_model and infer.get("num_samples"):
-            raise ValueError(
-                f"site '{name}' is marked for {infer['num_samples']} draws from the model (num_samples), which is no "
-                "sum over its states: sample it in the guide"
-            )
-        elif marked and not self.of_model and (infer.get("num_samples") or not msg["fn"].has_enumerate_support):
-            del infer["enumerate"]  # drawn, like any other
-        elif marked:
-            infer["enumerate"] = "parallel"
-        try:
+        infer = msg["infer"]
+        if infer.get("enumerate"):
+            listed = not infer.get("num_samples") and getattr(msg["fn"], "has_enumerate_support", False)
+            infer["enumerate"] = "parallel" if listed and msg["name"] not in self.drawn else None
+        with suppress(NotImplementedError):  # states whose number differs: they are not listed either
             super()._pyro_sample(msg)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"site '{name}' ({type(base_of(msg['fn'])).__name__}) is marked to be enumerated, but does not list "
-                f"its states ({error}): sample it in the guide, or give each state vector a site of its own"
-            ) from error
+        self._listed = msg["value"] if infer.get("_enumerate_dim") is not None else None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         """As Pyro has it, without ``.data``, which ``torch.vmap`` does not know."""
         value, infer = msg["value"], msg["infer"]
         if value is None or not hasattr(msg["fn"], "event_dim"):
             return
-        shape = value.shape[: value.dim() - msg["fn"].event_dim]
+        if (dim := infer.get("_enumerate_dim")) is not None and value is not self._listed:  # it was given a value
+            del infer["_enumerate_dim"]
+            names = infer.pop("_dim_to_id")
+            if _ENUM_ALLOCATOR.dim_to_id.get(dim) == names[dim]:
+                del _ENUM_ALLOCATOR.dim_to_id[dim]
+                _ENUM_ALLOCATOR.next_available_dim += 1
         names = infer.setdefault("_dim_to_id", {})
         names.update(self._param_dims.get(msg["name"], {}))
+        if (known := self.drawn.get(msg["name"])) and not msg["is_observed"]:
+            names.update(known.get("_dim_to_id", {}))
+            infer["_enumerate_dim"] = known.get("_enumerate_dim")
+        shape = value.shape[: value.dim() - msg["fn"].event_dim]
         self._value_dims[msg["name"]] = {d: i for d, i in names.items() if len(shape) >= -d and shape[d] > 1}
 
 
@@ -142,7 +122,7 @@ class _Factor(NamedTuple):
 
 
 class Summed:
-    """The sites of one run of :func:`enumerate_guide` and :func:`enumerate_model`, with the states summed out.
+    """The sites of one run of a pair that is :func:`enumerated`, with the states summed out.
 
     Args:
         p: the model's sites that count.

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from jensen.kernel.enumeration import Summed, at_state, enumerate_guide, enumerate_model, is_enumerated, state_counts
+from jensen.kernel.enumeration import Summed, at_state, enumerated, is_enumerated, state_counts
 from jensen.kernel.sites import enclosing_plates, in_plate, site_log_prob, sites_of
 
 PARALLEL = {"enumerate": "parallel"}
@@ -36,14 +36,12 @@ class Drawn(Messenger):
 
 def run(model, guide, *data, nesting=1, particles=None):
     """One enumerated run, under K particles or alone: its sites and what is left when the states are summed out."""
-    first = -nesting - 1
     if particles is not None:
-        first -= 1
         model, guide = in_plate(model, particles, nesting), in_plate(guide, particles, nesting)
-    q = sites_of(poutine.trace(enumerate_guide(guide, first)).get_trace(*data))
-    drawn = {site["name"]: site["infer"] for site in q}
+    q = sites_of(poutine.trace(enumerated(guide, nesting)).get_trace(*data))
     with Drawn({site["name"]: site["value"] for site in q}):
-        p = sites_of(poutine.trace(enumerate_model(model, first, drawn)).get_trace(*data))
+        model = enumerated(model, nesting, {site["name"]: site["infer"] for site in q})
+        p = sites_of(poutine.trace(model).get_trace(*data))
     return Result(Summed(p, q), enclosing_plates([*p, *q]), nesting), p, q
 
 
@@ -322,8 +320,8 @@ def test_states_of_the_guide_and_a_draw_for_each(how, float64):
     x = torch.randn(5)
     torch.manual_seed(3)
     summed, _, q = run(labelled, lambda x: labelling(x, how), x)
-    z = q[1]["value"].squeeze(1) if q[1]["value"].dim() > 2 else q[1]["value"]
-    assert z.shape == (3, 5)
+    assert q[1]["value"].shape == (3, 1, 5)
+    z = q[1]["value"].squeeze(1)
     log_p, log_q_y, log_q_z = [], [], []
     for y in range(3):
         q_y = dist.Categorical(logits=x[:, None] * torch.tensor([1.0, 0.0, -1.0]))
@@ -669,10 +667,15 @@ def _vector(x):
         pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), infer=PARALLEL)
 
 
-def _softmax_over_the_first(x):
+def _counts(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Binomial(torch.arange(4.0), 0.5), infer=PARALLEL)
+
+
+def _stacked_on_the_left(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Bernoulli(0.3), infer=PARALLEL)
-        pyro.sample("x", dist.Normal(torch.stack([z, z])[0] + torch.zeros(3, 1, 1, 1), 1.0), obs=x)
+        pyro.sample("x", dist.Normal(torch.stack([z, z])[0] + torch.zeros(3, 1, 1, 1, 1), 1.0), obs=x)
 
 
 def _total(x):
@@ -699,10 +702,7 @@ def _crossing(x):
             NotImplementedError,
             r"the sites \['kind', 'x'\] .* not all of them are in the subsampled plates",
         ),
-        (_several, ValueError, r"site 'z' is marked for 5 draws"),
-        (_poisson, ValueError, r"site 'z' \(Poisson\) is marked to be enumerated"),
-        (_vector, ValueError, r"site 'z' \(Bernoulli\) is marked to be enumerated"),
-        (_softmax_over_the_first, ValueError, r"site 'x' has a log-density of shape"),
+        (_stacked_on_the_left, ValueError, r"site 'x' has a log-density of shape"),
         (_total, NotImplementedError, r"site 'x' depends on the states of a site in a plate"),
         (_crossing, NotImplementedError, r"the sites \['a', 'b', 'x'\] lie in plates that cross"),
     ],
@@ -728,6 +728,37 @@ def test_a_state_of_the_model_around_states_of_the_guide_has_weights_and_no_elbo
     close(summed.log_weights[0], brute(model, {"up": ((), BITS.double()), "z": ((4,), BITS.double())}, 4, x, kept=()))
     with pytest.raises(NotImplementedError, match="'up'"):
         summed.elbo()
+
+
+@pytest.mark.parametrize("model", [_several, _poisson, _vector, _counts])
+def test_sites_that_do_not_list_their_states_are_drawn(model):
+    _, p, _ = run(model, no_guide, torch.randn(4))
+    assert [site["name"] for site in p] == ["z"]
+    assert not is_enumerated(p[0])
+    assert p[0]["value"].shape[0] == 4
+
+
+def test_what_a_handler_gives_is_not_enumerated_and_takes_no_dimension(float64):
+    """As many sites as no tensor has dimensions; the marks of all but the last are the guide's to draw."""
+
+    @config_enumerate
+    def model(x):
+        with pyro.plate("data", len(x)):
+            total = 0.0
+            for i in range(80):
+                total = total + pyro.sample(f"z_{i}", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(total, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for i in range(79):
+                pyro.sample(f"z_{i}", dist.Bernoulli(0.4))
+
+    x = torch.randn(4)
+    summed, _, q = run(model, guide, x)
+    total = sum(site["value"] for site in q)
+    ends = torch.stack([dist.Normal(total + z, 1.0).log_prob(x) + math.log(p) for z, p in ((0, 0.7), (1, 0.3))])
+    close(summed.log_p["z_79+x"][0], ends.logsumexp(0))
 
 
 def test_a_guides_mark_on_a_site_without_states_is_a_draw(float64):
