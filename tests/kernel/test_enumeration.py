@@ -732,10 +732,27 @@ def test_a_state_of_the_model_around_states_of_the_guide_has_weights_and_no_elbo
 
 @pytest.mark.parametrize("model", [_several, _poisson, _vector, _counts])
 def test_sites_that_do_not_list_their_states_are_drawn(model):
-    _, p, _ = run(model, no_guide, torch.randn(4))
-    assert [site["name"] for site in p] == ["z"]
-    assert not is_enumerated(p[0])
-    assert p[0]["value"].shape[0] == 4
+    _, (site,), _ = run(model, no_guide, torch.randn(4))
+    assert site["name"] == "z"
+    assert not is_enumerated(site)
+    assert site["value"].shape[0] == 4
+
+
+def test_a_site_drawn_from_the_model_is_its_own_proposal(float64):
+    """A count for each state: the weights are p(x | c, count), and average to log p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.3), infer=PARALLEL)
+            count = pyro.sample("count", dist.Poisson(1.0 + c), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(count, 1.0), obs=x)
+
+    x = torch.randn(3)
+    log_w = run(model, no_guide, x, particles=20000)[0].log_weights
+    counts = torch.arange(50.0)[:, None]
+    given = [(dist.Poisson(r).log_prob(counts) + dist.Normal(counts, 1.0).log_prob(x)).logsumexp(0) for r in (1.0, 2.0)]
+    w = (log_w - torch.logaddexp(math.log(0.7) + given[0], math.log(0.3) + given[1])).exp()
+    assert ((w.mean(0) - 1) / (w.std(0) / math.sqrt(len(w)))).abs().max() < 4
 
 
 def test_what_a_handler_gives_is_not_enumerated_and_takes_no_dimension(float64):
