@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Summed", "at_state", "enumerated", "is_enumerated", "state_counts"]
+__all__ = ["Summed", "at_state", "check_states", "enumerated", "is_enumerated", "state_counts"]
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +44,7 @@ from .sites import Site, plates_of, subsampling
 
 Program = Callable[..., Any]
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
+_TOLERANCE = {False: 1e-4, True: 1e-10}  # of one and a log-density: single, double precision
 
 
 def is_enumerated(site: Site) -> bool:
@@ -132,19 +133,33 @@ class Summed:
         p: sites without states, whose log-densities are those of the model. Sites that no state touches are as they
             were. The others are one for all that hang together, like a ``pyro.factor``, under their names joined by
             "+": the log of a sum over states, of their densities, divided by those of the draws that the guide makes
-            for each of its states.
+            for each of its states. Sites that were drawn from the model are left out: it is their proposal too.
         q: the guide's other draws. Log w is the sum of all ``p`` minus that of all ``q``.
 
     Raises:
         ValueError: for a log-density with a dimension that is neither a plate's nor a site's states.
         NotImplementedError: where a site depends on the states of one in a plate that it stands outside of, and where
             sites that are summed together are subsampled unlike, or lie in plates that cross.
+
+    Example:
+        >>> from pyro import poutine
+        >>> from pyro.infer import config_enumerate
+        >>> from jensen.families import Bernoulli
+        >>> from jensen.kernel.sites import sites_of
+        >>> from jensen.models import BinaryLatentVAE
+        >>> from jensen.networks import mlp
+        >>> model, x = BinaryLatentVAE(mlp(4, [16]), Bernoulli(10, 16), latent=4), torch.ones(3, 10)
+        >>> trace = poutine.trace(enumerated(config_enumerate(model), nesting=1)).get_trace(x)
+        >>> (site,) = Summed(sites_of(trace)).p
+        >>> site["name"], torch.allclose(site["fn"].log_prob(site["value"]), model.log_evidence(x))
+        ('z+x', True)
     """
 
     def __init__(self, p: Sequence[Site], q: Sequence[Site] = ()) -> None:
         self._frames = {frame.name: frame for site in [*p, *q] for frame in plates_of(site)}
         self._symbols = {name: chr(2 * i) for i, name in enumerate(self._frames)}
         drawn, latent = {s["name"] for s in q}, {s["name"] for s in p if not s["is_observed"]}
+        p = [s for s in p if s["is_observed"] or is_enumerated(s) or s["name"] in drawn]  # else its own proposal
         of_model = [s for s in p if is_enumerated(s) and s["name"] not in drawn]
         of_guide = [s for s in q if is_enumerated(s)]
         self._home = {_symbol(s): self._plates(s) for s in [*of_model, *of_guide]}
@@ -358,6 +373,46 @@ def _log_prob(site: Site) -> Tensor:
     return log_prob
 
 
+def check_states(sites: Sequence[Site], plain: Callable[[dict[str, Tensor]], Sequence[Site]]) -> None:
+    """Raise unless a program that is run at all its states at once gives the log-densities of runs at one of them.
+
+    Three joint states are run: the first state of every site, the last one, and one after the other.
+
+    Args:
+        sites: of a run of a program that is :func:`enumerated`.
+        plain: the sites of a run of the program as it is, at given values of all latent sites.
+
+    Raises:
+        ValueError: naming the first site that differs.
+    """
+    counts = state_counts(sites)
+    orders = ([0 for _ in counts], [n - 1 for n in counts.values()], [i % n for i, n in enumerate(counts.values())])
+    for order in orders:
+        state = dict(zip(counts, order, strict=True))
+        at = {site["name"]: at_state(site, state) for site in sites}
+        alone = plain({site["name"]: at[site["name"]][0] for site in sites if not site["is_observed"]})
+        for site in alone:
+            with suppress(KeyError, NotImplementedError):  # of a flow that knows log q of its own draws alone
+                if _near(at[site["name"]][1], _log_prob(site)):
+                    continue
+                raise ValueError(
+                    f"the log-density of site '{site['name']}' with all states of "
+                    f"{[s['name'] for s in sites if is_enumerated(s)]} at once is not that of a run at one of them: "
+                    "the program counts dimensions from the left, or mixes rows; index and reduce from the right "
+                    "(dim=-1, z[..., 0]), or draw these sites in the guide"
+                )
+
+
+def _near(got: Tensor, expected: Tensor) -> bool:
+    """Whether a log-density is that of a plain run, but for rounding and for plates that it is the same all over."""
+    sizes = zip(reversed(got.shape), reversed(expected.shape), strict=False)
+    if got.dim() > expected.dim() or any(ours not in (1, size) for ours, size in sizes):
+        return False
+    allowed = _TOLERANCE[expected.dtype == torch.float64] * (1 + expected.abs())
+    near = (got == expected) | ((got - expected).abs() <= allowed) | (got.isnan() & expected.isnan())
+    return bool(near.all())
+
+
 def state_counts(sites: Iterable[Site]) -> dict[int, int]:
     """How many states each enumerated site has, by the number that stands for it in a run: to choose one by."""
     counts = {}
@@ -367,15 +422,14 @@ def state_counts(sites: Iterable[Site]) -> dict[int, int]:
     return counts
 
 
-def at_state(site: Site, state: Mapping[int, int], nesting: int) -> tuple[Tensor, Tensor]:
+def at_state(site: Site, state: Mapping[int, int]) -> tuple[Tensor, Tensor]:
     """A site's value and log-density where each enumerated site takes one state: what a plain run at it would have.
 
-    A value of an enumerated site is the same all over its plates.
+    The value of an enumerated site is the same all over its plates.
 
     Args:
         site: of the model or guide.
         state: the index of the state of each enumerated site, by its number, as :func:`state_counts` has them.
-        nesting: how many dimensions the plates take, with the particles where they are one.
 
     Returns:
         The value [*plates, *event] and the log-density [*plates], without scale and mask.
@@ -383,14 +437,18 @@ def at_state(site: Site, state: Mapping[int, int], nesting: int) -> tuple[Tensor
     event = site["fn"].event_dim
     sizes: dict[Any, int] = {frame.dim: frame.size for frame in plates_of(site)}
     plates = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
-    value = _select(site["value"], site, state, nesting, event)
+    value = _select(site["value"], site, state, len(plates), event)
     if is_enumerated(site):
         value = value.expand(*plates, *value.shape[value.dim() - event :])
-    return value, _select(_log_prob(site), site, state, nesting, 0)
+    return value, _select(_log_prob(site), site, state, len(plates), 0)
 
 
-def _select(tensor: Tensor, site: Site, state: Mapping[int, int], nesting: int, event: int) -> Tensor:
+def _select(tensor: Tensor, site: Site, state: Mapping[int, int], depth: int, event: int) -> Tensor:
+    """A tensor at one state of each enumerated site that it depends on: [*plates, *event]."""
+    whole = tensor
     for dim, id_ in site["infer"].get("_dim_to_id", {}).items():
         if -(dim - event) <= tensor.dim() and tensor.shape[dim - event] > 1:
             tensor = tensor.narrow(dim - event, state[id_], 1)
-    return tensor.reshape(tensor.shape[max(0, tensor.dim() - event - nesting) :])
+    while (tensor is not whole or is_enumerated(site)) and tensor.dim() > event + depth and len(tensor) == 1:
+        tensor = tensor[0]
+    return tensor

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from jensen.kernel.enumeration import Summed, at_state, enumerated, is_enumerated, state_counts
+from jensen.kernel.enumeration import Summed, at_state, check_states, enumerated, is_enumerated, state_counts
 from jensen.kernel.sites import enclosing_plates, facts_of, folded, in_plate, padded, score, sites_of
 
 PARALLEL = {"enumerate": "parallel"}
@@ -464,7 +464,7 @@ def test_particles_in_a_plate_are_plain_runs_side_by_side(model, guide, shape, n
     assert summed.elbo().shape == shape
     counts, by_name = state_counts([*p, *q]), {site["name"]: site for site in [*q, *p]}
     for states in itertools.product(*map(range, counts.values())):
-        at = {name: at_state(s, dict(zip(counts, states, strict=True)), nesting + 1) for name, s in by_name.items()}
+        at = {name: at_state(s, dict(zip(counts, states, strict=True))) for name, s in by_name.items()}
         for k in range(4):
             given = {}
             for name, site in by_name.items():
@@ -737,10 +737,27 @@ def test_a_state_of_the_model_around_states_of_the_guide_has_weights_and_no_elbo
 
 @pytest.mark.parametrize("model", [_several, _poisson, _vector, _counts])
 def test_sites_that_do_not_list_their_states_are_drawn(model):
-    _, p, _ = run(model, no_guide, torch.randn(4))
-    assert [site["name"] for site in p] == ["z"]
-    assert not is_enumerated(p[0])
-    assert p[0]["value"].shape[0] == 4
+    _, (site,), _ = run(model, no_guide, torch.randn(4))
+    assert site["name"] == "z"
+    assert not is_enumerated(site)
+    assert site["value"].shape[0] == 4
+
+
+def test_a_site_drawn_from_the_model_is_its_own_proposal(float64):
+    """A count for each state: the weights are p(x | c, count), and average to log p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.3), infer=PARALLEL)
+            count = pyro.sample("count", dist.Poisson(1.0 + c), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(count, 1.0), obs=x)
+
+    x = torch.randn(3)
+    log_w = run(model, no_guide, x, particles=20000)[0].log_weights
+    counts = torch.arange(50.0)[:, None]
+    given = [(dist.Poisson(r).log_prob(counts) + dist.Normal(counts, 1.0).log_prob(x)).logsumexp(0) for r in (1.0, 2.0)]
+    w = (log_w - torch.logaddexp(math.log(0.7) + given[0], math.log(0.3) + given[1])).exp()
+    assert ((w.mean(0) - 1) / (w.std(0) / math.sqrt(len(w)))).abs().max() < 4
 
 
 def test_what_a_handler_gives_is_not_enumerated_and_takes_no_dimension(float64):
@@ -778,3 +795,49 @@ def test_a_guides_mark_on_a_site_without_states_is_a_draw(float64):
 
     x = torch.randn(4)
     close(run(model, guide, x)[0].log_weights[0], dist.Normal(0.0, math.sqrt(2.0)).log_prob(x))
+
+
+# A program at all its states at once, and at one of them.
+
+
+def _rows_mixed(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(z - z.mean(), 1.0), obs=x)
+
+
+def _counted_from_the_left(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.3, 0.7])), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(z.softmax(0).sum(-1), 1.0), obs=x)
+
+
+def _first_row(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(torch.tensor([0.0, 1.0, 2.0])[z[0]] + 0.0 * z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [_rows_mixed, _counted_from_the_left, _first_row])
+def test_a_program_that_all_states_at_once_change_is_refused(model, float64):
+    x = torch.randn(4)
+    _, p, _ = run(model, no_guide, x)
+    plain = lambda values: sites_of(poutine.trace(Drawn(values)(model)).get_trace(x))
+    with pytest.raises(ValueError, match=r"the log-density of site 'x' with all states of \['z'\] at once"):
+        check_states(p, plain)
+
+
+@pytest.mark.parametrize(("model", "guide", "shape", "nesting"), [*PROGRAMS, *LIFTED])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_programs_at_all_states_at_once_are_what_they_are_at_one(model, guide, shape, nesting, dtype, float64):
+    x = _data(shape, model)
+    x = x if model is documents else x.to(dtype)
+    _, p, q = run(model, guide, x, nesting=nesting)
+    check_states(p, lambda values: sites_of(poutine.trace(Drawn(values)(model)).get_trace(x)))
+    check_states(q, lambda values: sites_of(poutine.trace(Drawn(values)(guide)).get_trace(x)))
+
+
+def test_a_masked_chain_at_all_states_at_once_is_what_it_is_at_one(float64):
+    x, lengths = torch.bernoulli(torch.full((4, 9), 0.5)), torch.tensor([9, 1, 4, 7])
+    _, p, _ = run(hmm, no_guide, x, lengths)
+    check_states(p, lambda values: sites_of(poutine.trace(Drawn(values)(hmm)).get_trace(x, lengths)))
