@@ -81,7 +81,7 @@ def plot_reconstructions(
     """Each datum above its reconstruction: the mean of p(x | z), averaged over draws from the guide.
 
     Args:
-        model: any Pyro model, called as ``model(*data)``, that observes its data at site ``"x"``.
+        model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
         data: those to show, a tensor [N, ...] or a tuple of tensors: ``data.test[:20]``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
@@ -96,7 +96,8 @@ def plot_reconstructions(
         The axes, as of :func:`~jensen.plots.plot_images`: rows of data and of reconstructions by turns.
 
     Raises:
-        ValueError: for data that do not have ``shape``, and on what :func:`~jensen.inference.reconstruct` names.
+        ValueError: for data that do not have ``shape``, a model that observes several sites, and on what
+            :func:`~jensen.inference.reconstruct` names.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -108,6 +109,12 @@ def plot_reconstructions(
     """
     x = as_tensors(data)[0]
     again = reconstruct(model, guide, data, particles, seed=seed)
+    if isinstance(again, dict):
+        raise ValueError(f"a picture shows what one site observes, but the model observes {list(again)}")
+    if again.numel() != x.numel():
+        raise ValueError(
+            f"a picture shows the first argument, of shape {list(x.shape)}, but the model observes {list(again.shape)}"
+        )
     columns = min(columns, len(x))
     padding = x.new_full((-len(x) % columns, *x.shape[1:]), torch.nan)
     pairs = (torch.cat([part.reshape(x.shape), padding]).split(columns) for part in (x, again))
