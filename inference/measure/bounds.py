@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Bounds", "bounds", "check_sites", "log_weight_of"]
+__all__ = ["Bounds", "bounds", "check_latents", "check_sites", "log_weight_of"]
 
 import math
 from collections.abc import Mapping
@@ -148,7 +148,7 @@ def bounds(
     tensors = as_tensors(data)
     n = len(tensors[0])
     if latents is not None:
-        _check_latents(latents, n, batch_transform)
+        check_latents(latents, n, batch_transform)
     sizes = [2**i for i in range(particles.bit_length())]
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
     upper: list[Tensor] = []
@@ -159,7 +159,7 @@ def bounds(
             nesting = part.layout.nesting
             if latents is not None and not part.first:
                 with forked_rng():  # the draws from below are those without latents
-                    check_sites(latents, terms(model, guide, *part.data, max_plate_nesting=nesting).q)
+                    check_sites(latents, terms(model, guide, *part.data, max_plate_nesting=nesting).log_q)
             log_w = log_weights(model, guide, *part.data, particles=particles, max_plate_nesting=nesting)
             log_w = log_w.double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
@@ -203,7 +203,8 @@ def log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], 
     return (log_joint(model, one, *data) - log_q).squeeze(0).double().cpu()
 
 
-def _check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None) -> None:
+def check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None = None) -> None:
+    """Raise ValueError unless latents are values for each of ``n`` data, which nothing transforms."""
     lengths = {site: len(z) for site, z in latents.items()}
     if not latents or set(lengths.values()) != {n}:
         raise ValueError(
