@@ -141,7 +141,8 @@ class WithoutData:
         if "x" not in (names := [site["name"] for site in sites if not site["is_observed"]]):
             raise ValueError(
                 f"the model draws no data: none of the sites that it draws, {sorted(names)}, is 'x'; give an example "
-                "of its data (data=...), or name the site of the data 'x', with obs=None where there are none"
+                "of its data, as simulate(model, n, data=...) takes it, or name the site of the data 'x', with "
+                "obs=None where there are none"
             )
         check_simulated(sites, self._n)
         return sites, next(site["value"] for site in sites if site["name"] == "x")
@@ -154,8 +155,8 @@ class WithoutData:
         except (AttributeError, TypeError) as error:
             raise TypeError(
                 f"the model cannot draw data: model(None, *covariates, n={self._n}) fails ({error}); give an example "
-                "of its data (data=...), or write it as forward(x=None, *covariates, n=1), with obs=x at site 'x' and "
-                "a plate over n data where x is None"
+                "of its data, as simulate(model, n, data=...) takes it, or write it as forward(x=None, *covariates, "
+                "n=1), with obs=x at site 'x' and a plate over n data where x is None"
             ) from error
 
 
@@ -257,7 +258,7 @@ class OnExample:
     def _check_put(self, site: Site, seen: Any) -> None:
         """Raise ValueError unless a site observes what it draws, once that is in its place among the arguments."""
         i, _, counted = self._places[site["name"]]
-        if not _same(site["value"][counted].to(seen.dtype), seen[counted]):
+        if not _same(site["value"][counted], seen[counted]):
             raise ValueError(
                 f"the model observes other values at site '{site['name']}' than those drawn, once these stand in "
                 f"data[{i}] ({self._data[i].dtype}): it rounds, clips or otherwise changes that argument, or observes "

@@ -350,6 +350,7 @@ VECTOR, MATRIX = torch.tensor([0.1, 0.9, 0.4, 0.6]), torch.rand(4, 3)
         (_transformed(lambda x: x / 255), VECTOR, "observed at site 'obs' is no argument of the model, nor made of"),
         (_transformed(lambda x: x.clamp(0, 1)), VECTOR, r"other values at site 'obs' than those drawn.*data\[0\]"),
         (_transformed(lambda x: x.float()), VECTOR.round().long(), r"data\[0\] \(torch.int64\): it rounds"),
+        (_transformed(lambda x: x), VECTOR.round().long(), r"data\[0\] \(torch.int64\): it rounds"),
         (_transformed(lambda x: torch.zeros(len(x))), VECTOR, "observed at site 'obs' is no argument"),
         (_of_fixed_size, VECTOR, r"shape \[6\], but values drawn there have \[4\].*take n of its size"),
         (_subsampled, VECTOR, "plate 'rows' around site 'obs' takes 2 of 6 data; .*no subsample_size"),

@@ -119,6 +119,12 @@ def test_a_model_of_any_style_through_the_latents_that_made_its_data(scale, temp
             torch.testing.assert_close(side, pair.log_evidence(x), rtol=0, atol=1e-9)
 
 
+def test_a_model_that_needs_an_example_is_told_where_to_give_it():
+    pair = Images()
+    with pytest.raises(TypeError, match=r"as simulate\(model, n, data=\.\.\.\) takes it"):
+        sandwich(pair.model, pair.guide, 10, progress=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
