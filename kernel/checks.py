@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from .sites import Site, base_of, plates_of, score, sites_of, subsampling
+from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, subsampling
 from .supports import bounds_of, log_density
 
 _RUNS = 8  # of the model, to see whether a support moves with the draws
@@ -266,26 +266,26 @@ def _remedy(support: Any) -> str:
     )
 
 
-def check_simulated(sites: list[Site], n: int) -> dict[str, Tensor]:
-    """What a model without data drew, by site.
-
-    Raises:
-        ValueError: unless it drew ``n`` data at site ``"x"``, and n values at each of its other sites.
-    """
-    drawn = {s["name"]: s for s in sites if not s["is_observed"]}
-    if "x" not in drawn:
-        raise ValueError(
-            f"the model draws no data: none of the sites that it draws, {sorted(drawn)}, is 'x'; name the site of the "
-            "data 'x', with obs=None where there are none"
-        )
-    for name, site in drawn.items():
-        shape = tuple(site["fn"].batch_shape)
-        if shape != (n,):
+def check_simulated(sites: list[Site], n: int) -> None:
+    """Raise ValueError unless a model that draws its data draws ``n`` values at each of these sites, and only draws."""
+    enclosing = {frame.dim for frame in enclosing_plates(sites)}
+    for site in sites:
+        name, shape = site["name"], tuple(site["fn"].batch_shape)
+        if isinstance(base_of(site["fn"]), Unit):
+            raise ValueError(
+                f"site '{name}' is a factor (pyro.factor): it changes the density of the model, so no draws of its "
+                "other sites are draws from it; write what it says as a distribution, or leave it out"
+            )
+        if site["is_observed"]:
+            raise ValueError(
+                f"site '{name}' is observed in the run that draws data, so its draws are none given that value; give "
+                "an example of all data (data=...): the site is drawn then, too"
+            )
+        if shape != (n,) and not (shape[:1] == (n,) and -len(shape) in enclosing):
             raise ValueError(
                 f"site '{name}' is drawn with batch shape {shape}, but {n} data take {(n,)}: open one plate of size n "
-                "around every site, and no other (a global latent has no value per datum)"
+                "around every site, to the left of all others (a global latent has no value per datum)"
             )
-    return {name: site["value"] for name, site in drawn.items()}
 
 
 def fit_values(values: Mapping[str, Tensor], sites: list[Site], nesting: int) -> tuple[int, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
 
 from .images import Shape, plot_images
+from .walks import decoded
 
 Program = Callable[..., Any]
 
@@ -28,6 +29,7 @@ def plot_samples(
     columns: int = 10,
     noise: bool = False,
     covariates: tuple[Tensor, ...] = (),
+    data: Data | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     cmap: str = "gray_r",
     seed: int | None = None,
@@ -36,12 +38,14 @@ def plot_samples(
     """Data drawn from a model: the mean of p(x | z) at latents drawn from the prior, or x itself.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=n)``.
+        model: a model called as ``model(None, *covariates, n=n)``; with an example any Pyro model, called as
+            ``model(*data)``, that observes its first argument.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         n: how many.
         columns: images per row.
         noise: False shows E[x | z], True the x that were drawn, with the observation model's noise.
         covariates: what the model reads beside x, tensors of n rows: the classes of a conditional model.
+        data: an example of the data, as for :func:`~jensen.inference.simulate`, covariates included.
         value_range: the values drawn white and black: ``data.value_range``.
         cmap: the colours of grey values; ``"gray"`` draws light on black.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
@@ -60,8 +64,12 @@ def plot_samples(
         (17, 89)
     """
     with running(model, model, seed=seed):
-        values, x = simulate(model, n, *covariates)
-        images = x if noise else decode(model, values, *covariates)
+        if data is None:
+            values, x = simulate(model, n, *covariates)
+            images = x if noise else decode(model, values, *covariates)
+        else:
+            values, drawn = simulate(model, n, data=as_tensors(data))
+            images = drawn[0] if noise else decoded(model, values, drawn)
     return plot_images(images, shape, columns=columns, value_range=value_range, cmap=cmap, ax=ax)
 
 
@@ -81,7 +89,7 @@ def plot_reconstructions(
     """Each datum above its reconstruction: the mean of p(x | z), averaged over draws from the guide.
 
     Args:
-        model: any Pyro model, called as ``model(*data)``, that observes its data at site ``"x"``.
+        model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
         data: those to show, a tensor [N, ...] or a tuple of tensors: ``data.test[:20]``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
@@ -96,7 +104,8 @@ def plot_reconstructions(
         The axes, as of :func:`~jensen.plots.plot_images`: rows of data and of reconstructions by turns.
 
     Raises:
-        ValueError: for data that do not have ``shape``, and on what :func:`~jensen.inference.reconstruct` names.
+        ValueError: for data that do not have ``shape``, a model that observes several sites, and on what
+            :func:`~jensen.inference.reconstruct` names.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -108,6 +117,12 @@ def plot_reconstructions(
     """
     x = as_tensors(data)[0]
     again = reconstruct(model, guide, data, particles, seed=seed)
+    if isinstance(again, dict):
+        raise ValueError(f"a picture shows what one site observes, but the model observes {list(again)}")
+    if again.numel() != x.numel():
+        raise ValueError(
+            f"a picture shows the first argument, of shape {list(x.shape)}, but the model observes {list(again.shape)}"
+        )
     columns = min(columns, len(x))
     padding = x.new_full((-len(x) % columns, *x.shape[1:]), torch.nan)
     pairs = (torch.cat([part.reshape(x.shape), padding]).split(columns) for part in (x, again))

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from jensen.inference import decode
+from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.simulation import prior_quantiles
 
 from .axes import number
 from .images import Shape, cell_centres, draw_grid
-from .walks import pick_site, spread_levels
+from .walks import decoded, pick_site, spread_levels
 
 _LOWEST = 0.01
 
@@ -28,6 +29,7 @@ def plot_manifold(
     latents: tuple[int, int] = (0, 1),
     points: int = 15,
     covariates: tuple[Tensor, ...] = (),
+    data: Data | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     cmap: str = "gray_r",
     ax: Axes | None = None,
@@ -43,12 +45,14 @@ def plot_manifold(
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, figure 4.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=n)``.
+        model: a model called as ``model(None, *covariates, n=n)``; with an example any Pyro model, called as
+            ``model(*data)``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         site: the latent site, a vector; the first continuous one with two features if None.
         latents: which two of its features go to the right and upwards, from 0.
         points: images along each side, at least 2.
         covariates: what the model reads beside x, tensors of one row: the class of a conditional model.
+        data: an example of the data, of one row, as for :func:`~jensen.inference.simulate`, covariates included.
         value_range: the values drawn white and black: ``data.value_range``.
         cmap: the colours of grey values; ``"gray"`` draws light on black.
         ax: where to draw; a new figure if None.
@@ -68,7 +72,7 @@ def plot_manifold(
     """
     if points < 2:
         raise ValueError(f"points is the number of images along each side, at least 2, but got {points}")
-    quantiles = prior_quantiles(model, spread_levels(points, _LOWEST), *covariates)  # [P, *event]
+    quantiles = prior_quantiles(model, spread_levels(points, _LOWEST), *covariates, data=data)  # [P, *event]
     site = pick_site(site, quantiles, 2)
     q = quantiles[site]  # [P, D]
     i, j = latents
@@ -78,7 +82,10 @@ def plot_manifold(
     z[..., i] = q[:, i]
     z[..., j] = q[:, j].flip(0).unsqueeze(1)  # upwards
     m = points * points
-    images = decode(model, {site: z.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
+    if data is None:
+        images = decode(model, {site: z.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
+    else:
+        images = decoded(model, {site: z.flatten(0, 1)}, as_tensors(data))
     ax = draw_grid(images, shape, points, value_range, cmap, ax, "plot_manifold", gaps=(1, 1), room=(0.55, 0.4))
     shown = sorted({0, (points - 1) // 2, points - 1})
     for d, axis, size in ((i, ax.xaxis, shape[1]), (j, ax.yaxis, shape[0])):

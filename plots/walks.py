@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["pick_site", "plot_interpolations", "plot_traversals", "spread_levels"]
+__all__ = ["decoded", "pick_site", "plot_interpolations", "plot_traversals", "spread_levels"]
 
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +44,7 @@ def plot_interpolations(
     The data themselves stand at both ends. A discrete latent is that of the nearer end.
 
     Args:
-        model: a model called as ``model(*data)``, and as ``model(None, *covariates, n=n)``.
+        model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
         start: the data at the left, a tensor [N, ...] or a tuple of tensors; the covariates of the way are theirs.
         end: those at the right, as many.
@@ -82,8 +82,8 @@ def plot_interpolations(
         raise ValueError(f"there is no way between discrete latents, and the model has no others than {sorted(z)}")
     n, t = len(first), torch.linspace(0, 1, steps)
     between = {site: _each_way(z[site], z_end[site], t.round() if site in discrete else t) for site in z}
-    covariates = [part.repeat_interleave(steps, 0) for part in tensors[0][1:]]
-    way = decode(model, between, *covariates).reshape(n, steps, *first.shape[1:])
+    rows = tuple(part.repeat_interleave(steps, 0) for part in tensors[0])
+    way = decoded(model, between, rows).reshape(n, steps, *first.shape[1:])
     cells = torch.cat([first.unsqueeze(1).to(way), way, last.unsqueeze(1).to(way)], 1)  # [N, T + 2, ...]
     ax = draw_grid(
         cells.flatten(0, 1), shape, steps + 2, value_range, cmap, ax, "plot_interpolations", room=(0.0, 0.38)
@@ -116,7 +116,7 @@ def plot_traversals(
     A row that does not change belongs to a latent that the model does not use.
 
     Args:
-        model: a model called as ``model(*data)``, and as ``model(None, *covariates, n=n)``.
+        model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
         data: the datum to start from, a tensor [1, ...] or a tuple of tensors: ``data.test[:1]``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
@@ -143,27 +143,28 @@ def plot_traversals(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['$z_{1}$', '$z_{2}$', '$z_{3}$']
     """
-    x, *covariates = as_tensors(data)
-    if len(x) != 1:
-        raise ValueError(f"a traversal starts from one datum, a tensor [1, ...], but got {len(x)}: take x[i : i + 1]")
+    tensors = as_tensors(data)
+    if len(tensors[0]) != 1:
+        n = len(tensors[0])
+        raise ValueError(f"a traversal starts from one datum, a tensor [1, ...], but got {n}: take x[i : i + 1]")
     if steps < 2:
         raise ValueError(f"steps is the number of images in a row, at least 2, but got {steps}")
     z = encode(model, guide, data, seed=seed)
-    discrete = _discrete(model, guide, (x, *covariates))
+    discrete = _discrete(model, guide, tensors)
     site = pick_site(site, {name: value for name, value in z.items() if name not in discrete}, 1)
     features = z[site].shape[1]
     rows = list(range(min(features, _MOST_ROWS))) if latents is None else list(latents)
     if not rows or min(rows) < 0 or max(rows) >= features:
         raise ValueError(f"latents are features of site '{site}', from 0 to {features - 1}, but got {rows}")
     levels = spread_levels(steps, _LOWEST)
-    quantiles = prior_quantiles(model, levels, *covariates)[site]  # [T, D]
+    quantiles = prior_quantiles(model, levels, data=tensors)[site]  # [T, D]
     moved = z[site].expand(len(rows), steps, features).clone()
     for row, d in enumerate(rows):
         moved[row, :, d] = quantiles[:, d]
     m = len(rows) * steps
     above = list(z)[: list(z).index(site)]  # those below follow
     values = {name: z[name].expand(m, *z[name].shape[1:]) for name in above}
-    images = decode(model, values | {site: moved.flatten(0, 1)}, *(y.expand(m, *y.shape[1:]) for y in covariates))
+    images = decoded(model, values | {site: moved.flatten(0, 1)}, tensors)
     ax = draw_grid(images, shape, steps, value_range, cmap, ax, "plot_traversals", room=(0.2, 0.38))
     shown = sorted({0, steps // 2, steps - 1})
     centres = cell_centres(steps, shape[1], gap_of(shape))
@@ -171,6 +172,14 @@ def plot_traversals(
     ax.set_yticks(cell_centres(len(rows), shape[0], gap_of(shape)), labels=[f"$z_{{{d + 1}}}$" for d in rows])
     ax.set_xlabel("quantile of the latent's prior")
     return ax
+
+
+def decoded(model: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Tensor:
+    """The mean of the one site that a model observes, at latents."""
+    means = decode(model, values, data=data)
+    if isinstance(means, dict):
+        raise ValueError(f"a picture shows what one site observes, but the model observes {list(means)}")
+    return means
 
 
 def _discrete(model: Program, guide: Program, data: tuple[Tensor, ...]) -> set[str]:

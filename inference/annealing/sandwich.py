@@ -35,7 +35,7 @@ from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
 from ..exact.log_evidence import exact_evidence
-from ..measure.bounds import check_sites, log_weight_of
+from ..measure.bounds import check_latents, check_sites, log_weight_of
 from ..measure.diagnostics import RunningWeights
 from .ais import Path, Start, anneal, check_settings, temperatures_of, tune
 from .rejection import posterior_draws
@@ -252,6 +252,7 @@ def sandwich(
     n: int = 200,
     *,
     data: Data | None = None,
+    latents: Mapping[str, Tensor] | None = None,
     covariates: tuple[Tensor, ...] = (),
     particles: int = 1000,
     chains: int = 16,
@@ -268,7 +269,8 @@ def sandwich(
     r"""Bounds on log p(x) from below and above, of importance weighting and of annealing, per datum.
 
     A bound from above needs a draw z* from the posterior of each datum. Data that the model draws come with one: the
-    latents that made them. For given data it is drawn by rejection from a grid, where the latent space has one or two
+    latents that made them; so do data of :func:`~jensen.inference.simulate`, which draws from models of any style. For
+    other given data it is drawn by rejection from a grid, where the latent space has one or two
     coordinates.
 
     Importance weighting puts z* in the place of one of its K draws. Annealing runs C chains from z* back to the start,
@@ -288,6 +290,9 @@ def sandwich(
         guide: its guide, which knows log q of a given value.
         n: the number N of data to draw from the model; not used with ``data``.
         data: given data, a tensor [N, ...] or a tuple of such tensors, with the covariates; None draws them.
+        latents: the latent values that made the given data, [N, *event] by site, as
+            :func:`~jensen.inference.simulate` returns them. Nothing can tell whether they belong to the data. None for
+            real data.
         covariates: what model and guide read beside the x that is drawn, tensors whose first dimension is N.
         particles: the number K of draws from the guide per datum, at least 2.
         chains: the number C of chains of each datum, forward and as many backward, at least 2.
@@ -305,8 +310,9 @@ def sandwich(
         The :class:`Sandwich`.
 
     Raises:
-        ValueError: for settings that make no sense; given data together with covariates, or with more than two latent
-            coordinates; and on what :func:`~jensen.inference.ais` and :func:`~jensen.inference.simulate` name.
+        ValueError: for settings that make no sense; given data together with covariates, or without latents and with
+            more than two latent coordinates; latents without data or of another length; and on what
+            :func:`~jensen.inference.ais` and :func:`~jensen.inference.simulate` name.
         NotImplementedError: if the guide does not know log q of a given value.
 
     Example:
@@ -325,19 +331,22 @@ def sandwich(
         raise ValueError(
             "covariates belong to data that the model draws; give data as a tuple (x, *covariates) instead"
         )
+    if latents is not None and data is None:
+        raise ValueError("latents made the data: give both, data and latents, from one call of simulate")
     origin = guide if start == "guide" else None
     weighted: list[Bracket] = []
     annealed: list[Bracket] = []
     exact: list[Tensor] = []
     above: list[float] = []
     with running(model, guide, seed=seed, device=device):
-        latents = None
         if data is None:
             others = placed(covariates, device, None) if covariates else ()
             latents, x = simulate(model, n, *others)
             tensors = (x, *others)
         else:
             tensors = placed(as_tensors(data), device, None)
+            if latents is not None:
+                check_latents(latents, len(tensors[0]))
         parts = stream(
             model, guide, tensors, "sandwich", at_once=chunk_size, together=chains, most=256, progress=progress
         )
@@ -349,7 +358,7 @@ def sandwich(
                 true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
                 above.append(posterior.above)
             else:
-                true = {site: z[part.rows] for site, z in latents.items()}
+                true = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
             with forked_rng():
                 check_sites(true, part.pair.terms(part.data, 1).q)
             weighted.append(_weighted(part, true, particles))
@@ -367,7 +376,7 @@ def sandwich(
         chains=chains,
         temperatures=len(betas) - 1,
         start=start,
-        drawn=data is None,
+        drawn=latents is not None,
         above=max(above, default=0.0),
         route=max(part.pair.way, path.way, key=get_args(Way).index),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Bounds", "bounds", "check_sites", "log_weight_of"]
+__all__ = ["Bounds", "bounds", "check_latents", "check_sites", "log_weight_of"]
 
 import math
 from collections.abc import Mapping
@@ -150,7 +150,7 @@ def bounds(
     tensors = as_tensors(data)
     n = len(tensors[0])
     if latents is not None:
-        _check_latents(latents, n, batch_transform)
+        check_latents(latents, n, batch_transform)
     sizes = [2**i for i in range(particles.bit_length())]
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
     upper: list[Tensor] = []
@@ -204,7 +204,8 @@ def log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], 
     return (log_joint(model, one, *data) - log_q).squeeze(0).double().cpu()
 
 
-def _check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None) -> None:
+def check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None = None) -> None:
+    """Raise ValueError unless latents are values for each of ``n`` data, which nothing transforms."""
     lengths = {site: len(z) for site, z in latents.items()}
     if not latents or set(lengths.values()) != {n}:
         raise ValueError(

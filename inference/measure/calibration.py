@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jensen.kernel.batches import Data, Device, placed, stream
+from jensen.kernel.batches import Data, Device, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.simulation import simulate
@@ -235,6 +235,7 @@ def calibrate(
     n: int = 500,
     draws: int = 99,
     *,
+    data: Data | None = None,
     covariates: Data = (),
     seed: int | None = None,
     chunk_size: int = 4096,
@@ -259,24 +260,28 @@ def calibrate(
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
 
     Args:
-        model: a Pyro model that draws its data, called as ``model(None, *covariates, n=n)``.
-        guide: its guide, called with what the model drew, ``guide(x, *covariates)``.
+        model: a Pyro model that draws its data, called as ``model(None, *covariates, n=n)``; with an example any Pyro
+            model, called as ``model(*data)``.
+        guide: its guide, called with what the model drew, ``guide(x, *covariates)``, or ``guide(*data)``.
         n: the number N of data, at least 100.
         draws: the number L of draws from the guide for each datum, at least 19. The levels of the intervals are
             multiples of 2 / (L + 1), exactly: 199 has 50, 80, 90 and 95 %; 99 has 96 % in the place of 95.
-        covariates: what model and guide read beside x, a tensor or a tuple of tensors whose first dimension is N.
+        data: an example of the data, as for :func:`~jensen.inference.simulate`: what the model observes in it is drawn
+            anew, the rest are covariates.
+        covariates: what model and guide read beside x, a tensor or a tuple of tensors whose first dimension is N; not
+            used with an example.
         seed: makes data and draws repeatable and leaves the user's random stream alone; None draws from that stream.
         chunk_size: how many (datum, draw) pairs are run at once.
-        device: where to run; modules and covariates are moved there. None: where they are.
+        device: where to run; modules and data are moved there. None: where they are.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`Calibration`.
 
     Raises:
-        ValueError: for fewer data or draws than that, covariates of another length, a guide that is a point, one that
-            holds values for given data, joint weights; and on what :func:`~jensen.inference.simulate` and
-            :func:`~jensen.inference.log_weights` name.
+        ValueError: for fewer data or draws than that, covariates of another length or beside an example, a guide that
+            is a point, one that holds values for given data, joint weights; and on what
+            :func:`~jensen.inference.simulate` and :func:`~jensen.inference.log_weights` name.
         TypeError: if the model cannot draw data.
         FloatingPointError: if a true value or a draw is not finite.
 
@@ -296,6 +301,8 @@ def calibrate(
     covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
     if {len(x) for x in covariates} - {n}:
         raise ValueError(f"covariates need a row for each of the n={n} data, but have {[len(x) for x in covariates]}")
+    if data is not None and covariates:
+        raise ValueError("covariates are part of an example: give both in data, the arguments that the model takes")
     if is_autoguide(guide):
         raise ValueError(
             f"{type(guide).__name__} holds a value for each datum that it was trained on and does not read the data, "
@@ -303,15 +310,25 @@ def calibrate(
         )
     parts: list[dict[str, Tensor]] = []
     with running(model, guide, seed=seed, device=device):
-        others = placed(covariates, device, None) if covariates else ()
-        true, x = simulate(model, n, *others)
-        data = (x, *others)
-        for part in stream(model, guide, data, "calibrate", at_once=chunk_size, together=draws, progress=progress):
+        true, drawn = _drawn(model, n, covariates, data, device)
+        for part in stream(model, guide, drawn, "calibrate", at_once=chunk_size, together=draws, progress=progress):
             t = part.pair.terms(part.data, draws)
-            parts.append({site: _ranks(site, z[part.rows], t.values[site]) for site, z in true.items() if site in t.q})
+            known = {site: z[part.rows] for site, z in true.items() if site in t.q}
+            parts.append({site: _ranks(site, z, t.values[site]) for site, z in known.items()})
     if not parts[0]:
         raise ValueError("the guide draws no latent site of the model, so there is nothing to calibrate")
     return Calibration({site: torch.cat([part[site] for part in parts]) for site in parts[0]}, draws, part.pair.way)
+
+
+def _drawn(
+    model: Program, n: int, covariates: tuple[Tensor, ...], data: Data | None, device: Device
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Latent values by site, and the data that they made."""
+    if data is not None:
+        return simulate(model, n, data=placed(as_tensors(data), device, None))
+    others = placed(covariates, device, None) if covariates else ()
+    true, x = simulate(model, n, *others)
+    return true, (x, *others)
 
 
 def _ranks(site: str, true: Tensor, drawn: Tensor) -> Tensor:

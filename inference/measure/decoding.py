@@ -10,18 +10,16 @@ from __future__ import annotations
 
 __all__ = ["decode", "encode", "reconstruct"]
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from jensen.kernel.batches import Data, as_tensors, stream
-from jensen.kernel.checks import check_simulated
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.simulation import sites_without_data
+from jensen.kernel.simulation import drawn_data
 from jensen.kernel.sites import AtMode, Site, is_discrete
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
@@ -30,21 +28,34 @@ _AT_ONCE = 8192  # (datum, particle) pairs
 _DRAWS = 100  # in the place of a mean that a distribution does not know
 
 
-def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) -> Tensor:
+@overload
+def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor, data: None = None) -> Tensor: ...
+@overload
+def decode(model: Program, values: Mapping[str, Tensor], *, data: Data) -> Tensor | dict[str, Tensor]: ...
+
+
+def decode(
+    model: Program, values: Mapping[str, Tensor], *covariates: Tensor, data: Data | None = None
+) -> Tensor | dict[str, Tensor]:
     r"""The mean of the data at given latents.
 
     .. math:: \mathbb{E}[x_m \mid z_m], \qquad m = 1, \dots, M
 
     A latent site without a value takes, from the top down, the mean of its own distribution given those above it, or
-    the mode where it is discrete. A mean that a distribution does not know is that of 100 draws.
+    the mode where it is discrete. A mean that a distribution does not know is that of 100 draws. Where a model has
+    several sites of data, those that other sites depend on take their mean or mode in the same way, unless ``values``
+    hold them.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=M)`` that draws its data at site ``"x"``.
+        model: a model called as ``model(None, *covariates, n=M)`` that draws its data at site ``"x"``; with an example
+            any Pyro model, called as ``model(*data)``.
         values: by latent site, [M, *event].
         covariates: what the model reads beside x, tensors whose first dimension is M.
+        data: an example of the data, as for :func:`~jensen.inference.simulate`: the means do not depend on what it
+            holds, covariates aside, of which each row belongs to a row of the values.
 
     Returns:
-        The means, [M, *event_shape], without gradient.
+        The means, [M, *event_shape], without gradient; by site where the model has several sites of data.
 
     Raises:
         ValueError: without values, for values of different M, of a site that the model has not or of another event
@@ -61,19 +72,21 @@ def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor) ->
         raise ValueError(f"decode needs values by latent site, of one first dimension M >= 1, but got {shapes}")
     (m,) = sizes
     given = dict(values)
+    means: dict[str, Tensor] = {}
     with running(model, model):
         with forked_rng(), AtMode():
-            sites = sites_without_data(model, m, *covariates)
-        check_simulated(sites, m)
-        _check_given(given, {site["name"]: site for site in sites if site["name"] != "x"})
-        while True:
-            sites = sites_without_data(poutine.condition(model, data=given), m, *covariates)
-            latent = {site["name"]: site for site in sites if site["name"] != "x"}
-            missing = [name for name in latent if name not in given]
-            if not missing:
-                return _mean(next(site for site in sites if site["name"] == "x")["fn"])
-            fn = latent[missing[0]]["fn"]
-            given[missing[0]] = _mode(fn) if is_discrete(fn) else _mean(fn)
+            source = drawn_data(model, m, covariates, data)
+            sites, _ = source.draw()
+        _check_given(given, {site["name"]: site for site in sites}, source.observed)
+        while missing := [site for site in source.sites(given) if site["name"] not in given]:
+            name, fn = missing[0]["name"], missing[0]["fn"]
+            mean = _mean(fn) if name in source.observed or not is_discrete(fn) else None
+            if mean is not None and name in source.observed:
+                means[name] = mean
+            if len(missing) == 1 and name in source.observed:
+                break  # nothing depends on it
+            given[name] = _mode(fn) if mean is None or is_discrete(fn) else mean
+    return _one(means)
 
 
 def encode(
@@ -114,23 +127,26 @@ def encode(
     return _over_data(model, guide, data, particles, seed, "encode", values)
 
 
-def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None) -> Tensor:
+def reconstruct(
+    model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
+) -> Tensor | dict[str, Tensor]:
     r"""Data as the pair gives them back: the mean of p(x | z), averaged over the guide's draws.
 
     .. math:: \frac{1}{K} \sum_k \mathbb{E}[x' \mid z_{kn}], \qquad z_{kn} \sim q(z \mid x_n)
 
     Args:
-        model: any Pyro model, called as ``model(*data)``, that observes its data at site ``"x"``.
+        model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the number K of draws, at least 1.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
 
     Returns:
-        The reconstructions, [N, *event_shape], without gradient.
+        The mean of what the model observes, [N, *event_shape], without gradient; by site, in the order of the model,
+        where it observes several.
 
     Raises:
-        ValueError: for a model without site ``"x"``, ``particles`` less than 1, and on what
+        ValueError: for a model that observes nothing, ``particles`` less than 1, and on what
             :func:`~jensen.inference.log_weights` names.
 
     Example:
@@ -142,21 +158,30 @@ def reconstruct(model: Program, guide: Program, data: Data, particles: int = 32,
     """
 
     def means(t: Terms) -> dict[str, Tensor]:
-        if "x" not in t.p:
-            raise ValueError(f"the model observes its data at {sorted(set(t.p) - set(t.q))}: name that site 'x'")
-        return {"x": t.mean_p("x").mean(0)}
+        observed = [name for name in t.log_p if name not in t.log_q and t.values[name].numel()]  # a factor has none
+        if not observed:
+            raise ValueError(f"the model observes nothing: the guide draws all of its sites, {sorted(t.log_p)}")
+        return {name: t.mean_p(name).mean(0) for name in observed}
 
-    return _over_data(model, guide, data, particles, seed, "reconstruct", means)["x"]
+    return _one(_over_data(model, guide, data, particles, seed, "reconstruct", means))
 
 
-def _check_given(given: Mapping[str, Tensor], latent: Mapping[str, Site]) -> None:
-    """Raise ValueError for a value of a site that the model has not, or of another event shape."""
-    if extra := sorted(set(given) - set(latent)):
-        raise ValueError(f"decode got values of {extra}, but the model's latent sites are {sorted(latent)}")
+def _one(means: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    """A mean alone where there is only one, else by site."""
+    return next(iter(means.values())) if len(means) == 1 else means
+
+
+def _check_given(given: Mapping[str, Tensor], sites: Mapping[str, Site], observed: Sequence[str]) -> None:
+    """Raise ValueError for a value of a site that the model has not, or of another shape, or for all of the data."""
+    latent = sorted(set(sites) - set(observed))
+    if extra := sorted(set(given) - set(sites if len(observed) > 1 else latent)):
+        raise ValueError(f"decode got values of {extra}, but the model's latent sites are {latent}")
+    if set(observed) <= set(given):
+        raise ValueError(f"decode got values of all sites of data, {list(observed)}: leave out those to be decoded")
     for name, value in given.items():
-        event = tuple(latent[name]["fn"].event_shape)
-        if tuple(value.shape[1:]) != event:
-            expected = ", ".join(["M", *map(str, event)])
+        shape = sites[name]["value"].shape[1:]
+        if value.shape[1:] != shape:
+            expected = ", ".join(["M", *map(str, shape)])
             raise ValueError(f"decode needs values of shape [{expected}] at site '{name}', but got {list(value.shape)}")
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from foreign import EXAMPLE, Images
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -343,6 +344,26 @@ def test_a_conditional_models_pictures_are_of_a_class():
     expected = decode(model, {"z": torch.zeros(1, 2)}, torch.tensor([2]))[0]
     torch.testing.assert_close(_cell(ax, 1, 1), expected)
     assert plot_samples(model, SHAPE, n=3, covariates=(torch.arange(3),)).get_images()
+
+
+def test_models_of_any_style_are_pictured_on_an_example():
+    pair, shape = Images(), (2, 3)
+
+    torch.manual_seed(0)
+    latents, x = simulate(pair.model, 4, data=EXAMPLE)
+    means = decode(pair.model, latents, data=x)
+    found = plot_samples(pair.model, shape, n=4, data=EXAMPLE, seed=0)
+    torch.testing.assert_close(_cell(found, 0, 0, shape=shape), means[0], check_dtype=False)
+    found = plot_samples(pair.model, shape, n=4, noise=True, data=EXAMPLE, seed=0)
+    torch.testing.assert_close(_cell(found, 0, 0, shape=shape), x[0].flatten(), check_dtype=False)
+    low, high = torch.special.ndtri(torch.tensor([0.01, 0.99])).double()
+    found = plot_manifold(pair.model, shape, points=3, data=EXAMPLE)
+    expected = decode(pair.model, {"code": torch.stack([low, high]).unsqueeze(0)}, data=EXAMPLE)[0]
+    torch.testing.assert_close(_cell(found, 0, 0, shape=shape), expected, atol=1e-4, rtol=0, check_dtype=False)
+    found = plot_traversals(pair.model, pair.guide, x[:1], shape, steps=3)
+    assert [label.get_text() for label in found.get_yticklabels()] == ["$z_{1}$", "$z_{2}$"]
+    assert len(plot_interpolations(pair.model, pair.guide, x[:2], x[2:], shape, steps=3).get_yticks()) == 0
+    assert plot_reconstructions(pair.model, pair.guide, x, shape).get_images()
 
 
 def test_colours_are_kept_and_clipped():

@@ -1,12 +1,14 @@
 """Bounds from both sides: around exact values, closing in, and refusing to print what cannot be."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from foreign import EXAMPLE, Images
 from hierarchies import GammaPoisson
 from members import NO_INVERSE, amortized, pair
 from torch import Size, nn
@@ -98,6 +100,43 @@ def test_weighted_bounds_are_those_of_bounds(linear):
     summary = found.summary()["weighted"]
     assert summary["lower"] == pytest.approx(b.mean[-1].item(), abs=4 * math.sqrt(2) * b.error[-1].item())
     assert summary["upper"] == pytest.approx(b.upper[-1].item(), abs=4 * math.sqrt(2) * b.error[-1].item())
+
+
+@pytest.mark.parametrize(("scale", "temperatures"), [(1.0, 10), (1.3, 100)])
+def test_a_model_of_any_style_through_the_latents_that_made_its_data(scale, temperatures):
+    pair = Images(scale)
+    latents, x = simulate(pair.model, 100, data=EXAMPLE)
+    assert x.shape == (100, 2, 3)
+    settings = {"particles": 200, "temperatures": temperatures, "start": "guide", "seed": 0, "progress": False}
+    found = sandwich(pair.model, pair.guide, data=x, latents=latents, **settings)
+    assert found.drawn
+    if scale != 1:
+        _ordered(replace(found, exact=pair.log_evidence(x)))
+        moved = sandwich(pair.model, pair.guide, data=x, latents={"code": latents["code"] + 3}, **settings)
+        assert moved.contradictions()  # latents that made other data
+    else:
+        for side in (found.weighted.lower, found.weighted.upper, found.annealed.lower, found.annealed.upper):
+            torch.testing.assert_close(side, pair.log_evidence(x), rtol=0, atol=1e-9)
+
+
+def test_a_model_that_needs_an_example_is_told_where_to_give_it():
+    pair = Images()
+    with pytest.raises(TypeError, match=r"as simulate\(model, n, data=\.\.\.\) takes it"):
+        sandwich(pair.model, pair.guide, 10, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latents": {"code": torch.zeros(5, 2)}}, "give both, data and latents"),
+        ({"data": EXAMPLE, "latents": {"code": torch.zeros(4, 2)}}, r"made the 5 data.*\{'code': 4\}"),
+        ({"data": EXAMPLE, "latents": {"z": torch.zeros(5, 2)}}, r"draws \['code'\], for which latents hold no value"),
+    ],
+)
+def test_latents_that_do_not_fit_the_data(settings, message):
+    pair = Images()
+    with pytest.raises(ValueError, match=message):
+        sandwich(pair.model, pair.guide, **settings, temperatures=1, progress=False)
 
 
 def test_with_the_exact_posterior_every_bound_is_exact():

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from foreign import EXAMPLE, Images
 from members import NO_INVERSE, amortized, pair
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import nn
@@ -56,6 +57,17 @@ def test_the_exact_value_lies_between_and_they_close(family, epochs):
     assert (gap.diff() < 0).all()
     assert (b.upper.diff() < 0).all()
     assert gap[-1] < 0.25 * gap[0]
+
+
+def test_the_latents_of_a_model_of_any_style():
+    pair = Images(scale=1.3)
+    latents, x = simulate(pair.model, 2000, data=EXAMPLE)
+    b = bounds(pair.model, pair.guide, x, 256, latents=latents, seed=0, progress=False)
+    exact = float(pair.log_evidence(x).mean())
+    assert (b.mean - 4 * b.error < exact).all()
+    assert (b.upper + 4 * b.upper_error > exact).all()
+    assert b.upper[0] - b.mean[0] > 0.05
+    assert b.upper[-1] - b.mean[-1] < 0.02
 
 
 def test_one_particle_is_the_true_latents_own_weight():

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from foreign import EXAMPLE, Images
 from matplotlib.colors import to_rgba
 from members import pair
 from pyro.infer.autoguide import AutoNormal
@@ -297,6 +298,44 @@ def test_simulated_values_are_drawn_from_the_users_stream():
         assert torch.equal(model(n=4), x)
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.5)])
+def test_a_model_of_any_style_is_calibrated_on_an_example(scale, shift):
+    pair = Images(scale, shift)
+    found = calibrate(pair.model, pair.guide, N, L, data=EXAMPLE, seed=0, progress=False)
+    assert found.features == ["code[0]", "code[1]"]
+    assert (found.p_value > 0.01) == (scale == 1 and shift == 0)
+    for feature in found.coverage.T:
+        _assert_coverage(feature, _expected_coverage(found.levels, L, scale, shift))
+
+
+def test_observed_labels_are_data_not_latents():
+    def model(features, label=None):
+        with pyro.plate("rows", len(features)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            y = pyro.sample("y", dist.Bernoulli(torch.sigmoid(z)), obs=label)
+            pyro.sample("obs", dist.Normal(z + 2 * y, 0.5), obs=features)
+
+    def guide(features, label=None):  # the posterior on a grid
+        z = torch.linspace(-6, 6, 2401).unsqueeze(-1)
+        log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Bernoulli(torch.sigmoid(z)).log_prob(label)
+        log_p = log_p + dist.Normal(z + 2 * label, 0.5).log_prob(features)
+        p = dist.Categorical(logits=log_p.T)
+        with pyro.plate("rows", len(features)):
+            i = pyro.sample("i", p, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Uniform(z[i, 0] - 0.0025, z[i, 0] + 0.0025))
+
+    example = torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])
+    found = calibrate(model, guide, N, L, data=example, seed=0, progress=False)
+    assert found.features == ["z"]
+    assert found.p_value > 0.01
+
+
+def test_covariates_are_part_of_an_example():
+    pair = Images()
+    with pytest.raises(ValueError, match="covariates are part of an example"):
+        calibrate(pair.model, pair.guide, 100, 19, data=EXAMPLE, covariates=torch.ones(100), progress=False)
+
+
 def _no_n(x):
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -324,9 +363,14 @@ def _global(x=None, *, n=1):
     ("model", "n", "error", "message"),
     [
         (_mixture, 0, ValueError, "n is the number of data to draw, at least 1, but got 0"),
-        (_no_n, 3, TypeError, r"cannot draw data: model\(None, \*covariates, n=3\) fails .*'n'.*x=None"),
+        (_no_n, 3, TypeError, r"cannot draw data: model\(None, \*covariates, n=3\) fails .*'n'.*data=\.\.\..*x=None"),
         (_no_none, 3, TypeError, r"cannot draw data: .*'NoneType' object has no attribute 'shape'.*obs=x at site 'x'"),
-        (_no_x, 3, ValueError, r"draws no data: none of the sites that it draws, \['y', 'z'\], is 'x'; name the site"),
+        (
+            _no_x,
+            3,
+            ValueError,
+            r"draws no data: none of the sites that it draws, \['y', 'z'\], is 'x'; give an example",
+        ),
         (_global, 3, ValueError, r"site 'z' is drawn with batch shape \(\), but 3 data take \(3,\): open one plate"),
     ],
 )

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from foreign import EXAMPLE, Images
 
 from jensen.families import IAF, Bernoulli, Categorical, Delta, FullCovariance, Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
@@ -132,6 +133,50 @@ def test_reconstructions_are_means_over_the_guides_draws():
     flat = VAE(mlp(2, [8]), Gaussian(5, 8), latent=2, prior=FlatPrior(2))
     point = amortize(flat, mlp(5, [8]), Delta, context=8)
     torch.testing.assert_close(reconstruct(flat, point, x), decode(flat, encode(flat, point, x)))
+
+
+def test_models_of_any_style_are_encoded_decoded_and_reconstructed():
+    pair = Images()
+    latents, x = simulate(pair.model, 6, data=EXAMPLE)
+    posterior = pair.exact.posterior(x.view(6, 6)).mean.detach()
+    found = encode(pair.model, pair.guide, x, particles=3)
+    assert list(found) == ["code"]
+    torch.testing.assert_close(found["code"], posterior)
+    linear = pair.exact.mean.detach() + latents["code"] @ pair.exact.weight.detach().T
+    torch.testing.assert_close(decode(pair.model, latents, data=EXAMPLE), linear)
+    again = reconstruct(pair.model, pair.guide, x, particles=20_000, seed=0)
+    expected = pair.exact.mean.detach() + posterior @ pair.exact.weight.detach().T
+    torch.testing.assert_close(again, expected, atol=0.08, rtol=0)
+
+
+def test_every_site_that_is_observed_is_reconstructed():
+    def model(x, y):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.factor("weight", -z)
+            label = pyro.sample("label", dist.Bernoulli(torch.full_like(z, 0.3)), obs=y)
+            for t in range(2):
+                pyro.sample(f"x_{t}", dist.Normal(z + t + label, 1.0), obs=x[:, t])
+
+    def guide(x, y):
+        with pyro.plate("rows", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x[:, 0] + 0 * u, 1e-3))
+
+    x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.0, 1.0])
+    found = reconstruct(model, guide, (x, y), particles=20)
+    assert list(found) == ["label", "x_0", "x_1"]
+    torch.testing.assert_close(found["label"], torch.full((2,), 0.3))
+    torch.testing.assert_close(found["x_1"], x[:, 0] + 1 + y, atol=3e-3, rtol=0)
+    assert list(encode(model, guide, (x, y))) == ["z"]
+    with pytest.raises(ValueError, match=r"observes nothing: the guide draws all of its sites, \['z'\]"):
+        reconstruct(_prior, _prior, x[:, 0])
+
+
+def _prior(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
 
 
 def test_encoding_leaves_the_random_stream_and_the_mode_alone():

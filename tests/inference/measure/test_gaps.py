@@ -2,15 +2,18 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hierarchies import Discrete
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro_pairs import PyroVAE
+from torch import nn
 
 from jensen.families import IAF, Delta, FullCovariance, MeanField, OneHotCategorical, Sylvester
 from jensen.graphs.capture import capture
-from jensen.guides import ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
+from jensen.guides import Amortized, ExactPosterior, Laplace, PriorGuide, SemiAmortized, amortize
 from jensen.inference import Evidence, Gaps, compare, evaluate, fit, gaps, simulate
 from jensen.inference.measure.search import LocalSearch
 from jensen.models import PPCA, Banana, Ring
@@ -52,6 +55,20 @@ def test_a_full_covariance_family_loses_nothing_on_ppca(model, digits, x):
     assert abs(s["approximation"]) < 4 * s["approximation_mc_error"] + 2e-3
     assert s["amortization"] > 5  # three hidden units for eight latents: it is all the encoder's
     assert s["converged"] > 0.95
+
+
+def test_sites_of_any_name_are_split(model, x):
+    def foreign(images):
+        with pyro.plate("data", len(images)):
+            code = pyro.sample("code", dist.Normal(images.new_zeros(8), 1.0).to_event(1))
+            pixels = dist.Normal(model.mean + code @ model.weight.T, model.noise).to_event(1)
+            pyro.sample("pixels", pixels, obs=images.flatten(1))
+
+    images, encoder = x.view(-1, 8, 8), nn.Sequential(nn.Flatten(), mlp(64, [3]))
+    guide = Amortized(encoder, {"code": MeanField(8, 3)})
+    s = gaps(foreign, guide, images, particles=2000, seed=0, progress=False).summary()
+    assert s["approximation"] == pytest.approx(known_kl(model), abs=4 * s["approximation_mc_error"] + 5e-2)
+    assert s["amortization"] > 5
 
 
 def test_a_mean_field_family_loses_its_known_kl_on_ppca(model, digits, x):
