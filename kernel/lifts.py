@@ -45,7 +45,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .caller import outside
-from .enumeration import Summed, enumerated, is_enumerated
+from .enumeration import Summed, check_states, enumerated, is_enumerated
 from .modes import modes_kept, tensors_kept
 from .parameters import owners_of
 from .randomness import forked_rng
@@ -336,13 +336,7 @@ class LiftedPair(Lifted):
 
     def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
         """Run it once, alone or in a plate of particles, at given values and indices."""
-        model, guide = self.programs
-        if particles is not None:
-            model, guide = (in_plate(half, particles, self.nesting) for half in self.programs)
-        q = _met(enumerated(guide, self.nesting), data, values)
-        infer = {name: site["infer"] for name, site in q.sites.items()}
-        seen = {**values, **q.rows, **{name: site["value"] for name, site in q.sites.items()}}
-        p = _met(enumerated(model, self.nesting, infer), data, seen)
+        p, q = self._at_all_states(data, values, particles)
         summed = Summed(list(p.sites.values()), list(q.sites.values()))
         kinds = {"p": summed.p, "q": summed.q, "elbo": []}
         if any(map(is_enumerated, q.sites.values())):
@@ -353,6 +347,26 @@ class LiftedPair(Lifted):
                 name = f"{kind} {i}" if kind == "elbo" else f"{kind} {site['name']}"
                 sites[name] = {**site, "name": name}
         return Met(sites, {**q.rows, **p.rows})
+
+    def check(self, data: tuple[Any, ...]) -> None:
+        """Raise ValueError where a half at all its states at once is not what it is at one of them."""
+        p, q = self._at_all_states(data, {}, None)
+        for half, met in zip(self.programs, (p, q), strict=True):
+
+            def plain(values: Values, half: Program = half, met: Met = met) -> list[Site]:
+                return list(_met(half, data, {**q.rows, **met.rows, **values}).sites.values())
+
+            check_states(list(met.sites.values()), plain)
+
+    def _at_all_states(self, data: tuple[Any, ...], values: Values, particles: int | None) -> tuple[Met, Met]:
+        """Runs of the model and of the guide whose enumerated sites take all their states."""
+        model, guide = self.programs
+        if particles is not None:
+            model, guide = (in_plate(half, particles, self.nesting) for half in self.programs)
+        q = _met(enumerated(guide, self.nesting), data, values)
+        infer = {name: site["infer"] for name, site in q.sites.items()}
+        seen = {**values, **q.rows, **{name: site["value"] for name, site in q.sites.items()}}
+        return _met(enumerated(model, self.nesting, infer), data, seen), q
 
 
 class Half(NamedTuple):

@@ -274,7 +274,10 @@ class Pair:
         left = [site for site in sites_of(p) if not site["is_observed"] and site["name"] not in drawn]
         self.elbo_differs = any(site["infer"].get("enumerate") for site in sites_of(q))
         if self.elbo_differs or any(site["infer"].get("enumerate") for site in left):
-            self._lifted = (LiftedPair(self.model, self.guide, self.nesting),)
+            pair = LiftedPair(self.model, self.guide, self.nesting)
+            with for_proof(self.model, self.guide):
+                pair.check(data)
+            self._lifted = (pair,)
         else:
             self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
 
