@@ -4,12 +4,11 @@ from __future__ import annotations
 
 __all__ = ["LogWeights"]
 
-from functools import cached_property
-
 from torch import Tensor
 
 from jensen.kernel.batches import Batch
 from jensen.kernel.parameters import tensors_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.weights import Program, log_weights, terms
 
 from .capture import Outputs
@@ -35,9 +34,10 @@ class LogWeights:
     def __init__(self, model: Program, guide: Program, nesting: int, mode: Compile, observed: bool = False) -> None:
         self.model, self.guide, self.nesting, self.observed = model, guide, nesting, observed
         self.weights = weights_of(model)
+        self.state = PlainState(model, guide)
         self.routes = Routes(mode, _LEAST, "this pair is not compiled; its draws are", split=True)
 
-    @cached_property
+    @property
     def held(self) -> list[Tensor]:
         """The parameters and buffers of the pair, which an AutoGuide makes at its first call."""
         return tensors_of(self.model, self.guide)
@@ -67,7 +67,7 @@ class LogWeights:
             return (log_weights(self.model, self.guide, *data, particles=particles, max_plate_nesting=self.nesting),)
 
         operations = 2 * self.weights * particles * len(batch[0])
-        return self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)(*batch)
+        return self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles, state=self.state)(*batch)
 
     def forget(self) -> None:
         """Forget what was worked out for a batch: parameters have changed."""
