@@ -141,10 +141,10 @@ class Steps:
         if way.update is not None and way.update is not self._update:
             self.settle()
             way.update.recount()
+            self._update = way.update
             if len(way.update.hyper(1)) != way.rows:  # parameters that were frozen for a while have taken fewer steps
                 key = self._choose(batch, shapes)
                 way = self._routes[key].run
-            self._update = way.update
         if shapes == self._full:
             self.compiled, self.route = self._routes[key].compiled, self._routes[key].sentence
         return way
@@ -158,6 +158,8 @@ class Steps:
             self._arrive(here)
         key = (shapes, self._here)
         self._routes[key] = route
+        if route.run.update is not None:  # it has counted already, before it made what the optimizer had not
+            self._update = route.run.update
         (self._waiting.add if wait else self._waiting.discard)(key)
         while len(self._routes) > _KEPT:
             oldest = next(iter(self._routes))
