@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Draws", "LogWeights"]
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from jensen.kernel.batches import Batch
 from jensen.kernel.lifts import LOOP
 from jensen.kernel.parameters import tensors_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.weights import Pair
 
 from .capture import Outputs
@@ -50,9 +50,10 @@ class LogWeights:
     def __init__(self, pair: Pair, mode: Compile, observed: bool = False) -> None:
         self.pair, self.observed = pair, observed
         self.weights = weights_of(pair.model)
+        self.state = PlainState(pair.model, pair.guide)
         self.routes = Routes(mode, _LEAST, "this pair is not compiled; its draws are", split=True)
 
-    @cached_property
+    @property
     def held(self) -> list[Tensor]:
         """The parameters and buffers of the pair, which an AutoGuide makes at its first call."""
         return tensors_of(self.pair.model, self.pair.guide)
@@ -85,7 +86,7 @@ class LogWeights:
         def one(*data: Tensor) -> Outputs:
             return self._of(data, 1)
 
-        first = None
+        first, state = None, self.state
         if self.pair.way_for(batch, particles) is None:
             first = self._of(batch, particles)  # which finds the way
         operations = 2 * self.weights * particles * len(batch[0])
@@ -93,9 +94,11 @@ class LogWeights:
             if first is not None:
                 return first
             again = None if ahead is None else ahead * particles
-            run = self.routes(one, self.held, batch, operations / particles, ahead=again, calls=particles, key=1)
+            run = self.routes(
+                one, self.held, batch, operations / particles, ahead=again, calls=particles, key=1, state=state
+            )
             return tuple(map(torch.cat, zip(*(run(*batch) for _ in range(particles)), strict=True)))
-        run = self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)
+        run = self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles, state=state)
         return run(*batch) if first is None else first
 
     def _of(self, data: Batch, particles: int) -> Outputs:

@@ -17,6 +17,7 @@ __all__ = ["Replay", "Route", "Routes", "Work", "fastest", "weights_of"]
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from jensen.kernel.caller import outside
 from jensen.kernel.modes import tensors_kept
 from jensen.kernel.parameters import owners_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 
 from .capture import CannotCapture, Graph, Outputs, agrees, capture, split_draws
@@ -211,6 +213,7 @@ class Routes:
         ahead: float | None = None,
         calls: int = 1,
         key: Any = None,
+        state: PlainState | None = None,
         trial: Trial | None = None,
         obstacle: str = "",
     ) -> Function:
@@ -224,19 +227,26 @@ class Routes:
             ahead: how many calls with inputs of this size are to come; None: as many as there were.
             calls: how many calls follow this one question.
             key: what the function depends on beside tensors: with another key it is another function.
+            state: that of the programs behind the function: in another state it is another function, too. Where one
+                of their attributes takes a new value again and again, each value has to pay for a graph of its own,
+                and none is compiled.
             trial: runs a function where the graph is compared with ``fn``; None: at the inputs with rows reversed.
             obstacle: why it cannot be captured, if that is known.
         """
-        size = (key, *((x.shape, x.dtype, x.device) for x in inputs), *map(id, held))
-        self._first = self._first or size
+        shape, here = (key, *((x.shape, x.dtype, x.device) for x in inputs)), tuple(map(id, held))
+        size = (shape, state and state.now(), here)
+        self._first = self._first or shape
         before = self._calls.get(size, 0)
         self._calls[size] = before + calls
         _drop_oldest(self._calls)
         if size not in self._routes:
-            work = Work(before if ahead is None else ahead, operations, self.least)
-            route = self._route(fn, held, inputs, work, trial, obstacle, first=size == self._first)
-            if self.mode == "auto" and not obstacle and not work.pays_capture():  # it may later
+            often = state.often if state else ""
+            work = Work(before if ahead is None or often else ahead, operations, self.least)
+            obstacle = obstacle or (state.changing if state else "")
+            route = self._route(fn, held, inputs, work, trial, obstacle, state, first=shape == self._first)
+            if (often or self.mode == "auto") and not obstacle and not work.pays_capture():  # it may later
                 return fn
+            size = (shape, state and state.now(), here)  # the first run may have made something that stays
             self._routes[size] = route
             _drop_oldest(self._routes)
         run = self._routes[size].run
@@ -256,6 +266,7 @@ class Routes:
         work: Work,
         trial: Trial | None,
         obstacle: str,
+        state: PlainState | None,
         first: bool,
     ) -> Route[Function]:
         made: list[tuple[Replay, Trial]] = []
@@ -263,6 +274,8 @@ class Routes:
 
         def captured() -> tuple[Function, Graph]:
             with tensors_kept(buffers):
+                if state and (changing := state.watch_run(partial(_drawn_aside, fn, inputs))):
+                    raise CannotCapture(changing)
                 replay = Replay(fn, held, inputs, self.split)
                 made.append((replay, trial or _reversed(fn, inputs)))
                 _compare(made[0][1], fn, replay, CannotCapture)
@@ -279,15 +292,17 @@ class Routes:
                 raise
             return replay
 
+        often = state.often if state else ""
+        uncompiled = "" if first or self.mode == "auto" else "inputs of the first size have the compiled graph"
         route = fastest(
             fn,
             captured,
             compiling,
             work,
             self.mode,
-            obstacle=obstacle,
-            uncompiled="" if first or self.mode == "auto" else "inputs of the first size have the compiled graph",
-            warning=self.warning if first else "",
+            obstacle=obstacle or ("" if work.pays_capture() else often),
+            uncompiled=often or uncompiled,
+            warning="" if self._routes else self.warning,
         )
         if first:
             self.sentence = route.sentence
@@ -297,6 +312,12 @@ class Routes:
 def _drop_oldest(entries: dict[Any, Any]) -> None:
     while len(entries) > _KEPT:
         del entries[next(iter(entries))]
+
+
+def _drawn_aside(fn: Function, inputs: Sequence[Tensor]) -> None:
+    """Run a function, and leave the random stream where it is."""
+    with forked_rng():
+        fn(*inputs)
 
 
 def _reversed(fn: Function, inputs: Sequence[Tensor]) -> Trial:

@@ -27,7 +27,8 @@ from jensen.families.gaussian import RememberingNormal
 from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
-from jensen.kernel.parameters import own_modules, owners_of, tensors_of
+from jensen.kernel.parameters import owners_of, tensors_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Pair, check_pair, log_joint
 from jensen.module import UniqueModule
@@ -330,6 +331,7 @@ class _Memory:
         self.routes = Routes(mode, _LEAST, f"{name} does not compile its search; its steps are")
         self.seen: Any = None
         self.answer: Any = None
+        self.state = PlainState()
 
     def __call__(
         self, search: Callable[..., Any], programs: Sequence[Any], inputs: tuple[Tensor, ...], obstacle: str
@@ -342,13 +344,13 @@ class _Memory:
                 return search(*(t.detach() for t in inputs))
         held = tensors_of(*programs)
         stored = [t for t in pyro.get_param_store()._params.values() if not any(t is other for other in held)]
-        numbers, tensors = _numbers(programs), [*inputs, *held, *stored]
-        if not self._knows(numbers, tensors):
+        state, tensors = self._state(programs).now(), [*inputs, *held, *stored]
+        if not self._knows(state, tensors):
             with torch.inference_mode(False), torch.enable_grad(), _outside_handlers(), forked_rng():
                 seen = [t.detach().clone() for t in tensors]
                 torch.manual_seed(0)
                 self.answer = search(*seen[: len(inputs)])
-            self.seen = (numbers, seen) if len(own_modules(*programs)) == len(programs) else None
+            self.seen = (state, seen) if all(map(_is_module, programs)) else None
         return self.answer
 
     def route(
@@ -362,13 +364,17 @@ class _Memory:
         """What to call in the place of a function that runs these programs, so many times now."""
         if get_proxy_mode() is not None:
             return fn
-        known = len(own_modules(*programs)) == len(programs)
-        obstacle = "" if known else "the model is a function, and what it reads is not known"
-        options: Any = {"calls": calls, "key": _numbers(programs, Tensor), "obstacle": obstacle}
+        obstacle = "" if all(map(_is_module, programs)) else "the model is a function, and what it reads is not known"
+        options: Any = {"calls": calls, "state": self._state(programs), "obstacle": obstacle}
         return self.routes(fn, tensors_of(*programs), inputs, operations, **options)
 
-    def _knows(self, numbers: Any, tensors: list[Tensor]) -> bool:
-        if self.seen is None or self.seen[0] != numbers or len(self.seen[1]) != len(tensors):
+    def _state(self, programs: Sequence[Any]) -> PlainState:
+        if self.state.programs != tuple(programs):
+            self.state = PlainState(*programs)
+        return self.state
+
+    def _knows(self, state: int, tensors: list[Tensor]) -> bool:
+        if self.seen is None or self.seen[0] != state or len(self.seen[1]) != len(tensors):
             return False
         same = (a.dtype == b.dtype and a.device == b.device for a, b in zip(self.seen[1], tensors, strict=True))
         return all(same) and all(map(torch.equal, self.seen[1], tensors))
@@ -377,11 +383,9 @@ class _Memory:
         return _Memory, self.options
 
 
-def _numbers(programs: Sequence[Any], *more: type) -> tuple[Any, ...]:
-    """The plain numbers and modes that the modules behind programs hold, and which objects of more types."""
-    items = [item for module in owners_of(*programs) for part in module.modules() for item in vars(part).items()]
-    numbers = ((name, v) for name, v in items if isinstance(v, int | float))
-    return (*numbers, *((name, id(v)) for name, v in items if isinstance(v, more)))
+def _is_module(program: Any) -> bool:
+    """Whether a program is a module, or a method of one."""
+    return isinstance(getattr(program, "__self__", program), nn.Module)
 
 
 class _FixedDraws(TorchDispatchMode):

@@ -18,6 +18,7 @@ from jensen.graphs.capture import Outputs
 from jensen.graphs.compile import Compile
 from jensen.graphs.routes import Function, Routes, weights_of
 from jensen.kernel.parameters import claim_parameters, tensors_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Pair, Program, check_pair
 
@@ -58,7 +59,8 @@ class LocalSearch:
             products = weights_of(model) * len(batch[0]) + sum(p.numel() for p in self.copies)
             step = self._landing if self.landing else self._plain
             held = tensors_of(model, guide)
-            self.step = routes(step, held, batch, 6 * draws * products, ahead=ahead, trial=self._elsewhere)
+            state, operations = PlainState(model, guide), 6 * draws * products
+            self.step = routes(step, held, batch, operations, ahead=ahead, state=state, trial=self._elsewhere)
             self.route = routes.sentence
 
     def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:

@@ -52,12 +52,12 @@ class Run:
         self._known = set(trained)
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Train these parameters too, if they are new."""
+        """Train these parameters too, if they are new, as the optimizer's first group: schedulers move its rates."""
         for p in parameters:
             if p not in self._known:
                 self._known.add(p)
                 self.trained.append(p)
-                self.optimizer.add_param_group({"params": [p]})
+                self.optimizer.param_groups[0]["params"].append(p)
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LossGraph", "capture_loss", "knobs_of", "loss_and_bound", "loss_is_finite", "obstacle"]
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pyro
@@ -17,6 +18,7 @@ from jensen.kernel.batches import Batch
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import own_modules, tensors_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import in_plate
 from jensen.kernel.weights import scaled_elbo
@@ -30,7 +32,7 @@ class LossGraph(NamedTuple):
 
     Attributes:
         graph: the graph.
-        trained: the parameters that the run moves, all of them.
+        trained: the parameters that the run moves, all that require a gradient.
         held: what else the pair reads: buffers, frozen parameters.
         moved: those of ``trained`` that have a gradient, in the order of the gradients.
     """
@@ -60,8 +62,11 @@ def loss_and_bound(run: Run, objective: ELBO, layout: Layout, batch: Batch, knob
     return loss, -loss.detach().reshape(())
 
 
-def obstacle(run: Run, objective: ELBO, layout: Layout) -> str:
-    """Why loss and gradients of a pair cannot be captured, as far as its sites tell; else nothing."""
+def obstacle(run: Run, objective: ELBO, layout: Layout, replaced: Collection[nn.Parameter] = ()) -> str:
+    """Why loss and gradients of a pair cannot be captured, as far as its sites tell; else nothing.
+
+    Parameters that were ``replaced`` belonged to modules of the pair, and no longer count.
+    """
     kind = type(objective)
     if kind is not Trace_ELBO and not isinstance(objective, Objective):
         return f"{kind.__name__} reads values as it goes; Trace_ELBO and jensen.inference.Objective can be captured"
@@ -70,19 +75,19 @@ def obstacle(run: Run, objective: ELBO, layout: Layout) -> str:
     if layout.scored:
         return f"the sites {list(layout.scored)} have no rsample, and need their score"
     owned = {p for owner in own_modules(run.model, run.guide) for p in owner.parameters()}
-    if not owned.issuperset(run.trained):
+    if not owned.union(replaced).issuperset(run.trained):
         return "pyro.param or pyro.module makes parameters that belong to no module that is the model or the guide"
     return ""
 
 
-def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> LossGraph:
+def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch, state: PlainState) -> LossGraph:
     """Capture loss and gradients at the shapes of a batch, and compare them with the objective's own.
 
     Raises:
-        CannotCapture: if they depend on values, or the graph gives other numbers.
+        CannotCapture: if they depend on values, a run changes the state of the pair, or the graph gives other numbers.
     """
-    trained, ids = tuple(run.trained), {id(p) for p in run.trained}
-    step = run.history.steps
+    trained = tuple(p for p in run.trained if p.requires_grad)
+    ids, step = set(map(id, trained)), run.history.steps
     held = tuple(t for t in tensors_of(run.model, run.guide) if id(t) not in ids)
     moved: list[nn.Parameter] = []
     other = tuple(x.flip(0) for x in batch)
@@ -106,7 +111,9 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch) -> Los
         return (loss.reshape(()), *slopes)
 
     with buffers_kept(run.model, run.guide):
-        loss_is_finite(run, objective, layout, batch, step)  # Trace_ELBO draws once before its first loss
+        # a first run makes what stays: Trace_ELBO draws once before its first loss
+        if changing := state.watch_run(lambda: loss_is_finite(run, objective, layout, batch, step)):
+            raise CannotCapture(changing)
         graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, step, batch), *batch)
         if not agrees(itself, replayed):
             raise CannotCapture("the captured graph gives other numbers than the pair itself")

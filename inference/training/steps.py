@@ -8,6 +8,9 @@
 
 The first two move parameters the same bit by bit, the third but for rounding. A step whose loss or gradient is not
 finite changes nothing, and its loss is NaN. Losses stay where they are until they are read: a device is not waited for.
+
+A graph holds the plain state of pair and objective (see :mod:`jensen.kernel.plain`) as it was, so each state has a
+graph of its own: a callback may set a temperature, freeze parameters or replace a module between any two steps.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from __future__ import annotations
 __all__ = ["BLOCK", "Steps"]
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
@@ -27,10 +31,12 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from jensen.graphs.capture import Graph, Outputs, agrees, capture
 from jensen.graphs.compile import CannotCompile, Compile, compiled
 from jensen.graphs.guards import Witnesses
-from jensen.graphs.routes import Work, fastest
+from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
+from jensen.kernel.parameters import owners_of
+from jensen.kernel.plain import PlainState
 from jensen.kernel.weights import parameters_read
 
 from .checkpoint import Run
@@ -38,9 +44,25 @@ from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_i
 from .updates import Update, update_of
 
 Step = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
+Key = tuple[Any, int]  # the shapes of a batch, the state of the pair
 
 BLOCK = 100  # steps whose losses are read at once
 _LEAST = 200  # steps that pay for a graph
+_KEPT = 16  # graphs
+
+
+class _Way(NamedTuple):
+    """How a step is taken.
+
+    Attributes:
+        step: takes it.
+        update: the optimizer's update where it stands in the graph; else the optimizer itself moves.
+        rows: how many rows its numbers had when it was compiled.
+    """
+
+    step: Step
+    update: Update | None = None
+    rows: int = 0
 
 
 class Steps:
@@ -57,8 +79,8 @@ class Steps:
 
     Attributes:
         begun: whether a run that goes on here was compiled; None: it begins here.
-        compiled: whether full batches run in a compiled graph.
-        route: their route, and why it is no faster one.
+        compiled: whether full batches run in a compiled graph now.
+        route: their present route, and why it is no faster one.
     """
 
     def __init__(
@@ -75,18 +97,75 @@ class Steps:
         self.ahead, self.rest = ahead, rest
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
-        self._routes: dict[Any, Step] = {}
+        self._state = PlainState(run.model, run.guide, objective)
+        self._here = self._state.now()
+        self._owned = {p: p.requires_grad for p in self._parameters()}
+        self._routes: dict[Key, Route[_Way]] = {}
+        self._waiting: set[Key] = set()  # those that get a graph once their state has lasted
+        self._lasted = 0  # steps in the present state
+        self._full: Any = None  # the shapes of full batches
+        self._done: Counter[Any] = Counter()  # steps by shapes
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._update: Update | None = None
         self._taken = 0  # steps that the optimizer has not been told of
 
     def __call__(self, batch: Batch) -> None:
         """Take a step."""
-        key = tuple((x.shape, x.dtype) for x in batch)
-        if key not in self._routes:
-            self._routes[key] = self._route(batch, first=not self._routes)
-        self._unread.append(self._routes[key](batch))
+        shapes = tuple((x.shape, x.dtype) for x in batch)
+        self._full = self._full or shapes
+        if (here := self._state.now()) != self._here:
+            self._arrive(here)
+        way = self._way(batch, shapes)
+        self._unread.append(way.step(batch))
+        self._done[shapes] += 1
+        self._lasted += 1
         self.run.history.steps += 1
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for owner in owners_of(self.run.model, self.run.guide) for p in owner.parameters()]
+
+    def _arrive(self, state: int) -> None:
+        """The pair is in another state: train what is new, or requires a gradient now."""
+        self.settle()
+        self._here, self._lasted = state, 0
+        parameters = self._parameters()
+        self.run.adopt(p for p in parameters if p.requires_grad > self._owned.get(p, False) and p not in self.frozen)
+        self._owned |= {p: p.requires_grad for p in parameters}
+
+    def _way(self, batch: Batch, shapes: Any) -> _Way:
+        """The way of batches of these shapes in the present state."""
+        key = (shapes, self._here)
+        if key not in self._routes or (key in self._waiting and self._lasted >= _LEAST):
+            key = self._choose(batch, shapes)
+        way = self._routes[key].run
+        if way.update is not None and way.update is not self._update:
+            self.settle()
+            way.update.recount()
+            self._update = way.update
+            if len(way.update.hyper(1)) != way.rows:  # parameters that were frozen for a while have taken fewer steps
+                key = self._choose(batch, shapes)
+                way = self._routes[key].run
+        if shapes == self._full:
+            self.compiled, self.route = self._routes[key].compiled, self._routes[key].sentence
+        return way
+
+    def _choose(self, batch: Batch, shapes: Any) -> Key:
+        """Choose a route for batches like this one in the present state."""
+        often = self._state.often
+        wait = bool(often) and self._lasted < _LEAST
+        route = self._route(batch, shapes, often, wait)
+        if (here := self._state.now()) != self._here:  # a first run may make something that stays
+            self._arrive(here)
+        key = (shapes, self._here)
+        self._routes[key] = route
+        if route.run.update is not None:  # it has counted already, before it made what the optimizer had not
+            self._update = route.run.update
+        (self._waiting.add if wait else self._waiting.discard)(key)
+        while len(self._routes) > _KEPT:
+            oldest = next(iter(self._routes))
+            del self._routes[oldest]
+            self._waiting.discard(oldest)
+        return key
 
     def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch]:
         """One pass over shuffled batches: losses, bounds, and the last batch.
@@ -124,35 +203,34 @@ class Steps:
             self._update.tell(self._taken)
             self._taken = 0
 
-    def _route(self, batch: Batch, first: bool) -> Step:
+    def _route(self, batch: Batch, shapes: Any, often: str, wait: bool) -> Route[_Way]:
         """The route of batches like this one; the first are the full ones."""
         made: list[LossGraph] = []
 
-        def captured() -> tuple[Step, Graph]:
-            made.append(capture_loss(self.run, self.objective, self.layout, batch))
-            return self._with_optimizer(made[0], made[0].graph), made[0].graph
+        def captured() -> tuple[_Way, Graph]:
+            made.append(capture_loss(self.run, self.objective, self.layout, batch, self._state))
+            return _Way(self._with_optimizer(made[0], made[0].graph)), made[0].graph
 
-        steps = self.ahead if first else self.rest
+        first = shapes == self._full
+        steps = max(0, (self.ahead if first else self.rest) - self._done[shapes])
         weights: int = sum(p.numel() for p in self.run.trained if p.dim() > 1)
         operations = 3 * weights * len(batch[0]) * self.objective.num_particles  # at twice the pace of log weights
         mode: Compile = "auto" if self.mode and not first else self.mode
         uncompiled = "" if first else "full batches have the compiled graph"
         if first and mode == "auto" and self.begun is not None:
             mode, uncompiled = self.begun or mode, "" if self.begun else "the run was begun so"
-        eager: Step = self._eager
-        route = fastest(
-            eager,
+        known = obstacle(self.run, self.objective, self.layout, self._owned.keys()) or self._state.changing
+        news = first and (not self._routes or (wait and not self._waiting))
+        return fastest(
+            _Way(self._eager),
             captured,
             lambda: self._compiled(made[0], batch),
             Work(steps, operations, _LEAST, f"{steps} steps"),
             mode,
-            obstacle=obstacle(self.run, self.objective, self.layout),
-            uncompiled=uncompiled,
-            warning="fit does not compile this pair; its steps are" if first and self.mode is True else "",
+            obstacle=known or (often if wait else ""),
+            uncompiled=often or uncompiled,
+            warning="fit does not compile this pair; its steps are" if news else "",
         )
-        if first:
-            self.compiled, self.route = route.compiled, route.sentence
-        return route.run
 
     def _knobs(self, batch: Batch) -> Tensor:
         """The numbers in the loss at this step."""
@@ -167,12 +245,14 @@ class Steps:
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
                 return _nan_loss()
-        run.adopt(p for p in read if p not in self.frozen)  # made by pyro.param at this step for the first time
+        # made by pyro.param at this step for the first time
+        run.adopt(p for p in read if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
         if not bool(value.isfinite()):
             return _nan_loss()
         run.optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=run.trained)
+        if moving := [p for p in run.trained if p.requires_grad]:
+            torch.autograd.backward(loss, inputs=moving)
         return self._move(value, bound)
 
     def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Step:
@@ -205,27 +285,31 @@ class Steps:
         run.optimizer.zero_grad()
         return (loss, bound.reshape(())) if good else _nan_loss()
 
-    def _compiled(self, loss_graph: LossGraph, batch: Batch) -> Step:
+    def _compiled(self, loss_graph: LossGraph, batch: Batch) -> _Way:
         """Loss, gradients and update as one compiled graph, where the update can stand in it."""
-        kept = tuple(t.detach() for t in loss_graph.held)
+        read = (*loss_graph.trained, *loss_graph.held)
+        n, where = len(loss_graph.trained), [t.data_ptr() for t in read]
+        kept = [t.detach() for t in loss_graph.held]
         held = (*kept, self._knobs(batch), *batch)
         update = update_of(self.run.optimizer, list(loss_graph.moved))
         if update is None:
-            return self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held))
+            return _Way(self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held)))
         moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in update.moments for m in moments)]
         with buffers_kept(self.run.model, self.run.guide):
             whole = _with_update(loss_graph, update, (*_copies(moving), update.hyper(1), *held))
             fast = compiled(whole, *_copies(moving), update.hyper(1), *held)
             _compare(whole, fast, update, moving, held)
-        self._update = update
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
+            if where != (now := [t.data_ptr() for t in read]):  # somebody wrote p.data = ...
+                where[:], moving[:n] = now, (t.detach() for t in read[:n])
+                kept[:] = (t.detach() for t in read[n:])
             self._taken += 1
             hyper = update.hyper(self._taken)
             loss, bound = fast(*moving, hyper, *kept, self._knobs(batch), *batch)
             return loss, bound
 
-        return step
+        return _Way(step, update, len(update.hyper(1)))
 
 
 def _nan_loss() -> tuple[Tensor, Tensor]:

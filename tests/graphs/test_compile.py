@@ -29,6 +29,7 @@ from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Objective, evaluate,
 from jensen.inference.training.checkpoint import Run
 from jensen.inference.training.gradients import capture_loss, knobs_of, obstacle
 from jensen.inference.training.history import History
+from jensen.kernel.plain import PlainState
 from jensen.kernel.weights import Pair, check_pair, parameters_of
 from jensen.models import PPCA, VAE
 from jensen.module import UniqueModule
@@ -52,7 +53,7 @@ def _captured(model, guide, x, objective):
     trained = [p for half in parameters_of(model, guide, x) for p in half]
     run = Run(model, guide, trained, torch.optim.Adam(trained), None, History())
     assert not obstacle(run, objective, layout)
-    return run, layout, capture_loss(run, objective, layout, (x,))
+    return run, layout, capture_loss(run, objective, layout, (x,), PlainState(model, guide, objective))
 
 
 def _is_that_of_the_objective(model, guide, x, objective):
@@ -477,7 +478,7 @@ EAGER = {
     "pyro.param": (_global_scale, Trace_ELBO, "pyro.param makes parameters"),
     "rejection sampler": (_directions, Trace_ELBO, "eager: "),
     "Pyro's other losses": (_small, TraceMeanField_ELBO, "TraceMeanField_ELBO reads values"),
-    "what Python remembers": (_counting, Trace_ELBO, "other numbers than the pair itself"),
+    "what Python remembers": (_counting, Trace_ELBO, "the pair's run changes the attribute 'calls' of Counting"),
 }
 
 

@@ -154,7 +154,7 @@ def test_weighted_bounds_by_hand(linear, block):
     latents, x = simulate(model, 6)
     (part,) = stream(model, guide, (x,), "test", at_once=6 * block, most=6, progress=False)
     torch.manual_seed(1)
-    found = _weighted(model, guide, latents, part, 16)
+    found = _weighted(part, latents, 16)
     torch.manual_seed(1)
     w = torch.cat([log_weights(model, guide, x, particles=k).detach() for k in part.chunks(16)])
     true = log_weight_of(model, guide, latents, (x,)).detach()
