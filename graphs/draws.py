@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from jensen.kernel.batches import Batch
+from jensen.kernel.batches import Batch, rows_of
 from jensen.kernel.parameters import tensors_of
 from jensen.kernel.weights import Program, log_weights, terms
 
@@ -66,7 +66,7 @@ class LogWeights:
                 return t.log_weights, t.observed
             return (log_weights(self.model, self.guide, *data, particles=particles, max_plate_nesting=self.nesting),)
 
-        operations = 2 * self.weights * particles * len(batch[0])
+        operations = 2 * self.weights * particles * rows_of(batch)
         return self.routes(eager, self.held, batch, operations, ahead=ahead, key=particles)(*batch)
 
     def forget(self) -> None:

@@ -39,6 +39,9 @@ class History(Record):
         seconds: wall-clock time.
         compiled: whether steps ran in one compiled graph of loss, gradients and update.
         route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
+        data: how many data the bounds of an epoch are divided by: as many as its plate over them has in all (N where it
+            subsamples), else the rows of the data. 1 where the pair holds its data and has no plate around them: its
+            bounds are those of all data.
 
     Example:
         >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
@@ -64,6 +67,7 @@ class History(Record):
     distortion: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     elapsed: list[float] = field(default_factory=list)
+    data: int | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
@@ -92,7 +96,8 @@ class History(Record):
     def _line(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
         if self.elbo:
-            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} nats per datum"
+            unit = "nats in all" if self.data == 1 else "nats per datum"
+            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} {unit}"
         if self.validation:
             text += f", validation {decimals(self.validation[-1])}"
         if self.best_epoch is not None:
