@@ -32,7 +32,7 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
         TypeError: for a call that does not fit the arguments that a program takes.
         ValueError: for a guide that holds a value for each of other data, and as :func:`check_pair`.
     """
-    _refuse(_held_by_autoguide(model, guide, data), rows_of(data))
+    _refuse(_held_by_autoguide(model, guide, data))
     try:
         return check_pair(model, guide, *data)
     except TypeError as error:
@@ -41,7 +41,7 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
             raise
         raise TypeError(sentence) from error
     except (RuntimeError, ValueError):
-        _refuse(_held_by_parameters(model, guide, data), rows_of(data))
+        _refuse(_held_by_parameters(model, guide, data))
         raise
 
 
@@ -54,11 +54,12 @@ def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout 
 
 
 class Held(NamedTuple):
-    """Where a guide holds values, one for each of ``size`` data."""
+    """Where a guide holds values, one for each of ``size`` data, of which ``came`` others came."""
 
     guide: str
     size: int
     where: str
+    came: int
 
     def __str__(self) -> str:
         return f"{self.guide} holds a value for each of {self.size} data ({self.where})"
@@ -69,11 +70,11 @@ def held_by(model: Program, guide: Program, data: Batch) -> Held | None:
     return _held_by_autoguide(model, guide, data) or _held_by_parameters(model, guide, data)
 
 
-def _refuse(held: Held | None, n: int) -> None:
+def _refuse(held: Held | None) -> None:
     if held is not None:
         raise ValueError(
-            f"{held}, but {n} came: take a guide that computes q(z | x) from x (jensen.guides.amortize), or fit a new "
-            f"one of this kind to these {n} data"
+            f"{held}, but {held.came} came: take a guide that computes q(z | x) from x (jensen.guides.amortize), or "
+            "fit a new one of this kind to these data"
         )
 
 
@@ -95,8 +96,9 @@ def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | No
             now = {f.name: f.full_size or f.size for f in plates_of(sites[name])} if name in sites else {}
             for frame in plates_of(before):
                 size = frame.full_size or frame.size
-                if now.get(frame.name, size) != size:
-                    return Held(f"the {type(part).__name__} (an AutoGuide)", size, f"site '{name}'")
+                if (came := now.get(frame.name, size)) != size:
+                    where = f"site '{name}', plate '{frame.name}'"
+                    return Held(f"the {type(part).__name__} (an AutoGuide)", size, where, came)
     return None
 
 
@@ -120,7 +122,7 @@ def _held_by_parameters(model: Program, guide: Program, data: Batch) -> Held | N
         for size in sorted({size for size in shape if size not in (1, n)}):
             few = torch.arange(max(size, n)) % min(size, n)
             if _runs(model, guide, data, few[:size]) and not _runs(model, guide, data, few[:n]):
-                return Held("the guide", size, f"parameter '{name}' of shape {list(shape)}")
+                return Held("the guide", size, f"parameter '{name}' of shape {list(shape)}", n)
     return None
 
 

@@ -79,6 +79,11 @@ class History(Record):
         """
         return cls(**read_checkpoint(path)["history"])
 
+    @property
+    def unit(self) -> str:
+        """The unit of the bounds, in words."""
+        return "nats in all" if self.data == 1 else "nats per datum"
+
     def per_epoch(self) -> dict[str, list[Any]]:
         """The columns of the curves that there are, by name, all of one length.
 
@@ -96,8 +101,7 @@ class History(Record):
     def _line(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
         if self.elbo:
-            unit = "nats in all" if self.data == 1 else "nats per datum"
-            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} {unit}"
+            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} {self.unit}"
         if self.validation:
             text += f", validation {decimals(self.validation[-1])}"
         if self.best_epoch is not None:

@@ -46,13 +46,13 @@ _WAYS = {
 @pytest.mark.parametrize("way", _WAYS)
 def test_an_autoguide_of_local_latents_on_other_data(way, kind):
     with pytest.raises(
-        ValueError, match=rf"the {kind.__name__} .* for each of 50 data \(site 'z'\), but 20 .*amortize"
+        ValueError, match=rf"the {kind.__name__} .* each of 50 data \(site 'z', plate .*\), but 20 .*amortize"
     ):
         _WAYS[way](_model, _made(kind, 50), torch.randn(20))
 
 
 def test_an_autoguide_of_one_datum_is_not_broadcast():
-    with pytest.raises(ValueError, match=r"a value for each of 1 data \(site 'z'\), but 20 came"):
+    with pytest.raises(ValueError, match=r"a value for each of 1 data \(site 'z', plate 'data'\), but 20 came"):
         evaluate(_model, _made(AutoNormal, 1), torch.randn(20), 10, progress=False)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from jensen.inference import ELBO, IWAE, History, evaluate, fit
 from jensen.kernel.batches import data_in
+from jensen.plots import plot_training
 
 
 def _posterior(x):
@@ -221,6 +222,7 @@ def test_a_conditioned_model_is_measured_per_datum(objective):
 
 def test_the_unit_of_a_history_is_that_of_its_bounds():
     assert "nats in all" in str(History(elbo=[-3.0], data=1))
+    assert "(nats in all)" in plot_training(History(elbo=[-3.0, -2.0], data=1)).get_ylabel()
     assert "nats per datum" in str(History(elbo=[-3.0], data=7))
     assert "nats per datum" in str(History(elbo=[-3.0]))
 
