@@ -159,6 +159,12 @@ def _one_argument(value: Any, where: str) -> str:
             "the model, the like for the guide, and () as data"
         )
     if isinstance(value, list) and value and all(isinstance(x, Tensor) for x in value):
+        if len({x.shape[:1] for x in value}) > 1:
+            given = f"(pad_sequence({where}, batch_first=True), torch.tensor([len(x) for x in {where}]))"
+            return (
+                f"for sequences of different lengths give {given} as data, `lambda padded, lengths: model([x[:n] for "
+                "x, n in zip(padded, lengths)])` in place of the model, and the like for the guide"
+            )
         return f"use tuple({where}) for tensors with a row for each datum, torch.stack({where}) for a list of rows"
     return "use torch.as_tensor, or tuple"
 

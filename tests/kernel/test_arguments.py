@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from jensen.inference import compare, evaluate, fit, gaps, log_weights
 from jensen.kernel.arguments import as_tensors, misfit, rows_of
@@ -116,6 +116,15 @@ def test_an_option_alone_and_a_list_of_rows():
         as_tensors(5)
     with pytest.raises(TypeError, match=r"got list; use tuple\(data\) .* torch.stack\(data\)"):
         as_tensors([_X, _X])
+    ragged = [torch.randn(n, 2) for n in (3, 1, 4)]
+    with pytest.raises(TypeError, match=r"different lengths give \(pad_sequence\(data, batch_first=True\), ") as caught:
+        as_tensors(ragged)
+    given = re.search(r"give (\(.*\)) as data", str(caught.value))[1]
+    data = eval(given, {"pad_sequence": pad_sequence, "torch": torch, "data": ragged})
+    seen = eval(_code(str(caught.value)), {"model": lambda rows: rows})(*as_tensors(data))
+    assert all(map(torch.equal, seen, ragged))
+    with pytest.raises(TypeError, match=r"takes no arguments, is given \(\)"):
+        as_tensors(None)
 
 
 def test_no_data_are_welcome_where_a_pair_may_hold_them():
