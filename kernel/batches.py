@@ -15,6 +15,7 @@ __all__ = [
     "Part",
     "Transform",
     "as_tensors",
+    "check_rows",
     "chunks_of",
     "data_in",
     "data_in_epoch",
@@ -247,7 +248,7 @@ def stream(
                 "the one site of an AutoMultivariateNormal)"
             )
         if not joint:
-            _check_rows(layout, rows, data)
+            check_rows(layout, data, rows)
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
@@ -257,7 +258,7 @@ def stream(
                 some = tuple(x[first : first + looked_at] for x in data)
                 layout = nested(check_pair(model, guide, *some), max_plate_nesting)
                 if weights != "none" and not joint:
-                    _check_rows(layout, len(some[0]) if some else n, data)
+                    check_rows(layout, some, len(some[0]) if some else n)
             batch = tuple(x[first : first + rows] for x in data)
             yield Part(
                 batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, (model, guide), rows < n
@@ -274,7 +275,7 @@ def _check_density(layout: Layout) -> None:
         )
 
 
-def _check_rows(layout: Layout, rows: int, data: Batch) -> None:
+def check_rows(layout: Layout, data: Batch, rows: int) -> None:
     """Raise ValueError unless the weights of a batch are one for each of its rows."""
     if not data and layout.full_size is not None:
         raise ValueError(
