@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         "epochs": job.epochs,
         "data": {**facts(job.data), "test": len(job.test)},
         "versions": versions(),
-        "units": "nats per datum",
+        "units": next(iter(blocks.values())).unit,
         "blocks": {name: block.to_dict() for name, block in blocks.items()},
         "histories": {name: history.to_dict() for name, history in job.histories.items()},
         "pictures": job.pictures,
@@ -175,7 +175,7 @@ class _Job:
             seed=self.options.seed,
             progress=self.progress,
         )
-        unit = "nats per datum"
+        unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (of minus the value: smaller is better"
             unit += f"; log2 {self.data.levels} of the grey-level scale is added)" if self.data.bits_offset else ")"

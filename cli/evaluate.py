@@ -115,7 +115,7 @@ def _bits(evidence: Evidence, data: Dataset, bits: bool) -> str:
 
 
 def _table(table: Comparison, data: Dataset, bits: bool) -> str:
-    unit = f"bits per dimension of minus the value{_offset(data)}" if bits else "nats per datum"
+    unit = f"bits per dimension of minus the value{_offset(data)}" if bits else table.unit
     return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset)}\n\n{table.sentence()}"
 
 
@@ -132,7 +132,7 @@ def _report(
         "run": str(folder.path),
         "measured": settings,
         "epochs": epochs,
-        "units": "nats per datum",
+        "units": evidence.unit,
         "bits_per_dimension": evidence.bits_per_dimension(data.bits_offset),
         "summary": evidence.summary(),
         "evidence": json.loads(evidence.to_json()),  # Evidence.from_json reads it

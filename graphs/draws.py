@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jensen.kernel.batches import Batch
+from jensen.kernel.batches import Batch, rows_of
 from jensen.kernel.lifts import LOOP
 from jensen.kernel.parameters import tensors_of
 from jensen.kernel.plain import PlainState
@@ -89,7 +89,7 @@ class LogWeights:
         first, state = None, self.state
         if self.pair.way_for(batch, particles) is None:
             first = self._of(batch, particles)  # which finds the way
-        operations = 2 * self.weights * particles * len(batch[0])
+        operations = 2 * self.weights * particles * rows_of(batch)
         if self.pair.way_for(batch, particles) == LOOP:  # the graph of one particle, again and again
             if first is not None:
                 return first

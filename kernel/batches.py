@@ -1,8 +1,8 @@
 """The walk through the data: what is run at once, on which rows, and whether the pair can be run so.
 
 :func:`stream` is the only loop over data that a measurement has. It knows which pairs run on a part of their data and
-which on all or none (AutoGuides, guides with a value for each datum, joint weights), looks at every datum before it is
-run, and shows how far it is.
+which on all or none (AutoGuides, guides with a value for each datum, joint weights, pairs that hold their data and are
+called without any), looks at every datum before it is run, and shows how far it is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ __all__ = [
     "Part",
     "Transform",
     "as_tensors",
+    "check_rows",
     "chunks_of",
+    "data_in",
+    "data_in_epoch",
     "in_cache",
     "layout_on",
+    "nested",
+    "place_of",
     "placed",
+    "rows_of",
     "stream",
 ]
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,16 +36,19 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import Batch, Data, as_tensors, rows_of
 from .layout import Layout
+from .looks import layout_on, look_at
 from .measured import in_full, without_penalties
-from .parameters import is_autoguide
-from .weights import Pair, Program, check_pair
+from .parameters import is_autoguide, tensors_of
+from .randomness import forked_rng
+from .sites import enclosing_plates, plates_of
+from .weights import Pair, Program, check_pair, model_sites
 
-Data = Tensor | tuple[Tensor, ...]
-Batch = tuple[Tensor, ...]
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
 
@@ -46,28 +56,29 @@ _CACHE = 2**23  # bytes: measured to be near the best for decoders of 64 to 784 
 _LOOKED_AT = 512  # data on which a pair is checked at once
 
 
-def as_tensors(data: Data) -> tuple[Tensor, ...]:
-    """Data as a tuple of tensors that agree in their first dimension, which is not zero."""
-    tensors = data if isinstance(data, tuple) else (data,)
-    for x in tensors:
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"data is a tensor or a tuple of tensors, but got {type(x).__name__}; use torch.as_tensor, or tuple"
-            )
-    shapes = [list(x.shape) for x in tensors]
-    if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
-        raise ValueError(f"data need one first dimension N of at least 1, but got tensors of shape {shapes}")
-    return tensors
-
-
 def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | None) -> tuple[Tensor, ...]:
     """Tensors on their device, the first of them transformed."""
-    first, *others = (x.to(device or x.device) for x in tensors)
-    return (first if transform is None else transform(first), *others)
+    moved = tuple(x.to(device or x.device) for x in tensors)
+    if transform is None:
+        return moved
+    if not moved:
+        raise ValueError("batch_transform is applied to the first tensor of the data, but there are none, ()")
+    return (transform(moved[0]), *moved[1:])
+
+
+def place_of(tensors: tuple[Tensor, ...], device: Device, *programs: Program) -> torch.device:
+    """The device that data are run on; where there are none, that of the programs' parameters."""
+    if device is not None:
+        return torch.device(device)
+    known = tensors or tensors_of(*programs)
+    return known[0].device if known else torch.device("cpu")
 
 
 class Batches(NamedTuple):
-    """Data, how many rows a batch takes, where it goes, and what happens to its first tensor."""
+    """Data, how many rows a batch takes, where it goes, and what happens to its first tensor.
+
+    No tensors at all are one batch without any.
+    """
 
     tensors: tuple[Tensor, ...]
     size: int
@@ -77,12 +88,7 @@ class Batches(NamedTuple):
     @property
     def n(self) -> int:
         """The number of data."""
-        return len(self.tensors[0])
-
-    @property
-    def where(self) -> torch.device:
-        """The device that batches are on."""
-        return torch.device(self.device) if self.device is not None else self.tensors[0].device
+        return rows_of(self.tensors)
 
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The batch of these rows."""
@@ -97,8 +103,13 @@ class Batches(NamedTuple):
         return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
 
 
-def in_cache(tensors: tuple[Tensor, ...]) -> int:
-    """How many (datum, particle) pairs to run at once: so many that a value for each feature stays in cache."""
+def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:
+    """How many (datum, particle) pairs to run at once: so many that a value for each feature stays in cache.
+
+    Without tensors: how many particles, where all data together are so many numbers.
+    """
+    if not tensors:
+        return max(1, 8192 // max(1, numbers))
     size = max(x[0].numel() for x in tensors) * tensors[0].element_size()  # bytes
     return max(256, min(8192, _CACHE // max(1, size)))
 
@@ -110,12 +121,20 @@ def chunks_of(particles: int, most: int) -> list[int]:
     return [min(size, particles - first) for first in range(0, particles, size)]
 
 
-def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout | Exception:
-    """How a pair is laid out on the first rows of its data, all checked; what it raises where it does not run there."""
-    try:
-        return check_pair(model, guide, *(x[:rows] for x in data))
-    except (RuntimeError, ValueError) as error:
-        return error
+def nested(layout: Layout, max_plate_nesting: int | None) -> Layout:
+    """A layout with room for so many plates, where the user says so.
+
+    Raises:
+        ValueError: if that is less than the pair's plates take.
+    """
+    if max_plate_nesting is None:
+        return layout
+    if max_plate_nesting < layout.nesting:
+        raise ValueError(
+            f"max_plate_nesting={max_plate_nesting}, but the pair's plates take {layout.nesting} dimensions: give at "
+            "least that, or leave it out"
+        )
+    return layout._replace(nesting=max_plate_nesting)
 
 
 @dataclass
@@ -123,7 +142,8 @@ class Part:
     """Some rows of the data, which are run together.
 
     Attributes:
-        data: their tensors, the first dimension n.
+        data: their tensors, the first dimension n; none where the pair holds its data, n being then what its plate
+            says (1 for joint weights).
         first: the number of the first of them in all the data.
         layout: how the pair is laid out on data like these.
         size: how many rows a part has; the last one may have fewer.
@@ -147,7 +167,7 @@ class Part:
     _proven: bool = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.data[0])
+        return len(self.data[0]) if self.data else self.size
 
     @property
     def rows(self) -> slice:
@@ -162,7 +182,7 @@ class Part:
     def divisible(self) -> bool:
         """Whether the pair runs on some of these data alone."""
         half = len(self) // 2
-        if self.joint or is_autoguide(self.pair.guide):
+        if self.joint or not self.data or is_autoguide(self.pair.guide):
             return False
         if self._proven or not half:
             return True
@@ -181,47 +201,55 @@ def stream(
     most: int | None = None,
     weights: Literal["per datum", "any", "none"] = "per datum",
     units: int | None = 1,
+    max_plate_nesting: int | None = None,
     progress: bool = True,
 ) -> Iterator[Part]:
     """Walk through the data, part after part, each of about the same size.
 
-    All data are one part for joint weights, for AutoGuides, and for a guide that fits all of them only (it holds a
-    value for each).
+    All data are one part for joint weights, for AutoGuides, for a guide that fits all of them only (it holds a value
+    for each), and for a pair that holds its data.
 
     Args:
         model: any Pyro model.
         guide: its guide.
-        data: tensors whose first dimension is N, on their device.
+        data: tensors whose first dimension is N, on their device; none for a pair that holds its data.
         what: what is done, in a word: what the progress bar and errors say.
-        at_once: how many (datum, particle) pairs may be run at once.
+        at_once: how many (datum, particle) pairs may be run at once; without data, how many particles.
         together: how many particles of a datum have to be run at once.
         most: the most rows of a part.
         weights: what the pair must yield: weights per datum; weights, be they joint; or values alone (a guide that is
             a point will do).
         units: the units of progress of a datum, all done at the end of its part unless ``Part.advance`` said so before;
             None where nobody knows, so ``advance`` counts.
+        max_plate_nesting: what ``Part.layout.nesting`` is to be; None: how deep the pair's plates are nested.
         progress: whether to show a progress bar.
 
     Yields:
         The :class:`Part`.
 
     Raises:
-        ValueError: for a guide that is a point, weights that are joint, plates that are not those of the data, and on
-            what :func:`~jensen.kernel.weights.check_pair` names.
+        ValueError: for a guide that is a point, weights that are joint, plates that are not those of the data, a guide
+            that holds a value for each of other data, and on what :func:`~jensen.kernel.weights.check_pair` names.
+        TypeError: for a call that does not fit what the pair takes.
     """
-    n = len(data[0])
+    n = rows_of(data)
     rows = n if is_autoguide(guide) else min(n, max(1, at_once // together), most or n)
     layout = layout_on(model, guide, data, rows)
     if isinstance(layout, Exception):
         if rows == n:
             raise layout
-        rows, layout = n, check_pair(model, guide, *data)
+        rows, layout = n, look_at(model, guide, data)
+    if not data and layout.sizes:
+        n = rows = layout.sizes[0]
+        at_once *= n
     if weights != "none":
         _check_density(layout)
         model, guide, layout = _as_measured(model, guide, data, rows, layout)
         _check_joint(layout, what, weights == "per datum")
-        _check_rows(layout, data, rows)
+        check_rows(layout, data, rows)
     joint = not layout.sizes
+    if not data and joint:
+        n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
@@ -230,13 +258,13 @@ def stream(
         for first in range(0, n, rows):
             if first % looked_at == 0:
                 some = tuple(x[first : first + looked_at] for x in data)
-                layout = check_pair(model, guide, *some)
+                layout = nested(check_pair(model, guide, *some), max_plate_nesting)
                 if weights != "none" and not joint:
-                    _check_rows(layout, some, len(some[0]))
+                    check_rows(layout, some, len(some[0]) if some else n)
             batch = tuple(x[first : first + rows] for x in data)
             yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
             if units is not None:
-                bar.update(units * (first + len(batch[0])) - bar.n)
+                bar.update(units * min(n, first + rows) - bar.n)
 
 
 def _check_density(layout: Layout) -> None:
@@ -294,10 +322,20 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
         warnings.warn(f"{factors}: one number for all data", stacklevel=4)
 
 
-def _check_rows(layout: Layout, data: Batch, rows: int) -> None:
+def check_rows(layout: Layout, data: Batch, rows: int) -> None:
     """Raise ValueError unless the weights of a batch are one for each of its rows."""
+    if not data and layout.full_size is not None:
+        raise ValueError(
+            f"the model holds {layout.full_size} data and takes {layout.sizes[0]} of them at random at every run, so "
+            "its weights are those of other data each time: measure it with a plate over all (no subsample_size)"
+        )
     if not layout.sizes or layout.sizes == (rows,):
         return
+    if not data:
+        raise ValueError(
+            f"the plates around every site have sizes {layout.sizes}, but weights are for the data of one plate: "
+            "measure a model that has one plate over its data around every site"
+        )
     x = data[0]
     given = f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data"
     if len(layout.sizes) > 1:
@@ -320,3 +358,36 @@ def _check_rows(layout: Layout, data: Batch, rows: int) -> None:
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"'{name}'" for name in names)
+
+
+def data_in(model: Program, guide: Program, data: Batch) -> tuple[int, int]:
+    """How many data one run of a pair speaks of, and how many with what its plates leave out (a subsample's N).
+
+    They are the data of its plate: the one around every site; else the one around everything observed, with a latent
+    inside, if there is such a one. Of several such plates it is the one with as many data as there are rows; else all
+    of them count. Without any plate they are the rows.
+    """
+    rows = rows_of(data)
+    with forked_rng():
+        q = model_sites(guide, *data)
+        drawn = {site["name"]: site["value"] for site in q if not site["is_observed"]}
+        p = model_sites(poutine.condition(model, data=drawn), *data)
+    plates = set(enclosing_plates([*p, *q]))
+    observed = [plates_of(site) for site in p if site["is_observed"] and site["name"] not in drawn]
+    if not plates and observed:
+        around = set.intersection(*observed)
+        latent = [plates_of(site) for site in p if not site["is_observed"] or site["name"] in drawn]
+        plates = set().union(*(frames & around for frames in latent)) or around
+    plates = {frame for frame in plates if frame.size > 0}  # one without a size has that of the data
+    plates = {frame for frame in plates if frame.size == rows} if data and rows in {f.size for f in plates} else plates
+    if not plates:
+        return rows, rows
+    return math.prod(f.size for f in plates), math.prod(f.full_size or f.size for f in plates)
+
+
+def data_in_epoch(model: Program, guide: Program, data: Batches) -> tuple[int, int]:
+    """The sums of :func:`data_in` over all batches, which differ from the first in the size of the last alone."""
+    full, rest = divmod(data.n, min(data.size, data.n))
+    first = data_in(model, guide, data.first())
+    last = data_in(model, guide, data.take(torch.arange(rest))) if rest else (0, 0)
+    return full * first[0] + last[0], full * first[1] + last[1]

@@ -42,7 +42,7 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: epochs, counted from 1, to the right; nats per datum upwards.
+        The axes: epochs, counted from 1, to the right; nats per datum (or in all) upwards.
 
     Raises:
         ValueError: for unknown curves, and a history that has none of them.
@@ -74,7 +74,7 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
         ax.axvline(history.best_epoch, color="0.4", linewidth=0.8, linestyle=":", label="kept")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
-    ax.set_ylabel(" and ".join(dict.fromkeys(CURVES[name][1] for name in shown)) + "\n(nats per datum)")
+    ax.set_ylabel(" and ".join(dict.fromkeys(CURVES[name][1] for name in shown)) + f"\n({history.unit})")
     if len(ax.get_lines()) > 1:
         ax.legend(fontsize=text_size(ax))
     return ax

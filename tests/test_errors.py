@@ -8,7 +8,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from members import pair
-from pyro.infer import RenyiELBO
+from pyro.infer import (
+    EnergyDistance,
+    JitTrace_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+)
 from torch import nn
 
 from jensen.families import Gaussian, MeanField
@@ -156,10 +164,23 @@ def test_settings_of_fit_that_make_no_sense(options, message):
         fit(model, guide, x, progress=False, **options)
 
 
-def test_an_objective_without_a_differentiable_loss():
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (RenyiELBO(alpha=0.0, num_particles=5), r"no differentiable_loss.*take jensen.inference.IWAE\(5\)"),
+        (RenyiELBO(alpha=0.5, num_particles=7), r"no differentiable_loss.*take jensen.inference.Renyi\(0.5, 7\)"),
+        (TraceGraph_ELBO(), r"no differentiable_loss.*jensen.inference.ELBO\(10\).*baseline"),
+        (ReweightedWakeSleep(), r"no differentiable_loss.*SVI\(model, guide, optim, ReweightedWakeSleep\(...\)\)"),
+        (EnergyDistance(), r"EnergyDistance has no differentiable_loss.*SVI"),
+        (JitTrace_ELBO(), r"JitTrace_ELBO rests on torch.jit.trace.* take Trace_ELBO\(\)"),
+        (JitTraceMeanField_ELBO(), r"JitTraceMeanField_ELBO rests on .* take TraceMeanField_ELBO\(\)"),
+        (Trace_ELBO, r"is the class Trace_ELBO: make one, Trace_ELBO\(\)"),
+    ],
+)
+def test_objectives_that_fit_does_not_take_have_one_that_it_does(objective, message):
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(TypeError, match="RenyiELBO has no differentiable_loss"):
-        fit(model, guide, x, RenyiELBO(), progress=False)
+    with pytest.raises(TypeError, match=message):
+        fit(model, guide, x, objective, progress=False)
 
 
 def test_pyros_optimizers_serve_svi_not_fit():

@@ -21,12 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
+from jensen.kernel.batches import Data, Part, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
 from jensen.results.records import Record
-from jensen.results.standard_errors import standard_error_of_mean
+from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
 from ..training.history import History
@@ -86,11 +86,29 @@ class Comparison(Record):
     def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
         """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
 
-        For ``"log_evidence"`` the exact values are taken where they are known.
+        For ``"log_evidence"`` the exact values are taken where they are known. Where each pair has one number only
+        (joint weights, in nats in all; or one datum), there is no error over data: the Monte Carlo error is returned.
         """
         first, second = (self._values(name, quantity) for name in (a, b))
         delta = first - second
-        return float(delta.mean()), standard_error_of_mean(delta)
+        error = standard_error_of_mean(delta)
+        if len(delta) == 1:
+            error = math.hypot(*(self._noise(name, quantity) for name in (a, b)))
+        return float(delta.mean()), error
+
+    @property
+    def joint(self) -> bool:
+        """Whether the weights are joint, so that each pair has one number for all data."""
+        return self._first.joint
+
+    @property
+    def unit(self) -> str:
+        """The unit of the numbers, in words."""
+        return self._first.unit
+
+    @property
+    def _first(self) -> Evidence:
+        return next(iter(self.rows.values())).evidence
 
     def sentence(self) -> str:
         """How far the rows lie below the best one, each difference with its standard error, and warnings."""
@@ -100,7 +118,9 @@ class Comparison(Record):
         best, *others = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         differences = {name: self.difference(best, name, quantity) for name in others}
         listed = ", ".join(f"{name} {with_error(mean, error)}" for name, (mean, error) in differences.items())
-        below = f"below `{best}` (paired over test points, nats): {listed}."
+        paired = len(self._first.elbo) > 1
+        over = "paired over test points, nats" if paired else f"{self.unit}, ± Monte Carlo error"
+        below = f"below `{best}` ({over}): {listed}."
         if self.shared_model:
             text = f"All rows share one model, so ELBO differences measure the guides. ELBO {below}"
         else:
@@ -110,7 +130,7 @@ class Comparison(Record):
                 ranking = f"`{best}` is {decimals(mean / error, 1)} standard errors above `{others[0]}`"
             text = (
                 f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below} Errors "
-                "cover test points, not training seeds."
+                f"cover {'test points' if paired else 'particles'}, not training seeds."
             )
         return text + self._warnings()
 
@@ -122,15 +142,16 @@ class Comparison(Record):
                 low.append(name)
             if row.gaps is not None and float(row.gaps.converged.double().mean()) < 0.9:
                 above.append(name)
-        many = "for more than 10 % of the test points"
-        text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7 {many}." if low else ""
+        many = " for more than 10 % of the test points"
+        far = "" if self.joint else many
+        text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7{far}." if low else ""
         if above:
             names = ", ".join(above)
-            text += f" The approximation gap of {names} is an upper bound: local optimization did not converge {many}."
+            text += f" The approximation gap of {names} is an upper bound: local optimization did not converge{many}."
         return text
 
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
-        """The aligned table, in nats per datum, or in bits per dimension.
+        """The aligned table, in nats per datum (in all, where weights are joint), or in bits per dimension.
 
         Args:
             bits: whether ELBO, log p(x) and gaps are shown as bits per dimension (of minus the value: less is better).
@@ -149,11 +170,11 @@ class Comparison(Record):
             cells = [
                 *_levels(row.evidence.summary(), split, unit, offset if bits else None),
                 *(_with_spread(split, part, unit) for part in parts),
-                *(decimals(float(row.evidence.ess.mean()), 1), percent(row.evidence.unreliable)),
+                *(decimals(float(row.evidence.ess.mean()), 1), _tail(row.evidence)),
                 *(f"{row.parameters:,}", decimals(row.seconds, 1)),
             ]
             rows.append([name, *cells])
-        return [*before, *parts, "ESS", "k>0.7", "params", "seconds"], rows
+        return [*before, *parts, "ESS", "k-hat" if self.joint else "k>0.7", "params", "seconds"], rows
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers: a summary for each row."""
@@ -173,13 +194,26 @@ class Comparison(Record):
         return "pair", list(rows), {key: [math.nan if v is None else v for v in c] for key, c in columns.items()}
 
     def _table(self) -> Table:
-        first = next(iter(self.rows.values())).evidence
+        first = self._first
         drawn = first.drawn if first.converged is None else "as many particles as each needs"
-        return Table(f"{len(first.elbo)} data, {drawn}, nats per datum", *self._cells(), notes=[self.sentence()])
+        what = "all data jointly" if self.joint else f"{len(first.elbo)} data"
+        return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), notes=[self.sentence()])
 
     def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
         evidence = self.rows[name].evidence
         return evidence.elbo if quantity == "elbo" else evidence.best
+
+    def _noise(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> float:
+        """The Monte Carlo error of a row's mean."""
+        evidence = self.rows[name].evidence
+        if quantity == "elbo":
+            return mc_error(evidence.elbo_error)
+        return mc_error(evidence.standard_error) if evidence.exact is None else 0.0
+
+
+def _tail(evidence: Evidence) -> str:
+    """The share of data with a k-hat above 0.7; the k-hat itself where weights are joint."""
+    return decimals(float(evidence.pareto_k), 2) if evidence.joint else percent(evidence.unreliable)
 
 
 def _levels(s: Any, split: Any, unit: float, offset: float | None) -> list[str]:
@@ -219,6 +253,7 @@ def compare(
     histories: Mapping[str, History] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
+    max_plate_nesting: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Comparison:
@@ -226,16 +261,18 @@ def compare(
 
     Args:
         pairs: (model, guide) by name, in the order of the table's rows.
-        data: a tensor [N, ...], or a tuple of such tensors.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for pairs that hold their data, as in
+            :func:`~jensen.inference.evaluate`.
         particles: the number K of draws per datum.
         gaps: whether to split every gap into approximation and amortization, by :func:`~jensen.inference.gaps` with its
             defaults; the gap is then taken from the better of its two estimates of log p(x). Guides that cannot be
-            taken apart get a dash.
+            taken apart, and joint weights, get a dash.
         tolerance: as in :func:`~jensen.inference.evaluate`; not together with ``gaps``.
         max_particles: as in :func:`~jensen.inference.evaluate`.
         histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
+        max_plate_nesting: as in :func:`~jensen.inference.evaluate`, for every pair.
         device: where to run; modules and data are moved there. None: where they are.
         progress: whether to show progress bars.
 
@@ -263,19 +300,20 @@ def compare(
         )
     if gaps and tolerance is not None:
         raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
-    tensors = as_tensors(data)
+    tensors = as_tensors(data, held=True)
     with private_randomness(seed):
         tensors = placed(tensors, None, batch_transform)
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1
     settings: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    settings["max_plate_nesting"] = max_plate_nesting
     needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles}
     rows = {}
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
         gap_parts = None
         try:
-            if gaps and has_local(guide):
+            if gaps and has_local(guide) and not _some(model, guide, placed(tensors, device, None)).joint:
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
                     gap_parts = split(model, guide, tensors, particles, **settings)
             evidence = (
@@ -292,15 +330,24 @@ def compare(
             f"the weights of {joint} are joint (one number for all data), those of the other pairs per datum: they "
             "do not compare; is a plate missing around a site of the guide?"
         )
+    if len({len(row.evidence.elbo) for row in rows.values()}) > 1:
+        sizes = {name: len(row.evidence.elbo) for name, row in rows.items()}
+        raise ValueError(f"these pairs hold different numbers of data, {sizes}, so they do not compare")
     return Comparison(rows, shared)
 
 
 def _count(model: Program, guide: Program, data: tuple[Tensor, ...], shared: bool) -> int:
     """Trainable parameters of the pair; of the guide alone where the model is shared. A part of the data is enough."""
+    part = _some(model, guide, data)
     with running(model, guide), buffers_kept(model, guide):
-        part = next(stream(model, guide, data, "parameters", at_once=_COUNTED, weights="none", progress=False))
         of_model, of_guide = parameters_of(model, guide, *part.data)
     return sum(p.numel() for p in (of_guide if shared else [*of_model, *of_guide]))
+
+
+def _some(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Part:
+    """A part of the data, and how the pair is laid out there."""
+    with running(model, guide), buffers_kept(model, guide):
+        return next(stream(model, guide, data, "parameters", at_once=_COUNTED, weights="none", progress=False))
 
 
 _COUNTED = 64  # data on which the pair is run to see which parameters it reads

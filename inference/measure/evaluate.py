@@ -21,9 +21,11 @@ from torch import Tensor
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, placed, stream
+from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
+from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
-from jensen.kernel.weights import Program
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.weights import Program, terms
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
@@ -106,8 +108,13 @@ class Evidence(Measurement):
     def drawn(self) -> str:
         """How many particles were drawn per datum, in words."""
         if self.converged is None or self.spent is None:
-            return f"{self.particles} particles each"
-        return f"{float(self.spent.double().mean()):.0f} particles on average"
+            return f"{self.particles} particles" + ("" if self.joint else " each")
+        return f"{float(self.spent.double().mean()):.0f} particles" + ("" if self.joint else " on average")
+
+    @property
+    def unit(self) -> str:
+        """The unit of the numbers, in words: joint weights speak of all data in all."""
+        return "nats in all" if self.joint else "nats per datum"
 
     @property
     def unreliable(self) -> float | None:
@@ -155,10 +162,10 @@ class Evidence(Measurement):
 
     def _table(self) -> Table:
         drawn = self.drawn.removesuffix(" each").replace(" particles", "")
-        facts = [
-            ("effective sample size, mean", f"{decimals(float(self.ess.mean()), 1)} of {drawn}"),
-            ("data with k-hat > 0.7", percent(self.unreliable)),
-        ]
+        size = f"{decimals(float(self.ess.mean()), 1)} of {drawn}"
+        if self.joint:
+            return self._summary_table(f"all data jointly, {self.drawn}, {self.unit}", self._joint_facts(size))
+        facts = [("effective sample size, mean", size), ("data with k-hat > 0.7", percent(self.unreliable))]
         if self.converged is not None and self.spent is not None:
             share, missed = percent(float(self.converged.double().mean())), int((~self.converged).sum())
             facts.append(("tolerance reached", f"{share} of the data; missed by {missed}"))
@@ -166,8 +173,16 @@ class Evidence(Measurement):
         if self.zero_weights is not None and self.zero_weights.any():
             total, where = int(self.zero_weights.sum()), int((self.zero_weights > 0).sum())
             facts.append(("weights of zero", f"{total:,} in {where} data: draws without density"))
-        what = "all data jointly" if self.joint else f"{len(self.elbo)} data"
-        return self._summary_table(f"{what}, {self.drawn}, nats" + ("" if self.joint else " per datum"), facts)
+        return self._summary_table(f"{len(self.elbo)} data, {self.drawn}, {self.unit}", facts)
+
+    def _joint_facts(self, size: str) -> list[tuple[str, str]]:
+        facts = [("effective sample size", size), ("k-hat", decimals(float(self.pareto_k), 2))]
+        if self.converged is not None and self.spent is not None:
+            facts.append(("tolerance reached", "yes" if self.converged.all() else "no"))
+            facts.append(("particles spent", f"{int(self.spent):,}"))
+        if self.zero_weights is not None and self.zero_weights.any():
+            facts.append(("weights of zero", f"{int(self.zero_weights):,}: draws without density"))
+        return facts
 
 
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
@@ -184,6 +199,7 @@ def evaluate(
     seed: int | None = None,
     batch_transform: Transform | None = None,
     chunk_size: int | None = None,
+    max_plate_nesting: int | None = None,
     compile: Compile = "auto",
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -191,9 +207,9 @@ def evaluate(
     r"""Measure a pair: per datum, the ELBO, an importance-weighted estimate of log p(x), and whether to trust it.
 
     Weights are streamed in chunks of data and particles and reduced in float64. Memory does not grow with K, but for
-    the 3 sqrt(K) largest weights of the data in hand, nor with N, but for the results. (Joint weights, and guides that
-    hold a value for each datum, are run on all data at once.) Parameters are not touched; modules are in evaluation
-    mode meanwhile.
+    the 3 sqrt(K) largest weights of the data in hand, nor with N, but for the results. (Joint weights, guides that hold
+    a value for each datum, and pairs that hold their data are run on all data at once.) Parameters are not touched;
+    modules are in evaluation mode meanwhile.
 
     With a ``tolerance``, particles go where they are needed: a pilot of 256 sets the number for each datum, with
     k-hat above 0.5 many more (four times at 0.7). The estimate uses fresh draws, and the same rule is applied to them
@@ -210,14 +226,17 @@ def evaluate(
     Args:
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
-        data: a tensor [N, ...], or a tuple of such tensors.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for a pair that holds its data and is called without
+            arguments: weights are then joint, or one for each datum of the plate around every site.
         particles: the number K of draws per datum; not used with a tolerance.
         tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each datum. None: K draws for all.
         max_particles: with a tolerance, the most draws of one datum, at least 512. Where it is met first, the datum is
             not ``converged``.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
-        chunk_size: how many (datum, particle) pairs are run at once; None: as many as a processor's cache takes well.
+        chunk_size: how many (datum, particle) pairs are run at once (how many particles, of a pair that holds its
+            data); None: as many as a processor's cache takes well.
+        max_plate_nesting: how many dimensions the pair's plates take, as in Pyro's losses. None: what a run of it says.
         compile: whether the pair is captured once as a graph and compiled: ``"auto"`` where that pays, ``True``
             wherever it can be done (else a warning says why not), ``False`` never. The draws are the same.
         device: where to run; modules and data are moved there. None: where they are.
@@ -228,7 +247,9 @@ def evaluate(
 
     Raises:
         ValueError: for ``particles`` less than 1, a tolerance that is not positive, ``max_particles`` below 512, data
-            that are empty or not finite, and on what :func:`~jensen.inference.log_weights` names.
+            that are empty or not finite, a guide that holds a value for each of other data, and on what
+            :func:`~jensen.inference.log_weights` names.
+        TypeError: for data that are no tensors, and a call that does not fit what the pair takes.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -247,12 +268,12 @@ def evaluate(
     """
     check_settings(particles, tolerance, max_particles)
     check_compile(compile)
-    tensors = as_tensors(data)
-    n = len(tensors[0])
-    chunk_size = in_cache(tensors) if chunk_size is None else chunk_size
-    where = tensors[0].device if device is None else torch.device(device)
+    tensors = as_tensors(data, held=True)
+    where = place_of(tensors, device, model, guide)
     with running(model, guide, seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
+        numbers = tensors[0].numel() if tensors else _observed(model, guide)
+        chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
         weights: LogWeights | None = None
         for part in stream(
@@ -265,6 +286,7 @@ def evaluate(
             most=64,
             weights="any",
             units=particles if tolerance is None else None,
+            max_plate_nesting=max_plate_nesting,
             progress=progress,
         ):
             weights = LogWeights(part.pair, compile) if weights is None else weights
@@ -274,7 +296,7 @@ def evaluate(
             ) -> tuple[Tensor, ...]:
                 some = part.data if positions is None else tuple(x[positions.to(x.device)] for x in part.data)
                 drawn = weights.parts(some, k, None if tolerance is not None else max(1, part.ahead * (particles // k)))
-                part.advance(k * len(some[0]))
+                part.advance(k * (len(part) if positions is None else len(positions)))
                 numbers = (drawn.log_weights, drawn.elbo) if part.pair.elbo_differs else (drawn.log_weights,)
                 return tuple(t.unsqueeze(-1) if part.joint else t for t in numbers)
 
@@ -284,14 +306,14 @@ def evaluate(
             parts.append({name: values.cpu() for name, values in reduced.items()})
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
-        known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint)
+        known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
         **joined,
         exact=known,
         particles=int(joined["spent"].max()),
-        features=tensors[0][0].numel() * (n if part.joint else 1),
+        features=numbers // len(joined["elbo"]),
         joint=part.joint,
         corrected=corrected,
         corrected_error=errors,
@@ -299,6 +321,14 @@ def evaluate(
     )
     _warn_of_impossible_elbo(evidence)
     return evidence
+
+
+def _observed(model: Program, guide: Program) -> int:
+    """How many numbers a pair that holds its data observes."""
+    nesting = look_at(model, guide, ()).nesting
+    with forked_rng():
+        t = terms(model, guide, max_plate_nesting=nesting)
+    return sum(t.values[name].numel() for name in t.log_p if name not in t.log_q)
 
 
 def _warn_of_impossible_elbo(evidence: Evidence) -> None:

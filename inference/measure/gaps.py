@@ -154,6 +154,7 @@ def gaps(
     batch_size: int = 250,
     seed: int | None = None,
     batch_transform: Transform | None = None,
+    max_plate_nesting: int | None = None,
     device: Device = None,
     compile: Compile = "auto",
     progress: bool = True,
@@ -189,6 +190,7 @@ def gaps(
         batch_size: how many data are optimised at once.
         seed: makes everything repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once.
+        max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: where they are.
         compile: as for :func:`~jensen.inference.evaluate`; steps of the local optimisation are captured and compiled
             too.
@@ -226,9 +228,13 @@ def gaps(
     tensors = as_tensors(data)
     with private_randomness(seed):
         tensors = placed(tensors, device, batch_transform)
-    evidence = evaluate(model, guide, tensors, particles, seed=seed, device=device, compile=compile, progress=progress)
+    how: dict[str, Any] = {"device": device, "compile": compile, "max_plate_nesting": max_plate_nesting}
+    evidence = evaluate(model, guide, tensors, particles, seed=seed, progress=progress, **how)
     if evidence.joint:
-        raise ValueError("the weights of this pair are joint, one number for all data, so there is no gap per datum")
+        raise ValueError(
+            "the weights of this pair are joint, one number for all data, so parameters cannot be found for each datum "
+            "on its own: its gap in all is evaluate(model, guide, data).gap"
+        )
     start = time.perf_counter()
     measured: list[Evidence] = []
     gain: list[Tensor] = []
@@ -239,7 +245,7 @@ def gaps(
             batch = part.data
             local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
             ahead = _LIKELY * steps * -(-len(tensors[0]) // part.size)
-            search = LocalSearch(model, local, batch, draws, compile, ahead)
+            search = LocalSearch(model, local, batch, draws, compile, ahead, max_plate_nesting)
             change, error = torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
             done, rate = 0, lr
             while search.free and done < rounds and rate > lr / 20:
@@ -249,7 +255,7 @@ def gaps(
                     rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
             measured.append(
-                evaluate(model, local, batch, particles, device=device, compile=compile, progress=False)
+                evaluate(model, local, batch, particles, progress=False, **how)
                 if search.free
                 else _rows(evidence, part.rows)  # nothing to optimise: the same guide
             )

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jensen.graphs.capture import Outputs
 from jensen.graphs.compile import Compile
 from jensen.graphs.routes import Function, Routes, weights_of
+from jensen.kernel.batches import nested
 from jensen.kernel.parameters import claim_parameters, tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -36,16 +37,25 @@ class LocalSearch:
         draws: draws from the guide per datum and step.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.gaps`.
         ahead: how many steps are to come, roughly.
+        max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
 
     Attributes:
         route: how steps are run.
     """
 
     def __init__(
-        self, model: Program, guide: Any, batch: tuple[Tensor, ...], draws: int, mode: Compile, ahead: int
+        self,
+        model: Program,
+        guide: Any,
+        batch: tuple[Tensor, ...],
+        draws: int,
+        mode: Compile,
+        ahead: int,
+        max_plate_nesting: int | None = None,
     ) -> None:
         self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
-        self.pair = Pair(model, guide, check_pair(model, guide, *batch).nesting)
+        layout = nested(check_pair(model, guide, *batch), max_plate_nesting)
+        self.pair = Pair(model, guide, layout.nesting)
         named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         self.free = list(named.values())
         self.copies = [p for name, p in named.items() if ".copies." in name]

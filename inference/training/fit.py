@@ -13,17 +13,19 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite
+from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO, Trace_ELBO
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, layout_on
+from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, data_in_epoch, nested, place_of
 from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
+from jensen.kernel.looks import held_by, layout_on, look_at
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
@@ -60,6 +62,7 @@ def fit(
     resume: bool = False,
     batch_transform: Transform | None = None,
     freeze: nn.Module | Iterable[nn.Module] = (),
+    max_plate_nesting: int | None = None,
     compile: Compile = "auto",
     callbacks: Callback | Iterable[Callback] = (),
     progress: bool = True,
@@ -76,7 +79,8 @@ def fit(
     Args:
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
-        data: a tensor [N, ...], or a tuple of such tensors.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for a pair that holds its data and is called without
+            arguments, one step per epoch.
         objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
             or your own), which is not changed: its knobs go by the steps of this run. ``Trace_ELBO()`` if None.
         epochs: passes over the data.
@@ -94,6 +98,8 @@ def fit(
         resume: go on from ``checkpoint`` if it exists: the run ends as an uninterrupted one would.
         batch_transform: applied to the first tensor of every batch: ``torch.bernoulli`` binarizes grey images.
         freeze: modules whose parameters stay as they are, in evaluation mode: ``freeze=model`` fits the guide alone.
+        max_plate_nesting: how many dimensions the pair's plates take, for jensen's objectives (Pyro's own have it as an
+            argument). None: what a run of the pair says.
         compile: whether steps run in a compiled graph, captured from the pair once: ``"auto"`` where that pays,
             ``True`` wherever it can be done (else a warning says why not), ``False`` never. ``history.route`` says what
             was done.
@@ -106,8 +112,10 @@ def fit(
 
     Raises:
         ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
-            make no sense, nothing to train, and a checkpoint that is torn or of another pair.
-        TypeError: for an objective, optimizer or callback that does not serve, and data that are no tensors.
+            make no sense, batches that the pair does not run on, a plate over the data that does not follow their first
+            dimension, nothing to train, and a checkpoint that is torn or of another pair.
+        TypeError: for an objective, optimizer or callback that does not serve, data that are no tensors, and a call
+            that does not fit what the pair takes.
         FloatingPointError: at the first loss or gradient that is not finite; the parameters are those of the last good
             epoch, and so is the checkpoint.
 
@@ -124,8 +132,10 @@ def fit(
     """
     start = time.perf_counter()
     objective = Trace_ELBO() if objective is None else objective
-    train = Batches(as_tensors(data), batch_size, device, batch_transform)
-    held_out = None if validation is None else Batches(as_tensors(validation), batch_size, device, batch_transform)
+    train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
+    held_out = None
+    if validation is not None:
+        held_out = Batches(as_tensors(validation, held=True), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     check_compile(compile)
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
@@ -138,11 +148,14 @@ def fit(
     with (
         watched(callbacks, model, guide) as look_on,
         _training(model, guide, frozen, seed, device),
-        product_route(train.where, begun.get("products")) as products,
+        product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
     ):
-        layout = _look(model, guide, train)
+        layout = nested(_look(model, guide, train), max_plate_nesting)
+        with buffers_kept(model, guide):
+            count = data_in_epoch(model, guide, train)[1]
+        history.data = count
         if held_out is not None:
-            measure = Validation(model, guide, held_out, _look(model, guide, held_out), compile, epochs)
+            measure = Validation(model, guide, held_out, max_plate_nesting, compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
@@ -192,9 +205,9 @@ def fit(
                     good, good_epoch, kept = run.snapshot(), epoch + 1, history.steps
                 elif history.steps >= kept + BLOCK:  # the first loss of the next epoch will say whether it is good
                     unproved, kept = (run.snapshot(), epoch + 1), history.steps
-                history.elbo.append(_per_datum(bounds, layout, train.n))
+                history.elbo.append(sum(bounds) / count)
                 if shaped:
-                    history.shaped.append(-_per_datum(losses, layout, train.n))
+                    history.shaped.append(-sum(losses) / count)
                 history.learning_rate.append(float(run.optimizer.param_groups[0].get("lr", lr)))
                 if run.scheduler is not None:
                     run.scheduler.step()
@@ -216,11 +229,6 @@ def fit(
     return history
 
 
-def _per_datum(bounds: list[float], layout: Layout, n: int) -> float:
-    """The bound of an epoch per datum: batches add up, unless the model scales each of them up to all its data."""
-    return sum(bounds) / n if layout.full_size is None else sum(bounds) / len(bounds) / layout.full_size
-
-
 def _check_settings(
     objective: ELBO,
     epochs: int,
@@ -239,8 +247,35 @@ def _check_settings(
         )
     if resume and checkpoint is None:
         raise ValueError("resume goes on from a checkpoint: say which file")
-    if not callable(getattr(objective, "differentiable_loss", None)):
-        raise TypeError(f"{type(objective).__name__} has no differentiable_loss; fit needs an objective that has one")
+    if isinstance(objective, type):
+        raise TypeError(f"objective is the class {objective.__name__}: make one, {objective.__name__}()")
+    if isinstance(objective, _TRACED) or not callable(getattr(objective, "differentiable_loss", None)):
+        raise TypeError(f"{type(objective).__name__} {_instead(objective)}")
+
+
+_TRACED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO)
+
+
+def _instead(objective: Any) -> str:
+    """Why fit does not take an objective of Pyro's, and what does the same: the rest of a sentence."""
+    name, K = type(objective).__name__, getattr(objective, "num_particles", 1)
+    if isinstance(objective, _TRACED):
+        return (
+            "rests on torch.jit.trace, which is deprecated and keeps what the pair did in its first run: take "
+            f"{name.removeprefix('Jit')}(); fit captures the steps of Trace_ELBO and of jensen's objectives"
+        )
+    lacks = "has no differentiable_loss, which fit needs"
+    if name == "RenyiELBO":
+        alpha = objective.alpha
+        same = f"jensen.inference.IWAE({K})" if alpha == 0 else f"jensen.inference.Renyi({alpha:g}, {K})"
+        return f"{lacks}: take {same}, the same bound, which leaves the scales of plates out of the logarithm"
+    if name in ("TraceGraph_ELBO", "JitTraceGraph_ELBO"):
+        return (
+            f"{lacks}: take jensen's own ELBO, jensen.inference.ELBO({K if K > 1 else 10}), whose gradient has the "
+            "score of the sites without rsample, each draw with the others as its baseline"
+        )
+    way = f"pyro.infer.SVI(model, guide, optim, {name}(...)).step(x)"
+    return f"{lacks}: train by {way} itself, and measure the trained pair with evaluate and compare"
 
 
 def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -262,18 +297,78 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
     """Look at every datum once, in batches of the size to come, before the first step; the pair's layout."""
     with forked_rng(), buffers_kept(model, guide):
         parts = torch.arange(data.n).split(data.size)
-        layout = check_pair(model, guide, *data.take(parts[0]))
-        if 1 < data.size < data.n:
-            smaller = layout_on(model, guide, data.first(), data.size - 1)
-            if isinstance(smaller, Exception):  # a guide with a value per datum fits one size only
+        try:
+            layout = look_at(model, guide, data.take(parts[0]))
+        except (RuntimeError, ValueError) as error:
+            if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
-                    f"the pair runs on {data.size} data but not on {data.size - 1}: a guide that holds a value for "
-                    f"each datum (an AutoGuide) sees all data at every step: make a new one, and give batch_size="
-                    f"{data.n} or more ({str(smaller).splitlines()[0]})"
-                ) from smaller
+                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({error})"
+                ) from error
+            raise
+        if data.size < data.n:
+            _check_other_sizes(model, guide, data, layout)
         for rows in parts[1:]:
-            check_pair(model, guide, *data.take(rows))
+            try:
+                check_pair(model, guide, *data.take(rows))
+            except (RuntimeError, ValueError) as error:
+                if len(rows) == data.size or isinstance(_on(model, guide, data, len(rows)), Layout):
+                    raise  # it is the data
+                raise ValueError(_last_batch(model, guide, data, len(rows), error)) from error
     return layout
+
+
+def _on(model: Program, guide: Program, data: Batches, rows: int) -> Layout | Exception:
+    """How a pair is laid out on so many data, or what it raises there."""
+    return layout_on(model, guide, data.take(torch.arange(rows)), rows)
+
+
+def _check_other_sizes(model: Program, guide: Program, data: Batches, layout: Layout) -> None:
+    """Raise ValueError for a pair to which batches are no parts of its data: it runs on one number of rows only."""
+    size = data.size
+    others = [k for k in (size - 1, size + 1) if k > 1]
+    tried = {}
+    for k in others:  # some pairs do not run on one row, some not on an odd number
+        tried[k] = _on(model, guide, data, k)
+        if isinstance(tried[k], Layout):
+            break
+    first, other = others[0], tried[others[0]]
+    if isinstance(other, Exception) and all(isinstance(outcome, Exception) for outcome in tried.values()):
+        held = held_by(model, guide, data.take(torch.arange(first)))
+        where = f"the pair runs on {size} data but not on {' or '.join(map(str, others))}"
+        if held is not None:
+            raise ValueError(
+                f"{where}: {held}, so it sees all data at every step: make a new one, and give batch_size={data.n} or "
+                "more"
+            ) from other
+        raise ValueError(
+            f"{where}: {str(other).splitlines()[0]}; read the number of data from them, len(x), where the pair has "
+            f"{size}, and if it holds a value for each datum give batch_size={data.n} or more"
+        ) from other
+    seen = next(k for k, outcome in tried.items() if isinstance(outcome, Layout))
+    laid_out = tried[seen]
+    assert isinstance(laid_out, Layout)
+    if layout.full_size is None and layout.sizes and layout.sizes == laid_out.sizes:
+        raise ValueError(
+            f"the plate around every site has size {' x '.join(map(str, layout.sizes))} whatever the number of rows, "
+            f"so batches of {size} rows are no batches of its data: transpose the data, so that their first dimension "
+            f"is that of the plate, or give batch_size={data.n} or more"
+        )
+
+
+def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error: Exception) -> str:
+    """What to say of a last batch that the pair does not run on: a batch size near by that leaves another rest."""
+    near = sorted(range(2, data.n), key=lambda size: (abs(size - data.size), -size))[:_TRIED]
+    rests = ((size, data.n % size) for size in near)
+    good = (size for size, rest in rests if not rest or isinstance(_on(model, guide, data, rest), Layout))
+    size = next(good, data.n)
+    left = "no such batch" if data.n % size == 0 else f"a last batch of {data.n % size}"
+    return (
+        f"the last batch of an epoch has {rows} row{'s' * (rows > 1)} ({data.n} data, batch_size={data.size}), and the "
+        f"pair does not run on it ({str(error).splitlines()[0]}): give batch_size={size}, which leaves {left}"
+    )
+
+
+_TRIED = 20  # batch sizes
 
 
 @contextmanager

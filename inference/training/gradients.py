@@ -45,7 +45,7 @@ class LossGraph(NamedTuple):
 
 def knobs_of(objective: ELBO, step: int, batch: Batch) -> Tensor:
     """The numbers in the loss at a step, on the device of a batch; Pyro's own losses have none."""
-    device = batch[0].device
+    device = batch[0].device if batch else None
     if isinstance(objective, Objective):
         return objective.knobs(step, device)
     return torch.empty(0, dtype=torch.float64, device=device)

@@ -39,6 +39,9 @@ class History(Record):
         seconds: wall-clock time.
         compiled: whether steps ran in one compiled graph of loss, gradients and update.
         route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``.
+        data: how many data the bounds of an epoch are divided by: as many as its plate over them has in all (N where it
+            subsamples), else the rows of the data. 1 where the pair holds its data and has no plate around them: its
+            bounds are those of all data.
 
     Example:
         >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
@@ -64,6 +67,7 @@ class History(Record):
     distortion: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     elapsed: list[float] = field(default_factory=list)
+    data: int | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
@@ -74,6 +78,11 @@ class History(Record):
             ValueError: if it is torn, not a checkpoint, or of a newer schema version.
         """
         return cls(**read_checkpoint(path)["history"])
+
+    @property
+    def unit(self) -> str:
+        """The unit of the bounds, in words."""
+        return "nats in all" if self.data == 1 else "nats per datum"
 
     def per_epoch(self) -> dict[str, list[Any]]:
         """The columns of the curves that there are, by name, all of one length.
@@ -92,7 +101,7 @@ class History(Record):
     def _line(self) -> str:
         text = f"{len(self.elbo)} epochs, {self.steps} steps, {self.seconds:.1f} s"
         if self.elbo:
-            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} nats per datum"
+            text += f": training bound {decimals(self.elbo[0])} -> {decimals(self.elbo[-1])} {self.unit}"
         if self.validation:
             text += f", validation {decimals(self.validation[-1])}"
         if self.best_epoch is not None:

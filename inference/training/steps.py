@@ -32,7 +32,7 @@ from jensen.graphs.capture import Graph, Outputs, agrees, capture
 from jensen.graphs.compile import CannotCompile, Compile, compiled
 from jensen.graphs.guards import Witnesses
 from jensen.graphs.routes import Route, Work, fastest
-from jensen.kernel.batches import Batch, Batches
+from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import owners_of
@@ -214,7 +214,7 @@ class Steps:
         first = shapes == self._full
         steps = max(0, (self.ahead if first else self.rest) - self._done[shapes])
         weights: int = sum(p.numel() for p in self.run.trained if p.dim() > 1)
-        operations = 3 * weights * len(batch[0]) * self.objective.num_particles  # at twice the pace of log weights
+        operations = 3 * weights * rows_of(batch) * self.objective.num_particles  # at twice the pace of log weights
         mode: Compile = "auto" if self.mode and not first else self.mode
         uncompiled = "" if first else "full batches have the compiled graph"
         if first and mode == "auto" and self.begun is not None:

@@ -8,10 +8,11 @@ import torch
 
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
-from jensen.kernel.batches import Batches
-from jensen.kernel.layout import Layout
+from jensen.kernel.batches import Batches, data_in_epoch, nested
+from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
-from jensen.kernel.weights import Pair, Program
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.weights import Pair, Program, check_pair
 
 from .history import History
 
@@ -24,17 +25,32 @@ class Validation:
     Args:
         model: the model.
         guide: its guide.
-        data: the held-out data.
-        layout: how the pair is laid out on them.
+        data: the held-out data, all of which are looked at.
+        max_plate_nesting: as for :func:`~jensen.inference.fit`.
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
         epochs: how many calls are to come.
+
+    Raises:
+        ValueError: for data that the pair does not run on, in evaluation mode.
     """
 
     def __init__(
-        self, model: Program, guide: Program, data: Batches, layout: Layout, mode: Compile, epochs: int
+        self,
+        model: Program,
+        guide: Program,
+        data: Batches,
+        max_plate_nesting: int | None,
+        mode: Compile,
+        epochs: int,
     ) -> None:
-        self.data, self.layout = data, layout
-        self.rows = data.size if layout.sizes else data.n
+        self.data = data
+        with running(model, guide, device=data.device), forked_rng():
+            layout = nested(look_at(model, guide, data.first()), max_plate_nesting)
+            self.rows = data.size if layout.sizes else data.n
+            for rows in torch.arange(data.n).split(self.rows):
+                check_pair(model, guide, *data.take(rows))
+            spoken_of, full = data_in_epoch(model, guide, data._replace(size=self.rows))
+            self.count = spoken_of if layout.sizes else full  # joint weights have a subsample scaled up
         self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
         self.weights = LogWeights(Pair(model, guide, layout.nesting), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
@@ -49,9 +65,7 @@ class Validation:
                 drawn = weights.parts(data.take(rows), _PARTICLES, self.ahead)
                 elbo += float(drawn.elbo.mean(0).sum())
                 observed += 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
-        full_size = self.layout.full_size
-        n = data.n if self.layout.sizes or full_size is None else full_size
-        history.validation.append(elbo / n)
+        history.validation.append(elbo / self.count)
         if self.split:
-            history.distortion.append(-observed / n)
+            history.distortion.append(-observed / self.count)
             history.rate.append(-history.validation[-1] - history.distortion[-1])

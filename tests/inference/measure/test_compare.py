@@ -3,9 +3,12 @@
 import math
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from members import pair
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from jensen.families import MeanField
@@ -169,6 +172,103 @@ def test_the_sentence_says_the_difference_and_its_error():
     )
     assert "b 0.600 ± 0.058." in sentence
     assert "The log p(x) of a is probably too low: k-hat > 0.7 for more than 10 % of the test points." in sentence
+
+
+def _one(elbo, k=0.1, joint=True, **values):
+    """Evidence of all data at once, or of one datum."""
+    return Evidence(
+        elbo=torch.tensor([elbo]).double(),
+        elbo_error=torch.tensor([0.3]).double(),
+        log_evidence=torch.tensor([elbo + 1]).double(),
+        standard_error=torch.tensor([0.4]).double(),
+        ess=torch.tensor([20.0]).double(),
+        pareto_k=torch.tensor([k]).double(),
+        exact=None,
+        particles=100,
+        features=60,
+        joint=joint,
+        **values,
+    )
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_one_number_for_each_pair_has_a_monte_carlo_error(joint):
+    rows = {"a": Row(_one(-70.0, joint=joint), 1, 1.0), "b": Row(_one(-75.0, joint=joint), 1, 1.0)}
+    table = Comparison(rows, True)
+    assert table.difference("a", "b") == (5.0, pytest.approx(0.3 * 2**0.5))
+    assert table.difference("a", "b", "log_evidence") == (5.0, pytest.approx(0.4 * 2**0.5))
+    known = replace(rows["a"].evidence, exact=torch.tensor([-69.0]).double())
+    exact = Comparison(rows | {"a": Row(known, 1, 1.0)}, True)
+    assert exact.difference("a", "b", "log_evidence") == (5.0, pytest.approx(0.4))
+    unit = "nats in all" if joint else "nats per datum"
+    assert f"ELBO below `a` ({unit}, ± Monte Carlo error): b 5.00 ± 0.42." in table.sentence()
+    other = Comparison(rows, False).sentence()
+    assert "`a` is 8.8 standard errors above `b`" in other
+    assert other.endswith("Errors cover particles, not training seeds.")
+
+
+def test_joint_weights_speak_of_all_data_and_of_no_datum():
+    rows = {"a": Row(_one(-70.0, k=0.9), 1, 1.0), "b": Row(_one(-75.0, k=0.9), 1, 1.0)}
+    text = str(Comparison(rows, True))
+    assert text.startswith("all data jointly, 100 particles, nats in all\n")
+    assert "k-hat" in text.splitlines()[1]
+    assert text.splitlines()[3].split()[-3:] == ["0.90", "1", "1.0"]
+    assert text.endswith("The log p(x) of a, b is probably too low: k-hat > 0.7.")
+    spent = _one(-70.0, spent=torch.tensor([768]), converged=torch.tensor([False]), zero_weights=torch.tensor([3]))
+    for said in (text, str(spent)):
+        assert "datum" not in said
+        assert "data with" not in said
+        assert "test points" not in said
+    facts = {line.split("  ")[0].strip(): line.split()[-1] for line in str(spent).splitlines()[-5:]}
+    assert facts["tolerance reached"] == "no"
+    assert facts["particles spent"] == facts["effective sample size"] == "768"
+    assert facts["k-hat"] == "0.10"
+
+
+def test_guides_of_global_latents_are_compared_also_where_gaps_are_asked_for():
+    x = torch.rand(60)
+    y = 1 - x + 0.5 * torch.randn(60)
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(a + b * x, 1.0), obs=y)
+
+    pairs = {"normal": (model, AutoNormal(model)), "full": (model, AutoMultivariateNormal(model))}
+    table = compare(pairs, (x, y), 200, gaps=True, seed=0, progress=False)
+    assert table.joint
+    assert all(row.gaps is None for row in table.rows.values())
+    mean, error = table.difference("normal", "full")
+    again = compare(pairs, (x, y), 20000, seed=1, progress=False).difference("normal", "full")
+    assert abs(mean - again[0]) < 4 * error
+    assert 0 < again[1] < error
+
+
+def test_pairs_that_hold_their_data_are_compared():
+    x = torch.randn(30)
+
+    def joint(n=30):
+        with pyro.plate("data", n):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    def guide():
+        with pyro.plate("data", 30):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    def prior(n=30):
+        with pyro.plate("data", n):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    model = pyro.condition(joint, data={"x": x})
+    table = compare({"exact": (model, guide), "prior": (model, prior)}, (), 50, seed=0, progress=False)
+    log_p = dist.Normal(0.0, 2**0.5).log_prob(x).double()
+    torch.testing.assert_close(table.rows["exact"].evidence.log_evidence, log_p, atol=1e-5, rtol=1e-5)
+    assert str(table).startswith("30 data, 50 particles each, nats per datum")
+    fewer = pyro.condition(lambda: joint(7), data={"x": x[:7]}), lambda: prior(7)
+    with pytest.raises(ValueError, match=r"hold different numbers of data, {'exact': 30, 'fewer': 7}"):
+        compare({"exact": (model, guide), "fewer": fewer}, (), 50, progress=False)
 
 
 def test_models_that_cannot_be_told_apart_are_not_ranked():

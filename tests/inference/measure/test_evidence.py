@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from arviz_stats.base import array_stats
@@ -284,3 +286,81 @@ def test_memory_does_not_grow_with_the_particles(compile):
     few, many = peak(4_000), peak(100_000)  # both in blocks of 160
     print(f"memory above the loaded process: K = 4,000: {few} KiB, K = 100,000: {many} KiB")
     assert many <= 1.25 * few  # all weights, kept, would take half as much again
+
+
+def _held(n, **plate):
+    """A model that holds n numbers, and its posterior."""
+    x = torch.linspace(-2, 2, n)
+
+    def model():
+        with pyro.plate("data", n, **plate) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide():
+        with pyro.plate("data", n, **plate) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    return model, guide, dist.Normal(0.0, 2**0.5).log_prob(x).double()
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_size": 7}, {"compile": True}, {"max_plate_nesting": 3}])
+def test_a_pair_that_holds_its_data_is_measured_per_datum_of_its_plate(settings):
+    model, guide, log_p = _held(30)
+    evidence = evaluate(model, guide, (), 50, seed=0, progress=False, **settings)
+    assert not evidence.joint
+    assert evidence.features == 1
+    torch.testing.assert_close(evidence.elbo, log_p, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evidence.log_evidence, log_p, atol=1e-5, rtol=1e-5)
+
+
+def test_a_pair_that_holds_its_data_reaches_a_tolerance_for_all_of_them():
+    model, _, log_p = _held(30)
+
+    def prior():
+        with pyro.plate("data", 30):
+            pyro.sample("z", dist.Normal(0.0, 1.2))
+
+    evidence = evaluate(model, prior, (), tolerance=0.02, seed=0, progress=False)
+    assert bool(evidence.converged.all())
+    assert ((evidence.log_evidence - log_p).abs() < 5 * evidence.standard_error).all()
+
+
+def test_a_pair_that_holds_its_data_and_takes_some_at_random_is_refused():
+    model, guide, _ = _held(30, subsample_size=10)
+    with pytest.raises(ValueError, match=r"holds 30 data and takes 10 of them at random at every run"):
+        evaluate(model, guide, (), 50, progress=False)
+
+
+def test_joint_weights_of_a_pair_that_holds_its_data():
+    x = torch.linspace(-1, 1, 12).double()
+
+    def model():
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()).double(), 1.0))
+        with pyro.plate("data", 12):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide():
+        pyro.sample("mean", dist.Normal(x.sum() / 13, (1 / 13) ** 0.5))
+
+    evidence = evaluate(model, guide, (), 50, progress=False)
+    covariance = torch.eye(12).double() + 1
+    exact = dist.MultivariateNormal(torch.zeros(12).double(), covariance).log_prob(x)
+    assert evidence.joint
+    assert evidence.features == 12
+    torch.testing.assert_close(evidence.elbo, exact.unsqueeze(0))
+    assert evidence.bits_per_dimension() == pytest.approx(-exact.item() / (12 * math.log(2)))
+
+
+def test_there_is_nothing_to_transform_without_data():
+    model, guide, _ = _held(30)
+    with pytest.raises(ValueError, match=r"batch_transform is applied to the first tensor of the data, but there are"):
+        evaluate(model, guide, (), 50, batch_transform=torch.bernoulli, progress=False)
+
+
+def test_room_for_plates_is_at_least_what_they_take():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"max_plate_nesting=0, but the pair's plates take 1 dimensions"):
+        evaluate(model, guide, x, 10, max_plate_nesting=0, progress=False)
+    wide = evaluate(model, guide, x, 10, max_plate_nesting=3, seed=0, progress=False)
+    torch.testing.assert_close(wide.elbo, evaluate(model, guide, x, 10, seed=0, progress=False).elbo)

@@ -1,0 +1,152 @@
+"""A pair looked at on given data: how it is laid out there, or why it does not run there.
+
+A guide that holds a value for each datum (an AutoGuide of local latents, ``pyro.param("loc", torch.zeros(50))``) fits
+the data that it was made for and no others. PyTorch then speaks of broadcasting; here the guide is named.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Held", "held_by", "layout_on", "look_at"]
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuideList
+from torch import nn
+
+from .arguments import Batch, misfit, rows_of
+from .layout import Layout
+from .parameters import is_autoguide, owners_of
+from .randomness import forked_rng
+from .sites import AtMode, plates_of
+from .weights import Program, check_pair, model_sites, parameters_read
+
+
+def look_at(model: Program, guide: Program, data: Batch) -> Layout:
+    """:func:`check_pair`, whose errors say what they have to do with the call, or with the number of data.
+
+    Raises:
+        TypeError: for a call that does not fit the arguments that a program takes.
+        ValueError: for a guide that holds a value for each of other data, and as :func:`check_pair`.
+    """
+    _refuse(_held_by_autoguide(model, guide, data))
+    try:
+        return check_pair(model, guide, *data)
+    except TypeError as error:
+        sentence = misfit(guide, "guide", data) or misfit(model, "model", data)
+        if sentence is None:
+            raise
+        raise TypeError(sentence) from error
+    except (RuntimeError, ValueError):
+        _refuse(_held_by_parameters(model, guide, data))
+        raise
+
+
+def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout | Exception:
+    """How a pair is laid out on the first rows of its data, all checked; what it raises where it does not run there."""
+    try:
+        return look_at(model, guide, tuple(x[:rows] for x in data))
+    except (RuntimeError, ValueError) as error:
+        return error
+
+
+class Held(NamedTuple):
+    """Where a guide holds values, one for each of ``size`` data, of which ``came`` others came."""
+
+    guide: str
+    size: int
+    where: str
+    came: int
+
+    def __str__(self) -> str:
+        return f"{self.guide} holds a value for each of {self.size} data ({self.where})"
+
+
+def held_by(model: Program, guide: Program, data: Batch) -> Held | None:
+    """What a guide holds for each of other data than these, if that is why the pair does not run on these."""
+    return _held_by_autoguide(model, guide, data) or _held_by_parameters(model, guide, data)
+
+
+def _refuse(held: Held | None) -> None:
+    if held is not None:
+        raise ValueError(
+            f"{held}, but {held.came} came: take a guide that computes q(z | x) from x (jensen.guides.amortize), or "
+            "fit a new one of this kind to these data"
+        )
+
+
+def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | None:
+    """An AutoGuide holds values for each of other data where the plate of a latent had another size at its first call.
+
+    Running the pair would not do: a guide made for one datum broadcasts to any number.
+    """
+    made = [part for part in _autoguides(guide) if part.prototype_trace is not None]
+    if not made:
+        return None
+    try:
+        with forked_rng(), AtMode():
+            sites = {site["name"]: site for site in model_sites(model, *data)}
+    except Exception:  # what is wrong with the model is said where the pair is checked
+        return None
+    for part in made:
+        for name, before in part.prototype_trace.iter_stochastic_nodes():
+            now = {f.name: f.full_size or f.size for f in plates_of(sites[name])} if name in sites else {}
+            for frame in plates_of(before):
+                size = frame.full_size or frame.size
+                if (came := now.get(frame.name, size)) != size:
+                    where = f"site '{name}', plate '{frame.name}'"
+                    return Held(f"the {type(part).__name__} (an AutoGuide)", size, where, came)
+    return None
+
+
+def _autoguides(guide: Program) -> Iterator[Any]:
+    """The AutoGuides that hold values: the guide, or the parts of a list of them."""
+    if isinstance(guide, AutoGuideList):
+        for part in guide:
+            yield from _autoguides(part)
+    elif is_autoguide(guide):
+        yield guide
+
+
+def _held_by_parameters(model: Program, guide: Program, data: Batch) -> Held | None:
+    """A parameter of the guide's own, not a layer's, has a value for each of other data.
+
+    An experiment proves it: the same rows, repeated to as many as there are values, run, and repeated to the number
+    that came they do not.
+    """
+    n = rows_of(data)
+    for name, shape in _own_parameters(model, guide, data).items() if data else ():
+        for size in sorted({size for size in shape if size not in (1, n)}):
+            few = torch.arange(max(size, n)) % min(size, n)
+            if _runs(model, guide, data, few[:size]) and not _runs(model, guide, data, few[:n]):
+                return Held("the guide", size, f"parameter '{name}' of shape {list(shape)}", n)
+    return None
+
+
+def _own_parameters(model: Program, guide: Program, data: Batch) -> dict[str, torch.Size]:
+    """Names and shapes of the parameters that a guide holds itself or reads by ``pyro.param``: no layer's weights."""
+    with forked_rng(), torch.no_grad(), parameters_read() as read, suppress(Exception):
+        guide(*data)
+    own, store = {}, pyro.get_param_store()
+    modules = [module for owner in owners_of(guide) for module in owner.modules()]
+    in_modules = {id(p) for module in modules for p in module.parameters(recurse=False)}
+    for p in read:
+        if id(p) not in in_modules and (name := store.param_name(p)):
+            own[name] = p.shape
+    for module in modules:
+        if not any(
+            kind.__module__.startswith("torch.nn.modules") and kind is not nn.Module for kind in type(module).__mro__
+        ):
+            own |= {k.removesuffix("_unconstrained"): p.shape for k, p in module.named_parameters(recurse=False)}
+    return own
+
+
+def _runs(model: Program, guide: Program, data: Batch, rows: torch.Tensor) -> bool:
+    try:
+        check_pair(model, guide, *(x.index_select(0, rows.to(x.device)) for x in data))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""A guide that holds a value for each datum fits no other data: that is said, of no other guide."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule
+from torch import nn
+
+from jensen.inference import compare, evaluate, fit, gaps, log_weights
+from jensen.kernel.looks import held_by, layout_on, look_at
+from jensen.models import PPCA
+
+
+def _model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def _global(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def _made(kind, n, model=_model):
+    guide = kind(model)
+    guide(torch.randn(n))
+    return guide
+
+
+_WAYS = {
+    "evaluate": lambda model, guide, x: evaluate(model, guide, x, 10, progress=False),
+    "compare": lambda model, guide, x: compare({"a": (model, guide)}, x, 10, progress=False),
+    "validation": lambda model, guide, x: fit(
+        model, guide, torch.randn(50), epochs=1, validation=x, progress=False, lr=1e-9
+    ),
+    "fit": lambda model, guide, x: fit(model, guide, x, epochs=1, progress=False),
+    "gaps": lambda model, guide, x: gaps(model, guide, x, 10, progress=False),
+}
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize("way", _WAYS)
+def test_an_autoguide_of_local_latents_on_other_data(way, kind):
+    with pytest.raises(
+        ValueError, match=rf"the {kind.__name__} .* each of 50 data \(site 'z', plate .*\), but 20 .*amortize"
+    ):
+        _WAYS[way](_model, _made(kind, 50), torch.randn(20))
+
+
+def test_an_autoguide_of_one_datum_is_not_broadcast():
+    with pytest.raises(ValueError, match=r"a value for each of 1 data \(site 'z', plate 'data'\), but 20 came"):
+        evaluate(_model, _made(AutoNormal, 1), torch.randn(20), 10, progress=False)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_an_autoguide_of_global_latents_serves_other_data(kind):
+    guide = _made(kind, 50, _global)
+    assert evaluate(_global, guide, torch.randn(20), 10, progress=False).joint
+    history = fit(_global, guide, torch.randn(30), epochs=1, validation=torch.randn(20), progress=False)
+    assert history.data == 30
+
+
+def test_a_list_of_guides_is_read_part_by_part():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def local(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    def listed(*parts):
+        guide = AutoGuideList(model)
+        for part in parts:
+            guide.append(part)
+        guide(torch.randn(50))
+        return guide
+
+    x = torch.randn(20)
+    amortized = listed(AutoNormal(pyro.poutine.block(model, expose=["mean"])), local)
+    assert held_by(model, amortized, (x,)) is None
+    holding = listed(
+        AutoNormal(pyro.poutine.block(model, expose=["mean"])), AutoNormal(pyro.poutine.block(model, expose=["z"]))
+    )
+    assert held_by(model, holding, (x,)).size == 50
+
+
+def _stored(x):
+    loc = pyro.param("loc", lambda: torch.zeros(50))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+class _Owned(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.locs = nn.Parameter(torch.zeros(2, 50))
+
+    def forward(self, x):
+        with pyro.plate("data", self.locs.shape[1]):
+            pyro.sample("z", dist.Normal(self.locs[0], self.locs[1].exp()))
+
+
+@pytest.mark.parametrize(("guide", "name"), [(_stored, "loc"), (_Owned(), "locs")])
+def test_a_guide_with_a_parameter_for_each_datum(guide, name):
+    log_weights(_model, guide, torch.randn(50))
+    with pytest.raises(ValueError, match=rf"for each of 50 data \(parameter '{name}' of shape .*50\]\), but 20 came"):
+        evaluate(_model, guide, torch.randn(20), 10, progress=False)
+
+
+class _Wide(PyroModule):
+    """A guide with a parameter of its own and layers, for five features: of the wrong width it holds nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.shift = nn.Linear(5, 2), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.layer(x) + self.shift, 1.0).to_event(1))
+
+
+def test_what_fails_for_another_reason_is_not_accused():
+    model = PPCA(5, latent=2)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        look_at(model, _Wide(), (torch.randn(20, 6),))
+    x = torch.randn(20, 5)
+    x[15] = torch.nan  # the first two rows would run
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        look_at(model, _Wide(), (x,))
+    assert layout_on(model, _Wide(), (x,), 15).sizes == (15,)
