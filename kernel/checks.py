@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .sites import Site, base_of, nesting_of, plates_of, site_log_prob, sites_of, subsampling
-from .supports import bounds_of, log_density
+from .supports import bounds_of, inside_of, log_density
 
 _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
@@ -151,7 +151,7 @@ def _check_draw(p: Site, q: Site, again: Again | None) -> None:
         )
     try:
         discrete = (q["fn"].support.is_discrete, p["fn"].support.is_discrete)
-        outside = not bool(p["fn"].support.check(q["value"]).all())
+        outside = not bool(inside_of(p["fn"], q["value"]).all())
     except NotImplementedError:  # a distribution that does not know its support
         return
     if (outside and not _moves(p, again)) or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
@@ -213,7 +213,7 @@ def _check_observed(site: Site, again: Again | None) -> None:
             f"{tuple(fn.batch_shape)}"
         )
     try:
-        inside = fn.support.check(value)
+        inside = inside_of(fn, value)
     except NotImplementedError:  # a distribution that does not know its support
         return
     mask = site["mask"]
@@ -225,7 +225,8 @@ def _check_observed(site: Site, again: Again | None) -> None:
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         wrong = ~support.check(value)[(..., *(None,) * support.event_dim)]  # each number, not the datum
-        bad = value.masked_select(wrong & outside[(..., *(None,) * event_dim)])
+        misplaced = outside[(..., *(None,) * event_dim)]
+        bad = value.masked_select(wrong & misplaced if wrong.any() else misplaced)
         raise ValueError(
             f"the data observed at site '{site['name']}' lie outside the support of {name_of(fn)} in "
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); {_remedy(support)}"
