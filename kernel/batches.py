@@ -15,9 +15,11 @@ __all__ = [
     "Part",
     "Transform",
     "as_tensors",
+    "check_rows",
     "chunks_of",
     "in_cache",
     "layout_on",
+    "listed",
     "placed",
     "stream",
 ]
@@ -220,7 +222,7 @@ def stream(
         _check_density(layout)
         model, guide, layout = _as_measured(model, guide, data, rows, layout)
         _check_joint(layout, what, weights == "per datum")
-        _check_rows(layout, data, rows)
+        check_rows(layout, data, rows)
     joint = not layout.sizes
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
@@ -231,7 +233,7 @@ def stream(
                 some = tuple(x[first : first + looked_at] for x in data)
                 layout = check_pair(model, guide, *some)
                 if weights != "none" and not joint:
-                    _check_rows(layout, some, len(some[0]))
+                    check_rows(layout, some, len(some[0]))
             batch = tuple(x[first : first + rows] for x in data)
             yield Part(
                 batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, (model, guide), rows < n
@@ -254,14 +256,14 @@ def _as_measured(
     """The pair to be measured, and its layout: no penalties in the guide, and all data of subsampled plates."""
     if layout.penalties:
         warnings.warn(
-            f"the guide's pyro.factor {_listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
+            f"the guide's pyro.factor {listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
             "it as a penalty, but here it is left out, since the draws do not depend on it",
             stacklevel=4,
         )
         guide = without_penalties(guide, layout.penalties)
     if layout.factors:
         warnings.warn(
-            f"the guide's pyro.factor {_listed(layout.factors)} is counted as a part of log q: this is right for the "
+            f"the guide's pyro.factor {listed(layout.factors)} is counted as a part of log q: this is right for the "
             "log-determinant of the map from an auxiliary site to a Delta, but not for a penalty, which is no density "
             "of a draw: measure with a guide that leaves a penalty out",
             stacklevel=4,
@@ -279,7 +281,7 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
     if layout.sizes:
         return
     factors = (
-        f"the model's pyro.factor {_listed(layout.joining)} stands outside the plate around all other sites: it is a "
+        f"the model's pyro.factor {listed(layout.joining)} stands outside the plate around all other sites: it is a "
         "part of the joint density of all data, so the weights are joint"
     )
     if per_datum:
@@ -295,7 +297,7 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
         warnings.warn(f"{factors}: one number for all data", stacklevel=4)
 
 
-def _check_rows(layout: Layout, data: Batch, rows: int) -> None:
+def check_rows(layout: Layout, data: Batch, rows: int) -> None:
     """Raise ValueError unless the weights of a batch are one for each of its rows."""
     if not layout.sizes or layout.sizes == (rows,):
         return
@@ -315,9 +317,10 @@ def _check_rows(layout: Layout, data: Batch, rows: int) -> None:
             "same for the guide"
         )
     raise ValueError(
-        f"{given}: measure a model that has one plate over its data around every site, and does not subsample"
+        f"{given}: take a model that has one plate over its data around every site, and does not subsample"
     )
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
+    """Names of sites, in quotes."""
     return ", ".join(f"'{name}'" for name in names)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, layout_on
+from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, check_rows, layout_on, listed
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import owners_of
@@ -145,7 +145,10 @@ def fit(
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
-                "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
+                f"the pyro.factor {listed(layout.joining)} stands outside every plate, so each batch counts all of it: "
+                f"take batch_size={train.n}, or divide it by the number of batches, {-(-train.n // train.size)}"
+                if layout.joining
+                else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
                 stacklevel=2,
             )
@@ -268,6 +271,8 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
                     f"each datum (an AutoGuide) sees all data at every step: make a new one, and give batch_size="
                     f"{data.n} or more ({str(smaller).splitlines()[0]})"
                 ) from smaller
+        if data.size < data.n and layout.full_size is None and data.size not in layout.sizes:
+            check_rows(layout, data.first(), data.size)
         for rows in parts[1:]:
             check_pair(model, guide, *data.take(rows))
     return layout
