@@ -285,13 +285,14 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
         "part of the joint density of all data, so the weights are joint"
     )
     if per_datum:
-        reason = factors if layout.joining else "the weights of this pair are joint"
-        remedy = (
-            "give each datum its factor inside the plate"
-            if layout.joining
-            else "open the model's plate over the data around every site of model and guide (a global latent stands "
-            "outside of it, and so does the one site of an AutoMultivariateNormal)"
-        )
+        reason, remedy = factors, "give each datum a factor of its own inside the plate"
+        if not layout.joining:
+            outside = f" ({listed(layout.outside)} stands outside the plate of the data)" if layout.outside else ""
+            reason = f"the weights of this pair are joint{outside}"
+            remedy = (
+                "open the model's plate over the data around every site of model and guide (a global latent stands "
+                "outside of it, and so does the one site of an AutoMultivariateNormal)"
+            )
         raise ValueError(f"{what} needs a number for each datum, but {reason}: {remedy}")
     if layout.joining:
         warnings.warn(f"{factors}: one number for all data", stacklevel=4)

@@ -31,6 +31,7 @@ class Layout(NamedTuple):
         subsampled: the subsampled plates that do not enclose every site.
         penalties: the guide's ``pyro.factor`` sites that are no part of the density of its draws.
         factors: the guide's ``pyro.factor`` sites that may be, beside auxiliary sites.
+        outside: the sites that stand outside the plates around everything observed.
         joining: the ``pyro.factor`` sites that alone stand outside the plates of all other sites.
     """
 
@@ -44,6 +45,7 @@ class Layout(NamedTuple):
     subsampled: tuple[str, ...] = ()
     penalties: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     joining: tuple[str, ...] = ()
 
 
@@ -76,6 +78,7 @@ def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
         subsampled=tuple(sorted({frame.name for frame in frames if frame.full_size != frame.size})),
         penalties=penalties,
         factors=factors,
+        outside=_outside([*p, *q], [s for s in p if s["is_observed"] and not _is_factor(s)]),
         joining=joining,
     )
 
@@ -126,6 +129,12 @@ def _factors(q: list[Site], carried: bool, joining: tuple[str, ...]) -> tuple[tu
     names = [s["name"] for s in q if _is_factor(s)]
     penalties = tuple(name for name in names if not carried or name in joining)
     return penalties, tuple(name for name in names if name not in penalties)
+
+
+def _outside(sites: list[Site], observed: list[Site]) -> tuple[str, ...]:
+    """The sites that stand outside the plates around everything observed, each once."""
+    plates = set(enclosing_plates(observed))
+    return tuple(dict.fromkeys(s["name"] for s in sites if not plates <= set(enclosing_plates([s]))))
 
 
 def _joining(sites: list[Site]) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def log_density(site: Any) -> Tensor:
         try:
             return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"]))
         except ValueError as error:
-            said = " ".join(str(error).split())
+            said = " ".join(str(error).split()).split(", but found invalid values")[0]
             raise ValueError(f"the log-density of site '{site['name']}' fails: {said[:200]}") from error
     inside = inside_of(fn, value)
     with _without_validation(fn):

@@ -23,6 +23,7 @@ __all__ = [
     "parameters_read",
     "scaled_elbo",
     "terms",
+    "trace_pair",
 ]
 
 from collections.abc import Callable, Iterator, Mapping
@@ -227,14 +228,14 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
     with torch.no_grad(), forked_rng(), checked_data(data, dtypes) as holes:
         claim_parameters(model, guide)
         try:
-            p, q = _trace_pair(model, guide, data)
+            p, q = trace_pair(model, guide, data)
         except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
             with validation_enabled(False), suppress(RuntimeError):
-                check_match(*_trace_pair(model, guide, data))
+                check_match(*trace_pair(model, guide, data))
             raise
 
         def model_again() -> list[Site]:
-            return sites_of(_trace_pair(model, guide, data)[0])
+            return sites_of(trace_pair(model, guide, data)[0])
 
         def guide_again() -> list[Site]:
             return sites_of(poutine.trace(poutine.replay(guide, trace=without_auxiliary(q))).get_trace(*data))
@@ -250,7 +251,7 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
 
 def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
     """The sum of all log p minus that of all log q in one draw, scales and masks included, as ``Trace_ELBO`` has it."""
-    p, q = _trace_pair(model, guide, data)
+    p, q = trace_pair(model, guide, data)
     return torch.as_tensor(p.log_prob_sum() - q.log_prob_sum())
 
 
@@ -280,7 +281,8 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
     return trainable(model, guide, of_model, of_guide)
 
 
-def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+def trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+    """The traces of a model and of the guide that it is replayed against."""
     q = poutine.trace(guide).get_trace(*data)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
     return p, q
