@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "check_data",
     "check_holes",
     "check_match",
     "check_scale",
@@ -32,16 +31,6 @@ _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
 
 
-def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
-    """Raise ValueError for data that are empty, not finite, or of another precision than the pair's parameters."""
-    _check_form(data, dtypes)
-    for i, x in enumerate(data):
-        if not x.is_floating_point():
-            continue
-        if not (finite := x.isfinite()).all():
-            raise ValueError(_not_finite(i, finite))
-
-
 def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
     for i, x in enumerate(data):
         if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
@@ -64,25 +53,27 @@ def _not_finite(i: int, finite: Tensor) -> str:
 
 @contextmanager
 def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator[bool]:
-    """As :func:`check_data`, but data may hold NaN if the pair runs on them inside the block; yields whether they do.
+    """Check data, and that a pair runs on them inside the block if they hold NaN: yields whether they do.
 
     Raises:
-        ValueError: as ``check_data``, for NaN where the pair did not run on it.
+        ValueError: for data that are empty, infinite, or of another precision than the pair's parameters, and for NaN
+            where the block raises.
     """
     _check_form(data, dtypes)
-    if not any(x.is_floating_point() and x.isnan().any() for x in data):
-        check_data(data, dtypes)
+    finite = [x.isfinite() for x in data]
+    holes = [i for i, x in enumerate(data) if not finite[i].all()]
+    for i in holes:
+        if data[i].isinf().any():
+            raise ValueError(_not_finite(i, finite[i]))
+    if not holes:
         yield False
         return
-    for i, x in enumerate(data):
-        if x.isinf().any():
-            raise ValueError(_not_finite(i, x.isfinite()))
     try:
         yield True
     except (RuntimeError, ValueError) as error:
-        i, finite = next((i, x.isfinite()) for i, x in enumerate(data) if x.is_floating_point() and x.isnan().any())
+        i = holes[0]
         raise ValueError(
-            f"{_not_finite(i, finite)} (NaN may stand for a missing value where every log-density of the pair is "
+            f"{_not_finite(i, finite[i])} (NaN may stand for a missing value where every log-density of the pair is "
             f"finite all the same, as with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
         ) from error
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 
-from jensen.inference import evaluate, log_joint, log_weights
+from jensen.inference import evaluate, exact_log_evidence, log_joint, log_weights
 from jensen.kernel.supports import bounds_of, inside_of, log_density
 
 X = torch.tensor([3.0, 5.0, 2.0, 7.0])
@@ -180,3 +180,15 @@ def test_a_shift_that_is_a_latent(float64):
     exact = len(x) ** 2 / 2 - x.sum() + dist.Normal(0.0, 1.0).cdf(x.min() - len(x)).log()
     assert abs(evidence.log_evidence - exact).item() < 4 * evidence.standard_error.item()
     assert evidence.zero_weights.item() > 0
+
+
+def test_the_exact_value_under_a_moving_support(float64):
+    """Of x ~ U(0, t), t ~ Gamma(2, 1/5): the integral of t exp(-t / 5) / (25 t) above x is exp(-x / 5) / 5."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", dist.Gamma(2.0, 0.2))
+            pyro.sample("x", dist.Uniform(0.0, t), obs=x)
+
+    exact = exact_log_evidence(model, X.double(), tolerance=1e-3, progress=False)
+    assert (exact.log_evidence - (-X / 5 - math.log(5))).abs().max() < 2e-3
