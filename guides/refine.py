@@ -132,9 +132,9 @@ class SemiAmortized(UniqueModule):
         offsets = [context.new_zeros(len(context), size) for size in sizes.values()]
         moments = [(torch.zeros_like(offset), torch.zeros_like(offset)) for offset in offsets]
         now: dict[str, Any] = {"context": context, "offsets": offsets}
-        pair = Pair(*self._model, self._at(now))  # one for all steps: its way under particles is proved once
         with disable_proxy_modes_tracing():  # a check reads values
-            pair.nesting = check_pair(pair.model, pair.guide, *data).nesting
+            layout = check_pair(*self._model, self._at(now), *data)
+        pair = Pair(*self._model, self._at(now), layout)  # one for all steps: its way under particles is proved once
         uphill = partial(self._slopes, pair, now)
         operations = 6 * weights_of(*self._model) * self.particles * len(context)
         programs, inputs = [self.guide, *self._model], (context, *offsets, *data)

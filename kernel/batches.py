@@ -21,6 +21,7 @@ __all__ = [
     "data_in_epoch",
     "in_cache",
     "layout_on",
+    "listed",
     "nested",
     "place_of",
     "placed",
@@ -253,7 +254,7 @@ def stream(
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
-    pair = Pair(model, guide, layout.nesting)
+    pair = Pair(model, guide, layout)
     with tqdm(total=total, disable=not progress, desc=what, unit_scale=True) as bar:
         for first in range(0, n, rows):
             if first % looked_at == 0:
@@ -281,14 +282,14 @@ def _as_measured(
     """The pair to be measured, and its layout: no penalties in the guide, and all data of subsampled plates."""
     if layout.penalties:
         warnings.warn(
-            f"the guide's pyro.factor {_listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
+            f"the guide's pyro.factor {listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
             "it as a penalty, but here it is left out, since the draws do not depend on it",
             stacklevel=4,
         )
         guide = without_penalties(guide, layout.penalties)
     if layout.factors:
         warnings.warn(
-            f"the guide's pyro.factor {_listed(layout.factors)} is counted as a part of log q: this is right for the "
+            f"the guide's pyro.factor {listed(layout.factors)} is counted as a part of log q: this is right for the "
             "log-determinant of the map from an auxiliary site to a Delta, but not for a penalty, which is no density "
             "of a draw: measure with a guide that leaves a penalty out",
             stacklevel=4,
@@ -306,17 +307,18 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
     if layout.sizes:
         return
     factors = (
-        f"the model's pyro.factor {_listed(layout.joining)} stands outside the plate around all other sites: it is a "
+        f"the model's pyro.factor {listed(layout.joining)} stands outside the plate around all other sites: it is a "
         "part of the joint density of all data, so the weights are joint"
     )
     if per_datum:
-        reason = factors if layout.joining else "the weights of this pair are joint"
-        remedy = (
-            "give each datum its factor inside the plate"
-            if layout.joining
-            else "open the model's plate over the data around every site of model and guide (a global latent stands "
-            "outside of it, and so does the one site of an AutoMultivariateNormal)"
-        )
+        reason, remedy = factors, "give each datum a factor of its own inside the plate"
+        if not layout.joining:
+            outside = f" ({listed(layout.outside)} stands outside the plate of the data)" if layout.outside else ""
+            reason = f"the weights of this pair are joint{outside}"
+            remedy = (
+                "open the model's plate over the data around every site of model and guide (a global latent stands "
+                "outside of it, and so does the one site of an AutoMultivariateNormal)"
+            )
         raise ValueError(f"{what} needs a number for each datum, but {reason}: {remedy}")
     if layout.joining:
         warnings.warn(f"{factors}: one number for all data", stacklevel=4)
@@ -352,11 +354,12 @@ def check_rows(layout: Layout, data: Batch, rows: int) -> None:
             "same for the guide"
         )
     raise ValueError(
-        f"{given}: measure a model that has one plate over its data around every site, and does not subsample"
+        f"{given}: take a model that has one plate over its data around every site, and does not subsample"
     )
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
+    """Names of sites, in quotes."""
     return ", ".join(f"'{name}'" for name in names)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "check_data",
     "check_holes",
     "check_match",
     "check_scale",
@@ -26,20 +25,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, subsampling
-from .supports import bounds_of, log_density
+from .supports import bounds_of, inside_of, log_density
 
 _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
-
-
-def check_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
-    """Raise ValueError for data that are empty, not finite, or of another precision than the pair's parameters."""
-    _check_form(data, dtypes)
-    for i, x in enumerate(data):
-        if not x.is_floating_point():
-            continue
-        if not (finite := x.isfinite()).all():
-            raise ValueError(_not_finite(i, finite))
 
 
 def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
@@ -64,25 +53,27 @@ def _not_finite(i: int, finite: Tensor) -> str:
 
 @contextmanager
 def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator[bool]:
-    """As :func:`check_data`, but data may hold NaN if the pair runs on them inside the block; yields whether they do.
+    """Check data, and that a pair runs on them inside the block if they hold NaN: yields whether they do.
 
     Raises:
-        ValueError: as ``check_data``, for NaN where the pair did not run on it.
+        ValueError: for data that are empty, infinite, or of another precision than the pair's parameters, and for NaN
+            where the block raises.
     """
     _check_form(data, dtypes)
-    if not any(x.is_floating_point() and x.isnan().any() for x in data):
-        check_data(data, dtypes)
+    finite = [x.isfinite() for x in data]
+    holes = [i for i, x in enumerate(data) if not finite[i].all()]
+    for i in holes:
+        if data[i].isinf().any():
+            raise ValueError(_not_finite(i, finite[i]))
+    if not holes:
         yield False
         return
-    for i, x in enumerate(data):
-        if x.isinf().any():
-            raise ValueError(_not_finite(i, x.isfinite()))
     try:
         yield True
     except (RuntimeError, ValueError) as error:
-        i, finite = next((i, x.isfinite()) for i, x in enumerate(data) if x.is_floating_point() and x.isnan().any())
+        i = holes[0]
         raise ValueError(
-            f"{_not_finite(i, finite)} (NaN may stand for a missing value where every log-density of the pair is "
+            f"{_not_finite(i, finite[i])} (NaN may stand for a missing value where every log-density of the pair is "
             f"finite all the same, as with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
         ) from error
 
@@ -151,7 +142,7 @@ def _check_draw(p: Site, q: Site, again: Again | None) -> None:
         )
     try:
         discrete = (q["fn"].support.is_discrete, p["fn"].support.is_discrete)
-        outside = not bool(p["fn"].support.check(q["value"]).all())
+        outside = not bool(inside_of(p["fn"], q["value"]).all())
     except NotImplementedError:  # a distribution that does not know its support
         return
     if (outside and not _moves(p, again)) or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
@@ -213,7 +204,7 @@ def _check_observed(site: Site, again: Again | None) -> None:
             f"{tuple(fn.batch_shape)}"
         )
     try:
-        inside = fn.support.check(value)
+        inside = inside_of(fn, value)
     except NotImplementedError:  # a distribution that does not know its support
         return
     mask = site["mask"]
@@ -225,7 +216,8 @@ def _check_observed(site: Site, again: Again | None) -> None:
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         wrong = ~support.check(value)[(..., *(None,) * support.event_dim)]  # each number, not the datum
-        bad = value.masked_select(wrong & outside[(..., *(None,) * event_dim)])
+        misplaced = outside[(..., *(None,) * event_dim)]
+        bad = value.masked_select(wrong & misplaced if wrong.any() else misplaced)
         raise ValueError(
             f"the data observed at site '{site['name']}' lie outside the support of {name_of(fn)} in "
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); {_remedy(support)}"

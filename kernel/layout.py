@@ -31,7 +31,9 @@ class Layout(NamedTuple):
         subsampled: the subsampled plates that do not enclose every site.
         penalties: the guide's ``pyro.factor`` sites that are no part of the density of its draws.
         factors: the guide's ``pyro.factor`` sites that may be, beside auxiliary sites.
-        joining: the model's ``pyro.factor`` sites that alone stand outside the plates of all other sites.
+        outside: the sites that stand outside the plates around everything observed.
+        joining: the ``pyro.factor`` sites that alone stand outside the plates of all other sites.
+        summed: the guide's sites that are to be enumerated.
     """
 
     nesting: int
@@ -44,7 +46,9 @@ class Layout(NamedTuple):
     subsampled: tuple[str, ...] = ()
     penalties: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     joining: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
 
 
 def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
@@ -63,7 +67,8 @@ def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
     enclosing = enclosing_plates([*p, *q])
     frames = {frame for s in [*p, *q] for frame in s["cond_indep_stack"]} - set(enclosing)
     drawn = {s["name"] for s in q}
-    penalties, factors = _factors(p, q, bool(set(deltas) - set(points)))
+    joining = _joining([*p, *q])
+    penalties, factors = _factors(q, bool(set(deltas) - set(points)), joining)
     return Layout(
         nesting=nesting_of([*p, *q]),
         sizes=tuple(frame.size for frame in enclosing),
@@ -75,7 +80,9 @@ def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
         subsampled=tuple(sorted({frame.name for frame in frames if frame.full_size != frame.size})),
         penalties=penalties,
         factors=factors,
-        joining=_joining(p, [s for s in q if s["name"] not in penalties]),
+        outside=_outside([*p, *q], [s for s in p if s["is_observed"] and not _is_factor(s)]),
+        joining=joining,
+        summed=tuple(s["name"] for s in q if s["infer"].get("enumerate")),
     )
 
 
@@ -116,23 +123,24 @@ def _points(q: list[Site], deltas: dict[str, Site], again: Again) -> tuple[str, 
     return tuple(points)
 
 
-def _factors(p: list[Site], q: list[Site], carried: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _factors(q: list[Site], carried: bool, joining: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The guide's factors that are no part of the density of its draws, and those that may be.
 
     Where each draw has the density of its own site nothing is missing. Where Deltas carry that of auxiliary sites, a
     factor may be the log-determinant between the two, unless it alone stands outside the plates of all other sites.
     """
     names = [s["name"] for s in q if _is_factor(s)]
-    if not carried:
-        return tuple(names), ()
-    plates = enclosing_plates([*p, *(s for s in q if not _is_factor(s))])
-    inside = [s["name"] for s in q if _is_factor(s) and set(plates) <= set(enclosing_plates([s]))]
-    return tuple(name for name in names if name not in inside), tuple(inside)
+    penalties = tuple(name for name in names if not carried or name in joining)
+    return penalties, tuple(name for name in names if name not in penalties)
 
 
-def _joining(p: list[Site], q: list[Site]) -> tuple[str, ...]:
-    """The model's factors that alone stand outside the plates of all other sites."""
-    if enclosing_plates([*p, *q]):
-        return ()
-    plates = set(enclosing_plates([s for s in [*p, *q] if not _is_factor(s)]))
-    return tuple(s["name"] for s in p if _is_factor(s) and not plates <= set(enclosing_plates([s]))) if plates else ()
+def _outside(sites: list[Site], observed: list[Site]) -> tuple[str, ...]:
+    """The sites that stand outside the plates around everything observed, each once."""
+    plates = set(enclosing_plates(observed))
+    return tuple(dict.fromkeys(s["name"] for s in sites if not plates <= set(enclosing_plates([s]))))
+
+
+def _joining(sites: list[Site]) -> tuple[str, ...]:
+    """The factors that alone stand outside the plates of all other sites."""
+    plates = set(enclosing_plates([s for s in sites if not _is_factor(s)]))
+    return tuple(s["name"] for s in sites if _is_factor(s) and not plates <= set(enclosing_plates([s])))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 __all__ = ["in_full", "without_penalties"]
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ from torch import Tensor, nn
 from .randomness import forked_rng
 from .sites import Site, plates_of, sites_of
 from .supports import log_density
-
-Program = Callable[..., Any]
+from .weights import Program, trace_pair
 
 
 def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Program]:
@@ -58,14 +56,15 @@ def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Pro
         (2, 5)
     """
     with torch.no_grad(), forked_rng():
-        p, q = _pair(model, guide, data)
+        p, q = trace_pair(model, guide, data)
         frames = {frame for s in sites_of(p) + sites_of(q) for frame in s["cond_indep_stack"]}
         sizes = {frame.name: (frame.size, frame.full_size) for frame in frames if frame.size != frame.full_size}
         whole, of_guide = (_under(_InFull(set(sizes)), program) for program in (model, guide))
         try:
-            p, q = _pair(whole, of_guide, data)
-            again = poutine.replay(_InFull(set(sizes), backwards=True)(model), trace=_reversed(q, set(sizes)))
-            others = {s["name"]: s for s in sites_of(poutine.trace(again).get_trace(*data))}
+            p, q = trace_pair(whole, of_guide, data)
+            back = _InFull(set(sizes), backwards=True)
+            again, _ = trace_pair(back(model), poutine.replay(back(guide), trace=_reversed(q, set(sizes))), data)
+            others = {s["name"]: s for s in sites_of(again)}
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(_refusal(sizes)) from error
     for site in sites_of(p):
@@ -127,11 +126,6 @@ def _under(handler: Messenger, program: Program) -> Program:
     return wrapped  # type: ignore[no-any-return]
 
 
-def _pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
-    q = poutine.trace(guide).get_trace(*data)
-    return poutine.trace(poutine.replay(model, trace=q)).get_trace(*data), q
-
-
 def _reversed(trace: Trace, names: set[str]) -> Trace:
     """A trace with the values inside plates of these names in reversed order, and their indices."""
     turned = trace.copy()
@@ -173,7 +167,7 @@ def _follows(site: Site, other: Site, names: set[str]) -> bool:
 def _refusal(sizes: dict[str, tuple[int, Any]], name: str | None = None) -> str:
     """The sentence that refuses to measure a subsampled plate."""
     listed = ", ".join(f"'{plate}' ({size} of {full})" for plate, (size, full) in sorted(sizes.items()))
-    what = "the model cannot be run on all of them" if name is None else f"site '{name}' does not follow its index"
+    what = "the pair cannot be run on all of them" if name is None else f"site '{name}' does not follow its index"
     return (
         f"an estimate of log p(x) needs all data, but the model subsamples its plate {listed} beside sites outside of "
         f"it, and {what}: make the plate inside the model, index by it what the model reads (with pyro.plate(...) as "

@@ -3,11 +3,14 @@ r"""Log-densities where the support moves: outside of it a density is zero.
 The support of x ~ Uniform(0, theta) depends on the draw of theta, so that a datum may lie in it at some draws only. At
 the others log p(x | theta) is minus infinity, and so is the log weight, which importance sampling bears. PyTorch raises
 there, or, where its validation is off, extrapolates: Pareto and Exponential return a finite number for any value.
+
+A ``TransformedDistribution`` states what its last transform may yield: all numbers, for an ``AffineTransform``. Its
+support is found by going back through the transforms to the distribution that it starts from.
 """
 
 from __future__ import annotations
 
-__all__ = ["bounds_of", "log_density"]
+__all__ = ["bounds_of", "inside_of", "log_density"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,29 +18,92 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import AffineTransform, ComposeTransform, Distribution, Transform, constraints
 
 
 def bounds_of(fn: Any) -> list[Tensor]:
     """The tensors that bound the support of a distribution; none where its support is known to be fixed, or unknown."""
+    if (shifted := _shifted(fn)) is not None:
+        parts = [part for part in _chain(shifted) if isinstance(part, AffineTransform)]
+        moved = [x for part in parts for x in (part.loc, part.scale) if isinstance(x, Tensor)]
+        return moved + bounds_of(shifted.base_dist)
     try:
-        support = fn.support
+        support = _innermost(fn.support)
     except NotImplementedError:
         return []
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
     return [bound for bound in vars(support).values() if isinstance(bound, Tensor)]
 
 
+def inside_of(fn: Any, value: Tensor) -> Tensor:
+    """Whether a value lies in the support, of the batch shape of the two.
+
+    Raises:
+        NotImplementedError: for a distribution that does not know its support.
+    """
+    inside: Tensor = fn.support.check(value)
+    if (shifted := _shifted(fn)) is None:
+        return inside
+    for transform in reversed(_chain(shifted)):
+        inside = inside & _all_from(transform.codomain.check(value), value.dim() - fn.event_dim)
+        value = transform.inv(value)
+    return inside & _all_from(shifted.base_dist.support.check(value), value.dim() - fn.event_dim)
+
+
 def log_density(site: Any) -> Tensor:
-    """Log-density of the value of a site, of its batch shape: minus infinity outside a support that tensors bound."""
+    """Log-density of the value of a site, of its batch shape: minus infinity outside a support that tensors bound.
+
+    Raises:
+        ValueError: naming the site, where the distribution refuses the value.
+    """
     fn, value = site["fn"], site["value"]
     if not bounds_of(fn):
-        return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"]))
-    inside = fn.support.check(value)
+        try:
+            return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"]))
+        except ValueError as error:
+            said = " ".join(str(error).split()).split(", but found invalid values")[0]
+            raise ValueError(f"the log-density of site '{site['name']}' fails: {said[:200]}") from error
+    inside = inside_of(fn, value)
     with _without_validation(fn):
         log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
     return torch.where(inside, log_prob, -torch.inf)
+
+
+def _innermost(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _shifted(fn: Any) -> Any:
+    """The ``TransformedDistribution`` inside a distribution, if its stated support hides a narrower one; else None."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    if type(fn).__name__ != "TransformedDistribution":  # those that are derived from it state their own
+        return None
+    try:
+        narrower = [_innermost(c) for c in (fn.base_dist.support, *(part.codomain for part in _chain(fn)))]
+        hidden = _innermost(fn.support) is constraints.real and any(c is not constraints.real for c in narrower)
+    except NotImplementedError:
+        return None
+    return fn if hidden else None
+
+
+def _chain(fn: Any) -> list[Transform]:
+    """The transforms of a distribution, one after the other."""
+    flat: list[Transform] = []
+    waiting = list(fn.transforms)
+    while waiting:
+        part = waiting.pop(0)
+        if isinstance(part, ComposeTransform):
+            waiting = [*part.parts, *waiting]
+        else:
+            flat.append(part)
+    return flat
+
+
+def _all_from(checked: Tensor, batch: int) -> Tensor:
+    """A tensor of truths whose dimensions from ``batch`` on must all be true."""
+    return checked.flatten(batch).all(-1) if checked.dim() > batch else checked
 
 
 @contextmanager

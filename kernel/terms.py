@@ -78,6 +78,11 @@ class Terms:
         return not self._keep
 
     @property
+    def summed(self) -> bool:
+        """Whether states of enumerated sites are summed out."""
+        return self._halves is None
+
+    @property
     def elbo(self) -> Tensor:
         """What averages to the ELBO: the log weights, or their mean over the states that the guide enumerates."""
         return self.log_weights if self._elbo is None else self._elbo

@@ -25,6 +25,7 @@ __all__ = [
     "parameters_read",
     "scaled_elbo",
     "terms",
+    "trace_pair",
 ]
 
 from collections.abc import Callable, Iterator, Mapping
@@ -178,14 +179,16 @@ class Pair:
     Args:
         model: any Pyro model.
         guide: its guide.
-        nesting: how deep the pair's plates are nested. None: it is checked, and run once, to find out.
+        layout: how the pair is laid out, or how deep its plates are nested; None: it is checked to find out.
 
     Attributes:
         elbo_differs: whether the guide enumerates states, so that log w does not average to the ELBO; once it has run.
     """
 
-    def __init__(self, model: Program, guide: Program, nesting: int | None = None) -> None:
-        self.model, self.guide, self.nesting = model, guide, nesting
+    def __init__(self, model: Program, guide: Program, layout: Layout | int | None = None) -> None:
+        self.model, self.guide = model, guide
+        self.layout = layout if isinstance(layout, Layout) else None
+        self.nesting = layout if self.layout is None else self.layout.nesting
         self.elbo_differs = False
         self._lifted: tuple[Lifted, ...] = ()  # model and guide; or one for both, whose states are summed out
 
@@ -267,19 +270,25 @@ class Pair:
         if self._lifted:
             return
         if self.nesting is None:
-            self.nesting = check_pair(self.model, self.guide, *data).nesting
-        with for_proof(self.model, self.guide):
-            p, q = _trace_pair(self.model, self.guide, data)
-        drawn = {site["name"] for site in sites_of(q)}
-        left = [site for site in sites_of(p) if not site["is_observed"] and site["name"] not in drawn]
-        self.elbo_differs = any(site["infer"].get("enumerate") for site in sites_of(q))
-        if self.elbo_differs or any(site["infer"].get("enumerate") for site in left):
+            self.layout = check_pair(self.model, self.guide, *data)
+            self.nesting = self.layout.nesting
+        left, summed = self._states(data) if self.layout is None else (self.layout.enumerated, self.layout.summed)
+        self.elbo_differs = bool(summed)
+        if left or summed:
             pair = LiftedPair(self.model, self.guide, self.nesting)
             with for_proof(self.model, self.guide):
                 pair.check(data)
             self._lifted = (pair,)
         else:
             self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
+
+    def _states(self, data: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
+        """The sites that are to be enumerated: of the model, where the guide does not draw them, and of the guide."""
+        with for_proof(self.model, self.guide):
+            p, q = (sites_of(trace) for trace in trace_pair(self.model, self.guide, data))
+        drawn = {site["name"] for site in q}
+        left = [s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn and s["infer"].get("enumerate")]
+        return left, [s["name"] for s in q if s["infer"].get("enumerate")]
 
 
 def _tapped(site: Scored) -> Scored:
@@ -329,14 +338,14 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
         claim_parameters(model, guide)
         try:
             with watched_modes():
-                p, q = claiming(lambda: _trace_pair(model, guide, data))
+                p, q = claiming(lambda: trace_pair(model, guide, data))
         except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
             with validation_enabled(False), suppress(RuntimeError):
-                check_match(*_trace_pair(model, guide, data))
+                check_match(*trace_pair(model, guide, data))
             raise
 
         def model_again() -> list[Site]:
-            return sites_of(_trace_pair(model, guide, data)[0])
+            return sites_of(trace_pair(model, guide, data)[0])
 
         def guide_again() -> list[Site]:
             return sites_of(poutine.trace(poutine.replay(guide, trace=without_auxiliary(q))).get_trace(*data))
@@ -352,7 +361,7 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
 
 def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
     """The sum of all log p minus that of all log q in one draw, scales and masks included, as ``Trace_ELBO`` has it."""
-    p, q = _trace_pair(model, guide, data)
+    p, q = trace_pair(model, guide, data)
     return torch.as_tensor(p.log_prob_sum() - q.log_prob_sum())
 
 
@@ -379,7 +388,8 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
     return trainable(model, guide, of_model, of_guide)
 
 
-def _trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+def trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:
+    """The traces of a model and of the guide that it is replayed against."""
     q = poutine.trace(guide).get_trace(*data)
     p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
     return p, q

@@ -220,7 +220,7 @@ def test_a_model_that_subsamples_cannot_be_evaluated():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
 
-    with pytest.raises(ValueError, match=r"have sizes \(10,\), but the model was given 64 data: measure a model that"):
+    with pytest.raises(ValueError, match=r"have sizes \(10,\), but the model was given 64 data: take a model that"):
         _evaluate(model, lambda x: pyro.poutine.block(model, hide=["x"])(x), x)
 
 

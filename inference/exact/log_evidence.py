@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jensen.kernel.batches import Data, Device, as_tensors, placed
-from jensen.kernel.checks import check_data, check_scale, check_shapes
+from jensen.kernel.checks import check_holes, check_scale, check_shapes, checked_data
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import own_modules
 from jensen.kernel.randomness import forked_rng
@@ -189,10 +189,13 @@ def exact_log_evidence(
                 return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): leave method out, or take another")
-        check_data(tensors, {p.dtype for owner in own_modules(model, model) for p in owner.parameters()})
-        sites = model_sites(model, *tensors)
+        dtypes = {p.dtype for owner in own_modules(model, model) for p in owner.parameters()}
+        with checked_data(tensors, dtypes) as holes:
+            sites = model_sites(model, *tensors)
+            if holes:
+                check_holes(sites)
         check_scale(sites)
-        check_shapes(sites, [])
+        check_shapes(sites, [], lambda: model_sites(model, *tensors))
         latents = read_latents(model, tensors)
         _check_size(latents, method)
         parts = []

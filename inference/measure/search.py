@@ -54,8 +54,7 @@ class LocalSearch:
         max_plate_nesting: int | None = None,
     ) -> None:
         self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
-        layout = nested(check_pair(model, guide, *batch), max_plate_nesting)
-        self.pair = Pair(model, guide, layout.nesting)
+        self.pair = Pair(model, guide, nested(check_pair(model, guide, *batch), max_plate_nesting))
         named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         self.free = list(named.values())
         self.copies = [p for name, p in named.items() if ".copies." in name]

@@ -22,7 +22,18 @@ from tqdm import tqdm
 
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.products import product_route
-from jensen.kernel.batches import Batches, Data, Device, Transform, as_tensors, data_in_epoch, nested, place_of
+from jensen.kernel.batches import (
+    Batches,
+    Data,
+    Device,
+    Transform,
+    as_tensors,
+    check_rows,
+    data_in_epoch,
+    listed,
+    nested,
+    place_of,
+)
 from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.looks import held_by, layout_on, look_at
@@ -159,7 +170,10 @@ def fit(
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
-                "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
+                f"the pyro.factor {listed(layout.joining)} stands outside every plate, so each batch counts all of it: "
+                f"take batch_size={train.n}, or divide it by the number of batches, {-(-train.n // train.size)}"
+                if layout.joining
+                else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
                 stacklevel=2,
             )
@@ -307,6 +321,8 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
             raise
         if data.size < data.n:
             _check_other_sizes(model, guide, data, layout)
+        if data.size < data.n and layout.full_size is None and data.size not in layout.sizes:
+            check_rows(layout, data.first(), data.size)
         for rows in parts[1:]:
             try:
                 check_pair(model, guide, *data.take(rows))

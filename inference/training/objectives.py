@@ -90,7 +90,8 @@ class Objective(pyro.infer.ELBO):
         ValueError: for ``num_particles`` less than 1 and an unknown gradient; when used, for a guide that has sites
             without ``rsample`` unless ``scores``, for parameters that model and guide share under ``"dreg"``, and for
             a :meth:`value` that returns no scalars.
-        NotImplementedError: when used, for a site that the guide leaves to be enumerated.
+        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
+            in the model, whose states are summed out, under another gradient than the standard one.
 
     Example:
         The ELBO with a KL whose weight rises in the first 100 steps:
@@ -225,11 +226,11 @@ class Objective(pyro.infer.ELBO):
         """A pair as it is run; without a nesting it is checked when it first comes."""
         known = self._pair
         if known is None or known.model != model or known.guide != guide or nesting not in (None, known.nesting):
-            if nesting is None:
+            layout: Layout | int | None = nesting
+            if layout is None:
                 layout = check_pair(model, guide, *data)
                 self.check(model, guide, layout, *data)
-                nesting = layout.nesting
-            self._pair = known = Pair(model, guide, nesting)
+            self._pair = known = Pair(model, guide, layout)
         return known
 
     def check(self, model: Program, guide: Program, layout: Layout, *data: Tensor) -> None:
@@ -241,10 +242,15 @@ class Objective(pyro.infer.ELBO):
                 f"{name} weights the gradient of the guide's parameters otherwise than that of the model's, but both "
                 f"halves read {shared}: give the prior parameters of its own, or take gradient='stl' or 'standard'"
             )
-        if left := sorted(layout.enumerated):
+        if layout.summed:
             raise NotImplementedError(
-                f"the guide leaves {left} to be enumerated, which {kind} does not do: take pyro.infer.TraceEnum_ELBO, "
-                "or sample them in the guide"
+                f"the guide enumerates {sorted(layout.summed)}, whose states log weights have summed out, so that they "
+                f"do not average to what {kind} bounds with: take pyro.infer.TraceEnum_ELBO, or sample them"
+            )
+        if (left := sorted(layout.enumerated)) and self.gradient != "standard":
+            raise NotImplementedError(
+                f"the guide leaves {left} to be enumerated, which {name} does not do: take gradient='standard', "
+                "pyro.infer.TraceEnum_ELBO, or sample them in the guide"
             )
         if (stuck := sorted(layout.scored)) and not self.scores:
             raise ValueError(
@@ -378,7 +384,8 @@ class IWAE(Objective):
     Raises:
         ValueError: for K < 1 and an unknown gradient; when used, for a site without ``rsample`` under ``"stl"`` and
             ``"dreg"``, and under ``"dreg"`` for parameters that model and guide share.
-        NotImplementedError: when used, for a site that the guide leaves to be enumerated.
+        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
+            in the model, whose states are summed out, under another gradient than the standard one.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -522,7 +529,8 @@ class ELBO(Objective):
     Raises:
         ValueError: for settings that make no sense; when used, for free bits of a site that is not there, or per
             dimension of one that does not factorize, and as :class:`~jensen.inference.IWAE`.
-        NotImplementedError: when used, for a site that the guide leaves to be enumerated.
+        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
+            in the model, whose states are summed out, under another gradient than the standard one.
 
     Example:
         >>> from jensen.families import MeanField
@@ -567,6 +575,8 @@ class ELBO(Objective):
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, shaped by beta and free bits, and the ELBO."""
+        if terms.summed and not self.shaped:  # log p(x | z) may not be known apart
+            return power_loss(terms, path_log_weights(terms), 0.0)
         kls = self._kls(terms)
         observed = terms.observed
         log_w = observed - sum(kls.values())

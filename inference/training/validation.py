@@ -52,7 +52,7 @@ class Validation:
             spoken_of, full = data_in_epoch(model, guide, data._replace(size=self.rows))
             self.count = spoken_of if layout.sizes else full  # joint weights have a subsample scaled up
         self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
-        self.weights = LogWeights(Pair(model, guide, layout.nesting), mode, observed=self.split)
+        self.weights = LogWeights(Pair(model, guide, layout), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
 
     def __call__(self, history: History) -> None:

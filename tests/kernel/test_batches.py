@@ -104,7 +104,9 @@ def test_joint_weights_are_run_on_all_data_or_refused():
     assert part.joint
     assert len(part) == 7
     assert not part.divisible
-    with pytest.raises(ValueError, match=r"test needs a number for each datum.*joint.*open the model's plate"):
+    with pytest.raises(
+        ValueError, match=r"test needs a number for each datum.*joint \('mean' stands outside.*open the model's plate"
+    ):
         _parts(_global_model, _global_guide, x, at_once=2)
 
 

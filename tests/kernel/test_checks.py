@@ -55,6 +55,7 @@ def test_missing_values_are_left_to_a_likelihood_that_knows_them(likelihood, flo
     model = _masked(likelihood)
     evidence = evaluate(model, _of_what_is_seen, x, 20, progress=False)
     torch.testing.assert_close(evidence.log_evidence, _exact(x))
+    torch.testing.assert_close(exact_log_evidence(model, x, progress=False).log_evidence, _exact(x), atol=1e-4, rtol=0)
     guide_of_one = nn.Parameter(torch.tensor(0.5))
 
     def guide(x):
@@ -178,6 +179,24 @@ def test_the_plate_over_another_dimension_is_named(float64):
     evidence = evaluate(lambda x: model(x.transpose(0, 1)), lambda x: guide(x.transpose(0, 1)), x.T, 10, progress=False)
     exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.0).log_prob(x.T)
     torch.testing.assert_close(evidence.log_evidence, exact)
+
+
+def test_training_in_batches_of_another_dimension_is_refused():
+    """Batches of time steps, each taken for whole series."""
+
+    def model(x):  # [T, N]
+        with pyro.plate("series", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([*z.shape, len(x)]).to_event(1), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("series", x.shape[1]):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x.mean(0), 0.5))
+
+    x = torch.randn(30, 9)
+    with pytest.raises(ValueError, match=r"sizes \(9,\), but the model was given 10 data: .*give x.transpose\(0, 1\)"):
+        fit(model, guide, x, epochs=1, batch_size=10, progress=False)
+    assert fit(model, guide, x, epochs=1, progress=False).steps == 1
 
 
 def test_two_plates_around_every_site_are_refused():

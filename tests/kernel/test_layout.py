@@ -146,6 +146,15 @@ def test_training_counts_a_penalty_in_the_guide():
     assert strength.item() == pytest.approx(0.1, abs=1e-3)  # the least of 5 s^2 - s
 
 
+def test_a_penalty_outside_the_plate_is_named_where_batches_count_it():
+    def guide(x):
+        pyro.factor("outside", -pyro.param("strength", torch.tensor(1.0)).square(), has_rsample=True)
+        _posterior(x)
+
+    with pytest.warns(UserWarning, match=r"pyro.factor 'outside' stands outside every plate.*number of batches, 4"):
+        fit(_normal, guide, torch.randn(40), epochs=1, batch_size=10, progress=False)
+
+
 def test_a_log_determinant_by_a_factor_is_counted(float64):
     """Latent z = x / 2 + e / sqrt 2 of an auxiliary e: log q(z) is that of e plus log(2) / 2, which a factor says."""
     x = torch.randn(40)

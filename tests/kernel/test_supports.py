@@ -6,15 +6,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform
 
-from jensen.inference import evaluate, log_joint, log_weights
-from jensen.kernel.supports import bounds_of, log_density
+from jensen.inference import evaluate, exact_log_evidence, log_joint, log_weights
+from jensen.kernel.supports import bounds_of, inside_of, log_density
 
 X = torch.tensor([3.0, 5.0, 2.0, 7.0])
 
 
 def _site(fn, value):
-    return {"fn": fn, "value": value, "args": (), "kwargs": {}}
+    return {"fn": fn, "value": value, "args": (), "kwargs": {}, "name": "x"}
 
 
 @pytest.mark.parametrize(
@@ -23,12 +24,20 @@ def _site(fn, value):
         dist.Uniform(0.0, torch.tensor([4.0, 6.0, 8.0])),
         dist.Pareto(torch.tensor([4.0, 6.0, 8.0]), 2.0),
         dist.Uniform(0.0, torch.tensor([4.0, 6.0, 8.0]).unsqueeze(-1)).expand([3, 2]).to_event(1),
+        dist.TransformedDistribution(
+            dist.Exponential(torch.ones(3)), [AffineTransform(torch.tensor([4.0, 6.0, 8.0]), 1.0)]
+        ),
+        dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0),
+            [ExpTransform(), AffineTransform(torch.tensor([[4.0], [6.0], [8.0]]), torch.ones(3, 2))],
+        ).to_event(1),
+        dist.Binomial(torch.tensor([4.0, 6.0, 8.0]), 0.5),
     ],
-    ids=["Uniform", "Pareto", "events"],
+    ids=["Uniform", "Pareto", "events", "shifted Exponential", "shifted LogNormal", "Binomial"],
 )
 def test_outside_of_a_moving_support_a_density_is_zero(fn):
     value = torch.full(fn.shape(), 5.0)
-    inside = fn.support.check(value)
+    inside = inside_of(fn, value)
     density = log_density(_site(fn, value))
     assert torch.equal(density.isfinite(), inside)
     assert inside.any() and not inside.all()
@@ -129,3 +138,57 @@ def test_data_outside_of_a_fixed_support_are_refused():
 
     with pytest.raises(ValueError, match=r"site 'x' lie outside the support of Uniform in 2 places .*from 5 to 7"):
         evaluate(model, _gamma, X, 10, progress=False)
+
+
+def test_data_outside_of_a_fixed_support_behind_a_transform_are_refused():
+    def model(x):
+        theta = pyro.sample("theta", dist.Gamma(2.0, 0.2))
+        likelihood = dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0).expand([len(x)]), [SigmoidTransform(), AffineTransform(0.0, 4.0)]
+        )
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", likelihood, obs=x + 0 * theta)
+
+    with pytest.raises(
+        ValueError, match=r"site 'x' lie outside the support .* in 2 places \(values from 5 to 7 there\)"
+    ):
+        evaluate(model, _gamma, X, 10, progress=False)
+
+
+def test_a_flow_is_left_as_it_is():
+    flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0), [AffineTransform(torch.ones(3), 2.0)])
+    assert bounds_of(flow) == []
+    assert bounds_of(dist.Gumbel(torch.zeros(3), 1.0)) == []
+    value = torch.randn(3)
+    assert torch.equal(log_density(_site(flow, value)), flow.log_prob(value))
+
+
+def test_a_shift_that_is_a_latent(float64):
+    """The least of x_n - s ~ Exponential(1) says how far the shift s can be: log p(x) has a closed form."""
+    x = torch.rand(6) + 1
+
+    def model(x):
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            base = dist.Exponential(torch.ones(()))
+            pyro.sample("x", dist.TransformedDistribution(base, [AffineTransform(s, 1.0)]), obs=x)
+
+    def guide(x):
+        pyro.sample("s", dist.Normal(x.min() - 0.2, 0.3))
+
+    evidence = evaluate(model, guide, x, 40_000, seed=0, progress=False)
+    exact = len(x) ** 2 / 2 - x.sum() + dist.Normal(0.0, 1.0).cdf(x.min() - len(x)).log()
+    assert abs(evidence.log_evidence - exact).item() < 4 * evidence.standard_error.item()
+    assert evidence.zero_weights.item() > 0
+
+
+def test_the_exact_value_under_a_moving_support(float64):
+    """Of x ~ U(0, t), t ~ Gamma(2, 1/5): the integral of t exp(-t / 5) / (25 t) above x is exp(-x / 5) / 5."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", dist.Gamma(2.0, 0.2))
+            pyro.sample("x", dist.Uniform(0.0, t), obs=x)
+
+    exact = exact_log_evidence(model, X.double(), tolerance=1e-3, progress=False)
+    assert (exact.log_evidence - (-X / 5 - math.log(5))).abs().max() < 2e-3
