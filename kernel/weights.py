@@ -188,7 +188,7 @@ class Pair:
     def __init__(self, model: Program, guide: Program, layout: Layout | int | None = None) -> None:
         self.model, self.guide = model, guide
         self.layout = layout if isinstance(layout, Layout) else None
-        self.nesting = layout if self.layout is None else self.layout.nesting
+        self.nesting = layout.nesting if isinstance(layout, Layout) else layout
         self.elbo_differs = False
         self._lifted: tuple[Lifted, ...] = ()  # model and guide; or one for both, whose states are summed out
 
