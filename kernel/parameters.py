@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
@@ -42,6 +42,7 @@ from .randomness import forked_rng
 Result = TypeVar("Result")
 
 _EARLIER = "earlier."
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # unconstrained parameters of PyroModules that were run here
 _trained: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of AutoGuides that were trained here
 
 
@@ -64,14 +65,18 @@ def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> No
                 )
     own: dict[str, Tensor | None] = {}  # None: two modules of the pair stand under the name, and each reads its own
     limits: dict[str, Any] = {}
+    plain: dict[Tensor, bool] = {}
     unmade: list[AutoGuide] = []
     for root in _roots(owners_of(model, guide)):
         if is_autoguide(root) and root.prototype_trace is None:
             unmade.append(root)
-        for name, value, _ in _parameters(root, root._pyro_name):
+        for name, value, constrained in _parameters(root, root._pyro_name):
             own[name] = value if own.setdefault(name, value) is value else None
+            if not constrained:
+                plain[value] = True
         limits |= _constraints(root, root._pyro_name)
-    _claim({name: value for name, value in own.items() if value is not None}, limits)
+    _claim({name: value for name, value in own.items() if value is not None}, limits, _known)
+    _known.update(plain)
     for new in unmade:
         _before_the_first_call(new)
 
@@ -156,23 +161,30 @@ class ParametersRead(Messenger):
             self.parameters[value.unconstrained()] = None
 
 
-def _claim(own: Mapping[str, Tensor], limits: Mapping[str, Any]) -> None:
+def _claim(own: Mapping[str, Tensor], limits: Mapping[str, Any], known: Container[Tensor] = ()) -> None:
+    """Enter parameters into the store; say so where it held others that are not known, or that Pyro would read."""
     store = pyro.get_param_store()
     taken = [name for name, value in own.items() if store._params.get(name, value) is not value]
+    said = [name for name in taken if name in limits or store._params[name] not in known]
     for name in taken:
         _enter(name, own[name], limits.get(name, constraints.real))
-    if taken:
-        ways = [
-            "pyro.module(name, module, update_module_params=True)" if "$$$" in name else "one call of the program"
-            for name in taken
-        ]
+    if said:
+        ways = dict.fromkeys(_way_in(name, name in limits) for name in said)
         warnings.warn(
-            f"Pyro's parameter store held other values under the names {_listed(taken)} than this pair's modules, left "
+            f"Pyro's parameter store held other values under the names {_listed(said)} than this pair's modules, left "
             "by modules of the same name, or loaded; the modules' own values count, measuring leaves the store as it "
             f"is, and fit keeps its values under '{_EARLIER}<name>': to go on from them, read them into the modules "
-            f"({' or '.join(dict.fromkeys(ways))}); to forget them, call pyro.clear_param_store()",
+            f"({', '.join(ways)}); to forget them, call pyro.clear_param_store()",
             stacklevel=outside(),
         )
+
+
+def _way_in(name: str, constrained: bool) -> str:
+    """How a module reads what the store holds under a name."""
+    if constrained:
+        return "one call of the program"
+    registered = "$$$" in name
+    return "pyro.module(name, module, update_module_params=True)" if registered else "p.data.copy_(pyro.param(name))"
 
 
 def _listed(names: list[str]) -> list[str]:

@@ -175,6 +175,24 @@ def test_a_pyro_module_beside_a_loaded_store():
     assert fresh.scale.item() == pytest.approx(trained.scale.item())
 
 
+def test_two_nameless_modules_without_constraints_are_not_worth_a_word():
+    x = torch.randn(20, 3)
+    for _ in range(2):
+        model = Wide()
+        del model.scale
+        model.scale = torch.tensor(1.0)
+        before = model.shift.detach().clone()
+        fit(model, draw, x, epochs=1, progress=False)
+        assert not torch.equal(model.shift, before)
+        assert stored()["shift"] is model.shift
+    reload()
+    fresh = Wide()
+    del fresh.scale
+    fresh.scale = torch.tensor(1.0)
+    with pytest.warns(UserWarning, match=rf"{HELD} \['net', 'shift'\].*p.data.copy_"):
+        evaluate(fresh, draw, x, 10, progress=False)
+
+
 def test_a_wrapped_pyro_module_counts_as_itself():
     x, a, b = torch.randn(20, 3), Wide(0.5), Wide(3.0)
     expected = log_joint(a, {"z": torch.ones(1, 20, 3)}, x)
