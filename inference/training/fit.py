@@ -36,6 +36,7 @@ from jensen.kernel.batches import (
 )
 from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
+from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.looks import held_by, layout_on, look_at
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
@@ -240,6 +241,8 @@ def fit(
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
     history.compiled, history.route = steps.compiled, steps.route
+    if isinstance(objective, Objective) and objective.way in (VMAP, LOOP):
+        history.route += f" (particles: {objective.way})"
     return history
 
 

@@ -50,6 +50,7 @@ import torch
 from torch import Tensor
 
 from jensen.kernel.layout import Layout
+from jensen.kernel.lifts import ALONE, Way
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.terms import Terms
@@ -132,7 +133,7 @@ class Objective(pyro.infer.ELBO):
         self._knobs = tuple(knobs)
         self._step = 0
         self._bound = torch.tensor(math.nan)
-        self._pair: Pair | None = None  # the last one: checked, and its way under particles proved
+        self._last = _Last()
 
     @abstractmethod
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +159,11 @@ class Objective(pyro.infer.ELBO):
         """The bound of the last loss outside of ``fit``, summed over the data; NaN before the first one."""
         return self._bound
 
+    @property
+    def way(self) -> Way:
+        """The way that particles of the last pair were run: ``"alone"`` before there was one."""
+        return ALONE if self._last.pair is None else self._last.pair.way
+
     def knobs(self, step: int, device: torch.device | None = None) -> Tensor:
         """The numbers in the loss after so many optimizer steps: float64 [P]."""
         numbers = [knob(step) if callable(knob) else knob for knob in self._knobs]
@@ -166,7 +172,7 @@ class Objective(pyro.infer.ELBO):
     def loss_and_bound(
         self, model: Program, guide: Program, *data: Tensor, knobs: Tensor, max_plate_nesting: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss and bound at given knobs; nothing changes that another loss depends on.
+        """Loss and bound at given knobs; nothing of the objective changes.
 
         Args:
             model: any Pyro model, called as ``model(*data)``.
@@ -224,13 +230,13 @@ class Objective(pyro.infer.ELBO):
 
     def _pair_of(self, model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int | None) -> Pair:
         """A pair as it is run; without a nesting it is checked when it first comes."""
-        known = self._pair
+        known = self._last.pair
         if known is None or known.model != model or known.guide != guide or nesting not in (None, known.nesting):
             layout: Layout | int | None = nesting
             if layout is None:
                 layout = check_pair(model, guide, *data)
                 self.check(model, guide, layout, *data)
-            self._pair = known = Pair(model, guide, layout)
+            self._last.pair = known = Pair(model, guide, layout)
         return known
 
     def check(self, model: Program, guide: Program, layout: Layout, *data: Tensor) -> None:
@@ -257,6 +263,13 @@ class Objective(pyro.infer.ELBO):
                 f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard' of ELBO, "
                 "IWAE or Renyi"
             )
+
+
+class _Last:
+    """The last pair that an objective was given: checked, and its way under particles proved."""
+
+    def __init__(self) -> None:
+        self.pair: Pair | None = None
 
 
 def _shared_parameters(model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int) -> list[str]:

@@ -111,7 +111,7 @@ def test_objectives_train_by_every_way(style, objective, float64):
     one = linear(style)
     history = fit(one.model, one.guide, x, objective, epochs=150, lr=3e-2, seed=0, compile=False, progress=False)
     assert abs(max(history.elbo[-20:]) - float(one.exact(x).detach().mean())) < 0.5
-    assert history.route.startswith("eager")
+    assert history.route == "eager: compile=False" + ("" if style == PLATE else f" (particles: {style})")
 
 
 def test_weights_of_a_mapped_pair_are_captured_and_those_of_a_loop_by_particle(float64):
