@@ -25,6 +25,7 @@ from .autoencoder import Contractive
 from .exact import ExactPosterior, PriorGuide
 from .hierarchical import BottomUp, Ladder
 from .members import Constrained, Through
+from .programs import Structured
 from .refine import Laplace, SemiAmortized
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "OneHotCategorical",
     "PriorGuide",
     "SemiAmortized",
+    "Structured",
     "StudentT",
     "Sylvester",
     "Through",

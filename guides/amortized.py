@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["Amortized", "Joint", "amortize", "coordinates", "draw_jointly", "supports_of"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 import pyro
 import torch
@@ -16,10 +16,13 @@ from pyro.distributions import Delta, TorchDistribution, constraints
 from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from jensen import families
+from jensen.families import MeanField
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
-from .members import Constrained, Member, site_transform
+from .members import Constrained, Member, check_context, join, site_transform
+from .programs import Structured, encoder_for
 
 
 class Amortized(UniqueModule):
@@ -71,7 +74,7 @@ class Amortized(UniqueModule):
         values: dict[str, Tensor] = {}
         with pyro.plate("data", len(context), dim=-1):
             for site, family in self.families.items():
-                q = _shifted(family, _join(parts), offsets.get(site))
+                q = _shifted(family, join(parts), offsets.get(site))
                 z = values[site] = pyro.sample(site, q)  # [K, N, *event]
                 parts.append(z.flatten(z.dim() - q.event_dim) if q.event_dim else z.unsqueeze(-1))
         return values
@@ -100,15 +103,6 @@ class Amortized(UniqueModule):
         return Amortized(Constant(context, data), members)
 
 
-def check_context(context: Tensor) -> None:
-    """Raise ValueError unless the encoder answered with one row for each datum."""
-    if context.dim() != 2:
-        raise ValueError(
-            f"the encoder's output is a context [N, H], one row for each datum, but has shape {list(context.shape)}: "
-            "give data with a first dimension N (x[i : i + 1] for one datum), and an encoder that flattens images"
-        )
-
-
 def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> TorchDistribution:
     """The family's distribution, with an offset on its parameters."""
     if offset is None:
@@ -116,14 +110,6 @@ def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> Torch
         return q
     member: Member = family  # type: ignore[assignment]
     return member.distribution(member.project(context) + offset)
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    """Concatenate contexts [..., H], [..., D], ... along their last dimension, leading ones broadcast."""
-    if len(parts) == 1:
-        return parts[0]
-    leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-    return torch.cat([part.expand(*leading, -1) for part in parts], dim=-1)
 
 
 class Joint(UniqueModule):
@@ -225,59 +211,107 @@ def supports_of(sites: Mapping[str, Sequence[int]], given: Mapping[str, Constrai
     return {site: given.get(site, constraints.real) for site in sites}
 
 
-class _HasLatents(Protocol):
-    latents: dict[str, Size]
-
-
 def amortize(
-    model: _HasLatents,
-    encoder: nn.Module,
-    family: Callable[[int, int], Member],
-    context: int,
+    model: Callable[..., Any],
+    encoder: nn.Module | None = None,
+    family: str | Callable[[int, Any], Member] = MeanField,
+    context: int | None = None,
     *,
+    data: Tensor | tuple[Tensor, ...] | None = None,
     constraints: Mapping[str, Constraint] | None = None,
     joint: bool = False,
-) -> Amortized | Joint:
+) -> Amortized | Joint | Structured:
     """An amortized guide for all latent sites of a model, every one in the same family.
 
+    A model that says its ``latents`` gets a guide that draws each of them for each data point. For any other Pyro
+    program, one run on ``data`` says what there is, and the guide is a :class:`Structured` one.
+
     Args:
-        model: a model that says its ``latents``.
-        encoder: a network from the data to a context [N, context].
-        family: the family, called as ``family(features, context)``: a class, or a ``functools.partial`` of one.
-        context: the width of the encoder's output.
-        constraints: the support of latent sites that are not all of R^D, by site.
-        joint: whether one family draws all sites at once.
+        model: a model that says its ``latents``, or any Pyro model, called as ``model(*data)``.
+        encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron that standardizes
+            ``data``.
+        family: the family, called as ``family(features, context)``: a class, a ``functools.partial`` of one, or the
+            name of a class of ``jensen.families``.
+        context: the width of the encoder's output; found out by running it on ``data`` if None.
+        data: a tensor, or the tensors that the model is called with. A model with ``latents`` needs them only where
+            ``encoder`` or ``context`` is left out.
+        constraints: the support of latent sites that are not all of R^D, by site, of a model with ``latents``. Those of
+            other programs are read from the model.
+        joint: whether one family draws all sites at once. In a guide for other programs it does so on each level.
 
     Returns:
         An :class:`Amortized` guide that draws the sites in the model's order, each given those before it; or a
-        :class:`Joint` guide.
+        :class:`Joint` guide; or a :class:`Structured` one.
 
     Raises:
-        ValueError: for a constraint of no site.
-        TypeError: for a model that does not say its ``latents``.
+        ValueError: for a constraint of no site, or of a program whose supports are read; and for sites that no such
+            guide can draw.
+        TypeError: for a model without ``latents`` where there are no data, and a name of no family.
 
     Example:
+        >>> import torch
         >>> from jensen.families import FullCovariance, MeanField
         >>> from jensen.models import PPCA
         >>> from jensen.networks import mlp
         >>> model = PPCA(64, latent=8)
         >>> guide = amortize(model, mlp(64, [128]), MeanField, context=128)
         >>> guide = amortize(model, mlp(64, [128]), FullCovariance, context=128)  # one word swaps the family
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def regression(x, y):
+        ...     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+        >>> amortize(regression, family="FullCovariance", data=(torch.randn(20, 3), torch.randn(20)))
+        Structured: w
     """
+    made = _family(family)
+    tensors = None if data is None else data if isinstance(data, tuple) else (data,)
     if not hasattr(model, "latents"):
-        raise TypeError(
-            f"amortize needs a model that says its latents, but {type(model).__name__} does not: give it the "
-            "attribute, a dict from each latent site to its event shape, such as self.latents = {'z': (8,)}"
-        )
+        if tensors is None:
+            raise TypeError(
+                f"amortize needs a model that says its latents, but {_name(model)} does not: give it the "
+                "attribute, a dict from each latent site to its event shape, such as self.latents = {'z': (8,)}; or "
+                "give amortize the data that the model is called with (data=x), to read its sites from a run"
+            )
+        if constraints is not None:
+            raise ValueError(
+                f"the supports of {_name(model)} are read from the model, but got constraints for {list(constraints)}: "
+                "leave them out"
+            )
+        return Structured(model, tensors, encoder, made, context)
+    if encoder is None or context is None:
+        if tensors is None:
+            raise TypeError(
+                "amortize finds the encoder and the width of its output from data, but got none: give it data=x, or "
+                "both encoder and context"
+            )
+        encoder, context = encoder_for(tensors, encoder, context)
     sites = {site: Size(shape) for site, shape in model.latents.items()}
     supports = supports_of(sites, constraints)
     needed = coordinates(sites, supports)
     if joint:
-        return Joint(encoder, family(sum(needed.values()), context), sites, supports)
-    families: dict[str, Member | PerDatum] = {}
+        return Joint(encoder, made(sum(needed.values()), context), sites, supports)
+    members: dict[str, Member | PerDatum] = {}
     for site, shape in sites.items():
-        member = family(needed[site], context)
+        member = made(needed[site], context)
         plain = len(shape) == 1 and site not in (constraints or {})
-        families[site] = member if plain else Constrained(member, supports[site], shape)
+        members[site] = member if plain else Constrained(member, supports[site], shape)
         context += shape.numel()
-    return Amortized(encoder, families)
+    return Amortized(encoder, members)
+
+
+def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:
+    """A family, which may be given by its name."""
+    if not isinstance(family, str):
+        return family
+    known = {name: getattr(families, name) for name in sorted(families.__all__) if name != "Family"}
+    if family not in known:
+        raise TypeError(f"family is a family or the name of one, but got '{family}': jensen.families has {list(known)}")
+    made: Callable[[int, Any], Member] = known[family]
+    return made
+
+
+def _name(model: Callable[..., Any]) -> str:
+    """What a message calls a model."""
+    return getattr(model, "__name__", type(model).__name__)

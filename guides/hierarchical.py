@@ -26,9 +26,9 @@ from jensen.families.base import raw_of
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-from .amortized import Amortized, check_context
+from .amortized import Amortized
 from .local import Constant, PerDatum
-from .members import Member, Through
+from .members import Member, Through, check_context
 
 Layers = Sequence[tuple[nn.Module, Member]]
 

@@ -6,7 +6,7 @@ apart, and refine the parameters between the halves.
 
 from __future__ import annotations
 
-__all__ = ["Constrained", "Member", "Through", "site_transform"]
+__all__ = ["Constrained", "Member", "Through", "check_context", "join", "site_transform"]
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -134,17 +134,20 @@ class Constrained(_Wrapped):
         return f"{self.constraint}, event_shape={tuple(self.event_shape)}"
 
 
-def site_transform(event_shape: Sequence[int], constraint: Constraint = constraints.real) -> Transform:
+def site_transform(
+    event_shape: Sequence[int], constraint: Constraint = constraints.real, inner: Size | None = None
+) -> Transform:
     """The bijection from a vector of unconstrained coordinates onto the support of a site of this event shape.
 
-    It remembers its last value, so that the inverse of a value that it made is the very coordinates it came from.
+    ``inner`` is the event shape of the coordinates, where bounds with batch dimensions do not tell it. It remembers its
+    last value, so that the inverse of a value that it made is the very coordinates it came from.
     """
     onto = biject_to(constraint)
     if isinstance(onto, ComposeTransform):
         onto = ComposeTransform([_Exp() if isinstance(part, ExpTransform) else part for part in onto.parts])
     elif isinstance(onto, ExpTransform):
         onto = _Exp()
-    inner = Size(onto.inverse_shape(Size(event_shape)))
+    inner = Size(onto.inverse_shape(Size(event_shape))) if inner is None else inner
     flat = ReshapeTransform(Size((inner.numel(),)), inner)
     transform: Transform = ComposeTransform([flat, onto]).with_cache(1)
     return transform
@@ -156,3 +159,20 @@ class _Exp(ExpTransform):
     def _call(self, x: Tensor) -> Tensor:
         limits = torch.finfo(x.dtype)
         return x.exp().clamp(limits.tiny, limits.max)
+
+
+def check_context(context: Tensor) -> None:
+    """Raise ValueError unless the encoder answered with one row for each datum."""
+    if context.dim() != 2:
+        raise ValueError(
+            f"the encoder's output is a context [N, H], one row for each datum, but has shape {list(context.shape)}: "
+            "give data with a first dimension N (x[i : i + 1] for one datum), and an encoder that flattens images"
+        )
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """Concatenate contexts [..., H], [..., D], ... along their last dimension, leading ones broadcast."""
+    if len(parts) == 1:
+        return parts[0]
+    leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*leading, -1) for part in parts], dim=-1)

@@ -475,7 +475,7 @@ def _directions():
 EAGER = {
     "score function": (_scored, Trace_ELBO, "have no rsample"),
     "our score function": (_scored, IWAE, "have no rsample"),
-    "pyro.param": (_global_scale, Trace_ELBO, "pyro.param makes parameters"),
+    "pyro.param": (_global_scale, Trace_ELBO, "pyro.param or pyro.module makes parameters"),
     "rejection sampler": (_directions, Trace_ELBO, "eager: "),
     "Pyro's other losses": (_small, TraceMeanField_ELBO, "TraceMeanField_ELBO reads values"),
     "what Python remembers": (_counting, Trace_ELBO, "the pair's run changes the attribute 'calls' of Counting"),
