@@ -38,8 +38,8 @@ class History(Record):
         steps: the number of optimizer steps.
         seconds: wall-clock time.
         compiled: whether steps ran in one compiled graph of loss, gradients and update.
-        route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``; and the way
-            that particles took, where it was not an outer plate.
+        route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``; and by
+            which way particles ran, where it was not an outer plate.
         data: how many data the bounds of an epoch are divided by: as many as its plate over them has in all (N where it
             subsamples), else the rows of the data. 1 where the pair holds its data and has no plate around them: its
             bounds are those of all data.
