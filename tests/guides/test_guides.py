@@ -30,6 +30,7 @@ from jensen.families.base import raw_of
 from jensen.guides import Amortized, Constrained, Joint, Laplace, Through, amortize
 from jensen.guides.members import site_transform
 from jensen.inference import evaluate, fit, log_joint, log_weights, terms
+from jensen.kernel.weights import Pair
 from jensen.networks import mlp
 
 N, K, H = 6, 5, 8
@@ -82,8 +83,10 @@ def test_a_chain_draws_its_sites_in_the_given_order_and_runs_its_encoder_once(fl
     sites = poutine.trace(guide).get_trace(x).stochastic_nodes
     assert sites == ["data", "low", "top"]
     assert seen == [(N, 4), (N, H), (N, H + 3)]
+    proved = Pair(model, guide, 1)
+    proved.log_weights((x,), K)  # runs single particles too, to prove the way of many
     del seen[:]
-    log_weights(model, guide, x, particles=K, max_plate_nesting=1)
+    proved.log_weights((x,), K)
     assert seen == [(N, 4), (N, H), (K, N, H + 3)]
 
 
