@@ -314,7 +314,7 @@ def test_the_encoder_runs_once_whatever_the_number_of_particles(family):
             return x
 
     guide = amortize(model, Spy(), family, context=5)
-    proved, x = Pair(model, guide, nesting=1), torch.randn(7, 5)
+    proved, x = Pair(model, guide, 1), torch.randn(7, 5)
     proved.log_weights((x,), 100)
     seen.clear()
     proved.log_weights((x,), 100)
