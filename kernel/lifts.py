@@ -8,10 +8,11 @@ r"""How a program is run for K particles at once: by the first way that gives th
 | one after the other | what its author wrote, K times |
 
 A program that counts dimensions from the left (``softmax(x, 1)``, ``z[:, 0]``, ``x @ w``) computes something else
-behind an outer plate, often without an error. So a way counts only where it is *proved*, for the data and the number of
-particles at hand: three particles are run again, each alone, at the values that it drew, and log-densities have to
-agree site by site. What is different from run to run has to be different from particle to particle. The last way needs
-no proof.
+behind an outer plate, often without an error. So a way counts only where it is *proved*, for the data, the number of
+particles and the modes (training, evaluation) at hand: three particles are run again, each alone, at the values that it
+drew, and log-densities have to agree site by site. What is different from run to run has to be different from particle
+to particle, but for what is drawn in training mode alone (the dropout of an encoder), which particles may share, as
+where Pyro vectorizes them. The last way needs no proof.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ __all__ = [
     "Half",
     "Lifted",
     "LiftedPair",
+    "Proof",
     "Run",
     "Way",
     "for_proof",
     "read_both",
+    "set_apart",
 ]
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyro
@@ -48,7 +51,7 @@ from .caller import outside
 from .enumeration import Summed, check_states, enumerated, is_enumerated
 from .modes import modes_kept, tensors_kept
 from .parameters import owners_of
-from .randomness import forked_rng
+from .randomness import forked_rng, stream
 from .sites import At, Program, Scored, Site, SiteFacts, base_of, facts_of, in_plate, padded, score, sites_of
 from .vectorized import under_vmap
 
@@ -59,6 +62,7 @@ Read = Callable[["Met"], dict[str, Tensor]]
 
 _TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
 _NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
+_MOST = 1e-2  # of the sum of the absolute terms: what is more is not put down to rounding
 
 
 class Met(NamedTuple):
@@ -94,11 +98,6 @@ class Call(NamedTuple):
     rows: Values
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What a proof holds for."""
-        return (self.particles, *(x.shape if isinstance(x, Tensor) else None for x in self.data))
-
-    @property
     def fixed(self) -> dict[str, Tensor]:
         """All that is not drawn, for a run behind an outer plate."""
         return {**self.given, **self.rows}
@@ -112,6 +111,25 @@ class Call(NamedTuple):
         return self._replace(given={name: value.detach() for name, value in self.given.items()})
 
 
+class Proof(NamedTuple):
+    """What was found out about a program, for data of these shapes, so many particles and modules in these modes.
+
+    Attributes:
+        way: the first way that gives the numbers of single runs.
+        buffers: whether tensors that the program creates filled have to be each particle's own under ``torch.vmap``.
+        ranks: how many dimensions the values of a site have where the program runs alone.
+        subsampled: the plates that are.
+    """
+
+    way: Way
+    buffers: bool
+    ranks: dict[str, int]
+    subsampled: frozenset[str]
+
+
+_ALONE = Proof(ALONE, False, {}, frozenset())
+
+
 class Lifted:
     """A program under K particles.
 
@@ -122,7 +140,6 @@ class Lifted:
 
     Attributes:
         reasons: why a way was refused, by way.
-        buffers: whether tensors that the program creates filled have to be each particle's own under ``torch.vmap``.
 
     Warns:
         UserWarning: once, where neither an outer plate nor ``torch.vmap`` gives the numbers of single runs.
@@ -132,15 +149,13 @@ class Lifted:
         self.program, self.nesting, self.name = program, nesting, name
         self.programs: tuple[Program, ...] = (program,)
         self.reasons: dict[Way, str] = {}
-        self._ways: dict[Any, Way] = {}
-        self._ranks: dict[str, int] = {}
-        self._subsampled: set[str] = set()
-        self.buffers = False
+        self._proofs: dict[Any, Proof] = {}
+        self._parts: list[nn.Module] | None = None  # of all modules that the programs hold
 
     @property
     def way(self) -> Way:
         """The way that it is run by; where sizes differ in it, the last of those in the table."""
-        return max(self._ways.values(), key=get_args(Way).index, default=ALONE)
+        return max((proof.way for proof in self._proofs.values()), key=get_args(Way).index, default=ALONE)
 
     def __call__(
         self,
@@ -160,39 +175,52 @@ class Lifted:
             rows: indices of plates that are not to be drawn.
         """
         call = Call(data, particles, given or {}, ranks or {}, rows or {})
-        if particles == 1:
-            return self._by(ALONE, call)
-        if call.key not in self._ways:
+        proof = self.proof_for(call)
+        if proof is None:
             if not torch.is_grad_enabled() and get_proxy_mode() is None and not _in_training(*self.programs):
-                self._ways[call.key], run = self._find(call)
+                proof, run = self._find(call)
+                self._proofs[self._key(call)] = proof
                 return run
-            with for_proof(*self.programs):
-                self._ways[call.key], _ = self._find(call.detached())
-        return self._by(self._ways[call.key], call)
+            with set_apart(*self.programs):
+                proof, _ = self._find(call.detached())
+            self._proofs[self._key(call)] = proof
+        return self._by(proof, call)
 
-    def way_for(self, call: Call) -> Way | None:
-        """The way of a call; None if it is not known yet."""
-        return ALONE if call.particles == 1 else self._ways.get(call.key)
+    def proof_for(self, call: Call) -> Proof | None:
+        """What is known of calls like this one; None if there was none yet."""
+        return _ALONE if call.particles == 1 else self._proofs.get(self._key(call))
 
-    def read(self, way: Way, call: Call, read: Read) -> dict[str, Tensor]:
+    def _key(self, call: Call) -> tuple[Any, ...]:
+        """What a proof holds for."""
+        shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else None for x in call.data]
+        if self._parts is None:
+            self._parts = _parts_of(*self.programs)
+        return (call.particles, *shapes, *(part.training for part in self._parts))
+
+    def read(self, proof: Proof, call: Call, read: Read) -> dict[str, Tensor]:
         """Tensors that are read off the trace of a run, [K, ...] each."""
-        if way == PLATE:
+        if proof.way == PLATE:
             return read(self.meet(call.data, call.fixed, call.particles))
-        return _separately(way, call, lambda values: read(self.meet(call.data, {**call.rows, **values})), self.buffers)
+
+        def one(values: Values) -> dict[str, Tensor]:
+            return read(self.meet(call.data, {**call.rows, **values}))
+
+        return _separately(proof.way, call, one, proof.buffers)
 
     def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
         """Run it once, alone or in a plate of particles, at given values and indices."""
         program = self.program if particles is None else in_plate(self.program, particles, self.nesting)
         return _met(program, data, values)
 
-    def _by(self, way: Way, call: Call) -> Run:
+    def _by(self, proof: Proof, call: Call) -> Run:
         """Run it by a way."""
+        way = proof.way
         facts: dict[str, SiteFacts] = {}
         ranks: dict[str, int] = {}
         values: dict[str, Tensor] = {}  # of what is observed
         rows: dict[str, Tensor] = dict(call.rows)
         kept: list[Met] = []
-        if way in (VMAP, LOOP) and not self._subsampled <= set(rows):  # one subsample for all particles
+        if way in (VMAP, LOOP) and not proof.subsampled <= set(rows):  # one subsample for all particles
             with forked_rng():
                 rows |= self.meet(call.data, {**call.at(0), **rows}).rows
             call = call._replace(rows=rows)
@@ -213,35 +241,37 @@ class Lifted:
                 kept.append(met)
             return tensors
 
-        tensors = self.read(way, call, read)
+        tensors = self.read(proof, call, read)
         for name, fact in facts.items():
             if not fact.observed:
                 drawn = tensors[f"value of {name}"]
                 values[name] = drawn if way == PLATE else _spread(drawn, self.nesting + fact.event_dim)
         sites = {name: Scored(fact, values[name], tensors[f"density of {name}"]) for name, fact in facts.items()}
-        return Run(sites, self._ranks if way == PLATE else ranks, rows, kept[0].sites if kept else None)
+        return Run(sites, proof.ranks if way == PLATE else ranks, rows, kept[0].sites if kept else None)
 
-    def _find(self, call: Call) -> tuple[Way, Run]:
+    def _find(self, call: Call) -> tuple[Proof, Run]:
         """The first way that is proved, and a run by it."""
-        with forked_rng(), torch.no_grad():
-            first, again = (self.meet(call.data, {**call.rows, **call.at(0)}).sites for _ in range(2))
-        self._ranks |= {name: site["value"].dim() for name, site in first.items()}
+        first, moving = self._moving(call)
         frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
-        self._subsampled |= {frame.name for frame in frames if frame.full_size not in (None, -1, frame.size)}
-        moving = _moving(first, again, self.nesting)
+        ranks = {name: site["value"].dim() for name, site in first.items()}
+        subsampled = frozenset(frame.name for frame in frames if frame.full_size not in (None, -1, frame.size))
+        self._parts = _parts_of(*self.programs)  # a first run may have made some
+        start = stream()
         for way, buffers in ((PLATE, False), (VMAP, False), (VMAP, True)):
-            self.buffers = buffers
+            proof = Proof(way, buffers, ranks, subsampled)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    run = self._by(way, call)
-                    doubt = self._doubt(way, call, run, moving)
+                    with self._unmoved():
+                        run = self._by(proof, call)
+                    doubt = self._doubt(proof, call, run, moving)
             except Exception as error:  # any code of the user's runs here, in a form that it was not written for
                 doubt = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
             if not doubt:
-                return way, run
+                return proof, run
             self.reasons.setdefault(way, doubt)
-        if LOOP not in self._ways.values():
+            start()
+        if not any(proof.way == LOOP for proof in self._proofs.values()):
             why = "; ".join(f"under {way}: {reason}" for way, reason in self.reasons.items())
             warnings.warn(
                 f"the {self.name} runs one particle after the other, which is slow, since no other way gives the "
@@ -250,46 +280,72 @@ class Lifted:
                 "right (z[..., 0], softmax(-1)) so that a dimension for particles may stand on the left",
                 stacklevel=outside(),
             )
-        return LOOP, self._by(LOOP, call)
+        proof = Proof(LOOP, False, ranks, subsampled)
+        return proof, self._by(proof, call)
 
-    def _doubt(self, way: Way, call: Call, run: Run, moving: dict[str, Tensor]) -> str:
+    def _unmoved(self) -> AbstractContextManager[None]:
+        """What a run in training mode writes into buffers is put back: the next is to start from the same."""
+        parts = self._parts or []
+        if not any(part.training for part in parts):
+            return nullcontext()
+        return tensors_kept(buffer for part in parts for buffer in part.buffers(recurse=False))
+
+    def _moving(self, call: Call) -> tuple[dict[str, Site], dict[str, Tensor]]:
+        """The sites of a single run; and which of their values differ between two such runs."""
+        with forked_rng(), torch.no_grad(), self._unmoved():
+            first, again = (self.meet(call.data, {**call.rows, **call.at(0)}).sites for _ in range(2))
+        return first, _moving(first, again, self.nesting)
+
+    def _doubt(self, proof: Proof, call: Call, run: Run, moving: dict[str, Tensor]) -> str:
         """Why a run does not give the numbers of single runs; nothing where it does."""
-        K = call.particles
-        call = call._replace(rows=run.rows)
+        found = call._replace(rows=run.rows)
+        shared = ""
         for name, moves in moving.items():
             site = run.sites[name]
             if site.facts.observed:
                 first, last = site.log_prob[0], site.log_prob[-1]
             else:
-                first, last = (_at(site.value, k, self._ranks[name]) for k in (0, K - 1))
+                first, last = (_at(site.value, k, proof.ranks[name]) for k in (0, call.particles - 1))
             if bool((first == last)[moves].all()):
-                return f"all particles have the same draw at site '{name}'"
+                shared = f"all particles have the same draw at site '{name}'"
         with forked_rng(), torch.no_grad():
             try:
-                doubt = self._differs(call, run, replay=None)
+                doubt = self._differs(proof, found, run, replay=None)
             except (KeyError, NotImplementedError):
                 doubt = "its log-density is known for its own draws only"
             if doubt:  # perhaps it draws more than its sites, or knows log q of its own draws only
-                with _Recorder() as tape:
-                    run = self._by(way, call)
-                with under_vmap(buffers=self.buffers) if way == VMAP else nullcontext():
-                    if tape.draws and not self._differs(call, run, tape):
-                        return ""
-        return doubt
+                with _Recorder() as tape, self._unmoved():
+                    run = self._by(proof, found)
+                with under_vmap(buffers=proof.buffers) if proof.way == VMAP else nullcontext():
+                    if not tape.draws or self._differs(proof, found, run, tape):
+                        return doubt
+                if tape.shared:
+                    shared = shared or "what it draws beside its sites is the same for all particles"
+            noisy = [part for part in self._parts or [] if part.training and not _is_batch_norm(part)]
+            if not (shared and noisy):
+                return shared
+            with modes_kept(noisy):  # what is shared may be dropout
+                for part in noisy:
+                    part.training = False
+                return self._doubt(proof, call, self._by(proof, call), self._moving(call)[1])
 
-    def _differs(self, call: Call, run: Run, replay: _Recorder | None) -> str:
+    def _differs(self, proof: Proof, call: Call, run: Run, replay: _Recorder | None) -> str:
         """At which site three particles differ from single runs of them."""
         K = call.particles
         for k in sorted({0, K // 2, K - 1}):
-            values = {**call.rows, **call.at(k)}
+            given = {**call.rows, **call.at(k)}
             if replay is None:
-                values |= {
-                    name: _at(site.value, k, self._ranks[name])
+                given |= {
+                    name: _at(site.value, k, proof.ranks[name])
                     for name, site in run.sites.items()
-                    if not (site.facts.observed or site.facts.point or name in values)
+                    if not (site.facts.observed or site.facts.point or name in given)
                 }
-            with nullcontext() if replay is None else replay.of(k, K):
-                alone = self.meet(call.data, values).sites
+
+            def single(values: Values, k: int = k) -> dict[str, Site]:  # the same noise each time
+                with forked_rng(), self._unmoved(), nullcontext() if replay is None else replay.of(k, K):
+                    return self.meet(call.data, values).sites
+
+            alone = single(given)
             if list(alone) != list(run.sites):
                 return f"its sites are {list(run.sites)}, but {list(alone)} in a single run"
             for name, site in alone.items():
@@ -299,11 +355,11 @@ class Lifted:
                 if {_place(f) for f in facts_of(site).frames} != {_place(f) for f in scored.facts.frames}:
                     return f"the plates around site '{name}' differ from those of a single run"
                 density = scored.log_prob[min(k, len(scored.log_prob) - 1)]
-                if not self._agree(density, site, call, values):
+                if not self._agree(density, site, single, given):
                     return f"the log-density of site '{name}' differs from that of a single run"
         return ""
 
-    def _agree(self, density: Tensor, site: Site, call: Call, values: Values) -> bool:
+    def _agree(self, density: Tensor, site: Site, single: Callable[[Values], dict[str, Site]], values: Values) -> bool:
         """Whether a log-density is that of a single run, but for rounding."""
         alone = padded(score(site), self.nesting)
         if density.shape != alone.shape:
@@ -312,15 +368,19 @@ class Lifted:
         if not torch.equal(*(t.nan_to_num(0.0, 1.0, -1.0)[~known | ~t.isfinite()] for t in (density, alone))):
             return False
         off = (density - alone).abs()
-        allowed = _TOLERANCE[alone.dtype == torch.float64] * padded(_size(site), self.nesting)
+        size = padded(_size(site), self.nesting)
+        allowed = _TOLERANCE[alone.dtype == torch.float64] * size
         if bool((off <= allowed)[known].all()):
             return True
         eps = torch.finfo(alone.dtype).eps
         moved = {n: v * (1 + _NUDGE * eps) if v.is_floating_point() else v for n, v in values.items()}
         with pyro.validation_enabled(False):
-            other = self.meet(call.data, moved).sites[site["name"]]
-            noise = (padded(score(other), self.nesting) - alone).abs()
-        return bool((off <= allowed + _NUDGE * noise)[known].all())
+            again, other = (
+                (padded(score(single(at)[site["name"]]), self.nesting) - alone).abs() for at in (values, moved)
+            )
+        if not bool((again <= allowed)[known].all()):  # not rounding, but noise
+            return False
+        return bool((off <= allowed + (_NUDGE * other).clamp(max=_MOST * size))[known].all())
 
 
 class LiftedPair(Lifted):
@@ -375,6 +435,7 @@ class Half(NamedTuple):
     lifted: Lifted
     call: Call
     run: Run
+    proof: Proof
 
     @property
     def extra(self) -> int:
@@ -384,16 +445,14 @@ class Half(NamedTuple):
     @property
     def way(self) -> Way:
         """How it was run."""
-        way = self.lifted.way_for(self.call)
-        assert way is not None
-        return way
+        return self.proof.way
 
     def read(self, make: Callable[[Mapping[str, Site]], Tensor]) -> Tensor:
         """A tensor made of its sites: [K, ...]."""
         if self.run.met is not None:
             made = make(self.run.met)
             return made if self.extra else made.unsqueeze(0)
-        return self.lifted.read(self.way, self.call, lambda met: {"": make(met.sites)})[""]
+        return self.lifted.read(self.proof, self.call, lambda met: {"": make(met.sites)})[""]
 
 
 def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapping[str, Site]], Tensor]) -> Tensor:
@@ -408,7 +467,7 @@ def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapp
         p, q = (half.lifted.meet(half.call.data, at).sites for half in (model, guide))
         return {"": make(p, q)}
 
-    return _separately(way, model.call, one, model.lifted.buffers or guide.lifted.buffers)[""]
+    return _separately(way, model.call, one, model.proof.buffers or guide.proof.buffers)[""]
 
 
 def _separately(
@@ -497,19 +556,34 @@ def _size(site: Site) -> Tensor:
     return 1 + whole.abs()
 
 
+def _parts_of(*programs: Program) -> list[nn.Module]:
+    """The modules that programs hold, and all their parts, each once."""
+    return list({id(part): part for owner in owners_of(*programs) for part in owner.modules()}.values())
+
+
 def _in_training(*programs: Program) -> bool:
-    return any(part.training for owner in owners_of(*programs) for part in owner.modules())
+    return any(part.training for part in _parts_of(*programs))
+
+
+def _is_batch_norm(part: nn.Module) -> bool:
+    return isinstance(part, nn.modules.batchnorm._BatchNorm)
+
+
+@contextmanager
+def set_apart(*programs: Program) -> Iterator[None]:
+    """No gradient, no tracer, a random stream of its own; buffers are put back."""
+    buffers = [buffer for module in owners_of(*programs) for buffer in module.buffers()]
+    with disable_proxy_modes_tracing(), torch.no_grad(), forked_rng(), tensors_kept(buffers):
+        yield
 
 
 @contextmanager
 def for_proof(*programs: Program) -> Iterator[None]:
-    """No gradient, no tracer, a random stream of its own; evaluation mode, but for batch norms in training mode."""
-    modules = owners_of(*programs)
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    with disable_proxy_modes_tracing(), torch.no_grad(), forked_rng(), modes_kept(modules), tensors_kept(buffers):
-        for part in (part for module in modules for part in module.modules()):
-            if not isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.training = False
+    """Set apart, and in evaluation mode, but for batch norms in training mode."""
+    parts = _parts_of(*programs)
+    with set_apart(*programs), modes_kept(parts):
+        for part in parts:
+            part.training &= _is_batch_norm(part)
         yield
 
 
@@ -519,26 +593,35 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.draws: list[Tensor] = []
-        self._replayed: tuple[int, int] | None = None
+        self.shared = False  # whether single runs drew again what all particles have in common
+        self._source: tuple[_Recorder, int, int] | None = None
         self._next = 0
 
     def of(self, k: int, particles: int) -> _Recorder:
         """The same draws, those of particle k alone, in the place of new ones."""
         again = _Recorder()
-        again.draws, again._replayed = self.draws, (k, particles)
+        again._source = self, k, particles
         return again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded not in func.tags or not isinstance(out, Tensor):
-            return out
-        if self._replayed is None:
-            self.draws.append(out.clone())
-            return out
-        k, particles = self._replayed
-        recorded = self.draws[self._next]
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            for drawn in out if isinstance(out, tuple) else (out,):
+                if isinstance(drawn, Tensor):
+                    self._take(drawn)
+        return out
+
+    def _take(self, drawn: Tensor) -> None:
+        """Keep what was drawn, or put what was kept in its place."""
+        if self._source is None:
+            self.draws.append(drawn.clone())
+            return
+        source, k, particles = self._source
+        recorded = source.draws[self._next]
         self._next += 1
-        if recorded.numel() == particles * out.numel() and len(recorded) == particles:
-            recorded = recorded[k]
-        return out.copy_(recorded.reshape(out.shape))
+        if recorded.numel() == particles * drawn.numel() and len(recorded) == particles:
+            recorded = recorded[k].reshape(drawn.shape)
+        elif not torch.equal(recorded := recorded.reshape(drawn.shape), drawn):
+            source.shared = True  # of a seeded stream they are equal
+        drawn.copy_(recorded)

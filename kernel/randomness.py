@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["forked_rng", "private_randomness"]
+__all__ = ["forked_rng", "private_randomness", "stream"]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,3 +27,16 @@ def private_randomness(seed: int | None) -> Iterator[None]:
     with forked_rng():
         torch.manual_seed(seed)
         yield
+
+
+def stream() -> Callable[[], None]:
+    """A function that returns to the user's random stream as it is now, on the CPU and on the CUDA devices in use."""
+    state = torch.get_rng_state()
+    others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def back() -> None:
+        torch.set_rng_state(state)
+        if others:
+            torch.cuda.set_rng_state_all(others)
+
+    return back

@@ -232,7 +232,7 @@ class Pair:
             repeated=repeated,
             particles=particles,
             _keep=keep,
-            _halves=None if model is None or guide is None else (Half(model, call, p), Half(guide, call, q)),
+            _halves=None if model is None or guide is None else (_half(model, call, p), _half(guide, call, q)),
             _elbo=torch.as_tensor(sum(_folded(elbo, keep))).expand(shape) if elbo.sites else None,
         )
 
@@ -244,8 +244,9 @@ class Pair:
     def way_for(self, data: tuple[Tensor, ...], particles: int) -> Way | None:
         """The way of data and particles like these; None if it is not known yet."""
         call = Call(data, particles, {}, {}, {})
-        ways = [way for part in self._lifted if (way := part.way_for(call)) is not None]
-        return max(ways, key=get_args(Way).index) if ways and len(ways) == len(self._lifted) else None
+        proofs = [part.proof_for(call) for part in self._lifted]
+        ways = [proof.way for proof in proofs if proof is not None]
+        return max(ways, key=get_args(Way).index) if ways and len(ways) == len(proofs) else None
 
     def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any], Run]:
         """The runs of model and guide, the plates that enclose every site, and, where it is not log w, the ELBO."""
@@ -289,6 +290,12 @@ class Pair:
         drawn = {site["name"] for site in q}
         left = [s["name"] for s in p if not s["is_observed"] and s["name"] not in drawn and s["infer"].get("enumerate")]
         return left, [s["name"] for s in q if s["infer"].get("enumerate")]
+
+
+def _half(lifted: Lifted, call: Call, run: Run) -> Half:
+    proof = lifted.proof_for(call)
+    assert proof is not None
+    return Half(lifted, call, run, proof)
 
 
 def _tapped(site: Scored) -> Scored:

@@ -1,6 +1,8 @@
 """The ways that particles take: which is proved, which is refused, and that all of them give the same numbers."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -136,7 +138,7 @@ def test_particles_of_a_loop_are_runs_of_one_graph(float64):
     with torch.no_grad():
         fast((x,), 6)
         for half in slow._lifted:
-            half._ways = dict.fromkeys(half._ways, LOOP)
+            half._proofs = {key: proof._replace(way=LOOP) for key, proof in half._proofs.items()}
         torch.manual_seed(2)
         found = fast((x,), 6)
         torch.manual_seed(2)
@@ -320,3 +322,149 @@ def test_models_of_ours_stay_behind_an_outer_plate():
     for model_name, guide_name in (("VAE, Bernoulli", "FullCovariance"), ("PPCA", "IAF"), ("Ring", "MeanField")):
         model, guide, x = pair(model_name, guide_name)
         assert evaluate(model, guide, x, 30, progress=False).route.startswith(PLATE)
+
+
+def _standard(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def _noisy_location(x):
+    loc = x / 2 + torch.randn(len(x), 2)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.3).to_event(1))
+
+
+def _partly_noisy(x):
+    noise = torch.randn(len(x), 1)
+    with pyro.plate("data", len(x)):
+        own = pyro.sample("own", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True}).unsqueeze(-1)
+        log_q = dist.Normal(0.0, 1.0).log_prob(noise).squeeze(-1)
+        pyro.sample("z", dist.Delta(torch.cat([noise.expand(own.shape), own], -1), log_q, event_dim=1))
+
+
+@pytest.mark.parametrize("guide", [_noisy_location, _partly_noisy])
+def test_noise_beside_draws_of_its_own_is_each_particles_too(guide, float64):
+    """Particles that have a part of their noise in common do not all draw the same, and are still not independent."""
+    x = torch.zeros(5, 2)
+    proved = Pair(_standard, guide)
+    with torch.no_grad():
+        z = proved.terms((x,), 1000).values["z"]
+        alone = torch.cat([Pair(_standard, guide, 1).terms((x,), 1).values["z"] for _ in range(1000)])
+    assert proved.way == VMAP
+    torch.testing.assert_close(z.std(0), alone.std(0), rtol=0.15, atol=0)
+
+
+def test_a_proof_holds_for_the_mode_of_modules(float64):
+    """Batch norm in evaluation acts on each datum; in training on the particle's batch."""
+
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.norm(z), 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    owner, x = Owner().eval(), torch.randn(6, 2)
+    proved = Pair(owner.model, owner.guide)
+    for training in (False, True, False):
+        owner.train(training)
+        with pytest.warns(UserWarning, match="one particle after the other") if training else nullcontext():
+            t = proved.terms((x,), 4)
+        assert proved.way_for((x,), 4) == (LOOP if training else VMAP)
+        fresh = copy.deepcopy(owner.norm)
+        mean = torch.stack([fresh(z) for z in t.values["z"]])
+        torch.testing.assert_close(t.log_p["x"], dist.Normal(mean, 1.0).log_prob(x).sum(-1))
+
+
+class Trained(nn.Module):
+    """A program that is another one in training mode."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.loss(z) if self.training else z, 1.0).to_event(1), obs=x)
+
+
+def _given(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+
+def test_what_runs_in_training_mode_alone_is_proved_in_training_mode(float64):
+    model, x = Trained(lambda z: torch.stack([z[:, 0], 2 * z[:, 1]], 1)), torch.randn(2, 2)
+    t = Pair(model, _given).terms((x,), 4)
+    mean = t.values["z"] * torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(t.log_p["x"], dist.Normal(mean, 1.0).log_prob(x).sum(-1))
+
+
+def test_dropout_is_each_particles_own_and_no_reason_to_refuse_an_outer_plate(float64):
+    model, x = Trained(nn.Dropout(0.5)), torch.randn(5, 2)
+    t = (proved := Pair(model, _given)).terms((x,), 50)
+    assert proved.way == PLATE
+    each = dist.Normal(torch.stack([0 * t.values["z"], 2 * t.values["z"]]), 1.0).log_prob(x)  # dropped, kept
+    whole = torch.stack([each[i, ..., 0] + each[j, ..., 1] for i in range(2) for j in range(2)])
+    near = (whole - t.log_p["x"]).abs() < 1e-10  # [4, K, N]
+    assert near.any(0).all()
+    assert near.any(1).all()
+
+
+def test_each_size_of_data_has_a_proof_of_its_own(float64):
+    """One that writes into zeros takes torch.vmap in another form than the one that stacks."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            if len(x) == 3:
+                mean = torch.zeros(3, 2)
+                mean[:, 0], mean[:, 1] = z[:, 0], z[:, 1]
+            else:
+                mean = torch.stack([z[:, 0], z[:, 1]], 1)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    proved = Pair(model, _given)
+    with torch.no_grad():
+        for rows in (3, 5, 3, 5):
+            x = torch.randn(rows, 2)
+            t = proved.terms((x,), 4)
+            torch.testing.assert_close(t.log_p["x"], dist.Normal(t.values["z"], 1.0).log_prob(x).sum(-1))
+    assert proved.way == VMAP
+
+
+def test_a_proof_draws_nothing_from_the_users_stream(float64):
+    """The same seed gives the same weights while the way is looked for and when it is known."""
+    proved, x = Pair(_standard, _noisy_location), torch.randn(5, 2)
+    found = []
+    with torch.no_grad():
+        for _ in range(2):
+            torch.manual_seed(0)
+            found.append(torch.cat([proved.log_weights((x,), 4).flatten(), torch.rand(1)]))
+    assert proved.way == VMAP
+    assert torch.equal(*found)
+
+
+def test_noise_is_not_taken_for_rounding(float64):
+    """A model with noise of its own, too small to be seen beside what rounding may do, unless it is the same noise."""
+
+    def model(x):
+        noise = 1e-4 * torch.randn(len(x), 2)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + noise, 1.0).to_event(1), obs=x)
+
+    proved = Pair(model, _given)
+    with torch.no_grad():
+        proved.log_weights((torch.randn(5, 2),), 4)
+    assert proved.way == VMAP
