@@ -186,8 +186,9 @@ def rate_distortion(
 
 def _split(t: Terms) -> tuple[Tensor, Tensor]:
     """Draws of the rate and of the distortion: [K, n]."""
-    rate: Tensor = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)  # type: ignore[assignment]
-    return rate.double().cpu(), -t.observed.double().cpu()
+    observed = t.observed.double().cpu()
+    rate = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)
+    return torch.as_tensor(rate).double().cpu().expand(observed.shape), -observed
 
 
 def _moments(rate: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
