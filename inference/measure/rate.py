@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
@@ -159,6 +160,18 @@ def rate_distortion(
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
+            if part.layout.summed:  # of states that are summed out the rate is not known apart from the distortion
+                return rate_distortion(
+                    model,
+                    sampled(guide),
+                    data,
+                    particles,
+                    seed=seed,
+                    batch_transform=batch_transform,
+                    chunk_size=chunk_size,
+                    device=device,
+                    progress=progress,
+                )
             t = part.pair.terms(part.data, particles)
             parts.append(_moments(*_split(t)))
             for site in (name for name in t.p if name in t.q):

@@ -61,6 +61,27 @@ def test_without_sampled_latents_the_rate_is_zero():
     assert not result.activity
 
 
+def test_states_that_the_guide_enumerates_have_a_rate(float64):
+    probs = torch.tensor([0.3, 0.7])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(probs))
+            pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=torch.stack([-x, x], -1)), infer={"enumerate": "parallel"})
+
+    x = torch.tensor([-1.0, 0.2, 1.0])
+    result = rate_distortion(model, guide, x, 2000, seed=0, progress=False)
+    q = dist.Categorical(logits=torch.stack([-x, x], -1))
+    expected = kl_divergence(q, dist.Categorical(probs.expand(3, 2)))
+    assert ((result.rate - expected).abs() < 4 * result.rate_error).all()
+    together = -(result.rate + result.distortion)
+    assert ((together - evaluate(model, guide, x, 10, progress=False).elbo).abs() < 0.2).all()
+
+
 def test_active_units_are_those_whose_posterior_mean_varies():
     torch.manual_seed(0)
     model = PPCA(5, latent=3)
