@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Summed", "at_state", "check_states", "enumerated", "is_enumerated", "state_counts"]
+__all__ = ["Summed", "at_state", "check_states", "enumerated", "is_enumerated", "sampled", "state_counts"]
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +35,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
+from pyro.poutine import infer_config
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
@@ -64,6 +65,12 @@ def enumerated(program: Program, nesting: int, drawn: Mapping[str, Mapping[str, 
         drawn: for a model, ``infer`` of the guide's sites by name: needed where sites of the guide have states.
     """
     wrapped: Program = _Enumeration(nesting, drawn or {})(program)
+    return wrapped
+
+
+def sampled(program: Program) -> Program:
+    """A program whose sites marked for enumeration are drawn."""
+    wrapped: Program = infer_config(program, lambda site: {"enumerate": None})
     return wrapped
 
 

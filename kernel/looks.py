@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuideList
+from pyro.infer.autoguide import AutoGaussian, AutoGuideList, AutoStructured
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
 
 from .arguments import Batch, misfit, rows_of
@@ -92,14 +93,27 @@ def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | No
     except Exception:  # what is wrong with the model is said where the pair is checked
         return None
     for part in made:
-        for name, before in part.prototype_trace.iter_stochastic_nodes():
+        for name, frames in _plates_at_first(part):
             now = {f.name: f.full_size or f.size for f in plates_of(sites[name])} if name in sites else {}
-            for frame in plates_of(before):
+            for frame in frames:
                 size = frame.full_size or frame.size
                 if (came := now.get(frame.name, size)) != size:
                     where = f"site '{name}', plate '{frame.name}'"
                     return Held(f"the {type(part).__name__} (an AutoGuide)", size, where, came)
     return None
+
+
+def _plates_at_first(guide: Any) -> Iterator[tuple[str, set[CondIndepStackFrame]]]:
+    """The latents of an AutoGuide that holds values, and the plates around them at its first call."""
+    if isinstance(guide, AutoStructured):  # these two empty the sites of their trace
+        for name, kept in guide._sorted_sites:
+            yield name, {frame for frame in kept["cond_indep_stack"] if frame.vectorized}
+    elif isinstance(guide, AutoGaussian):
+        for name in guide._unconstrained_event_shapes:
+            yield name, set(guide._plates[name])
+    else:
+        for name, site in guide.prototype_trace.iter_stochastic_nodes():
+            yield name, plates_of(site)
 
 
 def _autoguides(guide: Program) -> Iterator[Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, as_tensors, stream
+from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import drawn_data
@@ -97,7 +98,8 @@ def encode(
     .. math:: \mathbb{E}_{q(z \mid x_n)}[z_n]
 
     It is the mean of the guide's distributions, averaged over K draws of the sites above; of the draws themselves where
-    a distribution (a flow) does not know its mean. For a guide of one Gaussian site it is exact whatever K is.
+    a distribution (a flow) does not know its mean. For a guide of one Gaussian site it is exact whatever K is. Sites
+    that the guide enumerates are drawn here; those that it leaves to be enumerated in the model have no value.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
@@ -148,6 +150,7 @@ def reconstruct(
     Raises:
         ValueError: for a model that observes nothing, ``particles`` less than 1, and on what
             :func:`~jensen.inference.log_weights` names.
+        NotImplementedError: for a model whose enumerated sites the guide does not draw.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -159,6 +162,11 @@ def reconstruct(
 
     def means(t: Terms) -> dict[str, Tensor]:
         observed = [name for name in t.log_p if name not in t.log_q and t.values[name].numel()]  # a factor has none
+        if t.summed:
+            raise NotImplementedError(
+                f"the states of enumerated sites are summed out of {sorted(t.log_p)} together, and the mean of the "
+                "data differs between states: sample the enumerated sites in the guide"
+            )
         if not observed:
             raise ValueError(f"the model observes nothing: the guide draws all of its sites, {sorted(t.log_p)}")
         return {name: t.mean_p(name).mean(0) for name in observed}
@@ -214,9 +222,10 @@ def _over_data(
     if particles < 1:
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     settings: dict[str, Any] = {"at_once": _AT_ONCE, "together": particles, "weights": "none", "progress": False}
+    reduced = []
     with running(model, guide, seed=seed):
-        reduced = [
-            reduce(part.pair.terms(part.data, particles))
-            for part in stream(model, guide, as_tensors(data), what, **settings)
-        ]
+        for part in stream(model, guide, as_tensors(data), what, **settings):
+            if part.layout.summed:  # states that are summed out have no values
+                return _over_data(model, sampled(guide), data, particles, seed, what, reduce)
+            reduced.append(reduce(part.pair.terms(part.data, particles)))
     return {name: torch.cat([part[name] for part in reduced]) for name in reduced[0]}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
@@ -159,6 +160,18 @@ def rate_distortion(
     with running(model, guide, seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
+            if part.layout.summed:  # of states that are summed out the rate is not known apart from the distortion
+                return rate_distortion(
+                    model,
+                    sampled(guide),
+                    data,
+                    particles,
+                    seed=seed,
+                    batch_transform=batch_transform,
+                    chunk_size=chunk_size,
+                    device=device,
+                    progress=progress,
+                )
             t = part.pair.terms(part.data, particles)
             parts.append(_moments(*_split(t)))
             for site in (name for name in t.p if name in t.q):
@@ -186,8 +199,9 @@ def rate_distortion(
 
 def _split(t: Terms) -> tuple[Tensor, Tensor]:
     """Draws of the rate and of the distortion: [K, n]."""
-    rate: Tensor = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)  # type: ignore[assignment]
-    return rate.double().cpu(), -t.observed.double().cpu()
+    observed = t.observed.double().cpu()
+    rate = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)
+    return torch.as_tensor(rate).double().cpu().expand(observed.shape), -observed
 
 
 def _moments(rate: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

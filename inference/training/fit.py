@@ -16,7 +16,14 @@ from math import isfinite
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO, Trace_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -94,7 +101,8 @@ def fit(
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` for a pair that holds its data and is called without
             arguments, one step per epoch.
         objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
-            or your own), which is not changed: its knobs go by the steps of this run. ``Trace_ELBO()`` if None.
+            or your own), which is not changed: its knobs go by the steps of this run. None: ``Trace_ELBO()``, or
+            ``TraceEnum_ELBO`` where the pair has sites that are to be enumerated.
         epochs: passes over the data.
         batch_size: data per step, shuffled; the last batch of an epoch may be smaller. From N on, all data in their own
             order.
@@ -143,7 +151,6 @@ def fit(
         (2, 4)
     """
     start = time.perf_counter()
-    objective = Trace_ELBO() if objective is None else objective
     train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
     held_out = None
     if validation is not None:
@@ -163,6 +170,7 @@ def fit(
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
+        objective = _default(layout) if objective is None else objective
         with buffers_kept(model, guide):
             count = data_in_epoch(model, guide, train)[1]
         history.data = count
@@ -176,6 +184,13 @@ def fit(
                 if layout.joining
                 else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
+                stacklevel=2,
+            )
+        if layout.enumerated and isinstance(objective, Trace_ELBO):
+            warnings.warn(
+                f"{type(objective).__name__} samples {sorted(layout.enumerated)}, which the guide leaves to be "
+                "enumerated, from the model: take pyro.infer.TraceEnum_ELBO("
+                f"max_plate_nesting={layout.nesting}), which sums over their states as evaluate does",
                 stacklevel=2,
             )
         with buffers_kept(model, guide):
@@ -246,8 +261,15 @@ def fit(
     return history
 
 
+def _default(layout: Layout) -> ELBO:
+    """The objective where none is given."""
+    if layout.enumerated or layout.summed:
+        return TraceEnum_ELBO(max_plate_nesting=layout.nesting)
+    return Trace_ELBO()
+
+
 def _check_settings(
-    objective: ELBO,
+    objective: ELBO | None,
     epochs: int,
     batch_size: int,
     patience: int | None,
@@ -266,7 +288,8 @@ def _check_settings(
         raise ValueError("resume goes on from a checkpoint: say which file")
     if isinstance(objective, type):
         raise TypeError(f"objective is the class {objective.__name__}: make one, {objective.__name__}()")
-    if isinstance(objective, _TRACED) or not callable(getattr(objective, "differentiable_loss", None)):
+    lacking = objective is not None and not callable(getattr(objective, "differentiable_loss", None))
+    if isinstance(objective, _TRACED) or lacking:
         raise TypeError(f"{type(objective).__name__} {_instead(objective)}")
 
 

@@ -4,7 +4,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGaussian,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoStructured,
+)
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -62,6 +69,16 @@ def test_an_autoguide_of_global_latents_serves_other_data(kind):
     assert evaluate(_global, guide, torch.randn(20), 10, progress=False).joint
     history = fit(_global, guide, torch.randn(30), epochs=1, validation=torch.randn(20), progress=False)
     assert history.data == 30
+
+
+@pytest.mark.parametrize("kind", [AutoStructured, AutoGaussian])
+def test_an_autoguide_that_keeps_no_trace_of_its_sites(kind):
+    x = torch.randn(50)
+    guide = _made(kind, 50)
+    assert evaluate(_model, guide, x, 10, progress=False).elbo.isfinite().all()
+    assert fit(_model, guide, x, epochs=1, progress=False).steps == 1
+    with pytest.raises(ValueError, match=rf"the {kind.__name__}.* each of 50 data .*, but 20 came"):
+        evaluate(_model, guide, torch.randn(20), 10, progress=False)
 
 
 def test_a_list_of_guides_is_read_part_by_part():

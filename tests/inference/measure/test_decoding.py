@@ -228,3 +228,34 @@ def test_values_that_cannot_be_decoded_are_named(values, message):
 def test_a_model_that_needs_data_is_named():
     with pytest.raises(TypeError, match=r"the model cannot draw data: model\(None, \*covariates, n=3\) fails"):
         decode(lambda x: x + 1, {"z": torch.zeros(3, 2)})
+
+
+def _classes(x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(2.0 * y, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_sites_that_the_guide_enumerates_are_encoded_by_draws():
+    x = torch.tensor([-2.0, 0.5, 4.0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=torch.stack([-x, x], -1)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(0.5 * x + y, 0.7))
+
+    q = torch.sigmoid(2 * x)
+    means = encode(_classes, guide, x, particles=4000, seed=0)
+    assert means["y"].tolist() == [0, 1, 1]
+    torch.testing.assert_close(means["z"], 0.5 * x + q, rtol=0, atol=4 * 0.5 / 4000**0.5)
+    torch.testing.assert_close(reconstruct(_classes, guide, x, 4000, seed=0), 0.5 * x + q, rtol=0, atol=0.06)
+
+
+def test_data_whose_mean_differs_between_states_that_are_summed_out_are_refused():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.7))
+
+    with pytest.raises(NotImplementedError, match="sample the enumerated sites in the guide"):
+        reconstruct(_classes, guide, torch.zeros(3))

@@ -3,6 +3,8 @@
 import math
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from members import pair
@@ -43,6 +45,41 @@ def test_together_they_are_minus_the_elbo():
     found = rate_distortion(model, guide, x, 64, seed=3, progress=False)
     elbo = evaluate(model, guide, x, 64, seed=3, progress=False).elbo
     assert torch.allclose(-found.rate - found.distortion, elbo, rtol=1e-10)
+
+
+def test_without_sampled_latents_the_rate_is_zero():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x)
+
+    x = torch.randn(5)
+    result = rate_distortion(model, lambda x: None, x, 2, progress=False)
+    exact = torch.stack([dist.Normal(float(k), 1.0).log_prob(x) for k in (0, 1)]).logsumexp(0) - math.log(2)
+    assert (result.rate == 0).all()
+    torch.testing.assert_close(result.distortion, -exact.double(), rtol=1e-5, atol=1e-5)
+    assert not result.activity
+
+
+def test_states_that_the_guide_enumerates_have_a_rate(float64):
+    probs = torch.tensor([0.3, 0.7])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(probs))
+            pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=torch.stack([-x, x], -1)), infer={"enumerate": "parallel"})
+
+    x = torch.tensor([-1.0, 0.2, 1.0])
+    result = rate_distortion(model, guide, x, 2000, seed=0, progress=False)
+    q = dist.Categorical(logits=torch.stack([-x, x], -1))
+    expected = kl_divergence(q, dist.Categorical(probs.expand(3, 2)))
+    assert ((result.rate - expected).abs() < 4 * result.rate_error).all()
+    together = -(result.rate + result.distortion)
+    assert ((together - evaluate(model, guide, x, 10, progress=False).elbo).abs() < 0.2).all()
 
 
 def test_active_units_are_those_whose_posterior_mean_varies():

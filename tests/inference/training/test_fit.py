@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from members import CASES, pair
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from pyro.optim import Adam
@@ -148,6 +149,37 @@ def test_other_objectives_of_pyro_serve():
     model, guide, x = pair("VAE, shared scale", "MeanField")
     history = fit(model, guide, x, TraceMeanField_ELBO(), epochs=2, progress=False)
     assert len(history.elbo) == 2
+
+
+@config_enumerate
+def _mixture(x):
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])))
+        pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+
+def test_enumerated_sites_are_summed_out_where_no_objective_is_given(float64):
+    x = torch.tensor([-3.0, -2.5, 3.0, 2.0])
+    guide = AutoNormal(poutine.block(_mixture, hide=["k"]), init_scale=1e-9)
+    guide(x)
+    svi = SVI(_mixture, guide, Adam({"lr": 1e-2}), TraceEnum_ELBO(max_plate_nesting=1))
+    torch.manual_seed(1)
+    expected = -svi.evaluate_loss(x) / len(x)
+    torch.manual_seed(1)
+    history = fit(_mixture, guide, x, validation=x, epochs=1, lr=1e-9, progress=False)
+    assert history.elbo == pytest.approx([expected], abs=1e-6)
+    assert history.validation == pytest.approx([expected], abs=0.6)  # of other draws
+
+
+def test_an_objective_that_samples_enumerated_sites_from_the_model_is_warned_about():
+    guide = AutoNormal(poutine.block(_mixture, hide=["k"]))
+    with (
+        pytest.warns(UserWarning, match=r"Trace_ELBO samples \['k'\], which the guide leaves .*max_plate_nesting=1"),
+        pytest.warns(UserWarning, match="Found vars in model but not guide"),
+    ):
+        fit(_mixture, guide, torch.randn(4), Trace_ELBO(), epochs=1, progress=False)
 
 
 def test_an_exact_guide_has_nothing_to_save_and_trains_the_model():
