@@ -176,7 +176,7 @@ def fit(
                 if layout.joining
                 else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         with buffers_kept(model, guide):
             first = train.first()
