@@ -39,7 +39,7 @@ from torch.distributions.transforms import AffineTransform
 
 from jensen.families.base import matvec
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import AtMode, Site, base_of, is_discrete, plates_of
+from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
 from jensen.kernel.weights import Program, model_sites
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -384,7 +384,7 @@ class Structured(UniqueModule):
     def _support(self, name: str, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Constraint:
         """The support of a site at the values of others, from the model."""
         model = self._model[0]
-        with poutine.block(), _Given(values), AtMode(), _Until(name) as seen:
+        with poutine.block(), At(values), AtMode(), _Until(name) as seen:
             try:
                 model(*data)
             except _Reached:
@@ -530,18 +530,6 @@ def _pool(h: Tensor, group: Tensor, size: int) -> Tensor:
 # what one run tells
 
 
-class _Given(Messenger):
-    """A handler under which sites take given values, subsample sites included."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
 class _Reached(Exception):
     """The model has come to the site."""
 
@@ -555,10 +543,6 @@ class _Until(Messenger):
         super().__init__()
         self.name = name
 
-    def __enter__(self) -> _Until:
-        super().__enter__()
-        return self
-
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name:
             self.support = msg["fn"].support
@@ -566,7 +550,7 @@ class _Until(Messenger):
 
 
 def _run(model: Program, data: tuple[Tensor, ...], values: Mapping[str, Tensor] | None = None) -> list[Site]:
-    with AtMode(), _Given(values or {}):
+    with AtMode(), At(values or {}):
         return model_sites(model, *data)
 
 

@@ -27,6 +27,7 @@ from jensen.families.gaussian import RememberingNormal
 from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
+from jensen.kernel.caller import outside
 from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -302,7 +303,7 @@ class Laplace(UniqueModule):
             warnings.warn(
                 f"Laplace: of {len(u)} data, {lost} did not converge in {self.iterations} steps, and for {flat} the "
                 "curvature is not that of a maximum (it is raised to 1e-3): q is a poor guide there",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         lift = (floor - eigenvalues).clamp_min(0.0)
         curvature = curvature + (vectors * lift.unsqueeze(-2)) @ vectors.mT

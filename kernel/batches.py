@@ -42,6 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arguments import Batch, Data, as_tensors, rows_of
+from .caller import outside
 from .layout import Layout
 from .looks import layout_on, look_at
 from .measured import in_full, without_penalties
@@ -284,7 +285,7 @@ def _as_measured(
         warnings.warn(
             f"the guide's pyro.factor {listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
             "it as a penalty, but here it is left out, since the draws do not depend on it",
-            stacklevel=4,
+            stacklevel=outside(),
         )
         guide = without_penalties(guide, layout.penalties)
     if layout.factors:
@@ -292,7 +293,7 @@ def _as_measured(
             f"the guide's pyro.factor {listed(layout.factors)} is counted as a part of log q: this is right for the "
             "log-determinant of the map from an auxiliary site to a Delta, but not for a penalty, which is no density "
             "of a draw: measure with a guide that leaves a penalty out",
-            stacklevel=4,
+            stacklevel=outside(),
         )
     if layout.subsampled:
         some = tuple(x[:rows] for x in data) if layout.sizes else data
@@ -313,15 +314,15 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
     if per_datum:
         reason, remedy = factors, "give each datum a factor of its own inside the plate"
         if not layout.joining:
-            outside = f" ({listed(layout.outside)} stands outside the plate of the data)" if layout.outside else ""
-            reason = f"the weights of this pair are joint{outside}"
+            where = f" ({listed(layout.outside)} stands outside the plate of the data)" if layout.outside else ""
+            reason = f"the weights of this pair are joint{where}"
             remedy = (
                 "open the model's plate over the data around every site of model and guide (a global latent stands "
                 "outside of it, and so does the one site of an AutoMultivariateNormal)"
             )
         raise ValueError(f"{what} needs a number for each datum, but {reason}: {remedy}")
     if layout.joining:
-        warnings.warn(f"{factors}: one number for all data", stacklevel=4)
+        warnings.warn(f"{factors}: one number for all data", stacklevel=outside())
 
 
 def check_rows(layout: Layout, data: Batch, rows: int) -> None:

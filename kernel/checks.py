@@ -24,6 +24,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from .caller import outside
 from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, subsampling
 from .supports import bounds_of, inside_of, log_density
 
@@ -128,7 +129,7 @@ def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
         warnings.warn(
             f"the guide's plates {sorted(foreign)} are not in the model, whose plates are {sorted(plates)}: sites in "
             "differently named plates are not independent data, and their weights are joint",
-            stacklevel=4,
+            stacklevel=outside(),
         )
 
 
@@ -162,7 +163,7 @@ def check_scale(sites: list[Site]) -> None:
         warnings.warn(
             f"these sites stand under a poutine.scale: {listed}; importance weights leave scales out, so they are "
             "those of the unscaled model",
-            stacklevel=4,
+            stacklevel=outside(),
         )
 
 

@@ -41,9 +41,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
-from .sites import Site, plates_of, subsampling
+from .sites import Program, Site, plates_of, subsampling
 
-Program = Callable[..., Any]
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
 _TOLERANCE = {False: 1e-4, True: 1e-10}  # of one and a log-density: single, double precision
 

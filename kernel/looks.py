@@ -20,10 +20,10 @@ from torch import nn
 
 from .arguments import Batch, misfit, rows_of
 from .layout import Layout
-from .parameters import is_autoguide, owners_of
+from .parameters import ParametersRead, is_autoguide, owners_of
 from .randomness import forked_rng
 from .sites import AtMode, plates_of
-from .weights import Program, check_pair, model_sites, parameters_read
+from .weights import Program, check_pair, model_sites
 
 
 def look_at(model: Program, guide: Program, data: Batch) -> Layout:
@@ -142,12 +142,12 @@ def _held_by_parameters(model: Program, guide: Program, data: Batch) -> Held | N
 
 def _own_parameters(model: Program, guide: Program, data: Batch) -> dict[str, torch.Size]:
     """Names and shapes of the parameters that a guide holds itself or reads by ``pyro.param``: no layer's weights."""
-    with forked_rng(), torch.no_grad(), parameters_read() as read, suppress(Exception):
+    with forked_rng(), torch.no_grad(), ParametersRead() as reads, suppress(Exception):
         guide(*data)
     own, store = {}, pyro.get_param_store()
     modules = [module for owner in owners_of(guide) for module in owner.modules()]
     in_modules = {id(p) for module in modules for p in module.parameters(recurse=False)}
-    for p in read:
+    for p in reads.parameters:
         if id(p) not in in_modules and (name := store.param_name(p)):
             own[name] = p.shape
     for module in modules:

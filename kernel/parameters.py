@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
@@ -38,6 +38,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .caller import outside
 from .holders import modules_held
 from .randomness import forked_rng
+from .sites import Program
 
 Result = TypeVar("Result")
 
@@ -46,7 +47,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # unconstrained parameters 
 _trained: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of AutoGuides that were trained here
 
 
-def claim_parameters(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+def claim_parameters(model: Program, guide: Program) -> None:
     """Put the parameters of the pair's PyroModules into Pyro's store, where it holds others under their names.
 
     Raises:
@@ -105,7 +106,7 @@ def claiming(run: Callable[[], Result]) -> Result:
     return again
 
 
-def mark_trained(*programs: Callable[..., Any]) -> None:
+def mark_trained(*programs: Program) -> None:
     """Note that the values of AutoGuides are theirs: a new AutoGuide of the same name does not start from them."""
     for guide in filter(is_autoguide, owners_of(*programs)):
         _trained.update(dict.fromkeys(guide.parameters(), True))
@@ -271,25 +272,25 @@ def is_autoguide(program: object) -> TypeGuard[AutoGuide]:
     return isinstance(program, AutoGuide)
 
 
-def own_modules(*programs: Callable[..., Any]) -> list[nn.Module]:
+def own_modules(*programs: Program) -> list[nn.Module]:
     """The modules among programs, and those whose bound methods programs are."""
     owners = (getattr(program, "__self__", program) for program in programs)
     return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
-def owners_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+def owners_of(*programs: Program) -> list[nn.Module]:
     """The modules that programs hold, wherever they hold them; their own modules first."""
     return list({id(module): module for module in (*own_modules(*programs), *modules_held(*programs))}.values())
 
 
-def tensors_of(*programs: Callable[..., Any]) -> list[Tensor]:
+def tensors_of(*programs: Program) -> list[Tensor]:
     """The parameters and buffers of the modules that programs hold, each once."""
     tensors = [t for owner in owners_of(*programs) for t in (*owner.parameters(), *owner.buffers())]
     return list({id(t): t for t in tensors}.values())
 
 
 def trainable(
-    model: Callable[..., Any], guide: Callable[..., Any], of_model: list[nn.Parameter], of_guide: list[nn.Parameter]
+    model: Program, guide: Program, of_model: Iterable[nn.Parameter], of_guide: Iterable[nn.Parameter]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trainable parameters of the model, and those of the guide alone: what they own, and what they read.
 

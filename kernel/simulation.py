@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .batches import Data, as_tensors
+from .caller import outside
 from .checks import check_simulated
 from .modes import running
 from .parameters import claim_parameters, store_kept
@@ -281,7 +282,7 @@ class OnExample:
                 warnings.warn(
                     f"the model neither observes nor reads data[{i}], which stays as in the example: if it is made "
                     "from what the model observes (a series reversed, say), make it anew from the drawn data",
-                    stacklevel=4,
+                    stacklevel=outside(),
                 )
 
 

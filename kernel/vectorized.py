@@ -19,7 +19,7 @@ site whose draw is the same for every particle.
 
 from __future__ import annotations
 
-__all__ = ["NotVectorized", "refused_by_vmap", "under_vmap"]
+__all__ = ["NotVectorized", "under_vmap"]
 
 import random
 from collections.abc import Callable, Iterator
@@ -53,7 +53,6 @@ _SELECTED = (
     "torch.where(mask, a, b)"
 )
 _SMALL = 0.02  # below this concentration a gamma underflows in float64 once in a million draws
-_REFUSALS = ("vmap", "functorch", "batching rule", "batched tensor", "batchedtensor", "doesn't have storage")
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
@@ -64,29 +63,6 @@ class NotVectorized(RuntimeError):
         >>> issubclass(NotVectorized, RuntimeError)
         True
     """
-
-
-def refused_by_vmap(error: BaseException) -> bool:
-    """Whether an error says that ``torch.vmap`` does not run a program, rather than that the program is wrong.
-
-    PyTorch has no class of its own for it: the errors are ``RuntimeError``, ``ValueError`` or ``NotImplementedError``
-    whose text names vmap, functorch or a batching rule. A program may also fail in another way because of the map
-    (``TypeError`` where it hands a tensor to NumPy); whoever must know runs it once alone.
-
-    Args:
-        error: what the mapped program raised.
-
-    Example:
-        >>> try:
-        ...     torch.vmap(lambda z: z.item())(torch.zeros(2))
-        ... except RuntimeError as error:
-        ...     refused_by_vmap(error)
-        True
-        >>> refused_by_vmap(ValueError("the encoder wants 3 features"))
-        False
-    """
-    text = str(error).lower()
-    return isinstance(error, NotVectorized) or any(word in text for word in _REFUSALS)
 
 
 @contextmanager

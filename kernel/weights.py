@@ -22,14 +22,13 @@ __all__ = [
     "log_weights",
     "model_sites",
     "parameters_of",
-    "parameters_read",
     "scaled_elbo",
     "terms",
     "trace_pair",
 ]
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 import torch
@@ -372,27 +371,15 @@ def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
     return torch.as_tensor(p.log_prob_sum() - q.log_prob_sum())
 
 
-@contextmanager
-def parameters_read() -> Iterator[list[nn.Parameter]]:
-    """Collect, into the list it yields, the (unconstrained) parameters that Pyro programs read inside the block.
-
-    Of a module that is registered by ``pyro.module`` they are its own, whatever Pyro's store holds.
-    """
-    parameters: list[nn.Parameter] = []
-    with ParametersRead() as reads:
-        yield parameters
-    parameters += reads.parameters
-
-
 def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trainable parameters of the model, and those of the guide alone: of modules, and of ``pyro.param``."""
     claim_parameters(model, guide)
     with torch.no_grad(), forked_rng():
-        with parameters_read() as of_guide:
+        with ParametersRead() as of_guide:
             q = poutine.trace(guide).get_trace(*data)
-        with parameters_read() as of_model:
+        with ParametersRead() as of_model:
             poutine.replay(model, trace=q)(*data)
-    return trainable(model, guide, of_model, of_guide)
+    return trainable(model, guide, of_model.parameters, of_guide.parameters)
 
 
 def trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:

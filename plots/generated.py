@@ -4,9 +4,6 @@ from __future__ import annotations
 
 __all__ = ["plot_reconstructions", "plot_samples"]
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -14,11 +11,10 @@ from torch import Tensor
 from jensen.inference import decode, reconstruct, simulate
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
+from jensen.kernel.weights import Program
 
 from .images import Shape, plot_images
 from .walks import decoded
-
-Program = Callable[..., Any]
 
 
 def plot_samples(

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jensen.kernel.batches import Data, Device, as_tensors, placed
+from jensen.kernel.caller import outside
 from jensen.kernel.checks import check_holes, check_scale, check_shapes, checked_data
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import own_modules
@@ -212,7 +213,7 @@ def exact_log_evidence(
             f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~evidence.reached).sum())} of {n} "
             f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), "
             "raise max_evaluations, or accept it (tolerance)",
-            stacklevel=2,
+            stacklevel=outside(),
         )
     return evidence
 

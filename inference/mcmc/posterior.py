@@ -21,6 +21,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.caller import outside
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.modes import running
 from jensen.kernel.weights import Program, terms
@@ -311,7 +312,7 @@ def mcmc_posterior(
         route=path.way,
     )
     if advice := result.advice():
-        warnings.warn(advice, MCMCConvergenceWarning, stacklevel=2)
+        warnings.warn(advice, MCMCConvergenceWarning, stacklevel=outside())
     return result
 
 

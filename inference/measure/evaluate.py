@@ -22,6 +22,7 @@ from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
+from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
@@ -341,5 +342,5 @@ def _warn_of_impossible_elbo(evidence: Evidence) -> None:
         warnings.warn(
             f"the ELBO lies {excess:.3g} nats above the exact log p(x), which no guide can do: numbers are lost to "
             "rounding; measure in float64 (model.double(), guide.double())",
-            stacklevel=3,
+            stacklevel=outside(),
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.kernel.caller import outside
 from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.terms import Terms
@@ -192,7 +193,7 @@ def rate_distortion(
             f"posterior collapse at {result.collapsed}: no unit's posterior mean varies over the data by more than "
             f"{_ACTIVE}; anneal beta, give free bits (jensen.inference.ELBO), or take a weaker likelihood",
             PosteriorCollapseWarning,
-            stacklevel=2,
+            stacklevel=outside(),
         )
     return result
 

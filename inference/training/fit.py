@@ -184,7 +184,7 @@ def fit(
                 if layout.joining
                 else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         if layout.enumerated and isinstance(objective, Trace_ELBO):
             warnings.warn(
@@ -347,8 +347,6 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
             raise
         if data.size < data.n:
             _check_other_sizes(model, guide, data, layout)
-        if data.size < data.n and layout.full_size is None and data.size not in layout.sizes:
-            check_rows(layout, data.first(), data.size)
         for rows in parts[1:]:
             try:
                 check_pair(model, guide, *data.take(rows))
@@ -386,15 +384,9 @@ def _check_other_sizes(model: Program, guide: Program, data: Batches, layout: La
             f"{where}: {str(other).splitlines()[0]}; read the number of data from them, len(x), where the pair has "
             f"{size}, and if it holds a value for each datum give batch_size={data.n} or more"
         ) from other
-    seen = next(k for k, outcome in tried.items() if isinstance(outcome, Layout))
-    laid_out = tried[seen]
-    assert isinstance(laid_out, Layout)
-    if layout.full_size is None and layout.sizes and layout.sizes == laid_out.sizes:
-        raise ValueError(
-            f"the plate around every site has size {' x '.join(map(str, layout.sizes))} whatever the number of rows, "
-            f"so batches of {size} rows are no batches of its data: transpose the data, so that their first dimension "
-            f"is that of the plate, or give batch_size={data.n} or more"
-        )
+    for k, laid_out in {size: layout, **tried}.items():  # the plate may have the size of one of them by chance
+        if isinstance(laid_out, Layout) and laid_out.full_size is None and k not in laid_out.sizes:
+            check_rows(laid_out, data.take(torch.arange(k)), k)
 
 
 def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error: Exception) -> str:

@@ -35,9 +35,8 @@ from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
-from jensen.kernel.parameters import owners_of
+from jensen.kernel.parameters import ParametersRead, owners_of
 from jensen.kernel.plain import PlainState
-from jensen.kernel.weights import parameters_read
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
@@ -238,7 +237,7 @@ class Steps:
 
     def _eager(self, batch: Batch) -> tuple[Tensor, Tensor]:
         run, objective, layout = self.run, self.objective, self.layout
-        with parameters_read() as read:
+        with ParametersRead() as reads:
             try:
                 loss, bound = loss_and_bound(run, objective, layout, batch, self._knobs(batch))
             except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
@@ -246,7 +245,7 @@ class Steps:
                     raise
                 return _nan_loss()
         # made by pyro.param at this step for the first time
-        run.adopt(p for p in read if p.requires_grad and p not in self.frozen)
+        run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
         if not bool(value.isfinite()):
             return _nan_loss()

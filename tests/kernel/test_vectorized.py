@@ -20,7 +20,7 @@ from scipy import stats
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from jensen.kernel.vectorized import NotVectorized, refused_by_vmap, under_vmap
+from jensen.kernel.vectorized import NotVectorized, under_vmap
 
 K = 2400
 ALPHA = 1e-4
@@ -433,9 +433,8 @@ def test_latents_are_written_into_filled_tensors_where_asked(fill):
 
     x = torch.randn(5, 3, 3)
     torch.testing.assert_close(mapped(write, x, buffers=True), one_by_one(write, x))
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="vmap"):
         mapped(write, x)
-    assert refused_by_vmap(caught.value)
 
 
 RECURRENT = [nn.GRU, nn.LSTM, nn.RNN]
@@ -537,7 +536,6 @@ def test_what_differs_between_particles_is_refused(name):
     program, words = REFUSED[name]
     with pytest.raises(RuntimeError, match=words) as caught:
         mapped(program, torch.zeros(5))
-    assert refused_by_vmap(caught.value)
     assert isinstance(caught.value, NotVectorized) or "vmap" in words or name == "NumPy"
 
 

@@ -46,7 +46,7 @@ def test_bounds_are_divided_by_the_plate_over_the_data(objective):
 
 
 def test_rows_that_are_not_the_data_are_not_split():
-    with pytest.raises(ValueError, match=r"has size 64 whatever the number of rows.* transpose the data"):
+    with pytest.raises(ValueError, match=r"sizes \(64,\), but the model was given 2 data: .*give x.transpose\(0, 1\)"):
         fit(_time_first, _posterior, torch.randn(5, 64), epochs=1, batch_size=2, progress=False)
 
 
