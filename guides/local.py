@@ -48,7 +48,8 @@ class Constant(nn.Module):
 
     def _check(self, data: tuple[Tensor, ...]) -> None:
         known = tuple(own.to(x) for own, x in zip(self._data, data, strict=True))
-        self._data = known  # where the data are: copied there once
+        if any(a is not b for a, b in zip(known, self._data, strict=True)):
+            self._data = known  # where the data are: copied there once
         if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
                 f"this guide holds parameters for each of {len(self.context)} data, but got {len(data[0])} that are "

@@ -37,7 +37,6 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,8 +47,8 @@ from .looks import layout_on, look_at
 from .measured import in_full, without_penalties
 from .parameters import is_autoguide, tensors_of
 from .randomness import forked_rng
-from .sites import enclosing_plates, plates_of
-from .weights import Pair, Program, check_pair, model_sites
+from .sites import enclosing_plates, plates_of, sites_of
+from .weights import Pair, Program, check_pair, trace_pair
 
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
@@ -372,10 +371,9 @@ def data_in(model: Program, guide: Program, data: Batch) -> tuple[int, int]:
     of them count. Without any plate they are the rows.
     """
     rows = rows_of(data)
-    with forked_rng():
-        q = model_sites(guide, *data)
-        drawn = {site["name"]: site["value"] for site in q if not site["is_observed"]}
-        p = model_sites(poutine.condition(model, data=drawn), *data)
+    with torch.no_grad(), forked_rng():
+        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
+    drawn = {site["name"] for site in q if not site["is_observed"]}
     plates = set(enclosing_plates([*p, *q]))
     observed = [plates_of(site) for site in p if site["is_observed"] and site["name"] not in drawn]
     if not plates and observed:

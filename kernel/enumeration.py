@@ -69,7 +69,7 @@ def enumerated(program: Program, nesting: int, drawn: Mapping[str, Mapping[str, 
 
 def sampled(program: Program) -> Program:
     """A program whose sites marked for enumeration are drawn."""
-    wrapped: Program = infer_config(program, lambda site: {"enumerate": None})
+    wrapped: Program = infer_config(program, lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
     return wrapped
 
 

@@ -82,7 +82,7 @@ def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_for
     def draw(positions, k):
         nonlocal drawn
         drawn += k
-        return 50 + torch.randn(k, 1).double() if drawn <= PILOT else torch.zeros(k, 1).double()
+        return (50 + torch.randn(k, 1).double() if drawn <= PILOT else torch.zeros(k, 1).double(),)
 
     (part,) = stream(_model, _guide(1.0), (torch.zeros(1, D),), "test", at_once=PILOT, progress=False)
     found = as_needed(draw, part, 0.04, 100_000)

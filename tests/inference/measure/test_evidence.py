@@ -97,7 +97,7 @@ class Counting(nn.Module):
         return self.inner(z)
 
 
-@pytest.mark.parametrize("particles", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("particles", [2, 63, 64, 65, 1000])
 @pytest.mark.parametrize("chunk_size", [50, 333, 4096])
 def test_exactly_k_particles_are_drawn(particles, chunk_size):
     model, guide, x = pair("VAE, shared scale", "MeanField")

@@ -136,7 +136,7 @@ def test_captured_draws_have_the_same_parts(mode):
     with torch.no_grad():
         for batch in (x, x + 1):
             torch.manual_seed(5)
-            log_w, observed = captured.parts((batch,), 8, ahead=2000)
+            log_w, _, observed = captured.parts((batch,), 8, ahead=2000)
             torch.manual_seed(5)
             assert torch.equal(log_w, log_weights(model, guide, batch, particles=8))
             torch.manual_seed(5)
