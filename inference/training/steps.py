@@ -35,7 +35,7 @@ from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
-from jensen.kernel.parameters import ParametersRead, owners_of
+from jensen.kernel.parameters import ParametersRead, own_modules
 from jensen.kernel.plain import PlainState
 
 from .checkpoint import Run
@@ -121,7 +121,7 @@ class Steps:
         self.run.history.steps += 1
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for owner in owners_of(self.run.model, self.run.guide) for p in owner.parameters()]
+        return [p for owner in own_modules(self.run.model, self.run.guide) for p in owner.parameters()]
 
     def _arrive(self, state: int) -> None:
         """The pair is in another state: train what is new, or requires a gradient now."""
