@@ -567,7 +567,8 @@ def _to_enumerate(site: Site) -> bool:
 
 def _plates(site: Site) -> list[_Plate]:
     """The vectorized plates around a site, from left to right."""
-    return sorted(map(_plate, plates_of(site)), key=lambda plate: plate.dim)
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]  # as opened: perhaps without a size
+    return sorted(map(_plate, frames), key=lambda plate: plate.dim)
 
 
 def _plate(frame: CondIndepStackFrame) -> _Plate:
