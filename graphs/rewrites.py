@@ -103,7 +103,8 @@ def _bernoulli(write: _Writer, node: Node) -> None:
         steps.append(after)
     total, shape = steps[-1], _shape(node)
     lanes = next((n for n in _LANES if shape[-1:].numel() % n == 0 and shape[-1:].numel() // n <= _FACTORS), None)
-    if tuple(rest) != (None, None, 0) or total.args[1:] != ([-1],) or _shape(steps[2]) != shape or lanes is None:
+    last = ([-1],), ([len(shape) - 1],)
+    if tuple(rest) != (None, None, 0) or total.args[1:] not in last or _shape(steps[2]) != shape or lanes is None:
         return
     if node.meta["val"].dtype not in (torch.float32, torch.float64):
         return

@@ -42,6 +42,7 @@ from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
 from .sites import Program, Site, plates_of, subsampling
+from .supports import log_density
 
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
 _TOLERANCE = {False: 1e-4, True: 1e-10}  # of one and a log-density: single, double precision
@@ -210,7 +211,7 @@ class Summed:
 
     def _factors(self, site: Site) -> tuple[_Factor, _Factor]:
         """A site's log-density under its mask, and as its states are summed: a mask would count each as certain."""
-        log_prob = _log_prob(site)
+        log_prob = log_density(site)
         masked = self._factor(site, scale_and_mask(log_prob, 1.0, site["mask"]))
         return masked, self._factor(site, log_prob) if is_enumerated(site) else masked
 
@@ -374,11 +375,6 @@ def _symbol(site: Site) -> str:
     return chr(2 * _number(site["infer"]) + 1) if is_enumerated(site) else ""
 
 
-def _log_prob(site: Site) -> Tensor:
-    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return log_prob
-
-
 def check_states(sites: Sequence[Site], plain: Callable[[dict[str, Tensor]], Sequence[Site]]) -> None:
     """Raise unless a program that is run at all its states at once gives the log-densities of runs at one of them.
 
@@ -399,7 +395,7 @@ def check_states(sites: Sequence[Site], plain: Callable[[dict[str, Tensor]], Seq
         alone = plain({site["name"]: at[site["name"]][0] for site in sites if not site["is_observed"]})
         for site in alone:
             with suppress(KeyError, NotImplementedError):  # of a flow that knows log q of its own draws alone
-                if _near(at[site["name"]][1], _log_prob(site)):
+                if _near(at[site["name"]][1], log_density(site)):
                     continue
                 raise ValueError(
                     f"the log-density of site '{site['name']}' with all states of "
@@ -446,7 +442,7 @@ def at_state(site: Site, state: Mapping[int, int]) -> tuple[Tensor, Tensor]:
     value = _select(site["value"], site, state, len(plates), event)
     if is_enumerated(site):
         value = value.expand(*plates, *value.shape[value.dim() - event :])
-    return value, _select(_log_prob(site), site, state, len(plates), 0)
+    return value, _select(log_density(site), site, state, len(plates), 0)
 
 
 def _select(tensor: Tensor, site: Site, state: Mapping[int, int], depth: int, event: int) -> Tensor:

@@ -1,10 +1,11 @@
-r"""The kernel: log importance weights of any Pyro pair. The only place in jensen that runs traces.
+r"""The kernel: log importance weights of any Pyro pair.
 
 .. math:: \log w_k = \log p(x, z_k) - \log q(z_k \mid x), \qquad z_k \sim q(z \mid x), \quad k = 1, \dots, K
 
-Model and guide are wrapped in an outermost particle plate; the guide is traced, the model replayed against it. Log
-probabilities are summed over every dimension but the particle plate and the plates that enclose every site (the data),
-so the weights are [K, N]; with a site outside every plate (a global latent) they are joint, [K].
+The guide is run, then the model at its draws: one particle as the program stands, several by the way that
+:mod:`jensen.kernel.lifts` proves. Log probabilities are summed over every dimension but the particles' and those of the
+plates that enclose every site (the data), so the weights are [K, N]; with a site outside every plate (a global latent)
+they are joint, [K].
 
 What counts: a mask, auxiliary sites (a ``Delta`` with a log-density, a ``pyro.factor``). What does not:
 ``pyro.deterministic``, subsample sites, and scales: neither ``poutine.scale`` nor subsampling moves a weight. A plate

@@ -6,6 +6,7 @@ from torch.distributions import Bernoulli, Independent
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jensen.graphs.rewrites import rewritten
+from jensen.kernel.vectorized import under_vmap
 
 OPS = torch.ops.aten
 
@@ -47,6 +48,20 @@ def test_bernoulli_log_likelihood(features, scale, dtype):
     assert OPS.binary_cross_entropy_with_logits.default not in targets(graph)
     exact = likelihood(logits.double(), x.double())
     assert ((graph(logits, x).double() - exact) / exact).abs().max() < 8 * torch.finfo(dtype).eps
+
+
+def test_bernoulli_log_likelihood_of_particles_under_vmap():
+    torch.manual_seed(0)
+    logits, x = torch.randn(5, 20, 64), (torch.rand(20, 64) > 0.5).float()
+
+    def each(logits, x):
+        with under_vmap():
+            return torch.vmap(likelihood, (0, None), randomness="different")(logits, x)
+
+    graph = rewritten(make_fx(each)(logits, x))
+    assert OPS.prod.dim_int in targets(graph)
+    exact = likelihood(logits.double(), x.double())
+    assert ((graph(logits, x).double() - exact) / exact).abs().max() < 8 * torch.finfo(torch.float32).eps
 
 
 def test_certain_features_do_not_overflow_or_vanish():

@@ -841,3 +841,20 @@ def test_a_masked_chain_at_all_states_at_once_is_what_it_is_at_one(float64):
     x, lengths = torch.bernoulli(torch.full((4, 9), 0.5)), torch.tensor([9, 1, 4, 7])
     _, p, _ = run(hmm, no_guide, x, lengths)
     check_states(p, lambda values: sites_of(poutine.trace(Drawn(values)(hmm)).get_trace(x, lengths)))
+
+
+@pytest.mark.parametrize("top", [0.7, 1.5, 3.0])
+def test_a_support_that_moves_with_a_latent_and_a_state(top, float64):
+    """Data from Uniform(0, theta) or Uniform(0, theta / 2): a state under which x cannot be adds nothing to the sum."""
+    x, prior = torch.tensor([0.3, 1.2, 0.8]), dist.Gamma(20.0, 10.0)
+
+    def model(x):
+        theta = pyro.sample("theta", prior)
+        with pyro.plate("data", len(x)):
+            half = pyro.sample("half", dist.Bernoulli(0.3), infer=PARALLEL)
+            pyro.sample("x", dist.Uniform(0.0 * theta, torch.where(half == 1, theta / 2, theta)), obs=x)
+
+    got = run(model, lambda x: pyro.sample("theta", dist.Delta(torch.tensor(top))), x)[0].log_weights
+    density = 0.7 * (x < top) / top + 0.3 * (x < top / 2) / (top / 2)
+    close(got.squeeze(), density.log().sum() + prior.log_prob(torch.tensor(top)))
+    assert got.isfinite() == (top > 1.2)

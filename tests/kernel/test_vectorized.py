@@ -19,6 +19,7 @@ from pyro.ops.special import safe_log
 from scipy import stats
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from jensen.kernel.vectorized import NotVectorized, under_vmap
 
@@ -487,6 +488,36 @@ def test_attention_reads_latents_without_a_warning():
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
     x = torch.randn(5, 6, 4, 8)
     torch.testing.assert_close(mapped(net, x), one_by_one(net, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, None), (1, None), (None, 0), (2, 1), (None, None)])
+def test_bernoulli_log_likelihood_stays_one_operation(a, b):
+    """Wherever the particles' dimension of logits (a) and data (b) is, with the derivatives of particles run alone."""
+    torch.manual_seed(0)
+    sizes = [(3, 4) if dim is None else torch.Size((5, 3, 4)) for dim in (a, b)]
+    each = [
+        torch.rand(size) if dim is None else torch.rand(size).movedim(0, dim)
+        for size, dim in zip(sizes, (a, b), strict=True)
+    ]
+    logits, target = (one.contiguous() for one in each)
+
+    def density(_, logits, target):
+        return -cross_entropy(logits, target, reduction="none")
+
+    def all_at_once(logits, target):
+        with under_vmap():
+            return torch.vmap(density, (0, a, b), randomness="different")(torch.arange(5), logits, target)
+
+    def alone(tensor, dim, k):
+        return tensor if dim is None else tensor.select(dim, k)
+
+    graph = make_fx(all_at_once)(logits, target).graph
+    assert sum(node.target == torch.ops.aten.binary_cross_entropy_with_logits.default for node in graph.nodes) == 1
+    logits.requires_grad_()
+    expected = torch.stack([density(k, alone(logits, a, k), alone(target, b, k)) for k in range(5)])
+    mine = all_at_once(logits, target)
+    torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(each.square().sum(), logits) for each in (mine, expected)))
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
