@@ -21,6 +21,7 @@ from __future__ import annotations
 
 __all__ = ["Structured", "encoder_for"]
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, TransformedDistribution, constraints
+from pyro.distributions import Delta, TorchDistribution, TransformedDistribution, constraints
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
@@ -44,6 +45,7 @@ from jensen.kernel.weights import Program, model_sites
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
+from .local import Constant, PerDatum
 from .members import Member, check_context, join, site_transform
 
 _FEW = 256  # coordinates of all groups together that are drawn jointly
@@ -280,7 +282,7 @@ class Structured(UniqueModule):
         theta: list[Tensor] = []  # standardized coordinates of the global level
         groups: list[Tensor] = []  # those of the groups as local sites read them
         for key, pieces, plate in self._levels:
-            level: _Level = self.levels[key]  # type: ignore[assignment]
+            level: _Level | _Own = self.levels[key]  # type: ignore[assignment]
             context = chosen = None
             above = theta
             if key == "local" and plate is not None and h is not None:
@@ -304,6 +306,34 @@ class Structured(UniqueModule):
                 standard = standard.unsqueeze(-2).transpose(standard.dim() - 1 + plate.dim, -2)
                 groups.append(self._gather(standard, self._columns.get(plate.name), rows))
         return {name: values[name] for name in self._order if name not in given}
+
+    def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Structured:
+        """The same family with parameters of their own for each of these data, as for :class:`Amortized`.
+
+        Args:
+            data: the data.
+            offsets: what is added to location, log scale and parameters of the family [N, P] at the start, as ``"z"``
+                or, for several sites, ``"joint_local"``.
+
+        Raises:
+            ValueError: where there are other sites than local ones, or rows are subsampled: then no datum has
+                parameters that are its own.
+        """
+        rows = self._rows
+        full = rows is not None and self._follows and rows.full in (None, rows.size) and rows.dim == -1
+        if [key for key, *_ in self._levels] != ["local"] or not full:
+            raise ValueError(
+                f"{self} has no parameters of their own for each datum: that takes latent sites in the plate of the "
+                "data alone, at dim=-1 and not subsampled"
+            )
+        with torch.no_grad():
+            context = self._encoded(data)
+        local = copy.deepcopy(self)
+        local.encoder = Constant(context, data)
+        level: _Level = self.levels["local"]  # type: ignore[assignment]
+        offset = next(iter((offsets or {}).values()), None)
+        local.levels = nn.ModuleDict({"local": _Own(PerDatum(_Rows(level), context, first=True, offset=offset))})
+        return local
 
     def _encoded(self, data: tuple[Tensor, ...]) -> Tensor:
         assert self.encoder is not None  # where a level reads it
@@ -459,10 +489,7 @@ class _Level(nn.Module):
                 context = context + self.mix(join([context, reads]))
             loc = loc + self.location(context)
             parameters = self.family.project(context)
-        scale = log_scale.exp().expand(loc.shape)
-        return TransformedDistribution(
-            self.family.distribution(parameters), [AffineTransform(loc, scale, event_dim=1, cache_size=1)]
-        )
+        return _placed(self.family.distribution(parameters), loc, log_scale.exp().expand(loc.shape))
 
     def standard(self, u: Tensor, q: TransformedDistribution) -> Tensor:
         """Coordinates in units of their scale from where they are centred: what the levels below read."""
@@ -475,6 +502,55 @@ class _Level(nn.Module):
             return value
         dim, index = chosen
         return _at(value if index is None else value[index], dim, inner)
+
+
+class _Rows(nn.Module):
+    """A level that reads a context and nothing else, as one family: its parameters are location and scale too."""
+
+    def __init__(self, level: _Level) -> None:
+        super().__init__()
+        self.level = level
+        self.features = level.loc.shape[-1]
+        self.size = 2 * self.features + level.family.size
+
+    def forward(self, h: Tensor) -> TransformedDistribution:
+        """Contexts [..., H] to a distribution of batch shape [...]."""
+        return self.distribution(self.project(h))
+
+    def project(self, h: Tensor) -> Tensor:
+        """Contexts [..., H] to parameters [..., P]."""
+        loc = self.level.loc + self.level.location(h)
+        return torch.cat([loc, self.level.log_scale.expand(loc.shape), self.level.family.project(h)], -1)
+
+    def distribution(self, parameters: Tensor) -> TransformedDistribution:
+        """Parameters [..., P] to a distribution of batch shape [...]."""
+        loc, log_scale, inner = parameters.split([self.features, self.features, self.level.family.size], -1)
+        return _placed(self.level.family.distribution(inner), loc, log_scale.exp())
+
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """What the family reads beside its parameters."""
+        return {f"level.family.{name}": value for name, value in self.level.family.own_weights().items()}
+
+
+class _Own(nn.Module):
+    """A level whose rows have parameters of their own; no level below reads it."""
+
+    def __init__(self, family: PerDatum) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, context: Tensor, *_: Any) -> TorchDistribution:
+        """The distribution of u, [N, D]."""
+        q: TorchDistribution = self.family(context)
+        return q
+
+    def standard(self, u: Tensor, q: TorchDistribution) -> Tensor:
+        """The coordinates as they are."""
+        return u
+
+
+def _placed(q: TorchDistribution, loc: Tensor, scale: Tensor) -> TransformedDistribution:
+    return TransformedDistribution(q, [AffineTransform(loc, scale, event_dim=1, cache_size=1)])
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 from jensen.families import Delta, FullCovariance, OneHotCategorical
 from jensen.families.base import raw_of
 from jensen.guides import amortize
-from jensen.inference import evaluate, fit, log_weights
+from jensen.inference import evaluate, fit, gaps, log_weights
 from jensen.models import PPCA
 from jensen.networks import mlp
 
@@ -359,6 +359,41 @@ def test_groups_that_nothing_in_the_data_tells_have_free_numbers():
 
 
 # enumeration, copies, names
+
+
+@pytest.mark.parametrize("family", ["FullCovariance", "IAF"])
+def test_rows_with_parameters_of_their_own_leave_what_the_encoder_costs(family):
+    """The posterior of a linear model is Gaussian: all of the gap is the encoder's, and log p(x) is exact."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 2)
+
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            code = pyro.sample("code", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("answer", dist.Normal(code @ weight.T, 1.0).to_event(1), obs=y)
+
+    y = dist.MultivariateNormal(torch.zeros(5), weight @ weight.T + torch.eye(5)).sample((6,))
+    guide = amortize(model, data=y, family=family)
+    exact = dist.MultivariateNormal(torch.zeros(5), weight @ weight.T + torch.eye(5)).log_prob(y).double()
+    split = gaps(model, guide, y, particles=400, rounds=4, seed=0, progress=False)
+    torch.testing.assert_close(split.local.elbo, exact, atol=0.02, rtol=0)
+    assert (exact - split.evidence.elbo > 0.1).all()
+
+    local = guide.local(y, offsets={"code": torch.zeros(6, guide.levels["local"].family.size + 4)})
+    sites = [poutine.trace(one).get_trace(y).nodes["code"]["fn"] for one in (guide, local)]
+    value = torch.randn(6, 2)
+    torch.testing.assert_close(*(fn.log_prob(value) for fn in sites))
+
+
+def test_rows_beside_a_global_site_have_no_parameters_of_their_own():
+    def model(x):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, scale)), 1.0), obs=x)
+
+    x = torch.randn(20)
+    with pytest.raises(ValueError, match="no parameters of their own"):
+        amortize(model, data=x).local(x)
 
 
 def test_discrete_sites_are_left_to_be_enumerated():
