@@ -32,10 +32,11 @@ __all__ = [
     "for_proof",
     "read_both",
     "set_apart",
+    "slowest",
 ]
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -56,13 +57,18 @@ from .sites import At, Program, Scored, Site, SiteFacts, base_of, facts_of, in_p
 from .vectorized import under_vmap
 
 Way = Literal["alone", "outer plate", "torch.vmap", "one after the other"]
-ALONE, PLATE, VMAP, LOOP = get_args(Way)
+ALONE, PLATE, VMAP, LOOP = WAYS = get_args(Way)
 Values = Mapping[str, Tensor]
 Read = Callable[["Met"], dict[str, Tensor]]
 
 _TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
 _NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
 _MOST = 1e-2  # of the sum of the absolute terms: what is more is not put down to rounding
+
+
+def slowest(ways: Iterable[Way]) -> Way:
+    """The last of these ways, which several programs that are run together are said to be run by."""
+    return max(ways, key=WAYS.index, default=ALONE)
 
 
 class Met(NamedTuple):
@@ -155,7 +161,7 @@ class Lifted:
     @property
     def way(self) -> Way:
         """The way that it is run by; where sizes differ in it, the last of those in the table."""
-        return max((proof.way for proof in self._proofs.values()), key=get_args(Way).index, default=ALONE)
+        return slowest(proof.way for proof in self._proofs.values())
 
     def __call__(
         self,

@@ -30,7 +30,7 @@ __all__ = [
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pyro import poutine, validation_enabled
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from .checks import check_holes, check_match, check_scale, check_shapes, checked_data, fit_values
 from .layout import Layout, layout_of, without_auxiliary
-from .lifts import ALONE, Call, Half, Lifted, LiftedPair, Run, Way, for_proof
+from .lifts import Call, Half, Lifted, LiftedPair, Run, Way, for_proof, slowest
 from .modes import watched_modes
 from .parameters import ParametersRead, claim_parameters, claiming, own_modules, store_kept, trainable
 from .randomness import forked_rng
@@ -239,14 +239,14 @@ class Pair:
     @property
     def way(self) -> Way:
         """The way that it is run by: the last of those that its halves need."""
-        return max((part.way for part in self._lifted), key=get_args(Way).index, default=ALONE)
+        return slowest(part.way for part in self._lifted)
 
     def way_for(self, data: tuple[Tensor, ...], particles: int) -> Way | None:
         """The way of data and particles like these; None if it is not known yet."""
         call = Call(data, particles, {}, {}, {})
         proofs = [part.proof_for(call) for part in self._lifted]
         ways = [proof.way for proof in proofs if proof is not None]
-        return max(ways, key=get_args(Way).index) if ways and len(ways) == len(proofs) else None
+        return slowest(ways) if ways and len(ways) == len(proofs) else None
 
     def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any], Run]:
         """The runs of model and guide, the plates that enclose every site, and, where it is not log w, the ELBO."""

@@ -41,7 +41,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro import poutine, validation_enabled
@@ -49,7 +49,7 @@ from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
-from jensen.kernel.lifts import Lifted, Way
+from jensen.kernel.lifts import Lifted, Way, slowest
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, densities
@@ -158,7 +158,7 @@ class Path:
     @property
     def way(self) -> Way:
         """The way that chains are run side by side: the last of those that model and start need."""
-        return max((self._lifted_model.way, self._lifted.way), key=get_args(Way).index)
+        return slowest((self._lifted_model.way, self._lifted.way))
 
     def _start(self, chains: int) -> dict[str, Tensor]:
         """C draws of each site of the start."""

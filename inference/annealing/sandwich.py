@@ -19,13 +19,13 @@ __all__ = ["Bracket", "Contradiction", "Sandwich", "sandwich"]
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
-from jensen.kernel.lifts import Way
+from jensen.kernel.lifts import slowest
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.simulation import simulate
@@ -378,7 +378,7 @@ def sandwich(
         start=start,
         drawn=latents is not None,
         above=max(above, default=0.0),
-        route=max(part.pair.way, path.way, key=get_args(Way).index),
+        route=slowest((part.pair.way, path.way)),
     )
 
 
