@@ -443,9 +443,10 @@ def ais(
     steps: list[Tensor] = []
     evaluated = 0
     proposal = prior_of(model) if origin is None else origin
-    with running(model, proposal, seed=seed, device=device):
+    with running(model, proposal, "ais", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        for part in stream(model, proposal, tensors, "ais", at_once=chunk_size, together=chains, progress=progress):
+        how: dict[str, Any] = {"at_once": chunk_size, "together": chains, "progress": progress, "seed": seed}
+        for part in stream(model, proposal, tensors, "ais", **how):
             path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             tuning, evaluated = tune(path, betas, leapfrog, pilot)
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)

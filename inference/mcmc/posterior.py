@@ -121,7 +121,7 @@ class PosteriorDraws(Printed):
 
     def guide_draws(self, guide: Program, draws: int, *, seed: int | None = None) -> Tensor:
         """Draws of a guide for the same data, in the same unconstrained coordinates: [N, M, F]."""
-        with running(self.model, guide, seed=seed):
+        with running(self.model, guide, "guide_draws", seed=seed):
             coordinates = Coordinates(self.model, *self.data)
             values = terms(self.model, guide, *self.data, particles=draws).values
             return coordinates.free(values).transpose(0, 1).cpu()
@@ -276,11 +276,12 @@ def mcmc_posterior(
     draws, warmup = _lengths(n, method, draws, warmup, chains)
     rejecting = method == "rejection"
     above = 0.0
-    with running(model, model, seed=seed, device=device):
+    with running(model, model, "mcmc_posterior", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         runs = []
         at_once = n if rejecting else 1  # chains are run for one datum after the other
-        for part in stream(model, prior_of(model), tensors, method, at_once=at_once, units=chains, progress=progress):
+        how: dict[str, Any] = {"at_once": at_once, "units": chains, "progress": progress, "seed": seed}
+        for part in stream(model, prior_of(model), tensors, method, **how):
             path = Path(model, None, part.data, part.layout.nesting)
             if rejecting:
                 run, above = _rejected(path, chains * draws)

@@ -271,7 +271,7 @@ def evaluate(
     check_compile(compile)
     tensors = as_tensors(data, held=True)
     where = place_of(tensors, device, model, guide)
-    with running(model, guide, seed=seed, device=device), product_route(where):
+    with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
@@ -289,6 +289,7 @@ def evaluate(
             units=particles if tolerance is None else None,
             max_plate_nesting=max_plate_nesting,
             progress=progress,
+            seed=seed,
         ):
             weights = LogWeights(part.pair, compile) if weights is None else weights
 
