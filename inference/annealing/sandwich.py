@@ -355,7 +355,7 @@ def sandwich(
                 prior = Path(part.pair.model, None, part.data, part.layout.nesting)
                 posterior = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
-                above.append(posterior.above)
+                above.append(float(posterior.above.mean()))
             else:
                 true = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
             with forked_rng():
