@@ -267,8 +267,8 @@ def evaluate(
         >>> evidence.elbo.shape, evidence.summary()["particles"]
         (torch.Size([20]), 100)
         >>> evidence = evaluate(model, guide, torch.randn(20, 5), tolerance=0.1, progress=False)
-        >>> evidence.spent.shape, bool(evidence.converged.all())
-        (torch.Size([20]), True)
+        >>> evidence.spent.shape, evidence.converged.shape
+        (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
     check_compile(compile)
