@@ -34,7 +34,7 @@ from jensen.kernel.simulation import simulate
 from jensen.kernel.weights import Program
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
-from jensen.results.tables import Table, decimals, digits_of
+from jensen.results.tables import Table, decimals, digits_of, with_error
 
 _ALPHA = 0.01  # below it a corrected p-value counts as significant
 
@@ -139,16 +139,41 @@ class Calibration(Record):
     def shapes(self) -> dict[str, str]:
         """What is wrong with each feature whose corrected p-value is below 0.01.
 
-        Of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far their mean
-        squared distance from the middle is from that of uniform ranks, both in standard errors.
+        Where the ranks pile up, or are missing, in the bin at one end alone, that end is named. Else of two scores the
+        larger one speaks: how far the mean of the ranks lies from the middle, and how far their mean squared distance
+        from the middle is from that of uniform ranks, both in standard errors.
         """
         n, ranks = self.pooled.shape[0], self.draws + 1
         u = (self.pooled.double() + 0.5) / ranks - 0.5  # [N, F]
         variance = (1 - ranks**-2) / 12
         slope = u.mean(0) / math.sqrt(variance / n)
         spread = (u.square().mean(0) - variance) / math.sqrt(1 / 180 / n)  # 1/180: the variance of a uniform u^2
-        rows = zip(self.features, self.p_values.tolist(), slope.tolist(), spread.tolist(), strict=True)
-        return {name: _shape(b, s) for name, p, b, s in rows if p * len(self.features) < _ALPHA}
+        share = self.expected[[0, -1]].unsqueeze(-1) / n
+        ends = (self.counts[[0, -1]] / n - share) / (share * (1 - share) / n).sqrt()  # [2, F]
+        scores = zip(slope.tolist(), spread.tolist(), *ends.tolist(), strict=True)
+        rows = zip(self.features, self.p_values.tolist(), scores, strict=True)
+        return {name: _shape(*of) for name, p, of in rows if p * len(self.features) < _ALPHA}
+
+    @property
+    def shift(self) -> Tensor:
+        """How far the mean rank lies from the middle, in ranges of the ranks: float64 [F]; 0.1 is a third of a sd.
+
+        Above zero the guide's values are too low. Its standard error is 0.29 / sqrt(N) if the guide is calibrated.
+        """
+        return (self.pooled.double().mean(0) + 0.5) / (self.draws + 1) - 0.5
+
+    def effects(self) -> str:
+        """How large the departures are, in words: what the test sees with these data, and its p-value does not say."""
+        i = min(range(len(self.levels)), key=lambda j: abs(self.levels[j] - 0.9))
+        s, n = self.summary(), len(self.pooled)
+        cover, error = 100 * s["coverage"][i], 100 * s["coverage_error"][i]
+        worst = int(self.shift.abs().argmax())
+        return (
+            f"{100 * self.levels[i]:.3g} % intervals cover {with_error(cover, error)} % of the true values"
+            f"{' (mean over features)' if len(self.features) > 1 else ''}; the mean rank is off the middle by "
+            f"{with_error(float(self.shift[worst]), 1 / math.sqrt(12 * n))} of its range at {self.features[worst]}"
+            f"{', the largest shift' if len(self.features) > 1 else ''}."
+        )
 
     def verdict(self) -> str:
         """Whether the test detects miscalibration, and of which kind."""
@@ -156,15 +181,16 @@ class Calibration(Record):
         test = p + (f", corrected for {len(self.features)} features" if len(self.features) > 1 else "")
         shapes = self.shapes()
         if not shapes:
+            weak = " There is some evidence against it: p is below 5 %." if self.p_value < 0.05 else ""
             return (
                 f"No miscalibration detected at the 1 % level ({test}); this does not show that q is accurate (the "
-                "prior passes too)."
+                f"prior passes too), nor that it is calibrated: {self.effects()}{weak}"
             )
         by_shape: dict[str, list[str]] = {}
         for name, shape in shapes.items():
             by_shape.setdefault(shape, []).append(name)
         listed = "; ".join(f"{shape} at {_listed(names)}" for shape, names in by_shape.items())
-        return f"Not calibrated ({test}). The guide is {listed}."
+        return f"Not calibrated ({test}). The guide is {listed}. {self.effects()}"
 
     def summary(self) -> dict[str, Any]:
         """The test and the coverage averaged over features, with its standard error over the data."""
@@ -216,8 +242,12 @@ class Calibration(Record):
         return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
 
 
-def _shape(slope: float, spread: float) -> str:
+def _shape(slope: float, spread: float, lowest: float, highest: float) -> str:
     """In words, from the scores of :meth:`Calibration.shapes`."""
+    if max(abs(lowest), abs(highest)) > 4 and min(abs(lowest), abs(highest)) < 2:
+        side, score = ("lower", lowest) if abs(lowest) > abs(highest) else ("upper", highest)
+        length, ranks = ("short", "pile up") if score > 0 else ("long", "lack")
+        return f"too {length} on the {side} side (ranks {ranks} at that end alone)"
     if max(abs(slope), abs(spread)) < 3:
         return "wrong in another way (ranks neither sloped, U-shaped nor humped)"
     if abs(slope) > abs(spread):
