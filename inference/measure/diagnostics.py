@@ -27,8 +27,8 @@ from torch import Tensor
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Pareto k-hat, the shape of the upper tail of importance weights.
 
-    Below 0.7 (with K particles below 1000, below 1 - 1 / log10 K) the estimate of log p(x) and its error can usually be
-    trusted; above, the variance of the weights is practically infinite and they cannot. A small k-hat proves nothing
+    Below 0.7 (with fewer than 2,154 particles, below 1 - 1 / log10 K) the estimate of log p(x) and its error can often
+    be trusted; above, the variance of the weights is practically infinite and they cannot. A small k-hat proves nothing
     about regions that the guide never reached.
 
     References:

@@ -308,7 +308,10 @@ def _instead(objective: Any) -> str:
     if name == "RenyiELBO":
         alpha = objective.alpha
         same = f"jensen.inference.IWAE({K})" if alpha == 0 else f"jensen.inference.Renyi({alpha:g}, {K})"
-        return f"{lacks}: take {same}, the same bound, which leaves the scales of plates out of the logarithm"
+        return (
+            f"{lacks}: take {same}, whose logarithm leaves the scales of plates out (where there are any, Pyro's number is "
+            "another one, and no bound)"
+        )
     if name in ("TraceGraph_ELBO", "JitTraceGraph_ELBO"):
         return (
             f"{lacks}: take jensen's own ELBO, jensen.inference.ELBO({K if K > 1 else 10}), whose gradient has the "
