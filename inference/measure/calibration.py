@@ -139,9 +139,9 @@ class Calibration(Record):
     def shapes(self) -> dict[str, str]:
         """What is wrong with each feature whose corrected p-value is below 0.01.
 
-        Where the ranks pile up, or are missing, in the bin at one end alone, that end is named. Else of two scores the
-        larger one speaks: how far the mean of the ranks lies from the middle, and how far their mean squared distance
-        from the middle is from that of uniform ranks, both in standard errors.
+        Where the ranks pile up in the last bin at one end, and neither beside it nor at the other end, that end is
+        named. Else of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far
+        their mean squared distance from the middle is from that of uniform ranks, both in standard errors.
         """
         n, ranks = self.pooled.shape[0], self.draws + 1
         u = (self.pooled.double() + 0.5) / ranks - 0.5  # [N, F]
@@ -150,7 +150,8 @@ class Calibration(Record):
         spread = (u.square().mean(0) - variance) / math.sqrt(1 / 180 / n)  # 1/180: the variance of a uniform u^2
         share = self.expected[[0, -1]].unsqueeze(-1) / n
         ends = (self.counts[[0, -1]] / n - share) / (share * (1 - share) / n).sqrt()  # [2, F]
-        scores = zip(slope.tolist(), spread.tolist(), *ends.tolist(), strict=True)
+        beside = self.counts[[1, -2]] <= 1.5 * self.expected[[1, -2]].unsqueeze(-1)  # [2, F], no excess next to the end
+        scores = zip(slope.tolist(), spread.tolist(), *ends.tolist(), *beside.tolist(), strict=True)
         rows = zip(self.features, self.p_values.tolist(), scores, strict=True)
         return {name: _shape(*of) for name, p, of in rows if p * len(self.features) < _ALPHA}
 
@@ -242,12 +243,11 @@ class Calibration(Record):
         return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
 
 
-def _shape(slope: float, spread: float, lowest: float, highest: float) -> str:
+def _shape(slope: float, spread: float, lowest: float, highest: float, low_alone: bool, high_alone: bool) -> str:
     """In words, from the scores of :meth:`Calibration.shapes`."""
-    if max(abs(lowest), abs(highest)) > 4 and min(abs(lowest), abs(highest)) < 2:
-        side, score = ("lower", lowest) if abs(lowest) > abs(highest) else ("upper", highest)
-        length, ranks = ("short", "pile up") if score > 0 else ("long", "lack")
-        return f"too {length} on the {side} side (ranks {ranks} at that end alone)"
+    for side, end, alone, other in (("lower", lowest, low_alone, highest), ("upper", highest, high_alone, lowest)):
+        if end > 4 and alone and other < 2:
+            return f"too short on the {side} side (ranks pile up at that end alone)"
     if max(abs(slope), abs(spread)) < 3:
         return "wrong in another way (ranks neither sloped, U-shaped nor humped)"
     if abs(slope) > abs(spread):

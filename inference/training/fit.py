@@ -309,8 +309,8 @@ def _instead(objective: Any) -> str:
         alpha = objective.alpha
         same = f"jensen.inference.IWAE({K})" if alpha == 0 else f"jensen.inference.Renyi({alpha:g}, {K})"
         return (
-            f"{lacks}: take {same}, whose logarithm leaves the scales of plates out (where there are any, Pyro's number is "
-            "another one, and no bound)"
+            f"{lacks}: take {same}, which leaves the scales of plates out of the logarithm (where there are any, "
+            "Pyro's number is another one, and no bound)"
         )
     if name in ("TraceGraph_ELBO", "JitTraceGraph_ELBO"):
         return (

@@ -141,6 +141,15 @@ def test_a_guide_that_is_short_on_one_side_is_told_from_a_biased_one(below, abov
     assert found.shapes() == {"z": f"too short on the {side} side (ranks pile up at that end alone)"}
 
 
+def test_a_guide_that_misses_a_mode_is_short_on_that_side():
+    """Two modes of equal mass, draws of the lower one: half of the true values lie above all draws."""
+    n, draws = 1000, 99
+    truth = torch.randn(n).double() + 10.0 * (torch.rand(n) > 0.5)
+    found = Calibration({"z": (torch.randn(draws, n).double() < truth).sum(0).unsqueeze(-1)}, draws)
+    assert found.shapes() == {"z": "too short on the upper side (ranks pile up at that end alone)"}
+    assert "too short on the upper side" in found.verdict()
+
+
 def test_effects_are_those_of_the_ranks():
     """A gap that the test does not see at the 1 % level is in the verdict as a number."""
     ranks = torch.arange(400) % 20
