@@ -34,7 +34,7 @@ from jensen.kernel.simulation import simulate
 from jensen.kernel.weights import Program
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
-from jensen.results.tables import Table, decimals, digits_of
+from jensen.results.tables import Table, decimals, digits_of, with_error
 
 _ALPHA = 0.01  # below it a corrected p-value counts as significant
 
@@ -139,16 +139,42 @@ class Calibration(Record):
     def shapes(self) -> dict[str, str]:
         """What is wrong with each feature whose corrected p-value is below 0.01.
 
-        Of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far their mean
-        squared distance from the middle is from that of uniform ranks, both in standard errors.
+        Where the ranks pile up in the last bin at one end, and neither beside it nor at the other end, that end is
+        named. Else of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far
+        their mean squared distance from the middle is from that of uniform ranks, both in standard errors.
         """
         n, ranks = self.pooled.shape[0], self.draws + 1
         u = (self.pooled.double() + 0.5) / ranks - 0.5  # [N, F]
         variance = (1 - ranks**-2) / 12
         slope = u.mean(0) / math.sqrt(variance / n)
         spread = (u.square().mean(0) - variance) / math.sqrt(1 / 180 / n)  # 1/180: the variance of a uniform u^2
-        rows = zip(self.features, self.p_values.tolist(), slope.tolist(), spread.tolist(), strict=True)
-        return {name: _shape(b, s) for name, p, b, s in rows if p * len(self.features) < _ALPHA}
+        share = self.expected[[0, -1]].unsqueeze(-1) / n
+        ends = (self.counts[[0, -1]] / n - share) / (share * (1 - share) / n).sqrt()  # [2, F]
+        beside = self.counts[[1, -2]] <= 1.5 * self.expected[[1, -2]].unsqueeze(-1)  # [2, F], no excess next to the end
+        scores = zip(slope.tolist(), spread.tolist(), *ends.tolist(), *beside.tolist(), strict=True)
+        rows = zip(self.features, self.p_values.tolist(), scores, strict=True)
+        return {name: _shape(*of) for name, p, of in rows if p * len(self.features) < _ALPHA}
+
+    @property
+    def shift(self) -> Tensor:
+        """How far the mean rank lies from the middle, in ranges of the ranks: float64 [F]; 0.1 is a third of a sd.
+
+        Above zero the guide's values are too low. Its standard error is 0.29 / sqrt(N) if the guide is calibrated.
+        """
+        return (self.pooled.double().mean(0) + 0.5) / (self.draws + 1) - 0.5
+
+    def effects(self) -> str:
+        """How large the departures are, in words: what the test sees with these data, and its p-value does not say."""
+        i = min(range(len(self.levels)), key=lambda j: abs(self.levels[j] - 0.9))
+        s, n = self.summary(), len(self.pooled)
+        cover, error = 100 * s["coverage"][i], 100 * s["coverage_error"][i]
+        worst = int(self.shift.abs().argmax())
+        return (
+            f"{100 * self.levels[i]:.3g} % intervals cover {with_error(cover, error)} % of the true values"
+            f"{' (mean over features)' if len(self.features) > 1 else ''}; the mean rank is off the middle by "
+            f"{with_error(float(self.shift[worst]), 1 / math.sqrt(12 * n))} of its range at {self.features[worst]}"
+            f"{', the largest shift' if len(self.features) > 1 else ''}."
+        )
 
     def verdict(self) -> str:
         """Whether the test detects miscalibration, and of which kind."""
@@ -156,15 +182,16 @@ class Calibration(Record):
         test = p + (f", corrected for {len(self.features)} features" if len(self.features) > 1 else "")
         shapes = self.shapes()
         if not shapes:
+            weak = " There is some evidence against it: p is below 5 %." if self.p_value < 0.05 else ""
             return (
                 f"No miscalibration detected at the 1 % level ({test}); this does not show that q is accurate (the "
-                "prior passes too)."
+                f"prior passes too), nor that it is calibrated: {self.effects()}{weak}"
             )
         by_shape: dict[str, list[str]] = {}
         for name, shape in shapes.items():
             by_shape.setdefault(shape, []).append(name)
         listed = "; ".join(f"{shape} at {_listed(names)}" for shape, names in by_shape.items())
-        return f"Not calibrated ({test}). The guide is {listed}."
+        return f"Not calibrated ({test}). The guide is {listed}. {self.effects()}"
 
     def summary(self) -> dict[str, Any]:
         """The test and the coverage averaged over features, with its standard error over the data."""
@@ -216,8 +243,11 @@ class Calibration(Record):
         return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
 
 
-def _shape(slope: float, spread: float) -> str:
+def _shape(slope: float, spread: float, lowest: float, highest: float, low_alone: bool, high_alone: bool) -> str:
     """In words, from the scores of :meth:`Calibration.shapes`."""
+    for side, end, alone, other in (("lower", lowest, low_alone, highest), ("upper", highest, high_alone, lowest)):
+        if end > 4 and alone and other < 2:
+            return f"too short on the {side} side (ranks pile up at that end alone)"
     if max(abs(slope), abs(spread)) < 3:
         return "wrong in another way (ranks neither sloped, U-shaped nor humped)"
     if abs(slope) > abs(spread):
@@ -309,9 +339,10 @@ def calibrate(
             "but calibration draws new ones: take a guide that reads them (jensen.guides.amortize)"
         )
     parts: list[dict[str, Tensor]] = []
-    with running(model, guide, seed=seed, device=device):
+    with running(model, guide, "calibrate", seed=seed, device=device):
         true, drawn = _drawn(model, n, covariates, data, device)
-        for part in stream(model, guide, drawn, "calibrate", at_once=chunk_size, together=draws, progress=progress):
+        how: dict[str, Any] = {"at_once": chunk_size, "together": draws, "progress": progress, "seed": seed}
+        for part in stream(model, guide, drawn, "calibrate", **how):
             t = part.pair.terms(part.data, draws)
             known = {site: z[part.rows] for site, z in true.items() if site in t.q}
             parts.append({site: _ranks(site, z, t.values[site]) for site, z in known.items()})

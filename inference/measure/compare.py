@@ -86,7 +86,8 @@ class Comparison(Record):
     def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
         """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
 
-        For ``"log_evidence"`` the exact values are taken where they are known. Where each pair has one number only
+        For ``"log_evidence"`` the exact values are taken where they are known, and estimates, which are below log p(x)
+        in expectation, elsewhere. Where each pair has one number only
         (joint weights, in nats in all; or one datum), there is no error over data: the Monte Carlo error is returned.
         """
         first, second = (self._values(name, quantity) for name in (a, b))
@@ -127,12 +128,24 @@ class Comparison(Record):
             mean, error = differences[others[0]]
             ranking = f"`{best}` and `{others[0]}` do not differ significantly (two standard errors)"
             if mean > 2 * error:
-                ranking = f"`{best}` is {decimals(mean / error, 1)} standard errors above `{others[0]}`"
+                by = f"{decimals(mean / error, 1)} standard errors" if error else "the same amount at every test point"
+                ranking = f"`{best}` is {by} above `{others[0]}`"
             text = (
                 f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below} Errors "
-                f"cover {'test points' if paired else 'particles'}, not training seeds."
+                f"cover {'test points' if paired else 'particles'}, not training seeds.{self._mixed()}"
             )
         return text + self._warnings()
+
+    def _mixed(self) -> str:
+        """A sentence where exact values of log p(x) are ranked against estimates."""
+        exact = [name for name, row in self.rows.items() if row.evidence.exact is not None]
+        estimated = [name for name in self.rows if name not in exact]
+        if not (exact and estimated):
+            return ""
+        return (
+            f" log p(x) is exact for {', '.join(exact)} and estimated for {', '.join(estimated)}; an estimate is below "
+            "log p(x) in expectation, so these differences hold its bias."
+        )
 
     def _warnings(self) -> str:
         """A sentence for each reason not to trust the numbers of some rows."""
@@ -301,7 +314,7 @@ def compare(
     if gaps and tolerance is not None:
         raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
     tensors = as_tensors(data, held=True)
-    with private_randomness(seed):
+    with private_randomness(seed, "compare"):
         tensors = placed(tensors, None, batch_transform)
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1

@@ -308,7 +308,10 @@ def _instead(objective: Any) -> str:
     if name == "RenyiELBO":
         alpha = objective.alpha
         same = f"jensen.inference.IWAE({K})" if alpha == 0 else f"jensen.inference.Renyi({alpha:g}, {K})"
-        return f"{lacks}: take {same}, the same bound, which leaves the scales of plates out of the logarithm"
+        return (
+            f"{lacks}: take {same}, which leaves the scales of plates out of the logarithm (where there are any, "
+            "Pyro's number is another one, and no bound)"
+        )
     if name in ("TraceGraph_ELBO", "JitTraceGraph_ELBO"):
         return (
             f"{lacks}: take jensen's own ELBO, jensen.inference.ELBO({K if K > 1 else 10}), whose gradient has the "
@@ -339,7 +342,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         parts = torch.arange(data.n).split(data.size)
         try:
             layout = look_at(model, guide, data.take(parts[0]))
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
                     f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({error})"
@@ -350,7 +353,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         for rows in parts[1:]:
             try:
                 check_pair(model, guide, *data.take(rows))
-            except (RuntimeError, ValueError) as error:
+            except (IndexError, RuntimeError, ValueError) as error:
                 if len(rows) == data.size or isinstance(_on(model, guide, data, len(rows)), Layout):
                     raise  # it is the data
                 raise ValueError(_last_batch(model, guide, data, len(rows), error)) from error

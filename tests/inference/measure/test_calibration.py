@@ -98,7 +98,10 @@ def test_the_prior_is_calibrated_too_and_the_verdict_says_what_that_is_worth():
     model = _ppca(rotation=0)
     found = calibrate(model, PriorGuide(model), N, L, seed=0, progress=False)
     assert found.p_value > 0.01
-    assert "this does not show that q is accurate (the prior passes too)." in found.verdict()
+    assert (
+        "this does not show that q is accurate (the prior passes too), nor that it is calibrated: 90 %"
+        in found.verdict()
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_a_guide_of_another_width_covers_what_it_must(scale, shape, draws):
     for feature in found.coverage.T:
         _assert_coverage(feature, expected)
     assert found.shapes() == dict.fromkeys(["z[0]", "z[1]", "z[2]"], shape)
-    assert found.verdict() == (
+    assert found.verdict().startswith(
         f"Not calibrated (p < 1e-12, corrected for 3 features). The guide is {shape} at z[0], z[1], z[2]."
     )
 
@@ -126,6 +129,48 @@ def test_a_shifted_guide_is_biased(shift, side):
     for feature in found.coverage.T:
         _assert_coverage(feature, expected)
     assert set(found.shapes().values()) == {f"biased, too {side} (sloping ranks)"}
+
+
+@pytest.mark.parametrize(("below", "above", "side"), [(1.0, 0.4, "upper"), (0.4, 1.0, "lower")])
+def test_a_guide_that_is_short_on_one_side_is_told_from_a_biased_one(below, above, side):
+    """A normal truth; draws of two half normals, of which one is narrower; each half keeps its mass."""
+    n, draws = 4000, 99
+    truth, z = torch.randn(n).double(), torch.randn(draws, n).double()
+    z = torch.where(z > 0, above * z, below * z)
+    found = Calibration({"z": (z < truth).sum(0).unsqueeze(-1)}, draws)
+    assert found.shapes() == {"z": f"too short on the {side} side (ranks pile up at that end alone)"}
+
+
+def test_a_guide_that_misses_a_mode_is_short_on_that_side():
+    """Two modes of equal mass, draws of the lower one: half of the true values lie above all draws."""
+    n, draws = 1000, 99
+    truth = torch.randn(n).double() + 10.0 * (torch.rand(n) > 0.5)
+    found = Calibration({"z": (torch.randn(draws, n).double() < truth).sum(0).unsqueeze(-1)}, draws)
+    assert found.shapes() == {"z": "too short on the upper side (ranks pile up at that end alone)"}
+    assert "too short on the upper side" in found.verdict()
+
+
+def test_effects_are_those_of_the_ranks():
+    """A gap that the test does not see at the 1 % level is in the verdict as a number."""
+    ranks = torch.arange(400) % 20
+    ranks[:40] = 0
+    found = Calibration({"z": ranks.unsqueeze(-1)}, draws=19)
+    inside = ((ranks >= 1) & (ranks <= 18)).double()
+    shift = (float(ranks.double().mean()) + 0.5) / 20 - 0.5
+    assert found.shift.tolist() == pytest.approx([shift])
+    share, error = 100 * float(inside.mean()), 100 * float(inside.std()) / 20
+    assert f"90 % intervals cover {share:.1f} ± {error:.1f} %" in found.effects()
+    assert found.effects() in found.verdict()
+
+
+def test_a_p_value_between_one_and_five_per_cent_is_said_to_be_evidence():
+    ranks = torch.arange(1000) % 20
+    ranks[:43] = 0
+    found = Calibration({"z": ranks.unsqueeze(-1)}, draws=19)
+    p = chisquare(torch.bincount(ranks, minlength=20).numpy()).pvalue
+    assert 0.01 < p < 0.05
+    assert "There is some evidence against it: p is below 5 %." in found.verdict()
+    assert "some evidence" not in Calibration({"z": (torch.arange(1000) % 20).unsqueeze(-1)}, draws=19).verdict()
 
 
 def test_one_wrong_feature_is_named():
@@ -220,7 +265,7 @@ def test_the_summary_and_the_table_are_the_ranks():
     assert [row.split()[0] for row in rows] == ["z[0]", "z[1]", "u", "mean", "its", "±"]
     assert rows[1].split()[-2] == f"{inside[0, :, 1].mean():.3f}"
     assert verdict == found.verdict()
-    assert verdict.endswith("The guide is biased, too high (sloping ranks) at u.")
+    assert "The guide is biased, too high (sloping ranks) at u. " in verdict
     assert html.escape(found.verdict()) in found._repr_html_()
 
 

@@ -278,6 +278,15 @@ def test_models_that_cannot_be_told_apart_are_not_ranked():
     assert "`a` and `b` do not differ significantly (two standard errors)" in sentence
 
 
+def test_exact_values_ranked_against_estimates_are_said_to_be_that():
+    a, b = _made(elbo=-5.0, log_evidence=-4.0), _made(elbo=-6.0, log_evidence=-4.5)
+    known = replace(b, exact=b.log_evidence)
+    both = Comparison({"a": Row(a, 1, 1.0), "b": Row(known, 1, 1.0)}, False).sentence()
+    assert "log p(x) is exact for b and estimated for a; an estimate is below log p(x) in expectation" in both
+    for one, other in ((a, b), (replace(a, exact=a.log_evidence), known)):
+        assert "exact for" not in Comparison({"a": Row(one, 1, 1.0), "b": Row(other, 1, 1.0)}, False).sentence()
+
+
 def test_a_gap_whose_optimization_did_not_converge_is_an_upper_bound():
     one = torch.ones(3).double()
     evidence = _made(elbo=-5.0, log_evidence=-4.0)
