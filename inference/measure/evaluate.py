@@ -54,9 +54,11 @@ class Evidence(Measurement):
         particles: K; with a tolerance, the most that a datum took.
         features: the number of observed numbers in one datum (in all data, for joint weights).
         joint: whether the weights are joint.
-        corrected: log p(x) by estimators with less bias than ``log_evidence``: ``"delta"`` adds back its bias of order
-            1/K, ``"jackknife"`` is JVI-1, ``"smoothed"`` has the largest weights replaced by quantiles of a fitted
-            Pareto distribution (PSIS; NaN for K below 25). Where k-hat is above 0.7 none of them can be trusted.
+        corrected: log p(x) by other estimators. Two have less bias than ``log_evidence`` and more variance:
+            ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1. ``"smoothed"`` has the largest
+            weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for K below 25), which trades bias
+            for variance: it is lower on average where tails are heavy. Where k-hat is above 0.7 none of them can be
+            trusted.
         corrected_error: their Monte Carlo standard errors.
         zero_weights: how many of the K weights are zero: draws where the model has no density.
         spent: how many particles were drawn; with a tolerance, the 256 of the pilot among them, which no other number

@@ -101,7 +101,8 @@ class Gaps(Measurement):
         if not self.rounds:  # one measurement
             return errors[0]
         parts = self._parts.softmax(0)
-        return torch.where(parts > 0, parts * errors, 0.0 * parts).norm(dim=0)
+        pooled: Tensor = torch.where(parts > 0, parts * errors, 0.0 * parts).norm(dim=0)
+        return pooled
 
     @property
     def route(self) -> str:
