@@ -17,7 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -290,7 +290,8 @@ def gaps(
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
-    return Gaps(evidence, _joined(measured), torch.cat(gain), torch.cat(converged), most, spent)
+    local_best = replace(_joined(measured), features=evidence.features)  # of all data, not of the first batch
+    return Gaps(evidence, local_best, torch.cat(gain), torch.cat(converged), most, spent)
 
 
 def has_local(guide: Program) -> bool:
