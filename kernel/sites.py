@@ -18,6 +18,7 @@ __all__ = [
     "is_discrete",
     "needs_score",
     "nesting_of",
+    "observed_numbers",
     "padded",
     "plates_of",
     "score",
@@ -41,6 +42,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from .supports import log_density
 
@@ -251,3 +253,21 @@ class AtMode(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["done"] and isinstance(msg["fn"], ImproperUniform):
             msg["value"], msg["done"] = msg["fn"].mode, True
+
+
+def observed_numbers(site: Site) -> float:
+    """How many numbers of the data a site observes: those under no mask, times N/B in a subsampled plate."""
+    fn, value = site["fn"], site["value"]
+    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    seen = _masked(torch.ones(shape, dtype=torch.bool, device=value.device), site["mask"])
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        if isinstance(fn, Independent):
+            inner = fn.event_shape[: fn.reinterpreted_batch_ndims]
+            seen = seen.reshape(seen.shape + (1,) * len(inner)).expand(seen.shape + inner)
+        seen = _masked(seen, getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return float(seen.sum()) * int(fn.event_shape.numel()) * subsampling(plates_of(site))
+
+
+def _masked(seen: Tensor, mask: Any) -> Tensor:
+    return seen if mask is None else seen & torch.as_tensor(mask, device=seen.device)

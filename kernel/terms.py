@@ -6,7 +6,6 @@ __all__ = ["Terms", "stopped_log_q"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
@@ -17,7 +16,7 @@ from torch.distributions.independent import Independent
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .lifts import Half, Run, read_both
-from .sites import Scored, Site, SiteFacts, folded, padded, subsampling, summed_to
+from .sites import Scored, Site, SiteFacts, folded, padded, score, subsampling, summed_to
 
 _DRAWS = 100  # in the place of a mean that a distribution does not know
 
@@ -109,31 +108,69 @@ class Terms:
         return torch.as_tensor(total).expand(self.shape)
 
     def kl(self, site: str) -> Tensor:
-        """KL(q || p) of a site in closed form, given its parents: of the shape of the weights.
+        r"""KL(q || p) of a site in closed form, given its parents: of the shape of the weights.
+
+        Averaged over the draws of the sites before it, it is what log q - log p of the site averages to. That needs
+        the parents of p's site to be drawn before the site in the guide: given a value that the guide draws after it,
+        and draws given it, the site has another distribution than q's. Any latent site that the model draws before it
+        counts as a parent.
 
         Raises:
-            NotImplementedError: if none is known for the two distributions.
+            NotImplementedError: if none is known for the two distributions, or the guide draws a parent later.
         """
-        return self._folded(site, self._read(site, lambda p, q: kl_divergence(q, p)))
-
-    def kl_per_dimension(self, site: str) -> list[Tensor]:
-        """The KL of each dimension of a site whose two distributions factorize.
-
-        Raises:
-            ValueError: if they do not.
-        """
-
-        def parts(p: Any, q: Any) -> Tensor:
-            if isinstance(q, Independent) and isinstance(p, Independent) and len(q.event_shape) == 1:
-                each: Tensor = kl_divergence(q.base_dist, p.base_dist)
-                if each.shape[-1:] == q.event_shape:
-                    return each
-            raise ValueError(
-                "free_bits_per='dimension' needs the KL of each dimension, but at site "
-                f"'{site}' guide and model do not both factorize: take free_bits_per='site', or a mean-field guide"
+        if later := self.drawn_later(site):
+            raise NotImplementedError(
+                f"the KL of site '{site}' in closed form needs its parents drawn before it, but the guide draws "
+                f"{later} after it: average log q - log p of its draws"
             )
 
+        def whole(p: Site, q: Site) -> Tensor:
+            return _where_masked_alike(p, q, kl_divergence(q["fn"], p["fn"]), lambda: score(q) - score(p))
+
+        return self._folded(site, self._read(site, whole))
+
+    def kl_per_dimension(self, site: str) -> list[Tensor]:
+        """The KL of each dimension of a site whose two distributions factorize, each of the shape of the weights.
+
+        In closed form where one is known, else log q - log p of the draws, dimension by dimension.
+
+        Raises:
+            NotImplementedError: if the guide draws a parent later, as for :meth:`kl`.
+            ValueError: if they do not factorize, and for a site that only one half draws.
+        """
+        if site not in self.p:
+            raise ValueError(
+                f"free_bits_per='dimension' needs the KL of each dimension, but '{site}' is no site that the model "
+                "and the guide both draw: take free_bits_per='site'"
+            )
+        if later := self.drawn_later(site):
+            raise NotImplementedError(
+                f"site '{site}' has no KL of its own, since the guide draws {later} after it, and the model before it"
+            )
+
+        def parts(p: Site, q: Site) -> Tensor:
+            if not (_factorizes(p) and _factorizes(q)):
+                raise ValueError(
+                    "free_bits_per='dimension' needs the KL of each dimension, but at site "
+                    f"'{site}' guide and model do not both factorize: take free_bits_per='site', or a mean-field guide"
+                )
+
+            def drawn() -> Tensor:
+                return _per_dimension(q) - _per_dimension(p)
+
+            try:
+                known = kl_divergence(q["fn"].base_dist, p["fn"].base_dist)
+            except NotImplementedError:  # none is registered
+                return drawn()
+            return _where_masked_alike(p, q, known, drawn, trailing=1)
+
         return [self._folded(site, part) for part in self._read(site, parts, trailing=1).unbind(-1)]
+
+    def drawn_later(self, site: str) -> list[str]:
+        """The latent sites that the model draws before this one, and the guide after it."""
+        before, after = list(self.p), list(self.q)
+        before, after = before[: before.index(site)], after[after.index(site) + 1 :]
+        return [name for name in before if name in after]
 
     def mean_p(self, site: str) -> Tensor:
         """The mean of a site of the model given its parents, [K, N, *event]; of 100 draws where none is known."""
@@ -183,20 +220,40 @@ class Terms:
         depth = source.lifted.nesting + facts.event_dim
         return source.read(lambda sites: padded(make(sites[site]["fn"]), depth + source.extra))
 
-    def _read(self, site: str, make: Callable[..., Tensor], trailing: int = 0) -> Tensor:
-        """A tensor made of both distributions of a site, masked: [K, *plates, *trailing]."""
+    def _read(self, site: str, make: Callable[[Site, Site], Tensor], trailing: int = 0) -> Tensor:
+        """A tensor made of a site of both halves: [K, *plates, *trailing]."""
         model, guide = self._of(site)
 
         def of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Tensor:
-            value, mask = make(p[site]["fn"], q[site]["fn"]), p[site]["mask"]
-            if trailing and isinstance(mask, Tensor):
-                mask = mask[(..., *(None,) * trailing)]
-            return padded(scale_and_mask(value, 1.0, mask), model.lifted.nesting + model.extra, trailing)
+            return padded(make(p[site], q[site]), model.lifted.nesting + model.extra, trailing)
 
         return read_both(model, guide, of)
 
     def _folded(self, site: str, batch: Tensor) -> Tensor:
         return folded(batch, self.p[site], self._keep).expand(self.shape)
+
+
+def _factorizes(site: Site) -> bool:
+    fn = site["fn"]
+    return isinstance(fn, Independent) and len(fn.event_shape) == 1 and fn.base_dist.batch_shape[-1:] == fn.event_shape
+
+
+def _per_dimension(site: Site) -> Tensor:
+    """The log-density of each dimension of a site that factorizes: [..., D]."""
+    mask = site["mask"]
+    mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
+    return score({**site, "fn": site["fn"].base_dist, "mask": mask})
+
+
+def _where_masked_alike(p: Site, q: Site, known: Tensor, drawn: Callable[[], Tensor], trailing: int = 0) -> Tensor:
+    """A closed form where the masks of two sites agree; elsewhere log q - log p of the draws, each under its mask."""
+    if p["mask"] is q["mask"] is None:
+        return known
+    inside, own = (
+        torch.as_tensor(True if site["mask"] is None else site["mask"], device=known.device) for site in (p, q)
+    )
+    inside, own = (mask.reshape((*mask.shape, *(1,) * trailing)) for mask in (inside, own))
+    return torch.where(inside == own, scale_and_mask(known, 1.0, inside), drawn())
 
 
 def stopped_log_q(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["mc_error", "standard_error_of_mean"]
+__all__ = ["mc_error", "standard_error_of_mean", "within_t"]
 
 import math
 
@@ -17,3 +17,19 @@ def standard_error_of_mean(values: Tensor) -> float:
 def mc_error(errors: Tensor) -> float:
     """The Monte Carlo error of a mean over data, from those of its terms."""
     return float(errors.square().sum().sqrt()) / len(errors)
+
+
+def within_t(t: float, freedom: int) -> float:
+    """The probability that Student's t, of so many degrees of freedom, lies between -t and t.
+
+    References:
+        Abramowitz and Stegun (1964), Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for j in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= (j - 1) / j * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

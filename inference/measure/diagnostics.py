@@ -7,7 +7,7 @@ r"""Can the number be trusted? Moments and tail of importance weights, per datum
 | Pareto k-hat | shape of a generalized Pareto distribution fitted to the largest min(0.2 K, 3 sqrt K) weights |
 | delta | log mean w + var(w) / (2 K mean(w)^2): its bias of order 1 / K added back |
 | jackknife (JVI-1) | K L_K - (K - 1) times the mean of L_{K-1}, the log mean weight with one left out |
-| smoothed (PSIS) | log mean w with the tail replaced by quantiles of the fitted Pareto distribution |
+| smoothed (PSIS) | log mean w, its tail quantiles of the fitted Pareto distribution: trades bias for variance |
 
 The generalized Pareto distribution of the excess x over the threshold of the tail is
 
@@ -164,6 +164,7 @@ class RunningWeights:
             self._power = log_w.new_zeros(_POWERS, log_w.shape[1])  # sums of (w / max)^m, m = 1 ...
             self.zero_weights = self._infinite = zeros.long()
             self._top = log_w.new_empty(0, log_w.shape[1])
+            self._rest = log_w.new_full((2, log_w.shape[1]), -math.inf)  # log of the sums of w and w^2 not in the top
             self._resolution = resolution
         top = torch.maximum(self._max, log_w.amax(0))
         shift = top.nan_to_num(neginf=0.0)  # all weights zero so far: any reference does
@@ -188,8 +189,12 @@ class RunningWeights:
         deviations = (finite - mean).square().sum(0)
         self._spread = self._spread + deviations + delta.square() * self.seen * len(log_w) / count
         self._mean = self._mean + delta * len(log_w) / count
+        weights = torch.cat([(self._top - shift).exp(), new])  # [<= retained + k, N]
         self._top = torch.cat([self._top, log_w])
-        self._top = self._top.topk(min(self._retained, len(self._top)), dim=0).values  # [<= retained, N], descending
+        self._top, kept = self._top.topk(min(self._retained, len(self._top)), dim=0)  # [<= retained, N], descending
+        weights.scatter_(0, kept, 0.0)
+        left = torch.stack([weights.sum(0).log() + shift, weights.square().sum(0).log() + 2 * shift])
+        self._rest = torch.logaddexp(self._rest, left)
         self.seen = count
         self._fitted = None
 
@@ -200,7 +205,7 @@ class RunningWeights:
             keep: their positions, [N'].
         """
         self._fitted = None
-        for name in ("rows", "_max", "_mean", "_spread", "zero_weights", "_infinite", "_power", "_top"):
+        for name in ("rows", "_max", "_mean", "_spread", "zero_weights", "_infinite", "_power", "_top", "_rest"):
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, values[..., keep.to(values.device)])
 
@@ -289,13 +294,14 @@ class RunningWeights:
         tail = tail_length(self.seen)
         if not tail:
             return self._unknown()
-        k, scale = self._tail()
-        shift = self._max.nan_to_num(neginf=0.0)
-        raw = (self._top[:tail] - shift).exp()
-        smooth = (smoothed_tail(self._top, tail, k, scale) - shift).exp()
-        total = self._power[0] + (smooth - raw).sum(0)
-        square = self._power[1] + (smooth.square() - raw.square()).sum(0)
-        return self._log_mean(total), self._delta_method(total, square)
+        tail_w = smoothed_tail(self._top, tail, *self._tail())  # [tail, N]
+        powers = torch.tensor([1.0, 2.0]).to(tail_w)[:, None, None]
+        below = torch.logaddexp(
+            self._rest, (powers * self._top[tail:]).logsumexp(1)
+        )  # not a difference: no digits lost
+        total, square = torch.logaddexp(below, (powers * tail_w).logsumexp(1))  # [N] each
+        relative = (self.seen * (square - 2 * total).exp() - 1).clamp_min(0)  # var(w) / mean(w)^2
+        return total - math.log(self.seen), (relative / (self.seen - 1)).sqrt()
 
     def _tail(self) -> tuple[Tensor, Tensor]:
         """The Pareto fit to the largest weights so far: k-hat and scale, [N] and [N]."""

@@ -26,7 +26,8 @@ from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import Program, terms
+from jensen.kernel.sites import facts_of, observed_numbers, sites_of
+from jensen.kernel.weights import Program, trace_pair
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
@@ -52,11 +53,14 @@ class Evidence(Measurement):
         exact: log p(x) where the model knows it, or where a sum or an integral over the latents takes no more
             evaluations of log p(x, z) per datum than particles; else None.
         particles: K; with a tolerance, the most that a datum took.
-        features: the number of observed numbers in one datum (in all data, for joint weights).
+        features: the number of observed numbers in one datum, without those under a mask or beyond a length (in all
+            data, for joint weights); where data differ in it, their mean.
         joint: whether the weights are joint.
-        corrected: log p(x) by estimators with less bias than ``log_evidence``: ``"delta"`` adds back its bias of order
-            1/K, ``"jackknife"`` is JVI-1, ``"smoothed"`` has the largest weights replaced by quantiles of a fitted
-            Pareto distribution (PSIS; NaN for K below 25). Where k-hat is above 0.7 none of them can be trusted.
+        corrected: log p(x) by other estimators. Two have less bias than ``log_evidence`` and more variance:
+            ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1. ``"smoothed"`` has the largest
+            weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for K below 25), which trades bias
+            for variance: it is lower on average where tails are heavy. Where k-hat is above 0.7 none of them can be
+            trusted.
         corrected_error: their Monte Carlo standard errors.
         zero_weights: how many of the K weights are zero: draws where the model has no density.
         spent: how many particles were drawn; with a tolerance, those of the pilot among them, which no other number
@@ -87,7 +91,7 @@ class Evidence(Measurement):
     pareto_k: Tensor
     exact: Tensor | None
     particles: int
-    features: int
+    features: float
     joint: bool = False
     corrected: dict[str, Tensor] = field(default_factory=dict)
     corrected_error: dict[str, Tensor] = field(default_factory=dict)
@@ -145,7 +149,7 @@ class Evidence(Measurement):
         ]
 
     def bits_per_dimension(self, offset: float = 0.0) -> float:
-        """Mean of -log2 p(x) per observed number, plus ``offset``.
+        """Sum of -log2 p(x) over the data per observed number of all of them, plus ``offset``.
 
         Args:
             offset: log2 of the number of grey levels, for data dequantized to [0, 1]: it turns the density of the
@@ -279,6 +283,7 @@ def evaluate(
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
+        counted = 0.0
         weights: LogWeights | None = None
         for part in stream(
             model,
@@ -295,6 +300,7 @@ def evaluate(
             seed=seed,
         ):
             weights = LogWeights(part.pair, compile) if weights is None else weights
+            counted += _observed_of(model, guide, part.data) if tensors else numbers
 
             def draw(
                 positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights
@@ -318,22 +324,34 @@ def evaluate(
         **joined,
         exact=known,
         particles=int(joined["spent"].max()),
-        features=numbers // len(joined["elbo"]),
+        features=_whole(counted / len(joined["elbo"])),
         joint=part.joint,
         corrected=corrected,
         corrected_error=errors,
         route="" if weights is None else f"{weights.pair.way}, {weights.route}",
     )
     _warn_of_impossible_elbo(evidence)
+    _warn_of_lower_exact(evidence)
     return evidence
 
 
 def _observed(model: Program, guide: Program) -> int:
     """How many numbers a pair that holds its data observes."""
-    nesting = look_at(model, guide, ()).nesting
-    with forked_rng():
-        t = terms(model, guide, max_plate_nesting=nesting)
-    return sum(t.values[name].numel() for name in t.log_p if name not in t.log_q)
+    look_at(model, guide, ())
+    return int(_observed_of(model, guide, ()))
+
+
+def _observed_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> float:
+    """How many numbers of these data the model observes; all of the first tensor where it observes nothing itself."""
+    with torch.no_grad(), forked_rng():
+        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
+    drawn = {site["name"] for site in q}
+    seen = [s for s in p if s["is_observed"] and s["name"] not in drawn and not facts_of(s).point]  # no factors
+    return sum(map(observed_numbers, seen)) if seen else float(data[0].numel() if data else 0)
+
+
+def _whole(count: float) -> float:
+    return int(count) if count == int(count) else count
 
 
 def _warn_of_impossible_elbo(evidence: Evidence) -> None:
@@ -348,3 +366,30 @@ def _warn_of_impossible_elbo(evidence: Evidence) -> None:
             "rounding; measure in float64 (model.double(), guide.double())",
             stacklevel=outside(),
         )
+
+
+def _warn_of_lower_exact(evidence: Evidence) -> None:
+    """Warn where the weights sum to more than the exact log p(x) by far more than chance: then that misses some.
+
+    The test is one of the mean over the data and of single data. An estimate that is high by chance has a high
+    error too, so that the share of false alarms is small.
+    """
+    if evidence.exact is None or evidence.particles < 25:
+        return
+    excess = evidence.log_evidence - evidence.exact
+    rounding = 1e-4 * (1 + evidence.exact.abs())
+    mean = float(excess.mean())
+    single = excess > 6 * evidence.standard_error + rounding
+    if mean > 6 * mc_error(evidence.standard_error) + float(rounding.mean()):
+        where = f"{mean:.3g} nats above the exact log p(x) in the mean"
+    elif single.any():
+        row = int(torch.where(single, excess, -math.inf).argmax())
+        where = f"{float(excess[row]):.3g} nats above the exact log p(x) at row {row}"
+    else:
+        return
+    warnings.warn(
+        f"the importance-weighted log p(x) lies {where}, by more than six of its Monte Carlo errors: the exact value "
+        "is too low (a quadrature that missed a narrow peak, a log_evidence that is not the model's), or numbers are "
+        "lost to rounding; compare with ais, or measure in float64 (model.double(), guide.double())",
+        stacklevel=outside(),
+    )

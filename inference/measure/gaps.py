@@ -17,7 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -71,14 +71,38 @@ class Gaps(Measurement):
 
     @property
     def log_evidence(self) -> Tensor:
-        """Log p(x): exact where it is known, else, of the two guides' estimates, that with the smaller k-hat: [N]."""
+        r"""Log p(x): exact where it is known, else that of both guides' weights pooled: [N].
+
+        .. math:: \log \frac{e^{\text{ELBO}} \, \hat p(x) + e^{\text{ELBO}^*} \, \hat p^*(x)}
+            {e^{\text{ELBO}} + e^{\text{ELBO}^*}}
+
+        with stars at the family's best. Of two estimates that with the smaller k-hat is often the one that missed a
+        large weight, so that none is selected; a guide whose ELBO is nats lower hardly counts.
+        """
         if self.evidence.exact is not None:
             return self.evidence.exact
-        return torch.where(self._amortized_is_better, self.evidence.log_evidence, self.local.log_evidence)
+        return self._parts.logsumexp(0)
 
     @property
-    def _amortized_is_better(self) -> Tensor:
-        return self.evidence.pareto_k < self.local.pareto_k
+    def _shares(self) -> Tensor:
+        """Log of what each guide counts in the pool: [2, N]."""
+        elbo = torch.stack([self.evidence.elbo, self.local.elbo])
+        return elbo.log_softmax(0).nan_to_num(nan=-math.log(2), neginf=-math.inf)  # NaN: neither ELBO is finite
+
+    @property
+    def _parts(self) -> Tensor:
+        """Log of what each guide adds to the pooled estimate: [2, N]."""
+        return torch.stack([self.evidence.log_evidence, self.local.log_evidence]) + self._shares
+
+    @property
+    def _standard_error(self) -> Tensor:
+        """The Monte Carlo error of the pooled estimate, by the delta method: [N]."""
+        errors = torch.stack([self.evidence.standard_error, self.local.standard_error])
+        if not self.rounds:  # one measurement
+            return errors[0]
+        parts = self._parts.softmax(0)
+        pooled: Tensor = torch.where(parts > 0, parts * errors, 0.0 * parts).norm(dim=0)
+        return pooled
 
     @property
     def route(self) -> str:
@@ -102,15 +126,18 @@ class Gaps(Measurement):
 
     @property
     def unreliable(self) -> float | None:
-        """The share of data where neither k-hat is below 0.7; None where log p(x) is exact, or k-hat unknown."""
+        """The share of data where a k-hat of the pool is not below 0.7; None where log p(x) is exact, or it unknown.
+
+        The k-hat of a guide that counts less than one percent is not asked.
+        """
         if self.evidence.exact is not None or self.evidence.particles < 25:
             return None
-        return float((~(torch.fmin(self.evidence.pareto_k, self.local.pareto_k) <= 0.7)).double().mean())
+        k = torch.stack([self.evidence.pareto_k, self.local.pareto_k])
+        return float((~(k <= 0.7) & (self._shares > math.log(0.01))).any(0).double().mean())
 
     def _errors(self) -> tuple[float, float]:
         """The Monte Carlo errors of the mean approximation gap and of the mean amortization gap."""
-        taken = torch.where(self._amortized_is_better, self.evidence.standard_error, self.local.standard_error)
-        of_evidence = mc_error(taken) if self.evidence.exact is None else 0.0
+        of_evidence = mc_error(self._standard_error) if self.evidence.exact is None else 0.0
         of_local, of_guide = mc_error(self.local.elbo_error), mc_error(self.evidence.elbo_error)
         both = math.hypot(of_local, of_guide) if self.rounds else 0.0  # one measurement
         return math.hypot(of_local, of_evidence), both
@@ -263,7 +290,8 @@ def gaps(
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
-    return Gaps(evidence, _joined(measured), torch.cat(gain), torch.cat(converged), most, spent)
+    local_best = replace(_joined(measured), features=evidence.features)  # of all data, not of the first batch
+    return Gaps(evidence, local_best, torch.cat(gain), torch.cat(converged), most, spent)
 
 
 def has_local(guide: Program) -> bool:

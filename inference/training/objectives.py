@@ -542,8 +542,9 @@ class ELBO(Objective):
     Sticking the landing leaves out the derivative of log q at fixed z, whose mean is zero: where q is the posterior,
     nothing is left of the gradient's noise. With ``analytic_kl`` the KL of each site whose two distributions have a
     registered one (``torch.distributions.kl_divergence``) is taken in closed form, given the draws of the sites before
-    it. Shaped by beta or free bits the loss is no bound: ``History.elbo`` holds the ELBO itself, and so does
-    ``objective.bound`` after a loss outside of ``fit``.
+    it, provided that the guide draws before it all latent sites that the model draws before it; of other sites it is
+    log q - log p of the draws. Shaped by beta or free bits the loss is no bound: ``History.elbo`` holds the ELBO
+    itself, and so does ``objective.bound`` after a loss outside of ``fit``.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
@@ -559,7 +560,10 @@ class ELBO(Objective):
         free_bits: nats below which the KL of a group, averaged over the batch, is not pushed: one number for every
             group, or one by site. Sites whose density is not their own (an auxiliary one and its ``Delta``) are one
             group, named ``"auxiliary"``.
-        free_bits_per: what a group is: a ``"site"``, or a ``"dimension"`` of a site whose two distributions factorize.
+        free_bits_per: what a group is: a ``"site"``, or a ``"dimension"`` of a site whose two distributions factorize;
+            the KL of a dimension is in closed form where one is known, with and without ``analytic_kl``. Sites that
+            the guide draws in another order than the model are one group, whose nats are the sum of theirs: apart,
+            their log q - log p averages to no KL, and may be negative.
 
     Raises:
         ValueError: for settings that make no sense; when used, for free bits of a site that is not there, or per
@@ -636,7 +640,7 @@ class ELBO(Objective):
                 continue
             kls[name] = log_q[name] - t.log_p[name]
             if self.analytic_kl:
-                with suppress(NotImplementedError):  # none is registered
+                with suppress(NotImplementedError):  # none is registered, or the guide draws a parent later
                     kls[name] = t.kl(name)
         return kls
 
@@ -647,9 +651,31 @@ class ELBO(Objective):
             raise ValueError(f"free_bits names {unknown}, but the KL has parts {sorted(kls)}")
         floors = {name: free.get(name, 0.0) if isinstance(free, Mapping) else free for name in kls}
         groups = []
-        for name, kl in kls.items():
-            if self.free_bits_per == "site" or not floors[name]:
-                groups.append((kl, floors[name]))
+        for names in _in_order(t, kls):
+            apart = self.free_bits_per == "dimension" and any(floors[name] for name in names)
+            if apart and len(names) == 1:
+                groups += [(part, floors[names[0]]) for part in t.kl_per_dimension(names[0])]
                 continue
-            groups += [(part, floors[name]) for part in t.kl_per_dimension(name)]
+            total: Tensor = sum(kls[name] for name in names)  # type: ignore[assignment]
+            sizes = [_size(t, name) if apart else 1 for name in names]
+            groups.append((total, sum(floors[name] * size for name, size in zip(names, sizes, strict=True))))
         return groups
+
+
+def _size(t: Terms, site: str) -> int:
+    """How many dimensions an event of a site has; the auxiliary ones count as one."""
+    return prod(t.values[site].shape[-t.q[site].event_dim :]) if site in t.q and t.q[site].event_dim else 1
+
+
+def _in_order(t: Terms, kls: Mapping[str, Tensor]) -> list[list[str]]:
+    """The parts of the KL in groups that model and guide draw in the same order, each a KL given those before it.
+
+    Of a site that the guide draws before a parent, log q - log p averages to no KL, and may be negative; together with
+    that parent it does.
+    """
+    groups = [{name} for name in kls]
+    for name in set(kls) & set(t.p):
+        linked = {name, *(later if later in kls else "auxiliary" for later in t.drawn_later(name))}
+        joined = set().union(*(group for group in groups if group & linked))
+        groups = [*(group for group in groups if not group & linked), joined]
+    return [[name for name in kls if name in group] for group in groups]

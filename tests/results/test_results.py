@@ -6,6 +6,7 @@ import math
 from html.parser import HTMLParser
 
 import pytest
+import scipy.stats
 import torch
 from members import pair
 
@@ -29,6 +30,7 @@ from jensen.inference import (
     evaluate,
     rate_distortion,
 )
+from jensen.results.standard_errors import within_t
 from jensen.results.tables import Table, digits_of, with_error
 
 
@@ -469,3 +471,10 @@ def test_the_kinds_are_all_here(measured):
     kept = {Evidence, Comparison, Gaps, Bounds, RateDistortion, History, Calibration, AIS, Sandwich, ExactEvidence}
     assert kinds == kept | {GuideDistance}
     assert len(measured) == len(KINDS)
+
+
+def test_student_t_is_that_of_scipy():
+    for freedom in (1, 2, 3, 4, 5, 10, 39, 200, 5001):
+        for t in (0.5, 2.0, 4.0, 16.0, 1e4):
+            expected = scipy.stats.t.cdf(t, freedom) - scipy.stats.t.cdf(-t, freedom)
+            assert within_t(t, freedom) == pytest.approx(expected, abs=1e-12)

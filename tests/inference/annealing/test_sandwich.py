@@ -261,6 +261,28 @@ def test_chance_is_no_contradiction():
     assert named[0].excess / named[0].error > 4
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_few_data_do_not_accuse(n, float64):
+    """Bounds that agree but for normal noise, 2,000 times; at n = 2, 8 % of means lie beyond four standard errors."""
+    none, accused = torch.zeros(n), 0
+    for _ in range(2000):
+        a, b = (Bracket(torch.randn(n), none, torch.randn(n), none) for _ in range(2))
+        accused += bool(Sandwich(a, b, None, 10, 10, 10, "prior").contradictions())
+    assert accused <= 3  # four pairs of numbers each, 3e-5 for each of them
+    sure = Bracket(torch.randn(n) + 1e6, none, torch.randn(n), none)
+    assert Sandwich(sure, sure, None, 10, 10, 10, "prior").contradictions()
+
+
+def test_known_monte_carlo_errors_count():
+    """Four data that happen to agree to 0.01, whose bounds are known to 1 nat each."""
+    spread = 0.01 * torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    for noise, wrong in ((0.0, True), (1.0, False)):
+        errors = torch.full((4,), noise)
+        low = Bracket(spread + 2, errors, spread.flip(0) + 3, errors)
+        high = Bracket(spread, errors, spread.flip(0) + 1, errors)
+        assert bool(Sandwich(low, high, None, 10, 10, 10, "prior").contradictions()) == wrong
+
+
 def test_a_missed_mode_keeps_the_weighted_bounds_apart_and_annealing_from_the_prior_closes_them():
     """One of two points of a Ring in one dimension: the guide's own draws cannot see the other."""
 

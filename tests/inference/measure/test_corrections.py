@@ -58,7 +58,7 @@ def test_the_jackknife_is_the_same_however_many_weights_are_kept(float64):
 
 
 @pytest.mark.parametrize("particles", [25, 100, 1000, 5000])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 12.0, 40.0])
 def test_smoothed_weights_are_those_of_arviz(particles, scale, float64):
     log_w = scale * torch.randn(particles, 5) - 70
     value, error = _streamed(log_w).smoothed
@@ -104,6 +104,33 @@ def test_corrections_cut_the_bias_of_100_log_normal_weights(float64):
         found["delta"].append(running.delta[0])
         found["jackknife"].append(running.jackknife[0])
     _cut_threefold({name: torch.cat(parts) for name, parts in found.items()})
+
+
+def test_smoothing_trades_bias_for_variance(float64):
+    """Log w is N(-2, 4), so the mean weight is 1: 6,000 repeats of K = 1000."""
+    plain, smoothed = [], []
+    for _ in range(6):
+        running = RunningWeights(1000)
+        running.update(2 * torch.randn(1000, 1000) - 2)
+        plain.append(running.log_evidence)
+        smoothed.append(running.smoothed[0])
+    a, b = torch.cat(plain), torch.cat(smoothed)
+    assert b.mean() < 2 * a.mean() < 0
+    assert b.std() < 0.9 * a.std()
+
+
+def test_a_weight_that_is_nearly_all_has_a_smoothed_mean(float64):
+    """One weight e^40 times the next: with its tail shorter than it, what is left of the sum is below a digit of it."""
+    log_w = torch.randn(50, 300) - 5000
+    log_w[7] += 40 + 20 * torch.rand(300)
+    value, error = _streamed(log_w, 13).smoothed
+    assert value.isfinite().all() and error.isfinite().all()
+    rest = log_w.sort(0).values[:40].logsumexp(0) - math.log(50)  # 10 of 50 are the tail
+    assert (value > rest).all() and (value <= log_w.amax(0)).all()
+    whole = RunningWeights(5000)  # another number of weights kept, and one block
+    whole.update(log_w)
+    for mine, other in zip((value, error), whole.smoothed, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-9)
 
 
 def _cut_threefold(found):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 from members import pair
+from pyro import poutine
 from torch import nn
 
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import bounds, evaluate, fit, pareto_k
+from jensen.inference import Evidence, bounds, evaluate, fit, pareto_k
 from jensen.inference.measure.diagnostics import RunningWeights, tail_length
-from jensen.models import PPCA
+from jensen.models import PPCA, LinearGaussianSSM
 
 
 def _arviz_k(log_w):
@@ -364,3 +365,62 @@ def test_room_for_plates_is_at_least_what_they_take():
         evaluate(model, guide, x, 10, max_plate_nesting=0, progress=False)
     wide = evaluate(model, guide, x, 10, max_plate_nesting=3, seed=0, progress=False)
     torch.testing.assert_close(wide.elbo, evaluate(model, guide, x, 10, seed=0, progress=False).elbo)
+
+
+@pytest.mark.parametrize("style", ["handler", "distribution", "event"])
+def test_bits_are_of_numbers_that_were_observed(style, float64):
+    """Three of six numbers are under a mask, in each of the ways to write one; the guide is the exact posterior."""
+    x = torch.randn(50, 6)
+    mask = torch.tensor([True, False, True, False, True, False]).expand(50, 6)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if style == "handler":
+                for d in range(6):
+                    with poutine.mask(mask=mask[:, d]):
+                        pyro.sample(f"x_{d}", dist.Normal(z, 1.0), obs=x[:, d])
+            elif style == "distribution":
+                pyro.sample("x", dist.Normal(z.unsqueeze(-1).expand(*z.shape, 6), 1.0).mask(mask).to_event(1), obs=x)
+            else:  # rows of two numbers
+                loc = z[..., None, None].expand(*z.shape, 3, 2)
+                rows = dist.Normal(loc, 1.0).to_event(1).mask(mask[:, :3]).to_event(1)
+                pyro.sample("x", rows, obs=x.unflatten(-1, (3, 2)))
+
+    seen = x[:, ::2] if style != "event" else x[:, [0, 1, 4, 5]]
+    k = seen.shape[1]
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(seen.sum(-1) / (k + 1), (k + 1) ** -0.5))
+
+    evidence = evaluate(model, guide, x, 50, seed=0, progress=False, compile=False)
+    covariance = torch.eye(k) + torch.ones(k, k)
+    log_p = torch.distributions.MultivariateNormal(torch.zeros(k), covariance).log_prob(seen)
+    assert evidence.features == k
+    assert evidence.bits_per_dimension() == pytest.approx(-float(log_p.sum()) / (50 * k) / math.log(2))
+
+
+def test_bits_of_sequences_are_per_number_up_to_their_lengths(float64):
+    model = LinearGaussianSSM(2, 1, 10)
+    lengths = torch.randint(1, 11, (300,))
+    with torch.no_grad():
+        x = model(None, lengths, n=300)
+    evidence = evaluate(model, ExactPosterior(model), (x, lengths), 20, chunk_size=1000, seed=0, progress=False)
+    total = 2 * int(lengths.sum())
+    assert evidence.features == pytest.approx(total / 300)
+    assert evidence.bits_per_dimension() == pytest.approx(-float(evidence.exact.sum()) / total / math.log(2))
+    assert Evidence.from_json(evidence.to_json()).features == evidence.features
+
+
+def test_an_exact_value_below_the_weights_is_doubted(float64):
+    """What importance weighting sees and the exact column does not, as a peak that quadrature missed."""
+    model = Understated(5, 2)
+    x = model(n=30).detach()
+    with pytest.warns(UserWarning, match=r"lies 0\.4\d* nats above the exact log p\(x\)"):
+        evaluate(model, PriorGuide(model), x, 5000, seed=0, progress=False)
+
+
+class Understated(PPCA):
+    def log_evidence(self, x):
+        return super().log_evidence(x) - 0.41

@@ -605,6 +605,119 @@ def test_the_analytic_kl_has_the_same_mean_and_less_variance(name):
     assert same_mean(draw(ELBO()), draw(ELBO(analytic_kl=True)))
 
 
+class Crossed:
+    """p: b, then a given b, then x given a. q: a given x, then b given a. The ELBO is known, by the moments of q."""
+
+    M, A, B = 0.8, 0.6, 0.3  # q: a ~ N(M x, A^2), b ~ N(a / 2, B^2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            b = pyro.sample("b", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            a = pyro.sample("a", dist.Normal(b, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a, 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(self.M * x, self.A).to_event(1))
+            pyro.sample("b", dist.Normal(a / 2, self.B).to_event(1))
+
+    def elbo(self, x):
+        m, within = self.M * x, self.A**2 / 4 + self.B**2
+
+        def expected(mean, variance, scale):  # E log N(r; 0, scale^2) for r ~ N(mean, variance)
+            return -0.5 * ((mean**2 + variance) / scale**2 + math.log(2 * math.pi * scale**2))
+
+        entropy = math.log(2 * math.pi * math.e * self.A * self.B)  # of a and b, half of log(2 pi e s^2) each
+        parts = expected(x - m, self.A**2, 0.5) + expected(m / 2, within, 1.0) * 2 + entropy
+        return float(parts.sum())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"analytic_kl": True}, {"free_bits": 1e-9}, {"free_bits": 1e-9, "free_bits_per": "dimension"}],
+    ids=["draws", "closed form", "free bits per site", "free bits per dimension"],
+)
+def test_a_guide_that_draws_a_parent_later_has_its_own_elbo(shape):
+    """Free bits of next to nothing leave the loss at minus the ELBO: each group is a KL."""
+    torch.manual_seed(0)
+    crossed, x = Crossed(), torch.randn(6, 2)
+    objective = ELBO(1000, **shape)
+    losses = torch.tensor([objective.loss(crossed.model, crossed.guide, x) for _ in range(60)])
+    error = float(losses.std()) / math.sqrt(60)
+    assert error < 0.02
+    assert abs(float(losses.mean()) + crossed.elbo(x)) < 4 * error
+
+
+def test_a_kl_in_closed_form_needs_its_parents_drawn_before():
+    crossed, x = Crossed(), torch.randn(6, 2)
+    t = terms(crossed.model, crossed.guide, x, particles=3)
+    assert (t.drawn_later("a"), t.drawn_later("b")) == (["b"], [])
+    for kl in (t.kl, t.kl_per_dimension):
+        with pytest.raises(NotImplementedError, match=r"\['b'\]"):
+            kl("a")
+    q, p = Normal(t.values["a"] / 2, crossed.B), Normal(0.0, 1.0)
+    assert torch.allclose(t.kl("b"), kl_divergence(q, p).sum(-1))  # b has no parents in the model
+
+
+def test_free_bits_of_sites_in_another_order_are_those_of_all_of_them():
+    torch.manual_seed(0)
+    crossed, x = Crossed(), torch.randn(6, 2)
+    distortion = -float(terms(crossed.model, crossed.guide, x, particles=50_000).observed.mean(0).sum())
+    kl = (-crossed.elbo(x) - distortion) / len(x)
+    for per, free in (("site", 2 * (kl + 1)), ("dimension", 4 * (kl + 1))):
+        objective = ELBO(20_000, free_bits=kl + 1, free_bits_per=per)
+        assert objective.loss(crossed.model, crossed.guide, x) == pytest.approx(distortion + free * len(x), rel=1e-2)
+
+
+def test_free_bits_per_dimension_without_a_closed_form():
+    """KL(Laplace(m, s) || N(0, 1)) = log(2 pi) / 2 + (m^2 + 2 s^2) / 2 - log(2 s) - 1, by dimension."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    m, s = torch.tensor([2.0, 0.1]), torch.tensor([0.3, 0.9])
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Laplace(m, s).to_event(1))
+
+    torch.manual_seed(0)
+    t = terms(model, guide, torch.zeros(3, 2), particles=100_000)
+    exact = (m**2 + 2 * s**2) / 2 - (2 * s).log() - 1 + math.log(2 * math.pi) / 2
+    parts = torch.stack([part.mean() for part in t.kl_per_dimension("z")])
+    assert torch.allclose(parts, exact, atol=0.02)
+
+
+@pytest.mark.parametrize("whose", ["model", "both"])
+def test_a_kl_under_masks_has_the_mean_of_its_draws(whose):
+    """Where the guide's mask is wider, log q counts there, without a closed form."""
+    mask = torch.tensor([True, False, True, False])
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            with poutine.mask(mask=mask):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with (
+            pyro.plate("data", len(x), dim=-1),
+            poutine.mask(mask=mask.clone() if whose == "both" else torch.tensor(True)),
+        ):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.5).to_event(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 2)
+    t = terms(model, guide, x, particles=20_000)
+    drawn = t.log_q["z"] - t.log_p["z"]
+    error = drawn.std(0) / math.sqrt(20_000)
+    for kl in (t.kl("z"), sum(t.kl_per_dimension("z"))):
+        assert ((kl.mean(0) - drawn.mean(0)).abs() <= 4 * error).all()
+        assert torch.allclose(kl[:, mask], kl[:1, mask])  # in closed form there
+
+
 @pytest.mark.parametrize("family", [FullCovariance, LowRank])
 def test_the_kl_of_gaussians_in_closed_form(family):
     torch.manual_seed(0)
