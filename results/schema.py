@@ -105,7 +105,10 @@ def decoded(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, where)
     if is_typeddict(hint):
-        return _fields(hint, value, where, set(hint.__required_keys__))
+        hints = get_type_hints(hint, include_extras=True)  # where annotations are text, the class does not know itself
+        return _fields(
+            hint, value, where, {name for name, part in hints.items() if get_origin(part) is not NotRequired}
+        )
     if hint is Tensor:
         return value if isinstance(value, Tensor) else _tensor(value, where)
     if hint is float:
