@@ -59,7 +59,7 @@ def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT)
             at = None if label is None else position(path, label, columns)
             _check_columns(path, file.schema_arrow, at)
         words = [] if at is None else [columns[at]]
-        with ParquetFile(path, read_dictionary=words) as file:  # words that repeat are held once
+        with ParquetFile(path, read_dictionary=words, pre_buffer=False, buffer_size=2**20) as file:
             return _read(path, file, columns, at)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
