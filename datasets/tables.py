@@ -110,6 +110,7 @@ def _labels(column: Any) -> NDArray[np.generic]:
     """Labels as an array; words that repeat are one object."""
     from pyarrow import DictionaryArray
 
+    column.validate(full=True)
     if not isinstance(column, DictionaryArray):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
