@@ -617,11 +617,11 @@ def test_names_of_arrays_are_described_without_reading_them(tmp_path):
         read_npz(path)
 
 
-@pytest.mark.parametrize("at", range(-2000, -4, 199))
+@pytest.mark.parametrize("at", [-5, -1000, -200_000])
 def test_every_checksum_of_a_compressed_matlab_file_is_reached(tmp_path, at):
     """Also behind the arrays that are asked for."""
     path = tmp_path / "x.mat"
-    arrays = {name: np.random.default_rng(0).random((20, 30)) for name in ("data", "more")}
+    arrays = {"data": np.eye(20, 30), "more": np.random.default_rng(0).random((300, 400))}
     scipy.io.savemat(path, arrays, do_compression=True)
     body = bytearray(path.read_bytes())
     body[at] ^= 4
