@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from . import compare, datasets, evaluate, sample, train
 from .options import parser
-from .terminal import say, strict_json
+from .terminal import Unkept, say, strict_json
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
     "compare": compare.run,
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Unkept as error:  # its document was printed already
+        return _fail(f"error: {error}", 2, False)
     except KeyboardInterrupt as stop:
         return _fail("interrupted" + f"; {stop}" * bool(str(stop)), 130, as_json)
     except FloatingPointError as error:

@@ -17,11 +17,11 @@ from jensen.kernel.randomness import private_randomness
 
 from .runs import RunFolder
 from .sources import batch_transform, pick, reopen
-from .terminal import SCHEMA, report, versions, write_json
+from .terminal import SCHEMA, Unkept, report, versions, write_json
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Measure the runs that the options name, and write report.json into the folder of each."""
+    """Measure the runs that the options name, show the result, and write report.json into the folder of each."""
     folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
     first = next(iter(folders.values()))
     for folder in folders.values():
@@ -55,9 +55,16 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     for name, evidence in measured.items():
         epochs = len(trained[name][2].elbo)
         reports[name] = _report(folders[name], evidence, data, options, epochs)
-        write_json(folders[name].path / "report.json", reports[name])
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
     report(text, document, options.json)
+    unkept = []
+    for name, one in reports.items():
+        try:
+            write_json(folders[name].path / "report.json", one)
+        except OSError as error:
+            unkept.append(str(error))
+    if unkept:
+        raise Unkept(f"the result is above, but not kept: {'; '.join(unkept)}")
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:

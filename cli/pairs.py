@@ -111,6 +111,12 @@ class Design:
     components: int | None = None
 
     def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"there is no model {self.model!r}: {suggestion(self.model, MODELS)}")
+        if self.likelihood is not None and self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"there is no likelihood {self.likelihood!r}: {suggestion(self.likelihood, LIKELIHOODS)}")
+        if not self.latent or not self.hidden or not all(self.hidden):
+            raise ValueError("--latent and --hidden are one number or more, but got none")
         kind = MODELS[self.model]
         if self.guide not in kind.guides:
             homes = [name for name, other in MODELS.items() if self.guide in other.guides]
@@ -225,6 +231,8 @@ def objective_of(training: Mapping[str, Any]) -> ELBO | IWAE | Renyi:
         'IWAE'
     """
     name = training["objective"]
+    if name not in OBJECTIVES:
+        raise ValueError(f"there is no objective {name!r}: {suggestion(name, OBJECTIVES)}")
     for option, home in (("alpha", "renyi"), ("beta", "elbo")):
         if training[option] is not None and name != home:
             raise ValueError(

@@ -8,7 +8,8 @@
 | report.json | what ``jensen evaluate`` measured |
 | training.png, samples.png, ... | pictures, each a PDF too |
 
-Every file but the pictures holds its schema version; files of a newer one are refused.
+Every file but the pictures holds its schema version; files of a newer one are refused. configuration.json, the
+checkpoint and results hold a digest of their contents: a file that has changed since it was written is refused.
 """
 
 from __future__ import annotations
@@ -16,22 +17,114 @@ from __future__ import annotations
 __all__ = ["RunFolder"]
 
 import json
+from contextlib import suppress
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 
 from jensen.inference import History, restore
 from jensen.kernel.randomness import private_randomness
-from jensen.results.files import check_schema
+from jensen.results.files import check_schema, partials
+from jensen.results.schema import DIGEST, check_digest, decoded, digest_of
 
-from .pairs import Design
-from .terminal import say, versions, write_json
+from .pairs import Design, objective_of
+from .terminal import finite, say, versions, write_json
 
 FORMAT = 1
 _FILES = ("configuration.json", "checkpoint.pt", "history.json", "report.json")
 _PICTURES = ("training", "samples", "reconstructions", "latent-map")
+
+
+class _Data(TypedDict):
+    """How the data of a run are found and prepared."""
+
+    source: str
+    binarize: str | None
+    dequantize: bool | None
+    seed: int
+    label: str | int | None
+    levels: int | None
+    image_shape: list[int] | None
+    standardize: bool
+    sha256: NotRequired[str]
+
+
+class _Facts(TypedDict):
+    """What a run keeps of its data."""
+
+    name: str
+    features: int
+    train: int
+    validation: int
+    test: int
+    image_shape: list[int] | None
+    channels: int
+    value_range: tuple[float, float] | None
+    levels: int | None
+    bits_offset: float
+    licence: str
+    citation: str
+
+
+class _Pair(TypedDict):
+    """The pair in names and numbers."""
+
+    model: str
+    guide: str
+    latent: list[int]
+    hidden: list[list[int]]
+    likelihood: str | None
+    components: int | None
+
+
+class _Training(TypedDict):
+    """How it is trained."""
+
+    objective: str
+    particles: int
+    gradient: str
+    alpha: float | None
+    beta: float | None
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: Literal["constant", "cosine"]
+    patience: int | None
+    seed: int
+
+
+class _Configuration(TypedDict):
+    """The schema of configuration.json."""
+
+    jensen_run: int
+    data: _Data
+    facts: _Facts
+    pair: _Pair
+    training: _Training
+    versions: dict[str, str]
+    sha256: NotRequired[str]
+
+
+def _check(configuration: dict[str, Any]) -> None:
+    """Raise ValueError unless a configuration is one that jensen train writes."""
+    check_digest(configuration)
+    decoded(_Configuration, configuration, "configuration")
+    facts, training = configuration["facts"], configuration["training"]
+    counts = {name: facts[name] for name in ("features", "train", "channels")}
+    counts |= {name: training[name] for name in ("particles", "epochs", "batch_size")}
+    if wrong := {name: value for name, value in counts.items() if value < 1}:
+        raise ValueError(f"numbers that are at least 1 are {wrong}")
+    if not 0 <= training["seed"] < 2**32 or not 0 < training["lr"] < float("inf"):
+        raise ValueError(f"seed is {training['seed']} and lr {training['lr']}")
+    if facts["image_shape"] is not None and (
+        len(facts["image_shape"]) != 2 or prod(facts["image_shape"]) * facts["channels"] != facts["features"]
+    ):
+        raise ValueError(f"images of shape {facts['image_shape']} have no {facts['features']} features")
+    Design.of(configuration["pair"])
+    objective_of(training)
 
 
 class RunFolder:
@@ -60,13 +153,18 @@ class RunFolder:
             hint = f"did you mean {path.parent / close[0]}?" if close else "jensen train --run DIR makes one"
             raise ValueError(f"{path} is not a run folder: there is no configuration.json in it; {hint}")
         try:
-            configuration = json.loads(file.read_text())
-        except ValueError as error:
+            configuration = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is no JSON ({error}); put the file back, or train again") from error
         schema = configuration.get("jensen_run") if isinstance(configuration, dict) else None
-        if not isinstance(schema, int):
+        if type(schema) is not int:
             raise ValueError(f"{file} is not the configuration of a run; train again")
         check_schema(schema, FORMAT, file)
+        try:
+            _check(configuration)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}); put the file back, or train again") from error
+        configuration.pop(DIGEST, None)
         return cls(path, configuration)
 
     @classmethod
@@ -92,23 +190,24 @@ class RunFolder:
 
     def write(self) -> None:
         """Write configuration.json."""
-        write_json(self.path / "configuration.json", self.configuration)
+        document = finite(self.configuration)
+        write_json(self.path / "configuration.json", {**document, DIGEST: digest_of(document)})
 
     def clear(self) -> None:
         """Remove the files of a run, and nothing else."""
         names = [*_FILES, *(f"{name}.{kind}" for name in _PICTURES for kind in ("png", "pdf"))]
-        for file in [*(self.path / name for name in names), *self.path.glob("*.partial")]:
+        for file in [*(self.path / name for name in names), *partials(self.path)]:
             file.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove a run that never began, and its folder where nothing else is in it."""
         self.clear()
-        if not any(self.path.iterdir()):
+        with suppress(OSError):  # something else is in it, or it is gone
             self.path.rmdir()
 
     def tidy(self) -> None:
         """Remove what a run that was killed left half-written, and what an earlier state of the run was measured as."""
-        for file in [*self.path.glob("*.partial"), self.path / "report.json"]:
+        for file in [*partials(self.path), self.path / "report.json"]:
             file.unlink(missing_ok=True)
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
@@ -139,5 +238,8 @@ class RunFolder:
         if not self.checkpoint.is_file():
             return 0
         history = History.from_checkpoint(self.checkpoint)
-        history.to_json(self.path / "history.json")
+        try:
+            history.to_json(self.path / "history.json")
+        except OSError as error:
+            say(f"{error}; the checkpoint holds the same history")
         return len(history.elbo)

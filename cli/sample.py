@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jensen.inference import decode, simulate
 from jensen.kernel.randomness import private_randomness
+from jensen.results.files import whole
 
 from .pairs import suggestion
 from .report import images_of
@@ -36,8 +37,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     with private_randomness(options.seed, "sample"):
         latents, x = simulate(model, options.n)
         arrays = {"x": decode(model, latents) if options.mean else x, **latents}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    _WRITERS[ending](options.out, {name: values.cpu() for name, values in arrays.items()}, facts)
+    with whole(options.out) as partial:
+        _WRITERS[ending](partial, {name: values.cpu() for name, values in arrays.items()}, facts)
     x = arrays["x"]
     kind = "means E[x | z], z ~ p(z)" if options.mean else "draws"
     document = {"run": str(folder.path), "out": str(options.out), "shape": list(x.shape), "seed": options.seed}

@@ -34,6 +34,11 @@ def _open(settings: Mapping[str, Any]) -> Dataset:
     return load(settings["source"], **how)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _as_given(value: Any) -> Any:
     """A setting as it was before JSON made a list of it."""
     return tuple(value) if isinstance(value, list) else value
@@ -57,7 +62,7 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
         settings = {**settings, "dequantize": False}
     path = Path(settings["source"])
     if path.is_file():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _sha256(path)
         settings = {**settings, "source": str(path.resolve()), "sha256": digest}
     data = _open(settings)
     if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
@@ -87,7 +92,7 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
             f"the run was trained on {path}, and there is no such file now: put it there, or say by jensen evaluate "
             "--data FILE where it is"
         )
-    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
     return _open(settings)
 

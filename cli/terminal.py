@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEMA", "finite", "report", "say", "strict_json", "versions", "write_json"]
+__all__ = ["SCHEMA", "Unkept", "finite", "report", "say", "strict_json", "versions", "write_json"]
 
 import json
 import math
@@ -15,6 +15,10 @@ from typing import Any
 from jensen.results.files import whole
 
 SCHEMA = 1  # of the JSON documents of the commands
+
+
+class Unkept(OSError):
+    """A result that was shown could not be written to its file."""
 
 
 def say(text: str) -> None:
@@ -49,7 +53,7 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, document: Any) -> None:
     """Write strict JSON, whole or not at all."""
     with whole(path) as partial:
-        partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

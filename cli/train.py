@@ -6,6 +6,7 @@ __all__ = ["run"]
 
 import argparse
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,14 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             raise
         raise FloatingPointError(
             f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
+        ) from error
+    except OSError as error:
+        if new and not folder.checkpoint.is_file():
+            with suppress(OSError):
+                folder.discard()
+            raise
+        raise OSError(
+            error.errno, f"{error.strerror}; go on with: jensen train --run {folder.path} --resume"
         ) from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
@@ -182,7 +191,9 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
             )
     _take_epochs(folder, options)
     changed = {
-        name: (now, then) for name, now in versions().items() if now != (then := folder.configuration["versions"][name])
+        name: (now, then)
+        for name, now in versions().items()
+        if now != (then := folder.configuration["versions"].get(name))
     }
     for name, (now, then) in changed.items():
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")

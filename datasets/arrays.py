@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = ["LIMIT", "check_size", "read_mat", "read_npy", "read_npz"]
 
+import math
+import struct
 import zipfile
 import zlib
 from pathlib import Path
 from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -77,7 +80,7 @@ def read_npz(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            check_size(path, sum(member.file_size for member in archive.infolist()), limit)
+            _check_members(path, archive, limit)
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             rest = [name for name in names if name != label]
             if label is not None and label not in names:
@@ -92,27 +95,61 @@ def read_npz(
         raise ValueError(f"{path} is no whole .npz file, save the arrays again: {error}") from error
 
 
+def _check_members(path: Path, archive: zipfile.ZipFile, limit: int) -> None:
+    """Refuse members that would grow beyond what the directory says, two of one name, and more than a limit."""
+    members = archive.infolist()
+    check_size(path, sum(member.file_size for member in members), limit)
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{path}: {member.filename} is compressed by method {member.compress_type}, where numpy.savez and "
+                "numpy.savez_compressed write 0 or 8: save it again"
+            )
+    names = [member.filename for member in members]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} holds several members called {', '.join(twice)}: save each array under its own name")
+
+
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
+    """An array; what its header claims is held against the size of the member before it is read."""
     try:
+        size = archive.getinfo(f"{name}.npy").file_size
+        with archive.open(f"{name}.npy") as stream:
+            shape, dtype = _header(stream)
+            claimed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
+            if claimed != held and not dtype.hasobject:
+                raise ValueError(f"its header claims {claimed} bytes, {shape} of {dtype}, but {held} are there")
         with archive.open(f"{name}.npy") as stream:
             x: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
-            more = len(stream.read(1))  # at its end a member's checksum is compared
+            stream.read(1)  # at its end a member's checksum is compared
     except KeyError:
         raise ValueError(f"{path} holds {name!r}, which is no array: save it with numpy.savez") from None
-    except (ValueError, OverflowError, TokenError, EOFError, MemoryError, RuntimeError, zlib.error) as error:
+    except _TORN as error:
         raise ValueError(
             f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again: {error}"
         ) from error
-    if more:
-        raise ValueError(f"{path}: {name} holds more than its header claims, {x.shape} of {x.dtype}: save it again")
     return x
+
+
+_TORN = (ValueError, OverflowError, TokenError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype that the header of an array claims."""
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its format is version {version}, in which NumPy writes no arrays of numbers")
+    shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+    return shape, dtype
 
 
 def _described(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     try:
-        return f"{name} {_member(path, archive, name).shape}"
-    except ValueError:
+        with archive.open(f"{name}.npy") as stream:
+            shape, dtype = _header(stream)
+    except (KeyError, *_TORN):
         return f"{name} (no array of numbers)"
+    return f"{name} {shape}" if dtype.kind in "biufcUS" else f"{name} (no array of numbers)"
 
 
 def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArray[np.generic]]:
@@ -132,6 +169,7 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
     from scipy import io  # here, since it takes long to import
 
     try:
+        _check_streams(path)
         held = {name: (shape, kind) for name, shape, kind in io.whosmat(path, appendmat=False)}
         numeric = [name for name in shapes if name in held and held[name][1] in _MATLAB]
         fit = [name for name in numeric if held[name][0] == shapes[name]]
@@ -150,3 +188,37 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
         if arrays[name].dtype.kind not in "biuf":
             raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, where real numbers were expected")
     return {name: arrays[name].astype(arrays[name].dtype.newbyteorder("="), copy=False) for name in shapes}
+
+
+def _check_streams(path: Path) -> None:
+    """Inflate every compressed element of a MATLAB file of level 5 to its end, where its checksum stands.
+
+    SciPy stops at the last byte that it needs.
+
+    Raises:
+        ValueError: if an element is cut short, its checksum is wrong, or the elements exceed :data:`LIMIT`.
+    """
+    with path.open("rb") as file:
+        order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
+        if order is None:  # level 4, which compresses nothing
+            return
+        total, end = 0, path.stat().st_size
+        while tag := file.read(8):
+            kind, size = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, end)
+            if file.tell() + size > end:
+                raise ValueError("its last element is cut short")
+            if kind != _COMPRESSED:
+                file.seek(size, 1)
+                continue
+            stream, left = zlib.decompressobj(), size
+            while left and (part := file.read(min(left, 2**16))):
+                left -= len(part)
+                while part:
+                    total += len(stream.decompress(part, 2**20))
+                    part = stream.unconsumed_tail
+                    check_size(path, total, LIMIT)
+            if not stream.eof:
+                raise ValueError("an element has no end")
+
+
+_COMPRESSED = 15  # the type of an element that is a zlib stream

@@ -37,7 +37,7 @@ _MNIST = Card(
     classes=10,
     licence="none stated",
     citation="LeCun, Bottou, Bengio and Haffner (1998), Gradient-Based Learning Applied to Document Recognition",
-    address="http://yann.lecun.com/exdb/mnist/",
+    address="https://yann.lecun.com/exdb/mnist/",
     access="downloaded",
     note="The published results are for pixels binarized at random each time they are seen "
     "(batch_transform=torch.bernoulli), with 400 of the training data held out.",
@@ -59,7 +59,7 @@ _BINARIZED_MNIST = Card(
     licence="none stated",
     citation="Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks; "
     "Larochelle and Murray (2011), The Neural Autoregressive Distribution Estimator",
-    address="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+    address="https://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
     access="downloaded",
     note="The test data are sorted by class. Results on MNIST binarized anew at every sight do not compare.",
     results=(

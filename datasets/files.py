@@ -5,10 +5,16 @@ from __future__ import annotations
 __all__ = ["File", "locate"]
 
 import os
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pooch
+from tqdm import tqdm
+
+LARGEST = 2**30  # bytes of a download: several times the largest file of the catalogue
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def locate(file: File) -> Path:
     for mirror in file.mirrors if file.sha256 else ():
         try:
             url, known = mirror + file.name, f"sha256:{file.sha256}"
-            return Path(pooch.retrieve(url, known, fname=file.name, path=cache, progressbar=True))
+            return Path(pooch.retrieve(url, known, fname=file.name, path=cache, downloader=_download))
         except (OSError, ValueError) as error:  # no network, no such file there, or another file: the next mirror
             failures.append(f"{mirror}: {error}")
     place = Path(given or "$JENSEN_DATA") / file.folder / file.name
@@ -68,3 +74,29 @@ def locate(file: File) -> Path:
         f"{file.name} was not found and could not be downloaded. Put it (SHA-256 {file.sha256}) {where} "
         + (f"Tried: {'; '.join(failures)}" if failures else "No mirror is known.")
     )
+
+
+def _download(url: str, output: Any, pool: object) -> None:
+    """Write what an address holds to a file, over https alone, and never more than :data:`LARGEST` bytes.
+
+    Raises:
+        ValueError: for another kind of address, also behind a redirection, and for more bytes.
+        OSError: if nothing answers.
+    """
+    _check_address(url)
+    with urllib.request.urlopen(url, timeout=30) as response:
+        _check_address(response.url)
+        size, done = int(response.headers.get("Content-Length") or 0), 0
+        with open(output, "wb") as target, tqdm(total=size or None, unit="B", unit_scale=True) as bar:
+            while part := response.read(2**16):
+                done += len(part)
+                if max(done, size) > LARGEST:
+                    raise ValueError(f"it sends more than {LARGEST} bytes")
+                target.write(part)
+                bar.update(len(part))
+
+
+def _check_address(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname == "127.0.0.1"):  # this machine
+        raise ValueError(f"{url} is no https address, and only such are downloaded from")

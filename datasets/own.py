@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["from_array", "read_table"]
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .dataset import Dataset
 from .delimited import read_csv
 from .preparation import Split, draw_split, prepare
 from .tables import Table, is_frame, of_frame, read_parquet
+
+_BLOCK = 2**22  # bytes that are checked or copied at once
 
 
 def from_array(
@@ -86,9 +88,9 @@ def from_array(
     codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, len(values))
     raw = Dataset(
         name=name,
-        train=torch.tensor(values[rows["train"]], dtype=dtype),
-        validation=torch.tensor(values[rows["validation"]], dtype=dtype),
-        test=torch.tensor(values[rows["test"]], dtype=dtype),
+        train=_rows(values, rows["train"], dtype),
+        validation=_rows(values, rows["validation"], dtype),
+        test=_rows(values, rows["test"], dtype),
         labels={} if codes is None else {part: torch.tensor(codes[r]) for part, r in rows.items()},
         image_shape=shape,
         value_range=(0.0, 1.0) if levels else None,
@@ -206,21 +208,53 @@ def _checked(name: str, table: Table, dtype: torch.dtype) -> NDArray[np.generic]
         raise ValueError(
             f"{name} has the shape {x.shape}, where [N, X] was expected: {'x[:, None]' if x.ndim == 1 else 'no data'}"
         )
-    bad = ~np.isfinite(x)
-    if not bad.any():
-        largest = max(abs(float(x.min())), abs(float(x.max())))
-        if dtype.is_floating_point and largest > torch.finfo(dtype).max:
-            raise ValueError(
-                f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
-            )
+    if all(np.isfinite(part).all() for part in _blocks(x)):
+        low = min(float(part.min()) for part in _blocks(x))
+        high = max(float(part.max()) for part in _blocks(x))
+        _check_dtype(name, x, (low, high), dtype)
         return x
-    places = np.argwhere(bad)
+    places = np.argwhere(~np.isfinite(x))
     shown = ", ".join(_place(place, table.columns) for place in places[:5])
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    missing = int(np.isnan(x).sum())
+    missing = sum(int(np.isnan(part).sum()) for part in _blocks(x))
     what = [f"{missing} missing values (NaN)"] if missing else []
     what += [f"{len(places) - missing} infinite values"] if len(places) > missing else []
     raise ValueError(f"{name} has {' and '.join(what)}, at {shown}{more}: drop those rows, or fill them")
+
+
+def _blocks(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """Rows a few at a time, so that what is made of them takes little memory."""
+    rows = max(1, _BLOCK // max(1, x[0].nbytes))
+    return (x[i : i + rows] for i in range(0, len(x), rows))
+
+
+def _check_dtype(name: str, x: NDArray[np.generic], ends: tuple[float, float], dtype: torch.dtype) -> None:
+    """Refuse a dtype that would change values: infinities for large ones, whole numbers for fractions."""
+    largest = max(map(abs, ends))
+    if dtype.is_floating_point:
+        if largest > torch.finfo(dtype).max:
+            raise ValueError(
+                f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
+            )
+        return
+    if dtype.is_complex:
+        raise ValueError(f"dtype is {dtype}, but data are real: take torch.float32 or torch.float64")
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    fractions = x.dtype.kind == "f" and any((part % 1).any() for part in _blocks(x))
+    if fractions or ends[0] < least or int(x.max()) > most:
+        raise ValueError(
+            f"{name} has {'fractions' if fractions else f'values from {ends[0]:g} to {ends[1]:g}'}, which {dtype} does "
+            "not hold: take dtype=torch.float32 or torch.float64"
+        )
+
+
+def _rows(values: NDArray[np.generic], rows: NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+    """Rows of an array as a tensor, a few at a time: no copy of them in the array's own dtype is made."""
+    made = torch.empty((len(rows), *values.shape[1:]), dtype=dtype)
+    step = max(1, _BLOCK // max(1, values[0].nbytes))
+    for i in range(0, len(rows), step):
+        made[i : i + step] = torch.from_numpy(values[rows[i : i + step]])
+    return made
 
 
 def _place(place: NDArray[np.int64], columns: tuple[str, ...]) -> str:
@@ -254,14 +288,16 @@ def _encode(name: str, labels: NDArray[np.generic], n: int) -> tuple[NDArray[np.
     if labels.shape not in ((n,), (n, 1)):
         raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data")
     labels = labels.reshape(n)
-    if labels.dtype.kind in "biu":
-        return labels.astype(np.int64), ()
-    if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all() or (labels % 1).any():
+    if labels.dtype.kind in "biuf":
+        if labels.dtype.kind == "f" and (not np.isfinite(labels).all() or (labels % 1).any()):
             raise ValueError(f"labels of {name} are classes: whole numbers or words, but some are neither")
+        if len(labels) and labels.dtype.kind in "uf" and not -(2**63) <= int(labels.min()) <= int(labels.max()) < 2**63:
+            raise ValueError(f"labels of {name} are as large as {labels.max()}, beyond int64: number the classes anew")
         return labels.astype(np.int64), ()
     missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label]
     if missing:
         raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
-    classes, codes = np.unique(labels.astype(str), return_inverse=True)
-    return codes.astype(np.int64), tuple(classes.tolist())
+    words = [str(label) for label in labels.tolist()]  # as an array, each would be as long as the longest
+    classes = sorted(set(words))
+    code = {word: i for i, word in enumerate(classes)}
+    return np.fromiter((code[word] for word in words), np.int64, len(words)), tuple(classes)

@@ -5,14 +5,16 @@ from __future__ import annotations
 __all__ = ["READERS", "Arrays", "Reader"]
 
 import gzip
+import math
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import read_mat
+from .arrays import LIMIT, check_size, read_mat
 from .files import File, locate
 from .preparation import SPLITS, Split, draw_split
 
@@ -30,10 +32,19 @@ def _digits(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 def _read_idx(file: File) -> NDArray[np.uint8]:
     """A file of LeCun's format for unsigned bytes: two zeros, the type 8, the rank, the shape, the values."""
-    with gzip.open(locate(file)) as stream:
-        body = stream.read()
-    shape = np.frombuffer(body, ">u4", count=body[3], offset=4)
-    return np.frombuffer(body, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    path = locate(file)
+    try:
+        with gzip.open(path) as stream:
+            head = stream.read(4)
+            shape = tuple(np.frombuffer(stream.read(4 * head[3]), ">u4").tolist()) if head[:3] == b"\0\0\x08" else ()
+            size = math.prod(shape)
+            check_size(path, size, LIMIT)
+            body = stream.read(size + 1)  # one more, so that the end is met, where the checksum stands
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole idx file: {error}; get it again") from error
+    if not shape or len(shape) != head[3] or len(body) != size:
+        raise ValueError(f"{path} is no whole idx file: {len(body)} bytes for shape {shape}; get it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _idx(files: dict[str, File]) -> tuple[Arrays, Arrays]:
@@ -164,10 +175,7 @@ _MNIST = _idx_files(
 )
 _FASHION = _idx_files(
     "fashion_mnist",
-    (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-    ),
+    ("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",),
     "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
     "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
@@ -183,7 +191,7 @@ _AMAT = tuple(
         "binarized_mnist",
         f"binarized_mnist_{part}.amat",
         sha256,
-        ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",),
+        ("https://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",),
     )
     for part, sha256 in (
         ("train", "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,20 +56,74 @@ def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT)
                 raise ValueError(f"{path} holds the index of a DataFrame as a column: write it with index=False")
             held = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
             check_size(path, max(held, 8 * meta.num_rows * len(columns)), limit)
-            batches, rows = [], 0
-            for batch in file.iter_batches(batch_size=65_536):
-                rows += batch.num_rows
-                if rows > meta.num_rows:
-                    raise ValueError(f"{path} holds more than the {meta.num_rows} rows that it claims")
-                batches.append(batch)
-    except ArrowException as error:
+            at = None if label is None else position(path, label, columns)
+            _check_columns(path, file.schema_arrow, at)
+        words = [] if at is None else [columns[at]]
+        with ParquetFile(path, read_dictionary=words, pre_buffer=False, buffer_size=2**20) as file:
+            return _read(path, file, columns, at)
+    except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
-    parts = {
-        name: [batch.column(i).to_numpy(zero_copy_only=False) for batch in batches] for i, name in enumerate(columns)
-    }
-    if not batches:
+
+
+def _check_columns(path: Path, schema: Any, at: int | None) -> None:
+    """Refuse columns that are no numbers, before anything is read; of labels, those that hold several values each."""
+    from pyarrow import types
+
+    number = (types.is_integer, types.is_floating, types.is_boolean)
+    wrong = [f for i, f in enumerate(schema) if i != at and not any(kind(f.type) for kind in number)]
+    if wrong:
+        _refuse_columns(str(path), {field.name: str(field.type) for field in wrong})
+    if at is not None and types.is_nested(schema.field(at).type):
+        raise ValueError(f"{path}: column {schema.field(at).name!r} holds {schema.field(at).type}, which are no labels")
+    if len(schema) == (at is not None):
+        raise ValueError(f"{path} holds no column of data")
+
+
+def _read(path: Path, file: Any, columns: tuple[str, ...], at: int | None) -> Table:
+    """The columns, each batch into its place."""
+    kept = [i for i in range(len(columns)) if i != at]
+    kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
+    n, done = file.metadata.num_rows, 0
+    x: NDArray[np.generic] = np.empty((n, len(kept)), np.result_type(*kinds))
+    labels: list[NDArray[np.generic]] = []
+    for batch in file.iter_batches(batch_size=65_536):
+        if done + batch.num_rows > n:
+            raise ValueError(f"{path} holds more than the {n} rows that it claims")
+        for j, i in enumerate(kept):
+            values = batch.column(i).to_numpy(zero_copy_only=False)
+            if values.dtype.kind == "O":  # booleans of which some are missing
+                values = np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
+            if np.result_type(x, values) != x.dtype:  # whole numbers of which some are missing
+                x = x.astype(np.result_type(x, values))
+            x[done : done + batch.num_rows, j] = values
+        if at is not None:
+            labels.append(_labels(batch.column(at)))
+        done += batch.num_rows
+    if not n:
         raise ValueError(f"{path} holds no data")
-    return _of_columns(str(path), {name: np.concatenate(part) for name, part in parts.items()}, label)
+    if done < n:
+        raise ValueError(f"{path} holds {done} of the {n} rows that it claims: write it again")
+    return Table(x, tuple(columns[i] for i in kept), np.concatenate(labels) if labels else None)
+
+
+def _labels(column: Any) -> NDArray[np.generic]:
+    """Labels as an array; words that repeat are one object."""
+    from pyarrow import DictionaryArray
+
+    column.validate(full=True)
+    if not isinstance(column, DictionaryArray):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
+    places: NDArray[np.int64] = column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+    return words[places]
+
+
+def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
+    which = ", ".join(f"{name!r} ({kind})" for name, kind in wrong.items())
+    raise ValueError(
+        f"{source}: column {which} is not numeric: leave it out, encode it, or, if it holds the classes, "
+        f"{advise_label(next(iter(wrong)))}"
+    )
 
 
 def is_frame(x: object) -> bool:
@@ -102,13 +156,9 @@ def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str
     names = tuple(columns)
     at = None if label is None else position(source, label, names)
     kept = [name for i, name in enumerate(names) if i != at]
-    wrong = [name for name in kept if columns[name].dtype.kind not in "biuf"]
+    wrong = {name: str(columns[name].dtype) for name in kept if columns[name].dtype.kind not in "biuf"}
     if wrong:
-        which = ", ".join(f"{name!r} ({columns[name].dtype})" for name in wrong)
-        raise ValueError(
-            f"{source}: column {which} is not numeric: leave it out, encode it, or, if it holds the classes, "
-            f"{advise_label(wrong[0])}"
-        )
+        _refuse_columns(source, wrong)
     if not kept:
         raise ValueError(f"{source} holds no column of data")
     labels = None if at is None else columns[names[at]]

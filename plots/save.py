@@ -11,6 +11,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jensen.results.files import whole
+
 _DPI = 300
 
 
@@ -18,7 +20,7 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
     """Save a picture twice: PNG at 300 dots per inch, and PDF whose text stays text, in TrueType fonts.
 
     The page is as large as the figure, so text has in print the size that it was given. The files hold no date: the
-    same picture gives the same bytes.
+    same picture gives the same bytes. Each is written whole or not at all; a link is replaced, not followed.
 
     Args:
         picture: the axes that a picture returned, or a figure.
@@ -46,9 +48,10 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
     figure = picture.figure.figure  # of a subfigure, the whole
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".png", ".pdf") else path
-    stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
     with rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):
-        figure.savefig(png, dpi=_DPI)
-        figure.savefig(pdf, dpi=_DPI, metadata={"CreationDate": None})
+        with whole(png) as partial:
+            figure.savefig(partial, dpi=_DPI)
+        with whole(pdf) as partial:
+            figure.savefig(partial, dpi=_DPI, metadata={"CreationDate": None})
     return png, pdf

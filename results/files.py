@@ -1,36 +1,70 @@
-"""Files that are written whole or not at all, and read without running anything."""
+"""Files that are written whole or not at all, and read without running anything.
+
+A file is written beside its place, flushed to the disk, and moved there. A checkpoint is the zip archive of
+``torch.save``; its comment is the SHA-256 of all bytes before the comment, which is compared before anything is parsed.
+"""
 
 from __future__ import annotations
 
-__all__ = ["check_schema", "read_checkpoint", "whole", "write_checkpoint"]
+__all__ = ["check_schema", "partials", "read_checkpoint", "whole", "write_checkpoint"]
 
+import errno
+import hashlib
 import os
 import platform
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 _CHECKPOINT = 1
+_MARK = b"jensen sha256 "
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
     """A path beside this one to write to; it takes its place where nothing failed, so that a crash leaves the last one.
 
-    Folders on the way are made.
+    Folders on the way are made, unless ``parents`` is False. A link is replaced by the file, and what it points to
+    stays as it is.
+
+    Raises:
+        OSError: if the file cannot be written, for one of the reasons of a disk: the sentence names the file.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    if parents:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{os.getpid()}.partial.{target.name}")  # the ending stays: writers go by it
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}: {target} could not be written", None) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk: the error above is the one to tell
+            partial.unlink(missing_ok=True)
+
+
+def partials(folder: Path) -> list[Path]:
+    """What runs that were killed left half-written in a folder."""
+    return [*folder.glob("*.partial"), *folder.glob(".*.partial.*")]
+
+
+def _sync(folder: Path) -> None:
+    """Flush the entry of a file that was moved, where the system lets a folder be opened for that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None:
@@ -43,10 +77,26 @@ def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write plain tensors and numbers, whole or not at all, with the schema version and those of the libraries."""
+    """Write plain tensors and numbers, whole or not at all, with the schema version and those of the libraries.
+
+    Raises:
+        OSError: if the file cannot be written; also if its folder is not there, so that a folder that was removed while
+            a run wrote to it is missed.
+    """
     versions = {"torch": str(torch.__version__), "pyro": version("pyro-ppl"), "python": platform.python_version()}
-    with whole(path) as partial:
-        torch.save({"jensen_checkpoint": _CHECKPOINT, "versions": versions, **state}, partial)
+    with whole(path, parents=False) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save({"jensen_checkpoint": _CHECKPOINT, "versions": versions, **state}, file)
+        except RuntimeError as error:  # how the writer of archives tells that a write failed
+            cause = error.__context__ if isinstance(error.__context__, OSError) else None
+            if cause is None and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(cause.errno if cause else errno.EIO, cause.strerror if cause else str(error)) from error
+        with partial.open("rb+") as file:
+            digest = _digest(file, os.fstat(file.fileno()).st_size - 2)
+            file.seek(-2, os.SEEK_END)  # the length of the comment, 0 so far
+            file.write(_comment(digest))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -54,18 +104,57 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is torn, of another kind, or of a newer schema version.
+        ValueError: if the file is torn, changed since it was written, of another kind, or of a newer schema version.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is torn or of another kind ({error}); delete it and start again"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            _check_bytes(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint: it is torn or of another kind ({said}); delete it and start "
+                "again"
+            ) from error
     schema = state.get("jensen_checkpoint") if isinstance(state, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int or schema < 1:
         raise ValueError(f"{path} is not a checkpoint written by fit; give the file named in fit(..., checkpoint=...)")
     check_schema(schema, _CHECKPOINT, path)
     return dict(state)
+
+
+def _comment(digest: str) -> bytes:
+    """The end of the archive: the length of the comment, and the comment."""
+    text = _MARK + digest.encode()
+    return len(text).to_bytes(2, "little") + text
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """The SHA-256 of the first bytes of a file."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while size > 0 and (part := file.read(min(size, 2**20))):
+        found.update(part)
+        size -= len(part)
+    return found.hexdigest()
+
+
+def _check_bytes(file: IO[bytes]) -> None:
+    """Raise ValueError unless a file is an archive that is whole, and no larger than it looks."""
+    size, end = os.fstat(file.fileno()).st_size, len(_comment("0" * 64))
+    file.seek(max(0, size - end))
+    tail = file.read()
+    if _MARK in tail or len(tail) < end:
+        if tail != _comment(_digest(file, size - end)):
+            raise ValueError("its SHA-256 is not the one that it was written with")
+    elif not tail.endswith(b"\0\0") or tail[-22:-18] != b"PK\5\6":  # a file of 0.1.0 has no comment
+        raise ValueError("its end is not that of an archive")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+            raise ValueError("its members are compressed")
+        if sum(m.file_size for m in members) > size or len({m.filename for m in members}) < len(members):
+            raise ValueError("its members overlap")
+        if _MARK not in tail and (torn := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {torn} is wrong")

@@ -7,6 +7,7 @@ A :class:`Measurement` declares each :class:`Quantity` once; the rest is made fr
 | ``"format"`` | ``"jensen."`` and the name of the class |
 | ``"version"`` | the schema version, 1 |
 | ``"fields"`` | the fields of the class by name |
+| ``"sha256"`` | the digest of the three (:mod:`jensen.results.schema`); files of 0.1.0 have none |
 
 A tensor is ``{"dtype": "float64", "shape": [2, 3], "values": [...]}``, its values one after the other; a result inside
 a result is the object of its fields. Numbers that JSON does not have are the strings ``"NaN"``, ``"Infinity"`` and
@@ -21,28 +22,23 @@ import dataclasses
 import json
 import math
 import os
-import types
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
-import torch
 from torch import Tensor
 
 from .files import check_schema, whole
+from .schema import DIGEST, Checked, check_digest, decoded, digest_of, expect, refused
 from .standard_errors import standard_error_of_mean
 from .tables import Printed, Table, decimals, digits_of
 
 VERSION = 1
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-_DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)}
-_DTYPES |= {"bool": torch.bool}
 _UNITS = {"nats": 1.0, "bits": math.log(2)}
-_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class Record(Printed):
+class Record(Printed, Checked):
     """A result, as a dataclass of tensors, numbers, text, and lists, dicts and dataclasses of these."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
@@ -50,6 +46,20 @@ class Record(Printed):
     @abstractmethod
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
         """What the rows of a data frame are, their names, and its columns; None for one that is not there."""
+
+    def check(self) -> None:
+        """Raise a ValueError unless the columns of the frame have a value for each of its rows."""
+        try:
+            _, rows, columns = self._columns()
+            lengths = {
+                name: list(column.shape) if isinstance(column, Tensor) else [len(column)]
+                for name, column in columns.items()
+                if column is not None
+            }
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, StopIteration) as error:
+            raise ValueError(f"the fields of the {type(self).__name__} do not agree: {error}") from error
+        if wrong := {name: shape for name, shape in lengths.items() if shape != [len(rows)]}:
+            raise ValueError(f"the {type(self).__name__} has {len(rows)} rows, but columns of the shapes {wrong}")
 
     def _tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors, in the order of the class."""
@@ -84,6 +94,7 @@ class Record(Printed):
             The text.
         """
         document = {"format": _format(type(self)), "version": VERSION, "fields": _encoded(self)}
+        document[DIGEST] = digest_of(document)
         text = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
         if path is not None:
             with whole(path) as partial:
@@ -105,9 +116,9 @@ class Record(Printed):
         what = "the text" if is_text else str(source)
         try:
             text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
-            document = json.loads(text, parse_constant=_refused)
+            document = json.loads(text, parse_constant=refused)
             version, fields = _opened(document, cls)
-            result: Any = _decoded(cls, fields, "fields") if version <= VERSION else None
+            result: Any = decoded(cls, fields, "fields") if version <= VERSION else None
         except (ValueError, TypeError, OverflowError, RecursionError, RuntimeError) as error:
             raise ValueError(
                 f"{what} cannot be read as the JSON of a {cls.__name__}: {error}; write it anew, with {cls.__name__}."
@@ -212,17 +223,17 @@ def _format(cls: type) -> str:
     return f"jensen.{cls.__name__}"
 
 
-def _refused(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _opened(document: Any, cls: type) -> tuple[int, Any]:
     """The schema version and the fields of a document of the right format."""
     kind = document.get("format") if isinstance(document, dict) else None
     if kind != _format(cls):
         raise ValueError(f'"format" is {kind!r}, but {_format(cls)!r} was expected')
+    expect(document, set(document) <= {"format", "version", "fields", DIGEST}, "an object with other keys", "the file")
     version = document.get("version")
-    return _expect(version, type(version) is int, "a number", "version"), document.get("fields")
+    expect(version, type(version) is int and version > 0, "a number from 1 on", "version")
+    if version <= VERSION:
+        check_digest(document)
+    return version, document.get("fields")
 
 
 def _encoded(value: Any) -> Any:
@@ -239,65 +250,3 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _decoded(hint: Any, value: Any, where: str) -> Any:
-    """The value that JSON stands for, of the type that a dataclass says it has."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        (kind,) = (part for part in inner if part is not type(None))
-        return None if value is None else _decoded(kind, value, where)
-    if origin is Literal:
-        return _expect(value, value in inner, f"one of {inner}", where)
-    if dataclasses.is_dataclass(hint):
-        return _dataclass(hint, value, where)
-    if hint is Tensor:
-        return _tensor(value, where)
-    if hint is float:
-        return _float(value, where)
-    if origin is dict:
-        _expect(value, isinstance(value, dict), "an object", where)
-        return {name: _decoded(inner[1], part, f"{where}.{name}") for name, part in value.items()}
-    if origin in (list, tuple):
-        _expect(value, isinstance(value, list), "a list", where)
-        return origin(_decoded(inner[0], part, f"{where}[{i}]") for i, part in enumerate(value))
-    return _expect(value, type(value) is hint, f"of type {hint.__name__}", where)
-
-
-def _expect(value: Any, good: bool, what: str, where: str) -> Any:
-    if not good:
-        raise ValueError(f"{where} is {what}, but got {str(value)[:40]!r}")
-    return value
-
-
-def _dataclass(cls: Any, value: Any, where: str) -> Any:
-    _expect(value, isinstance(value, dict), f"the object of a {cls.__name__}", where)
-    hints, known = get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
-    needed = {name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
-    missing, unknown = sorted(needed - set(value)), sorted(set(value) - set(known))
-    if missing or unknown:
-        raise ValueError(f"{where} of a {cls.__name__} misses {missing}, and {unknown} are not known")
-    return cls(**{name: _decoded(hints[name], part, f"{where}.{name}") for name, part in value.items()})
-
-
-def _float(value: Any, where: str) -> float:
-    if isinstance(value, str) and value in _WORDS:
-        return _WORDS[value]
-    return float(_expect(value, type(value) in (int, float), "a number", where))
-
-
-def _tensor(value: Any, where: str) -> Tensor:
-    good = isinstance(value, dict) and set(value) == {"dtype", "shape", "values"}
-    _expect(value, good, "a tensor: its dtype, shape and values", where)
-    _expect(value["dtype"], value["dtype"] in _DTYPES, f"of a dtype out of {sorted(_DTYPES)}", where)
-    dtype, shape, values = _DTYPES[value["dtype"]], value["shape"], value["values"]
-    sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    _expect(shape, sizes, "of a shape of whole numbers", where)
-    whole = isinstance(values, list) and len(values) == math.prod(shape)
-    _expect(values, whole, f"a list of as many values as shape {shape} has", where)
-    if dtype.is_floating_point:
-        values = [_float(number, where) for number in values]
-    else:
-        kind = bool if dtype is torch.bool else int
-        _expect(values, all(type(number) is kind for number in values), f"of {value['dtype']} values only", where)
-    return torch.tensor(values, dtype=dtype).reshape(shape)

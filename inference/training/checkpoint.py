@@ -2,23 +2,160 @@
 
 from __future__ import annotations
 
-__all__ = ["MakeScheduler", "Run", "restore"]
+__all__ = ["MakeScheduler", "Run", "read_contents", "restore"]
 
+import math
 import os
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NotRequired, TypedDict, cast
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
+from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
+from jensen.results.schema import decoded
 
 from .history import History
 
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+_ELEMENTWISE = (  # optimizers whose state has a value for each number of a parameter
+    optim.Adadelta,
+    optim.Adagrad,
+    optim.Adam,
+    optim.Adamax,
+    optim.AdamW,
+    optim.ASGD,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.SGD,
+)
+_SCALARS = {"ax", "eta", "mu", "mu_product", "step"}
+_STATE: dict[type, set[str]] = {optim.Adam: {"exp_avg", "exp_avg_sq", "step"}, optim.Adagrad: {"step", "sum"}}
+
+
+class Settings(TypedDict):
+    """How a run goes on."""
+
+    configuration: NotRequired[dict[str, Any]]
+    compiled: NotRequired[bool]
+    products: NotRequired[Route]
+
+
+class OptimizerState(TypedDict):
+    """What an optimizer knows, by the numbers of its parameters, and its settings."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class Contents(TypedDict):
+    """The schema of a checkpoint."""
+
+    jensen_checkpoint: int
+    versions: dict[str, str]
+    names: list[str]
+    parameters: list[Tensor]
+    best: list[Tensor] | None
+    optimizer: OptimizerState
+    scheduler: dict[str, Any] | None
+    history: History
+    settings: Settings
+    random: Tensor
+    random_cuda: list[Tensor]
+
+
+def read_contents(path: str | os.PathLike[str]) -> Contents:
+    """The contents of a checkpoint, each field of the type that it should have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is torn, changed since it was written, of another kind, or of a newer schema version.
+    """
+    state = read_checkpoint(path)
+    try:
+        found = cast(Contents, decoded(Contents, {"settings": {}, **state}, "checkpoint"))
+        if len(found["parameters"]) < len(found["names"]):
+            raise ValueError(f"there are {len(found['parameters'])} values for {len(found['names'])} parameters")
+        if found["best"] is not None and len(found["best"]) != len(found["parameters"]):
+            raise ValueError(f"there are {len(found['best'])} best values for {len(found['parameters'])}")
+        for name in ("random", "random_cuda"):
+            for stream in [found["random"]] if name == "random" else found["random_cuda"]:
+                if stream.dtype != torch.uint8 or stream.dim() != 1:
+                    raise ValueError(f"{name} is {stream.dtype} of shape {list(stream.shape)}: no state of a generator")
+        for values in (found["parameters"], found["best"] or ()):
+            for value in values:
+                _check_storage(value)
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged checkpoint: {error}; delete it and start again") from error
+    return found
+
+
+def _check_storage(value: Tensor) -> None:
+    """Raise ValueError for a tensor that says to be larger than what it holds."""
+    if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {list(value.shape)} has too few values")
+
+
+def _check_like(values: Sequence[Tensor], own: Sequence[Tensor], what: str) -> None:
+    """Raise ValueError unless values have the shapes and dtypes of a pair's own."""
+    given, expected = ([f"{x.dtype} {list(x.shape)}" for x in tensors] for tensors in (values, own))
+    if given != expected:
+        raise ValueError(f"its {what} are {given}, this pair's {expected}")
+
+
+def _check_optimizer(saved: OptimizerState, optimizer: optim.Optimizer) -> None:
+    """Raise ValueError for a state that an optimizer of these parameters cannot have.
+
+    ``Optimizer.load_state_dict`` compares nothing but the numbers of parameters, and the fused kernels believe it.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    listed = [group.get("params") for group in saved["param_groups"]]
+    if listed != [group["params"] for group in own]:
+        raise ValueError("its optimizer has other groups of parameters than this run's")
+    for theirs, ours in zip(saved["param_groups"], own, strict=True):
+        if unknown := sorted(map(str, set(theirs) - set(ours))):
+            raise ValueError(f"its optimizer has settings that this one does not know: {unknown[:5]}")
+        for name, value in theirs.items():
+            _check_setting(name, value, ours[name])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if strange := [i for i in saved["state"] if not 0 <= i < len(parameters)]:
+        raise ValueError(f"its optimizer has a state of parameters {strange[:5]}, of which there are {len(parameters)}")
+    needed: set[str] = next((keys for kind, keys in _STATE.items() if isinstance(optimizer, kind)), set())
+    for i, state in saved["state"].items():
+        if not needed <= set(state) or set(state) != set(next(iter(saved["state"].values()))):
+            raise ValueError(f"its optimizer has the state {sorted(map(str, state))} of parameter {i}")
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                _check_state(str(name), value, parameters[i], optimizer)
+
+
+def _check_setting(name: str, value: Any, own: Any) -> None:
+    number = type(own) in (int, float) or isinstance(own, Tensor)
+    given = float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
+    if number and (type(given) not in (int, float) or not math.isfinite(given)):
+        raise ValueError(f"its optimizer has {name}={value}")
+    if type(own) is bool and type(value) not in (bool, type(None)):
+        raise ValueError(f"its optimizer has {name}={value}")
+    if isinstance(own, tuple) and (not isinstance(value, list | tuple) or len(value) != len(own)):
+        raise ValueError(f"its optimizer has {name}={value}")
+
+
+def _check_state(name: str, value: Tensor, parameter: Tensor, optimizer: optim.Optimizer) -> None:
+    _check_storage(value)
+    what = f"{name} of {value.dtype} {list(value.shape)} for a parameter of {parameter.dtype} {list(parameter.shape)}"
+    if isinstance(optimizer, _ELEMENTWISE):
+        scalar = not value.dim() and name in _SCALARS
+        if not scalar and (value.shape != parameter.shape or value.dtype != parameter.dtype):
+            raise ValueError(f"its optimizer has {what}")
+    if not value.isfinite().all():
+        raise ValueError(f"its optimizer has {what} that is not finite")
 
 
 class Run:
@@ -47,7 +184,7 @@ class Run:
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.best: list[Tensor] | None = None
         self.configuration: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {}
+        self.settings = Settings()
         self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
 
@@ -98,7 +235,7 @@ class Run:
             },
         )
 
-    def load(self, path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    def load(self, path: str | os.PathLike[str], state: Contents) -> None:
         """Go on from the contents of a checkpoint: parameters, optimizer, random stream, history.
 
         Raises:
@@ -117,21 +254,36 @@ class Run:
                 f"{path} is a checkpoint of another pair: its buffers and parameters have the shapes {given}, this "
                 f"pair's {shapes}; build the pair as it was, or start without resume"
             )
-        begun = state.get("settings", {}).get("configuration", {})
+        begun = state["settings"].get("configuration", {})
         if differs := {name: value for name, value in begun.items() if self.configuration.get(name) != value}:
             now = {name: self.configuration.get(name) for name in differs}
             raise ValueError(
                 f"{path} was begun with {differs}, but now got {now}: go on as it was begun, or start without resume "
                 "(jensen.inference.restore gives a pair the parameters of a checkpoint)"
             )
+        best = None if state["best"] is None else self._with_buffers(state["best"])
+        try:
+            own_values = [*self.buffers, *self.trained]
+            _check_like(values, own_values, "buffers and parameters")
+            if best is not None:
+                _check_like(best, own_values, "best buffers and parameters")
+            _check_optimizer(state["optimizer"], self.optimizer)
+            if (self.scheduler is None) != (state["scheduler"] is None):
+                raise ValueError("only one of it and this run has a scheduler")
+            if state["random"].shape != torch.get_rng_state().shape:
+                raise ValueError("its random state is that of another generator")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot go on with this run: {error}; build pair and optimizer as they were, or delete the "
+                "file and start again"
+            ) from error
         self.restore(values)
-        self.best = None if state["best"] is None else self._with_buffers(state["best"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = best
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.settings = state.get("settings", {})
-        for name, value in state["history"].items():
-            setattr(self.history, name, value)
+        self.settings = state["settings"]
+        vars(self.history).update(vars(state["history"]))
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -178,7 +330,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         >>> len(history.elbo), torch.equal(copy.weight, model.weight)
         (2, True)
     """
-    state = read_checkpoint(checkpoint)
+    state = read_contents(checkpoint)
     owned, names = _named(model, guide), state["names"]
     parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
@@ -191,6 +343,14 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
             f"{checkpoint} is a checkpoint of another pair: only it has {sorted(set(names) - set(own))}, only this "
             f"pair has {sorted(set(own) - set(names))}; build the pair as it was"
         )
-    for target, value in zip([*buffers, *(own[name] for name in names)], [*given, *values], strict=True):
+    targets = [*buffers, *(own[name] for name in names)]
+    try:
+        if len(given) + len(values) != len(targets):
+            raise ValueError(f"it has {len(values)} parameters for {len(names)} names")
+        for target, value in zip(targets, [*given, *values], strict=True):
+            _check_like([value.to(target.dtype)], [target], "buffers and parameters")
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} does not fit this pair: {error}; build the pair as it was") from error
+    for target, value in zip(targets, [*given, *values], strict=True):
         target.copy_(value)
-    return History(**state["history"])
+    return state["history"]

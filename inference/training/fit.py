@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,10 +50,9 @@ from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
-from jensen.results.files import read_checkpoint
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run
+from .checkpoint import MakeScheduler, Run, read_contents
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
@@ -162,8 +162,10 @@ def fit(
     history = History()
 
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
-    state = {} if earlier is None else read_checkpoint(earlier)
-    begun = state.get("settings", {})  # as it was begun, so it goes on
+    state = None if earlier is None else read_contents(earlier)
+    begun = {} if state is None else state["settings"]  # as it was begun, so it goes on
+    if checkpoint is not None:
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     with (
         watched(callbacks, model, guide) as look_on,
         _training(model, guide, frozen, seed, device),
@@ -206,7 +208,7 @@ def fit(
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
-        if earlier is not None:
+        if earlier is not None and state is not None:
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from jensen.results.files import read_checkpoint
 from jensen.results.records import Record
+from jensen.results.schema import decoded
 from jensen.results.tables import Table, decimals
 
 _CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
@@ -78,7 +79,22 @@ class History(Record):
             FileNotFoundError: if there is no such file.
             ValueError: if it is torn, not a checkpoint, or of a newer schema version.
         """
-        return cls(**read_checkpoint(path)["history"])
+        state = read_checkpoint(path)
+        try:
+            history: Self = decoded(cls, state.get("history"), "history")
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged checkpoint: {error}; delete it and start again") from error
+        return history
+
+    def check(self) -> None:
+        """Raise a ValueError for curves, counts and times that no training run has."""
+        super().check()
+        if self.steps < 0 or not 0 <= self.seconds < math.inf or (self.data is not None and self.data < 1):
+            raise ValueError(
+                f"steps, seconds and data are {self.steps}, {self.seconds} and {self.data}: no run has such numbers"
+            )
+        if self.best_epoch is not None and not 1 <= self.best_epoch <= len(self.validation):
+            raise ValueError(f"best_epoch is {self.best_epoch}, but there are {len(self.validation)} validation epochs")
 
     @property
     def unit(self) -> str:

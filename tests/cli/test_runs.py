@@ -16,6 +16,7 @@ from jensen.guides import ExactPosterior, amortize
 from jensen.inference import Evidence, History, fit, restore
 from jensen.models import PPCA
 from jensen.networks import mlp
+from jensen.results.schema import digest_of
 
 _QUICK = ["--latent", "2", "--hidden", "16", "--lr", "5e-3", "--batch-size", "300"]
 _SMALL = [*_QUICK, "--epochs", "3", "--no-pictures"]
@@ -122,7 +123,7 @@ def test_a_run_folder_holds_all_there_is_to_know(whole):
     }
     assert names == {"configuration.json", "checkpoint.pt", "history.json"} | pictures
     stored = json.loads((folder / "configuration.json").read_text(), **_JSON)
-    assert document["configuration"] == stored
+    assert document["configuration"] == {name: part for name, part in stored.items() if name != "sha256"}
     assert stored["versions"]["torch"] == torch.__version__
     assert stored["pair"]["likelihood"] == "gaussian"
     assert stored["facts"]["features"] == 64
@@ -297,6 +298,18 @@ def test_patience_keeps_the_best_epoch(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(state["best"], state["parameters"], strict=True))
 
 
+def _edited(change, digest=True):
+    """A change to the configuration; its digest is made anew, as that of another configuration."""
+
+    def damage(folder):
+        path = folder / "configuration.json"
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps({**document, "sha256": digest_of(document)} if digest else document))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -309,6 +322,19 @@ def test_patience_keeps_the_best_epoch(tmp_path):
             "configuration.json has schema version 2",
         ),
         (lambda folder: (folder / "configuration.json").unlink(), "there is no configuration.json in it"),
+        (lambda folder: (folder / "configuration.json").write_text('{"a":' * 100_000), "is no JSON"),
+        (_edited(lambda c: c["training"].update(lr=0.1), digest=False), "its SHA-256 is not the one"),
+        (_edited(lambda c: c.pop("training")), r"misses ['training']"),
+        (_edited(lambda c: c["pair"].pop("latent")), r"misses ['latent']"),
+        (_edited(lambda c: c["pair"].update(model="vea")), "there is no model 'vea': did you mean vae?"),
+        (_edited(lambda c: c["pair"].update(latent=[])), "--latent and --hidden are one number or more"),
+        (_edited(lambda c: c["pair"].update(latent=["2"])), "configuration.pair.latent[0] is of type int"),
+        (_edited(lambda c: c["training"].update(objective="x")), "there is no objective 'x'"),
+        (_edited(lambda c: c["training"].update(seed=-1)), "seed is -1"),
+        (_edited(lambda c: c["training"].update(schedule="none")), "configuration.training.schedule is one of"),
+        (_edited(lambda c: c["facts"].update(features=0)), "numbers that are at least 1"),
+        (_edited(lambda c: c["facts"].update(image_shape=[9, 9])), "have no 64 features"),
+        (_edited(lambda c: c.update(versions=None)), "configuration.versions is an object"),
     ],
 )
 def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, capsys):

@@ -358,3 +358,43 @@ def test_idx_files_are_read_once_their_hash_is_right(folder):
     (folder / "set" / "x.gz").write_bytes(body[:-6])
     with pytest.raises(ValueError, match=r"x\.gz is not the file expected: its SHA-256 is not .*; replace"):
         published._read_idx(file)
+
+
+def test_addresses_are_https():
+    readers = [value for value in vars(published).values() if isinstance(value, files.File)]
+    readers += [file for value in (published._MNIST, published._FASHION) for file in value.values()]
+    readers += published._AMAT
+    assert all(mirror.startswith("https://") for file in readers for mirror in file.mirrors)
+    for url in ("http://example.org/a", "ftp://example.org/a", "file:///etc/hostname"):
+        with pytest.raises(ValueError, match="no https address"):
+            files._download(url, os.devnull, None)
+
+
+def test_a_download_that_is_too_long_is_broken_off(tmp_path, mirror, monkeypatch):
+    root, address = mirror
+    (root / "long.bin").write_bytes(bytes(10**6))
+    monkeypatch.setattr(files, "LARGEST", 10**5)
+    with pytest.raises(ValueError, match="it sends more than 100000 bytes"):
+        files._download(f"{address}long.bin", tmp_path / "kept", None)
+    assert (tmp_path / "kept").stat().st_size <= 10**5
+    monkeypatch.setattr(files, "LARGEST", 10**6)
+    files._download(f"{address}long.bin", tmp_path / "kept", None)
+    assert (tmp_path / "kept").stat().st_size == 10**6
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\0\0\x08\x01\0\0\0\x05abc",
+        b"\0\0\x08\x01\0\0\0\x02abc",
+        b"\0\0\x0d\x01\0\0\0\x03abc",
+        b"\0\0\x08\x03\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\x01abc",
+        b"\0\0",
+        b"",
+    ],
+)
+def test_an_idx_file_of_another_length_or_type_is_refused(body, tmp_path, monkeypatch):
+    monkeypatch.setenv("JENSEN_DATA", str(tmp_path.parent))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(body))
+    with pytest.raises(ValueError, match=r"a\.gz is no whole idx file"):
+        published._read_idx(files.File(tmp_path.name, "a.gz", None))
