@@ -98,7 +98,7 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
     if not len(x):
         raise ValueError(f"--split {options.split}: {data.name} has no such data; take another split")
     x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
-    with private_randomness(options.seed):
+    with private_randomness(options.seed, "evaluate", "data"):
         return x if transform is None else transform(x)
 
 

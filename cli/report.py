@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
 from jensen.inference import Comparison, History, bounds, decode, encode, simulate, terms
-from jensen.kernel.randomness import private_randomness
+from jensen.kernel.randomness import derived_seed, private_randomness
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
@@ -90,7 +90,7 @@ def draw_run(
     """
     model, guide = pair
     drawn = {"training": plot_training(history)}
-    with private_randomness(seed):
+    with private_randomness(seed, "pictures"):
         latents, _ = simulate(model, 4000)
         if facts["image_shape"] is not None:
             few = test[:20]
@@ -121,7 +121,7 @@ def _values(facts: Mapping[str, Any], x: Tensor) -> tuple[float, float]:
 def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, classes: Sequence[str], seed: int) -> Figure:
     figure = Figure(figsize=(3.9 * len(pairs), 3.5), layout="constrained")
     for ax, (name, (model, guide)) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
-        torch.manual_seed(seed)
+        torch.manual_seed(derived_seed(seed, "pictures"))
         z = terms(model, guide, test, particles=32).values["z"].mean(0)  # [N, D]
         plot_latent(z, labels, classes=classes, title=f"{name}: means of q(z | x)", ax=ax)
         if ax.get_legend() is not None and ax.get_subplotspec().colspan.stop < len(pairs):
@@ -139,7 +139,7 @@ def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     few = test[:30]
     panels = {"test data": few}
     for name, (model, _) in pairs.items():
-        torch.manual_seed(seed)
+        torch.manual_seed(derived_seed(seed, "pictures"))
         panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).mean_p("x")[0]
     figure = Figure(figsize=(3.2 * len(panels), 3.0))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
@@ -153,7 +153,7 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
     x = test[:12]
     rows = {"data": x}
     for name, (model, guide) in pairs.items():
-        torch.manual_seed(seed)
+        torch.manual_seed(derived_seed(seed, "pictures"))
         rows[name] = terms(model, guide, x, particles=32).mean_p("x").mean(0)
     figure = Figure(figsize=(7.5, 0.35 + 0.53 * len(rows)), layout="constrained")
     plot_images(

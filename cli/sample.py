@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     if ending in _PICTURES and facts["image_shape"] is None:
         raise ValueError(f"{facts['name']} holds no images, so its draws are no picture: take --out FILE.csv or .npz")
     model, _, _ = folder.trained()
-    with private_randomness(options.seed):
+    with private_randomness(options.seed, "sample"):
         latents, x = simulate(model, options.n)
         arrays = {"x": decode(model, latents) if options.mean else x, **latents}
     options.out.parent.mkdir(parents=True, exist_ok=True)

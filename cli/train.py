@@ -124,7 +124,7 @@ def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
     x: Tensor = getattr(data, split)
     rows, transform = pick(x, 1000, seed), batch_transform(settings["data"])
     labels = data.labels[split][rows] if data.labels else None
-    with private_randomness(seed):
+    with private_randomness(seed, "train", "pictures"):
         x = x[rows] if transform is None else transform(x[rows])
     return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, data.classes, seed)
 

@@ -46,7 +46,7 @@ from .layout import Layout
 from .looks import layout_on, look_at
 from .measured import in_full, without_penalties
 from .parameters import is_autoguide, tensors_of
-from .randomness import forked_rng
+from .randomness import derived_seed, forked_rng
 from .sites import enclosing_plates, plates_of, sites_of
 from .weights import Pair, Program, check_pair, trace_pair
 
@@ -204,6 +204,7 @@ def stream(
     units: int | None = 1,
     max_plate_nesting: int | None = None,
     progress: bool = True,
+    seed: int | None = None,
 ) -> Iterator[Part]:
     """Walk through the data, part after part, each of about the same size.
 
@@ -224,6 +225,8 @@ def stream(
             None where nobody knows, so ``advance`` counts.
         max_plate_nesting: what ``Part.layout.nesting`` is to be; None: how deep the pair's plates are nested.
         progress: whether to show a progress bar.
+        seed: gives each part a random stream of its own, that of (seed, what, first row), inside a stream that is
+            private already; None leaves the stream alone.
 
     Yields:
         The :class:`Part`.
@@ -263,6 +266,8 @@ def stream(
                 if weights != "none" and not joint:
                     check_rows(layout, some, len(some[0]) if some else n)
             batch = tuple(x[first : first + rows] for x in data)
+            if seed is not None:
+                torch.manual_seed(derived_seed(seed, what, first))
             yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
             if units is not None:
                 bar.update(units * min(n, first + rows) - bar.n)

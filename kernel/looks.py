@@ -41,7 +41,7 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
         if sentence is None:
             raise
         raise TypeError(sentence) from error
-    except (RuntimeError, ValueError):
+    except (IndexError, RuntimeError, ValueError):
         _refuse(_held_by_parameters(model, guide, data))
         raise
 
@@ -50,7 +50,7 @@ def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout 
     """How a pair is laid out on the first rows of its data, all checked; what it raises where it does not run there."""
     try:
         return look_at(model, guide, tuple(x[:rows] for x in data))
-    except (RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         return error
 
 

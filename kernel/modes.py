@@ -57,14 +57,21 @@ def buffers_kept(*programs: Program) -> AbstractContextManager[None]:
 
 @contextmanager
 def running(
-    model: Program, guide: Program, *, seed: int | None = None, device: torch.device | str | None = None
+    model: Program,
+    guide: Program,
+    what: str = "",
+    *,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
 ) -> Iterator[None]:
     """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded.
+
+    The stream is that of ``what``, the function that measures: see :func:`~jensen.kernel.randomness.derived_seed`.
 
     Modes, buffers and Pyro's store are afterwards what they were before.
     """
     modules = owners_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed), store_kept():
+    with torch.no_grad(), modes_kept(modules), private_randomness(seed, what), store_kept():
         for module in modules:
             if device is not None:
                 module.to(device)

@@ -429,7 +429,7 @@ def prior_quantiles(
         seed: of the draws.
     """
     rows = tuple(c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates)
-    with running(model, model, seed=seed):
+    with running(model, model, "prior_quantiles", seed=seed):
         claim_parameters(model, model)
         one = drawn_data(model, 1, covariates, data)
         sites = [site for site in one.draw()[0] if site["name"] not in one.observed]

@@ -42,9 +42,10 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
     if len(x) < 2 or not x.isfinite().all():
         raise ValueError(f"{owner} fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
     x = x.double()
-    mean = x.mean(0)
-    r = x - mean
-    return mean, r.T @ r / len(x)
+    r = x - x[0]  # a mean that is large against the deviations would round them away
+    shift = r.mean(0)
+    r = r - shift
+    return x[0] + shift, r.T @ r / len(x)
 
 
 def principal_plane(covariance: Tensor, latent: int, floor: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:

@@ -144,8 +144,7 @@ class _Linear(UniqueModule):
         """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""
         owner = type(self).__name__
         mean, covariance = moments(x, self.event_shape, owner)
-        variances = covariance.diagonal()
-        if (still := variances <= 1e-14 * mean.square()).any():
+        if (still := (x == x[0]).all(0)).any():
             raise ValueError(
                 f"{owner} has no maximum for features that do not vary: x[:, {int(still.nonzero()[0])}] is always "
                 f"{mean[still][0]:g}; leave such features out, or add noise (dequantize)"

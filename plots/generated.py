@@ -59,7 +59,7 @@ def plot_samples(
         >>> ax.get_images()[0].get_array().shape  # two rows of ten, a pixel between
         (17, 89)
     """
-    with running(model, model, seed=seed):
+    with running(model, model, "plot_samples", seed=seed):
         if data is None:
             values, x = simulate(model, n, *covariates)
             images = x if noise else decode(model, values, *covariates)

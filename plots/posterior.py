@@ -107,7 +107,7 @@ def plot_posterior(
         parts = [log_joint(model, {site: part}, x).squeeze(-1) for part in flat.split(_CHUNK)]
         return torch.cat(parts).reshape(z.shape[:-1]).double().cpu()
 
-    with running(model, model if guide is None else guide, seed=seed):
+    with running(model, model if guide is None else guide, "plot_posterior", seed=seed):
         low, high = _window(log_density)
         grid = _grid(low, high, points)  # [S, S, 2]
         log_p = log_density(grid)

@@ -63,6 +63,7 @@ from .hmc import Point, move
 
 Start = Literal["guide", "prior"]
 _ACCEPTANCE = 0.65
+_EVEN = 0.3  # of the chains: the least effective sample size that lets their error be believed
 _SHARPNESS = 4.0  # of the sigmoid schedule
 _MOST_CORRELATED = 32  # features, of which the pilot run learns the correlations
 _PILOT_MOVES = 60  # the least number of transitions of a pilot run: a short schedule repeats each of its own
@@ -324,13 +325,37 @@ class AIS(Measurement):
 
     @property
     def log_evidence(self) -> Tensor:
-        """Log of the mean weight: float64 [N]. Below log p(x) in expectation, by about half its squared error."""
+        """Log of the mean weight: float64 [N]. Below log p(x) in expectation: see :attr:`reliable` for how far."""
         return self._moments.log_evidence
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte Carlo standard error of ``log_evidence``, by the delta method over chains: float64 [N]."""
-        return self._moments.standard_error
+        """Monte Carlo standard error of ``log_evidence``: the jackknife's, times 1 to 6 for k-hat of 0.5 to 1.5: [N].
+
+        The delta method's never exceeds 1, which says nothing where one chain of many has all the weight. With fewer
+        than 25 chains k-hat is not known, and the jackknife's stands alone.
+        """
+        moments = self._moments
+        guard = 1 + 5 * (moments.pareto_k.clamp(0.5, 1.5) - 0.5)
+        return moments.jackknife[1] * guard.nan_to_num(1.0)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether estimates and errors can be believed: the effective sample size, over all data, is 0.3 C or more.
+
+        It is that of C - 1 chains beside one, so that one chain with all the weight counts for nothing. Below, the
+        temperatures are too few: estimates lie below log p(x) by more than their errors suggest. It is a verdict on the
+        run: a datum of large effective sample size in a bad run is one whose large weights were missed.
+        """
+        return bool((self.ess.mean() - 1) / (self.chains - 1) >= _EVEN)
+
+    @property
+    def error(self) -> float:
+        r"""The error of the mean of ``log_evidence`` over the data: noise, and the bias that no average takes out.
+
+        .. math:: \sqrt{\frac{1}{N^2} \sum_n e_n^2 + \Big( \frac{1}{2 N} \sum_n e_n^2 \Big)^2}
+        """
+        return math.hypot(mc_error(self.standard_error), float(self.standard_error.square().mean()) / 2)
 
     @property
     def ess(self) -> Tensor:
@@ -338,13 +363,14 @@ class AIS(Measurement):
         return self._moments.ess
 
     def _quantities(self) -> list[Quantity]:
-        noise = mc_error(self.standard_error)
+        noise = self.error
         return [
             Quantity("chains", self.chains),
             Quantity("temperatures", len(self.betas) - 1),
             Quantity("log_evidence", self.log_evidence, "log p(x), annealed", noise),
             Quantity("standard_error", self.standard_error, in_summary=False),
             Quantity("ess", self.ess),
+            Quantity("reliable", self.reliable),
             Quantity("acceptance", self.acceptance),
             Quantity("exact", self.exact, "log p(x), exact", data_error=False, digits=noise),
             Quantity("evaluations", self.evaluations),
@@ -358,6 +384,8 @@ class AIS(Measurement):
             ("evaluations per datum", f"{self.evaluations:.4g} of log p(x, z), a gradient counting one more"),
         ]
         head = f"{n} data, {self.chains} chains each, {temperatures} temperatures from the {self.start}, nats per datum"
+        if not self.reliable:
+            facts.append(("reliable", "no: too few temperatures, so log p(x) is too low; take more"))
         return self._summary_table(head, facts)
 
 
@@ -388,7 +416,8 @@ def ais(
     in unconstrained coordinates, accepted or not for each chain and datum. A pilot run of other chains sets step sizes
     and scales for each datum and temperature, for an acceptance of 65 %; then they are frozen, and the run that counts
     draws anew: p(x) is estimated without bias, and its logarithm from below. More temperatures lower the variance of
-    log w, about as 1 / T once the chains keep up.
+    log w, about as 1 / T once the chains keep up. With too few, the weights of a few chains are all there is: then the
+    result is not :attr:`~jensen.inference.AIS.reliable`.
 
     ESS and error do not show regions that no chain reached. From the prior chains look everywhere, at the price of a
     longer way. From a guide the way is short, but chains from one that is narrower than the posterior, or misses a
@@ -443,9 +472,10 @@ def ais(
     steps: list[Tensor] = []
     evaluated = 0
     proposal = prior_of(model) if origin is None else origin
-    with running(model, proposal, seed=seed, device=device):
+    with running(model, proposal, "ais", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        for part in stream(model, proposal, tensors, "ais", at_once=chunk_size, together=chains, progress=progress):
+        how: dict[str, Any] = {"at_once": chunk_size, "together": chains, "progress": progress, "seed": seed}
+        for part in stream(model, proposal, tensors, "ais", **how):
             path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             tuning, evaluated = tune(path, betas, leapfrog, pilot)
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)

@@ -3,7 +3,8 @@ r"""Exact draws from a posterior of one or two latent features, by rejection fro
 The line is mapped to an interval with heavy tails, u = m + s tan(pi (v - 1/2)), so that no part of it is left out. With
 g the density of v, the cells of a grid over v get heights that g should not exceed; v is drawn from the heights and
 kept with probability g / height. What is kept is an exact draw where the heights hold, and every proposal says whether
-they do.
+they do. Where a posterior is narrow against the cells, centre and scale are set anew by the grid itself until 50 nodes
+lie in its bulk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _SAFETY = 0.5  # nats from the largest value at the nodes of a cell and of the c
 _AT_ONCE = 2**17  # (node, datum) pairs
 _PROPOSALS = 64
 _ROUNDS = 200
+_ENOUGH = 50.0  # nodes in the bulk of a posterior that a grid resolves
+_ZOOMS = 12
 
 
 class Rejected(NamedTuple):
@@ -32,12 +35,12 @@ class Rejected(NamedTuple):
 
     Attributes:
         u: coordinates, [S, N, F].
-        above: the share of proposals where the density stood above the height of its cell.
+        above: the share of proposals where the density stood above the height of its cell, float64 [N].
         kept: the share of proposals that were kept, [N].
     """
 
     u: Tensor
-    above: float
+    above: Tensor
     kept: Tensor
 
 
@@ -62,7 +65,7 @@ def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor], draws: 
             f"exact draws from the posterior of given data need one or two latent coordinates, but this model has "
             f"{features}: leave data out, and they are drawn from the model together with the latents that made them"
         )
-    m, s = _region(prior)
+    m, s = _region(prior)  # [N, F] each
 
     def log_g(v: Tensor) -> tuple[Tensor, Tensor]:
         """Points [K, N or 1, F] of the box to coordinates [K, N, F], and the log-density of v there: [K, N]."""
@@ -72,23 +75,50 @@ def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor], draws: 
         log_density = log_density + (math.pi * s * (1 + t.square())).log().sum(-1)
         return u, log_density.masked_fill(log_density.isnan(), -math.inf)
 
+    nodes = _nodes(_CELLS[features], features, m.device)
+    for _ in range(_ZOOMS):
+        values = _over(log_g, nodes, len(m))
+        coarse = _size(values) < _ENOUGH  # [N]
+        if not coarse.any():
+            break
+        places = m + s * (math.pi * (nodes - 0.5)).tan()  # [nodes, N, F]
+        closer = _bulk(places.nan_to_num(), values)
+        m, s = (torch.where(coarse.unsqueeze(-1), new, old) for new, old in zip(closer, (m, s), strict=True))
     for finer in (1, 2, 4):
         sample = _reject(log_g, len(m), features, draws, finer * _CELLS[features], m.device)
-        if not sample.above:
+        if not sample.above.any():
             break
     return sample._replace(u=sample.u.to(prior.u))
 
 
-def _region(prior: Point) -> tuple[Tensor, Tensor]:
-    """Where the posterior is, roughly: centre and width of its coordinates, float64 [N, F].
+def _nodes(cells: int, features: int, device: torch.device) -> Tensor:
+    """The corners of the cells of the box, [nodes, 1, F]."""
+    edge = torch.linspace(0, 1, cells + 1, dtype=torch.float64, device=device)
+    return torch.cartesian_prod(*[edge] * features).reshape(-1, 1, features)
 
-    Draws of the prior are weighed by the likelihood, to the largest power that leaves 50 of them.
-    """
-    u, log_w = prior.u.double(), prior.ratio.double().nan_to_num(-1e30, -1e30, -1e30)  # [K, N, F], [K, N]
+
+def _over(log_g: Callable[[Tensor], tuple[Tensor, Tensor]], nodes: Tensor, n: int) -> Tensor:
+    """The log-density at all nodes, [nodes, N]."""
+    return torch.cat([log_g(part)[1] for part in nodes.split(max(1, _AT_ONCE // n))])
+
+
+def _size(log_w: Tensor) -> Tensor:
+    """How many equal weights these are worth: [N]."""
+    return 1 / log_w.softmax(0).square().sum(0)
+
+
+def _region(prior: Point) -> tuple[Tensor, Tensor]:
+    """Where the posterior is, roughly: centre and width of its coordinates, float64 [N, F]."""
+    return _bulk(prior.u.double(), prior.ratio.double())
+
+
+def _bulk(u: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and width of points [K, N, F] with log weights [K, N], to the largest power that leaves 50 of them."""
+    log_w = log_w.nan_to_num(-1e30, -1e30, -1e30)
     low, high = torch.zeros_like(log_w[0]), torch.ones_like(log_w[0])
     for _ in range(40):
         power = (low + high) / 2
-        enough = 1 / (power * log_w).softmax(0).square().sum(0) >= 50
+        enough = _size(power * log_w) >= _ENOUGH
         low, high = torch.where(enough, power, low), torch.where(enough, high, power)
     w = (low * log_w).softmax(0).unsqueeze(-1)
     m = (w * u).sum(0)
@@ -103,16 +133,14 @@ def _reject(
     cells: int,
     device: torch.device,
 ) -> Rejected:
-    edge = torch.linspace(0, 1, cells + 1, dtype=torch.float64, device=device)
-    nodes = torch.cartesian_prod(*[edge] * features).reshape(-1, 1, features)  # [nodes, 1, F]
-    values = torch.cat([log_g(part)[1] for part in nodes.split(max(1, _AT_ONCE // n))])  # [nodes, N]
+    values = _over(log_g, _nodes(cells, features, device), n)  # [nodes, N]
     pool = max_pool1d if features == 1 else max_pool2d
     height = pool(values.T.reshape(n, 1, *[cells + 1] * features), 4, stride=1, padding=1).flatten(1) + _SAFETY
     chances = (height - height.amax(1, keepdim=True)).exp()  # [N, cells^F]
     accepted = values.new_zeros(draws, n, features)
     count = torch.zeros(n, dtype=torch.long, device=device)
     per_round = max(_PROPOSALS, draws)
-    tried = above = 0
+    tried, above = 0, torch.zeros_like(count)
     for _ in range(_ROUNDS):
         cell = chances.multinomial(per_round, replacement=True)  # [N, P]
         corner = torch.stack([cell // cells ** (features - 1 - d) % cells for d in range(features)], -1)
@@ -124,9 +152,9 @@ def _reject(
         proposal, datum = (kept & (place < draws)).nonzero(as_tuple=True)
         accepted[place[proposal, datum], datum] = u[proposal, datum]
         count += kept.sum(0)
-        tried, above = tried + per_round, above + int((excess > 0).sum())
+        tried, above = tried + per_round, above + (excess > 0).sum(0)
         if (count >= draws).all():
-            return Rejected(accepted, above / (tried * n), count / tried)
+            return Rejected(accepted, above.double() / tried, count / tried)
     raise RuntimeError(
         f"of {tried} proposals for each datum fewer than {draws} were kept for {int((count < draws).sum())} data, the "
         f"first at row {int((count < draws).nonzero()[0])}: their posterior is too narrow for the grid, or not finite"

@@ -229,8 +229,13 @@ class Sandwich(Record):
         s = self.summary()
         source = "drawn from the model" if self.drawn else "given, latents by rejection"
         head = f"{s['n']} data {source}, nats per datum (± of the mean over these data)"
+        above = (
+            f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not quite "
+            "draws from the posterior"
+        )
+        notes = [above] if self.above else []
         if self.contradictions():
-            return Table(head, notes=[self.verdict()])
+            return Table(head, notes=[self.verdict(), *notes])
         drawn = {"weighted": f"K = {self.particles}", "annealed": f"C = {self.chains}, T = {self.temperatures}"}
         rows = []
         for key, size in drawn.items():
@@ -239,11 +244,7 @@ class Sandwich(Record):
         if self.exact is not None:
             digits = digits_of(None, s["annealed"]["lower_error"], s["weighted"]["lower_error"])
             rows.append([_EXACT, *[decimals(s["exact"], digits)] * 2, ""])
-        above = (
-            f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not quite "
-            "draws from the posterior"
-        )
-        return Table(head, ("", "lower", "upper", "width"), rows, notes=[above] if self.above else [])
+        return Table(head, ("", "lower", "upper", "width"), rows, notes=notes)
 
 
 def sandwich(
@@ -338,7 +339,7 @@ def sandwich(
     annealed: list[Bracket] = []
     exact: list[Tensor] = []
     above: list[float] = []
-    with running(model, guide, seed=seed, device=device):
+    with running(model, guide, "sandwich", seed=seed, device=device):
         if data is None:
             others = placed(covariates, device, None) if covariates else ()
             latents, x = simulate(model, n, *others)
@@ -347,16 +348,14 @@ def sandwich(
             tensors = placed(as_tensors(data), device, None)
             if latents is not None:
                 check_latents(latents, len(tensors[0]))
-        parts = stream(
-            model, guide, tensors, "sandwich", at_once=chunk_size, together=chains, most=256, progress=progress
-        )
-        for part in parts:
+        how: dict[str, Any] = {"at_once": chunk_size, "together": chains, "progress": progress, "seed": seed}
+        for part in stream(model, guide, tensors, "sandwich", most=256, **how):
             path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             if latents is None:
                 prior = Path(part.pair.model, None, part.data, part.layout.nesting)
                 posterior = posterior_draws(prior.draw(4096), prior.log_joint)
                 true = {site: z[0] for site, z in path.coordinates.values(posterior.u)[0].items()}
-                above.append(posterior.above)
+                above.append(float(posterior.above.mean()))
             else:
                 true = {site: z[part.rows].to(part.data[0].device) for site, z in latents.items()}
             with forked_rng():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from jensen.kernel.lifts import Lifted
-from jensen.kernel.randomness import forked_rng
+from jensen.kernel.randomness import derived_seed, forked_rng
 from jensen.kernel.sites import Site, base_of, enclosing_plates, nesting_of
 from jensen.kernel.weights import Program, densities, model_sites
 
@@ -124,7 +124,7 @@ def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> La
     n = len(data[0])
     repeats = max(1, draws // n)
     with forked_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(derived_seed(0, "exact"))
         sites = model_sites(model, *(x[:draws].repeat_interleave(repeats, 0) for x in data))
     rows = repeats * min(n, draws)
     latent = [site for site in sites if not site["is_observed"]]

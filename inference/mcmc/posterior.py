@@ -61,8 +61,8 @@ class PosteriorDraws(Printed):
         method: ``"nuts"``, ``"hmc"``, ``"random_walk"`` or ``"rejection"``.
         chains: C; 1 for rejection, whose draws are independent.
         warmup: transitions of each chain before those that count.
-        above: of rejection, the share of proposals where the density stood above its envelope: where it is not zero,
-            draws are not quite exact.
+        above: of rejection, the share of proposals where the density stood above its envelope, float64 [N]: where it
+            is not zero, draws come from a density that is cut off, and the datum is not ``converged``. Else zeros.
         model: the model.
         data: the data.
         route: the way that many values are run side by side: ``"outer plate"``, say.
@@ -86,16 +86,19 @@ class PosteriorDraws(Printed):
     method: str
     chains: int
     warmup: int
-    above: float
+    above: Tensor
     model: Callable[..., Any]
     data: tuple[Tensor, ...]
     route: str = ""
 
     @property
     def converged(self) -> Tensor:
-        """Whether all coordinates have R-hat of at most 1.01, an ESS of 100 for each chain, no divergence: [N]."""
+        """Whether all coordinates have R-hat of at most 1.01, an ESS of 100 for each chain, no divergence: [N].
+
+        Of rejection, whether the envelope held at every proposal, too.
+        """
         enough = (self.r_hat <= _LARGEST_R_HAT) & (self.ess >= _LEAST_ESS * self.chains)
-        return enough.all(-1) & (self.divergences == 0)
+        return enough.all(-1) & (self.divergences == 0) & (self.above == 0)
 
     def distance(self, guide: Program, *, draws: int | None = None, seed: int | None = None) -> GuideDistance:
         """How far a guide is from these draws, per datum.
@@ -121,7 +124,7 @@ class PosteriorDraws(Printed):
 
     def guide_draws(self, guide: Program, draws: int, *, seed: int | None = None) -> Tensor:
         """Draws of a guide for the same data, in the same unconstrained coordinates: [N, M, F]."""
-        with running(self.model, guide, seed=seed):
+        with running(self.model, guide, "guide_draws", seed=seed):
             coordinates = Coordinates(self.model, *self.data)
             values = terms(self.model, guide, *self.data, particles=draws).values
             return coordinates.free(values).transpose(0, 1).cpu()
@@ -131,6 +134,13 @@ class PosteriorDraws(Printed):
         if bool(self.converged.all()):
             return ""
         i = int((~self.converged).nonzero()[0])
+        if low := int((self.above > 0).sum()):
+            i = int(self.above.argmax())
+            return (
+                f"the draws of {low} of {len(self.above)} data are not of the posterior: the envelope of the rejection "
+                f"was too low, at datum {i} at {percent(float(self.above[i]))} of the proposals, since the posterior "
+                "is narrow against the cells of the grid; take method='nuts'"
+            )
         bad = self.r_hat[i].nan_to_num(torch.inf)
         worst = int(bad.argmax() if float(bad.max()) > _LARGEST_R_HAT else self.ess[i].argmin())
         return (
@@ -163,7 +173,7 @@ class PosteriorDraws(Printed):
 
     def to_dict(self) -> dict[str, Any]:
         """What is known about the draws as plain numbers and lists; the draws themselves are left out."""
-        per_datum = ("r_hat", "ess", "acceptance", "divergences", "seconds", "converged")
+        per_datum = ("r_hat", "ess", "acceptance", "divergences", "seconds", "above", "converged")
         return {
             "method": self.method,
             "chains": self.chains,
@@ -184,12 +194,11 @@ class PosteriorDraws(Printed):
             ]
             for i in range(N)
         ]
-        above = f"the envelope of the rejection was too low at {percent(self.above)} of the proposals"
         return Table(
             f"posterior of {N} data in {F} coordinates by {self.method}: {S} draws each{chains}",
             ("datum", "R-hat, largest", "ESS, least", "accepted", "divergences", "seconds"),
             rows,
-            notes=[above if self.above else "", self.advice()],
+            notes=[self.advice()],
         )
 
 
@@ -275,12 +284,13 @@ def mcmc_posterior(
     n = len(tensors[0])
     draws, warmup = _lengths(n, method, draws, warmup, chains)
     rejecting = method == "rejection"
-    above = 0.0
-    with running(model, model, seed=seed, device=device):
+    above = torch.zeros(n, dtype=torch.float64)
+    with running(model, model, "mcmc_posterior", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         runs = []
         at_once = n if rejecting else 1  # chains are run for one datum after the other
-        for part in stream(model, prior_of(model), tensors, method, at_once=at_once, units=chains, progress=progress):
+        how: dict[str, Any] = {"at_once": at_once, "units": chains, "progress": progress, "seed": seed}
+        for part in stream(model, prior_of(model), tensors, method, **how):
             path = Path(model, None, part.data, part.layout.nesting)
             if rejecting:
                 run, above = _rejected(path, chains * draws)
@@ -306,7 +316,7 @@ def mcmc_posterior(
         method=method,
         chains=joined.u.shape[1],
         warmup=warmup,
-        above=above,
+        above=above.cpu(),
         model=model,
         data=tensors,
         route=path.way,
@@ -332,7 +342,7 @@ def _lengths(n: int, method: str, draws: int | None, warmup: int | None, chains:
     return usual[0] if draws is None else draws, usual[1] if warmup is None or method == "rejection" else warmup
 
 
-def _rejected(path: Path, draws: int) -> tuple[_Run, float]:
+def _rejected(path: Path, draws: int) -> tuple[_Run, Tensor]:
     """Exact draws of all data, and how often the envelope was too low."""
     if (features := path.coordinates.features) > 2:
         raise ValueError(

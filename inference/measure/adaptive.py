@@ -1,16 +1,17 @@
 r"""How many particles: the same number for every datum, or as many as each needs for a given error.
 
-With a tolerance, a pilot of 256 draws per datum says how many it needs,
+With a tolerance, a pilot of P draws per datum, 256 to begin with, says how many it needs,
 
-.. math:: K_n = 256 \, (c_n \, \text{error}_n / \text{tolerance})^2, \qquad
+.. math:: K_n = P \, (c_n \, \text{error}_n / \text{tolerance})^2, \qquad
     c_n = 1 + 5 \, (\hat k_n - 1/2) \;\text{for}\; 1/2 < \hat k_n < 3/2
 
-and constant outside: below 1/2 the variance of the weights is finite and the error can be believed. The pilot is
-then laid aside: the estimate comes from fresh draws, so no pilot that missed the largest weights and stopped for that
-is part of it (Stein 1945). After K_n of them (rounded up to a power of two times 256) the same question is put once
-more. A datum that now needs more goes on to the next doubling; what was once needed is never forgotten, so a lucky
-moment in a long run of doublings does not stop it either. The error is the jackknife's: that of the delta method never
-exceeds 1, however few weights are all there is.
+and constant outside: below 1/2 the variance of the weights is finite and the error can be believed. Where that is more
+than twice P, the pilot is doubled and asked again; what was needed once is never forgotten. Then the pilot is laid
+aside, and K_n fresh draws (rounded up to a power of two times 256) make the estimate (Stein 1945). Nobody looks at
+them before they are all there, nor decides by them whether the tolerance was reached: a rule that stops when the error
+of the estimate itself is small keeps those that missed their largest weights, which are too low and say too small an
+error. The error of the pilot is the jackknife's: that of the delta method never exceeds 1, however few weights are all
+there is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jensen.kernel.batches import Part, chunks_of
 from .diagnostics import RunningWeights
 
 PILOT = 256  # draws per datum that decide how many are needed: the fit of k-hat has 48 weights
+_EXTRAPOLATED = 2  # how many times its own size a pilot may ask for
 _REDUCED = 2**15  # log weights that are reduced at once
 Draw = Callable[[Tensor | None, int], tuple[Tensor, ...]]  # positions of data (None: all), and k: [k, N] each
 
@@ -54,43 +56,59 @@ def equally(draw: Draw, part: Part, particles: int) -> dict[str, Tensor]:
 
 
 def as_needed(draw: Draw, part: Part, tolerance: float, max_particles: int) -> dict[str, Tensor]:
-    """As many particles as each datum of a part needs; all go on until all are done where the pair runs on all only.
+    """As many particles as each datum of a part needs; as many as any needs where the pair runs on all only.
 
     Args:
         draw: runs the pair.
         part: the data.
         tolerance: the Monte Carlo error of log p(x) to reach, in nats.
-        max_particles: the most draws of a datum, the pilot's among them.
+        max_particles: the most draws of a datum, those of the pilot among them.
 
     Returns:
         What :meth:`RunningWeights.results` says of the fresh draws, ``spent`` and ``converged``: [N] each.
     """
     rows = _numbers(part)
-    n, most = len(rows), max_particles - PILOT
-    active = torch.arange(n)
-    pilot = RunningWeights(PILOT, rows)
-    _fill(pilot, draw, None, part.chunks(PILOT))
-    need = _needed(pilot, tolerance)  # [N], never falls
-    weights = RunningWeights(most, rows)
+    n = len(rows)
+    need, piloted = _piloted(draw, part, rows, tolerance, max_particles)
+    left = max_particles - piloted  # [N]
+    met = need <= left
+    doublings = (need.clamp(PILOT, max_particles) / PILOT).log2().ceil()
+    sizes = (PILOT * 2**doublings).long().minimum(left)
+    if not part.divisible:
+        sizes = sizes.amax().expand_as(sizes)
     reduced: dict[str, Tensor] = {}
+    for size in sizes.unique().tolist():
+        chosen = (sizes == size).nonzero().flatten()
+        positions, rows_run = (chosen, len(chosen)) if part.divisible else (None, part.size)
+        weights = RunningWeights(size, rows[chosen])
+        _fill(weights, draw, positions, chunks_of(size, part.at_once // rows_run))
+        for name, values in weights.results().items():
+            reduced.setdefault(name, values.new_zeros(n, device="cpu"))[chosen] = values.cpu()
+    return {**reduced, "spent": sizes + piloted, "converged": met}
+
+
+def _piloted(draw: Draw, part: Part, rows: Tensor, tolerance: float, max_particles: int) -> tuple[Tensor, Tensor]:
+    """How many fresh draws each datum needs, and how many its pilot took: [N] each, on the CPU."""
+    active = torch.arange(len(rows))
+    weights = RunningWeights(max_particles // _EXTRAPOLATED, rows)
+    need = torch.zeros(len(rows), dtype=torch.float64)  # never falls
+    taken = torch.zeros(len(rows), dtype=torch.long)
+    target = PILOT
     while True:
-        target = min(most, max(PILOT, 2 * weights.seen))
         positions, rows_run = (active, len(active)) if part.divisible else (None, part.size)
         _fill(weights, draw, positions, chunks_of(target - weights.seen, part.at_once // rows_run))
-        assessed = need[active] <= target
-        need[active] = torch.where(assessed, torch.maximum(need[active], _needed(weights, tolerance)), need[active])
-        met = need[active] <= target
-        done = met | (target == most)
+        now = _needed(weights, tolerance)
+        need[active] = torch.maximum(need[active], now.nan_to_num(nan=0.0, posinf=math.inf))
+        taken[active] = target
+        more = ((need[active] > _EXTRAPOLATED * target) | now.isnan()) & (2 * target * _EXTRAPOLATED <= max_particles)
         if not part.divisible:
-            done = done.all().expand_as(done)
-        if done.any():
-            now = {**weights.results(), "spent": torch.full_like(weights.zero_weights, target + PILOT)}
-            for name, values in {**now, "converged": met}.items():
-                reduced.setdefault(name, values.new_zeros(n, device="cpu"))[active[done]] = values.cpu()[done]
-            if done.all():
-                return reduced
-            weights.select((~done).nonzero().flatten())
-            active = active[~done]
+            more = more.any().expand_as(more)
+        need[active] = torch.where(now.isnan() & ~more, math.inf, need[active])
+        if not more.any():
+            return need, taken
+        weights.select(more.nonzero().flatten())
+        active = active[more]
+        target *= 2
 
 
 def _numbers(part: Part) -> Tensor:
@@ -99,10 +117,10 @@ def _numbers(part: Part) -> Tensor:
 
 
 def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
-    """How many draws the tolerance takes, as far as these can tell: [N], on the CPU; twice as many if they cannot."""
+    """How many draws the tolerance takes, as far as these can tell: [N], on the CPU; NaN where they cannot."""
     guard = 1 + 5 * (weights.pareto_k.clamp(0.5, 1.5) - 0.5)
     needed = weights.seen * (guard * weights.jackknife[1] / tolerance).square()
-    return needed.nan_to_num(nan=2.0 * weights.seen, posinf=math.inf).cpu()
+    return needed.cpu()
 
 
 def _fill(weights: RunningWeights, draw: Draw, positions: Tensor | None, chunks: list[int]) -> None:

@@ -7,6 +7,7 @@ __all__ = ["Bounds", "bounds", "check_latents", "check_sites", "log_weight_of"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,9 +156,10 @@ def bounds(
     means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
     upper: list[Tensor] = []
     lower: list[Tensor] = []
-    with running(model, guide, seed=seed, device=device):
+    with running(model, guide, "bounds", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        for part in stream(model, guide, tensors, "bounds", at_once=2**15, together=particles, progress=progress):
+        how: dict[str, Any] = {"at_once": 2**15, "together": particles, "progress": progress, "seed": seed}
+        for part in stream(model, guide, tensors, "bounds", **how):
             if latents is not None and not part.first:
                 with forked_rng():  # the draws from below are those without latents
                     check_sites(latents, part.pair.terms(part.data, 1).q)

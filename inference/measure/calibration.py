@@ -309,9 +309,10 @@ def calibrate(
             "but calibration draws new ones: take a guide that reads them (jensen.guides.amortize)"
         )
     parts: list[dict[str, Tensor]] = []
-    with running(model, guide, seed=seed, device=device):
+    with running(model, guide, "calibrate", seed=seed, device=device):
         true, drawn = _drawn(model, n, covariates, data, device)
-        for part in stream(model, guide, drawn, "calibrate", at_once=chunk_size, together=draws, progress=progress):
+        how: dict[str, Any] = {"at_once": chunk_size, "together": draws, "progress": progress, "seed": seed}
+        for part in stream(model, guide, drawn, "calibrate", **how):
             t = part.pair.terms(part.data, draws)
             known = {site: z[part.rows] for site, z in true.items() if site in t.q}
             parts.append({site: _ranks(site, z, t.values[site]) for site, z in known.items()})

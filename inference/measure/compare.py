@@ -301,7 +301,7 @@ def compare(
     if gaps and tolerance is not None:
         raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
     tensors = as_tensors(data, held=True)
-    with private_randomness(seed):
+    with private_randomness(seed, "compare"):
         tensors = placed(tensors, None, batch_transform)
     models = [model for model, _ in pairs.values()]
     shared = all(model == models[0] for model in models) and len(models) > 1

@@ -222,8 +222,9 @@ def _over_data(
     if particles < 1:
         raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
     settings: dict[str, Any] = {"at_once": _AT_ONCE, "together": particles, "weights": "none", "progress": False}
+    settings["seed"] = seed
     reduced = []
-    with running(model, guide, seed=seed):
+    with running(model, guide, what, seed=seed):
         for part in stream(model, guide, as_tensors(data), what, **settings):
             if part.layout.summed:  # states that are summed out have no values
                 return _over_data(model, sampled(guide), data, particles, seed, what, reduce)

@@ -260,7 +260,8 @@ class RunningWeights:
         r"""The jackknifed log of the mean weight (JVI-1), and the jackknife's error: [N] and [N].
 
         With r = w / sum w it is L_K + (K - 1) log(1 - 1/K) - (K - 1)/K sum log(1 - r). The largest weights enter
-        exactly, the others, all below 1/33, by their power sums.
+        exactly, the others, all below 1/33, by their power sums. NaN where one weight is all there is: without it
+        nothing is left to take a logarithm of.
         """
         k = self.seen
         if k < 2:
@@ -275,6 +276,7 @@ class RunningWeights:
         rest = [powers[m] - (top ** (m + 1)).sum(0) for m in range(_POWERS)]  # power sums of the others
         logs = exact.sum(0) - sum(c * r for c, r in zip(_LOG, rest, strict=True))
         squares = exact.square().sum(0) + sum(c * r for c, r in zip(_LOG_SQUARED, rest, strict=True))
+        logs = logs.masked_fill(logs.isneginf(), math.nan)
         value = self.log_evidence + (k - 1) * math.log1p(-1 / k) - (k - 1) / k * logs
         return value, ((k - 1) / k * (squares - logs.square() / k).clamp_min(0)).sqrt()
 

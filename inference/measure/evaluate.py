@@ -59,9 +59,10 @@ class Evidence(Measurement):
             Pareto distribution (PSIS; NaN for K below 25). Where k-hat is above 0.7 none of them can be trusted.
         corrected_error: their Monte Carlo standard errors.
         zero_weights: how many of the K weights are zero: draws where the model has no density.
-        spent: how many particles were drawn; with a tolerance, the 256 of the pilot among them, which no other number
+        spent: how many particles were drawn; with a tolerance, those of the pilot among them, which no other number
             here is made from.
-        converged: with a tolerance, whether it was reached; else None.
+        converged: with a tolerance, whether each datum got as many particles as its pilot found necessary; else None.
+            The draws of the estimate do not enter, so data that converged are no selection of low estimates.
         route: the way that particles are run, and how: ``"outer plate, captured and compiled"``, say.
 
     Example:
@@ -212,10 +213,12 @@ def evaluate(
     a value for each datum, and pairs that hold their data are run on all data at once.) Parameters are not touched;
     modules are in evaluation mode meanwhile.
 
-    With a ``tolerance``, particles go where they are needed: a pilot of 256 sets the number for each datum, with
-    k-hat above 0.5 many more (four times at 0.7). The estimate uses fresh draws, and the same rule is applied to them
-    once more. Modes that the guide never draws, such as one far away, are not detected. Joint weights, and guides that
-    hold a value for each datum, go on until all are done.
+    With a ``tolerance``, particles go where they are needed: a pilot of at least 256 sets the number for each datum,
+    with k-hat above 0.5 many more (four times at 0.7). The estimate uses fresh draws alone, and their number is fixed
+    before they are drawn. So the tolerance is what to expect; the error that is reported is that of the fresh draws,
+    above or below it. Means are over all data, whether they converged or not. Modes that the guide never draws, such as
+    one far away, are not detected. Joint weights, and guides that hold a value for each datum, take as many as the
+    neediest datum.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
@@ -264,14 +267,14 @@ def evaluate(
         >>> evidence.elbo.shape, evidence.summary()["particles"]
         (torch.Size([20]), 100)
         >>> evidence = evaluate(model, guide, torch.randn(20, 5), tolerance=0.1, progress=False)
-        >>> evidence.spent.shape, bool(evidence.converged.all())
-        (torch.Size([20]), True)
+        >>> evidence.spent.shape, evidence.converged.shape
+        (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
     check_compile(compile)
     tensors = as_tensors(data, held=True)
     where = place_of(tensors, device, model, guide)
-    with running(model, guide, seed=seed, device=device), product_route(where):
+    with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
@@ -289,6 +292,7 @@ def evaluate(
             units=particles if tolerance is None else None,
             max_plate_nesting=max_plate_nesting,
             progress=progress,
+            seed=seed,
         ):
             weights = LogWeights(part.pair, compile) if weights is None else weights
 

@@ -226,7 +226,7 @@ def gaps(
         )
     check_compile(compile)
     tensors = as_tensors(data)
-    with private_randomness(seed):
+    with private_randomness(seed, "gaps", "data"):
         tensors = placed(tensors, device, batch_transform)
     how: dict[str, Any] = {"device": device, "compile": compile, "max_plate_nesting": max_plate_nesting}
     evidence = evaluate(model, guide, tensors, particles, seed=seed, progress=progress, **how)
@@ -240,8 +240,8 @@ def gaps(
     gain: list[Tensor] = []
     converged: list[Tensor] = []
     most, spent = 0, 0.0
-    with originals_kept(model, guide), running(model, guide, seed=seed, device=device):
-        for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress):
+    with originals_kept(model, guide), running(model, guide, "gaps", seed=seed, device=device):
+        for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress, seed=seed):
             batch = part.data
             local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
             ahead = _LIKELY * steps * -(-len(tensors[0]) // part.size)

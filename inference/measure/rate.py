@@ -158,9 +158,10 @@ def rate_distortion(
     parts: list[tuple[Tensor, ...]] = []
     means: dict[str, list[Tensor]] = {}
     noise: dict[str, list[Tensor]] = {}
-    with running(model, guide, seed=seed, device=device):
+    with running(model, guide, "rate_distortion", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
-        for part in stream(model, guide, tensors, "rate", at_once=chunk_size, together=particles, progress=progress):
+        how: dict[str, Any] = {"at_once": chunk_size, "together": particles, "progress": progress, "seed": seed}
+        for part in stream(model, guide, tensors, "rate", **how):
             if part.layout.summed:  # of states that are summed out the rate is not known apart from the distortion
                 return rate_distortion(
                     model,

@@ -339,7 +339,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         parts = torch.arange(data.n).split(data.size)
         try:
             layout = look_at(model, guide, data.take(parts[0]))
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
                     f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({error})"
@@ -350,7 +350,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         for rows in parts[1:]:
             try:
                 check_pair(model, guide, *data.take(rows))
-            except (RuntimeError, ValueError) as error:
+            except (IndexError, RuntimeError, ValueError) as error:
                 if len(rows) == data.size or isinstance(_on(model, guide, data, len(rows)), Layout):
                     raise  # it is the data
                 raise ValueError(_last_batch(model, guide, data, len(rows), error)) from error

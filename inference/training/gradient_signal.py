@@ -98,7 +98,7 @@ def gradient_signal(
         raise ValueError(f"repeats is the number of gradients drawn, at least 2, but got {repeats}")
     tensors = as_tensors(data)
     owners = owners_of(model, guide)
-    with modes_kept(owners), private_randomness(seed), store_kept():
+    with modes_kept(owners), private_randomness(seed, "gradient_signal"), store_kept():
         for owner in owners:
             owner.eval()
         if of is None:

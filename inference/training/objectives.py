@@ -348,14 +348,28 @@ def power_mean(log_w: Tensor, p: float) -> Tensor:
     """
     if p == 0:
         return log_w.mean(0)
-    return ((p * log_w).logsumexp(0) - math.log(len(log_w))) / p
+    top, u = _below_largest(log_w, p)
+    even = (u.clamp(-1.0, 1.0).expm1().mean(0)).log1p()  # 1/p would magnify the rounding of a logsumexp near zero
+    return top + torch.where(_nearly_even(u), even, u.logsumexp(0) - math.log(len(log_w))) / p
+
+
+def _below_largest(log_w: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The largest log weight [N] (0 where all weights are zero), and p times the distances from it: [K, N]."""
+    top = log_w.detach().amax(0)
+    top = torch.where(top.isneginf(), torch.zeros_like(top), top)
+    return top, p * (log_w - top)
+
+
+def _nearly_even(u: Tensor) -> Tensor:
+    """Whether no power of a weight is further than a factor of e from that of the largest: [N]."""
+    return u.detach().abs().amax(0) <= 1
 
 
 def leave_one_out(log_w: Tensor, p: float) -> Tensor:
     """The power mean of all, minus that with one weight replaced by the geometric mean of the others: [K, N].
 
     It does not depend on what the replaced draw is, but for the first term: a baseline that leaves the score function
-    unbiased. A single draw has none.
+    unbiased. A single draw has none, and neither has one whose fellows all have weight zero.
 
     References:
         Mnih and Rezende (2016), Variational Inference for Monte Carlo Objectives (VIMCO).
@@ -363,15 +377,23 @@ def leave_one_out(log_w: Tensor, p: float) -> Tensor:
     K = len(log_w)
     if K == 1:
         return log_w
-    others = (log_w.sum(0) - log_w) / (K - 1)
+    zero = log_w.isneginf()
+    finite = log_w.masked_fill(zero, 0.0)
+    others = (finite.sum(0) - finite) / (K - 1)
+    others = torch.where(zero.sum(0) - zero.long() > 0, torch.full_like(others, -math.inf), others)
     if p == 0:
         return (log_w - others) / K
-    u = p * log_w
+    top, u = _below_largest(log_w, p)
+    inserted = p * (others - top)
+    near = u.clamp(-1.0, 1.0).expm1()
+    even = ((near.sum(0) - near + inserted.clamp(-1.0, 1.0).expm1()) / K).log1p()
     edge = u.new_full((1, *u.shape[1:]), -math.inf)
     before = torch.cat([edge, u.logcumsumexp(0)[:-1]])
     after = torch.cat([u.flip(0).logcumsumexp(0)[:-1].flip(0), edge])
-    replaced = torch.logaddexp(torch.logaddexp(before, after), p * others) - math.log(K)
-    return power_mean(log_w, p) - replaced / p
+    apart = torch.logaddexp(torch.logaddexp(before, after), inserted) - math.log(K)
+    baseline = top + torch.where(_nearly_even(u), even, apart) / p
+    whole = power_mean(log_w, p).expand_as(log_w)
+    return torch.where(baseline.isneginf(), whole, whole - baseline)
 
 
 class IWAE(Objective):

@@ -60,7 +60,7 @@ class Validation:
         weights, data = self.weights, self.data
         elbo = observed = 0.0
         weights.forget()
-        with running(weights.pair.model, weights.pair.guide, seed=0, device=data.device):
+        with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             for rows in torch.arange(data.n).split(self.rows):
                 drawn = weights.parts(data.take(rows), _PARTICLES, self.ahead)
                 elbo += float(drawn.elbo.mean(0).sum())

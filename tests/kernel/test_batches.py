@@ -160,3 +160,21 @@ def test_the_bar_counts_every_unit_once(capsys):
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.startswith("walk: 100%")
     assert "40.0/40.0" in last
+
+
+def test_a_guide_that_reads_rows_by_their_number_is_run_on_all_data():
+    """On a part it raises IndexError, which is as good a sign as any other."""
+    x = torch.randn(300, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x - x[299], 1.0).to_event(1))
+
+    (part,) = stream(model, guide, (x,), "test", at_once=64, progress=False)
+    assert len(part) == 300
+    assert not part.divisible

@@ -1,5 +1,6 @@
 """Factor analysis, the general linear-Gaussian model and mixtures of PPCA against closed forms and scikit-learn."""
 
+import copy
 from itertools import pairwise
 
 import pyro
@@ -248,3 +249,16 @@ def test_what_the_mixture_cannot_fit_is_named():
         model.fit_em(torch.ones(10, 4))
     with pytest.raises(ValueError, match="components=0"):
         MixtureOfPPCA(4, 2, 0)
+
+
+@pytest.mark.parametrize("model_class", [FactorAnalysis, LinearGaussian, PPCA])
+def test_features_of_a_large_mean_are_fitted_as_those_of_none(model_class, float64):
+    """Deviations of 1 about 2^30: varying features were refused as constant."""
+    x = (torch.randn(400, 2) @ torch.randn(2, 5) + torch.randn(400, 5)).mul(2**10).round() / 2**10  # exact in both
+    far = x + torch.tensor([2.0**30, -(2.0**30), 0.0, 2.0**20, 2.0**30])
+    start = model_class(5, 2)
+    here, there = (copy.deepcopy(start) for _ in range(2))
+    fit = "fit_em" if hasattr(start, "fit_em") else "fit_closed_form"
+    getattr(here, fit)(x)
+    getattr(there, fit)(far)
+    torch.testing.assert_close(here.log_evidence(x), there.log_evidence(far), rtol=1e-6, atol=1e-5)

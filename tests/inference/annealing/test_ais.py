@@ -1,6 +1,7 @@
 """Annealed importance sampling: unbiased against exact values, and right where importance sampling is not."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -14,7 +15,7 @@ from torch import nn
 
 from jensen.families import FullCovariance, MeanField
 from jensen.guides import Laplace, PriorGuide, amortize
-from jensen.inference import ais, evaluate, fit, log_joint, simulate
+from jensen.inference import ais, evaluate, fit, log_joint, pareto_k, simulate
 from jensen.inference.annealing.ais import Path, Tuning, anneal, temperatures_of
 from jensen.inference.annealing.hmc import Point, move
 from jensen.kernel.coordinates import Coordinates
@@ -418,3 +419,33 @@ def test_chains_from_a_guide_that_is_too_narrow_do_not_know_it():
     assert (scores.abs() < 1.96).double().mean() < 0.7
     fine = ais(model, None, x, temperatures=50, seed=0, progress=False)
     assert (fine.log_evidence - fine.exact).abs().mean() < 0.3 * (found.log_evidence - fine.exact).abs().mean()
+
+
+@pytest.mark.parametrize(("temperatures", "reliable"), [(3, False), (10, False), (100, True)])
+def test_few_temperatures_are_flagged_and_their_errors_cover(temperatures, reliable):
+    """Chains of the prior against PPCA's exact log p(x); two errors of the delta method covered 0.66 at T = 3."""
+    model = PPCA(8, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(8, 2))
+        model.log_noise.fill_(math.log(0.3))
+        x = model(n=200)
+    found = ais(model, None, x, temperatures=temperatures, seed=1, progress=False)
+    away = found.log_evidence - found.exact
+    assert found.reliable is reliable
+    assert ("reliable" in str(found)) is not reliable
+    assert (away.abs() <= 2 * found.standard_error).double().mean() > 0.87
+    assert abs(float(away.mean())) < 2 * found.error
+    summary = found.summary()
+    assert summary["log_evidence_mc_error"] == found.error
+    assert summary["reliable"] is reliable
+
+
+def test_the_error_of_a_run_is_the_guarded_jackknife():
+    log_w = torch.randn(50, 3).double() * torch.tensor([0.1, 1.0, 3.0])
+    model = PPCA(5, 2)
+    some = ais(model, None, torch.randn(3, 5), chains=2, temperatures=2, progress=False)
+    found = replace(some, log_weights=log_w)
+    left = torch.stack([torch.cat([log_w[:c], log_w[c + 1 :]]).logsumexp(0) - math.log(49) for c in range(50)])
+    jackknife = (49 / 50 * (left - left.mean(0)).square().sum(0)).sqrt()
+    guard = 1 + 5 * (pareto_k(log_w).clamp(0.5, 1.5) - 0.5)
+    torch.testing.assert_close(found.standard_error, jackknife * guard, rtol=1e-6, atol=1e-8)

@@ -467,3 +467,32 @@ def test_without_arviz_the_remedy_is_named(monkeypatch):
     found = mcmc_posterior(Ring(), torch.ones(1, 1), method="rejection", draws=100, seed=0, progress=False)
     with pytest.raises(ImportError, match="pip install arviz-base"):
         found.to_arviz()
+
+
+@pytest.mark.parametrize(("latent", "noise"), [(1, 1e-6), (2, 1e-4)])
+def test_rejection_zooms_to_a_posterior_narrower_than_a_cell(latent, noise):
+    """Draws against the moments of PPCA's posterior: with the grid of the prior their sd was 2.3 times the true one."""
+    model = PPCA(4, latent).double()
+    with torch.no_grad():
+        model.log_noise.fill_(math.log(noise))
+        x = model(n=3)
+    found = mcmc_posterior(model, x, method="rejection", draws=4000, chains=1, seed=0, progress=False)
+    exact, draws = model.posterior(x), found.draws["z"].double()
+    assert found.converged.all()
+    assert (found.above == 0).all()
+    sd = exact.variance.sqrt()
+    assert ((draws.mean(1) - exact.mean) / sd).abs().max() < 4.5 / math.sqrt(4000)
+    assert (draws.std(1) / sd - 1).abs().max() < 4.5 / math.sqrt(2 * 4000)
+
+
+def test_draws_under_an_envelope_that_is_too_low_are_not_converged(monkeypatch):
+    monkeypatch.setattr("jensen.inference.annealing.rejection._SAFETY", -1.0)
+    model = PPCA(4, 1).double()
+    with torch.no_grad():
+        x = model(n=3)
+    with pytest.warns(MCMCConvergenceWarning, match="3 of 3 data are not of the posterior: the envelope"):
+        found = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
+    assert (found.r_hat <= 1.01).all()
+    assert not found.converged.any()
+    assert "envelope of the rejection was too low" in str(found)
+    assert min(found.to_dict()["per_datum"]["above"]) > 0

@@ -17,7 +17,7 @@ from jensen.guides import ExactPosterior, amortize
 from jensen.inference import compare, evaluate
 from jensen.inference.measure.adaptive import PILOT, as_needed
 from jensen.inference.measure.gaps import _joined
-from jensen.kernel.batches import stream
+from jensen.kernel.batches import chunks_of, stream
 from jensen.models import PPCA
 
 D = 5
@@ -52,7 +52,7 @@ EASY_TO_HARD = torch.linspace(1.0, 2.0, 200).unsqueeze(-1).expand(200, D).double
 def test_the_tolerance_is_met_and_spent_where_it_is_needed():
     evidence = evaluate(_model, _by_datum, EASY_TO_HARD, tolerance=0.05, seed=0, progress=False)
     assert evidence.converged.all()
-    assert (evidence.standard_error <= 0.05).all()
+    assert (evidence.standard_error <= 0.05).double().mean() > 0.95  # of draws that nobody looked at before
     error = evidence.log_evidence  # log p(x) is 0
     assert error.square().mean().sqrt() < 0.05
     scores = (error / evidence.standard_error)[evidence.standard_error > 1e-6]
@@ -76,19 +76,56 @@ def test_repeats_with_a_tolerance_have_no_bias_beyond_that_of_their_number():
 
 
 def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_forgotten():
-    """A pilot that spreads, then constant weights fifty nats lower, which alone would be enough at once."""
+    """A pilot that spreads, then constant weights, which alone would be enough at once."""
     drawn = 0
 
     def draw(positions, k):
         nonlocal drawn
         drawn += k
-        return (50 + torch.randn(k, 1).double() if drawn <= PILOT else torch.zeros(k, 1).double(),)
+        return (torch.randn(k, 1).double() if drawn <= PILOT else torch.full((k, 1), 0.25).double(),)
 
     (part,) = stream(_model, _guide(1.0), (torch.zeros(1, D),), "test", at_once=PILOT, progress=False)
     found = as_needed(draw, part, 0.04, 100_000)
     assert found["converged"].tolist() == [True]
-    assert found["spent"].item() - PILOT > (math.e - 1) / 2 / 0.04**2  # half of what log-normal weights take
-    assert found["log_evidence"].item() == 0.0
+    assert drawn == found["spent"].item()
+    assert drawn - 4 * PILOT > (math.e - 1) / 2 / 0.04**2  # half of what log-normal weights take
+    assert found["log_evidence"].item() == pytest.approx(0.25)
+
+
+class Whole:
+    """A part of N data whose log weights a test draws itself."""
+
+    joint, first, divisible, at_once = False, 0, True, 2**17
+
+    def __init__(self, n):
+        self.size = n
+
+    def __len__(self):
+        return self.size
+
+    def chunks(self, particles):
+        return chunks_of(particles, self.at_once // self.size)
+
+
+@pytest.mark.parametrize(("spread", "tolerance"), [(1.5, 0.05), (1.5, 0.1), (2.0, 0.1), (2.0, 0.5)])
+def test_data_that_converged_are_no_selection_of_low_estimates(spread, tolerance):
+    """Log-normal weights have mean one, and so have the estimates of those that converged.
+
+    Stopping by the error of the estimate itself took 0.02 to 0.08 off, and stated half of the error that they had.
+    """
+    n = 800
+
+    def draw(positions, k):
+        return ((spread * torch.randn(k, n if positions is None else len(positions)) - spread**2 / 2).double(),)
+
+    found = as_needed(draw, Whole(n), tolerance, 20_000)
+    w = found["log_evidence"][found["converged"]].exp()
+    assert len(w) > 100
+    assert abs(float(w.mean()) - 1) < 4 * float(w.std()) / math.sqrt(len(w))
+    stated = found["standard_error"][found["converged"]].square().mean().sqrt()
+    assert stated > 0.7 * w.log().square().mean().sqrt()
+    everyone = found["log_evidence"].exp()
+    assert abs(float(everyone.mean()) - 1) < 4 * float(everyone.std()) / math.sqrt(n)
 
 
 def _unguarded(x, guide, tolerance, most):
@@ -112,8 +149,10 @@ def test_a_planted_heavy_tail_is_not_believed():
     assert wrong.double().mean() > 0.3
     evidence = evaluate(_model, _guide(0.45), x, tolerance=0.15, max_particles=2**14, seed=0, progress=False)
     wrong = evidence.converged & (evidence.log_evidence.abs() > 3 * 0.15)
+    unflagged = wrong & (evidence.pareto_k <= 0.7)
     print(f"claimed {evidence.converged.double().mean():.3f}, wrong {wrong.double().mean():.3f}")
-    assert wrong.double().mean() < 0.06
+    assert wrong.double().mean() < 0.2
+    assert unflagged.double().mean() < 0.06
     assert (evidence.spent[~evidence.converged] == 2**14).all()
 
 
@@ -225,7 +264,7 @@ def test_weights_that_are_all_zero_are_not_converged():
     evidence = evaluate(model, guide, x, tolerance=0.1, max_particles=2000, progress=False)
     assert evidence.converged.tolist() == [False, True]
     assert evidence.spent.tolist() == [2000, 512]
-    assert evidence.zero_weights.tolist() == [2000 - PILOT, 0]
+    assert evidence.zero_weights.tolist() == [2000 - 2 * PILOT, 0]
     assert "missed by 1" in str(evidence)
 
 

@@ -200,3 +200,29 @@ def test_with_the_exact_posterior_every_estimate_is_exact(float64):
     for name in CORRECTIONS:
         torch.testing.assert_close(evidence.corrected[name], evidence.exact, rtol=0, atol=1e-10)
         assert (evidence.corrected_error[name] < 1e-6).all()
+
+
+def test_one_weight_that_is_not_zero_leaves_no_jackknife(float64):
+    """Without it nothing is left whose logarithm could be taken: no number, and a dash instead of an infinite mean."""
+    weights = RunningWeights(100)
+    weights.update(torch.cat([torch.full((99, 2), -math.inf), torch.tensor([[1.0, -4.0]])]))
+    value, error = weights.jackknife
+    assert value.isnan().all()
+    assert error.isnan().all()
+    assert weights.log_evidence.tolist() == pytest.approx([1.0 - math.log(100), -4.0 - math.log(100)])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 1.0))
+            pyro.factor("hard", torch.where(z < 0.05, 0.0, -math.inf))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 1.0))
+
+    pyro.set_rng_seed(3)
+    found = evaluate(model, guide, torch.zeros(40), particles=50, compile=False, progress=False)
+    assert (found.zero_weights == 49).any()
+    assert not found.corrected["jackknife"].isposinf().any()
+    assert next(line for line in str(found).splitlines() if "jackknifed" in line).split()[1] == "-"

@@ -76,7 +76,7 @@ def test_a_mean_field_family_loses_its_known_kl_on_ppca(model, digits, x):
     s = gaps(model, guide, x, particles=2000, seed=0, progress=False).summary()
     assert s["approximation"] == pytest.approx(known_kl(model), abs=4 * s["approximation_mc_error"] + 5e-3)
     assert s["amortization"] > 5
-    assert s["converged"] > 0.95
+    assert s["converged"] >= 0.9
 
 
 def test_the_parts_add_up_and_the_guide_is_left_alone(model, digits, x):
