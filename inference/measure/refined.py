@@ -4,11 +4,12 @@ r"""A proposal of its own for each datum: modes of the posterior, their curvatur
     q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, \Sigma_{nm}) \big)
         + c \, q(u \mid x_n) + d \, p(u)
 
-in the unconstrained coordinates u of all latent values, [F] for a datum. Draws are stratified: every part of the mixture
-gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the balance
-heuristic), so that no part can make a weight larger than one over its share times its own.
+in the unconstrained coordinates u of all latent values, [F] for a datum. Draws are stratified: every part of the
+mixture gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the
+balance heuristic), so that no part can make a weight larger than one over its share times its own.
 
-1. Uphill from draws of the guide and of the prior, all at once, by Adam, then by Newton's steps.
+1. Uphill from draws of the guide, and of the prior where it is far from these, all at once, by Adam and by Newton's
+   steps.
 2. At each end the negative Hessian; ends that lie within two standard deviations of another are one mode.
 3. A Gaussian with full covariance for each mode, in the coordinates that whiten the Laplace approximation, by
    gradients that stick the landing; the mean of the second half of the steps is kept.
@@ -22,27 +23,115 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Proposal", "Target", "propose"]
+__all__ = ["Refined", "refine"]
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import validation_enabled
 from torch import Tensor
 
+from jensen.kernel.batches import stream
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.lifts import Lifted
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, densities
 
+from .diagnostics import RunningWeights
+
+_BLOCK = 2**7  # data that are refined at once
+_MOST = 256  # coordinates
+_DRAWS = 64  # fresh draws at least
+_FEWEST, _STEPS = 2, 8  # starts of guide and prior each, and steps uphill, at least
+_CANDIDATES = 32  # draws of the prior, of which starts are chosen
+_NEWTON = 4  # Newton's steps; two where they are dear
 _MODES = 4
 _LEAST = 7.0  # nats that a mode may hold less than the best
 _APART = 2.0  # standard deviations between modes
 _FREEDOM = 5.0  # of Student's t
 _FEW = 10  # coordinates up to which draws of the prior are part of the mixture
+
+
+class Refined(NamedTuple):
+    """What fresh draws from the proposals say, [N] each.
+
+    Attributes:
+        log_evidence: log p(x).
+        standard_error: its Monte Carlo error, within strata.
+        ess: effective sample size of the draws.
+        pareto_k: k-hat of their weights.
+        modes: how many modes a proposal has.
+        evaluations: of log p(x, z) for each datum, over all; a gradient counts three.
+        draws: how many fresh draws there were.
+    """
+
+    log_evidence: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    modes: Tensor
+    evaluations: Tensor
+    draws: Tensor
+
+
+def refine(
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    budget: int,
+    *,
+    seed: int | None = None,
+    max_plate_nesting: int | None = None,
+    progress: bool = True,
+) -> Refined | str:
+    """Log p(x) by a proposal of its own for each datum; or why there is none.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        data: the data.
+        budget: the most evaluations of log p(x, z) for a datum, of which a third at least are fresh draws.
+        seed: as for :func:`~jensen.inference.evaluate`.
+        max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
+        progress: whether to show a progress bar.
+    """
+    parts: list[Refined] = []
+    how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
+    for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
+        try:
+            target = Target(model, guide, part.data, part.layout.nesting)
+        except ValueError as error:
+            return str(error)
+        features, least = target.coordinates.features, _least(target.coordinates.features)
+        if features > _MOST or least > budget:
+            return (
+                f"{features} coordinates of a datum take a budget of {least} evaluations, but particles={budget}"
+                if features <= _MOST
+                else f"a datum has {features} coordinates, and the curvature of more than {_MOST} is not worked out"
+            )
+        proposal = propose(target, 2 * budget // 3)
+        found, counts = proposal.log_joint_weights(target, max(_DRAWS, budget - target.evaluations))
+        log_evidence, noise = estimate(found, counts)
+        weights = RunningWeights(len(found))
+        weights.update(found)
+        reduced = weights.results()
+        full = torch.full_like(reduced["zero_weights"], 0)
+        modes = proposal.log_weights.isfinite().sum(0)
+        parts.append(
+            Refined(
+                *(log_evidence, noise, reduced["ess"], reduced["pareto_k"], modes),
+                *(full + target.evaluations, full + len(found)),
+            )
+        )
+    return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+
+
+def _least(features: int) -> int:
+    """The evaluations that a proposal takes at least: the way uphill, Newton's steps, some draws."""
+    return 3 * 2 * _FEWEST * _STEPS + 3 * (1 + (_NEWTON if features <= _FEW else 2)) * features + 8 + _DRAWS
 
 
 class Target:
@@ -176,7 +265,9 @@ class Proposal:
         weights = self.log_weights.double()[:, None]
         terms = [
             part + math.log(count / total)
-            for part, count in zip(((normal + weights).logsumexp(0), (student + weights).logsumexp(0)), counts, strict=False)
+            for part, count in zip(
+                ((normal + weights).logsumexp(0), (student + weights).logsumexp(0)), counts, strict=False
+            )
             if count
         ]
         for part, count in ((guide, counts[2]), (prior, counts[3])):
@@ -187,17 +278,19 @@ class Proposal:
     def _whitened(self, u: Tensor) -> Tensor:
         away = u[None] - self.modes.loc[:, None]  # [M, C, N, F]
         solved = torch.linalg.solve_triangular(self.modes.lower, away.permute(0, 2, 3, 1), upper=False)  # [M, N, F, C]
-        return solved.permute(0, 3, 1, 2)
+        whitened: Tensor = solved.permute(0, 3, 1, 2)
+        return whitened
 
     def _draw(self, count: int, student: bool) -> Tensor:
         """Draws [C, N, F]; as many of each mode as its share says, to one (systematic)."""
         modes, n, features = self.modes.loc.shape
         edges = self.log_weights.exp().cumsum(0).clamp_max(1.0)  # [M, N]
-        at = (torch.arange(count)[:, None] + torch.rand(n)) / count
+        device = edges.device
+        at = (torch.arange(count, device=device)[:, None] + torch.rand(n, device=device)) / count
         chosen = (at[None] >= edges[:, None]).sum(0).clamp_max(modes - 1)  # [C, N]
-        noise = torch.randn(count, n, features, dtype=self.modes.loc.dtype)
+        noise = torch.randn(count, n, features, dtype=self.modes.loc.dtype, device=device)
         if student:
-            scale = torch.distributions.Chi2(torch.tensor(_FREEDOM)).sample((count, n)).to(noise) / _FREEDOM
+            scale = 2 * torch._standard_gamma(noise.new_full((count, n), _FREEDOM / 2)) / _FREEDOM
             noise = noise * scale.rsqrt().unsqueeze(-1)
         else:
             noise = noise * self.widened
@@ -218,10 +311,13 @@ def propose(target: Target, budget: int, starts: int = 4) -> Proposal:
         budget: about how many evaluations for each datum this may take; a gradient counts three.
         starts: draws of the guide, and as many of the prior.
     """
-    u = torch.cat([target.of_guide(starts), target.of_prior(starts)])
+    starts = starts if budget >= 1500 else _FEWEST
+    u = target.of_guide(starts)
     features = u.shape[-1]
-    scale = _spread(target)
-    steps = max(20, min(40, budget // 5 // (3 * len(u))))
+    prior = target.of_prior(_CANDIDATES)
+    scale = _spread(prior)
+    u = _spread_out(u, prior, scale, starts)
+    steps = max(_STEPS, min(40, budget // 5 // (3 * len(u))))
     u = climb(target, u, scale, steps)
     modes = merged(target, u, scale)
     pairs = float(modes.log_mass.isfinite().double().sum(0).mean())
@@ -229,28 +325,35 @@ def propose(target: Target, budget: int, starts: int = 4) -> Proposal:
     if steps >= 20:
         modes = searched(target, modes, steps, draws=4)
     log_weights = modes.log_mass.log_softmax(0)
-    floor = torch.where(modes.log_mass.isfinite(), math.log(0.02), -math.inf)
+    floor = torch.where(modes.log_mass.isfinite(), math.log(0.02), -math.inf).to(log_weights)
     log_weights = torch.logaddexp(log_weights, floor).log_softmax(0)
-    guide = 0.1 if target.knows_guide else 0.0
-    prior = 0.15 if features <= _FEW else 0.0
-    rest = (1 - guide - prior) / 2
-    return Proposal(modes, log_weights, (rest, rest, guide, prior), min(1.1, 1 + 0.7 / math.sqrt(features)))
+    of_guide = 0.1 if target.knows_guide else 0.0
+    of_prior = 0.15 if features <= _FEW else 0.0
+    rest = (1 - of_guide - of_prior) / 2
+    return Proposal(modes, log_weights, (rest, rest, of_guide, of_prior), min(1.1, 1 + 0.7 / math.sqrt(features)))
 
 
-@torch.no_grad()
-def _spread(target: Target) -> Tensor:
-    """A scale for each coordinate, [N, F]: that of the prior's draws, half of their distance between quartiles."""
-    with forked_rng():
-        u = target.of_prior(64)
-    low, high = u.quantile(torch.tensor([0.25, 0.75], dtype=u.dtype), dim=0)
-    return ((high - low) / 1.35).clamp_min(1e-6)
+def _spread_out(u: Tensor, candidates: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Points, and so many of the candidates, one after the other that which is farthest from all before: [C, N, F]."""
+    for _ in range(count):
+        away = ((candidates[:, None] - u) / scale).square().sum(-1).amin(1)  # [candidates, N]
+        farthest = away.argmax(0)[None, :, None].expand(1, *u.shape[1:])
+        u = torch.cat([u, candidates.gather(0, farthest)])
+    return u
 
 
-def climb(target: Target, u: Tensor, scale: Tensor, steps: int, lr: float = 0.1) -> Tensor:
+def _spread(u: Tensor) -> Tensor:
+    """A scale for each coordinate, [N, F], from draws of the prior: by the distance between their quartiles."""
+    low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
+    scale: Tensor = (high - low) / 1.35
+    return scale.clamp_min(1e-6)
+
+
+def climb(target: Target, u: Tensor, scale: Tensor, steps: int, lr: float = 0.3) -> Tensor:
     """The best points on the way uphill from these, [S, N, F]."""
     v = (u / scale).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=lr, betas=(0.9, 0.95))
-    best, at = torch.full(u.shape[:2], -math.inf, dtype=u.dtype), v.detach().clone()
+    best, at = u.new_full(u.shape[:2], -math.inf), v.detach().clone()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
         with torch.enable_grad():
@@ -277,9 +380,10 @@ def curvature(target: Target, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return f[0].detach(), slope[0].detach().nan_to_num(0.0, 0.0, 0.0), (hessian + hessian.mT) / 2
 
 
-def newton(target: Target, u: Tensor, scale: Tensor, steps: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def newton(target: Target, u: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F]."""
     floor = 0.25  # of the eigenvalues in units of the prior's scale: a Gaussian prior alone gives one
+    steps = _NEWTON if u.shape[-1] <= _FEW else 2
     f, slope, negative = curvature(target, u)
     for step in range(steps + 1):
         whitened = negative * scale.unsqueeze(-1) * scale.unsqueeze(-2)
@@ -308,7 +412,7 @@ def merged(target: Target, ends: Tensor, scale: Tensor) -> Mode:
     found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def whole(start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return start, start.new_zeros(n), torch.eye(features, dtype=start.dtype).repeat(n, 1, 1)
+        return start, start.new_zeros(n), torch.eye(features).to(start).repeat(n, 1, 1)
 
     left = f.clone()
     for _ in range(_MODES):
@@ -349,14 +453,14 @@ def searched(target: Target, modes: Mode, steps: int, draws: int, lr: float = 0.
     for p in free:
         p.requires_grad_()
     optimizer = torch.optim.Adam(free, lr=lr, betas=(0.9, 0.99))
-    elbo = torch.zeros(pairs, dtype=torch.float64)
+    elbo = torch.zeros(pairs, dtype=torch.float64, device=start.device)
 
     def factor(below: Tensor, log_scale: Tensor) -> Tensor:
         return torch.tril(below, -1) + torch.diag_embed(log_scale.exp())
 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
-        noise = torch.randn(draws, pairs, features, dtype=start.dtype)
+        noise = torch.randn(draws, pairs, features, dtype=start.dtype, device=start.device)
         with torch.enable_grad():
             inner = factor(free[1], free[2])  # [P, F, F]
             y = free[0] + torch.einsum("pij,cpj->cpi", inner, noise)
