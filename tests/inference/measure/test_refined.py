@@ -1,0 +1,209 @@
+"""Refined evidence against exact values: covered by its errors, with modes that the guide never draws."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from jensen.families import Sylvester
+from jensen.guides import amortize
+from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, simulate
+from jensen.inference.measure.refined import Mode, Proposal, Target, propose
+from jensen.models import PPCA, Banana, Ring
+from jensen.networks import mlp
+
+QUIET = {"progress": False, "seed": 0}
+
+
+def covered(evidence, exact):
+    """The share of data within two of their standard errors."""
+    return float(((evidence.log_evidence - exact).abs() <= 2 * evidence.standard_error).double().mean())
+
+
+def made(model, n):
+    torch.manual_seed(1)
+    x = simulate(model, n)[1]
+    return x, amortize(model, mlp(x.shape[1], [16]), context=16).double()
+
+
+def test_a_linear_model_is_exact_within_its_errors_where_the_guide_is_untrained():
+    model = PPCA(20, latent=5).double()
+    x, guide = made(model, 100)
+    exact = exact_log_evidence(model, x).log_evidence
+    plain = evaluate(model, guide, x, 2000, **QUIET)
+    evidence = evaluate(model, guide, x, 2000, refine=True, **QUIET)
+    assert evidence.method == "refined"
+    for name in ("elbo", "log_evidence", "ess", "pareto_k", "standard_error"):
+        assert torch.equal(getattr(evidence.by_guide, name), getattr(plain, name))
+    assert torch.equal(evidence.elbo, plain.elbo)
+    assert (evidence.log_evidence - exact).abs().max() < 0.05
+    assert 0.9 <= covered(evidence, exact) <= 1
+    assert evidence.unreliable == 0
+    assert (evidence.evaluations <= 2000).all()
+    assert (evidence.modes == 1).all()
+
+
+def test_a_banana_is_covered():
+    model = Banana().double()
+    x, guide = made(model, 200)
+    exact = exact_log_evidence(model, x).log_evidence
+    evidence = evaluate(model, guide, x, 4000, refine=True, **QUIET)
+    assert covered(evidence, exact) >= 0.9
+    assert abs(float((evidence.log_evidence - exact).mean())) < 0.01
+
+
+def test_the_mode_that_the_guide_never_draws_is_found():
+    """|z| observed: two modes, a guide that sits on one misses log 2 and does not know it."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z.abs(), 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.01, 0.0995))
+
+    x = torch.linspace(0.6, 2.0, 60, dtype=torch.float64)
+    z = torch.linspace(-6, 6, 200_001, dtype=torch.float64)[:, None]
+    log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z.abs(), 0.1).log_prob(x)
+    exact = log_p.logsumexp(0) + math.log(12 / 200_000)
+    evidence = evaluate(model, guide, x, 2000, refine=True, **QUIET)
+    assert evidence.by_guide.unreliable == 0
+    assert ((exact - evidence.by_guide.log_evidence) - math.log(2)).abs().max() < 0.02
+    assert ((evidence.log_evidence - exact).abs() < 0.1).double().mean() >= 0.95
+    assert (evidence.modes == 2).double().mean() >= 0.95
+
+
+def test_a_ring_of_one_dimension_holds_two_modes():
+    model = Ring(noise=0.1, latent=1).double()
+    x, guide = made(model, 100)
+    fit(model, guide, x, epochs=30, **QUIET)
+    x = x[x.flatten() > 0.4]
+    exact = exact_log_evidence(model, x).log_evidence
+    evidence = evaluate(model, guide, x, 3000, refine=True, **QUIET)
+    assert ((evidence.log_evidence - exact).abs() < 0.1).double().mean() >= 0.95
+
+
+def test_positive_latents_and_two_sites():
+    """Counts of a Gamma rate, scaled by a log-normal of its own: the rate is integrated out by hand."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+            scale = pyro.sample("scale", dist.LogNormal(x.new_tensor(0.0), 0.5))
+            pyro.sample("x", dist.Poisson(rate * scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("scale", dist.LogNormal(x.new_tensor(0.0), 0.5))
+            pyro.sample("rate", dist.Gamma(x + 2.0, 2.0))
+
+    x = torch.arange(30, dtype=torch.float64)
+    u = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    scale = (u / 2).exp()  # [S, 1]
+    odds = scale / (1 + scale)
+    log_p = dist.NegativeBinomial(2.0, probs=odds).log_prob(x) + dist.Normal(0.0, 1.0).log_prob(u)
+    exact = log_p.logsumexp(0) + math.log(16 / 20_000)
+    evidence = evaluate(model, guide, x, 2000, refine=True, **QUIET)
+    assert evidence.method == "refined"
+    assert (evidence.log_evidence - exact).abs().max() < 0.05
+    assert covered(evidence, exact) >= 0.85
+
+
+def test_a_guide_whose_log_q_is_unknown_is_left_out_of_the_mixture():
+    model = PPCA(6, latent=2).double()
+    torch.manual_seed(1)
+    x = simulate(model, 40)[1]
+    guide = amortize(model, mlp(6, [16]), Sylvester, context=16).double()
+    evidence = evaluate(model, guide, x, 1500, refine=True, **QUIET)
+    exact = exact_log_evidence(model, x).log_evidence
+    assert evidence.method == "refined"
+    assert covered(evidence, exact) >= 0.85
+    assert (evidence.log_evidence - exact).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0, 0.0), (0.3, 0.3, 0.2, 0.2)])
+def test_the_mixture_is_a_density(shares):
+    """Weights of a target that is the prior alone average to one: the prior is what is integrated."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0.0 * x, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(4.0, x.new_zeros(2), 2.0).to_event(1))
+
+    x = torch.zeros(3, dtype=torch.float64)
+    torch.manual_seed(0)
+    target = Target(model, guide, (x,), 1)
+    loc = torch.randn(2, 3, 2, dtype=torch.float64)
+    lower = torch.linalg.cholesky(torch.eye(2).double() + 0.5 * torch.ones(2, 2).double()).repeat(2, 3, 1, 1)
+    log_weights = torch.tensor([[0.3, 0.6, 1.0], [0.7, 0.4, 0.0]], dtype=torch.float64).log()
+    proposal = Proposal(Mode(loc, lower, log_weights), log_weights, shares, 1.1)
+    found, counts = proposal.log_joint_weights(target, 40_000)
+    assert sum(counts) == len(found)
+    ratio = (found - dist.Normal(0.0, 1.0).log_prob(x)).exp()
+    assert ((ratio.mean(0) - 1).abs() < 4 * ratio.std(0) / 200).all()
+
+
+def test_no_draw_that_chose_the_proposal_makes_the_estimate():
+    """Estimates from one proposal, drawn again and again, average to p(x)."""
+    model = Banana().double()
+    x, guide = made(model, 20)
+    exact = exact_log_evidence(model, x).log_evidence
+    target = Target(model, guide, (x,), 1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        proposal = propose(target, 1500)
+        ratios = torch.stack([(proposal.log_joint_weights(target, 300)[0] - exact).exp().mean(0) for _ in range(200)])
+    z = (ratios.mean(0) - 1) / (ratios.std(0) / math.sqrt(200))
+    assert z.abs().max() < 4.5
+    assert abs(float(z.mean())) < 4 / math.sqrt(20)
+
+
+def test_what_cannot_be_refined_says_why():
+    def discrete(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.warns(UserWarning, match="stays that of the guide's draws: .*'z' is discrete"):
+        evidence = evaluate(discrete, guide, torch.randn(5), 200, refine=True, **QUIET)
+    assert evidence.by_guide is None
+    assert "discrete" in evidence.method
+    assert "not refined" in str(evidence)
+
+    def shared(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    with pytest.warns(UserWarning, match="joint weights"):
+        evaluate(shared, lambda x: pyro.sample("m", dist.Normal(0.0, 0.5)), torch.randn(5), 200, refine=True, **QUIET)
+    model = PPCA(6, latent=5)
+    with pytest.warns(UserWarning, match="take a budget of"):
+        evaluate(model, amortize(model, mlp(6, [8]), context=8), torch.randn(5, 6), 50, refine=True, **QUIET)
+
+
+def test_a_result_is_saved_and_printed():
+    model = PPCA(6, latent=2)
+    x = torch.randn(7, 6)
+    evidence = evaluate(model, amortize(model, mlp(6, [8]), context=8), x, 500, refine=True, **QUIET)
+    again = Evidence.from_json(evidence.to_json())
+    assert torch.equal(again.by_guide.log_evidence, evidence.by_guide.log_evidence)
+    assert torch.equal(again.evaluations, evidence.evaluations)
+    text = str(evidence)
+    assert "log p(x), refined" in text
+    assert "by the guide, K = 500" in text
+    assert evidence.summary()["log_evidence_by_guide"] == pytest.approx(float(evidence.by_guide.log_evidence.mean()))
+    assert {"modes", "evaluations"} <= set(evidence.to_frame().columns)
+    assert evidence.gap.equal(evidence.best - evidence.by_guide.elbo)
