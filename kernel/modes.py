@@ -61,10 +61,10 @@ def running(
 ) -> Iterator[None]:
     """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded.
 
-    Modes, buffers and Pyro's store are afterwards what they were before.
+    Modes, buffers and Pyro's store are afterwards what they were before; no other thread runs pairs meanwhile.
     """
     modules = owners_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed), store_kept():
+    with store_kept(), torch.no_grad(), modes_kept(modules), private_randomness(seed):
         for module in modules:
             if device is not None:
                 module.to(device)

@@ -271,7 +271,7 @@ def test_bounds_need_a_power_of_two_and_data():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gaussian(3, 4, scale="full"), r'"shared", "diagonal" or "context", but got \'full\''),
+        (lambda: Gaussian(3, 4, scale="full"), r"'shared', 'diagonal' or 'context', but got 'full'"),
         (lambda: Gaussian(3, 4, scale=-1.0), "but got -1.0"),
         (lambda: MeanField(0, 4), "features and context of at least 1, got features=0, context=4"),
         (

@@ -47,6 +47,7 @@ import torch
 from pyro import poutine, validation_enabled
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.lifts import Lifted, Way
@@ -361,6 +362,7 @@ class AIS(Measurement):
         return self._summary_table(head, facts)
 
 
+@checked
 def ais(
     model: Program,
     guide: Program | None,

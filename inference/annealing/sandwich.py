@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
 from jensen.kernel.lifts import Way
 from jensen.kernel.modes import running
@@ -246,6 +247,7 @@ class Sandwich(Record):
         return Table(head, ("", "lower", "upper", "width"), rows, notes=[above] if self.above else [])
 
 
+@checked
 def sandwich(
     model: Program,
     guide: Program,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
@@ -74,6 +75,7 @@ class Bounds(Record):
         return Table(head, ("particles", *(name for name, *_ in sides)), rows, exact if self.exact is not None else ())
 
 
+@checked
 def bounds(
     model: Program,
     guide: Program,

@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from jensen.checked import checked
 from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
@@ -144,6 +145,7 @@ def _named(model: Program, guide: Program) -> dict[int, str]:
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
 
+@checked
 @torch.no_grad()
 def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], *, best: bool = True) -> History:
     """Put the parameters of a checkpoint into a pair, to measure it or to draw from it.
