@@ -33,6 +33,7 @@ from jensen.checked import check_data
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
 
+_SHAPES = "Trace Shapes:"  # what Pyro adds to an error, with those of its sites
 _BELOW = ("numpy", "pyro", "torch")
 _LITERALS = (bool, int, float, str, type(None))
 
@@ -98,10 +99,10 @@ def explained(data: Batch) -> Iterator[None]:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if not _is_own(error):
             raise ValueError(_does_not_run(data, error)) from error
-        said, _, shapes = str(error).partition("\n")
+        said, shapes, _ = str(error).partition(_SHAPES)
         if not shapes:
             raise
-        raise type(error)(said) from error  # Pyro adds the shapes of its sites
+        raise type(error)(said.rstrip()) from error
 
 
 def _is_own(error: Exception) -> bool:

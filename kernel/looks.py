@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoGaussian, AutoGuideList, AutoStructured
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
 
-from .arguments import Batch, check_tensors, explained, misfit, rows_of
+from .arguments import Batch, check_tensors, explained, misfit, other_lengths, rows_of
 from .layout import Layout
 from .parameters import ParametersRead, is_autoguide, owners_of
 from .randomness import forked_rng
@@ -39,7 +39,7 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
         return check_pair(model, guide, *data)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, TypeError) and (sentence := misfit(guide, "guide", data) or misfit(model, "model", data)):
-            raise TypeError(sentence) from error
+            raise TypeError(sentence + other_lengths([list(x.shape) for x in data])) from error
         if isinstance(error, RuntimeError | ValueError):
             _refuse(_held_by_parameters(model, guide, data))
         with explained(data):

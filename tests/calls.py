@@ -423,7 +423,12 @@ class Calls:
 
     Args:
         seed: of the calls.
+
+    Attributes:
+        refused: whether the last call was refused in a sentence.
     """
+
+    refused = False
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -449,7 +454,10 @@ class Calls:
         drawn = {p: self.random.choice(sorted(POOL)) for p in wrong}
         given = {**suits, **{p: POOL[key]() for p, key in drawn.items()}}
         text = f"{said}({', '.join(f'{p}={key}' for p, key in drawn.items())})"
-        return outcome(text, function, given)
+        ended = []
+        found = outcome(text, function, given, ended)
+        self.refused = found is None and not ended
+        return found
 
 
 def _parameters(function):
@@ -479,8 +487,8 @@ def _call(function, given):
     return function(*positional, **named)
 
 
-def outcome(text, function, given):
-    """What is wrong with how a call ends; None if nothing."""
+def outcome(text, function, given, ended=None):
+    """What is wrong with how a call ends; None if nothing. A call that returns is noted in ``ended``."""
 
     def late(*_):
         raise _Slow
@@ -491,6 +499,7 @@ def outcome(text, function, given):
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             _call(function, given)
+            (ended if ended is not None else []).append(text)
     except _Slow:
         return Outcome(text, "hangs", "")
     except BaseException as error:
