@@ -54,7 +54,7 @@ class Mixture(Family):
     @checked
     def __init__(self, features: int, context: int | None, components: int = 4) -> None:
         if components < 1:
-            raise ValueError(f"Mixture needs at least 1 component, but got {components}")
+            raise ValueError(f"Mixture needs at least 1 component, but got components={components}")
         super().__init__(features, context, size=components * (1 + 2 * features))
         self.components = components
 

@@ -85,7 +85,7 @@ def in_a_line(error: BaseException) -> str:
 
 def rows_of(batch: Batch) -> int:
     """The number of rows of a batch; 1 where there are no tensors (a pair that holds its data)."""
-    return len(batch[0]) if batch else 1
+    return len(batch[0]) if batch and batch[0].dim() else 1
 
 
 @contextmanager

@@ -160,8 +160,11 @@ class VampPrior(nn.Module):
 
     @checked
     def __init__(self, posterior: nn.Module, pseudo_inputs: Tensor) -> None:
-        if not pseudo_inputs.isfinite().all():
-            raise ValueError("pseudo_inputs are finite numbers, like data, but hold NaN or infinity")
+        if not pseudo_inputs.is_floating_point() or not pseudo_inputs.isfinite().all():
+            raise ValueError(
+                f"pseudo_inputs are finite floating-point numbers, which are trained, but got {pseudo_inputs.dtype}"
+                f"{', NaN or infinity' if pseudo_inputs.is_floating_point() else ''}"
+            )
         super().__init__()
         self.posterior = posterior
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())  # [C, *event_shape]

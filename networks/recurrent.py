@@ -84,7 +84,7 @@ class _Recurrent(nn.Module):
                 f"this network reads sequences of shape [..., T, {self.features}], but got shape {tuple(x.shape)}"
             )
         leading, steps = x.shape[:-2], x.shape[-2]
-        rows = x.reshape(-1, steps, self.features)  # [N, T, X]
+        rows = x.reshape(leading.numel(), steps, self.features)  # [N, T, X]
         if lengths is None:
             states, last = self.unit(rows)
         else:

@@ -132,6 +132,8 @@ def shown(value: object) -> str:
         return f"an array of shape {list(value.shape)} ({value.dtype})"
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if isinstance(value, (tuple, list)):
+        return f"{_with_article(kind)} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**20:
         return "a whole number of more than 20 digits"
     if isinstance(value, (bool, int, float, complex, str, bytes, os.PathLike)):
@@ -181,6 +183,9 @@ def _right_type(value: Any, hint: Any) -> bool:
         return bool in kinds or any(get_origin(k) is Literal and True in get_args(k) for k in kinds)
     if isinstance(value, str):
         return str in kinds or any(get_origin(k) is Literal for k in kinds)
+    if isinstance(value, (tuple, list)):  # of another length
+        lengths = [len(get_args(k)) for k in kinds if get_origin(k) is tuple and ... not in get_args(k)]
+        return bool(lengths) and len(value) not in lengths
     if isinstance(value, (int, np.integer)):
         return not {int, float}.isdisjoint(kinds)
     return isinstance(value, (float, np.floating)) and float in kinds

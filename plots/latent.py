@@ -58,7 +58,7 @@ def plot_latent(
         '1st principal direction of 8 latents'
     """
     if z.dim() != 2 or z.shape[1] < 2:
-        raise ValueError(f"plot_latent needs positions of shape [N, D] with D at least 2, but got {list(z.shape)}")
+        raise ValueError(f"plot_latent needs z of shape [N, D] with D at least 2, but got {list(z.shape)}")
     if labels is not None and labels.shape != (len(z),):
         raise ValueError(f"labels has one for each of the {len(z)} data, but its shape is {list(labels.shape)}")
     if labels is not None and classes and int(labels.max()) >= len(classes):

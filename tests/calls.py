@@ -35,7 +35,21 @@ _LIBRARY = str(Path(importlib.import_module("jensen.kernel").__file__).parent.pa
 _PATH = Path("/dev/null/nowhere")
 
 
-_ROLES = {"data", "datum", "x", "h", "sequences", "site", "latents", "posterior", "model", "guide", "pair", "array"}
+_ROLES = {
+    "data",
+    "datum",
+    "x",
+    "h",
+    "sequences",
+    "site",
+    "latents",
+    "posterior",
+    "model",
+    "guide",
+    "pair",
+    "array",
+    "context",
+}
 
 
 class _Slow(BaseException):
@@ -521,7 +535,7 @@ def _judged(text, error, given):
         return None
     if ("Expected parameter" in what or "must have the same dtype" in what) and text.partition(".")[0] not in ROOMS:
         return None  # a program or layer called alone: the errors of torch's own distributions and layers
-    if isinstance(error, OSError) and "nowhere" in str(error):  # the path is no path
+    if isinstance(error, OSError) and error.filename is not None:  # which is no file
         return None
     if not (last.filename.startswith(_LIBRARY) and isinstance(error, OWN) and _raised(last)):
         return Outcome(text, what, where)

@@ -96,7 +96,7 @@ def test_a_call_that_does_not_bind_is_said_by_python():
 
 def test_layers_name_what_they_cannot_read():
     weight = torch.zeros(2, 3)
-    with pytest.raises(TypeError, match=r"h is a tensor, but got a list; use torch.as_tensor"):
+    with pytest.raises(TypeError, match=r"h is a tensor, but got a list of 1; use torch.as_tensor"):
         check_features([1.0], "h", weight)
     with pytest.raises(ValueError, match=r"h is torch.int64, but layers read torch.float32: convert it \(h.to"):
         check_features(torch.ones(3).long(), "h", weight)

@@ -90,6 +90,8 @@ def temperatures_of(temperatures: int | Sequence[float] | Tensor, schedule: str)
         \qquad \text{or} \qquad b_t = t / T
     """
     if not isinstance(temperatures, int):
+        if isinstance(temperatures, Tensor) and temperatures.dim() != 1:
+            raise ValueError(f"temperatures are a number of steps, or [T + 1], but got {list(temperatures.shape)}")
         given = [float(b) for b in temperatures]
         if len(given) < 2 or given[0] != 0 or given[-1] != 1 or any(b <= a for a, b in pairwise(given)):
             raise ValueError(f"temperatures rise from exactly 0 to exactly 1, but got {given[:3]} ... {given[-3:]}")
