@@ -9,6 +9,8 @@ from html import escape
 from textwrap import wrap
 from typing import Any
 
+from jensen.checked import checked
+
 
 @dataclass(frozen=True)
 class Result:
@@ -115,6 +117,7 @@ class Card:
         return rows + [("published" if not i else "", str(result)) for i, result in enumerate(self.results)]
 
 
+@checked
 def cards() -> dict[str, Card]:
     """The cards of all data sets, by the names that :func:`load` takes.
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from jensen.checked import checked
+
 from .arrays import LIMIT
 from .cards import Card, cards
 from .dataset import Dataset
@@ -28,6 +30,7 @@ _SYNTHETIC: dict[str, Callable[..., Dataset]] = {
 }
 
 
+@checked
 def load(
     name: str | Path,
     *,

@@ -14,6 +14,8 @@ import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from jensen.checked import checked
+
 from .arrays import LIMIT, read_npy, read_npz
 from .dataset import Dataset
 from .delimited import read_csv
@@ -23,6 +25,7 @@ from .tables import Table, is_frame, of_frame, read_parquet
 _BLOCK = 2**22  # bytes that are checked or copied at once
 
 
+@checked
 def from_array(
     x: Any,
     labels: ArrayLike | Tensor | str | None = None,

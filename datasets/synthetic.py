@@ -15,6 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
+
 from .cards import cards
 from .dataset import Dataset
 from .densities import BarsDensity, LinearDynamicsDensity, LinearGaussianDensity, PinwheelDensity
@@ -23,6 +25,7 @@ from .preparation import SPLITS, Split, draw_split
 _SPLIT: Split = (0.8, 0.1, 0.1)
 
 
+@checked
 def linear_gaussian(
     n: int = 5000,
     features: int = 8,
@@ -70,6 +73,7 @@ def linear_gaussian(
     return _dataset("linear_gaussian", x, None, LinearGaussianDensity(weight, mean, noise), split, seed, dtype)
 
 
+@checked
 def pinwheel(
     n: int = 5000,
     arms: int = 5,
@@ -124,6 +128,7 @@ def pinwheel(
     return _dataset("pinwheel", density.warp(u, arm), arm, density, split, seed, dtype)
 
 
+@checked
 def bars(
     n: int = 5000,
     size: int = 4,
@@ -176,6 +181,7 @@ def bars(
     return replace(data, image_shape=(size, size), value_range=(0.0, 1.0), levels=2)
 
 
+@checked
 def linear_dynamics(
     n: int = 1000,
     steps: int = 20,

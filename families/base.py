@@ -21,6 +21,8 @@ from torch import Size, Tensor, nn
 from torch.nn import functional as F
 from torch.types import _size
 
+from jensen.checked import check_features, checked
+
 _ONE = math.log(math.e - 1.0)  # softplus(_ONE) == 1
 
 
@@ -50,6 +52,7 @@ class Family(nn.Module, ABC):
         torch.Size([5, 6])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, size: int) -> None:
         super().__init__()
         self.event_shape = Size((features,) if isinstance(features, int) else features)
@@ -65,6 +68,7 @@ class Family(nn.Module, ABC):
 
     def project(self, h: Tensor) -> Tensor:
         """The first half: contexts [..., H] to parameters [..., P]."""
+        check_features(h, "h", getattr(self.affine, "weight", None))
         width = self.size if self.context is None else self.context
         if h.shape[-1:] != (width,):
             raise ValueError(

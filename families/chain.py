@@ -23,6 +23,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
+
 from .base import Drawn, Family, lower_triangle, matvec, positive
 
 
@@ -136,6 +138,7 @@ class GaussMarkov(Family):
         torch.Size([20])
     """
 
+    @checked
     def __init__(
         self,
         features: int | tuple[int, ...],

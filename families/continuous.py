@@ -18,6 +18,8 @@ from pyro.distributions import Laplace as Univariate
 from torch import Size, Tensor
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Family
 from .scaled import Scale, Scaled
 
@@ -48,6 +50,7 @@ class Laplace(Scaled):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, scale: Scale = "shared") -> None:
         super().__init__(features, context, scale)
 
@@ -93,6 +96,7 @@ class ContinuousBernoulli(Family):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None) -> None:
         size = Size((features,) if isinstance(features, int) else features).numel()
         super().__init__(features, context, size=size)

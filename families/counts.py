@@ -23,6 +23,8 @@ from torch import Size, Tensor
 from torch.nn import functional as F
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Family, positive
 from .scaled import Scale, Scaled
 
@@ -49,6 +51,7 @@ class Poisson(Family):
         torch.Size([5, 4])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None) -> None:
         super().__init__(features, context, size=_numel(features))
 
@@ -99,6 +102,7 @@ class NegativeBinomial(Scaled):
         torch.Size([5, 4])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, total_count: Scale = "diagonal") -> None:
         super().__init__(features, context, total_count, name="total_count")
 
@@ -144,6 +148,7 @@ class Binomial(Family):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, trials: int) -> None:
         if trials < 1:
             raise ValueError(f"trials is the number of trials, at least 1, but got {trials}")
@@ -195,6 +200,7 @@ class Categorical(Family):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, levels: int) -> None:
         if levels < 2:
             raise ValueError(f"levels is the number of levels, at least 2, but got {levels}")

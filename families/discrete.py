@@ -21,6 +21,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Family
 
 
@@ -43,6 +45,7 @@ class Bernoulli(Family):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None) -> None:
         size = torch.Size((features,) if isinstance(features, int) else features).numel()
         super().__init__(features, context, size=size)
@@ -76,6 +79,7 @@ class BinaryVector(Family):
         (torch.Size([8, 5, 3]), torch.Size([8, 1, 3]))
     """
 
+    @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=features)
 
@@ -125,6 +129,7 @@ class OneHotCategorical(Family):
         tensor([1., 1., 1., 1., 1.])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=features)
 

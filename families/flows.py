@@ -27,6 +27,8 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
+
 from .base import Drawn, Family, lower_triangle, matvec, positive
 
 
@@ -48,6 +50,7 @@ class Flow(Family):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    @checked
     def __init__(self, features: int, context: int | None, reads: int, triangular: bool = False) -> None:
         below = features * (features - 1) // 2 if triangular else 0
         super().__init__(features, context, size=2 * features + below + reads)
@@ -103,6 +106,7 @@ def _standard_normal(noise: Tensor) -> Tensor:
 class _Affine(Flow):
     """What the two affine autoregressive flows share: their networks, and the way through them in both directions."""
 
+    @checked
     def __init__(
         self,
         features: int,
@@ -232,6 +236,11 @@ def autoregressive(features: int, reads: int, hidden: Sequence[int], outputs: in
 
     Output d depends on g and on the features before d: a tuple of [..., D], or [..., outputs, D] for more than two.
     """
+    if reads < 1 or not hidden or min(hidden) < 1:
+        raise ValueError(
+            "hidden is the widths of the layers of a flow's network, and reads what it reads of the context: all at "
+            f"least 1, but got hidden={list(hidden)} and reads={reads}"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")  # g alone is left to read
         network = ConditionalAutoRegressiveNN(

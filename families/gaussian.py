@@ -22,6 +22,8 @@ from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDis
 from torch import Tensor
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Drawn, Family, lower_triangle, matvec, positive, raw_of
 from .scaled import Scale, Scaled
 
@@ -47,6 +49,7 @@ class MeanField(Family):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=2 * features)
 
@@ -100,6 +103,7 @@ class LowRank(Family):
         torch.Size([5, 10])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None, rank: int = 1) -> None:
         if rank < 1:
             raise ValueError(f"LowRank needs a rank of at least 1, but got {rank}; MeanField has rank 0")
@@ -174,6 +178,7 @@ class FullCovariance(Family):
         torch.Size([5, 3, 3])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=2 * features + features * (features - 1) // 2)
 
@@ -253,6 +258,7 @@ class Gaussian(Scaled):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, scale: Scale = "shared") -> None:
         super().__init__(features, context, scale)
 

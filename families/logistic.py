@@ -19,6 +19,8 @@ from torch import Size, Tensor
 from torch.nn import functional as F
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Family, positive
 
 
@@ -52,6 +54,7 @@ class DiscretizedLogistic(Family):
         torch.Size([5])
     """
 
+    @checked
     def __init__(
         self, features: int | tuple[int, ...], context: int | None, levels: int = 256, components: int = 1
     ) -> None:

@@ -14,6 +14,8 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.nn import functional as F
 
+from jensen.checked import checked
+
 from .base import Drawn, Family, positive
 
 
@@ -49,9 +51,10 @@ class Mixture(Family):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None, components: int = 4) -> None:
         if components < 1:
-            raise ValueError(f"Mixture needs at least 1 component, but got {components}")
+            raise ValueError(f"Mixture needs at least 1 component, but got components={components}")
         super().__init__(features, context, size=components * (1 + 2 * features))
         self.components = components
 

@@ -11,6 +11,8 @@ from pyro.distributions import Delta as PointMass
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from jensen.checked import checked
+
 from .base import Family
 
 
@@ -36,6 +38,7 @@ class Delta(Family):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=features)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jensen.checked import checked
 from jensen.networks import mlp
 
 from .base import positive
@@ -126,6 +127,7 @@ class NeuralSpline(Flow):
         True
     """
 
+    @checked
     def __init__(
         self,
         features: int,

@@ -17,6 +17,8 @@ from pyro.distributions import StudentT as Univariate
 from torch import Tensor
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import positive
 from .scaled import Scale, Scaled
 
@@ -52,6 +54,7 @@ class StudentT(Scaled):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(
         self,
         features: int | tuple[int, ...],

@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jensen.checked import checked
+
 from .base import lower_triangle, matvec
 from .flows import Flow
 
@@ -62,6 +64,7 @@ class Sylvester(Flow):
         torch.Size([5])
     """
 
+    @checked
     def __init__(
         self,
         features: int,

@@ -19,6 +19,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import Normal
 from torch.types import _size
 
+from jensen.checked import checked
+
 from .base import Drawn, Family, positive
 
 
@@ -48,9 +50,16 @@ class Zuko(Family):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(self, features: int, context: int | None, flow: Callable[[int, int], nn.Module], reads: int = 16):
         super().__init__(features, context, size=2 * features + reads)
-        self.flow = flow(features, reads)
+        try:
+            self.flow = flow(features, reads)
+        except TypeError as error:
+            raise TypeError(
+                f"flow is called as flow(features, reads) and makes a conditional flow, such as zuko.flows.NSF, but it "
+                f"fails: {error}"
+            ) from error
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., P]: locations, scales, and what the flow reads."""

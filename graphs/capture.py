@@ -12,7 +12,7 @@ function it came from, on other data and another seed, before it is used.
 
 from __future__ import annotations
 
-__all__ = ["CannotCapture", "Graph", "agrees", "capture", "in_a_line", "is_view", "split_draws"]
+__all__ = ["CannotCapture", "Graph", "agrees", "capture", "is_view", "split_draws"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from jensen.kernel.arguments import in_a_line
 from jensen.kernel.randomness import forked_rng
 
 Outputs = tuple[Tensor, ...]
@@ -64,12 +65,6 @@ def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
     module.graph.eliminate_dead_code()
     constants = _lift_constants(module)
     return Graph(module, constants)
-
-
-def in_a_line(error: Exception) -> str:
-    """What an error is, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:

@@ -6,24 +6,34 @@ of one class share what was compiled, and never a parameter.
 
 from __future__ import annotations
 
-__all__ = ["CannotCompile", "Compile", "check_compile", "compiled", "price"]
+__all__ = ["CannotCompile", "Compile", "check_compile", "compiled", "ensure_cache", "price"]
 
+import atexit
+import getpass
+import os
+import shutil
+import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from jensen.kernel.arguments import in_a_line
+from jensen.kernel.caller import outside
 from jensen.kernel.randomness import forked_rng
 
-from .capture import Graph, Outputs, in_a_line
+from .capture import Graph, Outputs
 from .rewrites import rewritten
 
 Compile = Literal["auto"] | bool
 
 _KEPT = 32
+_CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 _cache: OrderedDict[tuple[Any, ...], Callable[..., Any]] = OrderedDict()
 
 
@@ -35,6 +45,36 @@ def check_compile(value: object) -> None:
     """Raise ValueError for a setting other than ``"auto"``, ``True`` and ``False``."""
     if value is not True and value is not False and value != "auto":
         raise ValueError(f"compile is 'auto', True or False, but got {value!r}")
+
+
+@cache
+def ensure_cache() -> None:
+    """Let PyTorch keep compiled code in a temporary folder where the folder of its cache cannot be written.
+
+    It makes that folder when a compiler or an optimizer is first imported, and its error would end a run that was to be
+    captured without compiling.
+
+    Warns:
+        UserWarning: naming the folder, once in a process.
+    """
+    try:
+        usual = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    except (KeyError, OSError):  # a user without a name: PyTorch takes another one
+        usual = Path(tempfile.gettempdir()) / f"torchinductor_uid_{os.getuid()}"
+    folder = Path(os.environ.get(_CACHE_DIR, usual))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        made = tempfile.mkdtemp(prefix="torchinductor_")
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        os.environ[_CACHE_DIR] = made
+        warnings.warn(
+            f"the cache of compiled code, {_CACHE_DIR}={folder}, cannot be written ({error.strerror}): this process "
+            f"keeps its code in {made}, and the next one compiles anew",
+            stacklevel=outside(),
+        )
 
 
 def price(graph: Graph) -> float:
@@ -68,13 +108,14 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
 
 
 def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
-    import torch._inductor  # here, since it takes longer to import than all of Pyro
-
+    ensure_cache()
     options: dict[str, Any] = {"fallback_random": True}
     if any(t.is_cuda for t in arguments):
         options["triton.cudagraphs"] = True
     copies: list[Any] = [_copy(t.detach()) for t in arguments]
     try:
+        import torch._inductor  # here, since it takes longer to import than all of Pyro
+
         with torch.no_grad(), warnings.catch_warnings(), forked_rng():
             warnings.simplefilter("ignore")
             fast: Callable[..., Any] = torch._inductor.compile(rewritten(graph.module), list(copies), options=options)

@@ -17,7 +17,9 @@ from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from jensen import families
+from jensen.checked import checked
 from jensen.families import MeanField
+from jensen.kernel.arguments import as_tensors
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
@@ -51,6 +53,7 @@ class Amortized(UniqueModule):
         torch.Size([5, 8])
     """
 
+    @checked
     def __init__(self, encoder: nn.Module, families: Mapping[str, Member | PerDatum]) -> None:
         if not families:
             raise ValueError("Amortized needs at least one latent site: families is empty")
@@ -142,6 +145,7 @@ class Joint(UniqueModule):
         (torch.Size([5, 4]), torch.Size([5, 2]))
     """
 
+    @checked
     def __init__(
         self,
         encoder: nn.Module,
@@ -211,6 +215,7 @@ def supports_of(sites: Mapping[str, Sequence[int]], given: Mapping[str, Constrai
     return {site: given.get(site, constraints.real) for site in sites}
 
 
+@checked
 def amortize(
     model: Callable[..., Any],
     encoder: nn.Module | None = None,
@@ -266,7 +271,7 @@ def amortize(
         Structured: w
     """
     made = _family(family)
-    tensors = None if data is None else data if isinstance(data, tuple) else (data,)
+    tensors = None if data is None else as_tensors(data)
     if not hasattr(model, "latents"):
         if tensors is None:
             raise TypeError(

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.module import UniqueModule
 
 from .amortized import Amortized
@@ -47,6 +48,7 @@ class Contractive(UniqueModule):
         torch.Size([7])
     """
 
+    @checked
     def __init__(self, guide: Amortized, weight: float) -> None:
         if len(guide.families) != 1:
             raise ValueError(f"Contractive needs a guide with one latent site, but this has {list(guide.families)}")

@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
+from jensen.checked import checked
 from jensen.module import UniqueModule
 
 
@@ -56,6 +57,7 @@ class ExactPosterior(UniqueModule):
         True
     """
 
+    @checked
     def __init__(self, model: _HasPosterior) -> None:
         super().__init__()
         if len(model.latents) != 1:
@@ -94,6 +96,7 @@ class PriorGuide(UniqueModule):
         ['data', 'z']
     """
 
+    @checked
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model

@@ -21,6 +21,7 @@ import torch
 from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families import MeanField
 from jensen.families.base import raw_of
 from jensen.module import UniqueModule
@@ -55,6 +56,7 @@ class BottomUp(Amortized):
         (torch.Size([5, 4]), torch.Size([5, 2]))
     """
 
+    @checked
     def __init__(self, layers: Layers) -> None:
         if not layers:
             raise ValueError("BottomUp needs at least one layer of latents: layers is empty")
@@ -168,6 +170,7 @@ class Ladder(UniqueModule):
         ['z_2', 'z_1']
     """
 
+    @checked
     def __init__(self, model: _Conditionals, layers: Layers) -> None:
         super().__init__()
         expected = [shape.numel() for shape in reversed(model.latents.values())]

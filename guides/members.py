@@ -18,6 +18,8 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, ExpTransform, ReshapeTransform, Transform
 
+from jensen.checked import checked
+
 
 class Member(Protocol):
     """The two halves of a family."""
@@ -78,6 +80,7 @@ class Through(_Wrapped):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, network: nn.Module, family: Member) -> None:
         super().__init__(family)
         self.network = network
@@ -112,6 +115,7 @@ class Constrained(_Wrapped):
         True
     """
 
+    @checked
     def __init__(self, family: Member, constraint: Constraint, event_shape: Sequence[int] | None = None) -> None:
         super().__init__(family)
         self.constraint = constraint

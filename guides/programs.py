@@ -38,6 +38,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import AffineTransform
 
+from jensen.checked import checked, shown
 from jensen.families.base import matvec
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
@@ -139,6 +140,7 @@ class Structured(UniqueModule):
         torch.Size([7])
     """
 
+    @checked
     def __init__(
         self,
         model: Program,
@@ -561,6 +563,11 @@ def _zero(layer: nn.Linear) -> nn.Linear:
 
 def _checked(member: Any, features: int, context: int | None) -> Any:
     """A family whose draws are vectors of real numbers with a density."""
+    if not all(hasattr(member, name) for name in ("size", "project", "distribution")):
+        raise TypeError(
+            "family is called as family(features, context) and makes a family of jensen.families, but it made "
+            f"{shown(member)}"
+        )
     with torch.no_grad():
         q = member.distribution(torch.zeros(1, member.size))
     support = getattr(q, "support", None)

@@ -21,6 +21,7 @@ from torch.distributions.constraints import Constraint
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jensen.checked import checked
 from jensen.families import FullCovariance
 from jensen.families.base import inverse_root
 from jensen.families.gaussian import RememberingNormal
@@ -41,6 +42,12 @@ from .members import site_transform
 _LEAST = 200  # steps that pay for a graph
 _UNROLLED = 20  # steps that become part of another graph
 _USUAL = 10  # steps of a Newton search
+
+
+class _HasLatents(Protocol):
+    latents: Mapping[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class _Refinable(Protocol):
@@ -89,6 +96,7 @@ class SemiAmortized(UniqueModule):
         torch.Size([3, 2])
     """
 
+    @checked
     def __init__(
         self,
         guide: _Refinable,
@@ -211,9 +219,10 @@ class Laplace(UniqueModule):
         True
     """
 
+    @checked
     def __init__(
         self,
-        model: Any,
+        model: _HasLatents,
         constraints: Mapping[str, Constraint] | None = None,
         iterations: int = 100,
         tolerance: float = 1e-6,

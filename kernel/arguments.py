@@ -6,18 +6,35 @@ is handed over: the errors here write that closure.
 
 from __future__ import annotations
 
-__all__ = ["Batch", "Data", "as_tensors", "misfit", "rows_of"]
+__all__ = [
+    "Batch",
+    "Data",
+    "as_tensors",
+    "check_tensors",
+    "explained",
+    "in_a_line",
+    "misfit",
+    "other_lengths",
+    "rows_of",
+]
 
+import dis
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+from jensen.checked import check_data
 
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
 
+_SHAPES = "Trace Shapes:"  # what Pyro adds to an error, with those of its sites
+_BELOW = ("numpy", "pyro", "torch")
 _LITERALS = (bool, int, float, str, type(None))
 
 
@@ -42,19 +59,71 @@ def as_tensors(data: Data, held: bool = False) -> Batch:
             "data is (), but data are needed here, a tensor or more: a pair that holds its data and takes no arguments "
             "is served by fit, evaluate, compare, log_weights and terms; for the others write it as model(x), guide(x)"
         )
-    if not all(isinstance(x, Tensor) for x in tensors):
-        raise TypeError(_no_tensor(data))
+    check_tensors(data)
     shapes = [list(x.shape) for x in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
         raise ValueError(
-            f"data need one first dimension N of at least 1, but got tensors of shape {shapes}{_other_lengths(shapes)}"
+            f"data need one first dimension N of at least 1, but got tensors of shape {shapes}{other_lengths(shapes)}"
         )
     return tensors
 
 
+def check_tensors(data: Any) -> None:
+    """Raise TypeError for data that are not all tensors, with the closure that fixes it, ValueError for unfit ones."""
+    tensors = data if isinstance(data, tuple) else (data,)
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError(_no_tensor(data))
+    for i, x in enumerate(tensors):
+        check_data(x, f"data[{i}]" if isinstance(data, tuple) else "data")
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error is, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
 def rows_of(batch: Batch) -> int:
     """The number of rows of a batch; 1 where there are no tensors (a pair that holds its data)."""
-    return len(batch[0]) if batch else 1
+    return len(batch[0]) if batch and batch[0].dim() else 1
+
+
+@contextmanager
+def explained(data: Batch) -> Iterator[None]:
+    """Say in a sentence that a program does not run on data, where what is raised inside the block is not jensen's own.
+
+    What users raise themselves stays as it is.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if not _is_own(error):
+            raise ValueError(_does_not_run(data, error)) from error
+        said, shapes, _ = str(error).partition(_SHAPES)
+        if not shapes:
+            raise
+        raise type(error)(said.rstrip()) from error
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether an error was raised by the library, or by a statement of the user's: then it says all there is to say."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or isinstance(error, torch.OutOfMemoryError):
+        return True
+    room = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return room not in _BELOW and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _does_not_run(data: Batch, error: Exception) -> str:
+    """That a pair does not run on data, and why, in a sentence."""
+    came = " and ".join(f"data[{i}] of shape {list(x.shape)} ({x.dtype})" for i, x in enumerate(data)) or "no data, ()"
+    whole = [i for i, x in enumerate(data) if not x.is_floating_point()]
+    remedy = other_lengths([list(x.shape) for x in data])
+    if whole and "dtype" in str(error) and not remedy:
+        remedy = "; " + ", ".join(f"data[{i}].to({torch.get_default_dtype()})" for i in whole) + " is what layers read"
+    return f"the pair does not run on {came}: {in_a_line(error)}{remedy}"
 
 
 def misfit(program: Callable[..., Any], half: str, data: Batch) -> str | None:
@@ -96,13 +165,20 @@ def _other_call(signature: inspect.Signature, half: str, n: int) -> str:
     return f"give `lambda {listed}: {half}({', '.join([call, *rest])})` in its place"
 
 
-def _other_lengths(shapes: list[list[int]]) -> str:
+def other_lengths(shapes: list[list[int]]) -> str:
     """What to do with tensors that have not as many rows as the data."""
+    if shapes == [[]]:
+        return (
+            "; where it is an option of a pair that holds its data, give `functools.partial(model, data)` in place of "
+            "the model, the like for the guide, and () as data; where it is one datum, give data[None]"
+        )
     lengths = [shape[0] for shape in shapes if shape and shape[0]]
     if len(shapes) < 2 or not lengths:
         return ""
     n = max(lengths, key=lengths.count)  # the first of them, where several are as frequent
     fixed = [i for i, shape in enumerate(shapes) if not shape or shape[0] != n]
+    if not fixed:
+        return ""
     names = {i: "other" if len(fixed) == 1 else f"other{i}" for i in fixed}
     return f"; {_closure(len(shapes), names)}"
 

@@ -40,7 +40,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import Batch, Data, as_tensors, rows_of
+from jensen.checked import shown
+
+from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
 from .caller import outside
 from .layout import Layout
 from .looks import layout_on, look_at
@@ -59,12 +61,24 @@ _LOOKED_AT = 512  # data on which a pair is checked at once
 
 def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | None) -> tuple[Tensor, ...]:
     """Tensors on their device, the first of them transformed."""
-    moved = tuple(x.to(device or x.device) for x in tensors)
+    moved = tuple(x if device is None else x.to(device) for x in tensors)
     if transform is None:
         return moved
     if not moved:
         raise ValueError("batch_transform is applied to the first tensor of the data, but there are none, ()")
-    return (transform(moved[0]), *moved[1:])
+    try:
+        made = transform(moved[0])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"batch_transform fails on a tensor of shape {list(moved[0].shape)} ({in_a_line(error)}): it is called "
+            "with the first tensor of a batch, and returns one with as many rows"
+        ) from error
+    if not isinstance(made, Tensor) or made.shape[:1] != moved[0].shape[:1]:
+        raise TypeError(
+            f"batch_transform returns a tensor with a row for each of its input, of shape {list(moved[0].shape)}, but "
+            f"it returned {shown(made)}"
+        )
+    return (made, *moved[1:])
 
 
 def place_of(tensors: tuple[Tensor, ...], device: Device, *programs: Program) -> torch.device:

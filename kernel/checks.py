@@ -24,6 +24,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from .arguments import check_tensors
 from .caller import outside
 from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, subsampling
 from .supports import bounds_of, inside_of, log_density
@@ -33,6 +34,7 @@ Again = Callable[[], list[Site]]
 
 
 def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
+    check_tensors(data)
     for i, x in enumerate(data):
         if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
             (dtype,) = dtypes
@@ -112,9 +114,11 @@ def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
     auxiliary = {s["name"] for s in q_sites if s["infer"].get("is_auxiliary")}
     missing = {name for name, s in latent.items() if not s["infer"].get("enumerate")} - drawn
     if missing:
+        listed = all(getattr(latent[name]["fn"], "has_enumerate_support", False) for name in missing)
+        summed = ", or let its states be summed over: pyro.infer.config_enumerate(model) in place of the model"
         raise ValueError(
             f"the guide misses {sorted(missing)} of the model's latent sites {sorted(latent)}; sample it in the guide, "
-            "or observe it in the model"
+            f"or observe it in the model{summed if listed else ''}"
         )
     if extra := drawn - auxiliary - set(latent):
         raise ValueError(

@@ -279,11 +279,18 @@ class Lifted:
             start()
         if not any(proof.way == LOOP for proof in self._proofs.values()):
             why = "; ".join(f"under {way}: {reason}" for way, reason in self.reasons.items())
+            norms = any(part.training and _is_batch_norm(part) for part in self._parts or [])
+            remedy = (
+                "it normalises by batches in training mode, and many particles at once are another batch: put it into "
+                "evaluation mode (.eval()), take one particle, or another normalisation (torch.nn.LayerNorm)"
+                if norms
+                else "write it with tensor operations that neither read values (.item(), if, boolean indices) nor "
+                "write into tensors made beforehand, or count dimensions from the right (z[..., 0], softmax(-1)) so "
+                "that a dimension for particles may stand on the left"
+            )
             warnings.warn(
                 f"the {self.name} runs one particle after the other, which is slow, since no other way gives the "
-                f"numbers of its single runs ({why}); write it with tensor operations that neither read values "
-                "(.item(), if, boolean indices) nor write into tensors made beforehand, or count dimensions from the "
-                "right (z[..., 0], softmax(-1)) so that a dimension for particles may stand on the left",
+                f"numbers of its single runs ({why}); {remedy}",
                 stacklevel=outside(),
             )
         proof = Proof(LOOP, False, ranks, subsampled)

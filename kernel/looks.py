@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoGaussian, AutoGuideList, AutoStructured
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
 
-from .arguments import Batch, misfit, rows_of
+from .arguments import Batch, check_tensors, explained, misfit, other_lengths, rows_of
 from .layout import Layout
 from .parameters import ParametersRead, is_autoguide, owners_of
 from .randomness import forked_rng
@@ -33,17 +33,17 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
         TypeError: for a call that does not fit the arguments that a program takes.
         ValueError: for a guide that holds a value for each of other data, and as :func:`check_pair`.
     """
+    check_tensors(data)
     _refuse(_held_by_autoguide(model, guide, data))
     try:
         return check_pair(model, guide, *data)
-    except TypeError as error:
-        sentence = misfit(guide, "guide", data) or misfit(model, "model", data)
-        if sentence is None:
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and (sentence := misfit(guide, "guide", data) or misfit(model, "model", data)):
+            raise TypeError(sentence + other_lengths([list(x.shape) for x in data])) from error
+        if isinstance(error, RuntimeError | ValueError):
+            _refuse(_held_by_parameters(model, guide, data))
+        with explained(data):
             raise
-        raise TypeError(sentence) from error
-    except (IndexError, RuntimeError, ValueError):
-        _refuse(_held_by_parameters(model, guide, data))
-        raise
 
 
 def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout | Exception:

@@ -68,10 +68,10 @@ def running(
 
     The stream is that of ``what``, the function that measures: see :func:`~jensen.kernel.randomness.derived_seed`.
 
-    Modes, buffers and Pyro's store are afterwards what they were before.
+    Modes, buffers and Pyro's store are afterwards what they were before; no other thread runs pairs meanwhile.
     """
     modules = owners_of(model, guide)
-    with torch.no_grad(), modes_kept(modules), private_randomness(seed, what), store_kept():
+    with store_kept(), torch.no_grad(), modes_kept(modules), private_randomness(seed, what):
         for module in modules:
             if device is not None:
                 module.to(device)

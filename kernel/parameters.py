@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .alone import alone
 from .caller import outside
 from .holders import modules_held
 from .randomness import forked_rng
@@ -114,22 +115,29 @@ def mark_trained(*programs: Program) -> None:
 
 @contextmanager
 def store_kept(earlier: bool = False) -> Iterator[None]:
-    """Give Pyro's store back the values that are claimed inside the block.
+    """Give Pyro's store back the values that are claimed inside the block, in which no other thread runs pairs.
 
     Args:
         earlier: leave what was claimed, and keep the values of before under the prefix ``"earlier."``.
     """
+    with alone():
+        store = pyro.get_param_store()
+        before, limits = dict(store._params), dict(store._constraints)
+        try:
+            yield
+        finally:
+            _give_back(before, limits, earlier)
+
+
+def _give_back(before: dict[str, Tensor], limits: dict[str, Any], earlier: bool) -> None:
+    """Enter values that were replaced into Pyro's store again; under another name where ``earlier``."""
     store = pyro.get_param_store()
-    before, limits = dict(store._params), dict(store._constraints)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            now = store._params.get(name)
-            if now is value or (earlier and name.startswith(_EARLIER)):
-                continue
-            if now is None or now.shape != value.shape or now.data_ptr() != value.data_ptr():
-                _enter(_EARLIER + name if earlier else name, value, limits[name])
+    for name, value in before.items():
+        now = store._params.get(name)
+        if now is value or (earlier and name.startswith(_EARLIER)):
+            continue
+        if now is None or now.shape != value.shape or now.data_ptr() != value.data_ptr():
+            _enter(_EARLIER + name if earlier else name, value, limits[name])
 
 
 class ParametersRead(Messenger):

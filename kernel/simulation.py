@@ -21,6 +21,8 @@ from pyro.distributions import TransformedDistribution, Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from jensen.checked import checked
+
 from .batches import Data, as_tensors
 from .caller import outside
 from .checks import check_simulated
@@ -41,6 +43,7 @@ def simulate(model: Program, n: int, *, data: Tensor) -> tuple[dict[str, Tensor]
 def simulate(model: Program, n: int, *, data: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]: ...
 
 
+@checked
 @store_kept()
 def simulate(model: Program, n: int, *covariates: Tensor, data: Data | None = None) -> tuple[dict[str, Tensor], Data]:
     r"""Draw data from a model, together with the latent values that made them.

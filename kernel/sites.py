@@ -218,7 +218,10 @@ def padded(batch: Tensor, rank: int, trailing: int = 0) -> Tensor:
     """
     missing = rank + trailing - batch.dim()
     if missing < 0:
-        raise ValueError(f"a batch of shape {list(batch.shape)} has more dimensions than the {rank} of the plates")
+        raise ValueError(
+            f"a batch of shape {list(batch.shape)} has more dimensions than the {rank} of the plates: give a larger "
+            "max_plate_nesting, or leave it out"
+        )
     return batch.reshape((1,) * missing + tuple(batch.shape))
 
 

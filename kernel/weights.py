@@ -38,6 +38,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from jensen.checked import checked
+
+from .arguments import check_tensors, explained
 from .checks import check_holes, check_match, check_scale, check_shapes, checked_data, fit_values
 from .layout import Layout, layout_of, without_auxiliary
 from .lifts import Call, Half, Lifted, LiftedPair, Run, Way, for_proof, slowest
@@ -48,6 +51,7 @@ from .sites import AtMode, Program, Scored, Site, folded, nesting_of, shared_pla
 from .terms import Terms, stopped_log_q
 
 
+@checked
 @store_kept()
 def log_weights(
     model: Program, guide: Program, *data: Tensor, particles: int = 1, max_plate_nesting: int | None = None
@@ -82,9 +86,11 @@ def log_weights(
         >>> log_weights(model, PriorGuide(model), torch.zeros(3, 5), particles=10).shape
         torch.Size([10, 3])
     """
-    return Pair(model, guide, max_plate_nesting).log_weights(data, particles)
+    with explained(data):
+        return Pair(model, guide, max_plate_nesting).log_weights(data, particles)
 
 
+@checked
 @store_kept()
 def terms(
     model: Program,
@@ -122,9 +128,11 @@ def terms(
         >>> sorted(t.log_p), sorted(t.log_q), t.values["z"].shape, t.log_weights.shape
         (['x', 'z'], ['z'], torch.Size([10, 3, 2]), torch.Size([10, 3]))
     """
-    return Pair(model, guide, max_plate_nesting).terms(data, particles, stopped)
+    with explained(data):
+        return Pair(model, guide, max_plate_nesting).terms(data, particles, stopped)
 
 
+@checked
 @store_kept()
 def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Tensor:
     r"""Log p(x, z) at given z.
@@ -158,7 +166,8 @@ def densities(
     The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
     Where other data follow, ``lifted`` is the model as it is run, whose proofs hold for them too.
     """
-    with forked_rng(), AtMode():
+    check_tensors(data)
+    with forked_rng(), AtMode(), explained(data):
         sites = model_sites(model, *data)
     lifted = Lifted(model, nesting_of(sites)) if lifted is None else lifted
     ranks = {site["name"]: site["value"].dim() for site in sites}
@@ -271,7 +280,9 @@ class Pair:
         if self._lifted:
             return
         if self.nesting is None:
-            self.layout = check_pair(self.model, self.guide, *data)
+            from .looks import look_at  # which imports this module
+
+            self.layout = look_at(self.model, self.guide, data)
             self.nesting = self.layout.nesting
         left, summed = self._states(data) if self.layout is None else (self.layout.enumerated, self.layout.summed)
         self.elbo_differs = bool(summed)

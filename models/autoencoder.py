@@ -25,6 +25,10 @@ from pyro.distributions import ImproperUniform, Laplace, TorchDistribution, cons
 from torch import Size, Tensor, nn
 from torch.types import _size
 
+from jensen.checked import checked
+
+from .base import origin
+
 
 class FlatPrior(nn.Module):
     r"""No preference among latents: the improper prior p(z) = 1 on all of R^D.
@@ -53,9 +57,10 @@ class FlatPrior(nn.Module):
 
     loc: Tensor
 
+    @checked
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(features), persistent=False)
+        self.register_buffer("loc", origin(features), persistent=False)
 
     def forward(self) -> TorchDistribution:
         """The improper distribution, in the module's precision and on its device."""
@@ -114,12 +119,13 @@ class LaplacePrior(nn.Module):
 
     loc: Tensor
 
+    @checked
     def __init__(self, features: int, scale: float = 1.0) -> None:
         if not 0 < scale < math.inf:
             raise ValueError(f"scale is the positive mean of abs(z), but got {scale}")
         super().__init__()
         self.scale = float(scale)
-        self.register_buffer("loc", torch.zeros(features), persistent=False)
+        self.register_buffer("loc", origin(features), persistent=False)
 
     def forward(self) -> TorchDistribution:
         """The distribution, in the module's precision and on its device."""

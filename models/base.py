@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_width", "data_plate", "moments", "principal_plane"]
+__all__ = ["check_width", "data_plate", "moments", "origin", "principal_plane"]
 
 from collections.abc import Sequence
 
@@ -10,12 +10,22 @@ import pyro
 import torch
 from torch import Tensor
 
+from jensen.checked import check_data
+
 
 def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
     """Raise ValueError unless ``x`` has the shape [N, *event_shape]."""
+    check_data(x, "x")
     if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
         expected = ", ".join(["N", *map(str, event_shape)])
         raise ValueError(f"{owner} expects data x of shape [{expected}], but got {list(x.shape)}")
+
+
+def origin(features: int) -> Tensor:
+    """The origin of so many features, [D]. Raises ValueError for fewer than one."""
+    if features < 1:
+        raise ValueError(f"features is at least 1, but got {features}")
+    return torch.zeros(features)
 
 
 def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str) -> pyro.plate:

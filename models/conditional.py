@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families import Family
 from jensen.module import UniqueModule
 from jensen.networks.conditioned import as_vectors, join_covariates
@@ -62,6 +63,7 @@ class ConditionalVAE(UniqueModule):
         torch.Size([5, 8])
     """
 
+    @checked
     def __init__(
         self, decoder: nn.Module, likelihood: Family, latent: int, covariates: int, prior: nn.Module | None = None
     ) -> None:

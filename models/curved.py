@@ -22,6 +22,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Size, Tensor
 
+from jensen.checked import checked
 from jensen.module import UniqueModule
 
 from .base import check_width, data_plate
@@ -87,6 +88,7 @@ class Banana(_Curved):
         (torch.Size([5, 1]), torch.Size([5]))
     """
 
+    @checked
     def __init__(self, curvature: float = 0.5, noise: float = 0.25) -> None:
         if not math.isfinite(curvature):
             raise ValueError(f"curvature is a finite number, but got {curvature}")
@@ -164,6 +166,7 @@ class Ring(_Curved):
         {'z': torch.Size([1])}
     """
 
+    @checked
     def __init__(self, noise: float = 0.5, latent: int = 2) -> None:
         if latent < 1:
             raise ValueError(f"latent is the number of latent features, at least 1, but got {latent}")

@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families import BinaryVector, Family, OneHotCategorical
 from jensen.families.base import positive
 from jensen.module import UniqueModule
@@ -61,6 +62,7 @@ class BinaryLatentVAE(UniqueModule):
         (torch.Size([5, 10]), torch.Size([5]))
     """
 
+    @checked
     def __init__(self, decoder: nn.Module, likelihood: Family, latent: int) -> None:
         super().__init__()
         self.decoder = decoder
@@ -136,6 +138,7 @@ class GaussianMixtureVAE(UniqueModule):
         torch.Size([5, 10])
     """
 
+    @checked
     def __init__(self, decoder: nn.Module, likelihood: Family, latent: int, components: int) -> None:
         if latent < 1 or components < 1:
             raise ValueError(

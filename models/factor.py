@@ -30,6 +30,7 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle
 from jensen.module import UniqueModule
 
@@ -181,6 +182,7 @@ class FactorAnalysis(_Linear):
         True
     """
 
+    @checked
     def __init__(self, features: int, latent: int) -> None:
         if not 1 <= latent < features:
             raise ValueError(
@@ -245,6 +247,7 @@ class LinearGaussian(_Linear):
         True
     """
 
+    @checked
     def __init__(self, features: int, latent: int) -> None:
         super().__init__(features, latent)
         self.log_scale = nn.Parameter(torch.zeros(features))

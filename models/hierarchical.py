@@ -15,6 +15,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families import Bernoulli, Family, MeanField
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -55,6 +56,7 @@ class Hierarchical(UniqueModule):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(self, layers: Sequence[tuple[nn.Module, Family]], latent: int, prior: nn.Module | None = None) -> None:
         if not layers:
             raise ValueError("Hierarchical needs at least one layer of latents: layers is empty")

@@ -34,6 +34,7 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families.base import inverse_root
 from jensen.module import UniqueModule
 
@@ -70,6 +71,7 @@ class PPCA(UniqueModule):
         True
     """
 
+    @checked
     def __init__(self, features: int, latent: int, prior_scale: float = 1.0) -> None:
         if not 1 <= latent < features:
             raise ValueError(f"PPCA needs 1 <= latent < features, but got latent={latent}, features={features}")

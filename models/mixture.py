@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal, OneHotCategorical
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.module import UniqueModule
 
 from .base import check_width, data_plate, principal_plane
@@ -54,6 +55,7 @@ class MixtureOfPPCA(UniqueModule):
         (torch.Size([100, 2]), torch.Size([1]))
     """
 
+    @checked
     def __init__(self, features: int, latent: int, components: int) -> None:
         if not 1 <= latent < features or components < 1:
             raise ValueError(

@@ -13,10 +13,13 @@ __all__ = ["LearnedPrior", "StandardNormal", "VampPrior"]
 
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDistribution
-from torch import Tensor, nn, zeros
+from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from jensen.checked import checked, shown
 from jensen.families import Family
+
+from .base import origin
 
 
 class StandardNormal(nn.Module):
@@ -37,9 +40,10 @@ class StandardNormal(nn.Module):
 
     loc: Tensor
 
+    @checked
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("loc", zeros(features), persistent=False)
+        self.register_buffer("loc", origin(features), persistent=False)
 
     def forward(self) -> TorchDistribution:
         """The distribution, in the module's precision and on its device."""
@@ -91,6 +95,7 @@ class LearnedPrior(nn.Module):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(self, family: Family, spread: float = 0.5) -> None:
         super().__init__()
         name = type(family).__name__
@@ -153,7 +158,13 @@ class VampPrior(nn.Module):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(self, posterior: nn.Module, pseudo_inputs: Tensor) -> None:
+        if not pseudo_inputs.is_floating_point() or not pseudo_inputs.isfinite().all():
+            raise ValueError(
+                f"pseudo_inputs are finite floating-point numbers, which are trained, but got {pseudo_inputs.dtype}"
+                f"{', NaN or infinity' if pseudo_inputs.is_floating_point() else ''}"
+            )
         super().__init__()
         self.posterior = posterior
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())  # [C, *event_shape]
@@ -161,6 +172,11 @@ class VampPrior(nn.Module):
             with torch.no_grad():
                 components = self.posterior(self.pseudo_inputs)
                 components.log_prob(components.sample().clone())
+        except AttributeError as error:
+            raise TypeError(
+                "posterior is a module that returns a distribution of the latents, such as a family or "
+                f"nn.Sequential(encoder, family), but calling it with pseudo_inputs made {shown(components)}"
+            ) from error
         except NotImplementedError as error:
             raise ValueError(
                 "a prior scores latents that the guide drew from other data, but this posterior has the log-density "

@@ -30,6 +30,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle, matvec
 from jensen.families.chain import GaussMarkovChain
 from jensen.module import UniqueModule
@@ -72,6 +73,7 @@ class LinearGaussianSSM(UniqueModule):
         torch.Size([4, 10, 2])
     """
 
+    @checked
     def __init__(self, features: int, latent: int, steps: int) -> None:
         if min(features, latent, steps) < 1:
             raise ValueError(

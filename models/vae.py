@@ -11,6 +11,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
+from jensen.checked import checked, shown
 from jensen.families import Family
 from jensen.module import UniqueModule
 
@@ -46,6 +47,7 @@ class VAE(UniqueModule):
         torch.Size([5, 64])
     """
 
+    @checked
     def __init__(self, decoder: nn.Module, likelihood: Family, latent: int, prior: nn.Module | None = None) -> None:
         super().__init__()
         self.decoder = decoder
@@ -53,7 +55,14 @@ class VAE(UniqueModule):
         self.prior = StandardNormal(latent) if prior is None else prior
         self.latents = {"z": Size((latent,))}
         self.event_shape = likelihood.event_shape
-        if (shape := self.prior().event_shape) != (latent,):
+        try:
+            shape = self.prior().event_shape
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                f"prior is a module that is called without arguments and returns a distribution, such as "
+                f"StandardNormal({latent}), but got {shown(prior)} ({error})"
+            ) from error
+        if shape != (latent,):
             raise ValueError(f"VAE has {latent} latent features, but its prior has event shape {tuple(shape)}")
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jensen.checked import checked
+
 
 class Conditioned(nn.Module):
     r"""A network that reads its input and covariates side by side.
@@ -37,6 +39,7 @@ class Conditioned(nn.Module):
         True
     """
 
+    @checked
     def __init__(self, network: nn.Module, covariates: int) -> None:
         if covariates < 1:
             raise ValueError(f"covariates is the width of y, the number of classes, at least 1, but got {covariates}")

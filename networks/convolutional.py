@@ -15,11 +15,14 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .mlp import mlp
+from jensen.checked import check_features, checked
+
+from .mlp import made_by, mlp
 
 Image = tuple[int, int, int]
 
 
+@checked
 def conv_encoder(
     image: Image,
     channels: Sequence[int],
@@ -64,6 +67,7 @@ def conv_encoder(
     return nn.Sequential(_Flat(image), _OnImages(image, nn.Sequential(*layers)), head)
 
 
+@checked
 def conv_decoder(
     features: int,
     image: Image,
@@ -150,7 +154,7 @@ def _layer(
 ) -> list[nn.Module]:
     """A convolution that halves or doubles height and width, and its activation or gate."""
     made = convolution(inputs, 2 * outputs if gated else outputs, kernel_size=4, stride=2, padding=1)
-    return [made, nn.GLU(dim=-3) if gated else activation()]
+    return [made, nn.GLU(dim=-3) if gated else made_by(activation)]
 
 
 class _Flat(nn.Module):
@@ -161,6 +165,7 @@ class _Flat(nn.Module):
         self.image = tuple(image)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_features(x, "x")
         if tuple(x.shape[-3:]) == self.image:
             return x.flatten(-3)
         if x.shape[-1:] == (math.prod(self.image),):

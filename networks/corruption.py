@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jensen.checked import checked
+
 
 class GaussianNoise(nn.Module):
     r"""Adds Gaussian noise, fresh at every call, in training mode; in evaluation mode it passes x on.
@@ -36,6 +38,7 @@ class GaussianNoise(nn.Module):
         (False, True)
     """
 
+    @checked
     def __init__(self, scale: float) -> None:
         if not 0 < scale < math.inf:
             raise ValueError(f"scale is the positive standard deviation of the noise, but got {scale}")
@@ -72,6 +75,7 @@ class MaskingNoise(nn.Module):
         [0.0, 1.0]
     """
 
+    @checked
     def __init__(self, share: float) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share is a probability, but got {share}")

@@ -9,14 +9,17 @@ r"""Multilayer perceptrons: plain, residual and gated. Each ends in its activati
 
 from __future__ import annotations
 
-__all__ = ["gated_mlp", "mlp", "residual_mlp"]
+__all__ = ["gated_mlp", "made_by", "mlp", "residual_mlp"]
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
+from jensen.checked import check_features, checked, shown
 
+
+@checked
 def mlp(features: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
     r"""A multilayer perceptron that ends in its activation.
 
@@ -40,12 +43,25 @@ def mlp(features: int, widths: Sequence[int], activation: Callable[[], nn.Module
     """
     if not widths:
         raise ValueError("mlp needs at least one layer: widths is empty")
-    layers: list[nn.Module] = [_Width(features)]
+    layers: list[nn.Module] = [_Width(features, widths)]
     for inputs, outputs in pairwise([features, *widths]):
-        layers += [nn.Linear(inputs, outputs), activation()]
+        layers += [nn.Linear(inputs, outputs), made_by(activation)]
     return nn.Sequential(*layers)
 
 
+def made_by(activation: Callable[[], nn.Module]) -> nn.Module:
+    """An activation. Raises TypeError where ``activation()`` makes none."""
+    remedy = "activation is a class of torch.nn such as nn.SiLU, or another function without arguments"
+    try:
+        made = activation()
+    except TypeError as error:
+        raise TypeError(f"activation() fails ({error}): {remedy}") from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"activation() made no module but {shown(made)}: {remedy}")
+    return made
+
+
+@checked
 def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
     r"""A multilayer perceptron of gated linear units: each layer is affine, times a gate that another one opens.
 
@@ -73,12 +89,13 @@ def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
     """
     if not widths:
         raise ValueError("gated_mlp needs at least one layer: widths is empty")
-    layers: list[nn.Module] = [_Width(features)]
+    layers: list[nn.Module] = [_Width(features, widths)]
     for inputs, outputs in pairwise([features, *widths]):
         layers += [nn.Linear(inputs, 2 * outputs), nn.GLU()]
     return nn.Sequential(*layers)
 
 
+@checked
 def residual_mlp(
     features: int, width: int, blocks: int = 2, activation: Callable[[], nn.Module] = nn.SiLU
 ) -> nn.Sequential:
@@ -109,7 +126,7 @@ def residual_mlp(
     if blocks < 1:
         raise ValueError(f"residual_mlp needs at least one block, but got {blocks}")
     body = [_Residual(width, activation) for _ in range(blocks)]
-    return nn.Sequential(_Width(features), nn.Linear(features, width), *body, activation())
+    return nn.Sequential(_Width(features, [width]), nn.Linear(features, width), *body, made_by(activation))
 
 
 class _Residual(nn.Module):
@@ -117,7 +134,8 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.added = nn.Sequential(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
+        first, second = made_by(activation), made_by(activation)
+        self.added = nn.Sequential(first, nn.Linear(width, width), second, nn.Linear(width, width))
 
     def forward(self, h: Tensor) -> Tensor:
         added: Tensor = self.added(h)
@@ -127,11 +145,14 @@ class _Residual(nn.Module):
 class _Width(nn.Module):
     """Passes [..., features] on and names what is wrong with anything else."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, widths: Sequence[int]) -> None:
         super().__init__()
+        if min(features, *widths) < 1:
+            raise ValueError(f"features and the widths of layers are at least 1, but got {features} and {list(widths)}")
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
+        check_features(x, "x")
         if x.shape[-1:] != (self.features,):
             raise ValueError(
                 f"this network reads {self.features} features in the last dimension of its input, but got shape "

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from jensen.checked import check_features, checked
 
+
+@checked
 def recurrent(
     features: int,
     width: int,
@@ -75,12 +78,13 @@ class _Recurrent(nn.Module):
         self.features, self.output = features, output
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        check_features(x, "x", next(self.unit.parameters()))
         if x.dim() < 2 or x.shape[-1] != self.features:
             raise ValueError(
                 f"this network reads sequences of shape [..., T, {self.features}], but got shape {tuple(x.shape)}"
             )
         leading, steps = x.shape[:-2], x.shape[-2]
-        rows = x.reshape(-1, steps, self.features)  # [N, T, X]
+        rows = x.reshape(leading.numel(), steps, self.features)  # [N, T, X]
         if lengths is None:
             states, last = self.unit(rows)
         else:

@@ -6,6 +6,8 @@ __all__ = ["Transposed"]
 
 from torch import Tensor, nn
 
+from jensen.checked import checked
+
 
 class Transposed(nn.Module):
     r"""The transpose of a linear layer, around the same offset: a linear encoder with tied weights.
@@ -27,6 +29,7 @@ class Transposed(nn.Module):
         torch.Size([7, 2])
     """
 
+    @checked
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple: not registered

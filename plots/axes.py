@@ -77,5 +77,5 @@ def by_name(results: Mapping[str, T], owner: str, call: str) -> Mapping[str, T]:
     if not isinstance(results, Mapping):
         raise TypeError(f"{owner} takes results by name, {{'guide': {call}}}, but got {type(results).__name__}")
     if not results:
-        raise ValueError(f"{owner} needs at least one result")
+        raise ValueError(f"results is empty: {owner} needs at least one")
     return results

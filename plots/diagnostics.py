@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.inference import Evidence
 
 from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
@@ -20,6 +21,7 @@ from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
 _MARKS = 8  # markers along a curve
 
 
+@checked
 def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     r"""Pareto k-hat of the data, ranked, one curve a guide, with the limits of what can be trusted.
 
@@ -55,7 +57,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
     by_name(results, "plot_pareto_k", "evaluate(...)")
     few = {name: evidence.particles for name, evidence in results.items() if evidence.particles < 25}
     if few:
-        raise ValueError(f"k-hat takes at least 25 particles, but there are {few}: evaluate with more")
+        raise ValueError(f"k-hat takes at least 25 particles, but results have {few}: evaluate with more")
     ax = own_axes(ax)
     for i, (name, evidence) in enumerate(results.items()):
         k = evidence.pareto_k.nan_to_num(math.inf, math.inf)
@@ -74,6 +76,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
     return _finish(ax, "Pareto k-hat of the weights")
 
 
+@checked
 def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     r"""Effective sample sizes of the data, ranked, one curve a guide, below the K draws that there were.
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.inference import PosteriorDraws
 
 from .axes import COLOURS, WIDTH, own_figure, plain, text_size
@@ -23,6 +24,7 @@ _SHOWN = 1000  # draws of the posterior in a picture
 _PANEL = 1.7  # inches: two in a column of a paper
 
 
+@checked
 def plot_draws(
     posterior: PosteriorDraws,
     guide: Callable[..., Any] | None = None,

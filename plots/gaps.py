@@ -9,11 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
+from jensen.checked import checked
 from jensen.inference import Gaps
 
 from .axes import COLOURS, by_name, own_axes, text_size
 
 
+@checked
 def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axes:
     """Stacked bars, one a guide: approximation gap, then amortization gap; whiskers are two standard errors.
 
@@ -43,7 +45,7 @@ def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axe
     by_name(results, "plot_gaps", "gaps(...)")
     shown = {name: result for name, result in results.items() if result is not None}
     if not shown:
-        raise ValueError("plot_gaps needs at least one result that is not None")
+        raise ValueError("results are all None: plot_gaps needs at least one that is not")
     ax = own_axes(ax, height=1.1 + 0.35 * len(shown))
     summaries = [result.summary() for result in shown.values()]
     columns = ("approximation", "amortization", "gap", "approximation_data_error", "gap_data_error")

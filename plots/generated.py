@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.inference import decode, reconstruct, simulate
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
@@ -17,6 +18,7 @@ from .images import Shape, plot_images
 from .walks import decoded
 
 
+@checked
 def plot_samples(
     model: Program,
     shape: Shape,
@@ -69,6 +71,7 @@ def plot_samples(
     return plot_images(images, shape, columns=columns, value_range=value_range, cmap=cmap, ax=ax)
 
 
+@checked
 def plot_reconstructions(
     model: Program,
     guide: Program,

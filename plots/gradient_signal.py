@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from jensen.checked import checked
 from jensen.inference import GradientSignal
 
 from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
 
 
+@checked
 def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | None = None) -> Axes:
     """Draw the signal-to-noise ratio of gradients against K, a line for each kind, on logarithmic axes.
 

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor
+
+from jensen.checked import checked
 
 from .axes import WIDTH, own_axes, text_size
 
 Shape = tuple[int, int] | tuple[int, int, int]
 
 
+@checked
 def plot_images(
     images: Tensor,
     shape: Shape,
@@ -88,6 +92,8 @@ def draw_grid(
         gaps: pixels between rows and between columns; an eighth of an image's height if None.
         room: inches in a new figure for what stands left of the grid, and below and above it.
     """
+    if cmap not in colormaps:
+        raise ValueError(f"cmap is the name of a colour map of matplotlib, such as 'gray_r', but got {cmap!r}")
     canvas = _canvas(_as_images(images, shape, owner), columns, gaps or (gap_of(shape), gap_of(shape)))
     ax = own_axes(ax, height=0.1 + room[1] + (WIDTH - 0.1 - room[0]) * canvas.shape[0] / canvas.shape[1])
     low, high = value_range

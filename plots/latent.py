@@ -11,6 +11,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from jensen.checked import checked
+
 from .axes import COLOURS, MARKERS, own_axes, text_size
 from .density import mass_contours
 
@@ -18,6 +20,7 @@ _MASS = (0.9, 0.5)
 _DASHES = ("--", "-")
 
 
+@checked
 def plot_latent(
     z: Tensor,
     labels: Tensor | None = None,
@@ -55,9 +58,9 @@ def plot_latent(
         '1st principal direction of 8 latents'
     """
     if z.dim() != 2 or z.shape[1] < 2:
-        raise ValueError(f"plot_latent needs positions of shape [N, D] with D at least 2, but got {list(z.shape)}")
-    if labels is not None and len(labels) != len(z):
-        raise ValueError(f"plot_latent needs a label for each of the {len(z)} data, but got {len(labels)}")
+        raise ValueError(f"plot_latent needs z of shape [N, D] with D at least 2, but got {list(z.shape)}")
+    if labels is not None and labels.shape != (len(z),):
+        raise ValueError(f"labels has one for each of the {len(z)} data, but its shape is {list(labels.shape)}")
     if labels is not None and classes and int(labels.max()) >= len(classes):
         raise ValueError(f"classes names {len(classes)} classes, but there is a label {int(labels.max())}")
     D = z.shape[1]

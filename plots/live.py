@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from jensen.checked import checked
 from jensen.inference import History
 
 from .axes import own_figure, plain
@@ -48,6 +49,7 @@ class LiveCurves:
         True
     """
 
+    @checked
     def __init__(self, seconds: float = 1.0) -> None:
         if seconds < 0:
             raise ValueError(f"seconds is the least time between two pictures, not negative, but got {seconds}")

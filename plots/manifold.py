@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.inference import decode
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.simulation import prior_quantiles
@@ -21,6 +22,7 @@ from .walks import decoded, pick_site, spread_levels
 _LOWEST = 0.01
 
 
+@checked
 def plot_manifold(
     model: Callable[..., Any],
     shape: Shape,

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from torch import Size, Tensor
 from torch.nn import functional as F
 
+from jensen.checked import checked
 from jensen.inference import log_joint, terms
 from jensen.kernel.modes import running
 
@@ -40,6 +41,7 @@ class _HasLatents(Protocol):
     def __call__(self, x: Tensor, /) -> Any: ...
 
 
+@checked
 def plot_posterior(
     model: _HasLatents,
     guide: Callable[..., Any] | None,

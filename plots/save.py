@@ -11,11 +11,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jensen.checked import checked
 from jensen.results.files import whole
 
 _DPI = 300
 
 
+@checked
 def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Save a picture twice: PNG at 300 dots per inch, and PDF whose text stays text, in TrueType fonts.
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from jensen.checked import checked
 from jensen.inference import History
 
 from .axes import COLOURS, MARKERS, own_axes, text_size
@@ -28,6 +29,7 @@ _BOUNDS = ("elbo", "shaped", "validation")
 _MARKS = 8  # markers along a curve
 
 
+@checked
 def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | None = None) -> Axes:
     """Curves of a training run against its epochs.
 

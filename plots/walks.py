@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.inference import decode, encode
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
@@ -22,6 +23,7 @@ _MOST_ROWS = 10  # traversals shown by default
 _LOWEST = 0.005  # quantile at which a traversal starts
 
 
+@checked
 def plot_interpolations(
     model: Program,
     guide: Program,
@@ -73,7 +75,7 @@ def plot_interpolations(
     tensors = as_tensors(start), as_tensors(end)
     first, last = (part[0] for part in tensors)
     if len(first) != len(last):
-        raise ValueError(f"an interpolation goes from a datum to a datum, but got {len(first)} and {len(last)} of them")
+        raise ValueError(f"start and end have one datum for each other, but got {len(first)} and {len(last)} of them")
     if steps < 2:
         raise ValueError(f"steps is the number of points on the way, both ends included, at least 2, but got {steps}")
     z, z_end = (encode(model, guide, part, seed=seed) for part in tensors)
@@ -97,6 +99,7 @@ def plot_interpolations(
     return ax
 
 
+@checked
 def plot_traversals(
     model: Program,
     guide: Program,
@@ -146,7 +149,7 @@ def plot_traversals(
     tensors = as_tensors(data)
     if len(tensors[0]) != 1:
         n = len(tensors[0])
-        raise ValueError(f"a traversal starts from one datum, a tensor [1, ...], but got {n}: take x[i : i + 1]")
+        raise ValueError(f"a traversal starts from one datum, data of shape [1, ...], but got {n}: take x[i : i + 1]")
     if steps < 2:
         raise ValueError(f"steps is the number of images in a row, at least 2, but got {steps}")
     z = encode(model, guide, data, seed=seed)

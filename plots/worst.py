@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from matplotlib.axes import Axes
 
+from jensen.checked import checked
 from jensen.inference import Evidence
 from jensen.kernel.batches import Data, as_tensors
 
@@ -27,6 +28,7 @@ _LABELS = {
 _CAPTION = 0.2  # inches in a column of a paper, for a line between rows of images
 
 
+@checked
 def plot_worst(
     evidence: Evidence,
     data: Data,

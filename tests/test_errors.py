@@ -21,7 +21,7 @@ from torch import nn
 
 from jensen.families import Gaussian, MeanField
 from jensen.guides import Amortized, ExactPosterior
-from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights
+from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, terms
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
@@ -203,6 +203,77 @@ def test_data_that_are_no_tensors():
         _evaluate(model, guide, x.numpy())
 
 
+def _loss(model, guide, *data):
+    return IWAE(2).loss(model, guide, *data)
+
+
+@pytest.mark.parametrize("use", [log_weights, terms, _loss], ids=["log_weights", "terms", "IWAE.loss"])
+def test_a_number_among_the_data(use):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(TypeError, match=r"data\[1\] is a float; .*give `lambda x: model\(x, 0.5"):
+        use(model, guide, x, 0.5)
+
+
+def test_an_option_that_is_a_tensor_without_dimensions():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"of shape \[\[\]\]; where it is an option .*partial\(model, data"):
+        _evaluate(model, guide, torch.tensor(0.5))
+    with pytest.raises(TypeError, match=r"the model takes .*no row of data: give `lambda x: model\(x, other"):
+        log_weights(model, guide, x, torch.tensor(0.5))
+
+
+@each_use
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_whole_numbers_for_layers_that_read_others(use, dtype):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=rf"{dtype}, but layers read torch.float32: convert it"):
+        use(model, guide, torch.ones_like(x).to(dtype))
+
+
+@each_use
+def test_tensors_without_values(use):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match="on the device 'meta', where tensors hold no values"):
+        use(model, guide, x.to("meta"))
+    with pytest.raises(ValueError, match="complex64, but densities are of real numbers"):
+        use(model, guide, x.to(torch.complex64))
+
+
+def test_a_discrete_site_that_nobody_enumerates_is_told_how():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(c.to(x.dtype), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"misses \['c'\].*summed over: pyro.infer.config_enumerate\(model\)"):
+        evaluate(model, lambda x: None, torch.randn(5), 3, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("transform", "kind", "message"),
+    [
+        (lambda x: x[:2], TypeError, r"batch_transform returns a tensor .*but it returned a tensor"),
+        (lambda: None, ValueError, r"batch_transform fails on a tensor of shape \[7, 5\] \(TypeError"),
+        (lambda x: "a", TypeError, r"it returned 'a' \(a str\)"),
+    ],
+)
+def test_transforms_that_make_no_batch(transform, kind, message):
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(kind, match=message):
+        _evaluate(model, guide, x, batch_transform=transform)
+
+
+def test_what_users_raise_stays_what_it_is():
+    class Mine(ValueError):
+        pass
+
+    def model(x):
+        raise Mine("first\nsecond")
+
+    with pytest.raises(Mine, match="first\nsecond"):
+        _evaluate(model, lambda x: None, torch.randn(5))
+
+
 def test_tensors_of_different_lengths():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(
@@ -271,7 +342,7 @@ def test_bounds_need_a_power_of_two_and_data():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Gaussian(3, 4, scale="full"), r'"shared", "diagonal" or "context", but got \'full\''),
+        (lambda: Gaussian(3, 4, scale="full"), r"'shared', 'diagonal' or 'context', but got 'full'"),
         (lambda: Gaussian(3, 4, scale=-1.0), "but got -1.0"),
         (lambda: MeanField(0, 4), "features and context of at least 1, got features=0, context=4"),
         (

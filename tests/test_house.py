@@ -19,7 +19,8 @@ import torch
 ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "cli")
 FOLDERS = (*ROOMS, "kernel", "results", "graphs")
 BELOW = {"kernel", "graphs", "results"}
-MAY_IMPORT = {
+MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
+    "checked": set(),
     "module": set(),
     "networks": set(),
     "families": {"networks"},
@@ -50,9 +51,10 @@ MAY_IMPORT = {
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FILES = ("checked", "module")  # files of the package itself, which rooms stand on
 SOURCES = {
-    **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room != "module"},
-    "module": [ROOT / "package" / "module.py"],
+    **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room not in FILES},
+    **{name: [ROOT / "package" / f"{name}.py"] for name in FILES},
 }
 
 
@@ -89,13 +91,14 @@ def test_imports_point_one_way(room):
     assert SOURCES[room]
     for path in SOURCES[room]:
         rooms, tops = _imports(path, room)
-        assert rooms <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {sorted(rooms - MAY_IMPORT[room])}"
+        foreign = rooms - MAY_IMPORT[room] - {"checked"}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
         assert not tops & set(FOLDERS), f"{path.relative_to(ROOT)} imports a bare room"
 
 
 def test_every_file_of_the_library_is_in_a_room():
     folders = {path.parent for room in FOLDERS for path in (ROOT / room).rglob("*.py")}
-    assert folders == {ROOT / room.replace(".", "/") for room in MAY_IMPORT if room != "module"}
+    assert folders == {ROOT / room.replace(".", "/") for room in MAY_IMPORT if room not in FILES}
 
 
 def test_only_models_and_guides_sample_and_only_the_kernel_traces():
@@ -109,13 +112,27 @@ def test_only_models_and_guides_sample_and_only_the_kernel_traces():
                 assert "poutine.trace(" not in code, path
 
 
+class _Finder(doctest.DocTestFinder):
+    """Finds the examples of functions that are wrapped by a decorator of another module, too."""
+
+    def _from_module(self, module, object):
+        return super()._from_module(module, inspect.unwrap(object) if inspect.isroutine(object) else object)
+
+
 @pytest.mark.parametrize("name", sorted(_modules()))
 def test_examples_in_docstrings_run(name):
     pyro.clear_param_store()
     torch.manual_seed(0)
     module = importlib.import_module(name)
-    result = doctest.testmod(module, extraglobs={"torch": torch}, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.failed == 0
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in _Finder().find(module, name, extraglobs={"torch": torch}):
+        runner.run(example)
+    assert runner.failures == 0
+
+
+def test_examples_of_wrapped_functions_are_found():
+    found = {example.name for example in _Finder().find(importlib.import_module("jensen.kernel.weights"), "weights")}
+    assert {"weights.log_weights", "weights.terms", "weights.log_joint"} <= found
 
 
 def _public():

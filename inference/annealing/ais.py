@@ -47,6 +47,7 @@ import torch
 from pyro import poutine, validation_enabled
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.lifts import Lifted, Way, slowest
@@ -90,6 +91,8 @@ def temperatures_of(temperatures: int | Sequence[float] | Tensor, schedule: str)
         \qquad \text{or} \qquad b_t = t / T
     """
     if not isinstance(temperatures, int):
+        if isinstance(temperatures, Tensor) and temperatures.dim() != 1:
+            raise ValueError(f"temperatures are a number of steps, or [T + 1], but got {list(temperatures.shape)}")
         given = [float(b) for b in temperatures]
         if len(given) < 2 or given[0] != 0 or given[-1] != 1 or any(b <= a for a, b in pairwise(given)):
             raise ValueError(f"temperatures rise from exactly 0 to exactly 1, but got {given[:3]} ... {given[-3:]}")
@@ -389,6 +392,7 @@ class AIS(Measurement):
         return self._summary_table(head, facts)
 
 
+@checked
 def ais(
     model: Program,
     guide: Program | None,

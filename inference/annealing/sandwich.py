@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
 from jensen.kernel.lifts import slowest
 from jensen.kernel.modes import running
@@ -260,6 +261,7 @@ class Sandwich(Record):
         return Table(head, ("", "lower", "upper", "width"), rows, notes=notes)
 
 
+@checked
 def sandwich(
     model: Program,
     guide: Program,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, as_tensors, placed
 from jensen.kernel.caller import outside
 from jensen.kernel.checks import check_holes, check_scale, check_shapes, checked_data
@@ -109,6 +110,7 @@ def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:
         return None
 
 
+@checked
 def exact_log_evidence(
     model: Program,
     data: Data,

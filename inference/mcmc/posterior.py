@@ -20,6 +20,7 @@ from pyro.infer.mcmc import HMC, NUTS, RandomWalkKernel
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.coordinates import Coordinates
@@ -122,6 +123,7 @@ class PosteriorDraws(Printed):
         chains = self.unconstrained.reshape(N, self.chains, -1, F)
         return measure_distance(chains, v, self.ess, self.names)
 
+    @checked
     def guide_draws(self, guide: Program, draws: int, *, seed: int | None = None) -> Tensor:
         """Draws of a guide for the same data, in the same unconstrained coordinates: [N, M, F]."""
         with running(self.model, guide, "guide_draws", seed=seed):
@@ -219,6 +221,7 @@ class _Run(NamedTuple):
     seconds: Tensor
 
 
+@checked
 def mcmc_posterior(
     model: Program,
     data: Data,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
@@ -75,6 +76,7 @@ class Bounds(Record):
         return Table(head, ("particles", *(name for name, *_ in sides)), rows, exact if self.exact is not None else ())
 
 
+@checked
 def bounds(
     model: Program,
     guide: Program,

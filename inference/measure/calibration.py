@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
+from jensen.kernel.arguments import check_tensors
 from jensen.kernel.batches import Data, Device, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
@@ -259,6 +261,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
+@checked
 def calibrate(
     model: Program,
     guide: Program,
@@ -329,6 +332,7 @@ def calibrate(
             f"but got n={n} and draws={draws}"
         )
     covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
+    check_tensors(covariates)
     if {len(x) for x in covariates} - {n}:
         raise ValueError(f"covariates need a row for each of the n={n} data, but have {[len(x) for x in covariates]}")
     if data is not None and covariates:

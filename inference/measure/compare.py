@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
@@ -255,6 +256,7 @@ def _with_spread(split: dict[str, float | int | None] | None, part: str, unit: f
     return "-" if value is None or error is None else with_error(value / unit, error / unit)
 
 
+@checked
 def compare(
     pairs: Mapping[str, tuple[Program, Program]],
     data: Data,

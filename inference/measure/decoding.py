@@ -16,6 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, as_tensors, stream
 from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
@@ -35,6 +36,7 @@ def decode(model: Program, values: Mapping[str, Tensor], *covariates: Tensor, da
 def decode(model: Program, values: Mapping[str, Tensor], *, data: Data) -> Tensor | dict[str, Tensor]: ...
 
 
+@checked
 def decode(
     model: Program, values: Mapping[str, Tensor], *covariates: Tensor, data: Data | None = None
 ) -> Tensor | dict[str, Tensor]:
@@ -90,6 +92,7 @@ def decode(
     return _one(means)
 
 
+@checked
 def encode(
     model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
 ) -> dict[str, Tensor]:
@@ -129,6 +132,7 @@ def encode(
     return _over_data(model, guide, data, particles, seed, "encode", values)
 
 
+@checked
 def reconstruct(
     model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
 ) -> Tensor | dict[str, Tensor]:

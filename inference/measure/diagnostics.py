@@ -23,7 +23,10 @@ import math
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 
+
+@checked
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Pareto k-hat, the shape of the upper tail of importance weights.
 
@@ -52,6 +55,11 @@ def pareto_k(log_w: Tensor) -> Tensor:
         >>> bool((pareto_k(heavy) - 0.9).abs() < 0.1)
         True
     """
+    if log_w.dim() != 2 or not log_w.is_floating_point():
+        raise ValueError(
+            f"log_w are log weights [K, N] of floating-point numbers, but got {log_w.dtype} of shape "
+            f"{list(log_w.shape)}"
+        )
     tail = tail_length(len(log_w))
     top = log_w.double().topk(min(tail + 1, len(log_w)), dim=0).values
     return fit_tail(top, tail, math.sqrt(torch.finfo(log_w.dtype).eps))[0]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
@@ -228,6 +229,7 @@ class Evidence(Measurement):
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
 
+@checked
 def evaluate(
     model: Program,
     guide: Program,

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.graphs.compile import Compile, check_compile
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
@@ -167,6 +168,7 @@ class Gaps(Measurement):
         return self._summary_table(head, facts)
 
 
+@checked
 def gaps(
     model: Program,
     guide: Program,

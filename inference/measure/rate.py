@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.enumeration import sampled
@@ -103,6 +104,7 @@ class RateDistortion(Measurement):
         return self._summary_table(f"{len(self.rate)} data, bits per datum", facts)
 
 
+@checked
 def rate_distortion(
     model: Program,
     guide: Program,

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
+from jensen.checked import checked
 from jensen.kernel.modes import modes_kept
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
@@ -105,6 +106,7 @@ class CSVLogger(_Logger):
         2,-2.5,1.0
     """
 
+    @checked
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = Path(path)
@@ -151,6 +153,7 @@ class TensorBoardLogger(_Logger):
         1
     """
 
+    @checked
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
         self.folder = os.fspath(folder)

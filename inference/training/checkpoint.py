@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn, optim
 
+from jensen.checked import checked
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
@@ -296,6 +297,7 @@ def _named(model: Program, guide: Program) -> dict[int, str]:
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
 
+@checked
 @torch.no_grad()
 def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], *, best: bool = True) -> History:
     """Put the parameters of a checkpoint into a pair, to measure it or to draw from it.

@@ -28,7 +28,8 @@ from pyro.infer import (
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from jensen.graphs.compile import Compile, check_compile
+from jensen.checked import checked, shown
+from jensen.graphs.compile import Compile, check_compile, ensure_cache
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import (
     Batches,
@@ -62,6 +63,7 @@ from .validation import Validation
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
+@checked
 def fit(
     model: Program,
     guide: Program,
@@ -157,6 +159,7 @@ def fit(
         held_out = Batches(as_tensors(validation, held=True), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     check_compile(compile)
+    ensure_cache()
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
@@ -288,9 +291,20 @@ def _check_settings(
         )
     if resume and checkpoint is None:
         raise ValueError("resume goes on from a checkpoint: say which file")
+    if objective is not None:
+        check_objective(objective)
+
+
+def check_objective(objective: object) -> None:
+    """Raise TypeError for what is no objective that can be trained with, and name one that can."""
     if isinstance(objective, type):
         raise TypeError(f"objective is the class {objective.__name__}: make one, {objective.__name__}()")
-    lacking = objective is not None and not callable(getattr(objective, "differentiable_loss", None))
+    lacking = not callable(getattr(objective, "differentiable_loss", None))
+    if lacking and not type(objective).__module__.startswith("pyro."):
+        raise TypeError(
+            f"objective is one of Pyro's or jensen's, such as Trace_ELBO() or jensen.inference.IWAE(10), but got "
+            f"{shown(objective)}"
+        )
     if isinstance(objective, _TRACED) or lacking:
         raise TypeError(f"{type(objective).__name__} {_instead(objective)}")
 
@@ -420,10 +434,10 @@ def _training(
     """
     modules = owners_of(model, guide)
     with (
+        store_kept(earlier=True),
         warnings.catch_warnings(),
         modes_kept([*modules, *frozen]),
         private_randomness(seed),
-        store_kept(earlier=True),
     ):
         warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
         for module in modules:

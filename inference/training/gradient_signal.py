@@ -14,11 +14,15 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from jensen.checked import checked
 from jensen.kernel.batches import Data, as_tensors
+from jensen.kernel.looks import look_at
 from jensen.kernel.modes import modes_kept
 from jensen.kernel.parameters import owners_of, store_kept
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
+
+from .fit import check_objective
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +55,7 @@ class GradientSignal:
         return f"<GradientSignal: {len(self.mean)} parameters, {self.repeats} repeats, SNR {self.snr:.3g}>"
 
 
+@checked
 def gradient_signal(
     model: Program,
     guide: Program,
@@ -96,11 +101,13 @@ def gradient_signal(
     """
     if repeats < 2:
         raise ValueError(f"repeats is the number of gradients drawn, at least 2, but got {repeats}")
+    check_objective(objective)
     tensors = as_tensors(data)
     owners = owners_of(model, guide)
-    with modes_kept(owners), private_randomness(seed, "gradient_signal"), store_kept():
+    with store_kept(), modes_kept(owners), private_randomness(seed, "gradient_signal"):
         for owner in owners:
             owner.eval()
+        look_at(model, guide, tensors)
         if of is None:
             parameters = parameters_of(model, guide, *tensors)[1]
         else:

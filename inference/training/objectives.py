@@ -49,12 +49,15 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from jensen.checked import checked, checked_fields
+from jensen.kernel.arguments import check_tensors
 from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import ALONE, Way
+from jensen.kernel.looks import look_at
 from jensen.kernel.parameters import owners_of
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.terms import Terms
-from jensen.kernel.weights import Pair, Program, check_pair, log_joint, parameters_of, terms
+from jensen.kernel.weights import Pair, Program, log_joint, parameters_of, terms
 
 Gradient = Literal["standard", "stl", "dreg"]
 Knob = float | Callable[[int], float]  # a number, or a function from the step to one
@@ -113,6 +116,7 @@ class Objective(pyro.infer.ELBO):
         ([0.0], [0.5], True)
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int = 1,
@@ -189,11 +193,13 @@ class Objective(pyro.infer.ELBO):
         scale, loss, bound = self._unscaled(pair, data, knobs)
         return scale * loss, scale * bound
 
+    @checked
     def differentiable_loss(self, model: Program, guide: Program, *data: Tensor) -> Tensor:
         """The loss at the knobs of :attr:`step`, with its gradient."""
         loss, self._bound = self.loss_and_bound(model, guide, *data, knobs=self._own_knobs(data))
         return loss
 
+    @checked
     def loss(self, model: Program, guide: Program, *data: Tensor) -> float:
         """The loss at the knobs of :attr:`step` alone, without gradient."""
         with torch.no_grad():
@@ -202,6 +208,7 @@ class Objective(pyro.infer.ELBO):
         self._bound = scale * bound
         return scale * float(loss)
 
+    @checked
     def loss_and_grads(self, model: Program, guide: Program, *data: Tensor) -> float:
         """The loss, its gradient added to the parameters': what ``pyro.infer.SVI`` asks for."""
         loss = self.differentiable_loss(model, guide, *data)
@@ -214,6 +221,7 @@ class Objective(pyro.infer.ELBO):
         raise NotImplementedError("this objective is a reduction of log weights, and makes no trace of its own")
 
     def _own_knobs(self, data: tuple[Tensor, ...]) -> Tensor:
+        check_tensors(data)
         return self.knobs(self._step, data[0].device if data else None)
 
     def _unscaled(self, pair: Pair, data: tuple[Tensor, ...], knobs: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -234,7 +242,7 @@ class Objective(pyro.infer.ELBO):
         if known is None or known.model != model or known.guide != guide or nesting not in (None, known.nesting):
             layout: Layout | int | None = nesting
             if layout is None:
-                layout = check_pair(model, guide, *data)
+                layout = look_at(model, guide, data)
                 self.check(model, guide, layout, *data)
             self._last.pair = known = Pair(model, guide, layout)
         return known
@@ -431,6 +439,7 @@ class IWAE(Objective):
         True
     """
 
+    @checked
     def __init__(self, num_particles: int = 10, gradient: Gradient = "standard") -> None:
         super().__init__(num_particles, gradient, scores=gradient == "standard")
 
@@ -466,6 +475,7 @@ class Renyi(Objective):
         True
     """
 
+    @checked
     def __init__(self, alpha: float = 0.5, num_particles: int = 10, gradient: Gradient = "standard") -> None:
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is the order of the bound, a finite number, but got {alpha}")
@@ -477,6 +487,7 @@ class Renyi(Objective):
         return power_loss(terms, path_log_weights(terms), 1.0 - self.alpha, self.gradient)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class LinearAnnealing:
     """Beta from ``start`` to ``end`` in a straight line over so many steps, and ``end`` from then on.
@@ -498,11 +509,13 @@ class LinearAnnealing:
         if self.steps < 1:
             raise ValueError(f"steps is the length of the annealing, at least 1, but got {self.steps}")
 
+    @checked
     def __call__(self, step: int) -> float:
         """Beta at a step."""
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class CyclicalAnnealing:
     """Beta that rises from ``start`` to ``end`` over the first part of every period, and stays there for the rest.
@@ -528,6 +541,7 @@ class CyclicalAnnealing:
                 f"period is at least 1 and rise a share of it in (0, 1], but got {self.period} and {self.rise}"
             )
 
+    @checked
     def __call__(self, step: int) -> float:
         """Beta at a step."""
         passed = (step % self.period) / self.period
@@ -585,6 +599,7 @@ class ELBO(Objective):
         (3, 3)
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int = 1,

@@ -97,9 +97,11 @@ def test_splits_are_seeded_and_share_no_datum():
     assert not torch.equal(from_array(x, split=(0.7, 0.2, 0.1), seed=1).train, data.train)
     assert len(from_array(x, split=(0.5, 0, 0.5)).validation) == 0
     assert [len(from_array(x[:7], split=(1 / 3, 1 / 3, 1 / 3)).train)] == [2]
-    for split in [(0.5, 0.1, 0.1), (80, 10, 9), (-0.1, 0.1, 1.0), (0.5, 0.5)]:
+    for split in [(0.5, 0.1, 0.1), (80, 10, 9), (-0.1, 0.1, 1.0)]:
         with pytest.raises(ValueError, match="split is three shares that sum to 1, or three numbers that sum to 100"):
             from_array(x, split=split)
+    with pytest.raises(ValueError, match="split is a tuple of 3, but got a tuple of 2"):
+        from_array(x, split=(0.5, 0.5))
     with pytest.raises(ValueError, match="leaves no training datum"):
         from_array(x, split=(0, 0.5, 0.5))
 

@@ -36,6 +36,7 @@ from jensen.module import UniqueModule
 from jensen.networks import mlp
 
 stepping, products = sys.modules["jensen.inference.training.steps"], sys.modules["jensen.graphs.products"]
+compiling = sys.modules["jensen.graphs.compile"]
 
 SEARCHES = ("Laplace",)  # it searches until every datum has converged: a loop on values
 OBJECTIVES = {
@@ -651,6 +652,46 @@ def test_the_users_setting_of_products_is_kept(pays, monkeypatch):
         float32_products("auto")
     with pytest.raises(ValueError, match="'auto' or 'default'"):
         float32_products("fast")
+
+
+def test_products_of_a_run_that_goes_on_are_not_timed_again(monkeypatch):
+    def timed():
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(products, "_pays", timed)
+    monkeypatch.setattr(products, "_is_accurate", lambda: True)
+    cpu = torch.device("cpu")
+    for begun in ("onednn", "default"):
+        with product_route(cpu, begun) as taken:
+            assert taken == begun
+    monkeypatch.setattr(products, "_is_accurate", lambda: False)
+    with (
+        pytest.warns(UserWarning, match="begun with the float32 products of oneDNN, which are not to be had here"),
+        product_route(cpu, "onednn") as taken,
+    ):
+        assert taken == "default"
+
+
+def test_products_of_a_checkpoint_are_those_of_the_resumed_run(tmp_path, monkeypatch):
+    model, guide, x = _small()
+    taken = []
+    monkeypatch.setattr(products, "_is_accurate", lambda: True)
+    for epochs, pays in ((1, True), (2, False)):  # the trial would decide otherwise the second time
+        monkeypatch.setattr(products, "_pays", lambda pays=pays: pays)
+        fit(model, guide, x, epochs=epochs, checkpoint=tmp_path / "c.pt", resume=True, progress=False)
+        taken.append(torch.load(tmp_path / "c.pt", weights_only=True)["settings"]["products"])
+    assert taken == ["onednn", "onednn"]
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/dev/null/cache")
+    compiling.ensure_cache.cache_clear()
+    with pytest.warns(UserWarning, match="TORCHINDUCTOR_CACHE_DIR=/dev/null/cache, cannot be"):
+        compiling.ensure_cache()
+    assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    compiling.ensure_cache.cache_clear()
+    compiling.ensure_cache()  # nothing is said of one that can be written
+    compiling.ensure_cache.cache_clear()
 
 
 @pytest.mark.parametrize("call", [fit, evaluate])

@@ -153,7 +153,7 @@ def test_other_data_are_refused(kind, family):
     model, guide, x = made("chain" if kind == "Laplace" else kind, family)
     local = (Laplace(model) if kind == "Laplace" else guide).local(x)
     for other in (x + 0.1, x[:3], x.flip(0), torch.cat([x, x])):
-        with pytest.raises(ValueError, match=r"parameters for each of 5 data, but got \d+ that are not these"):
+        with pytest.raises(ValueError, match=r"(parameters|a value) for each of 5 data"):
             log_weights(model, local, other)
         refusal = "that are not these" if len(other) == 5 else "that are not these|a value for each of 5 data"
         with pytest.raises(ValueError, match=refusal):

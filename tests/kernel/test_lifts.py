@@ -261,7 +261,7 @@ def test_batch_norm_of_latents_in_training_is_one_batch_per_particle(float64):
     torch.manual_seed(0)
     owner, x = Owner(), torch.randn(6, 3)
     proved = Pair(owner.model, owner.guide)
-    with pytest.warns(UserWarning, match="the model runs one particle after the other"):
+    with pytest.warns(UserWarning, match=r"the model runs one particle after the other.*put it into evaluation mode"):
         t = proved.terms((x,), 3)
     for k in range(3):
         mean = owner.decoder(t.values["z"][k])

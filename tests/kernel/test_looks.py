@@ -15,7 +15,7 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule
 from torch import nn
 
-from jensen.inference import compare, evaluate, fit, gaps, log_weights
+from jensen.inference import compare, evaluate, fit, gaps, log_weights, terms
 from jensen.kernel.looks import held_by, layout_on, look_at
 from jensen.models import PPCA
 
@@ -45,6 +45,8 @@ _WAYS = {
         model, guide, torch.randn(50), epochs=1, validation=x, progress=False, lr=1e-9
     ),
     "fit": lambda model, guide, x: fit(model, guide, x, epochs=1, progress=False),
+    "log_weights": lambda model, guide, x: log_weights(model, guide, x, particles=3),
+    "terms": lambda model, guide, x: terms(model, guide, x, particles=3),
     "gaps": lambda model, guide, x: gaps(model, guide, x, 10, progress=False),
 }
 
@@ -145,7 +147,7 @@ class _Wide(PyroModule):
 
 def test_what_fails_for_another_reason_is_not_accused():
     model = PPCA(5, latent=2)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match=r"does not run on data\[0\] of shape \[20, 6\].*shapes cannot be multiplied"):
         look_at(model, _Wide(), (torch.randn(20, 6),))
     x = torch.randn(20, 5)
     x[15] = torch.nan  # the first two rows would run

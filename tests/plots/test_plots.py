@@ -92,9 +92,9 @@ def test_an_axes_of_ones_own_is_used_and_pyplot_stays_out(draw):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plot_bounds({}), "at least one result"),
+        (lambda: plot_bounds({}), "results is empty"),
         (lambda: plot_latent(torch.randn(5, 1)), r"D at least 2, but got \[5, 1\]"),
-        (lambda: plot_latent(torch.randn(5, 2), torch.zeros(4)), "a label for each of the 5 data, but got 4"),
+        (lambda: plot_latent(torch.randn(5, 2), torch.zeros(4)), r"one for each of the 5 data, but its shape is \[4\]"),
         (lambda: plot_images(torch.rand(3, 5), (2, 2)), r"images of shape \[N, 4\], or \[N, 2, 2\], but got \[3, 5\]"),
     ],
 )

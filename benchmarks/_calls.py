@@ -1,0 +1,72 @@
+"""Attacks on arguments and threads, for faults.py: ``ATTACKS |= _calls.ATTACKS``, with the options ``calls``, ``seed``.
+
+A call that raised a sentence of jensen's own is ``refused``, one that returned is ``same``; what is ``short`` is listed
+whole.
+"""
+
+import collections
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import torch
+from calls import Calls
+from members import pair
+
+from jensen.inference import evaluate, log_weights
+
+__all__ = ["ATTACKS", "generated_calls", "two_threads"]
+
+
+def _row(attack, tries, short, refused=0):
+    return {
+        "attack": attack,
+        "tries": tries,
+        "refused": refused,
+        "same": tries - refused - len(short),
+        "other": 0,
+        "short": [str(failure) for failure in short],
+    }
+
+
+def generated_calls(options):
+    """Calls of everything public with arguments that do not suit: none may end in a foreign error, or not at all."""
+    calls, short, refused = Calls(options.seed), [], 0
+    for _ in range(getattr(options, "calls", 100_000)):
+        failure = calls.one()
+        if failure is not None:
+            short.append(failure)
+        refused += calls.refused
+    return [_row("generated calls", getattr(options, "calls", 100_000), short, refused)]
+
+
+def two_threads(options):
+    """Two threads that measure one model: the numbers of one thread, and the modes of before."""
+    model, guide, x = pair("VAE, Bernoulli", "MeanField")
+    expected = [evaluate(model, guide, x, 50, seed=s, compile=False, progress=False).log_evidence for s in range(2)]
+    modes, tries, failures = (model.training, guide.training), collections.Counter(), []
+
+    def measure(seed):
+        for _ in range(40):
+            tries["calls"] += 1
+            try:
+                log_weights(model, guide, x, particles=2)
+                made = evaluate(model, guide, x, 50, seed=seed, compile=False, progress=False).log_evidence
+                if not torch.equal(made, expected[seed]):
+                    failures.append(f"other numbers at seed {seed}: {made} for {expected[seed]}")
+            except Exception as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=measure, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if (model.training, guide.training) != modes:
+        failures.append(f"modes {(model.training, guide.training)} for {modes}")
+    return [_row("two threads on one model", tries["calls"], failures)]
+
+
+ATTACKS = {"calls": generated_calls, "threads": two_threads}

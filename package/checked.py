@@ -1,0 +1,423 @@
+"""Arguments are what their annotations say, or a sentence names the one that is not.
+
+| annotation | takes | refuses |
+| --- | --- | --- |
+| ``int`` | whole numbers, NumPy's and those of a tensor without dimensions too, below 2^31 | True, 64.0 |
+| ``float`` | real numbers, likewise | NaN, True |
+| ``Tensor`` | dense tensors that hold values | tensors on the device "meta", sparse and quantized ones |
+| ``Literal`` | its values | |
+| ``Callable`` | what can be called | |
+
+and sequences, mappings, tuples and unions of these. Data (``Tensor | tuple[Tensor, ...]``, ``*data``) are looked at
+where they are read, by :func:`jensen.kernel.arguments.as_tensors`. What an argument means (at least 1, a power of two)
+its function says.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_data", "check_features", "check_tensor", "checked", "checked_fields", "shown"]
+
+import inspect
+import math
+import operator
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from numbers import Real
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+_LARGEST = 2**31 - 1
+_WIDE = {"limit": 2**63 - 1, "seed": 2**64 - 1}  # bytes of a file; what torch.manual_seed takes
+_SHOWN = 60  # characters of a value in a message
+
+
+class _Misfit(Exception):
+    """What came is not what an annotation says: what is expected, in words."""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function, or the ``__init__`` of a class, whose arguments are looked at before it runs.
+
+    Numbers of other libraries come as Python's. Annotations that cannot be read (names for type checkers only) are no
+    reason to refuse anything.
+
+    Args:
+        function: annotated.
+
+    Returns:
+        The function: it raises TypeError for an argument of another type, ValueError for one of another value.
+
+    Example:
+        >>> @checked
+        ... def draws(n: int, scale: float = 1.0) -> int:
+        ...     return n
+        >>> draws(torch.tensor(3))
+        3
+        >>> draws(2.5)
+        Traceback (most recent call last):
+        TypeError: n is a whole number, but got 2.5 (a float)
+    """
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # raises it, in Python's words
+        if not hints:
+            hints.update(_hints(function, signature))
+        for name, value in given.arguments.items():
+            kind = signature.parameters[name].kind
+            if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                given.arguments[name] = _fitted(value, hints[name], name)
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+def checked_fields(record: type[C]) -> type[C]:
+    """A dataclass whose fields are looked at before it is made."""
+    record.__init__ = checked(record.__init__)  # type: ignore[method-assign]
+    return record
+
+
+def check_tensor(value: object, name: str) -> None:
+    """Raise TypeError for what is no tensor, ValueError for one without values or not dense."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a tensor, but got {shown(value)}; use torch.as_tensor")
+    if value.layout is not torch.strided or value.is_quantized:
+        raise ValueError(f"{name} is a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
+    if value.is_meta:
+        raise ValueError(f"{name} is on the device 'meta', where tensors hold no values: give one with values")
+
+
+def check_data(x: object, name: str) -> None:
+    """Raise TypeError for what is no tensor, ValueError for one without values, not dense, or complex."""
+    check_tensor(x, name)
+    assert isinstance(x, Tensor)
+    if x.is_complex():
+        raise ValueError(f"{name} is {x.dtype}, but densities are of real numbers: use torch.view_as_real({name})")
+
+
+def check_features(x: object, name: str, like: Tensor | None = None) -> None:
+    """Raise an error for what a layer cannot read: no tensor, whole numbers, another precision than its weights'."""
+    check_data(x, name)
+    assert isinstance(x, Tensor)
+    wanted = x.dtype if like is None or torch.is_autocast_enabled(x.device.type) else like.dtype
+    if not x.is_floating_point() or x.dtype != wanted:
+        to = torch.get_default_dtype() if not wanted.is_floating_point else wanted
+        raise ValueError(f"{name} is {x.dtype}, but layers read {to}: convert it ({name}.to({to}))")
+
+
+def shown(value: object) -> str:
+    """What a value is, in a few words."""
+    kind = type(value).__name__
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)} ({value.dtype})"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {list(value.shape)} ({value.dtype})"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (tuple, list)):
+        return f"{_with_article(kind)} of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**20:
+        return "a whole number of more than 20 digits"
+    if isinstance(value, (bool, int, float, complex, str, bytes, os.PathLike)):
+        text = repr(value)
+        return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({_with_article(kind)})"
+    return _with_article(kind)
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeioAEIO' else 'a'} {kind}"
+
+
+def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """The annotations of a function; Any where one cannot be read."""
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = {}
+    for name, parameter in signature.parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, scope)
+            except (NameError, AttributeError, TypeError):
+                hint = Any
+        hints[name] = Any if hint is inspect.Parameter.empty else hint
+    return hints
+
+
+def _fitted(value: Any, hint: Any, name: str) -> Any:
+    """The value, as its annotation has it; TypeError or ValueError where it is something else."""
+    if name in ("model", "guide") and isinstance(value, type) and callable(value):
+        raise TypeError(f"{name} is the class {value.__name__}: make one, {value.__name__}(...)")
+    if name == "objective":  # those of Pyro's that do not serve have better ones, which is said where it is used
+        return value
+    if name == "device" and isinstance(value, (str, torch.device, int)) and not isinstance(value, bool):
+        return _device(value)
+    try:
+        return _as(value, hint, name)
+    except _Misfit as misfit:
+        error = ValueError if _right_type(value, hint) else TypeError
+        raise error(f"{name} is {misfit}, but got {shown(value)}") from None
+
+
+def _right_type(value: Any, hint: Any) -> bool:
+    """Whether a value has a type that an annotation takes, if not the value."""
+    kinds = _flat(hint)
+    if isinstance(value, bool):
+        return bool in kinds or any(get_origin(k) is Literal and True in get_args(k) for k in kinds)
+    if isinstance(value, str):
+        return str in kinds or any(get_origin(k) is Literal for k in kinds)
+    if isinstance(value, (tuple, list)):  # of another length
+        lengths = [len(get_args(k)) for k in kinds if get_origin(k) is tuple and ... not in get_args(k)]
+        return bool(lengths) and len(value) not in lengths
+    if isinstance(value, (int, np.integer)):
+        return not {int, float}.isdisjoint(kinds)
+    return isinstance(value, (float, np.floating)) and float in kinds
+
+
+def _flat(hint: Any) -> list[Any]:
+    """The members of a union, None last."""
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for part in get_args(hint) for kind in _flat(part)]
+        return sorted(kinds, key=lambda kind: kind is type(None))
+    return [type(None) if hint is None else hint]
+
+
+def _as(value: Any, hint: Any, name: str) -> Any:
+    """The value as an annotation has it; _Misfit with what is expected."""
+    kinds = _flat(hint)
+    if tuple[Tensor, ...] in kinds and Tensor in kinds:  # data
+        return value
+    whats = []
+    for kind in kinds:
+        try:
+            return _as_one(value, kind, name)
+        except _Misfit as misfit:
+            whats.append(str(misfit))
+    raise _Misfit(_either(whats))
+
+
+def _either(whats: list[str]) -> str:
+    """What is expected, as a list; the values of a Literal are parted by zeros."""
+    listed = list(dict.fromkeys(what for whole in whats for what in whole.split("\0")))
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
+
+
+def _as_one(value: Any, kind: Any, name: str) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any or isinstance(kind, (TypeVar, ParamSpec)):
+        return value
+    if origin is typing.Annotated:
+        return _as(value, parts[0], name)
+    if kind in _PLAIN:
+        return _PLAIN[kind](value, name)
+    if origin is Literal:
+        if isinstance(value, (str, bool, int, type(None))) and any(value is p or value == p for p in parts):
+            return value
+        raise _Misfit("\0".join(map(repr, parts)))
+    if origin in _CONTAINERS:
+        return _CONTAINERS[origin](value, parts, name)
+    if origin is type(None) or kind is type(None):
+        if value is None:
+            return None
+        raise _Misfit("None")
+    what = origin or kind
+    if not isinstance(what, type):
+        return value
+    try:
+        fits = isinstance(value, what)
+    except TypeError:  # a protocol that is not for run time: what is to be there, its functions are looked for later
+        lacking = [name for name in what.__annotations__ if not hasattr(value, name)]
+        if lacking or isinstance(value, type):
+            raise _Misfit(f"an object with {' and '.join(what.__annotations__) or what.__name__}") from None
+        return value
+    if not fits:
+        raise _Misfit(_with_article(what.__name__.lstrip("_")))
+    return value
+
+
+def _whole(value: Any, name: str) -> int:
+    what = "a whole number"
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and (value.dim() or not _whole_tensor(value))):
+        raise _Misfit(what)
+    try:
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise _Misfit(what) from None
+    least, most = (0, _WIDE["seed"]) if name == "seed" else (-_LARGEST, _WIDE.get(name, _LARGEST))
+    if not least <= number <= most:
+        raise _Misfit(f"a whole number from 0 to {most}" if least == 0 else f"{what} of at most {most}")
+    return number
+
+
+def _whole_tensor(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool or value.is_meta)
+
+
+def _real(value: Any, name: str) -> float:
+    what = "a number"
+    if isinstance(value, Tensor):
+        if value.dim() or value.is_complex() or value.dtype is torch.bool or value.is_meta or value.requires_grad:
+            raise _Misfit(what)
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise _Misfit(what)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _Misfit(what) from None
+    if math.isnan(number):
+        raise _Misfit(f"{what} other than NaN")
+    exact: Any = value  # an int stays one where a float holds it
+    return exact if type(exact) is float or (type(exact) is int and abs(exact) < 2**53) else number
+
+
+def _switch(value: Any, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise _Misfit("True or False")
+    return bool(value)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise _Misfit("a string")
+    return value
+
+
+def _dense(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise _Misfit("a tensor")
+    check_tensor(value, name)
+    return value
+
+
+def _device(value: str | torch.device | int) -> torch.device:
+    try:
+        device = torch.device(value)
+        if device.type == "meta":
+            raise RuntimeError("tensors hold no values there")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError, AttributeError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(f"device is where to run, such as 'cpu' or 'cuda', but got {value!r}: {why}") from error
+    return device
+
+
+def _called(value: Any, parts: tuple[Any, ...], name: str) -> Any:
+    if not callable(value) and not (name == "model" and hasattr(value, "latents")):  # all that guides read of it
+        raise _Misfit("a function")
+    return value
+
+
+def _sequence(value: Any, parts: tuple[Any, ...], name: str) -> Any:
+    part = parts[0] if parts else Any
+    what = f"a sequence of {_plural(part)}"
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
+        raise _Misfit(what)
+    return _each(value, part, name, what)
+
+
+def _tuple(value: Any, parts: tuple[Any, ...], name: str) -> Any:
+    if parts[-1:] == (...,):
+        if not isinstance(value, tuple):
+            raise _Misfit(f"a tuple of {_plural(parts[0])}")
+        return _each(value, parts[0], name, f"a tuple of {_plural(parts[0])}")
+    what = f"a tuple of {len(parts)}"
+    if not isinstance(value, (tuple, list)) or len(value) != len(parts):
+        raise _Misfit(what)
+    try:
+        return tuple(_as(x, part, name) for x, part in zip(value, parts, strict=True))
+    except _Misfit as misfit:
+        raise _Misfit(f"{what}, each {misfit}") from None
+
+
+def _each(value: Any, part: Any, name: str, what: str) -> Any:
+    try:
+        entries = [_as(x, part, name) for x in value]
+    except _Misfit:
+        raise _Misfit(what) from None
+    if all(new is old for new, old in zip(entries, value, strict=True)):
+        return value
+    return tuple(entries) if isinstance(value, tuple) else entries
+
+
+def _iterable(value: Any, parts: tuple[Any, ...], name: str) -> Any:
+    part = parts[0] if parts else Any
+    what = f"a sequence of {_plural(part)}"
+    if isinstance(value, (str, bytes, Tensor, np.ndarray, Mapping)) or not isinstance(value, Iterable):
+        raise _Misfit(what)
+    return _each(value, part, name, what) if isinstance(value, (list, tuple)) else value
+
+
+def _mapping(value: Any, parts: tuple[Any, ...], name: str) -> Any:
+    key, entry = parts or (Any, Any)
+    what = f"a dictionary of {_plural(entry)}{' by name' if key is str else ''}"
+    if not isinstance(value, Mapping):
+        raise _Misfit(what)
+    try:
+        fitted = {_as(k, key, name): _as(v, entry, f"{name}[{k!r}]") for k, v in value.items()}
+    except _Misfit:
+        raise _Misfit(what) from None
+    same = all(fitted.get(k) is v for k, v in value.items())
+    return value if same else fitted
+
+
+def _plural(hint: Any) -> str:
+    kinds = [kind for kind in _flat(hint) if kind is not type(None)]
+    kind = kinds[0] if kinds else Any
+    if kind in _PLURALS:
+        return _PLURALS[kind]
+    origin = get_origin(kind)
+    if origin is tuple:
+        parts = [part for part in get_args(kind) if part is not ...]
+        return f"tuples ({', '.join(_plural(part) for part in parts)})"
+    if origin in (Sequence, list):
+        return f"sequences of {_plural((get_args(kind) or (Any,))[0])}"
+    if isinstance(kind, type):
+        return f"{kind.__name__.lstrip('_')} objects"
+    return "functions" if origin is Callable or origin is typing.get_origin(Callable[[], Any]) else "values"
+
+
+_PLURALS: dict[Any, str] = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "strings",
+    bool: "True or False",
+    Tensor: "tensors",
+    Any: "values",
+}
+_PLAIN: dict[Any, Callable[[Any, str], Any]] = {
+    int: _whole,
+    float: _real,
+    bool: _switch,
+    str: _text,
+    Tensor: _dense,
+}
+_CALLABLE: Any = get_origin(Callable[[], Any])
+_CONTAINERS: dict[Any, Callable[[Any, tuple[Any, ...], str], Any]] = {
+    _CALLABLE: _called,
+    Sequence: _sequence,
+    list: _sequence,
+    tuple: _tuple,
+    Iterable: _iterable,
+    Mapping: _mapping,
+    dict: _mapping,
+}

@@ -1,0 +1,110 @@
+"""Arguments that are not what their annotations say are refused by name."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jensen.checked import check_features, checked
+from jensen.inference import evaluate, fit, log_weights
+from jensen.models import PPCA
+
+
+class _HasLatents(Protocol):
+    latents: dict[str, Any]
+
+
+@checked
+def _function(
+    n: int = 1,
+    scale: float = 1.0,
+    quiet: bool = False,
+    name: str = "a",
+    way: Literal["up", "down"] | float = "up",
+    widths: Sequence[int] = (),
+    values: Mapping[str, Tensor] | None = None,
+    run: Callable[[], int] | None = None,
+    range_: tuple[float, float] = (0.0, 1.0),
+    x: Tensor | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    model: _HasLatents | None = None,
+):
+    return n, scale, quiet, name, way, widths, values, run, range_, x, seed, device, model
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"n": True}, TypeError, r"n is a whole number, but got True \(a bool\)"),
+        ({"n": 2.0}, TypeError, r"n is a whole number, but got 2.0 \(a float\)"),
+        ({"n": "3"}, TypeError, r"n is a whole number, but got '3' \(a str\)"),
+        ({"n": 10**20}, ValueError, "n is a whole number of at most 2147483647, but got"),
+        ({"n": torch.tensor(True)}, TypeError, r"n is a whole number, but got a tensor of shape \[\] \(torch.bool\)"),
+        ({"scale": math.nan}, ValueError, "scale is a number other than NaN, but got nan"),
+        ({"scale": torch.ones(2)}, TypeError, r"scale is a number, but got a tensor of shape \[2\]"),
+        ({"scale": torch.ones((), requires_grad=True)}, TypeError, "scale is a number, but got a tensor"),
+        ({"quiet": 1}, TypeError, r"quiet is True or False, but got 1 \(an int\)"),
+        ({"name": b"a"}, TypeError, r"name is a string, but got b'a' \(a bytes\)"),
+        ({"way": "left"}, ValueError, "way is 'up', 'down' or a number, but got 'left'"),
+        ({"widths": "34"}, TypeError, "widths is a sequence of whole numbers, but got '34'"),
+        ({"widths": [3, "4"]}, TypeError, "widths is a sequence of whole numbers, but got a list"),
+        ({"values": {"z": 3}}, TypeError, "values is a dictionary of tensors by name or None, but got a dict"),
+        ({"values": {3: torch.ones(2)}}, TypeError, "values is a dictionary of tensors by name or None, but got"),
+        ({"run": 3}, TypeError, "run is a function or None, but got 3"),
+        ({"range_": (0, "a")}, TypeError, "range_ is a tuple of 2, each a number, but got a tuple"),
+        ({"x": np.ones(2)}, TypeError, r"x is a tensor or None, but got an array of shape \[2\] \(float64\)"),
+        ({"x": torch.ones(2, device="meta")}, ValueError, "x is on the device 'meta', where tensors hold no values"),
+        ({"x": torch.eye(2).to_sparse()}, ValueError, "x is a dense tensor, but got one of layout torch.sparse_coo"),
+        ({"seed": -1}, ValueError, "seed is a whole number from 0 to 18446744073709551615 or None, but got -1"),
+        ({"device": "nowhere:0"}, ValueError, "device is where to run, such as 'cpu' or 'cuda', but got 'nowhere:0'"),
+        ({"device": "meta"}, ValueError, r"device is where to run.*tensors hold no values there"),
+        ({"model": 3}, TypeError, "model is an object with latents or None, but got 3"),
+        ({"model": PPCA}, TypeError, r"model is the class PPCA: make one, PPCA\(...\)"),
+    ],
+)
+def test_what_does_not_suit_is_named(given, kind, message):
+    with pytest.raises(kind, match=message):
+        _function(**given)
+
+
+def test_numbers_of_other_libraries_come_as_pythons():
+    n, scale, quiet, *_ = _function(np.int64(3), torch.tensor(0.5), np.bool_(True))
+    assert (n, scale, quiet) == (3, 0.5, True)
+    assert (type(n), type(scale), type(quiet)) == (int, float, bool)
+    assert _function(widths=np.array([3, 4]))[5] == [3, 4]
+    assert _function(scale=2)[1] == 2
+    assert type(_function(scale=2**70)[1]) is float
+
+
+def test_what_suits_is_passed_on_as_it_is():
+    values, widths, x = {"z": torch.ones(2)}, [3, 4], torch.ones(2)
+    made = _function(values=values, widths=widths, x=x, way="down", seed=2**64 - 1)
+    assert made[6] is values
+    assert made[5] is widths
+    assert made[9] is x
+
+
+def test_a_call_that_does_not_bind_is_said_by_python():
+    with pytest.raises(TypeError, match=r"_function\(\) got an unexpected keyword argument 'size'"):
+        _function(size=3)
+
+
+def test_layers_name_what_they_cannot_read():
+    weight = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=r"h is a tensor, but got a list of 1; use torch.as_tensor"):
+        check_features([1.0], "h", weight)
+    with pytest.raises(ValueError, match=r"h is torch.int64, but layers read torch.float32: convert it \(h.to"):
+        check_features(torch.ones(3).long(), "h", weight)
+    with torch.autocast("cpu"):  # where torch converts
+        check_features(torch.ones(3).bfloat16(), "h", weight)
+
+
+@pytest.mark.parametrize("use", [log_weights, evaluate, fit], ids=["log_weights", "evaluate", "fit"])
+def test_programs_that_are_none(use):
+    with pytest.raises(TypeError, match="guide is a function, but got 'text'"):
+        use(PPCA(5, 2), "text", torch.zeros(3, 5))
