@@ -35,17 +35,20 @@ __all__ = [
     "slowest",
 ]
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyro
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .caller import outside
@@ -61,6 +64,22 @@ ALONE, PLATE, VMAP, LOOP = WAYS = get_args(Way)
 Values = Mapping[str, Tensor]
 Read = Callable[["Met"], dict[str, Tensor]]
 
+_READING = frozenset(
+    [
+        "__array__",
+        "__bool__",
+        "__contains__",
+        "__float__",
+        "__index__",
+        "__int__",
+        "allclose",
+        "equal",
+        "is_nonzero",
+        "item",
+        "numpy",
+        "tolist",
+    ]
+)
 _TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
 _NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
 _MOST = 1e-2  # of the sum of the absolute terms: what is more is not put down to rounding
@@ -257,7 +276,8 @@ class Lifted:
 
     def _find(self, call: Call) -> tuple[Proof, Run]:
         """The first way that is proved, and a run by it."""
-        first, moving = self._moving(call)
+        with _Reads() as reads, validation_enabled(False):
+            first, moving = self._moving(call)
         frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
         ranks = {name: site["value"].dim() for name, site in first.items()}
         subsampled = frozenset(frame.name for frame in frames if frame.full_size not in (None, -1, frame.size))
@@ -271,6 +291,8 @@ class Lifted:
                     with self._unmoved():
                         run = self._by(proof, call)
                     doubt = self._doubt(proof, call, run, moving)
+                    if way == PLATE and not doubt and reads.any:
+                        doubt = self._reads_draws(proof, call)
             except Exception as error:  # any code of the user's runs here, in a form that it was not written for
                 doubt = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
             if not doubt:
@@ -295,6 +317,20 @@ class Lifted:
             )
         proof = Proof(LOOP, False, ranks, subsampled)
         return proof, self._by(proof, call)
+
+    def _reads_draws(self, proof: Proof, call: Call) -> str:
+        """Whether values that are read off tensors depend on the draws: three particles may branch alike by chance.
+
+        Under ``torch.vmap`` such a read is an error.
+        """
+        for buffers in (False, True):
+            try:
+                with forked_rng(), self._unmoved(), validation_enabled(False):
+                    self._by(proof._replace(way=VMAP, buffers=buffers), call)
+                return ""
+            except Exception as error:  # any code of the user's
+                doubt = f"it reads values, which all particles share ({(str(error).strip().splitlines() or [''])[0]})"
+        return doubt
 
     def _unmoved(self) -> AbstractContextManager[None]:
         """What a run in training mode writes into buffers is put back: the next is to start from the same."""
@@ -598,6 +634,33 @@ def for_proof(*programs: Program) -> Iterator[None]:
         for part in parts:
             part.training &= _is_batch_norm(part)
         yield
+
+
+def _reader(frame: FrameType | None) -> str:
+    """The library whose code reads a value, in this frame or those that it was called from."""
+    while frame is not None and frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
+        frame = frame.f_back
+    name: str = "" if frame is None else frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
+
+
+class _Reads(TorchFunctionMode):
+    """Notices that a program reads values off tensors: ``if z.sum() > 0``, ``z.max().item()``.
+
+    Loops of rejection inside PyTorch and Pyro end right for all particles.
+
+    Attributes:
+        any: whether it did.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.any and getattr(function, "__name__", "") in _READING:
+            self.any = _reader(sys._getframe(1)) not in ("jensen", "pyro", "torch")
+        return function(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):

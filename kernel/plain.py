@@ -246,9 +246,10 @@ class _Walk:
             self._picked(vars(module), plain, f"the attribute '{{}}' of {of}")
         else:
             self._attributes(of, vars(module))
-        for registered in (vars(module)[name] for name in _REGISTERED):
-            self._attributes(of, registered)
-        for hooks in (vars(module)[name] for name in _HOOKS):
+        for name in _REGISTERED:  # of a scripted module they are views of what TorchScript holds
+            registered = getattr(module, name)
+            self._attributes(of, registered if isinstance(registered, dict) else dict(registered.items()))
+        for hooks in (getattr(module, name) for name in _HOOKS):
             self._container(hooks, f"a hook of {of}")
         self._follow([type(module)], "")
 

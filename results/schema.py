@@ -170,7 +170,8 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
 def _float(value: Any, where: str) -> float:
     if isinstance(value, str) and value in _WORDS:
         return _WORDS[value]
-    return float(expect(value, type(value) in (int, float), "a number", where))
+    number: float = expect(value, type(value) in (int, float), "a number", where)
+    return number
 
 
 def _tensor(value: Any, where: str) -> Tensor:

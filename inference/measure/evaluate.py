@@ -166,8 +166,7 @@ class Evidence(Measurement):
             Quantity("zero_weights", self.zero_weights, total=True),
             Quantity("spent", self.spent, total=True),
             Quantity("converged", self.converged),
-            Quantity("modes", self.modes),
-            Quantity("evaluations", self.evaluations),
+            *(Quantity(name, getattr(self, name)) for name in ("modes", "evaluations") if self.by_guide is not None),
         ]
 
     def _of_guide(self) -> list[Quantity]:

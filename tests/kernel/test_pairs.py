@@ -20,6 +20,7 @@ from jensen.families import Bernoulli, FullCovariance, MeanField
 from jensen.families.gaussian import RememberingNormal
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import bounds, compare, evaluate, fit, log_joint, log_weights, terms
+from jensen.kernel.randomness import derived_seed
 from jensen.models import PPCA
 from jensen.module import UniqueModule
 from jensen.networks import mlp
@@ -205,7 +206,7 @@ def test_validation_of_joint_weights_does_not_depend_on_the_batch_size(float64):
 
     with pytest.warns(UserWarning, match="whole prior"):
         history = fit(shifted, forgetful, x, epochs=1, batch_size=10, lr=1e-9, validation=x, progress=False)
-    torch.manual_seed(0)
+    torch.manual_seed(derived_seed(0, "validation"))
     whole = log_weights(shifted, forgetful, x, particles=8, max_plate_nesting=1).mean().item() / 40
     assert history.validation[0] == pytest.approx(whole)
 

@@ -70,6 +70,13 @@ def softmax_over_dim_one():
     return decoded(lambda z: torch.softmax(z @ w, dim=1))
 
 
+@program(PLATE)
+def traced_by_torchscript():
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh()).double()
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        return decoded(torch.jit.trace(network, torch.randn(N, 2).double()))
+
+
 @program(VMAP)
 def first_column():
     return decoded(lambda z: z[:, 0].unsqueeze(-1) * torch.tensor([1.0, 2.0, 3.0]))

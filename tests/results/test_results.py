@@ -313,8 +313,8 @@ SUMMARIES = {
     "amortization_data_error amortization_mc_error gained converged rounds seconds unreliable",
     RateDistortion: "n rate rate_data_error rate_mc_error distortion distortion_data_error distortion_mc_error "
     "active_units features",
-    AIS: "n chains temperatures log_evidence log_evidence_data_error log_evidence_mc_error ess acceptance exact "
-    "evaluations",
+    AIS: "n chains temperatures log_evidence log_evidence_data_error log_evidence_mc_error ess reliable acceptance "
+    "exact evaluations",
 }
 FRAMES = {
     Evidence: "elbo elbo_error log_evidence standard_error ess pareto_k exact zero_weights spent gap "
@@ -376,10 +376,11 @@ def test_gaps_rates_and_annealed_weights_print_with_both_errors():
         "4 data, 2 chains each, 1 temperatures from the prior, nats per datum",
         "                             mean  ± data  ± Monte Carlo",
         "--------------------------------------------------------",
-        "log p(x), annealed           0.93    0.22           0.38",
+        "log p(x), annealed           0.93    0.22           0.71",
         "log p(x), exact              0.50",
         "effective sample size, mean  1.3 of 2",
         "moves accepted               50.0 %",
+        "reliable                     no: too few temperatures, so log p(x) is too low; take more",
         "evaluations per datum        12 of log p(x, z), a gradient counting one more",
     ]
 

@@ -314,7 +314,7 @@ def test_log_evidence_is_not_low_where_it_is_not_known(width, float64):
     taken = torch.where(
         found.evidence.pareto_k < found.local.pareto_k, found.evidence.log_evidence, found.local.log_evidence
     )
-    assert float((taken - found.log_evidence).mean()) < -0.05  # why none is selected
+    assert float((taken - found.log_evidence).mean()) < -0.02  # why none is selected
 
 
 def test_a_table_has_both_columns(digits, model, x):
@@ -355,7 +355,7 @@ def test_bars_are_the_means(digits, model, x):
     s = found.summary()
     assert widths == pytest.approx([s["approximation"]] * 2 + [s["amortization"]] * 2)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["mean-field", "again"]
-    with pytest.raises(ValueError, match="at least one result"):
+    with pytest.raises(ValueError, match="results is empty"):
         plot_gaps({})
 
 
@@ -413,6 +413,6 @@ def test_a_comparison_says_at_which_pair_it_failed(model, x):
 
 def test_bars_need_names(model, x):
     found = gaps(model, PriorGuide(model), x[:5], 50, progress=False)
-    with pytest.raises(TypeError, match="results by name"):
+    with pytest.raises(TypeError, match="by name"):
         plot_gaps(found)
     assert len(plot_gaps({"prior": found, "none": None}).get_yticks()) == 1

@@ -131,7 +131,7 @@ def test_what_makes_no_sense_is_refused():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(ValueError, match="at least 2, but got 1"):
         rate_distortion(model, guide, x, 1)
-    with pytest.raises(ValueError, match="at least one result"):
+    with pytest.raises(ValueError, match="results is empty"):
         plot_rate_distortion({})
 
 

@@ -162,7 +162,7 @@ def test_a_pair_written_for_one_number_of_data_is_no_autoguide():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"runs on 8 data but not on 7 or 9: shape '\[8, 1\]' is invalid") as caught:
+    with pytest.raises(ValueError, match=r"runs on 8 data but not on 7 or 9: .*shape '\[8, 1\]' is invalid") as caught:
         fit(model, guide, torch.randn(32), epochs=1, batch_size=8, progress=False)
     assert "AutoGuide" not in str(caught.value)
 

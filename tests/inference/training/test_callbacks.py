@@ -15,6 +15,7 @@ from jensen.families import Delta, Gaussian
 from jensen.graphs.draws import LogWeights
 from jensen.guides import amortize
 from jensen.inference import Callback, CSVLogger, History, TensorBoardLogger, fit, log_weights, rate_distortion, terms
+from jensen.kernel.randomness import derived_seed
 from jensen.kernel.weights import Pair
 from jensen.models import VAE
 from jensen.networks import mlp
@@ -100,7 +101,7 @@ def test_a_callback_that_draws_and_switches_modes_changes_nothing():
 
 
 def test_something_else_is_refused():
-    with pytest.raises(TypeError, match=r"a callback has the methods after_epoch.* but got <function"):
+    with pytest.raises(TypeError, match="callbacks is a Callback or a sequence of Callback objects"):
         _fit(callbacks=[_fit])
 
 
@@ -109,9 +110,9 @@ def test_the_validation_elbo_is_that_of_the_kernel_and_minus_rate_and_distortion
     x = _data()
     model, guide, history = _fit(validation=x, batch_size=100)
     with torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(derived_seed(0, "validation"))
         log_w = log_weights(model, guide, x, particles=8)
-        torch.manual_seed(0)
+        torch.manual_seed(derived_seed(0, "validation"))
         t = terms(model, guide, x, particles=8)
     assert history.validation[-1] == float(log_w.mean(0).sum()) / len(x)
     assert history.rate[-1] == pytest.approx((t.log_q["z"] - t.log_p["z"]).mean().item(), rel=1e-10)
