@@ -380,8 +380,8 @@ def test_gaps_rates_and_annealed_weights_print_with_both_errors():
         "log p(x), exact              0.50",
         "effective sample size, mean  1.3 of 2",
         "moves accepted               50.0 %",
-        "reliable                     no: too few temperatures, so log p(x) is too low; take more",
         "evaluations per datum        12 of log p(x, z), a gradient counting one more",
+        "reliable                     no: too few temperatures, so log p(x) is too low; take more",
     ]
 
 
