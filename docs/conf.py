@@ -30,7 +30,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store"]
 nitpicky = True
-nitpick_ignore = [("py:class", "Program"), ("py:class", "Tensor")]  # overloads are written as their source has them
+# Overloads are written as their source has them.
+nitpick_ignore = [("py:class", "Data"), ("py:class", "Program"), ("py:class", "Tensor")]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3

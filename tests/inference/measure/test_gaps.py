@@ -362,7 +362,7 @@ def test_bars_are_the_means(digits, model, x):
 @pytest.mark.slow
 def test_models_without_a_gaussian_posterior_order_the_families():
     """By the part of the family alone: a flow beats Gaussians on both, a full Gaussian a diagonal one on a banana."""
-    for model, gain in ((Banana(), 0.0), (Ring(), -0.02)):
+    for model, gain in ((Banana(), 0.0), (Ring(), -0.05)):
         torch.manual_seed(0)
         _, x = simulate(model, 16)
         part = {}
