@@ -19,11 +19,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import _calls
 import _common as common
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import damage  # of the tests, which run a few of these
+
+from jensen.families import Bernoulli, MeanField
+from jensen.guides import amortize
+from jensen.inference import Callback, evaluate, fit
+from jensen.models import VAE
+from jensen.networks import mlp
 
 COLUMNS = ("attack", "tries", "refused", "same", "other", "short")
 SLOW = """
@@ -45,6 +52,7 @@ def half(state, file):
 files.torch.save = half
 sys.exit(main(sys.argv[1:]))
 """
+_GROWTH = 16 * 2**20  # bytes
 ROUTES = {"eager": 10, "captured": 60}  # epochs of 4 steps: short runs stay eager
 
 
@@ -124,7 +132,50 @@ def full(options):
     return [row]
 
 
-ATTACKS = {"mutations": damaged, "kills": killed, "full": full}
+def endured(options):
+    """Many steps of one run, and many evaluations: memory stays what it was after the first tenth of them."""
+    model = VAE(mlp(2, [16]), Bernoulli(20, 16), latent=2)
+    guide = amortize(model, mlp(20, [16]), MeanField, context=16)
+    x = (torch.rand(1_000, 20) > 0.5).float()
+    seen = {"steps": [], "evaluations": []}
+    per_epoch = 100
+    epochs = max(10, options.steps // per_epoch)
+    fit(
+        *(model, guide, x),
+        epochs=epochs,
+        batch_size=len(x) // per_epoch,
+        callbacks=[_Memory(seen["steps"])],
+        progress=False,
+        seed=options.seed,
+    )
+    for i in range(options.evaluations):
+        evaluate(model, guide, x[:20], 50, seed=i, progress=False)
+        seen["evaluations"].append(_resident())
+    rows = []
+    for (name, memory), tries in zip(seen.items(), (epochs * per_epoch, options.evaluations), strict=True):
+        grown = memory[-1] - memory[len(memory) // 10]
+        short = [f"grew by {grown / 2**20:.0f} MiB"] if grown > _GROWTH else []
+        rows.append({"attack": name, "tries": tries, "refused": 0, "same": tries, "other": 0, "short": short})
+    return rows
+
+
+def _resident():
+    """Bytes of memory that this process has in use."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Memory(Callback):
+    """A callback that notes the memory in use after each epoch."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def after_epoch(self, *_):
+        self.seen.append(_resident())
+
+
+ATTACKS = {"mutations": damaged, "kills": killed, "full": full, "long runs": endured, **_calls.ATTACKS}
 
 
 def main():
@@ -134,6 +185,9 @@ def main():
     add("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
     add("--mutations", type=int, default=10_000)
     add("--kills", type=int, default=20)
+    add("--calls", type=int, default=100_000)
+    add("--steps", type=int, default=200_000)
+    add("--evaluations", type=int, default=5_000)
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()

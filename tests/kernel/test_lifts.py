@@ -186,6 +186,37 @@ def test_a_program_that_fits_by_chance_is_not_believed():
     assert lifted.reasons[PLATE]
 
 
+def test_a_branch_that_three_particles_take_alike_by_chance_is_not_believed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z if z.sum() > 0 else 2 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.1 * x, 1.0))
+
+    x, ways = torch.randn(4), set()
+    for seed in range(12):  # three of a kind come in one of four
+        torch.manual_seed(seed)
+        pair = Pair(model, guide, 1)
+        with pytest.warns(UserWarning, match="one particle after the other") as caught:
+            pair.log_weights((x,), 20)
+        ways.add((pair.way, "under outer plate: it reads values" in str(caught[0].message)))
+    assert ways == {(LOOP, True), (LOOP, False)}
+
+
+def test_values_of_the_data_may_be_read():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z * x.max().item() if (x > 0).any() else z, 1.0), obs=x)
+
+    pair = Pair(model, lambda x: pyro.plate("data", len(x))(pyro.sample)("z", dist.Normal(0.1 * x, 1.0)), 1)
+    pair.log_weights((torch.arange(4.0),), 20)
+    assert pair.way == PLATE
+
+
 def test_a_guide_without_log_q_of_given_values_is_proved_by_its_noise():
     model, x = PPCA(5, 2), torch.randn(4, 5)
     guide = amortize(model, mlp(5, [8]), Sylvester, context=8)
