@@ -54,7 +54,7 @@ class Amortized(UniqueModule):
     """
 
     @checked
-    def __init__(self, encoder: nn.Module, families: Mapping[str, Member | PerDatum]) -> None:
+    def __init__(self, encoder: nn.Module, families: Mapping[str, Member | nn.Module]) -> None:
         if not families:
             raise ValueError("Amortized needs at least one latent site: families is empty")
         super().__init__()

@@ -244,7 +244,7 @@ def _as_one(value: Any, kind: Any, name: str) -> Any:
         fits = isinstance(value, what)
     except TypeError:  # a protocol that is not for run time: what is to be there, its functions are looked for later
         lacking = [name for name in what.__annotations__ if not hasattr(value, name)]
-        if isinstance(value, type) or (lacking and not callable(value)):
+        if lacking or isinstance(value, type):
             raise _Misfit(f"an object with {' and '.join(what.__annotations__) or what.__name__}") from None
         return value
     if not fits:
