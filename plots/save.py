@@ -49,6 +49,8 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
         raise ValueError("these axes were removed from their figure: draw the picture again")
     figure = picture.figure.figure  # of a subfigure, the whole
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"path is where to save, with a name, but got {str(path)!r}")
     stem = path.with_suffix("") if path.suffix.lower() in (".png", ".pdf") else path
     png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
     with rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):

@@ -524,12 +524,17 @@ def outcome(text, function, given, ended=None):
     return None
 
 
+def _short(file: str) -> str:
+    """A file's path inside its library."""
+    return file.rpartition("/jensen/")[2].rpartition("/site-packages/")[2].rpartition("/lib/")[2]
+
+
 def _judged(text, error, given):
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1]
-    where = f"{last.filename.rpartition('/jensen/')[2]}:{last.lineno}"
+    where = f"{_short(last.filename)}:{last.lineno}"
     inner = next((f for f in reversed(frames) if _LIBRARY in f.filename), last)
-    where = f"{where} < {inner.filename.rpartition('/jensen/')[2]}:{inner.lineno} {inner.name}"
+    where = f"{where} < {_short(inner.filename)}:{inner.lineno} {inner.name}"
     what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
     if isinstance(error, KeyError) and "of the user's own" in str(error):
         return None
