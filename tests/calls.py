@@ -16,6 +16,7 @@ import math
 import random
 import re
 import signal
+import tempfile
 import traceback
 import typing
 import warnings
@@ -469,7 +470,8 @@ class Calls:
         given = {**suits, **{p: POOL[key]() for p, key in drawn.items()}}
         text = f"{said}({', '.join(f'{p}={key}' for p, key in drawn.items())})"
         ended = []
-        found = outcome(text, function, given, ended)
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # any text may be where to save
+            found = outcome(text, function, given, ended)
         self.refused = found is None and not ended
         return found
 
