@@ -59,7 +59,7 @@ from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
 
 from ..exact.log_evidence import exact_evidence
-from ..measure.diagnostics import RunningWeights
+from ..measure.diagnostics import RunningWeights, tail_guard
 from .hmc import Point, move
 
 Start = Literal["guide", "prior"]
@@ -157,7 +157,7 @@ class Path:
 
     def draw(self, chains: int) -> Point:
         """C draws of the start for each datum."""
-        return self(self.coordinates.free(self._shaped(self._start(chains), chains)))
+        return self(self.coordinates.free(self._start(chains)))
 
     @property
     def way(self) -> Way:
@@ -339,8 +339,7 @@ class AIS(Measurement):
         than 25 chains k-hat is not known, and the jackknife's stands alone.
         """
         moments = self._moments
-        guard = 1 + 5 * (moments.pareto_k.clamp(0.5, 1.5) - 0.5)
-        return moments.jackknife[1] * guard.nan_to_num(1.0)
+        return moments.jackknife[1] * tail_guard(moments.pareto_k).nan_to_num(1.0)
 
     @property
     def reliable(self) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jensen.kernel.batches import Part, chunks_of
 
-from .diagnostics import RunningWeights
+from .diagnostics import RunningWeights, tail_guard
 
 PILOT = 256  # draws per datum that decide how many are needed: the fit of k-hat has 48 weights
 _EXTRAPOLATED = 2  # how many times its own size a pilot may ask for
@@ -118,8 +118,7 @@ def _numbers(part: Part) -> Tensor:
 
 def _needed(weights: RunningWeights, tolerance: float) -> Tensor:
     """How many draws the tolerance takes, as far as these can tell: [N], on the CPU; NaN where they cannot."""
-    guard = 1 + 5 * (weights.pareto_k.clamp(0.5, 1.5) - 0.5)
-    needed = weights.seen * (guard * weights.jackknife[1] / tolerance).square()
+    needed = weights.seen * (tail_guard(weights.pareto_k) * weights.jackknife[1] / tolerance).square()
     return needed.cpu()
 
 

@@ -16,7 +16,7 @@ The generalized Pareto distribution of the excess x over the threshold of the ta
 
 from __future__ import annotations
 
-__all__ = ["CORRECTIONS", "RunningWeights", "fit_tail", "pareto_k", "smoothed_tail", "tail_length"]
+__all__ = ["CORRECTIONS", "RunningWeights", "fit_tail", "pareto_k", "smoothed_tail", "tail_guard", "tail_length"]
 
 import math
 
@@ -69,6 +69,11 @@ def tail_length(particles: int) -> int:
     """How many of K weights are the tail: min(0.2 K, 3 sqrt K), rounded down; 0 (no fit) below 5."""
     tail = int(min(particles / 5, 3 * math.sqrt(particles)))
     return tail if tail >= 5 else 0
+
+
+def tail_guard(pareto_k: Tensor) -> Tensor:
+    """How many times the jackknife's error to allow for: 1 up to a k-hat of 0.5, 2 at 0.7, 6 from 1.5 on."""
+    return 1 + 5 * (pareto_k.clamp(0.5, 1.5) - 0.5)
 
 
 def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jensen.checked import checked
-from jensen.graphs.compile import Compile, check_compile
+from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
@@ -316,7 +316,6 @@ def evaluate(
         (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
-    check_compile(compile)
     tensors = as_tensors(data, held=True)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
@@ -359,17 +358,8 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
-        own = "joint weights are not refined" if part.joint else "pairs that hold their data are not refined"
-        found = (
-            own
-            if part.joint or not tensors or not refine
-            else refined(
-                *(model, guide, tensors, particles),
-                seed=seed,
-                max_plate_nesting=max_plate_nesting,
-                progress=progress,
-            )
-        )
+        how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "progress": progress}
+        found = refined(model, guide, tensors, particles, **how) if refine else None
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
@@ -383,7 +373,7 @@ def evaluate(
         route="" if weights is None else f"{weights.pair.way}, {weights.route}",
     )
     _warn_of_impossible_elbo(evidence)
-    if refine:
+    if found is not None:
         evidence = _with(evidence, found)
     _warn_of_lower_exact(evidence)
     return evidence

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from jensen.checked import checked
-from jensen.graphs.compile import Compile, check_compile
+from jensen.graphs.compile import Compile
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
@@ -253,7 +253,6 @@ def gaps(
             f"gaps needs a guide that says what its family is, but {type(guide).__name__} has no local(*data); take "
             "amortize(...), or give your guide that method: a guide with parameters of its own for each of these data"
         )
-    check_compile(compile)
     tensors = as_tensors(data)
     with private_randomness(seed, "gaps", "data"):
         tensors = placed(tensors, device, batch_transform)

@@ -101,6 +101,8 @@ def refine(
     parts: list[Refined] = []
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
+        if part.joint or not data:
+            return f"{'joint weights' if part.joint else 'pairs that hold their data'} are not refined"
         try:
             target = Target(model, guide, part.data, part.layout.nesting)
         except ValueError as error:
@@ -131,7 +133,11 @@ def refine(
 
 def _least(features: int) -> int:
     """The evaluations that a proposal takes at least: the way uphill, Newton's steps, some draws."""
-    return 3 * 2 * _FEWEST * _STEPS + 3 * (1 + (_NEWTON if features <= _FEW else 2)) * features + 8 + _DRAWS
+    return 3 * 2 * _FEWEST * _STEPS + 3 * (1 + _newton_steps(features)) * features + 8 + _DRAWS
+
+
+def _newton_steps(features: int) -> int:
+    return _NEWTON if features <= _FEW else 2
 
 
 class Target:
@@ -187,11 +193,11 @@ class Target:
 
     def of_guide(self, count: int) -> Tensor:
         """Draws of the guide, [C, N, F]."""
-        return self._free(self._drawn(self.guide, count), count)
+        return self.coordinates.free(self._drawn(self.guide, count))
 
     def of_prior(self, count: int) -> Tensor:
         """Draws of the prior, [C, N, F]."""
-        return self._free(self._drawn(self.model, count), count)
+        return self.coordinates.free(self._drawn(self.model, count))
 
     @property
     def knows_guide(self) -> bool:
@@ -202,10 +208,6 @@ class Target:
     def _drawn(self, lifted: Lifted, count: int) -> dict[str, Tensor]:
         sites = lifted(self.data, count).sites
         return {name: site.value for name, site in sites.items() if not site.facts.observed}
-
-    def _free(self, drawn: dict[str, Tensor], count: int) -> Tensor:
-        pieces = self.coordinates.pieces
-        return self.coordinates.free({n: drawn[n].reshape(count, *piece.shape) for n, piece in pieces.items()})
 
 
 class Mode(NamedTuple):
@@ -383,7 +385,7 @@ def curvature(target: Target, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def newton(target: Target, u: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F]."""
     floor = 0.25  # of the eigenvalues in units of the prior's scale: a Gaussian prior alone gives one
-    steps = _NEWTON if u.shape[-1] <= _FEW else 2
+    steps = _newton_steps(u.shape[-1])
     f, slope, negative = curvature(target, u)
     for step in range(steps + 1):
         whitened = negative * scale.unsqueeze(-1) * scale.unsqueeze(-2)

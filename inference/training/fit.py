@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jensen.checked import checked, shown
-from jensen.graphs.compile import Compile, check_compile, ensure_cache
+from jensen.graphs.compile import Compile, ensure_cache
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import (
     Batches,
@@ -158,7 +158,6 @@ def fit(
     if validation is not None:
         held_out = Batches(as_tensors(validation, held=True), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
-    check_compile(compile)
     ensure_cache()
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
     shaped = isinstance(objective, Objective) and objective.shaped
