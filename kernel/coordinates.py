@@ -26,6 +26,7 @@ class _Piece(NamedTuple):
     free_axis: int  # in their unconstrained coordinates
     density_axis: int  # in the log-determinant
     free_shape: Size
+    fixed: bool  # whether no tensor bounds the support
 
 
 class Coordinates:
@@ -61,6 +62,11 @@ class Coordinates:
         pairs = zip(sites, again, strict=True)
         self.pieces = {s["name"]: _piece(s, t, frame.dim) for s, t in pairs if not s["is_observed"]}
         self.sizes = [piece.free_shape.numel() // self.rows for piece in self.pieces.values()]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the same map serves other data of this shape: no tensor bounds a support."""
+        return all(piece.fixed for piece in self.pieces.values())
 
     @property
     def features(self) -> int:
@@ -110,7 +116,8 @@ def _piece(site: Site, again: Site, dim: int) -> _Piece:
     shape = site["value"].shape
     event = fn.event_dim
     free_shape = transform.inverse_shape(shape)
-    return _Piece(shape, transform, dim - event, dim - event + outside - inside, dim - event + outside, free_shape)
+    axes = dim - event, dim - event + outside - inside, dim - event + outside
+    return _Piece(shape, transform, *axes, free_shape, not _bounds(support))
 
 
 def _bounds(support: Constraint) -> list[Tensor]:

@@ -158,13 +158,12 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
     return torch.as_tensor(total)
 
 
-def densities(
-    model: Program, *data: Tensor, lifted: Lifted | None = None
-) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+def densities(model: Program, *data: Tensor, lifted: Lifted | None = None) -> Callable[..., dict[str, Tensor]]:
     """Log p(x, z) site by site as a function of z, for many z on the same data; values as for :func:`log_joint`.
 
     The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
-    Where other data follow, ``lifted`` is the model as it is run, whose proofs hold for them too.
+    The function takes other data of the same shapes after z. Where data of other shapes follow, ``lifted`` is the model
+    as it is run, whose proofs hold for them too.
     """
     check_tensors(data)
     with forked_rng(), AtMode(), explained(data):
@@ -172,9 +171,9 @@ def densities(
     lifted = Lifted(model, nesting_of(sites)) if lifted is None else lifted
     ranks = {site["name"]: site["value"].dim() for site in sites}
 
-    def at(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def at(values: Mapping[str, Tensor], *others: Tensor) -> dict[str, Tensor]:
         k, fitted = fit_values(values, sites, lifted.nesting)
-        seen = lifted(data, k, fitted, ranks).sites
+        seen = lifted(others or data, k, fitted, ranks).sites
         keep = shared_plates(site.facts.frames for site in seen.values())
         shape = (k, *(frame.size for frame in keep))
         return {name: folded(site.log_prob, site.facts, keep).expand(shape) for name, site in seen.items()}

@@ -358,7 +358,7 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
-        how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "progress": progress}
+        how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
         found = refined(model, guide, tensors, particles, **how) if refine else None
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}

@@ -1,0 +1,516 @@
+r"""A proposal of its own for each datum: modes of the posterior, their curvature, a local search, a mixture.
+
+.. math::
+    q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, \Sigma_{nm}) \big)
+        + c \, q(u \mid x_n) + d \, p(u)
+
+in the unconstrained coordinates u of all latent values, [F] for a datum. Draws are stratified: every part of the
+mixture gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the
+balance heuristic), so that no part can make a weight larger than one over its share times its own.
+
+1. Uphill from draws of the guide, and of the prior where it is far from these, all at once, by Adam and by Newton's
+   steps.
+2. At each end the negative Hessian; ends that lie within two standard deviations of another are one mode.
+3. A Gaussian with full covariance for each mode, in the coordinates that whiten the Laplace approximation, by
+   gradients that stick the landing; the mean of the second half of the steps is kept. Data with few coordinates do
+   without, unless weights of a pilot say that curvature is not enough.
+4. Where a pilot says that this is not enough either, Gaussians that follow the weights of some rounds of draws.
+
+The pilot's draws enter no estimate.
+
+References:
+    Veach and Guibas (1995), Optimally Combining Sampling Techniques for Monte Carlo Rendering.
+    Hesterberg (1995), Weighted Average Importance Sampling and Defensive Mixture Distributions.
+    Roeder, Wu and Duvenaud (2017), Sticking the Landing. https://arxiv.org/abs/1703.09194
+    Cappe, Douc, Guillin, Marin and Robert (2008), Adaptive Importance Sampling in General Mixture Classes.
+    https://arxiv.org/abs/0710.4242
+"""
+
+from __future__ import annotations
+
+__all__ = ["Mode", "Plan", "Proposal", "propose"]
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .diagnostics import pareto_k
+from .target import Block, Target
+
+_CANDIDATES = 32  # draws of the prior, of which starts are chosen
+_MODES = 4
+_LEAST = 7.0  # nats that a mode may hold less than the best
+_APART = 2.0  # standard deviations between modes
+_FREEDOM = 5.0  # of Student's t
+_FEW = 10  # coordinates up to which curvature may do, and draws of the prior are part of the mixture
+_SOME = 20  # coordinates up to which weights of some thousand draws say more than gradients
+_HALF = 12  # steps uphill, after which half of the ways are given up
+_DRAWS = 4  # of a step of the local search
+_STEPS = 20, 200  # of the local search, at least and at most
+_CHUNK = 128  # draws that are weighted at once
+_DOUBT = 0.5  # k-hat of a pilot
+_COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
+_FRESH = 64  # draws that make the estimate, at least
+
+
+class Plan(NamedTuple):
+    """How the evaluations of a datum are spent.
+
+    Attributes:
+        starts: draws of the guide, and as many of the prior, from which the ways uphill start.
+        climb: steps of each.
+        newton: Newton's steps.
+        pilot: draws that say which data need more work.
+        proposal: how many evaluations may be spent before the fresh draws.
+        budget: all.
+    """
+
+    starts: int
+    climb: int
+    newton: int
+    pilot: int
+    proposal: int
+    budget: int
+
+    @classmethod
+    def of(cls, budget: int, features: int) -> Plan:
+        """The plan of a budget."""
+        newton = 4 if features <= _FEW else 0  # with many the local search finds the way
+        curvatures = 3 * (1 + newton) * features + 2 * newton
+        starts = 4 if budget >= 1500 else 2
+        climb = min(40 if features <= _FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
+        pilot = min(256, budget // 10) if budget >= 500 and features <= _SOME else 0
+        fresh = budget // 4
+        return cls(starts, climb, newton, pilot, budget - fresh, budget)
+
+    def least(self, features: int) -> int:
+        """The evaluations that a datum takes at least."""
+        uphill = 6 * self.starts * self.climb + 2 * self.starts
+        return uphill + 3 * (1 + self.newton) * features + 2 * self.newton + self.pilot + _FRESH
+
+
+class Mode(NamedTuple):
+    """Gaussians at modes: locations [M, N, F], Cholesky factors [M, N, F, F], and the log of what they hold, [M, N]."""
+
+    loc: Tensor
+    lower: Tensor
+    log_mass: Tensor
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mixture for each datum.
+
+    Attributes:
+        modes: its Gaussians.
+        log_weights: log of the share of each mode, [M, N]; minus infinity for one that is none.
+        shares: of Gaussians, Student's t, the guide and the prior.
+        widened: how much wider the Gaussians are.
+    """
+
+    modes: Mode
+    log_weights: Tensor
+    shares: tuple[float, float, float, float]
+    widened: float
+
+    def of(self, rows: Tensor) -> Proposal:
+        """The proposals of some of the data."""
+        some = Mode(*(part[:, rows] for part in self.modes))
+        used = self.log_weights[:, rows].isfinite().any(1)
+        modes = Mode(*(part[used] for part in some))
+        return Proposal(modes, self.log_weights[:, rows][used], self.shares, self.widened)
+
+    @torch.no_grad()
+    def log_joint_weights(self, target: Target, block: Block, count: int, calls: int = 1) -> tuple[Tensor, list[int]]:
+        """Log weights [K, N] of stratified draws, and how many of them each stratum gave, one after the other."""
+        u, counts = self.draw(target, block, count)
+        return torch.cat([part for part, _ in self.weighed(target, block, u, counts, calls)]), [c for c in counts if c]
+
+    def draw(self, target: Target, block: Block, count: int) -> tuple[Tensor, list[int]]:
+        """Draws [K, N, F] of a block's data, one stratum after the other, and how many each gives."""
+        counts = [max(2, int(share * count)) if share else 0 for share in self.shares]
+        counts[0] += count - sum(counts)
+        draws = [self._draw(number, student=kind == 1) for kind, number in enumerate(counts[:2]) if number]
+        if counts[2]:
+            draws.append(target.of_guide(counts[2], block))
+        if counts[3]:
+            draws.append(target.of_prior(counts[3], block))
+        return torch.cat(draws), counts
+
+    def weighed(
+        self, target: Target, block: Block, u: Tensor, counts: list[int], calls: int = 1
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Log weights and log densities of the mixture at draws, chunk by chunk: [k, N] each, float64."""
+        made = []
+        for part in u.split(_CHUNK):
+            joint, prior, guide = target.parts(block, part, calls * len(u) // _CHUNK)
+            log_q = self.log_density(part, prior, guide, counts)
+            made.append((joint.double() - log_q, log_q))
+        return made
+
+    def log_density(self, u: Tensor, prior: Tensor, guide: Tensor | None, counts: list[int]) -> Tensor:
+        """Log of the mixture, by the counts that its strata have: [C, N], float64."""
+        normal, student = (log.logsumexp(0) for log in self.by_mode(u))
+        parts = (normal, student, guide, prior)
+        terms = [
+            part.double() + math.log(count / sum(counts))
+            for part, count in zip(parts, counts, strict=True)
+            if count and part is not None
+        ]
+        return torch.stack(terms).logsumexp(0)
+
+    def by_mode(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of share and density of each mode's Gaussian and Student's t: [M, C, N] each, float64."""
+        away = u[None] - self.modes.loc[:, None]  # [M, C, N, F]
+        white = torch.linalg.solve_triangular(self.modes.lower, away.permute(0, 2, 3, 1), upper=False)  # [M, N, F, C]
+        squares = white.square().sum(2, dtype=torch.float64).transpose(1, 2)  # [M, C, N]
+        d, w, v = u.shape[-1], self.widened, _FREEDOM
+        log_det = self.modes.lower.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1).double()
+        share = (self.log_weights.double() - log_det)[:, None]  # [M, 1, N]
+        normal = share - 0.5 * squares / w**2 - d * math.log(w) - 0.5 * d * math.log(2 * math.pi)
+        constant = math.lgamma((v + d) / 2) - math.lgamma(v / 2) - 0.5 * d * math.log(v * math.pi)
+        return normal, share + constant - 0.5 * (v + d) * (squares / v).log1p()
+
+    def _draw(self, count: int, student: bool) -> Tensor:
+        """Draws [C, N, F]; as many of each mode as its share says, to one (systematic)."""
+        modes, n, features = self.modes.loc.shape
+        edges = self.log_weights.exp().cumsum(0).clamp_max(1.0)  # [M, N]
+        device = edges.device
+        at = (torch.arange(count, device=device)[:, None] + torch.rand(n, device=device)) / count
+        chosen = (at[None] >= edges[:, None]).sum(0).clamp_max(modes - 1)  # [C, N]
+        noise = torch.randn(count, n, features, dtype=self.modes.loc.dtype, device=device)
+        if student:
+            scale = 2 * torch._standard_gamma(noise.new_full((count, n), _FREEDOM / 2)) / _FREEDOM
+            noise = noise * scale.rsqrt().unsqueeze(-1)
+        else:
+            noise = noise * self.widened
+        u = noise.new_empty(count, n, features)
+        for m in range(modes):
+            here = chosen == m
+            if here.any():
+                moved = self.modes.loc[m] + torch.einsum("nij,cnj->cni", self.modes.lower[m], noise)
+                u = torch.where(here.unsqueeze(-1), moved, u)
+        return u
+
+
+def propose(target: Target, plan: Plan) -> Proposal:
+    """Find a mixture for each datum of the block."""
+    (block,) = target.blocks_of(target.rows)
+    features = target.features
+    prior = target.of_prior(_CANDIDATES)
+    scale = _spread(prior)
+    u = _spread_out(target.of_guide(plan.starts), prior, scale, plan.starts)
+    few = features <= _FEW
+    u, filled = _filled(u, block), _filled(scale, block)
+    if not few and plan.climb > 2 * _HALF:  # the better half of either kind goes on
+        u, f = climb(target, block, u, filled, _HALF)
+        u = torch.cat([_best(*part, plan.starts // 2) for part in zip(u.chunk(2), f.chunk(2), strict=True)])
+        u, _ = climb(target, block, u, filled, plan.climb - _HALF)
+    else:
+        u, _ = climb(target, block, u, filled, plan.climb)
+    modes = merged(target, u[:, : block.real], scale, plan)
+    hard = target.rows
+    if few:
+        hard = doubtful(target, _mixture(target, modes), plan)
+    modes = searched(target, modes, hard, plan, 3 if few else 1)
+    proposal = _mixture(target, modes)
+    if plan.pilot and len(hard):
+        hard = doubtful(target, proposal, plan, hard)
+        proposal = adapted(target, proposal, hard, plan)
+    return proposal
+
+
+def _mixture(target: Target, modes: Mode) -> Proposal:
+    log_weights = modes.log_mass.log_softmax(0)
+    floor = torch.where(modes.log_mass.isfinite(), math.log(0.02), -math.inf).to(log_weights)
+    log_weights = torch.logaddexp(log_weights, floor).log_softmax(0)
+    of_guide = 0.1 if target.knows_guide else 0.0
+    of_prior = 0.15 if target.features <= _FEW else 0.0
+    rest = (1 - of_guide - of_prior) / 2
+    widened = min(1.1, 1 + 0.7 / math.sqrt(target.features))
+    return Proposal(modes, log_weights, (rest, rest, of_guide, of_prior), widened)
+
+
+def _best(u: Tensor, f: Tensor, count: int) -> Tensor:
+    """Of points [S, N, F] those with the largest of their values [S, N]: [C, N, F]."""
+    which = f.topk(count, dim=0).indices
+    return u.gather(0, which.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
+
+
+def _filled(values: Tensor, block: Block) -> Tensor:
+    """Values of the rows of a block, whose last but one dimension is theirs; where it is filled up, their first."""
+    missing = len(block.rows) - block.real
+    if not missing:
+        return values
+    return torch.cat([values, values[..., :1, :].expand(*values.shape[:-2], missing, -1)], -2)
+
+
+def _spread_out(u: Tensor, candidates: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Points, and so many of the candidates, one after the other that which is farthest from all before: [C, N, F]."""
+    for _ in range(count):
+        away = ((candidates[:, None] - u) / scale).square().sum(-1).amin(1)  # [candidates, N]
+        farthest = away.argmax(0)[None, :, None].expand(1, *u.shape[1:])
+        u = torch.cat([u, candidates.gather(0, farthest)])
+    return u
+
+
+def _spread(u: Tensor) -> Tensor:
+    """A scale for each coordinate, [N, F], from draws of the prior: by the distance between their quartiles."""
+    low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
+    scale: Tensor = (high - low) / 1.35
+    return scale.clamp_min(1e-6)
+
+
+def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None = None) -> Tensor:
+    """Those of the rows whose pilot has a heavy tail; all of them where there is none."""
+    rows = target.rows if rows is None else rows
+    if not plan.pilot:
+        return rows
+    hard = []
+    for block in target.blocks_of(rows):
+        found, _ = proposal.of(block.rows).log_joint_weights(target, block, plan.pilot)
+        hard.append(~(pareto_k(found)[: block.real] <= _DOUBT))
+    return rows[torch.cat(hard)] if hard else rows
+
+
+def climb(
+    target: Target, block: Block, u: Tensor, scale: Tensor, steps: int, lr: float = 0.3
+) -> tuple[Tensor, Tensor]:
+    """The best points on the way uphill from these, [S, N, F], and their log densities [S, N]."""
+    v = u / scale
+    slopes = target.slopes(block, u, steps * target.blocks)
+    optimizer = torch.optim.Adam([v], lr=lr, betas=(0.9, 0.95))
+    best, at = u.new_full(u.shape[:2], -math.inf), v.clone()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
+        f, slope = slopes(v * scale)
+        higher = f > best
+        best, at = torch.where(higher, f, best), torch.where(higher.unsqueeze(-1), v, at)
+        v.grad = -slope * scale
+        optimizer.step()
+    return at * scale, best
+
+
+def newton(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F]."""
+    floor = 0.25  # of the eigenvalues in units of the prior's scale: a Gaussian prior alone gives one
+    f, slope, negative = target.curvature(block, u)
+    for step in range(steps + 1):
+        whitened = negative * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        values, vectors = torch.linalg.eigh(whitened.double())
+        lower = scale.unsqueeze(-1) * torch.linalg.cholesky(
+            vectors @ (1 / values.clamp_min(floor)).diag_embed() @ vectors.mT
+        ).to(u)
+        if step == steps:
+            break
+        along = (vectors.mT @ (slope * scale).double().unsqueeze(-1)).squeeze(-1) / values.abs().clamp_min(floor)
+        move = scale * (vectors @ along.unsqueeze(-1)).squeeze(-1).to(u)
+        new = torch.stack([u + move, u + move / 4])
+        there = target.parts(block, new)[0].nan_to_num(-math.inf, neginf=-math.inf)
+        better, which = there.max(0)
+        u = torch.where((better > f).unsqueeze(-1), new.gather(0, which[None, :, None].expand(1, *u.shape))[0], u)
+        f, slope, negative = target.curvature(block, u)
+    return u, f, lower
+
+
+def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
+    """The distinct modes among points [S, N, F], best first; as many as the plan can pay for."""
+    s, n, features = ends.shape
+    f = torch.cat(
+        [
+            target.parts(block, _filled(ends[:, block.rows[: block.real]], block))[0][:, : block.real]
+            for block in target.blocks_of(target.rows)
+        ],
+        -1,
+    ).nan_to_num(-math.inf)  # [S, N]
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    price = 3 * (1 + plan.newton) * features + 2 * plan.newton
+    left = f.clone()
+    for number in range(_MODES):
+        if number and number * price > plan.proposal // 4:
+            break
+        best, which = left.max(0)
+        rows = (best > -math.inf).nonzero().flatten()
+        if not len(rows):
+            break
+        start = ends.gather(0, which[None, :, None].expand(1, n, features))[0]
+        u, top = start.clone(), start.new_zeros(n)
+        lower = torch.eye(features).to(start).repeat(n, 1, 1)
+        for block in target.blocks_of(rows):
+            here = block.rows[: block.real]
+            some = newton(target, block, start[block.rows], scale[block.rows], plan.newton)
+            u[here], top[here], lower[here] = (part[: block.real] for part in some)
+        log_mass = top.double() + lower.diagonal(dim1=-2, dim2=-1).log().sum(-1).double()
+        log_mass = torch.where(best > -math.inf, log_mass + features / 2 * math.log(2 * math.pi), -math.inf)
+        for other, _, _ in found:  # it led to one that is known
+            away = torch.linalg.solve_triangular(lower, (other - u).unsqueeze(-1), upper=False).squeeze(-1)
+            log_mass = torch.where(away.square().sum(-1) < _APART**2, -math.inf, log_mass)
+        found.append((u, lower, log_mass))
+        for i in range(s):
+            away = torch.linalg.solve_triangular(lower, (ends[i] - u).unsqueeze(-1), upper=False).squeeze(-1)
+            near = away.square().sum(-1) < max(_APART**2, features + 3 * math.sqrt(2 * features))
+            left[i] = torch.where(near | (which == i), -math.inf, left[i])
+    kept = Mode(*map(torch.stack, zip(*found, strict=True)))
+    log_mass = torch.where(kept.log_mass > kept.log_mass.amax(0) - _LEAST, kept.log_mass, -math.inf)
+    useful = log_mass.isfinite().any(1)
+    return Mode(kept.loc[useful], kept.lower[useful], log_mass[useful])
+
+
+def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -> Mode:
+    """The Gaussian at each mode that is best by its ELBO, for some of the data.
+
+    Args:
+        target: the block.
+        modes: what the search starts from.
+        rows: the data.
+        plan: how evaluations are spent.
+        part: what fraction of those that are left for the proposal the search may take.
+    """
+    made = Mode(*(values.clone() for values in modes))
+    held = modes.log_mass.isfinite().sum(0)  # [N]
+    left = (plan.proposal - plan.pilot * (part == 1) - target.spent) // part
+    affordable = (left // (3 * _DRAWS * held)).clamp_max(_STEPS[1]) // _STEPS[0] * _STEPS[0]  # [N]
+    for steps in affordable[rows].unique().tolist():
+        some = rows[affordable[rows] == steps]
+        if steps < _STEPS[0] or not len(some):
+            continue
+        data, index = modes.log_mass[:, some].isfinite().T.nonzero(as_tuple=True)  # pairs of a datum and a mode
+        data = some[data]
+        first = 0
+        for block in target.blocks_of(data):
+            of = index[first : first + block.real]
+            of = torch.cat([of, of[:1].expand(len(block.rows) - block.real)])
+            first += block.real
+            here = (of, block.rows)
+            found = _landed(target, block, modes.loc[here], modes.lower[here], steps)
+            where = (of[: block.real], block.rows[: block.real])
+            for kept, values in zip(made, found, strict=True):
+                kept[where] = values[: block.real].to(kept)
+    return made
+
+
+def _landed(
+    target: Target, block: Block, start: Tensor, whitening: Tensor, steps: int, lr: float = 0.05
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussians found with gradients that stick the landing: [P, F], [P, F, F], and their ELBO [P]."""
+    pairs, features = start.shape
+    free = [torch.zeros_like(start), torch.zeros_like(whitening), torch.zeros_like(start)]
+    mean = [torch.zeros_like(p) for p in free]
+    below = min(1.0, math.sqrt(2 / features))  # the noise of a row's entries below the diagonal adds up
+    groups = [{"params": free[:1] + free[2:], "size": lr}, {"params": free[1:2], "size": lr * below}]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    elbo = torch.zeros(pairs, dtype=torch.float64, device=start.device)
+    noise = start.new_empty(_DRAWS, pairs, features)
+    step_of = target.landing(block, _DRAWS, (*free, start, whitening, noise), steps * target.blocks)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["size"] * (1 - 0.9 * step / steps)
+        total, *slopes = step_of(*free, start, whitening, noise.normal_())
+        for p, slope in zip(free, slopes, strict=True):
+            p.grad = slope
+        optimizer.step()
+        if step >= steps // 2:
+            elbo += total.double() / (steps - steps // 2)
+            for kept, p in zip(mean, free, strict=True):
+                kept += p / (steps - steps // 2)
+    constant = features / 2 * math.log(2 * math.pi) + whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1).double()
+    inner = torch.tril(mean[1], -1) + torch.diag_embed(mean[2].exp())
+    return start + torch.einsum("pij,pj->pi", whitening, mean[0]), whitening @ inner, elbo + constant
+
+
+def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Proposal:
+    """Gaussians of some of the data that follow the weights of draws, round after round.
+
+    Each round draws from the mixture at hand, and takes a step of the EM algorithm on the draws of all rounds so far,
+    weighted by the density of all that they were drawn from. Covariances are shrunk to those of the mode.
+    """
+    if not len(rows) or target.features > 2 * _FEW:
+        return proposal
+    left = int((plan.proposal - target.spent[rows]).amin())
+    count = left // _ROUNDS
+    if count < 64:
+        return proposal
+    grown = _grown(proposal, _COMPONENTS)
+    for block in target.blocks_of(rows):
+        found = _followed(target, block, grown.of(block.rows), count)
+        here = block.rows[: block.real]
+        for kept, values in zip((*grown.modes[:2], grown.log_weights), found, strict=True):
+            kept[: len(values), here] = values[:, : block.real].to(kept)
+            if values.dim() == 2:
+                kept[len(values) :, here] = -math.inf
+    return grown
+
+
+def _grown(proposal: Proposal, components: int) -> Proposal:
+    """The same with room for so many components."""
+    missing = components - len(proposal.modes.loc)
+    if missing <= 0:
+        return proposal
+    modes = Mode(*(torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) for part in proposal.modes))
+    weights = torch.cat([proposal.log_weights, torch.full_like(proposal.log_weights[:1], -math.inf).expand(missing, -1)])
+    return Proposal(modes, weights, proposal.shares, proposal.widened)
+
+
+@torch.no_grad()
+def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Locations [L, N, F], Cholesky factors and log weights of a mixture that follows the weights of its draws."""
+    features, n = target.features, len(block.rows)
+    held = proposal.log_weights.isfinite()
+    best = proposal.log_weights.argmax(0)  # [N]
+    rows = torch.arange(n, device=best.device)
+    lower = proposal.modes.lower[best, rows]  # [N, F, F]
+    prior = (lower @ lower.mT).double() / 4  # what covariances are shrunk to
+    draws: list[tuple[Tensor, Tensor, Tensor]] = []  # coordinates, log p, log q of the round
+    for number in range(_ROUNDS):
+        u, counts = proposal.draw(target, block, count)
+        made = proposal.weighed(target, block, u, counts)
+        log_w, log_q = (torch.cat(parts) for parts in zip(*made, strict=True))
+        draws.append((u.double(), log_w + log_q, log_w))
+        points = torch.cat([u for u, _, _ in draws])  # [K, N, F]
+        log_w = torch.cat([w for _, _, w in draws])
+        log_w = log_w - log_w.amax(0)
+        cut = log_w.logsumexp(0) - 0.5 * math.log(len(log_w))  # truncated at sqrt(K) times the mean
+        weights = torch.minimum(log_w, cut).softmax(0)  # [K, N]
+        if not number:  # further components stand at draws, one after the other where the mixture is thinnest
+            proposal = _seeded(proposal, points, weights, prior, held)
+        normal, student = proposal.by_mode(points.to(u))
+        share = (torch.logaddexp(normal, student)).softmax(0).nan_to_num(0.0) * weights  # [L, K, N]
+        mass = share.sum(1)  # [L, N]
+        loc = torch.einsum("lkn,knf->lnf", share, points) / mass.clamp_min(1e-12).unsqueeze(-1)
+        away = points[None] - loc[:, None]  # [L, K, N, F]
+        spread = torch.einsum("lkn,lknf,lkng->lnfg", share, away, away)
+        size = (share.square().sum(1) / mass.square().clamp_min(1e-24)).clamp_min(1e-12).reciprocal()  # [L, N], draws
+        trust = (size / (size + 2 * features))[..., None, None]
+        covariance = trust * spread / mass.clamp_min(1e-12)[..., None, None] + (1 - trust) * prior
+        lower = torch.linalg.cholesky(covariance + 1e-8 * prior)
+        log_weights = (0.98 * mass + 0.02 / len(mass)).log().masked_fill(mass < 1e-6, -math.inf).log_softmax(0)
+        modes = Mode(loc.to(u), lower.to(u), log_weights)
+        proposal = Proposal(modes, log_weights, proposal.shares, proposal.widened)
+    return proposal.modes.loc, proposal.modes.lower, proposal.log_weights
+
+
+def _seeded(proposal: Proposal, points: Tensor, weights: Tensor, prior: Tensor, held: Tensor) -> Proposal:
+    """The same with all components in use: the further ones at draws, by their weights, with narrow covariances."""
+    components = len(proposal.log_weights) if len(proposal.log_weights) >= _COMPONENTS else _COMPONENTS
+    grown = _grown(proposal, components)
+    loc, lower = grown.modes.loc.clone(), grown.modes.lower.clone()
+    log_weights = grown.log_weights.clone()
+    narrow = torch.linalg.cholesky(prior).to(lower)
+    n = loc.shape[1]
+    rows = torch.arange(n, device=loc.device)
+    white = torch.linalg.solve_triangular(narrow.double(), points.permute(1, 2, 0), upper=False)  # [N, F, K]
+    nearest = torch.full_like(weights, math.inf)
+    for m in range(components):
+        known = log_weights[m].isfinite()
+        score = weights * nearest.clamp_max(1e6)  # far from all others, and heavy
+        at = score.argmax(0)
+        loc[m] = torch.where(known.unsqueeze(-1), loc[m], points[at, rows].to(loc))
+        lower[m] = torch.where(known[:, None, None], lower[m], narrow)
+        centre = torch.linalg.solve_triangular(narrow.double(), loc[m].double().unsqueeze(-1), upper=False)
+        nearest = torch.minimum(nearest, (white - centre).square().sum(1).T)
+        log_weights[m] = torch.where(known, log_weights[m], math.log(1 / components))
+    log_weights = log_weights.log_softmax(0)
+    return Proposal(Mode(loc, lower, log_weights), log_weights, grown.shares, grown.widened)

@@ -1,0 +1,307 @@
+"""Log p(x, z) of blocks of data in unconstrained coordinates: values, slopes, curvatures, by graphs where that pays."""
+
+from __future__ import annotations
+
+__all__ = ["Block", "Target"]
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from pyro import validation_enabled
+from torch import Tensor
+
+from jensen.graphs.capture import Outputs
+from jensen.graphs.compile import Compile
+from jensen.graphs.routes import Function, Routes, weights_of
+from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.lifts import Lifted
+from jensen.kernel.parameters import tensors_of
+from jensen.kernel.plain import PlainState
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.weights import Program, densities
+
+_LEAST = 100  # calls that pay for a graph
+_ROWS_AT_ONCE = 64  # of a Hessian
+_LADDER = (1, 4, 16)  # what the sizes of blocks are fractions of
+
+
+class Block(NamedTuple):
+    """Some data, each as often as it is named, then the first of them again up to one of a few sizes.
+
+    Attributes:
+        data: the tensors.
+        rows: which data these are, and those that only fill up: [size].
+        real: how many do not only fill up.
+    """
+
+    data: tuple[Tensor, ...]
+    rows: Tensor
+    real: int
+
+
+class _Sized(NamedTuple):
+    """What holds for data of one number of rows."""
+
+    data: tuple[Tensor, ...]
+    coordinates: Coordinates
+    log_p: Callable[..., dict[str, Tensor]]
+    log_q: Callable[..., dict[str, Tensor]] | None
+
+
+class Target:
+    """Log p(x, u) of blocks of data at coordinates [C, N, F], and draws of what proposals start from.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        data: the first of the blocks that come.
+        nesting: how deep the pair's plates are nested.
+        mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
+        blocks: how many blocks of that size are to come.
+
+    Attributes:
+        features: F.
+        knows_guide: whether the guide says log q of any value.
+        spent: how many evaluations each datum of the block took; a gradient counts three.
+
+    Raises:
+        ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        data: tuple[Tensor, ...],
+        nesting: int,
+        mode: Compile = False,
+        blocks: int = 1,
+    ) -> None:
+        self._programs, self.blocks = (model, guide), blocks
+        self._model, self._guide = Lifted(model, nesting), Lifted(guide, nesting, "guide")
+        self._state = PlainState(model, guide)
+        self._operations = 2 * weights_of(model)
+        self._sizes: dict[int, _Sized] = {}
+        self._routes = {
+            name: Routes(mode, _LEAST, f"the {name} of refined evidence are not compiled; their steps are")
+            for name in ("densities", "slopes", "curvatures", "local steps")
+        }
+        self.knows_guide = True
+        self.move_to(data)
+        sized = self._sized(data)
+        self.features = sized.coordinates.features
+        self._fixed = sized.coordinates.fixed
+        self.knows_guide = sized.log_q is not None
+
+    def move_to(self, data: tuple[Tensor, ...]) -> None:
+        """Take another block."""
+        self.data = data
+        self.size = len(data[0]) if not self._sizes else max(self._sizes)
+        self.spent = torch.zeros(len(data[0]), dtype=torch.long, device=data[0].device)
+
+    def __len__(self) -> int:
+        return len(self.data[0])
+
+    @property
+    def rows(self) -> Tensor:
+        """All data of the block."""
+        return torch.arange(len(self), device=self.spent.device)
+
+    def blocks_of(self, rows: Tensor) -> list[Block]:
+        """These data in blocks of a few sizes, so that their graphs are few."""
+        sizes = sorted({-(-self.size // part) for part in _LADDER}, reverse=True)
+        made, left = [], rows
+        while len(left):
+            size = next((size for size in sizes if size <= len(left)), None) or next(
+                size for size in reversed(sizes) if size >= len(left)
+            )
+            if size < self.size and (larger := [s for s in sizes if s > size and s < 2 * len(left)]):
+                size = larger[-1]  # rather one that is filled up to less than twice than several
+            some, left = left[:size], left[size:]
+            real = len(some)
+            some = torch.cat([some, some[:1].expand(size - real)])
+            if real == size == len(self) and torch.equal(some, self.rows):
+                made.append(Block(self.data, some, real))
+            else:
+                made.append(Block(tuple(x[some.to(x.device)] for x in self.data), some, real))
+        return made
+
+    def count(self, block: Block, evaluations: int) -> None:
+        """Say that each datum of a block took so many evaluations."""
+        rows = block.rows[: block.real]
+        self.spent.index_add_(0, rows, torch.full_like(rows, evaluations))
+
+    @torch.no_grad()
+    def parts(self, block: Block, u: Tensor, calls: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log p(x, u), log p(u), and log q(u | x) where the guide knows it: [C, N] each."""
+        self.count(block, len(u))
+        run = self._run("densities", partial(self._parts, block), (u, *block.data), 1.0 * len(u), calls)
+        joint, prior, *rest = run(u, *block.data)
+        return joint, prior, rest[0] if rest else None
+
+    def slopes(self, block: Block, u: Tensor, calls: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """A function that gives log p(x, u), [C, N], and its gradient, [C, N, F], at points like these."""
+        run = self._run("slopes", partial(self._slopes, block), (u, *block.data), 3.0 * len(u), calls)
+
+        def at(u: Tensor) -> tuple[Tensor, Tensor]:
+            self.count(block, 3 * len(u))
+            f, slope = run(u, *block.data)
+            return f, slope
+
+        return at
+
+    def curvature(self, block: Block, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log density [N], slope [N, F] and negative Hessian [N, F, F] at points [N, F]; three evaluations a row."""
+        features = self.features
+        eye = torch.eye(features, dtype=u.dtype, device=u.device)
+        rows = []
+        at_once = -(-features // -(-features // _ROWS_AT_ONCE))
+        for directions in eye.split(at_once):
+            filled = torch.cat([directions, directions[:1].expand(at_once - len(directions), -1)])
+            inputs = (u, filled, *block.data)
+            calls = self.blocks * 6 * -(-features // at_once)
+            run = self._run("curvatures", partial(self._curvature, block), inputs, 6.0 * at_once, calls)
+            f, slope, part = run(*inputs)
+            rows.append(part[: len(directions)])
+        self.count(block, 3 * features)
+        hessian = -torch.cat(rows).transpose(0, 1).nan_to_num(0.0, 0.0, 0.0)  # [N, F, F]
+        return f, slope.nan_to_num(0.0, 0.0, 0.0), (hessian + hessian.mT) / 2
+
+    def landing(self, block: Block, draws: int, inputs: tuple[Tensor, ...], calls: int) -> Function:
+        """A function of Gaussians and noise: see :meth:`_landing`."""
+        run = self._run("local steps", partial(self._landing, block), (*inputs, *block.data), 3.0 * draws, calls)
+
+        def step(*inputs: Tensor) -> Outputs:
+            self.count(block, 3 * draws)
+            return run(*inputs, *block.data)
+
+        return step
+
+    def of_guide(self, count: int, block: Block | None = None) -> Tensor:
+        """Draws of the guide, [C, N, F]."""
+        return self._drawn(self._guide, count, block)
+
+    def of_prior(self, count: int, block: Block | None = None) -> Tensor:
+        """Draws of the prior, [C, N, F]."""
+        return self._drawn(self._model, count, block)
+
+    @torch.no_grad()
+    def _drawn(self, lifted: Lifted, count: int, block: Block | None) -> Tensor:
+        data = self.data if block is None else block.data
+        return self._sized(data).coordinates.free(_values(lifted, data, count))
+
+    def _run(self, name: str, fn: Function, inputs: tuple[Tensor, ...], cost: float, calls: float) -> Function:
+        """What to call in the place of a function; ``cost``: its evaluations for each datum."""
+        n = next(len(x) for x in inputs[-len(self.data) :])
+        obstacle = "" if self._fixed else "supports of latent sites depend on the data"
+        return self._routes[name](
+            fn,
+            tensors_of(*self._programs),
+            inputs,
+            self._operations * cost * n,
+            ahead=calls,
+            state=self._state,
+            obstacle=obstacle,
+        )
+
+    def _sized(self, data: tuple[Tensor, ...]) -> _Sized:
+        """What holds for data like these; for these alone where supports depend on them."""
+        n = len(data[0])
+        known = self._sizes.get(n)
+        if known is None or not (known.coordinates.fixed or known.data is data):
+            model, guide = self._programs
+            coordinates = Coordinates(model, *data)
+            known = _Sized(data, coordinates, densities(model, *data, lifted=self._model), self._log_q(coordinates, data))
+            self._sizes[n] = known
+        return known
+
+    def _log_q(self, coordinates: Coordinates, data: tuple[Tensor, ...]) -> Callable[..., dict[str, Tensor]] | None:
+        """The guide's density of any value, where it knows that."""
+        if not self.knows_guide:
+            return None
+        with forked_rng(), torch.no_grad():
+            drawn = _values(self._guide, data, 2)
+            if set(drawn) != set(coordinates.pieces):
+                return None
+            log_q = densities(self._programs[1], *data, lifted=self._guide)
+            try:
+                log_q({name: value.clone() for name, value in drawn.items()})
+            except (KeyError, NotImplementedError):
+                return None
+        return log_q
+
+    def _parts(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:
+        sized = self._sized(block.data)
+        with validation_enabled(False):
+            values, log_det = sized.coordinates.values(u)
+            log_p = sized.log_p(values, *data)
+            prior = torch.as_tensor(sum(log_p[name] for name in values)) + log_det
+            joint = torch.as_tensor(sum(log_p.values())) + log_det
+            if sized.log_q is None:
+                return joint, prior
+            return joint, prior, torch.as_tensor(sum(sized.log_q(values, *data).values())) + log_det
+
+    def _joint(self, block: Block, u: Tensor, *data: Tensor) -> Tensor:
+        sized = self._sized(block.data)
+        with validation_enabled(False):
+            values, log_det = sized.coordinates.values(u)
+            return torch.as_tensor(sum(sized.log_p(values, *data).values())) + log_det
+
+    @torch.enable_grad()
+    def _slopes(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:
+        u = u.detach().requires_grad_()
+        f = self._joint(block, u, *data)
+        (slope,) = torch.autograd.grad(torch.where(f.isfinite(), f, 0.0).sum(), u)
+        return f.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.enable_grad()
+    def _curvature(self, block: Block, u: Tensor, directions: Tensor, *data: Tensor) -> Outputs:
+        """Log density [N], slope [N, F], and the Hessian's products with directions [R, F]: [R, N, F]."""
+        at = u.detach().expand(len(directions), *u.shape).clone().requires_grad_()
+        f = self._joint(block, at, *data)
+        (slope,) = torch.autograd.grad(f.sum(), at, create_graph=True)
+        along = (slope * directions.unsqueeze(1)).sum()
+        rows = torch.autograd.grad(along, at)[0] if along.requires_grad else torch.zeros_like(at)
+        return f[0].detach(), slope[0].detach(), rows
+
+    @torch.enable_grad()
+    def _landing(
+        self,
+        block: Block,
+        loc: Tensor,
+        below: Tensor,
+        log_scale: Tensor,
+        start: Tensor,
+        whitening: Tensor,
+        noise: Tensor,
+        *data: Tensor,
+    ) -> Outputs:
+        """The mean log weight [P] of Gaussians, and the slopes of minus its sum, which stick the landing.
+
+        Args:
+            block: the data of each of them.
+            loc: locations [P, F], from ``start`` on, in units of ``whitening``.
+            below: the Cholesky factors below the diagonal [P, F, F], in these units.
+            log_scale: the log of the diagonal, [P, F].
+            start: where they began, [P, F].
+            whitening: a Cholesky factor, [P, F, F].
+            noise: [C, P, F].
+            data: the block's tensors.
+        """
+        free = [t.detach().requires_grad_() for t in (loc, below, log_scale)]
+        loc, below, log_scale = free
+        inner = torch.tril(below, -1) + torch.diag_embed(log_scale.exp())  # [P, F, F]
+        y = loc + torch.einsum("pij,cpj->cpi", inner, noise)
+        log_p = self._joint(block, start + torch.einsum("pij,cpj->cpi", whitening, y), *data)
+        away = (y - loc.detach()).permute(1, 2, 0)  # [P, F, C]
+        white = torch.linalg.solve_triangular(inner.detach(), away, upper=False)
+        log_q = -0.5 * white.square().sum(1).T - log_scale.detach().sum(-1)
+        total = log_p - log_q
+        slopes = torch.autograd.grad(-torch.where(total.isfinite(), total, 0.0).mean(0).sum(), free)
+        return total.detach().mean(0), *(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
+
+
+def _values(lifted: Lifted, data: tuple[Tensor, ...], count: int) -> dict[str, Tensor]:
+    return {name: site.value for name, site in lifted(data, count).sites.items() if not site.facts.observed}
