@@ -8,12 +8,12 @@ r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per dat
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "evaluate"]
+__all__ = ["Evidence", "Refine", "evaluate", "with_refined"]
 
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ from .refined import Refined
 from .refined import refine as refined
 
 
+Refine = Literal["auto"] | bool | int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence(Measurement):
     """What :func:`~jensen.inference.evaluate` measured. Tensors are per datum, [N], float64, in nats.
@@ -49,7 +52,8 @@ class Evidence(Measurement):
     Attributes:
         elbo: mean log weight.
         elbo_error: its Monte Carlo standard error.
-        log_evidence: importance-weighted estimate of log p(x).
+        log_evidence: importance-weighted estimate of log p(x); a refined one has half its squared error, the bias of
+            the logarithm, added back.
         standard_error: its Monte Carlo standard error (delta method); trust it where k-hat is below 0.7.
         ess: effective sample size of the K weights.
         pareto_k: Pareto k-hat of the weights.
@@ -59,7 +63,7 @@ class Evidence(Measurement):
         features: the number of observed numbers in one datum, without those under a mask or beyond a length (in all
             data, for joint weights); where data differ in it, their mean.
         joint: whether the weights are joint.
-        corrected: log p(x) by other estimators. Two have less bias than ``log_evidence`` and more variance:
+        corrected: log p(x) by other estimators, of the guide's draws. Two have less bias than ``log_evidence`` and more variance:
             ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1. ``"smoothed"`` has the largest
             weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for K below 25), which trades bias
             for variance: it is lower on average where tails are heavy. Where k-hat is above 0.7 none of them can be
@@ -237,7 +241,7 @@ def evaluate(
     *,
     tolerance: float | None = None,
     max_particles: int = 100_000,
-    refine: bool = False,
+    refine: Refine = "auto",
     seed: int | None = None,
     batch_transform: Transform | None = None,
     chunk_size: int | None = None,
@@ -276,11 +280,13 @@ def evaluate(
         tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each datum. None: K draws for all.
         max_particles: with a tolerance, the most draws of one datum, at least 512. Where it is met first, the datum is
             not ``converged``.
-        refine: whether log p(x) comes from a proposal of its own for each datum, in place of the guide's draws, which
-            are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature, a short
-            local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at most
-            ``particles`` evaluations of log p(x, z) more, a gradient counting three, and mends the k-hat of most data
-            where latents are continuous, a plate encloses every site, and posteriors have few modes.
+        refine: whether log p(x) comes from a proposal of its own for each datum, in place of the guide's draws, whose
+            numbers are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature,
+            a short local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at
+            most ``particles`` evaluations of log p(x, z) for each datum more, a gradient counting three; an integer is
+            another such budget (with many latents several thousand). ``"auto"``: where it can be done, without a
+            tolerance, and where the weights are not constant at the exact value; ``True``: also with a tolerance, and
+            a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
         chunk_size: how many (datum, particle) pairs are run at once (how many particles, of a pair that holds its
@@ -359,7 +365,10 @@ def evaluate(
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
         how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
-        found = refined(model, guide, tensors, particles, **how) if refine else None
+        found: Refined | str | None = None
+        if refine and not (refine == "auto" and (tolerance is not None or _known_already(joined, known))):
+            budget = particles if isinstance(refine, bool | str) else refine
+            found = refined(model, guide, tensors, budget, **how)
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
@@ -374,21 +383,31 @@ def evaluate(
     )
     _warn_of_impossible_elbo(evidence)
     if found is not None:
-        evidence = _with(evidence, found)
+        evidence = with_refined(evidence, found)
+        if isinstance(found, str) and refine is not False and refine != "auto":
+            warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())
     _warn_of_lower_exact(evidence)
     return evidence
 
 
-def _with(evidence: Evidence, found: Refined | str) -> Evidence:
+def _known_already(reduced: dict[str, Tensor], exact: Tensor | None) -> bool:
+    """Whether weights are constant, at the exact value: no proposal would add to that."""
+    if exact is None:
+        return False
+    rounding = 1e-4 * (1 + exact.abs())
+    off = (reduced["log_evidence"] - exact).abs()
+    return bool(((off <= rounding) & (reduced["standard_error"] <= rounding)).all())
+
+
+def with_refined(evidence: Evidence, found: Refined | str) -> Evidence:
     """The evidence with the numbers of proposals of each datum's own in the place of the guide's."""
     if isinstance(found, str):
-        warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())
         return replace(evidence, method=found)
     return replace(
         evidence,
         **found._asdict(),
-        corrected={"delta": found.log_evidence + found.standard_error.square() / 2},
-        corrected_error={"delta": found.standard_error},
+        corrected={},
+        corrected_error={},
         by_guide=evidence,
         method="refined",
     )

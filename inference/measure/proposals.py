@@ -51,7 +51,7 @@ _HALF = 12  # steps uphill, after which half of the ways are given up
 _DRAWS = 4  # of a step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
 _CHUNK = 128  # draws that are weighted at once
-_DOUBT = 0.5  # k-hat of a pilot
+_DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
 _FRESH = 64  # draws that make the estimate, at least
 
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
         curvatures = 3 * (1 + newton) * features + 2 * newton
         starts = 4 if budget >= 1500 else 2
         climb = min(40 if features <= _FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
-        pilot = min(256, budget // 10) if budget >= 500 and features <= _SOME else 0
+        pilot = min(512, budget // 8) if budget >= 500 and features <= _SOME else 0
         fresh = budget // 4
         return cls(starts, climb, newton, pilot, budget - fresh, budget)
 

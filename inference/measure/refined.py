@@ -29,7 +29,7 @@ class Refined(NamedTuple):
     """What fresh draws from the proposals say, [N] each.
 
     Attributes:
-        log_evidence: log p(x).
+        log_evidence: log p(x): the log of the mean weight, with half its squared error, its bias, added back.
         standard_error: its Monte Carlo error, within strata.
         ess: effective sample size of the draws.
         pareto_k: k-hat of their weights.
@@ -76,6 +76,8 @@ def refine(
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
         if part.joint or not data:
             return f"{'joint weights' if part.joint else 'pairs that hold their data'} are not refined"
+        if not part.divisible:
+            return "the guide holds a value for each of these data, and proposals are found for blocks of them"
         if target is None:
             try:
                 target = Target(model, guide, part.data, part.layout.nesting, compile, part.ahead)
@@ -119,11 +121,12 @@ def _refined(target: Target, plan: Plan) -> Refined:
 
 
 def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Log of the mean of stratified weights [K, N], and its error within strata: [N] each."""
+    """Log of the mean of stratified weights [K, N], its bias added back, and its error within strata: [N] each."""
     top = log_weights.amax(0)
     top = torch.where(top.isfinite(), top, 0.0)
     weights = (log_weights - top).exp()
     mean = weights.mean(0)
     total = len(weights)
-    variance = sum(len(part) * part.var(0) for part in weights.split(counts)) / total**2
-    return mean.log() + top, torch.as_tensor(variance).sqrt() / mean
+    variance = torch.as_tensor(sum(len(part) * part.var(0) for part in weights.split(counts))) / total**2
+    noise = variance.sqrt() / mean
+    return mean.log() + top + noise.square() / 2, noise

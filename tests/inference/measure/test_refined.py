@@ -10,7 +10,8 @@ import torch
 from jensen.families import Sylvester
 from jensen.guides import amortize
 from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, simulate
-from jensen.inference.measure.refined import Mode, Proposal, Target, propose
+from jensen.inference.measure.proposals import Mode, Plan, Proposal, propose
+from jensen.inference.measure.target import Target
 from jensen.models import PPCA, Banana, Ring
 from jensen.networks import mlp
 
@@ -145,7 +146,8 @@ def test_the_mixture_is_a_density(shares):
     lower = torch.linalg.cholesky(torch.eye(2).double() + 0.5 * torch.ones(2, 2).double()).repeat(2, 3, 1, 1)
     log_weights = torch.tensor([[0.3, 0.6, 1.0], [0.7, 0.4, 0.0]], dtype=torch.float64).log()
     proposal = Proposal(Mode(loc, lower, log_weights), log_weights, shares, 1.1)
-    found, counts = proposal.log_joint_weights(target, 40_000)
+    (block,) = target.blocks_of(target.rows)
+    found, counts = proposal.log_joint_weights(target, block, 40_000)
     assert sum(counts) == len(found)
     ratio = (found - dist.Normal(0.0, 1.0).log_prob(x)).exp()
     assert ((ratio.mean(0) - 1).abs() < 4 * ratio.std(0) / 200).all()
@@ -158,9 +160,11 @@ def test_no_draw_that_chose_the_proposal_makes_the_estimate():
     exact = exact_log_evidence(model, x).log_evidence
     target = Target(model, guide, (x,), 1)
     torch.manual_seed(0)
-    with torch.no_grad():
-        proposal = propose(target, 1500)
-        ratios = torch.stack([(proposal.log_joint_weights(target, 300)[0] - exact).exp().mean(0) for _ in range(200)])
+    proposal = propose(target, Plan.of(2000, 2))
+    (block,) = target.blocks_of(target.rows)
+    ratios = torch.stack(
+        [(proposal.log_joint_weights(target, block, 300)[0] - exact).exp().mean(0) for _ in range(200)]
+    )
     z = (ratios.mean(0) - 1) / (ratios.std(0) / math.sqrt(200))
     assert z.abs().max() < 4.5
     assert abs(float(z.mean())) < 4 / math.sqrt(20)
