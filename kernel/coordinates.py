@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import MixtureSameFamily, biject_to
 from torch.distributions.constraints import Constraint
 
 from .randomness import forked_rng
@@ -111,7 +111,14 @@ def _piece(site: Site, again: Site, dim: int) -> _Piece:
             f"the support of latent site '{name}' moves with the values of other sites: write it as a fixed support, "
             "and shift and scale its values in the model"
         )
-    transform = biject_to(support)
+    support = getattr(support, "base_constraint", support) if isinstance(fn, MixtureSameFamily) else support
+    try:
+        transform = biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"latent site '{name}': no map from unconstrained coordinates onto the support of {type(fn).__name__} is "
+            f"known ({error})"
+        ) from error
     inside, outside = transform.domain.event_dim, transform.codomain.event_dim
     shape = site["value"].shape
     event = fn.event_dim

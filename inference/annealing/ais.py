@@ -60,7 +60,7 @@ from jensen.results.tables import Table, decimals, percent
 
 from ..exact.log_evidence import exact_evidence
 from ..measure.diagnostics import RunningWeights, tail_guard
-from .hmc import Point, move
+from ..measure.hmc import Point, move
 
 Start = Literal["guide", "prior"]
 _ACCEPTANCE = 0.65

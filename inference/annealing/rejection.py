@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, max_pool2d
 
-from .hmc import Point
+from ..measure.hmc import Point
 
 _CELLS = {1: 1024, 2: 128}  # for each feature, to begin with
 _SAFETY = 0.5  # nats from the largest value at the nodes of a cell and of the cells around it to its height

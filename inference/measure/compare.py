@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ from jensen.results.standard_errors import mc_error, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
 from ..training.history import History
-from .evaluate import Evidence, evaluate
+from .evaluate import Evidence, Refine, evaluate, of_refined, refined, with_refined
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 
@@ -265,6 +265,7 @@ def compare(
     gaps: bool = False,
     tolerance: float | None = None,
     max_particles: int = 100_000,
+    refine: Refine = "auto",
     histories: Mapping[str, History] | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
@@ -284,6 +285,8 @@ def compare(
             taken apart, and joint weights, get a dash.
         tolerance: as in :func:`~jensen.inference.evaluate`; not together with ``gaps``.
         max_particles: as in :func:`~jensen.inference.evaluate`.
+        refine: as in :func:`~jensen.inference.evaluate`. Pairs that share one model share its log p(x): it is found
+            once, from the guide with the highest ELBO on, so that their gaps are measured against one number.
         histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
@@ -323,22 +326,27 @@ def compare(
     settings: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     settings["max_plate_nesting"] = max_plate_nesting
     needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles}
-    rows = {}
+    rows: dict[str, Row] = {}
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
         gap_parts = None
+        placed_here = placed(tensors, device, None)
         try:
-            if gaps and has_local(guide) and not _some(model, guide, placed(tensors, device, None)).joint:
+            if gaps and has_local(guide) and not _some(model, guide, placed_here).joint:
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
-                    gap_parts = split(model, guide, tensors, particles, **settings)
+                    gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
             evidence = (
-                gap_parts.evidence if gap_parts else evaluate(model, guide, tensors, particles, **needs, **settings)
+                gap_parts.evidence
+                if gap_parts
+                else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
             )
         except Exception as error:
             error.add_note(f"in compare, at the pair '{name}'")
             raise
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, placed(tensors, device, None), shared), seconds, gap_parts)
+        rows[name] = Row(evidence, _count(model, guide, placed_here, shared), seconds, gap_parts)
+    if refine and not (refine == "auto" and tolerance is not None):
+        rows = _refined(pairs, rows, placed(tensors, device, None), refine, settings)
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [name for name, row in rows.items() if row.evidence.joint]
         raise ValueError(
@@ -349,6 +357,44 @@ def compare(
         sizes = {name: len(row.evidence.elbo) for name, row in rows.items()}
         raise ValueError(f"these pairs hold different numbers of data, {sizes}, so they do not compare")
     return Comparison(rows, shared)
+
+
+def _refined(
+    pairs: Mapping[str, tuple[Program, Program]],
+    rows: dict[str, Row],
+    data: tuple[Tensor, ...],
+    refine: Refine,
+    settings: dict[str, Any],
+) -> dict[str, Row]:
+    """The rows with the refined log p(x) of their models, found once for each model."""
+    made = dict(rows)
+    waiting = list(rows)
+    while waiting:
+        model = pairs[waiting[0]][0]
+        group = [name for name in waiting if pairs[name][0] == model]
+        waiting = [name for name in waiting if name not in group]
+        best = max(group, key=lambda name: _or_lowest(float(rows[name].evidence.elbo.mean())))
+        start = time.perf_counter()
+        try:
+            first = refined(rows[best].evidence, model, pairs[best][1], data, refine, **settings)
+        except Exception as error:
+            error.add_note(f"in compare, at the pair '{best}'")
+            raise
+        seconds = time.perf_counter() - start
+        for name in group:
+            row = rows[name]
+            if name == best or first.by_guide is None:
+                evidence = first if name == best else replace(row.evidence, method=first.method)
+            else:
+                evidence = with_refined(row.evidence, of_refined(first))
+            took = row.seconds + (seconds if name == best else 0.0)
+            parts = None if row.gaps is None else replace(row.gaps, evidence=evidence)
+            made[name] = replace(row, evidence=evidence, seconds=took, gaps=parts)
+    return made
+
+
+def _or_lowest(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _count(model: Program, guide: Program, data: tuple[Tensor, ...], shared: bool) -> int:

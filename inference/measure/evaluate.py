@@ -8,7 +8,7 @@ r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per dat
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "Refine", "evaluate", "with_refined"]
+__all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "with_refined"]
 
 import math
 import warnings
@@ -37,7 +37,7 @@ from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
 from .diagnostics import CORRECTIONS
 from .refined import Refined
-from .refined import refine as refined
+from .refined import refine as find
 
 
 Refine = Literal["auto"] | bool | int
@@ -81,6 +81,8 @@ class Evidence(Measurement):
         modes: how many modes a refined proposal has, [N].
         evaluations: of log p(x, z) that refining a datum took, its final draws among them; a gradient counts three.
         draws: how many of these were the final draws, which the refined estimate is made from.
+        missed: whether a few chains annealed from the prior, where the budget has room for them, found a part of the
+            posterior that the proposal of a datum misses: bool [N]. A mode that nothing visited is not excluded.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -117,6 +119,7 @@ class Evidence(Measurement):
     modes: Tensor | None = None
     evaluations: Tensor | None = None
     draws: Tensor | None = None
+    missed: Tensor | None = None
 
     @property
     def best(self) -> Tensor:
@@ -170,7 +173,7 @@ class Evidence(Measurement):
             Quantity("zero_weights", self.zero_weights, total=True),
             Quantity("spent", self.spent, total=True),
             Quantity("converged", self.converged),
-            *(Quantity(name, getattr(self, name)) for name in ("modes", "evaluations") if self.by_guide is not None),
+            *(Quantity(name, getattr(self, name)) for name in ("modes", "evaluations", "missed") if self.by_guide is not None),
         ]
 
     def _of_guide(self) -> list[Quantity]:
@@ -207,6 +210,8 @@ class Evidence(Measurement):
             facts[0] = facts[0][0], f"{size.split(' of ')[0]} of {decimals(float(self.draws.double().mean()), 0)}"
             facts[1] = facts[1][0], f"{facts[1][1]}, by the guide {percent(self.by_guide.unreliable)}"
             facts.append(("evaluations, mean", f"{float(self.evaluations.double().mean()):,.0f}, its draws among them"))
+            if self.missed is not None and self.missed.any():
+                facts.append(("modes missed", f"in {percent(float(self.missed.double().mean()))} of the data"))
             facts.append(("", "a mode that no search came to is not excluded"))
         elif self.method not in ("guide", "refined"):
             facts.append(("not refined", self.method))
@@ -365,10 +370,6 @@ def evaluate(
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
         how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
-        found: Refined | str | None = None
-        if refine and not (refine == "auto" and (tolerance is not None or _known_already(joined, known))):
-            budget = particles if isinstance(refine, bool | str) else refine
-            found = refined(model, guide, tensors, budget, **how)
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
@@ -382,35 +383,66 @@ def evaluate(
         route="" if weights is None else f"{weights.pair.way}, {weights.route}",
     )
     _warn_of_impossible_elbo(evidence)
-    if found is not None:
-        evidence = with_refined(evidence, found)
-        if isinstance(found, str) and refine is not False and refine != "auto":
-            warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())
+    if refine and not (refine == "auto" and tolerance is not None):
+        how: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
+        evidence = refined(evidence, model, guide, tensors, refine, seed=seed, device=device, **how)
     _warn_of_lower_exact(evidence)
     return evidence
 
 
-def _known_already(reduced: dict[str, Tensor], exact: Tensor | None) -> bool:
-    """Whether weights are constant, at the exact value: no proposal would add to that."""
-    if exact is None:
-        return False
-    rounding = 1e-4 * (1 + exact.abs())
-    off = (reduced["log_evidence"] - exact).abs()
-    return bool(((off <= rounding) & (reduced["standard_error"] <= rounding)).all())
+def refined(
+    evidence: Evidence,
+    model: Program,
+    guide: Program,
+    data: tuple[Tensor, ...],
+    refine: Refine,
+    *,
+    seed: int | None,
+    device: torch.device | str | None,
+    **how: Any,
+) -> Evidence:
+    """The evidence with the numbers of proposals of each datum's own in the place of the guide's, which are kept.
 
-
-def with_refined(evidence: Evidence, found: Refined | str) -> Evidence:
-    """The evidence with the numbers of proposals of each datum's own in the place of the guide's."""
+    Args:
+        evidence: what the guide's draws say.
+        model: the model.
+        guide: the guide, or another one of the same model.
+        data: the data, on their device.
+        refine: as for :func:`evaluate`; not ``False``.
+        seed: as for :func:`evaluate`.
+        device: as for :func:`evaluate`.
+        how: further settings of :func:`~jensen.inference.measure.refined.refine`.
+    """
+    if refine == "auto" and _known_already(evidence):
+        return evidence
+    budget = evidence.particles if isinstance(refine, bool | str) else refine
+    with running(model, guide, "refine", seed=seed, device=device), product_route(place_of(data, device, model, guide)):
+        found = find(model, guide, data, budget, seed=seed, **how)
     if isinstance(found, str):
+        if refine != "auto":
+            warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())
         return replace(evidence, method=found)
-    return replace(
-        evidence,
-        **found._asdict(),
-        corrected={},
-        corrected_error={},
-        by_guide=evidence,
-        method="refined",
-    )
+    return with_refined(evidence, found)
+
+
+def with_refined(evidence: Evidence, found: Refined) -> Evidence:
+    """The evidence with refined numbers in the place of the guide's, which are kept."""
+    numbers = found._asdict()
+    return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method="refined")
+
+
+def of_refined(evidence: Evidence) -> Refined:
+    """The refined numbers of an evidence."""
+    return Refined(**{name: getattr(evidence, name) for name in Refined._fields})
+
+
+def _known_already(evidence: Evidence) -> bool:
+    """Whether weights are constant, at the exact value: no proposal would add to that."""
+    if evidence.exact is None:
+        return False
+    rounding = 1e-4 * (1 + evidence.exact.abs())
+    off = (evidence.log_evidence - evidence.exact).abs()
+    return bool(((off <= rounding) & (evidence.standard_error <= rounding)).all())
 
 
 def _observed(model: Program, guide: Program) -> int:

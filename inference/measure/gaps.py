@@ -34,7 +34,7 @@ from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
 
-from .evaluate import Evidence, evaluate
+from .evaluate import Evidence, Refine, evaluate
 from .search import LocalSearch, originals_kept
 
 _LIKELY = 4  # rounds
@@ -72,7 +72,7 @@ class Gaps(Measurement):
 
     @property
     def log_evidence(self) -> Tensor:
-        r"""Log p(x): exact where it is known, else that of both guides' weights pooled: [N].
+        r"""Log p(x): exact where it is known, else refined, else that of both guides' weights pooled: [N].
 
         .. math:: \log \frac{e^{\text{ELBO}} \, \hat p(x) + e^{\text{ELBO}^*} \, \hat p^*(x)}
             {e^{\text{ELBO}} + e^{\text{ELBO}^*}}
@@ -80,8 +80,8 @@ class Gaps(Measurement):
         with stars at the family's best. Of two estimates that with the smaller k-hat is often the one that missed a
         large weight, so that none is selected; a guide whose ELBO is nats lower hardly counts.
         """
-        if self.evidence.exact is not None:
-            return self.evidence.exact
+        if self.evidence.exact is not None or self.evidence.by_guide is not None:
+            return self.evidence.best
         return self._parts.logsumexp(0)
 
     @property
@@ -99,7 +99,7 @@ class Gaps(Measurement):
     def _standard_error(self) -> Tensor:
         """The Monte Carlo error of the pooled estimate, by the delta method: [N]."""
         errors = torch.stack([self.evidence.standard_error, self.local.standard_error])
-        if not self.rounds:  # one measurement
+        if not self.rounds or self.evidence.by_guide is not None:  # one measurement
             return errors[0]
         parts = self._parts.softmax(0)
         pooled: Tensor = torch.where(parts > 0, parts * errors, 0.0 * parts).norm(dim=0)
@@ -133,6 +133,8 @@ class Gaps(Measurement):
         """
         if self.evidence.exact is not None or self.evidence.particles < 25:
             return None
+        if self.evidence.by_guide is not None:
+            return self.evidence.unreliable
         k = torch.stack([self.evidence.pareto_k, self.local.pareto_k])
         return float((~(k <= 0.7) & (self._shares > math.log(0.01))).any(0).double().mean())
 
@@ -186,6 +188,7 @@ def gaps(
     max_plate_nesting: int | None = None,
     device: Device = None,
     compile: Compile = "auto",
+    refine: Refine = "auto",
     progress: bool = True,
 ) -> Gaps:
     r"""Split log p(x) - ELBO into the approximation gap of the family and the amortization gap of the encoder.
@@ -223,6 +226,7 @@ def gaps(
         device: where to run; modules and data are moved there. None: where they are.
         compile: as for :func:`~jensen.inference.evaluate`; steps of the local optimisation are captured and compiled
             too.
+        refine: as for :func:`~jensen.inference.evaluate`: where from the log p(x) comes that gaps are measured against.
         progress: whether to show progress bars.
 
     Returns:
@@ -257,7 +261,7 @@ def gaps(
     with private_randomness(seed, "gaps", "data"):
         tensors = placed(tensors, device, batch_transform)
     how: dict[str, Any] = {"device": device, "compile": compile, "max_plate_nesting": max_plate_nesting}
-    evidence = evaluate(model, guide, tensors, particles, seed=seed, progress=progress, **how)
+    evidence = evaluate(model, guide, tensors, particles, seed=seed, progress=progress, refine=refine, **how)
     if evidence.joint:
         raise ValueError(
             "the weights of this pair are joint, one number for all data, so parameters cannot be found for each datum "
@@ -283,7 +287,7 @@ def gaps(
                     rate /= 4
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
             measured.append(
-                evaluate(model, local, batch, particles, progress=False, **how)
+                evaluate(model, local, batch, particles, refine=False, progress=False, **how)
                 if search.free
                 else _rows(evidence, part.rows)  # nothing to optimise: the same guide
             )
@@ -302,7 +306,9 @@ def has_local(guide: Program) -> bool:
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:
     """The measurement of some of the data."""
-    return Evidence(**{field.name: _cut(getattr(evidence, field.name), rows) for field in fields(Evidence)})
+    return Evidence(
+        **{f.name: _cut(getattr(evidence, f.name), rows) for f in fields(Evidence) if f.name != "by_guide"}
+    )
 
 
 def _cut(value: Any, rows: slice) -> Any:

@@ -28,7 +28,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Mode", "Plan", "Proposal", "propose"]
+__all__ = ["Mode", "Proposal", "propose"]
 
 import math
 from dataclasses import dataclass
@@ -38,58 +38,22 @@ import torch
 from torch import Tensor
 
 from .diagnostics import pareto_k
+from .plan import FEW, SOME, Plan
 from .target import Block, Target
 
 _CANDIDATES = 32  # draws of the prior, of which starts are chosen
 _MODES = 4
-_LEAST = 7.0  # nats that a mode may hold less than the best
+_LEAST = 5.0  # nats that a mode may hold less than the best
 _APART = 2.0  # standard deviations between modes
+_DIP = 0.5  # nats by which the density falls between two modes, at least
+_HOPELESS = 10.0  # nats below the best: such an end leads to no mode that counts
 _FREEDOM = 5.0  # of Student's t
-_FEW = 10  # coordinates up to which curvature may do, and draws of the prior are part of the mixture
-_SOME = 20  # coordinates up to which weights of some thousand draws say more than gradients
-_HALF = 12  # steps uphill, after which half of the ways are given up
+_HALF = 12  # steps uphill, after which most ways from the guide's draws are given up
 _DRAWS = 4  # of a step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
 _CHUNK = 128  # draws that are weighted at once
 _DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
-_FRESH = 64  # draws that make the estimate, at least
-
-
-class Plan(NamedTuple):
-    """How the evaluations of a datum are spent.
-
-    Attributes:
-        starts: draws of the guide, and as many of the prior, from which the ways uphill start.
-        climb: steps of each.
-        newton: Newton's steps.
-        pilot: draws that say which data need more work.
-        proposal: how many evaluations may be spent before the fresh draws.
-        budget: all.
-    """
-
-    starts: int
-    climb: int
-    newton: int
-    pilot: int
-    proposal: int
-    budget: int
-
-    @classmethod
-    def of(cls, budget: int, features: int) -> Plan:
-        """The plan of a budget."""
-        newton = 4 if features <= _FEW else 0  # with many the local search finds the way
-        curvatures = 3 * (1 + newton) * features + 2 * newton
-        starts = 4 if budget >= 1500 else 2
-        climb = min(40 if features <= _FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
-        pilot = min(512, budget // 8) if budget >= 500 and features <= _SOME else 0
-        fresh = budget // 4
-        return cls(starts, climb, newton, pilot, budget - fresh, budget)
-
-    def least(self, features: int) -> int:
-        """The evaluations that a datum takes at least."""
-        uphill = 6 * self.starts * self.climb + 2 * self.starts
-        return uphill + 3 * (1 + self.newton) * features + 2 * self.newton + self.pilot + _FRESH
 
 
 class Mode(NamedTuple):
@@ -203,11 +167,11 @@ def propose(target: Target, plan: Plan) -> Proposal:
     prior = target.of_prior(_CANDIDATES)
     scale = _spread(prior)
     u = _spread_out(target.of_guide(plan.starts), prior, scale, plan.starts)
-    few = features <= _FEW
+    few = features <= FEW
     u, filled = _filled(u, block), _filled(scale, block)
-    if not few and plan.climb > 2 * _HALF:  # the better half of either kind goes on
+    if not few and plan.climb > 2 * _HALF:  # of the guide's draws, which mostly end in one mode, the best goes on
         u, f = climb(target, block, u, filled, _HALF)
-        u = torch.cat([_best(*part, plan.starts // 2) for part in zip(u.chunk(2), f.chunk(2), strict=True)])
+        u = torch.cat([_best(u[: plan.starts], f[: plan.starts], 1), u[plan.starts :]])
         u, _ = climb(target, block, u, filled, plan.climb - _HALF)
     else:
         u, _ = climb(target, block, u, filled, plan.climb)
@@ -228,7 +192,7 @@ def _mixture(target: Target, modes: Mode) -> Proposal:
     floor = torch.where(modes.log_mass.isfinite(), math.log(0.02), -math.inf).to(log_weights)
     log_weights = torch.logaddexp(log_weights, floor).log_softmax(0)
     of_guide = 0.1 if target.knows_guide else 0.0
-    of_prior = 0.15 if target.features <= _FEW else 0.0
+    of_prior = 0.15 if target.features <= FEW else 0.0
     rest = (1 - of_guide - of_prior) / 2
     widened = min(1.1, 1 + 0.7 / math.sqrt(target.features))
     return Proposal(modes, log_weights, (rest, rest, of_guide, of_prior), widened)
@@ -319,13 +283,7 @@ def newton(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -
 def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
     """The distinct modes among points [S, N, F], best first; as many as the plan can pay for."""
     s, n, features = ends.shape
-    f = torch.cat(
-        [
-            target.parts(block, _filled(ends[:, block.rows[: block.real]], block))[0][:, : block.real]
-            for block in target.blocks_of(target.rows)
-        ],
-        -1,
-    ).nan_to_num(-math.inf)  # [S, N]
+    f = _at(target, ends)  # [S, N]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     price = 3 * (1 + plan.newton) * features + 2 * plan.newton
     left = f.clone()
@@ -349,14 +307,31 @@ def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
             away = torch.linalg.solve_triangular(lower, (other - u).unsqueeze(-1), upper=False).squeeze(-1)
             log_mass = torch.where(away.square().sum(-1) < _APART**2, -math.inf, log_mass)
         found.append((u, lower, log_mass))
+        dip = _dips(target, u, ends)  # [S, N]
         for i in range(s):
             away = torch.linalg.solve_triangular(lower, (ends[i] - u).unsqueeze(-1), upper=False).squeeze(-1)
-            near = away.square().sum(-1) < max(_APART**2, features + 3 * math.sqrt(2 * features))
+            near = (away.square().sum(-1) < _APART**2) | ~(dip[i] > _DIP) | (f[i] < f.amax(0) - _HOPELESS)
             left[i] = torch.where(near | (which == i), -math.inf, left[i])
     kept = Mode(*map(torch.stack, zip(*found, strict=True)))
     log_mass = torch.where(kept.log_mass > kept.log_mass.amax(0) - _LEAST, kept.log_mass, -math.inf)
     useful = log_mass.isfinite().any(1)
     return Mode(kept.loc[useful], kept.lower[useful], log_mass[useful])
+
+
+def _dips(target: Target, u: Tensor, ends: Tensor) -> Tensor:
+    """How far the log density falls below that of both ends on the straight ways from u [N, F] to points: [S, N]."""
+    ways = torch.cat([u + t * (ends - u) for t in (0.0, 0.25, 0.5, 0.75, 1.0)])  # [5 S, N, F]
+    f = _at(target, ways).unflatten(0, (5, len(ends)))
+    return torch.minimum(f[0], f[-1]) - f[1:-1].amin(0)
+
+
+def _at(target: Target, u: Tensor) -> Tensor:
+    """Log density of all data of the block at points [S, N, F]: [S, N]."""
+    parts = [
+        target.parts(block, _filled(u[:, block.rows[: block.real]], block))[0][:, : block.real]
+        for block in target.blocks_of(target.rows)
+    ]
+    return torch.cat(parts, -1).nan_to_num(-math.inf, neginf=-math.inf)
 
 
 def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -> Mode:
@@ -427,7 +402,7 @@ def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Pro
     Each round draws from the mixture at hand, and takes a step of the EM algorithm on the draws of all rounds so far,
     weighted by the density of all that they were drawn from. Covariances are shrunk to those of the mode.
     """
-    if not len(rows) or target.features > 2 * _FEW:
+    if not len(rows) or target.features > SOME:
         return proposal
     left = int((plan.proposal - target.spent[rows]).amin())
     count = left // _ROUNDS

@@ -18,8 +18,10 @@ from jensen.kernel.batches import stream
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
-from .proposals import Plan, propose
+from .plan import Plan
+from .proposals import propose
 from .target import Target
+from .witness import missed
 
 _BLOCK = 2**7  # data that are refined at once
 _MOST = 256  # coordinates
@@ -36,6 +38,7 @@ class Refined(NamedTuple):
         modes: how many modes a proposal has.
         evaluations: of log p(x, z) for each datum, over all; a gradient counts three.
         draws: how many fresh draws there were.
+        missed: whether a few chains from the prior found a part of the posterior that the proposal misses.
     """
 
     log_evidence: Tensor
@@ -45,6 +48,7 @@ class Refined(NamedTuple):
     modes: Tensor
     evaluations: Tensor
     draws: Tensor
+    missed: Tensor
 
 
 def refine(
@@ -102,8 +106,8 @@ def _refined(target: Target, plan: Plan) -> Refined:
     proposal = propose(target, plan)
     n = len(target)
     full = torch.zeros(n, dtype=torch.float64, device=target.spent.device)
-    made = Refined(*(full.clone() for _ in range(4)), *(full.long() for _ in range(3)))
-    left = plan.budget - target.spent  # decided before these draws
+    made = Refined(*(full.clone() for _ in range(4)), *(full.long() for _ in range(3)), full.bool())
+    left = plan.estimate - target.spent  # decided before these draws
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
@@ -116,6 +120,8 @@ def _refined(target: Target, plan: Plan) -> Refined:
             for kept, value in zip(made, values, strict=False):
                 kept[block.rows[: block.real]] = value[: block.real]
             made.draws[block.rows[: block.real]] = len(found)
+            if plan.witness:
+                made.missed[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
     modes = proposal.log_weights.isfinite().sum(0)
     return made._replace(modes=modes, evaluations=target.spent)
 

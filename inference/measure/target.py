@@ -22,6 +22,8 @@ from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, densities
 
+from .hmc import Point
+
 _LEAST = 100  # calls that pay for a graph
 _ROWS_AT_ONCE = 64  # of a Hessian
 _LADDER = (1, 4, 16)  # what the sizes of blocks are fractions of
@@ -86,7 +88,7 @@ class Target:
         self._sizes: dict[int, _Sized] = {}
         self._routes = {
             name: Routes(mode, _LEAST, f"the {name} of refined evidence are not compiled; their steps are")
-            for name in ("densities", "slopes", "curvatures", "local steps")
+            for name in ("densities", "slopes", "curvatures", "local steps", "chains")
         }
         self.knows_guide = True
         self.move_to(data)
@@ -179,6 +181,16 @@ class Target:
 
         return step
 
+    def path(self, block: Block, calls: int) -> Callable[[Tensor], Point]:
+        """The path from the prior to the posterior, at coordinates [C, N, F]; an evaluation and two slopes a point."""
+
+        def at(u: Tensor) -> Point:
+            self.count(block, 4 * len(u))
+            run = self._run("chains", partial(self._on_path, block), (u, *block.data), 4.0 * len(u), calls)
+            return Point(u, *run(u, *block.data))
+
+        return at
+
     def of_guide(self, count: int, block: Block | None = None) -> Tensor:
         """Draws of the guide, [C, N, F]."""
         return self._drawn(self._guide, count, block)
@@ -255,6 +267,19 @@ class Target:
         f = self._joint(block, u, *data)
         (slope,) = torch.autograd.grad(torch.where(f.isfinite(), f, 0.0).sum(), u)
         return f.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.enable_grad()
+    def _on_path(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:
+        """Log p(u) and log p(x | u), [C, N], and their gradients, [C, N, F]."""
+        u = u.detach().requires_grad_()
+        joint, prior, *_ = self._parts(block, u, *data)
+        parts = prior, joint - prior
+        slopes = []
+        for part in parts:
+            known = torch.where(part.isfinite(), part, 0.0).sum()
+            slope = torch.autograd.grad(known, u, retain_graph=True)[0] if known.requires_grad else torch.zeros_like(u)
+            slopes.append(slope.nan_to_num(0.0, 0.0, 0.0))
+        return *(part.detach() for part in parts), *slopes
 
     @torch.enable_grad()
     def _curvature(self, block: Block, u: Tensor, directions: Tensor, *data: Tensor) -> Outputs:

@@ -17,7 +17,7 @@ from jensen.families import FullCovariance, MeanField
 from jensen.guides import Laplace, PriorGuide, amortize
 from jensen.inference import ais, evaluate, fit, log_joint, pareto_k, simulate
 from jensen.inference.annealing.ais import Path, Tuning, anneal, temperatures_of
-from jensen.inference.annealing.hmc import Point, move
+from jensen.inference.measure.hmc import Point, move
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.weights import densities
 from jensen.models import PPCA, Banana, Ring

@@ -10,7 +10,8 @@ import torch
 from jensen.families import Sylvester
 from jensen.guides import amortize
 from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, simulate
-from jensen.inference.measure.proposals import Mode, Plan, Proposal, propose
+from jensen.inference.measure.plan import Plan
+from jensen.inference.measure.proposals import Mode, Proposal, propose
 from jensen.inference.measure.target import Target
 from jensen.models import PPCA, Banana, Ring
 from jensen.networks import mlp
