@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Coordinates"]
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.distributions import MixtureSameFamily, biject_to
 from torch.distributions.constraints import Constraint
 
 from .randomness import forked_rng
-from .sites import Site, enclosing_plates
+from .sites import Site, base_of, enclosing_plates, is_discrete
 from .weights import Program, model_sites
 
 
@@ -37,9 +38,16 @@ class Coordinates:
     Args:
         model: a Pyro model with one plate over its data around every site.
         data: the data.
+        joint: whether all latent values of a model without such a plate are one vector: N is 1.
+        most: how many joint states discrete sites may have, which are left to be summed over.
+
+    Attributes:
+        rows: N.
+        pieces: the continuous sites, by name.
+        states: of each discrete site the states as values of its shape, [S, *batch, *event].
 
     Raises:
-        ValueError: for a discrete latent site, one whose support is not known or moves with the values of others, and
+        ValueError: for a discrete latent site where there may be none, too many states, a site whose support is not known or moves with the values of others, and
             a model without the plate.
 
     Example:
@@ -50,23 +58,47 @@ class Coordinates:
         (torch.Size([7, 3, 2]), torch.Size([7, 3]))
     """
 
-    def __init__(self, model: Program, *data: Tensor) -> None:
+    def __init__(self, model: Program, *data: Tensor, joint: bool = False, most: int = 0) -> None:
         with forked_rng():
             sites, again = model_sites(model, *data), model_sites(model, *data)
-        plates = enclosing_plates(sites)
-        if len(plates) != 1:
+        plates = [] if joint else enclosing_plates(sites)
+        if len(plates) != 1 and not joint:
             raise ValueError(f"the model needs one plate over its data around every site, but has {len(plates)} such")
-        (frame,) = plates
-        assert frame.dim is not None
-        self.rows = frame.size
-        pairs = zip(sites, again, strict=True)
-        self.pieces = {s["name"]: _piece(s, t, frame.dim) for s, t in pairs if not s["is_observed"]}
+        self.rows = 1 if joint else plates[0].size
+        dim = None if joint else plates[0].dim
+        latent = [pair for pair in zip(sites, again, strict=True) if not pair[0]["is_observed"]]
+        discrete = [s for s, _ in latent if most and is_discrete(s["fn"])]
+        self.states = {s["name"]: _states_of(s, most, 1 if joint else self.rows) for s in discrete}
+        if self.combinations > most > 0:
+            raise ValueError(
+                f"the discrete latent sites {sorted(self.states)} have {self.combinations} joint states, more than the "
+                f"{most} that are summed over for each value of the others"
+            )
+        self.pieces = {s["name"]: _piece(s, t, dim) for s, t in latent if s["name"] not in self.states}
         self.sizes = [piece.free_shape.numel() // self.rows for piece in self.pieces.values()]
 
     @property
     def fixed(self) -> bool:
         """Whether the same map serves other data of this shape: no tensor bounds a support."""
         return all(piece.fixed for piece in self.pieces.values())
+
+    @property
+    def combinations(self) -> int:
+        """How many joint states the discrete sites have."""
+        return prod(len(states) for states in self.states.values())
+
+    def with_states(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values [C, ...] of the continuous sites, and those of all sites at each joint state: [S C, ...]."""
+        if not self.states:
+            return dict(values)
+        count, chains = self.combinations, len(next(iter(values.values())))
+        whole = {name: value.expand(count, *value.shape).flatten(0, 1) for name, value in values.items()}
+        index = torch.arange(count)
+        for name, states in self.states.items():
+            chosen = states[(index % len(states)).to(states.device)]
+            index = index // len(states)
+            whole[name] = chosen.unsqueeze(1).expand(count, chains, *chosen.shape[1:]).flatten(0, 1)
+        return whole
 
     @property
     def features(self) -> int:
@@ -95,7 +127,24 @@ class Coordinates:
         return values, total
 
 
-def _piece(site: Site, again: Site, dim: int) -> _Piece:
+def _states_of(site: Site, most: int, rows: int) -> Tensor:
+    """The states of a discrete site with one value for each datum, as values of its shape: [S, *batch, *event]."""
+    fn, shape = site["fn"], site["value"].shape
+    try:
+        states: Tensor = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        raise ValueError(
+            f"latent site '{site['name']}' is discrete and does not list its states ({type(base_of(fn)).__name__}), so "
+            "they are not summed over"
+        ) from None
+    if shape.numel() != rows * fn.event_shape.numel():
+        raise ValueError(f"latent site '{site['name']}' is discrete, and has more than one value for each datum")
+    if len(states) > most:
+        raise ValueError(f"latent site '{site['name']}' is discrete, with {len(states)} states, more than {most}")
+    return states.reshape(-1, *(1,) * (len(shape) - fn.event_dim), *fn.event_shape).expand(-1, *shape)
+
+
+def _piece(site: Site, again: Site, dim: int | None) -> _Piece:
     name, fn = site["name"], site["fn"]
     try:
         support = fn.support
@@ -120,8 +169,9 @@ def _piece(site: Site, again: Site, dim: int) -> _Piece:
             f"known ({error})"
         ) from error
     inside, outside = transform.domain.event_dim, transform.codomain.event_dim
-    shape = site["value"].shape
-    event = fn.event_dim
+    shape, event = site["value"].shape, fn.event_dim
+    if dim is None:  # one more dimension, for N = 1
+        shape, dim = Size([1, *shape]), event - len(shape) - 1
     free_shape = transform.inverse_shape(shape)
     axes = dim - event, dim - event + outside - inside, dim - event + outside
     return _Piece(shape, transform, *axes, free_shape, not _bounds(support))

@@ -202,19 +202,16 @@ class Evidence(Measurement):
 
     def _table(self) -> Table:
         drawn = self.drawn.removesuffix(" each").replace(" particles", "")
+        if self.by_guide is not None and self.draws is not None:
+            drawn = decimals(float(self.draws.double().mean()), 0)
         size = f"{decimals(float(self.ess.mean()), 1)} of {drawn}"
         if self.joint:
-            return self._summary_table(f"all data jointly, {self.drawn}, {self.unit}", self._joint_facts(size))
+            facts = [*self._joint_facts(size), *self._refined_facts()]
+            return self._summary_table(f"all data jointly, {self.drawn}, {self.unit}", facts)
         facts = [("effective sample size, mean", size), ("data with k-hat > 0.7", percent(self.unreliable))]
-        if self.by_guide is not None and self.draws is not None and self.evaluations is not None:
-            facts[0] = facts[0][0], f"{size.split(' of ')[0]} of {decimals(float(self.draws.double().mean()), 0)}"
+        if self.by_guide is not None:
             facts[1] = facts[1][0], f"{facts[1][1]}, by the guide {percent(self.by_guide.unreliable)}"
-            facts.append(("evaluations, mean", f"{float(self.evaluations.double().mean()):,.0f}, its draws among them"))
-            if self.missed is not None and self.missed.any():
-                facts.append(("modes missed", f"in {percent(float(self.missed.double().mean()))} of the data"))
-            facts.append(("", "a mode that no search came to is not excluded"))
-        elif self.method not in ("guide", "refined"):
-            facts.append(("not refined", self.method))
+        facts += self._refined_facts()
         if self.converged is not None and self.spent is not None:
             share, missed = percent(float(self.converged.double().mean())), int((~self.converged).sum())
             facts.append(("tolerance reached", f"{share} of the data; missed by {missed}"))
@@ -223,6 +220,16 @@ class Evidence(Measurement):
             total, where = int(self.zero_weights.sum()), int((self.zero_weights > 0).sum())
             facts.append(("weights of zero", f"{total:,} in {where} data: draws without density"))
         return self._summary_table(f"{len(self.elbo)} data, {self.drawn}, {self.unit}", facts)
+
+    def _refined_facts(self) -> list[tuple[str, str]]:
+        if self.by_guide is None or self.evaluations is None:
+            return [] if self.method in ("guide", "refined") else [("not refined", self.method)]
+        mean = f"{float(self.evaluations.double().mean()):,.0f}"
+        facts = [(f"evaluations{'' if self.joint else ', mean'}", f"{mean}, its draws among them")]
+        if self.missed is not None and self.missed.any():
+            where = "" if self.joint else f"in {percent(float(self.missed.double().mean()))} of the data, "
+            facts.append(("modes missed", f"{where}by chains from the prior"))
+        return [*facts, ("", "a mode that no search came to is not excluded")]
 
     def _joint_facts(self, size: str) -> list[tuple[str, str]]:
         facts = [("effective sample size", size), ("k-hat", decimals(float(self.pareto_k), 2))]

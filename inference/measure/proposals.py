@@ -51,7 +51,6 @@ _FREEDOM = 5.0  # of Student's t
 _HALF = 12  # steps uphill, after which most ways from the guide's draws are given up
 _DRAWS = 4  # of a step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
-_CHUNK = 128  # draws that are weighted at once
 _DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
 
@@ -109,8 +108,8 @@ class Proposal:
     ) -> list[tuple[Tensor, Tensor]]:
         """Log weights and log densities of the mixture at draws, chunk by chunk: [k, N] each, float64."""
         made = []
-        for part in u.split(_CHUNK):
-            joint, prior, guide = target.parts(block, part, calls * len(u) // _CHUNK)
+        for part in u.split(target.at_once):
+            joint, prior, guide = target.parts(block, part, calls * len(u) // target.at_once)
             log_q = self.log_density(part, prior, guide, counts)
             made.append((joint.double() - log_q, log_q))
         return made

@@ -78,23 +78,28 @@ def refine(
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
-        if part.joint or not data:
-            return f"{'joint weights' if part.joint else 'pairs that hold their data'} are not refined"
-        if not part.divisible:
+        if not (data or part.joint):
+            return "pairs that hold their data, with a latent for each, are not refined"
+        if not (part.joint or part.divisible):
             return "the guide holds a value for each of these data, and proposals are found for blocks of them"
         if target is None:
             try:
-                target = Target(model, guide, part.data, part.layout.nesting, compile, part.ahead)
+                target = Target(model, guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
             except ValueError as error:
                 return str(error)
-            plan = Plan.of(budget, target.features)
+            if not target.features:
+                return "the model has no continuous latent site: its states are summed by exact_log_evidence"
+            plan = Plan.of(budget // target.states, target.features)
             if target.features > _MOST:
                 return (
                     f"a datum has {target.features} coordinates, and the curvature of more than {_MOST} is not worked "
                     "out"
                 )
-            if (least := plan.least(target.features)) > budget:
-                return f"{target.features} coordinates of a datum take a budget of {least} evaluations, not {budget}"
+            if (least := plan.least(target.features) * target.states) > budget:
+                many = f", with {target.states} states of discrete sites," if target.states > 1 else ""
+                return (
+                    f"{target.features} coordinates of a datum{many} take a budget of {least} evaluations, not {budget}"
+                )
         else:
             target.move_to(part.data)
         parts.append(_refined(target, plan))
@@ -123,7 +128,7 @@ def _refined(target: Target, plan: Plan) -> Refined:
             if plan.witness:
                 made.missed[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
     modes = proposal.log_weights.isfinite().sum(0)
-    return made._replace(modes=modes, evaluations=target.spent)
+    return made._replace(modes=modes, evaluations=target.spent * target.states)
 
 
 def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

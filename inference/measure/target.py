@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Block", "Target"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from jensen.graphs.capture import Outputs
 from jensen.graphs.compile import Compile
 from jensen.graphs.routes import Function, Routes, weights_of
+from jensen.kernel.arguments import rows_of
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.lifts import Lifted
 from jensen.kernel.parameters import tensors_of
@@ -25,6 +26,8 @@ from jensen.kernel.weights import Program, densities
 from .hmc import Point
 
 _LEAST = 100  # calls that pay for a graph
+_AT_ONCE, _PAIRS = 128, 2**15  # points of a datum, and of all data of a block, at most
+_STATES = 64  # of the discrete sites of a datum
 _ROWS_AT_ONCE = 64  # of a Hessian
 _LADDER = (1, 4, 16)  # what the sizes of blocks are fractions of
 
@@ -62,11 +65,14 @@ class Target:
         nesting: how deep the pair's plates are nested.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
         blocks: how many blocks of that size are to come.
+        joint: whether weights are joint: all data are one datum then.
 
     Attributes:
         features: F.
+        states: how many joint states of discrete sites an evaluation sums over.
+        at_once: how many points of a block are worked on at once.
         knows_guide: whether the guide says log q of any value.
-        spent: how many evaluations each datum of the block took; a gradient counts three.
+        spent: how many evaluations each datum of the block took, sums over states; a gradient counts three.
 
     Raises:
         ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names.
@@ -80,8 +86,9 @@ class Target:
         nesting: int,
         mode: Compile = False,
         blocks: int = 1,
+        joint: bool = False,
     ) -> None:
-        self._programs, self.blocks = (model, guide), blocks
+        self._programs, self.blocks, self.joint = (model, guide), blocks, joint
         self._model, self._guide = Lifted(model, nesting), Lifted(guide, nesting, "guide")
         self._state = PlainState(model, guide)
         self._operations = 2 * weights_of(model)
@@ -93,18 +100,20 @@ class Target:
         self.knows_guide = True
         self.move_to(data)
         sized = self._sized(data)
-        self.features = sized.coordinates.features
+        self.features, self.states = sized.coordinates.features, sized.coordinates.combinations
         self._fixed = sized.coordinates.fixed
         self.knows_guide = sized.log_q is not None
 
     def move_to(self, data: tuple[Tensor, ...]) -> None:
         """Take another block."""
+        n, places = rows_of(data), [*data, *tensors_of(*self._programs), torch.zeros(())]
         self.data = data
-        self.size = len(data[0]) if not self._sizes else max(self._sizes)
-        self.spent = torch.zeros(len(data[0]), dtype=torch.long, device=data[0].device)
+        self.size = 1 if self.joint else n if not self._sizes else max(self._sizes)
+        self.spent = torch.zeros(1 if self.joint else n, dtype=torch.long, device=places[0].device)
+        self.at_once = max(1, min(_AT_ONCE, _PAIRS // max(1, n)))
 
     def __len__(self) -> int:
-        return len(self.data[0])
+        return len(self.spent)
 
     @property
     def rows(self) -> Tensor:
@@ -113,6 +122,8 @@ class Target:
 
     def blocks_of(self, rows: Tensor) -> list[Block]:
         """These data in blocks of a few sizes, so that their graphs are few."""
+        if self.joint:
+            return [Block(self.data, row, 1) for row in rows.split(1)]
         sizes = sorted({-(-self.size // part) for part in _LADDER}, reverse=True)
         made, left = [], rows
         while len(left):
@@ -159,7 +170,8 @@ class Target:
         features = self.features
         eye = torch.eye(features, dtype=u.dtype, device=u.device)
         rows = []
-        at_once = -(-features // -(-features // _ROWS_AT_ONCE))
+        at_once = min(self.at_once, _ROWS_AT_ONCE)
+        at_once = -(-features // -(-features // at_once))
         for directions in eye.split(at_once):
             filled = torch.cat([directions, directions[:1].expand(at_once - len(directions), -1)])
             inputs = (u, filled, *block.data)
@@ -206,7 +218,7 @@ class Target:
 
     def _run(self, name: str, fn: Function, inputs: tuple[Tensor, ...], cost: float, calls: float) -> Function:
         """What to call in the place of a function; ``cost``: its evaluations for each datum."""
-        n = next(len(x) for x in inputs[-len(self.data) :])
+        n = rows_of(inputs[len(inputs) - len(self.data) :])
         obstacle = "" if self._fixed else "supports of latent sites depend on the data"
         return self._routes[name](
             fn,
@@ -220,11 +232,11 @@ class Target:
 
     def _sized(self, data: tuple[Tensor, ...]) -> _Sized:
         """What holds for data like these; for these alone where supports depend on them."""
-        n = len(data[0])
+        n = rows_of(data)
         known = self._sizes.get(n)
         if known is None or not (known.coordinates.fixed or known.data is data):
             model, guide = self._programs
-            coordinates = Coordinates(model, *data)
+            coordinates = Coordinates(model, *data, joint=self.joint, most=_STATES)
             known = _Sized(data, coordinates, densities(model, *data, lifted=self._model), self._log_q(coordinates, data))
             self._sizes[n] = known
         return known
@@ -235,7 +247,7 @@ class Target:
             return None
         with forked_rng(), torch.no_grad():
             drawn = _values(self._guide, data, 2)
-            if set(drawn) != set(coordinates.pieces):
+            if set(drawn) != {*coordinates.pieces, *coordinates.states}:
                 return None
             log_q = densities(self._programs[1], *data, lifted=self._guide)
             try:
@@ -248,18 +260,25 @@ class Target:
         sized = self._sized(block.data)
         with validation_enabled(False):
             values, log_det = sized.coordinates.values(u)
-            log_p = sized.log_p(values, *data)
-            prior = torch.as_tensor(sum(log_p[name] for name in values)) + log_det
-            joint = torch.as_tensor(sum(log_p.values())) + log_det
+            whole = sized.coordinates.with_states(values)
+            log_p = sized.log_p(whole, *data)
+            prior = self._summed([log_p[name] for name in whole], len(u)) + log_det
+            joint = self._summed(log_p.values(), len(u)) + log_det
             if sized.log_q is None:
                 return joint, prior
-            return joint, prior, torch.as_tensor(sum(sized.log_q(values, *data).values())) + log_det
+            return joint, prior, self._summed(sized.log_q(whole, *data).values(), len(u)) + log_det
 
     def _joint(self, block: Block, u: Tensor, *data: Tensor) -> Tensor:
         sized = self._sized(block.data)
         with validation_enabled(False):
             values, log_det = sized.coordinates.values(u)
-            return torch.as_tensor(sum(sized.log_p(values, *data).values())) + log_det
+            return self._summed(sized.log_p(sized.coordinates.with_states(values), *data).values(), len(u)) + log_det
+
+    def _summed(self, parts: Iterable[Tensor], points: int) -> Tensor:
+        """The log of the sum over all joint states of densities that are the product of parts: [C, N]."""
+        total = torch.as_tensor(sum(parts))
+        total = total.unsqueeze(-1) if self.joint else total
+        return total if len(total) == points else total.unflatten(0, (-1, points)).logsumexp(0)
 
     @torch.enable_grad()
     def _slopes(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:
