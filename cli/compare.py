@@ -171,6 +171,7 @@ class _Job:
             self.test,
             self.options.particles,
             gaps=self.options.gaps,
+            refine=self.options.refine,
             histories=histories,
             seed=self.options.seed,
             progress=self.progress,

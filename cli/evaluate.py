@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     data = reopen(_located(first, options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
-    how |= {"tolerance": options.tolerance, "particles": options.particles}
+    how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
         (name, (model, guide, _)) = next(iter(trained.items()))
@@ -133,7 +133,9 @@ def _offset(data: Dataset) -> str:
 def _report(
     folder: RunFolder, evidence: Evidence, data: Dataset, options: argparse.Namespace, epochs: int
 ) -> dict[str, Any]:
-    settings = {name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "seed")}
+    settings = {
+        name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "refine", "seed")
+    }
     return {
         "schema": SCHEMA,
         "run": str(folder.path),

@@ -11,7 +11,7 @@ from jensen import __version__
 
 from .compare import DEFAULT_GUIDES, GUIDES
 from .pairs import GRADIENTS, LIKELIHOODS, MODELS, OBJECTIVES, TRAINED
-from .parser import Parser, choices, groups, numbers, whole_or
+from .parser import Parser, choices, groups, numbers, refinement, whole_or
 
 _EXITS = """exit status:
   0    done
@@ -166,6 +166,14 @@ def _evaluate(command: Parser) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder of jensen train")
     add("--data", type=Path, metavar="FILE", help="where the runs' own data file is now, if it was moved")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per datum")
+    add(
+        "--refine",
+        type=refinement,
+        default="auto",
+        metavar="WHEN",
+        help="log p(x) by proposals of each datum's own: auto, yes, no, or the most evaluations that a datum may take "
+        "(auto: K)",
+    )
     add("--tolerance", type=float, metavar="T", help="as many draws as an error of T nats per datum takes")
     add(
         "--split",
@@ -228,6 +236,14 @@ def _compare(command: Parser) -> None:
     )
     add("--latent", type=int, default=8, metavar="D", help="latent dimensions")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per test datum")
+    add(
+        "--refine",
+        type=refinement,
+        default="auto",
+        metavar="WHEN",
+        help="log p(x) by proposals of each datum's own: auto, yes, no, or the most evaluations that a datum may take "
+        "(auto: K)",
+    )
     add(
         "--epochs",
         type=whole_or("auto"),

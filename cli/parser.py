@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Misuse", "Parser", "choices", "groups", "numbers", "whole_or"]
+__all__ = ["Misuse", "Parser", "choices", "groups", "numbers", "refinement", "whole_or"]
 
 import argparse
 import sys
@@ -153,6 +153,20 @@ def whole_or(word: str) -> Callable[[str], int | None]:
             raise argparse.ArgumentTypeError(f"a whole number or {word}, but got {text!r}") from None
 
     return whole
+
+
+def refinement(text: str) -> str | bool | int:
+    """The type of ``--refine``: auto, yes, no, or a number of evaluations.
+
+    Example:
+        >>> refinement("auto"), refinement("no"), refinement("3000")
+        ('auto', False, 3000)
+    """
+    words: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}
+    try:
+        return words[text] if text in words else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"auto, yes, no or a number of evaluations, but got {text!r}") from None
 
 
 def _shown(default: Any) -> str:

@@ -47,8 +47,8 @@ class Coordinates:
         states: of each discrete site the states as values of its shape, [S, *batch, *event].
 
     Raises:
-        ValueError: for a discrete latent site where there may be none, too many states, a site whose support is not known or moves with the values of others, and
-            a model without the plate.
+        ValueError: for a discrete latent site where there may be none, too many states, a site whose support is not
+            known or moves with the values of others, and a model without the plate.
 
     Example:
         >>> from jensen.models import PPCA

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,8 +29,9 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
     .. math:: \hat{k} < \min\left(1 - \frac{1}{\log_{10} K}, \; 0.7\right)
 
     Below this limit estimate and error of log p(x) can usually be trusted with K draws; below 0.5 the weights have a
-    finite variance too. The legend says which share of the data lies above it. An infinite k-hat stands as a triangle
-    at the upper edge. A small k-hat proves nothing about regions that the guide never reached.
+    finite variance too. The legend says which share of the data lies above the limit. An infinite k-hat stands as a
+    triangle at the upper edge. Refined estimates have curves of their own, with their number of draws for K. A small
+    k-hat proves nothing about regions that the guide never reached.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
@@ -59,9 +61,10 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
     if few:
         raise ValueError(f"k-hat takes at least 25 particles, but results have {few}: evaluate with more")
     ax = own_axes(ax)
-    for i, (name, evidence) in enumerate(results.items()):
-        k = evidence.pareto_k.nan_to_num(math.inf, math.inf)
-        limit = _limit(evidence.particles)
+    curves = _curves(results)
+    for i, (name, pareto_k, _, draws) in enumerate(curves):
+        k = pareto_k.nan_to_num(math.inf, math.inf)
+        limit = _limit(draws)
         above = 100 * float((k >= limit).double().mean())
         x, y = _ranked(k)
         endless = np.isinf(y)
@@ -72,7 +75,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
             ax.scatter(
                 x[endless], np.ones(endless.sum()), s=12, marker="^", color=colour, transform=edge, clip_on=False
             )
-    _draw_limits(ax, {evidence.particles for evidence in results.values()})
+    _draw_limits(ax, {draws for *_, draws in curves})
     return _finish(ax, "Pareto k-hat of the weights")
 
 
@@ -83,7 +86,7 @@ def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
     So many independent draws from the posterior would be worth as much. It is 1 where one weight is all there is, and
-    means nothing where k-hat is above its limit.
+    means nothing where k-hat is above its limit. Refined estimates have curves of their own.
 
     References:
         Kong (1992), A Note on Importance Sampling Using Standardized Weights.
@@ -110,13 +113,27 @@ def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     """
     by_name(results, "plot_ess", "evaluate(...)")
     ax = own_axes(ax)
-    for i, (name, evidence) in enumerate(results.items()):
-        x, y = _ranked(-evidence.ess)
-        _curve(ax, i, x, -y, f"{name}: mean {float(evidence.ess.mean()):.3g}")
-    for particles in sorted({evidence.particles for evidence in results.values()}):
+    curves = _curves(results)
+    for i, (name, _, ess, _) in enumerate(curves):
+        x, y = _ranked(-ess)
+        _curve(ax, i, x, -y, f"{name}: mean {float(ess.mean()):.3g}")
+    for particles in sorted({draws for *_, draws in curves}):
         ax.axhline(particles, color="0.4", linewidth=0.8, linestyle="--", zorder=0, label=f"K = {particles}")
     ax.set_yscale("log")
     return _finish(ax, "effective sample size (draws)")
+
+
+def _curves(results: Mapping[str, Evidence]) -> list[tuple[str, Tensor, Tensor, int]]:
+    """Name, k-hat, effective sample size and number of draws of each guide, and of each refined estimate, once."""
+    curves: list[tuple[str, Tensor, Tensor, int]] = []
+    refined: list[tuple[str, Tensor, Tensor, int]] = []
+    for name, evidence in results.items():
+        own = evidence.by_guide or evidence
+        curves.append((name, own.pareto_k, own.ess, own.particles))
+        known = any(torch.equal(evidence.pareto_k, k) for _, k, _, _ in refined)  # of guides that share a model
+        if evidence.by_guide is not None and evidence.draws is not None and not known:
+            refined.append((f"{name}, refined", evidence.pareto_k, evidence.ess, int(evidence.draws.min())))
+    return curves + refined
 
 
 def _limit(particles: int) -> float:

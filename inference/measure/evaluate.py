@@ -39,7 +39,6 @@ from .diagnostics import CORRECTIONS
 from .refined import Refined
 from .refined import refine as find
 
-
 Refine = Literal["auto"] | bool | int
 
 
@@ -63,11 +62,11 @@ class Evidence(Measurement):
         features: the number of observed numbers in one datum, without those under a mask or beyond a length (in all
             data, for joint weights); where data differ in it, their mean.
         joint: whether the weights are joint.
-        corrected: log p(x) by other estimators, of the guide's draws. Two have less bias than ``log_evidence`` and more variance:
-            ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1. ``"smoothed"`` has the largest
-            weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for K below 25), which trades bias
-            for variance: it is lower on average where tails are heavy. Where k-hat is above 0.7 none of them can be
-            trusted.
+        corrected: log p(x) by other estimators, of the guide's draws; none where it is refined. Two have less bias than
+            ``log_evidence`` and more variance: ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1.
+            ``"smoothed"`` has the largest weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for
+            K below 25), which trades bias for variance: it is lower on average where tails are heavy. Where k-hat is
+            above 0.7 none of them can be trusted.
         corrected_error: their Monte Carlo standard errors.
         zero_weights: how many of the K weights are zero: draws where the model has no density.
         spent: how many particles were drawn; with a tolerance, those of the pilot among them, which no other number
@@ -173,7 +172,7 @@ class Evidence(Measurement):
             Quantity("zero_weights", self.zero_weights, total=True),
             Quantity("spent", self.spent, total=True),
             Quantity("converged", self.converged),
-            *(Quantity(name, getattr(self, name)) for name in ("modes", "evaluations", "missed") if self.by_guide is not None),
+            *(Quantity(name, getattr(self, name)) for name in _OF_REFINED if self.by_guide is not None),
         ]
 
     def _of_guide(self) -> list[Quantity]:
@@ -241,6 +240,7 @@ class Evidence(Measurement):
         return facts
 
 
+_OF_REFINED = ("modes", "evaluations", "missed")
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
 
@@ -376,7 +376,6 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
-        how: Any = {"seed": seed, "max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
     corrected = {name: joined.pop(name) for name in CORRECTIONS}
     errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
     evidence = Evidence(
@@ -391,8 +390,8 @@ def evaluate(
     )
     _warn_of_impossible_elbo(evidence)
     if refine and not (refine == "auto" and tolerance is not None):
-        how: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
-        evidence = refined(evidence, model, guide, tensors, refine, seed=seed, device=device, **how)
+        settings: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
+        evidence = refined(evidence, model, guide, tensors, refine, seed=seed, device=device, **settings)
     _warn_of_lower_exact(evidence)
     return evidence
 

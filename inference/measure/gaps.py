@@ -306,9 +306,7 @@ def has_local(guide: Program) -> bool:
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:
     """The measurement of some of the data."""
-    return Evidence(
-        **{f.name: _cut(getattr(evidence, f.name), rows) for f in fields(Evidence) if f.name != "by_guide"}
-    )
+    return Evidence(**{f.name: _cut(getattr(evidence, f.name), rows) for f in fields(Evidence) if f.name != "by_guide"})
 
 
 def _cut(value: Any, rows: slice) -> Any:

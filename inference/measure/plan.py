@@ -10,7 +10,7 @@ FEW = 10  # coordinates up to which curvature may do, and draws of the prior are
 SOME = 20  # coordinates up to which weights of some thousand draws say more than gradients
 WITNESSES, TEMPERATURES = 8, 30  # chains, and steps from the prior to the posterior
 _LARGE = 4000  # evaluations of which the witness takes a small part
-_FRESH = 64  # draws that make the estimate, at least
+_FRESH = 96  # draws that make the estimate, at least
 
 
 class Plan(NamedTuple):

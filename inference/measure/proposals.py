@@ -111,7 +111,8 @@ class Proposal:
         for part in u.split(target.at_once):
             joint, prior, guide = target.parts(block, part, calls * len(u) // target.at_once)
             log_q = self.log_density(part, prior, guide, counts)
-            made.append((joint.double() - log_q, log_q))
+            joint = joint.double().nan_to_num(-math.inf, math.inf, -math.inf)  # far out parameters may overflow
+            made.append((joint - log_q, log_q))
         return made
 
     def log_density(self, u: Tensor, prior: Tensor, guide: Tensor | None, counts: list[int]) -> Tensor:
@@ -159,8 +160,8 @@ class Proposal:
         return u
 
 
-def propose(target: Target, plan: Plan) -> Proposal:
-    """Find a mixture for each datum of the block."""
+def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
+    """A mixture for each datum of the block, and how many modes were found, [N]."""
     (block,) = target.blocks_of(target.rows)
     features = target.features
     prior = target.of_prior(_CANDIDATES)
@@ -183,7 +184,7 @@ def propose(target: Target, plan: Plan) -> Proposal:
     if plan.pilot and len(hard):
         hard = doubtful(target, proposal, plan, hard)
         proposal = adapted(target, proposal, hard, plan)
-    return proposal
+    return proposal, modes.log_mass.isfinite().sum(0)
 
 
 def _mixture(target: Target, modes: Mode) -> Proposal:
@@ -200,7 +201,8 @@ def _mixture(target: Target, modes: Mode) -> Proposal:
 def _best(u: Tensor, f: Tensor, count: int) -> Tensor:
     """Of points [S, N, F] those with the largest of their values [S, N]: [C, N, F]."""
     which = f.topk(count, dim=0).indices
-    return u.gather(0, which.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
+    best: Tensor = u.gather(0, which.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
+    return best
 
 
 def _filled(values: Tensor, block: Block) -> Tensor:
@@ -239,9 +241,7 @@ def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None
     return rows[torch.cat(hard)] if hard else rows
 
 
-def climb(
-    target: Target, block: Block, u: Tensor, scale: Tensor, steps: int, lr: float = 0.3
-) -> tuple[Tensor, Tensor]:
+def climb(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int, lr: float = 0.3) -> tuple[Tensor, Tensor]:
     """The best points on the way uphill from these, [S, N, F], and their log densities [S, N]."""
     v = u / scale
     slopes = target.slopes(block, u, steps * target.blocks)
@@ -321,7 +321,8 @@ def _dips(target: Target, u: Tensor, ends: Tensor) -> Tensor:
     """How far the log density falls below that of both ends on the straight ways from u [N, F] to points: [S, N]."""
     ways = torch.cat([u + t * (ends - u) for t in (0.0, 0.25, 0.5, 0.75, 1.0)])  # [5 S, N, F]
     f = _at(target, ways).unflatten(0, (5, len(ends)))
-    return torch.minimum(f[0], f[-1]) - f[1:-1].amin(0)
+    dips: Tensor = torch.minimum(f[0], f[-1]) - f[1:-1].amin(0)
+    return dips
 
 
 def _at(target: Target, u: Tensor) -> Tensor:
@@ -424,7 +425,9 @@ def _grown(proposal: Proposal, components: int) -> Proposal:
     if missing <= 0:
         return proposal
     modes = Mode(*(torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) for part in proposal.modes))
-    weights = torch.cat([proposal.log_weights, torch.full_like(proposal.log_weights[:1], -math.inf).expand(missing, -1)])
+    weights = torch.cat(
+        [proposal.log_weights, torch.full_like(proposal.log_weights[:1], -math.inf).expand(missing, -1)]
+    )
     return Proposal(modes, weights, proposal.shares, proposal.widened)
 
 

@@ -25,6 +25,7 @@ from .witness import missed
 
 _BLOCK = 2**7  # data that are refined at once
 _MOST = 256  # coordinates
+_ALIKE = 32  # draws, in units of which data have different numbers
 
 
 class Refined(NamedTuple):
@@ -108,11 +109,11 @@ def refine(
 
 def _refined(target: Target, plan: Plan) -> Refined:
     """The estimates of a block."""
-    proposal = propose(target, plan)
-    n = len(target)
-    full = torch.zeros(n, dtype=torch.float64, device=target.spent.device)
-    made = Refined(*(full.clone() for _ in range(4)), *(full.long() for _ in range(3)), full.bool())
-    left = plan.estimate - target.spent  # decided before these draws
+    proposal, modes = propose(target, plan)
+    full = torch.zeros(len(target), dtype=torch.float64, device=target.spent.device)
+    numbers = [full.clone() for _ in range(4)]
+    draws, doubts = full.long(), full.bool()
+    left = (plan.estimate - target.spent) // _ALIKE * _ALIKE  # decided before these draws
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
@@ -122,13 +123,12 @@ def _refined(target: Target, plan: Plan) -> Refined:
             weights.update(found)
             reduced = weights.results()
             values = (log_evidence, noise, reduced["ess"], reduced["pareto_k"])
-            for kept, value in zip(made, values, strict=False):
+            for kept, value in zip(numbers, values, strict=True):
                 kept[block.rows[: block.real]] = value[: block.real]
-            made.draws[block.rows[: block.real]] = len(found)
+            draws[block.rows[: block.real]] = len(found)
             if plan.witness:
-                made.missed[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
-    modes = proposal.log_weights.isfinite().sum(0)
-    return made._replace(modes=modes, evaluations=target.spent * target.states)
+                doubts[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
+    return Refined(numbers[0], numbers[1], numbers[2], numbers[3], modes, target.spent * target.states, draws, doubts)
 
 
 def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

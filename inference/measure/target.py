@@ -235,9 +235,10 @@ class Target:
         n = rows_of(data)
         known = self._sizes.get(n)
         if known is None or not (known.coordinates.fixed or known.data is data):
-            model, guide = self._programs
+            model, _ = self._programs
             coordinates = Coordinates(model, *data, joint=self.joint, most=_STATES)
-            known = _Sized(data, coordinates, densities(model, *data, lifted=self._model), self._log_q(coordinates, data))
+            log_p = densities(model, *data, lifted=self._model)
+            known = _Sized(data, coordinates, log_p, self._log_q(coordinates, data))
             self._sizes[n] = known
         return known
 

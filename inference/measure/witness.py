@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["missed"]
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def missed(target: Target, block: Block, proposal: Proposal, log_mean: Tensor) -
     step = point.base.new_full((n,), _STEP / features**0.25)
     betas = [(t / TEMPERATURES) ** _POWER for t in range(TEMPERATURES + 1)]
     total = torch.zeros_like(point.ratio, dtype=torch.float64)
-    for before, b in zip(betas, betas[1:], strict=False):
+    for before, b in pairwise(betas):
         total = total + (b - before) * point.ratio.double()
         if b < 1:
             precision = torch.linalg.cholesky((1 - b) * of_prior + b * of_mode)

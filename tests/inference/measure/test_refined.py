@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from jensen.families import Sylvester
 from jensen.guides import amortize
@@ -34,7 +35,7 @@ def test_a_linear_model_is_exact_within_its_errors_where_the_guide_is_untrained(
     model = PPCA(20, latent=5).double()
     x, guide = made(model, 100)
     exact = exact_log_evidence(model, x).log_evidence
-    plain = evaluate(model, guide, x, 2000, **QUIET)
+    plain = evaluate(model, guide, x, 2000, refine=False, **QUIET)
     evidence = evaluate(model, guide, x, 2000, refine=True, **QUIET)
     assert evidence.method == "refined"
     for name in ("elbo", "log_evidence", "ess", "pareto_k", "standard_error"):
@@ -161,7 +162,7 @@ def test_no_draw_that_chose_the_proposal_makes_the_estimate():
     exact = exact_log_evidence(model, x).log_evidence
     target = Target(model, guide, (x,), 1)
     torch.manual_seed(0)
-    proposal = propose(target, Plan.of(2000, 2))
+    proposal, _ = propose(target, Plan.of(2000, 2))
     (block,) = target.blocks_of(target.rows)
     ratios = torch.stack(
         [(proposal.log_joint_weights(target, block, 300)[0] - exact).exp().mean(0) for _ in range(200)]
@@ -181,22 +182,116 @@ def test_what_cannot_be_refined_says_why():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(0.5))
 
-    with pytest.warns(UserWarning, match="stays that of the guide's draws: .*'z' is discrete"):
+    with pytest.warns(UserWarning, match="stays that of the guide's draws: the model has no continuous latent"):
         evidence = evaluate(discrete, guide, torch.randn(5), 200, refine=True, **QUIET)
     assert evidence.by_guide is None
-    assert "discrete" in evidence.method
+    assert "no continuous latent" in evidence.method
     assert "not refined" in str(evidence)
 
-    def shared(x):
-        m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
-
-    with pytest.warns(UserWarning, match="joint weights"):
-        evaluate(shared, lambda x: pyro.sample("m", dist.Normal(0.0, 0.5)), torch.randn(5), 200, refine=True, **QUIET)
     model = PPCA(6, latent=5)
     with pytest.warns(UserWarning, match="take a budget of"):
         evaluate(model, amortize(model, mlp(6, [8]), context=8), torch.randn(5, 6), 50, refine=True, **QUIET)
+
+
+def test_a_global_latent_is_one_datum():
+    """Bayesian regression: log p(y) is Gaussian; an AutoGuide that nobody trained is hundreds of nats low."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]).double() + 0.5 * torch.randn(60).double()
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * w.unsqueeze(-2)).sum(-1), 0.5), obs=y)
+
+    exact = dist.MultivariateNormal(y.new_zeros(60), x @ x.T + 0.25 * torch.eye(60).double()).log_prob(y)
+    for guide in (AutoNormal(model), AutoMultivariateNormal(model)):
+        evidence = evaluate(model, guide, (x, y), 1500, **QUIET)
+        assert evidence.joint
+        assert evidence.method == "refined"
+        assert float((exact - evidence.by_guide.log_evidence).abs()) > 20
+        assert float((exact - evidence.log_evidence).abs()) < 4 * float(evidence.standard_error) < 0.1
+
+
+def test_states_of_discrete_sites_are_summed_out():
+    """A mixture of Gaussians with its component as a latent site: log p(x) is the mixture's density."""
+    share = torch.tensor([0.5, 0.3, 0.2]).double()
+    means = torch.tensor([[3.0, 0.0], [-2.0, 2.0], [0.0, -3.0]]).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(share))
+            z = pyro.sample("z", dist.Normal(means[c], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.ones(3).double()))
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    x = 2 * torch.randn(100, 2, dtype=torch.float64)
+    exact = (share.log() + dist.Normal(means, math.sqrt(1.25)).to_event(1).log_prob(x[:, None])).logsumexp(1)
+    evidence = evaluate(model, guide, x, 3000, **QUIET)
+    assert evidence.method == "refined"
+    assert (evidence.evaluations <= 3000).all()
+    assert covered(evidence, exact) >= 0.88
+    assert (evidence.log_evidence - exact).abs().max() < 0.1
+    assert (evidence.log_evidence - exact).abs().mean() < 0.5 * (evidence.by_guide.log_evidence - exact).abs().mean()
+
+
+@pytest.mark.parametrize(("latent", "share"), [(2, 0.5), (2, 0.1), (10, 0.5), (10, 0.1)])
+def test_the_second_of_two_modes_is_found(latent, share):
+    """A prior of two Gaussians six standard deviations apart, a guide on one of them."""
+    loc = torch.zeros(2, latent).double()
+    loc[:, 0] = torch.tensor([-3.0, 3.0])
+    weights = torch.tensor([1 - share, share]).double()
+
+    def model(x):
+        prior = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(0.1 * z[..., 1], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc[0], 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(60, dtype=torch.float64)
+    exact = dist.Normal(0.0, math.sqrt(1.01)).log_prob(x)
+    evidence = evaluate(model, guide, x, 2500, **QUIET)
+    found = evidence.log_evidence - exact > math.log(1 - share) / 2
+    assert found.double().mean() >= 0.95
+    assert covered(evidence, exact) >= 0.85
+
+
+def test_chains_from_the_prior_bear_witness_of_a_mode_that_the_search_missed(monkeypatch):
+    loc = torch.zeros(2, 20).double()
+    loc[:, 0] = torch.tensor([-3.0, 3.0])
+
+    def model(x):
+        prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(loc, 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(0.1 * z[..., 1], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc[0], 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(40, dtype=torch.float64)
+    exact = dist.Normal(0.0, math.sqrt(1.01)).log_prob(x)
+    evidence = evaluate(model, guide, x, 5000, **QUIET)
+    found = evidence.log_evidence - exact > -math.log(2) / 2
+    assert (found | evidence.missed).double().mean() >= 0.95
+    monkeypatch.setattr("jensen.inference.measure.proposals._MODES", 1)
+    evidence = evaluate(model, guide, x, 5000, **QUIET)
+    found = evidence.log_evidence - exact > -math.log(2) / 2
+    assert found.double().mean() < 0.5
+    assert evidence.missed[~found].double().mean() >= 0.8
+    assert "modes missed" in str(evidence)
 
 
 def test_a_result_is_saved_and_printed():
