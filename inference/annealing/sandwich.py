@@ -18,6 +18,7 @@ from __future__ import annotations
 __all__ = ["Bracket", "Contradiction", "Sandwich", "sandwich"]
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Part, as_tensors, placed, stream
+from jensen.kernel.caller import outside
 from jensen.kernel.lifts import slowest
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
@@ -39,13 +41,15 @@ from jensen.results.tables import Table, decimals, digits_of, percent, with_erro
 from ..exact.log_evidence import exact_evidence
 from ..measure.bounds import check_latents, check_sites, log_weight_of
 from ..measure.diagnostics import RunningWeights
+from ..measure.evaluate import Refine
+from ..measure.refined import bounds_of, target_of
 from .ais import Path, Start, anneal, check_settings, temperatures_of, tune
 from .rejection import posterior_draws
 
 _ERRORS = 4.0
 _SURE = math.erf(_ERRORS / math.sqrt(2))  # what lies within so many errors, of a normal distribution
 _EXACT = "exact log p(x)"
-_NAMES = {"weighted": "importance-weighted", "annealed": "annealed"}
+_NAMES = {"weighted": "importance-weighted", "refined": "refined", "annealed": "annealed"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +116,7 @@ class Sandwich(Record):
         above: of rejection, the share of proposals where the density stood above its envelope, in the worst batch:
             where it is not zero, z* are not quite draws from the posterior, and the upper bounds not quite bounds.
         route: the way that particles and chains are run side by side: ``"outer plate"``, say.
+        refined: the bounds of importance weighting by a proposal of its own for each datum, where there is one.
 
     Example:
         >>> one, none = torch.ones(3).double(), torch.zeros(3).double()
@@ -137,6 +142,7 @@ class Sandwich(Record):
     drawn: bool = True
     above: float = 0.0
     route: str = ""
+    refined: Bracket | None = None
 
     def contradictions(self) -> list[Contradiction]:
         """Pairs of numbers whose order is wrong by more than chance and rounding allow.
@@ -199,22 +205,24 @@ class Sandwich(Record):
         return f"{of_guide}. Each of these pairs holds a number that reads it, and the others agree; {rounding}"
 
     def _reads_guide(self, name: str) -> bool:
-        return name.startswith("importance") or (name.startswith("annealed") and self.start == "guide")
+        return name.startswith(("importance", "refined")) or (name.startswith("annealed") and self.start == "guide")
 
     @property
     def _brackets(self) -> dict[str, Bracket]:
-        return {"weighted": self.weighted, "annealed": self.annealed}
+        own = {} if self.refined is None else {"refined": self.refined}
+        return {"weighted": self.weighted, **own, "annealed": self.annealed}
 
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
 
         The error of a lower bound is Monte Carlo. That of an upper bound, and of a width, is over the data as well,
         since each has one z* only; for upper bounds it is that of the difference to log p(x) where this is known, else
-        to the annealed lower bound, whose own error is added.
+        to the refined lower bound, or the annealed one, whose own error is added.
         """
         result: dict[str, Any] = {"n": len(self.annealed.lower)}
-        anchor = self.annealed.lower if self.exact is None else self.exact
-        drift = mc_error(self.annealed.lower_error) if self.exact is None else 0.0
+        below = self.refined or self.annealed
+        anchor = below.lower if self.exact is None else self.exact
+        drift = mc_error(below.lower_error) if self.exact is None else 0.0
         for name, b in self._brackets.items():
             result[name] = {
                 "lower": float(b.lower.mean()),
@@ -250,9 +258,11 @@ class Sandwich(Record):
         notes = [above] if self.above else []
         if self.contradictions():
             return Table(head, notes=[self.verdict(), *notes])
-        drawn = {"weighted": f"K = {self.particles}", "annealed": f"C = {self.chains}, T = {self.temperatures}"}
+        drawn = {"weighted": f"K = {self.particles}", "refined": "own proposals"}
+        drawn["annealed"] = f"C = {self.chains}, T = {self.temperatures}"
         rows = []
-        for key, size in drawn.items():
+        for key in self._brackets:
+            size = drawn[key]
             cells = (with_error(s[key][part], s[key][f"{part}_error"]) for part in ("lower", "upper", "width"))
             rows.append([f"{_NAMES[key]}, {size}", *cells])
         if self.exact is not None:
@@ -271,6 +281,7 @@ def sandwich(
     latents: Mapping[str, Tensor] | None = None,
     covariates: tuple[Tensor, ...] = (),
     particles: int = 1000,
+    refine: Refine = "auto",
     chains: int = 16,
     temperatures: int | Sequence[float] | Tensor = 100,
     schedule: str = "sigmoid",
@@ -289,7 +300,8 @@ def sandwich(
     other given data it is drawn by rejection from a grid, where the latent space has one or two
     coordinates.
 
-    Importance weighting puts z* in the place of one of its K draws. Annealing runs C chains from z* back to the start,
+    Importance weighting puts z* in the place of one of its K draws; so do proposals of each datum's own (``refine``),
+    in the place of a draw that might have come to z*. Annealing runs C chains from z* back to the start,
     through the transitions of the run forward, with its frozen step sizes, from last to first. Where both bounds of one
     kind meet, log p(x) of these data is known. Where they stay apart, the weights vary too much, or z* comes from where
     the guide does not go.
@@ -311,6 +323,8 @@ def sandwich(
             real data.
         covariates: what model and guide read beside the x that is drawn, tensors whose first dimension is N.
         particles: the number K of draws from the guide per datum, at least 2.
+        refine: whether to measure by proposals of each datum's own too, as in :func:`~jensen.inference.evaluate`, and
+            by how many evaluations of log p(x, z); ``"auto"``: where it can be done.
         chains: the number C of chains of each datum, forward and as many backward, at least 2.
         temperatures: as for :func:`~jensen.inference.ais`; likewise ``schedule``, ``leapfrog``, ``pilot``, ``start``.
         schedule: how temperatures are spread, ``"sigmoid"`` or ``"linear"``.
@@ -354,6 +368,8 @@ def sandwich(
     annealed: list[Bracket] = []
     exact: list[Tensor] = []
     above: list[float] = []
+    refined: list[Bracket] = []
+    budget = (particles if isinstance(refine, bool | str) else refine) if refine else 0
     with running(model, guide, "sandwich", seed=seed, device=device):
         if data is None:
             others = placed(covariates, device, None) if covariates else ()
@@ -380,6 +396,16 @@ def sandwich(
             forward, _ = anneal(path, path.draw(chains), betas, tuning, leapfrog)
             back, _ = anneal(path, path.at(true, chains), betas, tuning, leapfrog, backwards=True)
             annealed.append(_annealed(forward, back))
+            if budget:
+                made = target_of(part, budget)
+                if isinstance(made, str):
+                    budget = 0
+                    if refine != "auto":
+                        warnings.warn(f"no bounds by refined proposals: {made}", stacklevel=outside())
+                else:
+                    one = {site: value.unsqueeze(0) for site, value in true.items()}
+                    sides = bounds_of(*made, made[0].free(one)[0])
+                    refined.append(Bracket(*(side.cpu() for side in sides)))
             known = exact_evidence(model, part.data)
             exact += [] if known is None else [known.cpu()]
     return Sandwich(
@@ -393,6 +419,7 @@ def sandwich(
         drawn=latents is not None,
         above=max(above, default=0.0),
         route=slowest((part.pair.way, path.way)),
+        refined=Bracket.joined(refined) if refined else None,
     )
 
 

@@ -103,6 +103,38 @@ class Proposal:
             draws.append(target.of_prior(counts[3], block))
         return torch.cat(draws), counts
 
+    @torch.no_grad()
+    def slot_of(self, target: Target, block: Block, u: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Log weights [N] of points [N, F], and in the place of which of the draws each may stand, [N].
+
+        A posterior draw stands in the place of draw k with a probability in proportion to the density that k is drawn
+        from.
+        """
+        joint, prior, guide = target.parts(block, u.unsqueeze(0))
+        log_w = joint.double() - self.log_density(u.unsqueeze(0), prior, guide, counts)
+        n = len(u)
+        modes = len(self.log_weights)
+        kinds = [
+            part[:, 0] + math.log(count) if count else torch.full_like(part[:, 0], -math.inf)
+            for part, count in zip(self.by_mode(u.unsqueeze(0)), counts, strict=False)
+        ]
+        for part, count in ((guide, counts[2]), (prior, counts[3])):
+            none = log_w.new_full((1, n), -math.inf)
+            kinds.append(none if part is None or not count else part.double() + math.log(count))
+        logits = torch.cat(kinds)  # [2 M + 2, N]
+        gumbel = -torch.empty_like(logits).exponential_().log()
+        kind = (logits + gumbel).argmax(0)  # [N]
+        edges = torch.cat([torch.zeros_like(self.log_weights[:1]), self.log_weights.exp().cumsum(0)]).double()
+        mode = kind % modes
+        low, high = (edges.gather(0, (mode + i)[None])[0] for i in (0, 1))
+        within = low + (high - low) * torch.rand_like(low)
+        within = torch.where(kind < 2 * modes, within, torch.rand_like(within))
+        stratum = torch.where(kind < 2 * modes, kind // modes, kind - 2 * modes + 2)
+        sizes = torch.tensor(counts, device=u.device)
+        first = sizes.cumsum(0) - sizes
+        slot = (within * sizes[stratum]).long().clamp_max(sizes[stratum] - 1)
+        return log_w[0], first[stratum] + slot
+
     def weighed(
         self, target: Target, block: Block, u: Tensor, counts: list[int], calls: int = 1
     ) -> list[tuple[Tensor, Tensor]]:

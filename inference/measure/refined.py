@@ -6,7 +6,7 @@ the estimate.
 
 from __future__ import annotations
 
-__all__ = ["Refined", "estimate", "refine"]
+__all__ = ["Refined", "bounds_of", "estimate", "refine", "target_of"]
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jensen.graphs.compile import Compile
-from jensen.kernel.batches import stream
+from jensen.kernel.batches import Part, stream
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
@@ -79,32 +79,37 @@ def refine(
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
-        if not (data or part.joint):
-            return "pairs that hold their data, with a latent for each, are not refined"
-        if not (part.joint or part.divisible):
-            return "the guide holds a value for each of these data, and proposals are found for blocks of them"
         if target is None:
-            try:
-                target = Target(model, guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
-            except ValueError as error:
-                return str(error)
-            if not target.features:
-                return "the model has no continuous latent site: its states are summed by exact_log_evidence"
-            plan = Plan.of(budget // target.states, target.features)
-            if target.features > _MOST:
-                return (
-                    f"a datum has {target.features} coordinates, and the curvature of more than {_MOST} is not worked "
-                    "out"
-                )
-            if (least := plan.least(target.features) * target.states) > budget:
-                many = f", with {target.states} states of discrete sites," if target.states > 1 else ""
-                return (
-                    f"{target.features} coordinates of a datum{many} take a budget of {least} evaluations, not {budget}"
-                )
+            made = target_of(part, budget, compile)
+            if isinstance(made, str):
+                return made
+            target, plan = made
         else:
             target.move_to(part.data)
         parts.append(_refined(target, plan))
     return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+
+
+def target_of(part: Part, budget: int, compile: Compile = False) -> tuple[Target, Plan] | str:
+    """The target of a part of the data and of those that come after it, and the plan; or why there is none."""
+    if not (part.data or part.joint):
+        return "pairs that hold their data, with a latent for each, are not refined"
+    if not (part.joint or part.divisible):
+        return "the guide holds a value for each of these data, and proposals are found for blocks of them"
+    pair = part.pair
+    try:
+        target = Target(pair.model, pair.guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
+    except ValueError as error:
+        return str(error)
+    if not target.features:
+        return "the model has no continuous latent site: its states are summed by exact_log_evidence"
+    if target.features > _MOST:
+        return f"a datum has {target.features} coordinates, and the curvature of more than {_MOST} is not worked out"
+    plan = Plan.of(budget // target.states, target.features)
+    if (least := plan.least(target.features) * target.states) > budget:
+        many = f", with {target.states} states of discrete sites," if target.states > 1 else ""
+        return f"{target.features} coordinates of a datum{many} take a budget of {least} evaluations, not {budget}"
+    return target, plan
 
 
 def _refined(target: Target, plan: Plan) -> Refined:
@@ -129,6 +134,32 @@ def _refined(target: Target, plan: Plan) -> Refined:
             if plan.witness:
                 doubts[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
     return Refined(numbers[0], numbers[1], numbers[2], numbers[3], modes, target.spent * target.states, draws, doubts)
+
+
+def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lower bounds of log p(x), their errors, upper bounds and theirs given the true values: [N] each, float64.
+
+    Args:
+        target: the block.
+        plan: how evaluations are spent.
+        true: a draw from the posterior of each datum, [N, F]. In the place of one draw of the proposal it makes the
+            mean weight one whose log is above log p(x) in expectation.
+    """
+    proposal, _ = propose(target, plan)
+    made = torch.zeros(4, len(target), dtype=torch.float64, device=target.spent.device)
+    count = int((plan.estimate - target.spent).amin())
+    for block in target.blocks_of(target.rows):
+        own = proposal.of(block.rows)
+        u, counts = own.draw(target, block, count)
+        found = torch.cat([log_w for log_w, _ in own.weighed(target, block, u, counts)])
+        given = [number for number in counts if number]
+        log_w, slot = own.slot_of(target, block, true[block.rows], counts)
+        with_true = found.scatter(0, slot[None], log_w[None])
+        for i, weights in ((0, found), (2, with_true)):
+            mean, noise = estimate(weights, given)
+            made[i, block.rows[: block.real]] = (mean - noise.square() / 2)[: block.real]
+            made[i + 1, block.rows[: block.real]] = noise[: block.real]
+    return made[0], made[1], made[2], made[3]
 
 
 def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Block", "Target"]
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -210,6 +210,10 @@ class Target:
     def of_prior(self, count: int, block: Block | None = None) -> Tensor:
         """Draws of the prior, [C, N, F]."""
         return self._drawn(self._model, count, block)
+
+    def free(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Values of the block's data, [C, N, *event] by site, as coordinates [C, N, F]."""
+        return self._sized(self.data).coordinates.free(values)
 
     @torch.no_grad()
     def _drawn(self, lifted: Lifted, count: int, block: Block | None) -> Tensor:

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from jensen.families import Sylvester
 from jensen.guides import amortize
-from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, simulate
+from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, sandwich, simulate
 from jensen.inference.measure.plan import Plan
 from jensen.inference.measure.proposals import Mode, Proposal, propose
 from jensen.inference.measure.target import Target
@@ -170,6 +170,22 @@ def test_no_draw_that_chose_the_proposal_makes_the_estimate():
     z = (ratios.mean(0) - 1) / (ratios.std(0) / math.sqrt(200))
     assert z.abs().max() < 4.5
     assert abs(float(z.mean())) < 4 / math.sqrt(20)
+
+
+@pytest.mark.parametrize("name", ["PPCA", "Banana", "Ring"])
+def test_bounds_from_both_sides_of_simulated_data_meet(name):
+    """The upper bound of refined proposals holds, and lies near the lower one where that of the guide is far away."""
+    model, least = {"PPCA": (PPCA(10, latent=3), 0.002), "Banana": (Banana(), 0.02), "Ring": (Ring(), 0.1)}[name]
+    model = model.double()
+    guide = made(model, 10)[1]
+    both = sandwich(model, guide, n=300, particles=1500, temperatures=5, chains=2, pilot=2, **QUIET)
+    assert both.contradictions() == []
+    s = both.summary()
+    assert -0.001 < s["refined"]["width"] < least < s["weighted"]["width"]
+    excess = both.refined.upper - both.exact
+    assert float(excess.mean()) > -4 * float(excess.std()) / math.sqrt(300)
+    assert float((both.refined.lower - both.exact).mean()) < 4 * float(both.refined.lower_error.norm()) / 300
+    assert "refined, own proposals" in str(both)
 
 
 def test_what_cannot_be_refined_says_why():
