@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from jensen.checked import checked
-from jensen.kernel.batches import Data, Part, Transform, as_tensors, placed, stream
+from jensen.graphs.products import product_route
+from jensen.kernel.batches import Data, Part, Transform, as_tensors, place_of, placed, stream
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
@@ -376,7 +377,10 @@ def _refined(
         best = max(group, key=lambda name: _or_lowest(float(rows[name].evidence.elbo.mean())))
         start = time.perf_counter()
         try:
-            first = refined(rows[best].evidence, model, pairs[best][1], data, refine, **settings)
+            guide, how = pairs[best][1], {name: settings[name] for name in ("seed", "max_plate_nesting", "progress")}
+            running_so = running(model, guide, "refine", seed=settings["seed"], device=settings["device"])
+            with running_so, product_route(place_of(data, settings["device"], model, guide)):
+                first = refined(rows[best].evidence, model, guide, data, refine, **how)
         except Exception as error:
             error.add_note(f"in compare, at the pair '{best}'")
             raise

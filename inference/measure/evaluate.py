@@ -376,22 +376,26 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
-    corrected = {name: joined.pop(name) for name in CORRECTIONS}
-    errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
-    evidence = Evidence(
-        **joined,
-        exact=known,
-        particles=int(joined["spent"].max()),
-        features=_whole(counted / len(joined["elbo"])),
-        joint=part.joint,
-        corrected=corrected,
-        corrected_error=errors,
-        route="" if weights is None else f"{weights.pair.way}, {weights.route}",
-    )
-    _warn_of_impossible_elbo(evidence)
-    if refine and not (refine == "auto" and tolerance is not None):
-        settings: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "compile": compile, "progress": progress}
-        evidence = refined(evidence, model, guide, tensors, refine, seed=seed, device=device, **settings)
+        corrected = {name: joined.pop(name) for name in CORRECTIONS}
+        errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
+        evidence = Evidence(
+            **joined,
+            exact=known,
+            particles=int(joined["spent"].max()),
+            features=_whole(counted / len(joined["elbo"])),
+            joint=part.joint,
+            corrected=corrected,
+            corrected_error=errors,
+            route="" if weights is None else f"{weights.pair.way}, {weights.route}",
+        )
+        _warn_of_impossible_elbo(evidence)
+        if refine and not (refine == "auto" and tolerance is not None):
+            settings: dict[str, Any] = {
+                "max_plate_nesting": max_plate_nesting,
+                "compile": compile,
+                "progress": progress,
+            }
+            evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
     _warn_of_lower_exact(evidence)
     return evidence
 
@@ -402,12 +406,11 @@ def refined(
     guide: Program,
     data: tuple[Tensor, ...],
     refine: Refine,
-    *,
-    seed: int | None,
-    device: torch.device | str | None,
     **how: Any,
 ) -> Evidence:
     """The evidence with the numbers of proposals of each datum's own in the place of the guide's, which are kept.
+
+    Modules are in evaluation mode, and the random stream is private, where there is a seed.
 
     Args:
         evidence: what the guide's draws say.
@@ -415,15 +418,12 @@ def refined(
         guide: the guide, or another one of the same model.
         data: the data, on their device.
         refine: as for :func:`evaluate`; not ``False``.
-        seed: as for :func:`evaluate`.
-        device: as for :func:`evaluate`.
-        how: further settings of :func:`~jensen.inference.measure.refined.refine`.
+        how: settings of :func:`~jensen.inference.measure.refined.refine`.
     """
     if refine == "auto" and _known_already(evidence):
         return evidence
     budget = evidence.particles if isinstance(refine, bool | str) else refine
-    with running(model, guide, "refine", seed=seed, device=device), product_route(place_of(data, device, model, guide)):
-        found = find(model, guide, data, budget, seed=seed, **how)
+    found = find(model, guide, data, budget, **how)
     if isinstance(found, str):
         if refine != "auto":
             warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())

@@ -224,7 +224,7 @@ def _mixture(target: Target, modes: Mode) -> Proposal:
     floor = torch.where(modes.log_mass.isfinite(), math.log(0.02), -math.inf).to(log_weights)
     log_weights = torch.logaddexp(log_weights, floor).log_softmax(0)
     of_guide = 0.1 if target.knows_guide else 0.0
-    of_prior = 0.15 if target.features <= FEW else 0.0
+    of_prior = 0.15 if target.features <= FEW and target.draws_prior else 0.0
     rest = (1 - of_guide - of_prior) / 2
     widened = min(1.1, 1 + 0.7 / math.sqrt(target.features))
     return Proposal(modes, log_weights, (rest, rest, of_guide, of_prior), widened)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Refined", "bounds_of", "estimate", "refine", "target_of"]
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,9 @@ def refine(
             target, plan = made
         else:
             target.move_to(part.data)
-        parts.append(_refined(target, plan))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*runs one particle after the other")
+            parts.append(_refined(target, plan))
     return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
@@ -98,11 +101,11 @@ def target_of(part: Part, budget: int, compile: Compile = False) -> tuple[Target
         return "the guide holds a value for each of these data, and proposals are found for blocks of them"
     pair = part.pair
     try:
-        target = Target(pair.model, pair.guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*runs one particle after the other")  # known, or said in the reason
+            target = Target(pair.model, pair.guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
     except ValueError as error:
         return str(error)
-    if not target.features:
-        return "the model has no continuous latent site: its states are summed by exact_log_evidence"
     if target.features > _MOST:
         return f"a datum has {target.features} coordinates, and the curvature of more than {_MOST} is not worked out"
     plan = Plan.of(budget // target.states, target.features)

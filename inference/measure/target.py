@@ -17,7 +17,7 @@ from jensen.graphs.compile import Compile
 from jensen.graphs.routes import Function, Routes, weights_of
 from jensen.kernel.arguments import rows_of
 from jensen.kernel.coordinates import Coordinates
-from jensen.kernel.lifts import Lifted
+from jensen.kernel.lifts import LOOP, Lifted
 from jensen.kernel.parameters import tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -71,11 +71,13 @@ class Target:
         features: F.
         states: how many joint states of discrete sites an evaluation sums over.
         at_once: how many points of a block are worked on at once.
-        knows_guide: whether the guide says log q of any value.
+        knows_guide: whether the guide says log q of any value, of many at once.
+        draws_prior: whether many draws of the prior are made at once.
         spent: how many evaluations each datum of the block took, sums over states; a gradient counts three.
 
     Raises:
-        ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names.
+        ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names, and for a model without continuous
+            latent sites, or one that runs one particle after the other.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class Target:
         joint: bool = False,
     ) -> None:
         self._programs, self.blocks, self.joint = (model, guide), blocks, joint
-        self._model, self._guide = Lifted(model, nesting), Lifted(guide, nesting, "guide")
+        self._model, self._prior = Lifted(model, nesting), Lifted(model, nesting)  # at given values, and drawn
+        self._guide = Lifted(guide, nesting, "guide")
         self._state = PlainState(model, guide)
         self._operations = 2 * weights_of(model)
         self._sizes: dict[int, _Sized] = {}
@@ -103,6 +106,16 @@ class Target:
         self.features, self.states = sized.coordinates.features, sized.coordinates.combinations
         self._fixed = sized.coordinates.fixed
         self.knows_guide = sized.log_q is not None
+        if not self.features:
+            raise ValueError("the model has no continuous latent site: its states are summed by exact_log_evidence")
+        with torch.no_grad(), forked_rng():
+            (block, *_) = self.blocks_of(self.rows[:1])
+            self.parts(block, self.of_prior(2, block))
+        if self._model.way == LOOP:
+            raise ValueError("the model runs one particle after the other, which takes too long here")
+        self.knows_guide &= self._guide.way != LOOP
+        self.draws_prior = self._prior.way != LOOP
+        self.move_to(data)
 
     def move_to(self, data: tuple[Tensor, ...]) -> None:
         """Take another block."""
@@ -209,7 +222,7 @@ class Target:
 
     def of_prior(self, count: int, block: Block | None = None) -> Tensor:
         """Draws of the prior, [C, N, F]."""
-        return self._drawn(self._model, count, block)
+        return self._drawn(self._prior, count, block)
 
     def free(self, values: Mapping[str, Tensor]) -> Tensor:
         """Values of the block's data, [C, N, *event] by site, as coordinates [C, N, F]."""
@@ -269,7 +282,7 @@ class Target:
             log_p = sized.log_p(whole, *data)
             prior = self._summed([log_p[name] for name in whole], len(u)) + log_det
             joint = self._summed(log_p.values(), len(u)) + log_det
-            if sized.log_q is None:
+            if sized.log_q is None or not self.knows_guide:
                 return joint, prior
             return joint, prior, self._summed(sized.log_q(whole, *data).values(), len(u)) + log_det
 
