@@ -29,7 +29,7 @@ from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
 from jensen.kernel.caller import outside
-from jensen.kernel.newton import block_rows, climb, derivatives, find_modes, slopes
+from jensen.kernel.newton import block_rows, climb, derivatives, find_modes, raised, slopes
 from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -305,7 +305,7 @@ class Laplace(UniqueModule):
         operations = 6 * products * size * features
         second = route(self._derivatives, inputs=(u[:size], *some), operations=operations, calls=calls[1])
         u, curvature, near = find_modes(up, second, u, data, self.iterations, self.tolerance)
-        curvature, flat = _raised(curvature)
+        curvature, flat = raised(curvature)
         lost = int((~near).sum())
         if lost or flat:
             warnings.warn(
@@ -322,7 +322,7 @@ class Laplace(UniqueModule):
         dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
         if not self._start:
             features = torch.arange(sum(sizes.values()), dtype=dtype, device=data[0].device)
-            return 0.1 * torch.cos(features).expand(len(data[0]), -1)  # zero itself is often a point of symmetry
+            return 0.1 * torch.cos(features).repeat(len(data[0]), 1)  # zero itself is often a point of symmetry
         with torch.no_grad():
             values = self._start[0](*data)
         if not isinstance(values, Mapping) or set(self.sites) - set(values):
@@ -341,23 +341,6 @@ class Laplace(UniqueModule):
         if not u.isfinite().all():
             raise ValueError("start gives values at the edge of a support, or outside of it, which have no coordinates")
         return u
-
-
-def _raised(curvature: Tensor) -> tuple[Tensor, int]:
-    """Curvatures with eigenvalues of at least 1e-3, and 10 roundings; and of how many some were below that."""
-    eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
-    most = curvature.abs().sum(-1).amax(-1)  # no eigenvalue is larger
-    floor = (10 * torch.finfo(curvature.dtype).eps * most).clamp_min(1e-3)
-    _, info = torch.linalg.cholesky_ex(curvature - floor[:, None, None] * eye)
-    low = (info != 0).nonzero().flatten()
-    if not len(low):
-        return curvature, 0
-    eigenvalues, vectors = torch.linalg.eigh(curvature[low])
-    floor = (10 * torch.finfo(curvature.dtype).eps * eigenvalues[:, -1:]).clamp_min(1e-3)
-    lift = (floor - eigenvalues).clamp_min(0.0)
-    raised = curvature.clone()
-    raised[low] += (vectors * lift.unsqueeze(-2)) @ vectors.mT
-    return raised, int((eigenvalues[:, :1] < floor).sum())
 
 
 class _Memory:

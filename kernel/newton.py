@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["Modes", "block_rows", "climb", "derivatives", "find_modes", "newton_step", "slopes"]
+__all__ = ["Modes", "block_rows", "climb", "derivatives", "find_modes", "in_blocks", "newton_step", "raised", "slopes"]
 
 import math
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def find_modes(
     rows = torch.arange(len(u), device=u.device)
     moved = []  # by so much that the curvature is another one
     for iteration in range(iterations + 1):
-        value, slope, curvature[rows] = _in_blocks(second, size, u[rows], data, rows)
+        value, slope, curvature[rows] = in_blocks(second, size, u[rows], data, rows)
         step, promise = newton_step(slope, curvature[rows])
         done = promise < tolerance
         converged[rows[done]] = True
@@ -126,7 +126,7 @@ def find_modes(
             break
         _with_one_hessian(uphill, size, u, data, rows, value, slope, curvature[rows], damping, tolerance)
     if len(rows := torch.cat(moved)):
-        curvature[rows] = _in_blocks(second, size, u[rows], data, rows)[2]
+        curvature[rows] = in_blocks(second, size, u[rows], data, rows)[2]
     return Modes(u, curvature, converged)
 
 
@@ -146,7 +146,7 @@ def _with_one_hessian(
     rounding = 8 * torch.finfo(u.dtype).eps
     step, promise = newton_step(slope, curvature, damping[rows])
     for _ in range(_STEPS):
-        trial, there = (t[0] for t in _in_blocks(uphill, size, (u[rows] + step).unsqueeze(0), data, rows, dim=1))
+        trial, there = (t[0] for t in in_blocks(uphill, size, (u[rows] + step).unsqueeze(0), data, rows, dim=1))
         better = trial.isfinite() & ((trial >= value - rounding * value.abs()) | ~value.isfinite())
         u[rows] = torch.where(better.unsqueeze(-1), u[rows] + step, u[rows])
         curvature = torch.where(better[:, None, None], _corrected(curvature, step, slope - there), curvature)
@@ -200,6 +200,23 @@ def newton_step(slope: Tensor, curvature: Tensor, damping: Tensor | None = None)
     return step, promise
 
 
+def raised(curvature: Tensor, least: float = 1e-3) -> tuple[Tensor, int]:
+    """Curvatures with eigenvalues of at least that, and 10 roundings; and of how many some were below it."""
+    eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    rounding = 10 * torch.finfo(curvature.dtype).eps
+    floor = (rounding * curvature.abs().sum(-1).amax(-1)).clamp_min(least)  # no eigenvalue is above such a sum
+    _, info = torch.linalg.cholesky_ex(curvature - floor[:, None, None] * eye)
+    low = (info != 0).nonzero().flatten()
+    if not len(low):
+        return curvature, 0
+    eigenvalues, vectors = torch.linalg.eigh(curvature[low])
+    floor = (rounding * eigenvalues[:, -1:]).clamp_min(least)
+    lift = (floor - eigenvalues).clamp_min(0.0)
+    higher = curvature.clone()
+    higher[low] += (vectors * lift.unsqueeze(-2)) @ vectors.mT
+    return higher, int((eigenvalues[:, :1] < floor).sum())
+
+
 def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors [N, D, D]; and whether a matrix is positive, by more than rounding: [N]."""
     lower, info = torch.linalg.cholesky_ex(matrix)
@@ -211,7 +228,7 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(good[:, None, None], lower, eye), good
 
 
-def _in_blocks(
+def in_blocks(
     fn: Function, size: int, u: Tensor, data: tuple[Tensor, ...], rows: Tensor, dim: int = 0
 ) -> tuple[Tensor, ...]:
     """Run a function on some rows of the data, u holding theirs alone, in blocks of one size, the last one padded."""
