@@ -34,6 +34,7 @@ _MANY = 50  # coordinates
 _AT_REST = 0.8  # of the data, where no other round is needed
 _DEAREST = 12.0  # how much more a step that sticks the landing may cost
 _LEAST = 100  # steps
+_DRAWS = 128  # of a check, whether a round gained
 _CHECKS = 4  # of a batch, roughly
 
 
@@ -80,8 +81,11 @@ class LocalSearch:
         self.route = "eager: nothing has run yet"
         self._routed: Function | None = None
         self._gaussians: Gaussians | None = None
+        self.draws_of_a_check = _DRAWS
         if self.free:
             self._check_gradients()
+            if self._has_gaussians():  # whose rounds are few, so that checks are a large part of the work
+                self.draws_of_a_check = _DRAWS // 2
             self.value = self._log_weights()
 
     def take(self, guide: Any, batch: tuple[Tensor, ...]) -> bool:
@@ -286,12 +290,13 @@ class LocalSearch:
 
     @torch.no_grad()
     def _log_weights(self) -> Tensor:
-        """128 log weights of each datum, or a few more, under noise that is the same at every call: [K, N], float64."""
+        """Log weights of each datum, 64 or 128 or a few more, under the same noise at every call: [K, N], float64."""
         with forked_rng():
             torch.manual_seed(self.noise)
+            size = self.chunk or 16
+            calls = -(-self.draws_of_a_check // size)
             if self.chunk is None:
-                return torch.cat([self._weights(16, self.batch).double() for _ in range(8)])
-            calls = -(-128 // self.chunk)
+                return torch.cat([self._weights(size, self.batch).double() for _ in range(calls)])
             ahead = _CHECKS * calls
             return torch.cat([self.weights(self.batch, self.chunk, ahead).double() for _ in range(calls)])
 

@@ -48,7 +48,7 @@ def test_a_full_covariance_is_exact_after_a_round_where_the_posterior_is_gaussia
     model, x = rotated()
     search = searched(model, FullCovariance, x, joint)
     search.gaussian_round(0)
-    torch.testing.assert_close(search._log_weights(), model.log_evidence(x).expand(128, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(search._log_weights(), model.log_evidence(x).expand(64, -1), atol=1e-6, rtol=0)
 
 
 def test_levels_that_are_drawn_jointly_are_found_jointly(float64):
@@ -56,7 +56,7 @@ def test_levels_that_are_drawn_jointly_are_found_jointly(float64):
     x = model(n=8).detach()
     search = searched(model, FullCovariance, x, joint=True)
     search.gaussian_round(0)
-    torch.testing.assert_close(search._log_weights(), model.log_evidence(x).expand(128, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(search._log_weights(), model.log_evidence(x).expand(64, -1), atol=1e-6, rtol=0)
     assert not searched(model, FullCovariance, x)._has_gaussians()  # one level after the other: no Gaussian of both
 
 
