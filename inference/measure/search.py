@@ -6,13 +6,13 @@ __all__ = ["LocalSearch", "originals_kept"]
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jensen.graphs.capture import Outputs
@@ -94,6 +94,8 @@ class LocalSearch:
         if any(x.shape != old.shape for x, old in zip(batch, self.batch, strict=True)) or ours.keys() != theirs.keys():
             return False
         if any(t.shape != theirs[name].shape or t.dtype != theirs[name].dtype for name, t in ours.items()):
+            return False
+        if not _same_but_for_tensors(self.guide, guide):
             return False
         for name, t in ours.items():
             t.data.copy_(theirs[name])
@@ -299,6 +301,35 @@ class LocalSearch:
                 return torch.cat([self._weights(size, self.batch).double() for _ in range(calls)])
             ahead = _CHECKS * calls
             return torch.cat([self.weights(self.batch, self.chunk, ahead).double() for _ in range(calls)])
+
+
+def _same_but_for_tensors(one: nn.Module, other: nn.Module) -> bool:
+    """Whether parameters and buffers are all that two guides may differ in."""
+    pairs = list(zip(one.modules(), other.modules(), strict=False))
+    if len(pairs) != len(list(one.modules())) or len(pairs) != len(list(other.modules())):
+        return False
+    return all(type(a) is type(b) and _alike(_plain(a), _plain(b)) for a, b in pairs)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """What a module holds beside parameters, buffers, modules, its mode and its name in Pyro."""
+    known = ("_parameters", "_buffers", "_modules", "training")  # a measurement sets the mode
+    return {key: value for key, value in vars(module).items() if key not in known and not key.startswith("_pyro")}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether values are the same object, or equal numbers, strings and collections of such."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_alike(value, b[key]) for key, value in a.items())
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return isinstance(a, bool | int | float | str | slice | set | frozenset) and bool(a == b)
 
 
 class _Elements(TorchDispatchMode):

@@ -162,6 +162,18 @@ def test_batches_share_tensors_and_graphs(family, float64, monkeypatch):
     assert len(made) == 1 + 2 + 2 and len(uneven.local.elbo) == 15
 
 
+def test_a_guide_that_holds_more_than_tensors_is_not_written_over(float64):
+    model, x = rotated(20)
+    guide = amortize(model, mlp(5, [8]), MeanField, context=8)
+    first, second, other = guide.local(x[:10]), guide.local(x[10:]), guide.local(x[10:])
+    other.rows = x[10:]  # no buffer: nobody knows to copy it
+    first.rows = x[:10]
+    search = LocalSearch(model, first, (x[:10].clone(),), 4, False, 10)
+    assert not search.take(other, (x[10:],))
+    del first.rows
+    assert search.take(second, (x[10:],))
+
+
 def test_a_search_for_gaussians_runs_the_model_few_times(float64):
     """Rounds of 200 steps each run it for every step."""
     model, x = rotated()
