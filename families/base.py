@@ -14,6 +14,7 @@ __all__ = ["Drawn", "Family", "inverse_root", "lower_triangle", "matvec", "posit
 import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -52,6 +53,9 @@ class Family(nn.Module, ABC):
         torch.Size([5, 6])
     """
 
+    reaches: Literal["", "near", "diagonal", "full"] = ""
+    """Which Gaussians ``parameters_of`` reaches: none; one near each; those with a diagonal covariance; all."""
+
     @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, size: int) -> None:
         super().__init__()
@@ -81,6 +85,14 @@ class Family(nn.Module, ABC):
     @abstractmethod
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """The second half: parameters [..., P] to a distribution of batch shape [...] and the family's event shape."""
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] of a member near a Gaussian of mean [..., D] and Cholesky factor [..., D, D].
+
+        Raises:
+            NotImplementedError: where the family :attr:`reaches` none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which of its members is near a given Gaussian")
 
     def forward(self, h: Tensor) -> TorchDistribution:
         """Contexts [..., H] to a distribution of batch shape [...] and the family's event shape."""

@@ -13,9 +13,18 @@ r"""Gaussian families: diagonal, low-rank and full covariance, and the Gaussian 
 
 from __future__ import annotations
 
-__all__ = ["FullCovariance", "Gaussian", "LowRank", "LowRankGaussian", "MeanField", "RememberingNormal"]
+__all__ = [
+    "FullCovariance",
+    "Gaussian",
+    "LowRank",
+    "LowRankGaussian",
+    "MeanField",
+    "RememberingNormal",
+    "conditional_scale",
+]
 
 import math
+from typing import Literal
 
 import torch
 from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution
@@ -49,6 +58,8 @@ class MeanField(Family):
         torch.Size([5, 2])
     """
 
+    reaches: Literal["", "near", "diagonal", "full"] = "diagonal"
+
     @checked
     def __init__(self, features: int, context: int | None) -> None:
         super().__init__(features, context, size=2 * features)
@@ -57,6 +68,18 @@ class MeanField(Family):
         """Parameters [..., 2 D], locations before scales, to a diagonal Gaussian."""
         loc, raw = parameters.chunk(2, dim=-1)  # [..., D]
         return Independent(_Normal(loc, positive(raw)), 1)
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] of the diagonal Gaussian q with the least KL(q || that of this Cholesky factor)."""
+        return torch.cat([loc, raw_of(conditional_scale(scale_tril))], dim=-1)
+
+
+def conditional_scale(scale_tril: Tensor) -> Tensor:
+    """The standard deviation of each feature given all others, [..., D], from the Cholesky factor."""
+    eye = torch.eye(scale_tril.shape[-1], dtype=scale_tril.dtype, device=scale_tril.device)
+    root = torch.linalg.solve_triangular(scale_tril, eye, upper=False)  # precision = root^T root
+    scale: Tensor = root.square().sum(-2).rsqrt()
+    return scale
 
 
 class _Normal(Normal):
@@ -103,6 +126,8 @@ class LowRank(Family):
         torch.Size([5, 10])
     """
 
+    reaches: Literal["", "near", "diagonal", "full"] = "near"
+
     @checked
     def __init__(self, features: int, context: int | None, rank: int = 1) -> None:
         if rank < 1:
@@ -115,6 +140,19 @@ class LowRank(Family):
         D = self.features
         loc, raw, columns = parameters.split([D, D, self.rank * D], dim=-1)
         return LowRankGaussian(loc, positive(raw), columns.unflatten(-1, (self.rank, D)).transpose(-1, -2))
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """Parameters [..., P] near this mean [..., D] and Cholesky factor [..., D, D]: its largest R directions.
+
+        They are taken in units of the scale that each feature has given all others, which is s.
+        """
+        scale = conditional_scale(scale_tril)  # [..., D]
+        directions, sizes, _ = torch.linalg.svd(scale_tril / scale.unsqueeze(-1))
+        wider = (sizes.square() - 1).clamp_min(0.0).sqrt()[..., : self.rank]
+        columns = directions[..., : self.rank] * wider.unsqueeze(-2)  # [..., D, R]
+        missing = columns.new_zeros(*columns.shape[:-1], self.rank - columns.shape[-1])
+        columns = torch.cat([columns, missing], dim=-1)
+        return torch.cat([loc, raw_of(scale), columns.transpose(-1, -2).flatten(-2)], dim=-1)
 
     def extra_repr(self) -> str:
         """What the printed module shows beside its layers."""
@@ -177,6 +215,8 @@ class FullCovariance(Family):
         >>> FullCovariance(3, context=8)(torch.zeros(5, 8)).covariance_matrix.shape
         torch.Size([5, 3, 3])
     """
+
+    reaches: Literal["", "near", "diagonal", "full"] = "full"
 
     @checked
     def __init__(self, features: int, context: int | None) -> None:

@@ -19,7 +19,8 @@ from torch.types import _size
 
 from jensen.checked import checked
 
-from .base import positive
+from .base import positive, raw_of
+from .gaussian import conditional_scale
 from .scaled import Scale, Scaled
 
 
@@ -66,6 +67,13 @@ class StudentT(Scaled):
             raise ValueError(f'df is a positive number or "context", but got {df!r}')
         super().__init__(features, context, scale, more=int(df == "context"))
         self.df = df
+        self.reaches = "near" if scale == "context" and len(self.event_shape) == 1 else ""
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] near this mean and Cholesky factor: the best diagonal Gaussian's, with df = 30."""
+        many = torch.full_like(loc, 29.0).sqrt()  # df - 1 is a square
+        rest = [raw_of(many)] if isinstance(self.df, str) else []
+        return torch.cat([loc, raw_of(conditional_scale(scale_tril)), *rest], dim=-1)
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., P], locations, scales, degrees of freedom, to independent Student's t."""

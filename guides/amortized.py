@@ -105,6 +105,17 @@ class Amortized(UniqueModule):
         }
         return Amortized(Constant(context, data), members)
 
+    @property
+    def reaches(self) -> str:
+        """Which Gaussians :meth:`move_to` reaches; none, but for a guide of one site that :meth:`local` made."""
+        own = list(self.families.values())
+        return own[0].reaches if len(own) == 1 and isinstance(own[0], PerDatum) else ""
+
+    def move_to(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Give each datum a Gaussian of its own, or one near it: means [N, D], Cholesky factors [N, D, D]."""
+        (own,) = self.families.values()
+        own.move_to(self.encoder.context, loc, scale_tril)  # type: ignore[operator]
+
 
 def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> TorchDistribution:
     """The family's distribution, with an offset on its parameters."""
@@ -184,6 +195,17 @@ class Joint(UniqueModule):
             context = self.encoder(*data)
         family = PerDatum(self.family, context, first=True, offset=(offsets or {}).get("joint"))
         return Joint(Constant(context, data), family, self.sites, self.constraints)
+
+    @property
+    def reaches(self) -> str:
+        """Which Gaussians :meth:`move_to` reaches; none, but for a guide that :meth:`local` made."""
+        return self.family.reaches if isinstance(self.family, PerDatum) else ""
+
+    def move_to(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Give each datum a Gaussian of its own, or one near it: means [N, D], Cholesky factors [N, D, D]."""
+        assert isinstance(self.family, PerDatum)
+        assert isinstance(self.encoder, Constant)
+        self.family.move_to(self.encoder.context, loc, scale_tril)
 
 
 def coordinates(sites: Mapping[str, Sequence[int]], supports: Mapping[str, Constraint]) -> dict[str, int]:

@@ -36,20 +36,24 @@ class Constant(nn.Module):
     def __init__(self, context: Tensor, data: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.register_buffer("context", context)
-        self._data = tuple(x.detach().clone() for x in data)  # no buffers: a checkpoint need not hold them
+        self._count = len(data)
+        for i, x in enumerate(data):
+            self.register_buffer(f"data_{i}", x.detach().clone(), persistent=False)  # a checkpoint need not hold them
 
     def forward(self, *data: Tensor) -> Tensor:
         """The remembered contexts, [N, H]."""
         if get_proxy_mode() is None:
             self._check(data)
             return self.context
-        same = torch.stack([(own == x).all() for own, x in zip(self._data, data, strict=True)]).all()
+        same = torch.stack([(own == x).all() for own, x in zip(self._known, data, strict=True)]).all()
         return torch.where(same, self.context, torch.nan)  # a captured function must not read values
 
+    @property
+    def _known(self) -> tuple[Tensor, ...]:
+        return tuple(self.get_buffer(f"data_{i}") for i in range(self._count))
+
     def _check(self, data: tuple[Tensor, ...]) -> None:
-        known = tuple(own.to(x) for own, x in zip(self._data, data, strict=True))
-        if any(a is not b for a, b in zip(known, self._data, strict=True)):
-            self._data = known  # where the data are: copied there once
+        known = tuple(own.to(x) for own, x in zip(self._known, data, strict=True))
         if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
                 f"this guide holds parameters for each of {len(self.context)} data, but got {len(data[0])} that are "
@@ -77,6 +81,16 @@ class PerDatum(nn.Module):
         self.copies = nn.ParameterList(w.detach().expand(n, *w.shape).clone() for w in weights.values())
         self.offset = nn.Parameter(context.new_zeros(n, self.size) if offset is None else offset.detach().clone())
         self.member = _frozen(member)
+
+    @property
+    def reaches(self) -> str:
+        """Which Gaussians :meth:`move_to` reaches: see :class:`~jensen.families.base.Family`."""
+        return "" if self.names else getattr(self.member, "reaches", "")
+
+    @torch.no_grad()
+    def move_to(self, h: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+        """Give each datum, of context h, the parameters near a Gaussian of its own: [N, H], [N, D], [N, D, D]."""
+        self.offset.copy_(self.member.parameters_of(loc, scale_tril) - self.member.project(h))
 
     def forward(self, h: Tensor) -> TorchDistribution:
         """Contexts [..., N, H] to a distribution of batch shape [..., N]."""

@@ -27,12 +27,21 @@ class Member(Protocol):
     features: int
     size: int
 
+    @property
+    def reaches(self) -> str:
+        """Which Gaussians ``parameters_of`` reaches: see :class:`~jensen.families.base.Family`."""
+        ...
+
     def project(self, h: Tensor) -> Tensor:
         """Contexts [..., H] to parameters [..., P]."""
         ...
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., P] to a distribution of batch shape [...]."""
+        ...
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] of a member near a Gaussian, where ``reaches`` says that there is one."""
         ...
 
     def own_weights(self) -> dict[str, nn.Parameter]:
@@ -47,6 +56,7 @@ class _Wrapped(nn.Module):
         super().__init__()
         self.family = family
         self.features, self.size = family.features, family.size
+        self.reaches: str = getattr(family, "reaches", "")
 
     def project(self, h: Tensor) -> Tensor:
         """Contexts [..., H] to the family's parameters [..., P]."""
@@ -55,6 +65,10 @@ class _Wrapped(nn.Module):
     def distribution(self, parameters: Tensor) -> TorchDistribution:
         """Parameters [..., P] to the distribution."""
         return self.family.distribution(parameters)
+
+    def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters [..., P] of the family's member near a Gaussian, before it is mapped."""
+        return self.family.parameters_of(loc, scale_tril)
 
     def own_weights(self) -> dict[str, nn.Parameter]:
         """The parameters that the second half reads beside lambda, by name."""

@@ -29,6 +29,7 @@ from jensen.graphs.capture import CannotCapture
 from jensen.graphs.compile import Compile, check_compile
 from jensen.graphs.routes import Routes, weights_of
 from jensen.kernel.caller import outside
+from jensen.kernel.newton import block_rows, climb, derivatives, find_modes, raised, slopes
 from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -41,7 +42,9 @@ from .members import site_transform
 
 _LEAST = 200  # steps that pay for a graph
 _UNROLLED = 20  # steps that become part of another graph
-_USUAL = 10  # steps of a Newton search
+_UPHILL = 20  # steps uphill before Newton's
+_USUAL = 10  # of Newton's steps,
+_HESSIANS = 4  # and so many Hessians
 
 
 class _HasLatents(Protocol):
@@ -189,21 +192,27 @@ class Laplace(UniqueModule):
     .. math:: q(u \mid x) = \mathcal{N}(u; \hat u, H^{-1}), \qquad \hat u = \arg\max_u \log p(x, t(u)) |\det t'(u)|,
               \qquad H = -\nabla_u^2 \log p(x, t(u)) |\det t'(u)| \text{ at } \hat u
 
-    over the unconstrained coordinates u of all continuous sites. The mode is found by Newton's method with a damping of
-    its own for each datum. It has no parameters, and the posterior of a linear-Gaussian model exactly.
+    over the unconstrained coordinates u of all continuous sites. The way uphill is one by slopes (of many coordinates),
+    then Newton's with a damping of its own for each datum, several steps with one Hessian; what has converged is left
+    alone. It has no parameters, and the posterior of a linear-Gaussian model exactly.
 
     References:
         Tierney and Kadane (1986), Accurate Approximations for Posterior Moments and Marginal Densities.
         https://www.jstor.org/stable/2287970
-        Nocedal and Wright (2006), Numerical Optimization, second edition, section 4.1.
+        Nocedal and Wright (2006), Numerical Optimization, second edition, sections 3.4 and 6.1.
 
     Args:
         model: a model that says its ``latents``, and broadcasts over a leading dimension of particles.
         constraints: the support of latent sites that are not all of R^D, by site.
-        iterations: the most Newton steps.
+        iterations: the most Hessians of a datum on its way.
         tolerance: a datum has converged when a Newton step promises fewer nats than this.
         compile: how derivatives are taken: ``"auto"``: from a graph once there were enough of them; ``True``: from a
             compiled one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
+        start: where the search starts: a function of the data that gives values [N, *event] by site, such as an
+            amortized guide. None: near zero, in unconstrained coordinates.
+
+    Raises:
+        ValueError: if ``start`` gives other sites or shapes, or values outside of a support.
 
     Warns:
         UserWarning: for data where the search did not converge, or ended where the curvature is not that of a maximum.
@@ -227,13 +236,19 @@ class Laplace(UniqueModule):
         iterations: int = 100,
         tolerance: float = 1e-6,
         compile: Compile = "auto",
+        start: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.sites = {site: Size(shape) for site, shape in model.latents.items()}
         self.constraints = supports_of(self.sites, constraints)
         self.iterations, self.tolerance = iterations, tolerance
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
+        self._start = () if start is None else (start,)
         self._memory = _Memory(compile, type(self).__name__)
+
+    @property
+    def _programs(self) -> list[Any]:
+        return [*self._model, *self._start]
 
     @property
     def route(self) -> str:
@@ -254,77 +269,78 @@ class Laplace(UniqueModule):
         return Joint(Constant(parameters, data), own, self.sites, self.constraints)
 
     def _answer(self, data: tuple[Tensor, ...]) -> Any:
-        return self._memory(self._search, self._model, data, "Laplace searches until every datum has converged")
+        return self._memory(self._search, self._programs, data, "Laplace searches until every datum has converged")
 
-    def _log_density(self, u: Tensor, data: tuple[Tensor, ...]) -> Tensor:
-        """Log-density of unconstrained coordinates [N, D] and each datum: [N]."""
+    def _log_density(self, u: Tensor, *data: Tensor) -> Tensor:
+        """Log-density of unconstrained coordinates [C, N, D] and each datum: [C, N]."""
         (model,) = self._model
-        values, log_det = {}, torch.zeros(())
+        values, log_det = {}, torch.zeros((), device=u.device)
         pieces = u.split(list(coordinates(self.sites, self.constraints).values()), dim=-1)
         for (site, shape), piece in zip(self.sites.items(), pieces, strict=True):
             transform = site_transform(shape, self.constraints[site])
-            z = transform(piece)
+            z = values[site] = transform(piece)
             log_det = log_det + transform.log_abs_det_jacobian(piece, z)
-            values[site] = z.unsqueeze(0)
         with pyro.validation_enabled(False):  # a step may go too far: its density is no number then
-            return log_joint(model, values, *data)[0] + log_det
+            return log_joint(model, values, *data) + log_det
+
+    def _slopes(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        return slopes(self._log_density, u, *data)
 
     def _derivatives(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-density [N], gradient [N, D] and negative Hessian [N, D, D]."""
-        u = u.detach().requires_grad_()
-        value = self._log_density(u, data)
-        (slope,) = torch.autograd.grad(value.sum(), u, create_graph=True)
-        rows = (slope[:, d].sum() + 0 * u.sum() for d in range(u.shape[1]))  # 0: where it does not depend on u
-        curvature = -torch.stack([torch.autograd.grad(row, u, retain_graph=True)[0] for row in rows], dim=-2)
-        slope, curvature = (t.detach().nan_to_num(0.0, 0.0, 0.0) for t in (slope, curvature))
-        return value.detach(), slope, (curvature + curvature.mT) / 2
+        return derivatives(self._log_density, u, *data)
 
     def _search(self, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Mode [N, D] and Cholesky factor [N, D, D] of the inverse curvature, for each datum."""
-        D = sum(coordinates(self.sites, self.constraints).values())
-        tensors = [*(t for owner in owners_of(*self._model) for t in owner.parameters()), *data, torch.zeros(())]
-        dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
-        u = 0.1 * torch.randn(len(data[0]), D, dtype=dtype, device=data[0].device)
-        damping = u.new_ones(len(u), 1)
-        operations = 6 * weights_of(*self._model) * len(u) * D
-        derivatives = self._memory.route(self._derivatives, self._model, (u, *data), operations, _USUAL)
-        value, slope, curvature = derivatives(u, *data)
-        for _ in range(self.iterations):
-            step, promise = _newton(slope, curvature, damping)
-            going = promise >= self.tolerance
-            if not bool(going.any()):
-                break
-            trial, *derived = derivatives(u + step, *data)
-            better = (trial.isfinite() & ~(trial < value) & going).unsqueeze(-1)
-            u = torch.where(better, u + step, u)
-            damping = torch.where(better, damping / 5, damping * 4).clamp(1e-8, 1e8)
-            value = torch.where(better.squeeze(-1), trial, value)
-            slope = torch.where(better, derived[0], slope)
-            curvature = torch.where(better.unsqueeze(-1), derived[1], curvature)
-        step, promise = _newton(slope, curvature, 0 * damping)
-        near = promise < self.tolerance  # the last step is a whole one, and squares the distance that is left
-        curvature = derivatives(u := torch.where(near.unsqueeze(-1), u + step, u), *data)[2]
-        eigenvalues, vectors = torch.linalg.eigh(curvature)
-        floor = (10 * torch.finfo(u.dtype).eps * eigenvalues[:, -1:]).clamp_min(1e-3)
+        u = self._first(data)
+        n, features = u.shape
+        size, products = block_rows(n, features), weights_of(*self._model)
+        some = tuple(x[:size] for x in data)
+        steps = _UPHILL if features > _UPHILL else 0  # a Hessian costs as much as so many slopes
+        route = partial(self._memory.route, programs=self._programs)
+        up = route(self._slopes, inputs=(u.unsqueeze(0), *data), operations=6 * products * n, calls=steps)
+        u = climb(up, u, data, steps)
+        blocks = -(-n // size)
+        calls = (_USUAL * blocks, _HESSIANS * blocks)
+        up = route(self._slopes, inputs=(u[None, :size], *some), operations=6 * products * size, calls=calls[0])
+        operations = 6 * products * size * features
+        second = route(self._derivatives, inputs=(u[:size], *some), operations=operations, calls=calls[1])
+        u, curvature, near = find_modes(up, second, u, data, self.iterations, self.tolerance)
+        curvature, flat = raised(curvature)
         lost = int((~near).sum())
-        flat = int((eigenvalues[:, :1] < floor).sum())
         if lost or flat:
             warnings.warn(
                 f"Laplace: of {len(u)} data, {lost} did not converge in {self.iterations} steps, and for {flat} the "
                 "curvature is not that of a maximum (it is raised to 1e-3): q is a poor guide there",
                 stacklevel=outside(),
             )
-        lift = (floor - eigenvalues).clamp_min(0.0)
-        curvature = curvature + (vectors * lift.unsqueeze(-2)) @ vectors.mT
         return u, inverse_root(curvature)
 
-
-def _newton(slope: Tensor, curvature: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """A damped Newton step uphill, [N, D], and the nats that the whole step promises, [N]."""
-    eigenvalues, vectors = torch.linalg.eigh(curvature)
-    along = (vectors.mT @ slope.unsqueeze(-1)).squeeze(-1)  # [N, D]
-    sizes = eigenvalues.abs().clamp_min(1e-6)
-    return (vectors @ (along / (sizes + damping)).unsqueeze(-1)).squeeze(-1), (along.square() / sizes).sum(-1) / 2
+    def _first(self, data: tuple[Tensor, ...]) -> Tensor:
+        """Where the search starts, [N, D]."""
+        sizes = coordinates(self.sites, self.constraints)
+        tensors = [*(t for owner in owners_of(*self._model) for t in owner.parameters()), *data, torch.zeros(())]
+        dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
+        if not self._start:
+            features = torch.arange(sum(sizes.values()), dtype=dtype, device=data[0].device)
+            return 0.1 * torch.cos(features).repeat(len(data[0]), 1)  # zero itself is often a point of symmetry
+        with torch.no_grad():
+            values = self._start[0](*data)
+        if not isinstance(values, Mapping) or set(self.sites) - set(values):
+            got = list(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"start gives a value for each of the sites {list(self.sites)}, but it gave {got}")
+        pieces = []
+        for site, shape in self.sites.items():
+            value = torch.as_tensor(values[site])
+            if value.shape != (expected := (len(data[0]), *shape)):
+                raise ValueError(
+                    f"start gives a value of shape {list(expected)} for the site '{site}', but it gave one of shape "
+                    f"{list(value.shape)}"
+                )
+            pieces.append(site_transform(shape, self.constraints[site]).inv(value.to(dtype)))
+        u = torch.cat(pieces, dim=-1)
+        if not u.isfinite().all():
+            raise ValueError("start gives values at the edge of a support, or outside of it, which have no coordinates")
+        return u
 
 
 class _Memory:

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .caller import outside
+from .load import warn_if_busy
 from .parameters import owners_of, store_kept
 from .randomness import private_randomness
 from .sites import Program
@@ -70,6 +71,7 @@ def running(
 
     Modes, buffers and Pyro's store are afterwards what they were before; no other thread runs pairs meanwhile.
     """
+    warn_if_busy()
     modules = owners_of(model, guide)
     with store_kept(), torch.no_grad(), modes_kept(modules), private_randomness(seed, what):
         for module in modules:

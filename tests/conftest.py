@@ -17,6 +17,7 @@ DATA_FILES = {
 
 
 def pytest_configure(config):
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # no warning of a busy machine, here or in processes that tests start
     if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the processors: a thread each
         torch.set_num_threads(1)
     config.addinivalue_line("markers", "data(name): needs the files of a data set under JENSEN_DATA")

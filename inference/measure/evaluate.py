@@ -8,7 +8,7 @@ r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per dat
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "with_refined"]
+__all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "warn_of_impossible_elbo", "with_refined"]
 
 import math
 import warnings
@@ -388,7 +388,7 @@ def evaluate(
             corrected_error=errors,
             route="" if weights is None else f"{weights.pair.way}, {weights.route}",
         )
-        _warn_of_impossible_elbo(evidence)
+        warn_of_impossible_elbo(evidence)
         if refine and not (refine == "auto" and tolerance is not None):
             settings: dict[str, Any] = {
                 "max_plate_nesting": max_plate_nesting,
@@ -470,7 +470,7 @@ def _whole(count: float) -> float:
     return int(count) if count == int(count) else count
 
 
-def _warn_of_impossible_elbo(evidence: Evidence) -> None:
+def warn_of_impossible_elbo(evidence: Evidence) -> None:
     """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
     if evidence.exact is None or evidence.particles < 10:
         return

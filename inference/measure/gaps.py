@@ -25,7 +25,8 @@ from torch import Tensor
 
 from jensen.checked import checked
 from jensen.graphs.compile import Compile
-from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
+from jensen.graphs.products import product_route
+from jensen.kernel.batches import Data, Device, Part, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.randomness import private_randomness
@@ -34,7 +35,10 @@ from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
 
-from .evaluate import Evidence, Refine, evaluate
+from .adaptive import equally
+from .diagnostics import CORRECTIONS
+from .evaluate import Evidence, Refine, evaluate, warn_of_impossible_elbo
+from .gaussians import Landscape
 from .search import LocalSearch, originals_kept
 
 _LIKELY = 4  # rounds
@@ -194,7 +198,10 @@ def gaps(
     r"""Split log p(x) - ELBO into the approximation gap of the family and the amortization gap of the encoder.
 
     For each datum the parameters of the same family are optimised from the encoder's answer on: offsets to what the
-    encoder says, and one copy of every other weight of the family (a flow's networks) per datum. A round is ``steps``
+    encoder says, and one copy of every other weight of the family (a flow's networks) per datum. A family of Gaussians
+    of all continuous latents is moved to the best one of each datum: from the mode and the curvature there, in up to
+    three rounds, until the mean of slopes is zero and the precision the mean of curvatures (Opper and Archambeau). For
+    other families, and where that ended below the encoder's answer, Adam takes over. A round is ``steps``
     steps of Adam whose learning rate falls to a tenth; its result is the mean of the second half. Each datum keeps the
     better of the parameters before and after, by the ELBO under the same noise. A round that gains less than the
     tolerance on average is followed by rounds with a quarter of its learning rate, and by a sixteenth: when none gains,
@@ -206,6 +213,7 @@ def gaps(
         Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
         https://arxiv.org/abs/1801.03558
         Roeder, Wu and Duvenaud (2017), Sticking the Landing.
+        Opper and Archambeau (2009), The Variational Gaussian Approximation Revisited.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
@@ -272,31 +280,46 @@ def gaps(
     gain: list[Tensor] = []
     converged: list[Tensor] = []
     most, spent = 0, 0.0
-    with originals_kept(model, guide), running(model, guide, "gaps", seed=seed, device=device):
+    where = place_of(tensors, device, model, guide)
+    with originals_kept(model, guide), running(model, guide, "gaps", seed=seed, device=device), product_route(where):
+        search: LocalSearch | None = None
+        land: Landscape | None = None
+        at_once = in_cache(tensors)
         for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress, seed=seed):
-            batch = part.data
+            batch, parts = part.data, -(-len(tensors[0]) // part.size)
             local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
-            ahead = _LIKELY * steps * -(-len(tensors[0]) // part.size)
-            search = LocalSearch(model, local, batch, draws, compile, ahead, max_plate_nesting)
-            change, error = torch.zeros(len(batch[0])), torch.zeros(len(batch[0]))
-            done, rate = 0, lr
-            while search.free and done < rounds and rate > lr / 20:
-                change, error = search.round(steps, rate)
-                done += 1
-                if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done
-                    rate /= 4
+            land = Landscape(model, part.layout.nesting, compile, parts) if land is None else land
+            if search is None or not search.take(local, batch):
+                own, ahead = tuple(x.clone() for x in batch), _LIKELY * steps * parts
+                chunk = replace(part, at_once=at_once).chunks(particles)[0] if particles >= 128 else None
+                search = LocalSearch(model, local, own, draws, compile, ahead, max_plate_nesting, land, chunk)
+            change, error, done = search.run(rounds, steps, lr, tolerance)
             spent, start = spent + time.perf_counter() - start, time.perf_counter()
-            measured.append(
-                evaluate(model, local, batch, particles, refine=False, progress=False, **how)
-                if search.free
-                else _rows(evidence, part.rows)  # nothing to optimise: the same guide
-            )
+            theirs = _rows(evidence.by_guide or evidence, part.rows)
+            if search.free:  # else the same guide
+                theirs = _measured(search, replace(part, at_once=at_once), particles, parts, theirs)
+            measured.append(theirs)
             start = time.perf_counter()
             gain.append(change.clamp_min(0.0).double().cpu())
             converged.append((change.abs() <= tolerance + 2 * error).cpu())
             most = max(most, done)
-    local_best = replace(_joined(measured), features=evidence.features)  # of all data, not of the first batch
+    local_best = _joined(measured)
+    warn_of_impossible_elbo(local_best)
     return Gaps(evidence, local_best, torch.cat(gain), torch.cat(converged), most, spent)
+
+
+def _measured(search: LocalSearch, part: Part, particles: int, parts: int, of_guide: Evidence) -> Evidence:
+    """The measurement of a local guide, in graphs that all batches share; ``of_guide`` knows what it has in common."""
+
+    def draw(_: Tensor | None, k: int) -> tuple[Tensor, ...]:
+        drawn = search.weights.parts(search.batch, k, max(1, parts * (particles // k)))
+        return (drawn.log_weights, drawn.elbo) if search.pair.elbo_differs else (drawn.log_weights,)
+
+    reduced: dict[str, Any] = {name: values.cpu() for name, values in equally(draw, part, particles).items()}
+    corrected = {name: reduced.pop(name) for name in CORRECTIONS}
+    errors = {name: reduced.pop(f"{name}_error") for name in CORRECTIONS}
+    route = f"{search.pair.way}, {search.weights.route}"
+    return replace(of_guide, **reduced, corrected=corrected, corrected_error=errors, route=route)
 
 
 def has_local(guide: Program) -> bool:
@@ -306,7 +329,7 @@ def has_local(guide: Program) -> bool:
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:
     """The measurement of some of the data."""
-    return Evidence(**{f.name: _cut(getattr(evidence, f.name), rows) for f in fields(Evidence) if f.name != "by_guide"})
+    return Evidence(**{field.name: _cut(getattr(evidence, field.name), rows) for field in fields(Evidence)})
 
 
 def _cut(value: Any, rows: slice) -> Any:

@@ -6,16 +6,18 @@ __all__ = ["LocalSearch", "originals_kept"]
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jensen.graphs.capture import Outputs
 from jensen.graphs.compile import Compile
+from jensen.graphs.draws import LogWeights
 from jensen.graphs.routes import Function, Routes, weights_of
 from jensen.kernel.batches import nested
 from jensen.kernel.parameters import claim_parameters, tensors_of
@@ -23,8 +25,17 @@ from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Pair, Program, check_pair
 
+from .gaussians import MOST, Gaussians, Landscape
+
+_GAUSSIAN = 3  # rounds towards a Gaussian
+_STEPS = 6  # in one of them
+_SHARE = 0.7  # of Newton's step, in the first
+_MANY = 50  # coordinates
+_AT_REST = 0.8  # of the data, where no other round is needed
 _DEAREST = 12.0  # how much more a step that sticks the landing may cost
 _LEAST = 100  # steps
+_DRAWS = 128  # of a check, whether a round gained
+_CHECKS = 4  # of a batch, roughly
 
 
 class LocalSearch:
@@ -39,6 +50,9 @@ class LocalSearch:
         ahead: how many steps are to come, roughly.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
 
+        land: log p(x, u) of any data of the model; None: nothing is known of it.
+        chunk: how many draws are weighed at once, as in the measurement that follows; None: 16, without its graph.
+
     Attributes:
         route: how steps are run.
     """
@@ -52,25 +66,108 @@ class LocalSearch:
         mode: Compile,
         ahead: int,
         max_plate_nesting: int | None = None,
+        land: Landscape | None = None,
+        chunk: int | None = None,
     ) -> None:
         self.model, self.guide, self.batch, self.draws = model, guide, batch, draws
+        self.mode, self.ahead, self.land, self.chunk = mode, ahead, land, chunk
         self.pair = Pair(model, guide, nested(check_pair(model, guide, *batch), max_plate_nesting))
         named = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         self.free = list(named.values())
         self.copies = [p for name, p in named.items() if ".copies." in name]
         self.by_row = all(p.shape[:1] == (len(batch[0]),) for p in self.free)
         self.noise = int(torch.randint(2**62, ()))
+        self.weights = LogWeights(self.pair, mode)
+        self.route = "eager: nothing has run yet"
+        self._routed: Function | None = None
+        self._gaussians: Gaussians | None = None
+        self.draws_of_a_check = _DRAWS
         if self.free:
             self._check_gradients()
-            self.landing = self._can_land()
+            if self._has_gaussians():  # whose rounds are few, so that checks are a large part of the work
+                self.draws_of_a_check = _DRAWS // 2
             self.value = self._log_weights()
-            routes = Routes(mode, _LEAST, "gaps does not compile this search; its steps are")
-            products = weights_of(model) * len(batch[0]) + sum(p.numel() for p in self.copies)
-            step = self._landing if self.landing else self._plain
-            held = tensors_of(model, guide)
-            state, operations = PlainState(model, guide), 6 * draws * products
-            self.step = routes(step, held, batch, operations, ahead=ahead, state=state, trial=self._elsewhere)
-            self.route = routes.sentence
+
+    def take(self, guide: Any, batch: tuple[Tensor, ...]) -> bool:
+        """Go on with other data, for which this is the guide, in the tensors and graphs of before; whether they fit."""
+        ours, theirs = (dict([*g.named_parameters(), *g.named_buffers()]) for g in (self.guide, guide))
+        if any(x.shape != old.shape for x, old in zip(batch, self.batch, strict=True)) or ours.keys() != theirs.keys():
+            return False
+        if any(t.shape != theirs[name].shape or t.dtype != theirs[name].dtype for name, t in ours.items()):
+            return False
+        if not _same_but_for_tensors(self.guide, guide):
+            return False
+        for name, t in ours.items():
+            t.data.copy_(theirs[name])
+        for old, x in zip(self.batch, batch, strict=True):
+            old.copy_(x)
+        self.weights.forget()
+        self._gaussians = None
+        self.noise = int(torch.randint(2**62, ()))
+        if self.free:
+            self.value = self._log_weights()
+        return True
+
+    def run(self, rounds: int, steps: int, lr: float, tolerance: float) -> tuple[Tensor, Tensor, int]:
+        """Optimise until nothing is gained any more.
+
+        Returns:
+            What each datum gained in the last round, the Monte Carlo error of it, [N] each, and the number of rounds.
+        """
+        change = error = torch.zeros(len(self.batch[0]))
+        if not self.free:
+            return change, error, 0
+        done, rate = 0, lr
+        if self._has_gaussians():
+            nearest = self.guide.reaches != "near"  # else it is no more than a start
+            met = torch.zeros(len(self.batch[0]), dtype=torch.bool, device=self.batch[0].device)
+            for done in range(1, min(rounds, _GAUSSIAN if nearest else 1) + 1):
+                change, error, better = self.gaussian_round(done - 1)
+                met |= better | (change.abs() <= tolerance + 2 * error)
+                if done > 1 and float(change.clamp_min(0.0).mean()) < tolerance:
+                    break
+            at_rest = change.abs() <= tolerance + 2 * error
+            if nearest and bool(met.all()) and float(at_rest.double().mean()) >= _AT_REST:
+                return change, error, done
+            rate = lr / 4  # it is not far
+        while done < rounds and rate > lr / 20:
+            change, error = self.round(steps, rate)
+            done += 1
+            if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done
+                rate /= 4
+        return change, error, done
+
+    def _has_gaussians(self) -> bool:
+        """Whether the guide's family has Gaussians, and the model coordinates for them."""
+        reaches = getattr(self.guide, "reaches", "")
+        if not reaches or self.land is None or not self.by_row:
+            return False
+        try:
+            coordinates = self.land.coordinates(self.batch)
+        except ValueError:
+            return False
+        return coordinates.features <= MOST
+
+    def gaussian_round(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps towards each datum's best Gaussian, by more draws in each round.
+
+        Returns:
+            What each datum gained or lost, the Monte Carlo error of it, and whether that is kept: [N].
+        """
+        assert self.land is not None
+        if self._gaussians is None:
+            drawn = self.pair.terms(self.batch, self.draws).values
+            start = self.land.coordinates(self.batch).free(drawn).mean(0)
+            self._gaussians = Gaussians(self.land, self.batch, start, self.guide.reaches == "diagonal")
+        before, old = self._gaussians.state(), [p.detach().clone() for p in self.free]
+        few = max(1, min(8, _MANY // self._gaussians.loc.shape[-1]))  # of few coordinates, draws are cheap
+        draws = few * self.draws * 2**number
+        self._gaussians.move(_STEPS, draws, max(2, draws // 2), _SHARE / 2**number)
+        self.guide.move_to(*self._gaussians.distribution())
+        gained, error, better = self._kept_if_better(old)
+        if number:
+            self._gaussians.return_to(before, ~better)
+        return gained, error, better
 
     def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:
         """Optimise; keep what is better; what each datum gained or lost, and the Monte Carlo error of it: [N]."""
@@ -94,6 +191,10 @@ class LocalSearch:
         for total, p in zip(mean, self.free, strict=True):
             p.data.copy_(total)
             p.grad = None
+        return self._kept_if_better(before)[:2]
+
+    def _kept_if_better(self, before: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Take back what lost: what each datum gained, the Monte Carlo error of it, and whether that is kept: [N]."""
         after = self._log_weights()
         change = after - self.value  # [K, N], under the same noise
         gained, error = change.mean(0), change.std(0) / math.sqrt(len(change))
@@ -102,7 +203,25 @@ class LocalSearch:
             keep = better.view(-1, *(1,) * (p.dim() - 1)) if self.by_row else better[0]
             p.data.copy_(torch.where(keep, p, old))
         self.value = torch.where(better, after, self.value)
-        return gained.nan_to_num(-math.inf), error.nan_to_num(0.0)
+        return gained.nan_to_num(-math.inf), error.nan_to_num(0.0), better
+
+    @property
+    def step(self) -> Function:
+        """The slopes of a step, by their fastest way; which is looked for when the first one is taken."""
+        if self._routed is None:
+            routes = Routes(self.mode, _LEAST, "gaps does not compile this search; its steps are")
+            products = weights_of(self.model) * len(self.batch[0]) + sum(p.numel() for p in self.copies)
+            step = self._landing if self.landing else self._plain
+            held = tensors_of(self.model, self.guide)
+            how: Any = {"ahead": self.ahead, "state": PlainState(self.model, self.guide), "trial": self._elsewhere}
+            self._routed = routes(step, held, self.batch, 6 * self.draws * products, **how)
+            self.route = routes.sentence
+        return self._routed
+
+    @cached_property
+    def landing(self) -> bool:
+        """Whether steps stick the landing."""
+        return self._can_land()
 
     def _check_gradients(self) -> None:
         with torch.no_grad(), forked_rng():
@@ -115,10 +234,11 @@ class LocalSearch:
 
     def _slopes(self) -> Outputs:
         """The slopes of minus the ELBO, which stick the landing where they can."""
+        step = self.step
         if not self.landing:
-            return self.step(*self.batch)
+            return step(*self.batch)
         try:
-            repeated, *slopes = self.step(*self.batch)
+            repeated, *slopes = step(*self.batch)
         except ValueError:  # float32 did not carry the inverse of one of these draws: this step does without
             return self._plain(*self.batch)
         return tuple(slopes) if bool(repeated) else self._plain(*self.batch)
@@ -170,11 +290,46 @@ class LocalSearch:
     def _weights(self, particles: int, batch: tuple[Tensor, ...]) -> Tensor:
         return self.pair.log_weights(batch, particles)
 
+    @torch.no_grad()
     def _log_weights(self) -> Tensor:
-        """128 log weights of each datum under noise that is the same at every call: [128, N], float64."""
+        """Log weights of each datum, 64 or 128 or a few more, under the same noise at every call: [K, N], float64."""
         with forked_rng():
             torch.manual_seed(self.noise)
-            return torch.cat([self._weights(16, self.batch).double() for _ in range(8)])
+            size = self.chunk or 16
+            calls = -(-self.draws_of_a_check // size)
+            if self.chunk is None:
+                return torch.cat([self._weights(size, self.batch).double() for _ in range(calls)])
+            ahead = _CHECKS * calls
+            return torch.cat([self.weights(self.batch, self.chunk, ahead).double() for _ in range(calls)])
+
+
+def _same_but_for_tensors(one: nn.Module, other: nn.Module) -> bool:
+    """Whether parameters and buffers are all that two guides may differ in."""
+    pairs = list(zip(one.modules(), other.modules(), strict=False))
+    if len(pairs) != len(list(one.modules())) or len(pairs) != len(list(other.modules())):
+        return False
+    return all(type(a) is type(b) and _alike(_plain(a), _plain(b)) for a, b in pairs)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """What a module holds beside parameters, buffers, modules, its mode and its name in Pyro."""
+    known = ("_parameters", "_buffers", "_modules", "training")  # a measurement sets the mode
+    return {key: value for key, value in vars(module).items() if key not in known and not key.startswith("_pyro")}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether values are the same object, or equal numbers, strings and collections of such."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_alike(value, b[key]) for key, value in a.items())
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return isinstance(a, bool | int | float | str | slice | set | frozenset) and bool(a == b)
 
 
 class _Elements(TorchDispatchMode):

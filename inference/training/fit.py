@@ -46,6 +46,7 @@ from jensen.kernel.batches import (
 from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import LOOP, VMAP
+from jensen.kernel.load import warn_if_busy
 from jensen.kernel.looks import held_by, layout_on, look_at
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
@@ -152,6 +153,7 @@ def fit(
         >>> len(history.elbo), history.steps
         (2, 4)
     """
+    warn_if_busy()
     start = time.perf_counter()
     train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
     held_out = None

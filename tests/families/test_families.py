@@ -255,6 +255,47 @@ def test_full_covariance_reaches_any_gaussian(float64):
     torch.testing.assert_close(q.log_prob(y), target.log_prob(y))
 
 
+@pytest.mark.parametrize("family", [MeanField(3, None), LowRank(3, None, rank=2), LowRank(3, None, rank=5)])
+def test_a_member_near_a_gaussian_is_the_best_or_a_good_one(family, float64):
+    """Slopes of KL(q || target) vanish for a diagonal one; one of low rank has less than half of that KL."""
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.3, 1.5]])
+    target = torch.distributions.MultivariateNormal(torch.randn(3), scale_tril=root)
+    parameters = family.parameters_of(target.loc, target.scale_tril).requires_grad_()
+    q = family(parameters)
+    covariance = torch.diag(q.variance) if isinstance(family, MeanField) else _covariance(q)
+    loc = q.mean if isinstance(family, MeanField) else q.loc
+    kl = torch.distributions.kl_divergence(torch.distributions.MultivariateNormal(loc, covariance), target)
+    if isinstance(family, MeanField):
+        assert torch.autograd.grad(kl, parameters)[0].abs().max() < 1e-5
+    else:
+        assert float(kl.detach()) < 0.5 * float(_kl_of_mean_field(target))
+
+
+def _covariance(q):
+    scaled = q.scale.unsqueeze(-1) * q.factor
+    return torch.diag(q.scale.square()) + scaled @ scaled.mT
+
+
+def _kl_of_mean_field(target):
+    q = MeanField(3, None)
+    q = q(q.parameters_of(target.loc, target.scale_tril))
+    return torch.distributions.kl_divergence(
+        torch.distributions.MultivariateNormal(q.mean, torch.diag(q.variance)), target
+    )
+
+
+def test_students_t_starts_at_the_diagonal_gaussian(float64):
+    loc, root = torch.randn(3), torch.diag(torch.tensor([0.5, 1.0, 2.0]))
+    family = StudentT(3, None)
+    q = family(family.parameters_of(loc, root)).base_dist
+    torch.testing.assert_close(q.loc, loc)
+    torch.testing.assert_close(q.scale, root.diagonal(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(q.df, torch.full((3,), 30.0), rtol=1e-4, atol=0)
+    assert StudentT(3, None, scale=0.7).reaches == "" and MeanField(3, None).reaches == "diagonal"
+    with pytest.raises(NotImplementedError, match="IAF does not say which of its members is near"):
+        IAF(3, None).parameters_of(loc, root)
+
+
 def test_mean_field_is_a_diagonal_gaussian(float64):
     q = MeanField(2, None)(torch.tensor([1.0, -2.0, 0.0, 0.0]))  # raw scale 0 is scale 1
     torch.testing.assert_close(q.mean, torch.tensor([1.0, -2.0]))

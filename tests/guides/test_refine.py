@@ -270,7 +270,7 @@ def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_graph_does_not_outlive_the_numbers_it_was_made_with(kind, float64, monkeypatch):
     monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
-    model, x = Banana(), torch.ones(3, 1)
+    model, x = Banana(), torch.full((3, 1), 0.4)  # at 1, the curvature is zero
     guide = Laplace(model)
     kept = [kind(noise) for noise in (1.0, 2.0, 3.0)]
     for model.noise in (kept[0], kept[1], kept[0], kept[2]):
@@ -512,7 +512,7 @@ def test_a_flat_direction_is_warned_about_and_stays_finite(float64):
 def test_a_search_that_is_cut_short_is_warned_about(float64):
     model = OneDimension(LIKELIHOODS["Poisson"][0])
     with pytest.warns(UserWarning, match="of 2 data, 2 did not converge in 1 steps, and for 0"):
-        Laplace(model, iterations=1)(torch.full((2, 6), 50.0))
+        Laplace(model, iterations=1)(torch.full((2, 6), 1e9))
 
 
 class Spike(UniqueModule):
@@ -580,6 +580,53 @@ def test_a_datum_finds_the_same_mode_in_any_company(float64):
     far = torch.cat([x, torch.full((1, 6), 1e5)])
     alone, together = (q_of(guide, data, site="joint") for data in (x, far))
     torch.testing.assert_close(together.mean[:5], alone.mean, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["guide", "function"])
+def test_the_search_starts_where_it_is_told_to(kind, float64):
+    """A banana has two modes, at opposite first coordinates; z lies on a positive half-line in another model."""
+    model, x = Banana(), torch.full((6, 1), 9.0)
+    for side in (-1.0, 1.0):
+        start = lambda x, side=side: {"z": torch.tensor([3.0 * side, 0.5]).expand(len(x), 2)}
+        if kind == "guide":
+            start = amortize(model, mlp(1, [4]), MeanField, context=4)
+            with torch.no_grad():
+                start.families["z"].affine.weight.zero_()
+                start.families["z"].affine.bias.copy_(torch.tensor([3.0 * side, 0.5, -9.0, -9.0]))
+        guide = Laplace(model, start=start)
+        mean = q_of(guide, x, site="joint").mean
+        assert (mean[:, 0] * side > 2).all()
+        assert not list(guide.parameters())  # a guide that it starts from is not trained
+    model = GammaPoisson()
+    x = model(n=4)
+    near = Laplace(model, constraints=model.constraints, start=lambda x: {"z": torch.full((len(x),), 30.0)})
+    found, expected = (q_of(g, x, site="joint").mean for g in (near, Laplace(model, constraints=model.constraints)))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_start_that_does_not_fit_is_refused():
+    model, x = Banana(), torch.ones(3, 1)
+    for start, match in (
+        (lambda x: {"u": x}, r"for each of the sites \['z'\], but it gave \['u'\]"),
+        (lambda x: x, "but it gave Tensor"),
+        (lambda x: {"z": x}, r"of shape \[3, 2\] for the site 'z', but it gave one of shape \[3, 1\]"),
+        (lambda x: {"z": torch.full((3, 2), torch.nan)}, "at the edge of a support, or outside of it"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Laplace(model, start=start)(x)
+
+
+def test_a_start_whose_parameters_move_is_asked_again(float64):
+    model, plain, x = rotated()
+    guide = Laplace(model, start=plain)
+    calls = searches(guide)
+    q_of(guide, x, site="joint")
+    q_of(guide, x, site="joint")
+    assert len(calls) == 1
+    with torch.no_grad():
+        next(plain.parameters()).add_(0.1)
+    q_of(guide, x, site="joint")
+    assert len(calls) == 2
 
 
 def test_laplace_trains_a_model_as_its_exact_posterior_does(float64):

@@ -1,0 +1,243 @@
+r"""The mode of each datum's density, and the curvature there: uphill by slopes, then by Newton's steps.
+
+.. math:: \hat u_n = \arg\max_u f_n(u), \qquad H_n = -\nabla^2 f_n(\hat u_n)
+
+A Hessian costs as much as many slopes, so one serves for several steps: each step corrects it by what it saw of the
+slopes (BFGS), and they go on as long as each promises much less than the one before. The rows of a Hessian are one
+batched product (the derivative of a slope, in D directions at once). Data that have converged are no longer worked on;
+what is left is run in blocks of one size, which share a graph.
+
+References:
+    Nocedal and Wright (2006), Numerical Optimization, second edition, sections 3.4 and 6.1.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Modes", "block_rows", "climb", "derivatives", "find_modes", "in_blocks", "newton_step", "raised", "slopes"]
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ROWS = 2048  # (datum, direction) pairs at once
+_STEPS = 12  # with one Hessian
+_SHRINKS = 1.5  # the factor by which a step has to promise less than the one before, to go on with its Hessian
+
+Density = Callable[..., Tensor]  # of points [C, N, D] and data: [C, N]
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Modes(NamedTuple):
+    """What a search found: points [N, D], negative Hessians there [N, D, D], whether each has converged [N]."""
+
+    loc: Tensor
+    curvature: Tensor
+    converged: Tensor
+
+
+def slopes(log_density: Density, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-density [C, N] and gradient [C, N, D] at points [C, N, D]."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        value = log_density(u, *data)
+        (slope,) = torch.autograd.grad((torch.where(value.isfinite(), value, 0.0) + 0 * u.sum(-1)).sum(), u)
+    return value.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
+
+
+def derivatives(log_density: Density, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-density [N], gradient [N, D] and negative Hessian [N, D, D] at points [N, D]."""
+    n, features = u.shape
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        value = log_density(u.unsqueeze(0), *data)[0]
+        (slope,) = torch.autograd.grad(value.sum() + 0 * u.sum(), u, create_graph=True)
+        slope = slope + 0 * u  # where it does not depend on u
+        directions = torch.eye(features, dtype=u.dtype, device=u.device).unsqueeze(1).expand(features, n, features)
+        try:
+            (rows,) = torch.autograd.grad(slope, u, directions, is_grads_batched=True, retain_graph=True)
+        except RuntimeError:  # an operation that torch.vmap does not run
+            rows = torch.stack([torch.autograd.grad(slope, u, one, retain_graph=True)[0] for one in directions])
+    slope, curvature = (t.detach().nan_to_num(0.0, 0.0, 0.0) for t in (slope, -rows.transpose(0, 1)))
+    return value.detach(), slope, (curvature + curvature.mT) / 2
+
+
+def block_rows(n: int, features: int) -> int:
+    """How many of N data with D coordinates each to take at once, for Hessians in flat memory; all blocks alike."""
+    blocks = math.ceil(n / max(1, _ROWS // features))
+    return math.ceil(n / blocks)
+
+
+def climb(uphill: Function, u: Tensor, data: tuple[Tensor, ...], steps: int, lr: float = 0.3) -> Tensor:
+    """The best points [N, D] on the way uphill from these, by steps of Adam.
+
+    Args:
+        uphill: :func:`slopes` of a density.
+        u: where to start, [N, D].
+        data: the data.
+        steps: how many.
+        lr: the size of the first, in the units of u; the last is a tenth of it.
+    """
+    if not steps:
+        return u
+    v = u.unsqueeze(0).clone().requires_grad_()
+    optimizer = torch.optim.Adam([v], lr=lr, betas=(0.9, 0.95))
+    best, at = u.new_full((1, len(u)), -math.inf), v.detach().clone()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
+        value, slope = uphill(v.detach(), *data)
+        higher = value > best
+        best, at = torch.where(higher, value, best), torch.where(higher.unsqueeze(-1), v.detach(), at)
+        v.grad = -slope
+        optimizer.step()
+    return at[0]
+
+
+def find_modes(
+    uphill: Function, second: Function, u: Tensor, data: tuple[Tensor, ...], iterations: int, tolerance: float
+) -> Modes:
+    """Newton's steps, each datum with a damping of its own.
+
+    Args:
+        uphill: :func:`slopes` of a density.
+        second: :func:`derivatives` of it. Both are called with blocks of :func:`block_rows` data, and with all of them.
+        u: where to start, [N, D].
+        data: the data.
+        iterations: the most Hessians of a datum, but for that at its end.
+        tolerance: a datum has converged when a whole step, with the Hessian of its point, promises less.
+    """
+    size = block_rows(*u.shape)
+    u, damping = u.clone(), u.new_zeros(len(u))
+    curvature = u.new_zeros(*u.shape, u.shape[-1])
+    converged = torch.zeros(len(u), dtype=torch.bool, device=u.device)
+    rows = torch.arange(len(u), device=u.device)
+    moved = []  # by so much that the curvature is another one
+    for iteration in range(iterations + 1):
+        value, slope, curvature[rows] = in_blocks(second, size, u[rows], data, rows)
+        step, promise = newton_step(slope, curvature[rows])
+        done = promise < tolerance
+        converged[rows[done]] = True
+        u[rows[done]] += step[done]
+        moved.append(rows[done & (promise > max(1e-4 * tolerance, torch.finfo(u.dtype).eps))])
+        rows, value, slope = rows[~done], value[~done], slope[~done]
+        if iteration == iterations or not len(rows):
+            break
+        _with_one_hessian(uphill, size, u, data, rows, value, slope, curvature[rows], damping, tolerance)
+    if len(rows := torch.cat(moved)):
+        curvature[rows] = in_blocks(second, size, u[rows], data, rows)[2]
+    return Modes(u, curvature, converged)
+
+
+def _with_one_hessian(
+    uphill: Function,
+    size: int,
+    u: Tensor,
+    data: tuple[Tensor, ...],
+    rows: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    damping: Tensor,
+    tolerance: float,
+) -> None:
+    """Move u and damping of some rows, by steps with the Hessian that they have."""
+    rounding = 8 * torch.finfo(u.dtype).eps
+    step, promise = newton_step(slope, curvature, damping[rows])
+    for _ in range(_STEPS):
+        trial, there = (t[0] for t in in_blocks(uphill, size, (u[rows] + step).unsqueeze(0), data, rows, dim=1))
+        better = trial.isfinite() & ((trial >= value - rounding * value.abs()) | ~value.isfinite())
+        u[rows] = torch.where(better.unsqueeze(-1), u[rows] + step, u[rows])
+        curvature = torch.where(better[:, None, None], _corrected(curvature, step, slope - there), curvature)
+        value, slope = torch.where(better, trial, value), torch.where(better.unsqueeze(-1), there, slope)
+        usual = curvature.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
+        raised = torch.maximum(8 * damping[rows], 0.3 * usual).clamp(1e-8, 1e8)
+        lowered = torch.where(damping[rows] > 1e-3 * usual, damping[rows] / 8, 0.0)
+        damping[rows] = torch.where(better, lowered, raised)
+        step, now = newton_step(slope, curvature, damping[rows])
+        on = (~better | (now < promise / _SHRINKS)) & (now > 1e-6 * tolerance)
+        if not bool(on.any()):
+            return
+        rows, value, slope, curvature, step, promise = (t[on] for t in (rows, value, slope, curvature, step, now))
+
+
+def _corrected(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """Negative Hessians [N, D, D], corrected by how much slopes fell along usable steps, [N, D] each."""
+    met = (curvature @ step.unsqueeze(-1)).squeeze(-1)
+    expected, seen = (met * step).sum(-1), (change * step).sum(-1)
+    usable = (expected > 0) & (seen > 0.01 * expected) & (seen < 100 * expected)
+    update = change.unsqueeze(-1) * change.unsqueeze(-2) / seen[:, None, None]
+    update = update - met.unsqueeze(-1) * met.unsqueeze(-2) / expected[:, None, None]
+    return torch.where(usable[:, None, None], curvature + update, curvature)
+
+
+def newton_step(slope: Tensor, curvature: Tensor, damping: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A damped step uphill [N, D], and the nats that the whole step promises [N].
+
+    Args:
+        slope: the gradient, [N, D].
+        curvature: the negative Hessian, [N, D, D]; where it is not positive, the absolute values of its eigenvalues.
+        damping: what is added to them, [N].
+    """
+    damped = (
+        curvature
+        if damping is None
+        else curvature
+        + damping[:, None, None] * torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    )
+    (whole, good), (lower, _) = _roots(curvature), _roots(damped)
+    along = torch.linalg.solve_triangular(whole, slope.unsqueeze(-1), upper=False).squeeze(-1)
+    step, promise = torch.cholesky_solve(slope.unsqueeze(-1), lower).squeeze(-1), along.square().sum(-1) / 2
+    bad = (~good).nonzero().flatten()
+    if len(bad):
+        eigenvalues, vectors = torch.linalg.eigh(curvature[bad])
+        along = (vectors.mT @ slope[bad].unsqueeze(-1)).squeeze(-1)
+        sizes = eigenvalues.abs().clamp_min(1e-6)
+        shorter = sizes if damping is None else sizes + damping[bad].unsqueeze(-1)
+        step[bad] = (vectors @ (along / shorter).unsqueeze(-1)).squeeze(-1)
+        promise[bad] = (along.square() / sizes).sum(-1) / 2
+    return step, promise
+
+
+def raised(curvature: Tensor, least: float = 1e-3) -> tuple[Tensor, int]:
+    """Curvatures with eigenvalues of at least that, and 10 roundings; and of how many some were below it."""
+    eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
+    rounding = 10 * torch.finfo(curvature.dtype).eps
+    floor = (rounding * curvature.abs().sum(-1).amax(-1)).clamp_min(least)  # no eigenvalue is above such a sum
+    _, info = torch.linalg.cholesky_ex(curvature - floor[:, None, None] * eye)
+    low = (info != 0).nonzero().flatten()
+    if not len(low):
+        return curvature, 0
+    eigenvalues, vectors = torch.linalg.eigh(curvature[low])
+    floor = (rounding * eigenvalues[:, -1:]).clamp_min(least)
+    lift = (floor - eigenvalues).clamp_min(0.0)
+    higher = curvature.clone()
+    higher[low] += (vectors * lift.unsqueeze(-2)) @ vectors.mT
+    return higher, int((eigenvalues[:, :1] < floor).sum())
+
+
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors [N, D, D]; and whether a matrix is positive, by more than rounding: [N]."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    sizes = lower.diagonal(dim1=-2, dim2=-1).square()  # [N, D]
+    good = (
+        (info == 0) & (sizes.amin(-1) > 100 * torch.finfo(matrix.dtype).eps * sizes.amax(-1)) & (sizes.amin(-1) > 1e-6)
+    )
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.where(good[:, None, None], lower, eye), good
+
+
+def in_blocks(
+    fn: Function, size: int, u: Tensor, data: tuple[Tensor, ...], rows: Tensor, dim: int = 0
+) -> tuple[Tensor, ...]:
+    """Run a function on some rows of the data, u holding theirs alone, in blocks of one size, the last one padded."""
+    n = u.shape[dim]
+    parts = []
+    for first in range(0, n, size):
+        at = torch.arange(first, first + size, device=u.device).clamp_max(n - 1)
+        here = rows[at]
+        out = fn(u.index_select(dim, at), *(x.index_select(0, here.to(x.device)) for x in data))
+        left = min(size, n - first)
+        parts.append([t.narrow(dim, 0, left) for t in out])
+    return tuple(torch.cat(pieces, dim) for pieces in zip(*parts, strict=True))
