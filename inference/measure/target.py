@@ -295,7 +295,7 @@ class Target:
     def _summed(self, parts: Iterable[Tensor], points: int) -> Tensor:
         """The log of the sum over all joint states of densities that are the product of parts: [C, N]."""
         total = torch.as_tensor(sum(parts))
-        total = total.unsqueeze(-1) if self.joint else total
+        total = total.reshape(len(total), -1).sum(-1, keepdim=True) if self.joint else total
         return total if len(total) == points else total.unflatten(0, (-1, points)).logsumexp(0)
 
     @torch.enable_grad()
