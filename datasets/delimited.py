@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import LIMIT, check_size
+from .arrays import LIMIT, Pieces, check_size
 from .tables import Table, advise_label, check_names, position
 
 _MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null"})
@@ -72,7 +72,8 @@ def read_csv(path: Path, label: str | int | None = None, header: bool | None = N
             x = _numbers(text, layout)
     except (csv.Error, ParserError, ParserWarning, UnicodeError) as error:
         raise ValueError(f"{path} is no table of numbers as text: {error}") from error
-    return Table(x, tuple(layout.columns[i] for i in layout.kept), _classes(layout.labels) if layout.labels else None)
+    names = tuple(layout.columns[i] for i in layout.kept)
+    return Table(Pieces.of(x), names, _classes(layout.labels) if layout.labels else None)
 
 
 @dataclass(frozen=True)
