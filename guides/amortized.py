@@ -23,7 +23,7 @@ from jensen.kernel.arguments import as_tensors
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
-from .members import Constrained, Member, check_context, join, site_transform
+from .members import Constrained, Member, check_context, data_plate, join, site_transform
 from .programs import Structured, encoder_for
 
 
@@ -75,7 +75,7 @@ class Amortized(UniqueModule):
         check_context(context)
         parts = [context]  # [N, H], then a [K, N, D] for each site drawn
         values: dict[str, Tensor] = {}
-        with pyro.plate("data", len(context), dim=-1):
+        with data_plate(len(context)):
             for site, family in self.families.items():
                 q = _shifted(family, join(parts), offsets.get(site))
                 z = values[site] = pyro.sample(site, q)  # [K, N, *event]
@@ -196,7 +196,7 @@ def draw_jointly(
 ) -> dict[str, Tensor]:
     """Draw a vector from q as the auxiliary site ``"joint"``, and set the sites to its pieces, mapped."""
     values: dict[str, Tensor] = {}
-    with pyro.plate("data", n, dim=-1):
+    with data_plate(n):
         u = pyro.sample("joint", q, infer={"is_auxiliary": True})  # [K, N, D]
         pieces = u.split(list(coordinates(sites, supports).values()), dim=-1)
         for (site, shape), piece in zip(sites.items(), pieces, strict=True):

@@ -40,6 +40,7 @@ from torch.distributions.transforms import AffineTransform
 
 from jensen.checked import checked, shown
 from jensen.families.base import matvec
+from jensen.kernel.arguments import explained
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
 from jensen.kernel.weights import Program, model_sites
@@ -633,7 +634,7 @@ class _Until(Messenger):
 
 
 def _run(model: Program, data: tuple[Tensor, ...], values: Mapping[str, Tensor] | None = None) -> list[Site]:
-    with AtMode(), At(values or {}):
+    with explained(data), AtMode(), At(values or {}):
         return model_sites(model, *data)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 
+from .arguments import check_tensors
 from .batches import Data, as_tensors
 from .caller import outside
 from .checks import check_simulated
@@ -431,6 +432,9 @@ def prior_quantiles(
         data: an example of the data, as for :func:`~jensen.inference.simulate`; one row.
         seed: of the draws.
     """
+    check_tensors(covariates)
+    if other := [list(c.shape) for c in covariates if c.shape[:1] != (1,)]:
+        raise ValueError(f"covariates are of one row here, [1, ...], but got a tensor of shape {other[0]}")
     rows = tuple(c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates)
     with running(model, model, "prior_quantiles", seed=seed):
         claim_parameters(model, model)

@@ -182,6 +182,11 @@ class VampPrior(nn.Module):
                 "a prior scores latents that the guide drew from other data, but this posterior has the log-density "
                 "of its own draws only: take a family with an inverse"
             ) from error
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"posterior does not run on {shown(pseudo_inputs)}, the pseudo_inputs, which are to be like the data "
+                f"that it reads: {str(error).splitlines()[0]}"
+            ) from error
         if components.batch_shape != (C := pseudo_inputs.shape[:1]):
             raise ValueError(
                 f"the posterior of {len(pseudo_inputs)} pseudo-inputs is a distribution of batch shape {tuple(C)}, but "

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jensen.checked import check_features, checked
 from jensen.inference import evaluate, fit, log_weights
@@ -108,3 +108,14 @@ def test_layers_name_what_they_cannot_read():
 def test_programs_that_are_none(use):
     with pytest.raises(TypeError, match="guide is a function, but got 'text'"):
         use(PPCA(5, 2), "text", torch.zeros(3, 5))
+
+
+def test_modules_that_cannot_be_called_are_none():
+    @checked
+    def runs(encoder: nn.Module, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        pass
+
+    runs(nn.Identity(), nn.SiLU)
+    for wrong in ({"encoder": nn.Module()}, {"encoder": nn.Identity(), "activation": nn.ModuleList()}):
+        with pytest.raises(TypeError, match="is a module with a forward of its own, but got a Module"):
+            runs(**wrong)

@@ -20,10 +20,11 @@ from pyro.infer import (
 from torch import nn
 
 from jensen.families import Gaussian, MeanField
-from jensen.guides import Amortized, ExactPosterior
+from jensen.guides import Amortized, ExactPosterior, amortize
 from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, terms
-from jensen.models import PPCA, VAE
-from jensen.networks import mlp
+from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussianSSM, MixtureOfPPCA, VampPrior
+from jensen.networks import mlp, recurrent
+from jensen.plots import plot_images, plot_manifold
 
 
 def _fit(model, guide, x, **options):
@@ -364,11 +365,53 @@ def test_bounds_need_a_power_of_two_and_data():
             lambda: PPCA(5, 2).log_evidence(torch.zeros(5)),
             r"PPCA expects data x of shape \[N, 5\], but got \[5\]",
         ),
+        (
+            lambda: Amortized(mlp(5, [3]), {"z": MeanField(2, 3)})(torch.zeros(0, 5)),
+            "at least 1, but there are no rows",
+        ),
+        (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
+        (
+            lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
+            r"covariates are of one row here, \[1, ...\], but got a tensor of shape \[6, 4\]",
+        ),
+        (
+            lambda: plot_images(torch.zeros(6, 4), (2, 2), columns=0),
+            "columns is the number of pictures per row",
+        ),
+        (
+            lambda: amortize(PPCA(4, 2), data=(torch.zeros(6, 4), torch.zeros(6, 4))),
+            r"does not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes from 1 to 2 positional arguments",
+        ),
     ],
 )
 def test_wrong_sizes_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("call", ["log_evidence", "posterior"])
+@pytest.mark.parametrize(
+    "model",
+    [PPCA(4, 2), FactorAnalysis(4, 2), MixtureOfPPCA(4, 2, components=2), LinearGaussianSSM(4, 2, steps=3)],
+    ids=lambda model: type(model).__name__,
+)
+def test_exact_densities_name_numbers_of_another_kind(model, call):
+    x = torch.zeros(6, *model.event_shape)
+    for other, message in (
+        (x.bool(), "is a density of real numbers, but x is torch.bool: use x.float()"),
+        (x.double(), "x is torch.float64, but the parameters of .* are torch.float32: use x.to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, call)(other)
+    getattr(model.double(), call)(x)
+    model.float()
+
+
+def test_a_prior_names_pseudo_inputs_that_its_posterior_does_not_read():
+    posterior = nn.Sequential(mlp(4, [5]), MeanField(2, 5))
+    for other in (torch.randn(3, 4).double(), torch.randn(3, 4).half()):
+        with pytest.raises(ValueError, match=r"posterior does not run on a tensor of shape \[3, 4\] .*pseudo_inputs"):
+            VampPrior(posterior, other)
 
 
 def test_the_exact_posterior_draws_one_site():
