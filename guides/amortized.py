@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["Amortized", "Joint", "amortize", "coordinates", "draw_jointly", "supports_of"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -215,9 +215,15 @@ def supports_of(sites: Mapping[str, Sequence[int]], given: Mapping[str, Constrai
     return {site: given.get(site, constraints.real) for site in sites}
 
 
+class _SaysLatents(Protocol):
+    """All that is read of a model which says its latents."""
+
+    latents: dict[str, Sequence[int]]
+
+
 @checked
 def amortize(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | _SaysLatents,
     encoder: nn.Module | None = None,
     family: str | Callable[[int, Any], Member] = MeanField,
     context: int | None = None,
@@ -317,6 +323,6 @@ def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], 
     return made
 
 
-def _name(model: Callable[..., Any]) -> str:
+def _name(model: object) -> str:
     """What a message calls a model."""
     return getattr(model, "__name__", type(model).__name__)

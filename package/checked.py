@@ -321,7 +321,7 @@ def _device(value: str | torch.device | int) -> torch.device:
 
 
 def _called(value: Any, parts: tuple[Any, ...], name: str) -> Any:
-    if not callable(value) and not (name == "model" and hasattr(value, "latents")):  # all that guides read of it
+    if not callable(value):
         raise _Misfit("a function")
     _check_forward(value)
     return value

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +22,7 @@ from torch import nn
 
 from jensen.families import Gaussian, MeanField
 from jensen.guides import Amortized, ExactPosterior, amortize
-from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, terms
+from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, simulate, terms
 from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussianSSM, MixtureOfPPCA, VampPrior
 from jensen.networks import mlp, recurrent
 from jensen.plots import plot_images, plot_manifold
@@ -379,8 +380,8 @@ def test_bounds_need_a_power_of_two_and_data():
             "columns is the number of pictures per row",
         ),
         (
-            lambda: amortize(PPCA(4, 2), data=(torch.zeros(6, 4), torch.zeros(6, 4))),
-            r"does not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes from 1 to 2 positional arguments",
+            lambda: amortize(lambda x: PPCA(4, 2)(x), data=(torch.zeros(6, 4), torch.zeros(6, 4))),
+            r"does not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes 1 positional argument",
         ),
     ],
 )
@@ -405,6 +406,13 @@ def test_exact_densities_name_numbers_of_another_kind(model, call):
             getattr(model, call)(other)
     getattr(model.double(), call)(x)
     model.float()
+
+
+def test_only_guides_take_objects_that_say_their_latents():
+    said = SimpleNamespace(latents={"z": (2,)})
+    assert amortize(said, mlp(4, [5]), context=5)(torch.zeros(3, 4))["z"].shape == (3, 2)
+    with pytest.raises(TypeError, match="model is a function, but got a SimpleNamespace"):
+        simulate(said, 3)
 
 
 def test_a_prior_names_pseudo_inputs_that_its_posterior_does_not_read():
