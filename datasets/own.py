@@ -15,7 +15,7 @@ import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jensen.checked import checked
+from jensen.checked import checked, shown
 
 from .arrays import LIMIT, Pieces, read_npy, read_npz
 from .dataset import Dataset
@@ -168,7 +168,12 @@ def _table(x: Any, labels: Any, limit: int) -> Table:
 
 
 def _array(x: Any) -> NDArray[np.generic]:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if isinstance(x, Tensor):
+        return x.detach().cpu().numpy()
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes
+        raise ValueError(f"x is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
 
 
 def _collect(

@@ -20,11 +20,23 @@ from pyro.infer import (
 )
 from torch import nn
 
+from jensen.datasets import from_array
 from jensen.families import Gaussian, MeanField
 from jensen.guides import Amortized, ExactPosterior, amortize
-from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, simulate, terms
+from jensen.inference import (
+    IWAE,
+    bounds,
+    compare,
+    evaluate,
+    fit,
+    log_joint,
+    log_weights,
+    mcmc_posterior,
+    simulate,
+    terms,
+)
 from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussianSSM, MixtureOfPPCA, VampPrior
-from jensen.networks import mlp, recurrent
+from jensen.networks import conv_decoder, conv_encoder, mlp, recurrent, residual_mlp
 from jensen.plots import plot_images, plot_manifold
 
 
@@ -369,6 +381,14 @@ def test_bounds_need_a_power_of_two_and_data():
         (
             lambda: Amortized(mlp(5, [3]), {"z": MeanField(2, 3)})(torch.zeros(0, 5)),
             "at least 1, but there are no rows",
+        ),
+        (lambda: residual_mlp(4, -1), r"widths of layers are at least 1, but got 4 and \[-1\]"),
+        (lambda: conv_encoder((1, 4, 4), [2, -1], 8), r"channels of at least 1, but got \[2, -1\]"),
+        (lambda: conv_decoder(3, (1, 4, 4), [2]), r"at least one layer, and channels of at least 1, but got \[2\]"),
+        (lambda: from_array((torch.zeros(6, 4), torch.zeros(5))), "x is a tuple of 2, which NumPy takes for no array"),
+        (
+            lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
+            r"does not run on data\[0\] of shape \[1, 4\] \(torch.bool\)",
         ),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
