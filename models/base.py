@@ -24,6 +24,8 @@ def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
 def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor | None = None) -> None:
     """Raise ValueError unless ``x`` is [N, *event_shape], real, and of no more digits than the parameters it meets."""
     check_width(x, event_shape, owner)
+    if not len(x):
+        raise ValueError(f"{owner} needs at least one datum x, but got {list(x.shape)}")
     if like is not None and torch.promote_types(x.dtype, like.dtype) != like.dtype:
         raise ValueError(
             f"x is {x.dtype}, but the parameters of {owner} are {like.dtype}: use x.to({like.dtype}), or convert the "

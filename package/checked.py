@@ -23,7 +23,7 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -372,7 +372,7 @@ def _iterable(value: Any, parts: tuple[Any, ...], name: str) -> Any:
     what = f"a sequence of {_plural(part)}"
     if isinstance(value, (str, bytes, Tensor, np.ndarray, Mapping)) or not isinstance(value, Iterable):
         raise _Misfit(what)
-    return _each(value, part, name, what) if isinstance(value, (list, tuple)) else value
+    return _each(value, part, name, what) if isinstance(value, Collection) else value
 
 
 def _mapping(value: Any, parts: tuple[Any, ...], name: str) -> Any:

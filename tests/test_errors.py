@@ -26,8 +26,10 @@ from jensen.guides import Amortized, ExactPosterior, amortize
 from jensen.inference import (
     IWAE,
     bounds,
+    calibrate,
     compare,
     evaluate,
+    exact_log_evidence,
     fit,
     log_joint,
     log_weights,
@@ -390,6 +392,15 @@ def test_bounds_need_a_power_of_two_and_data():
             lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
             r"does not run on data\[0\] of shape \[1, 4\] \(torch.bool\)",
         ),
+        (lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)), r"PPCA needs at least one datum x, but got \[0, 4\]"),
+        (
+            lambda: exact_log_evidence(PPCA(4, 2), (torch.zeros(6, 4), torch.zeros(6)), method="closed form"),
+            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes 2 positional arguments",
+        ),
+        (
+            lambda: calibrate(PPCA(4, 2), ExactPosterior(PPCA(4, 2)), 100, 19, covariates=torch.tensor(3)),
+            r"covariates need a row for each of the n=100 data, but one has the shape \[\]",
+        ),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
@@ -459,3 +470,11 @@ def test_optimizers_of_pyro_by_name():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(TypeError, match=r"optimizer\(parameters, lr=lr\) fails: .*; give a class such as"):
         _fit(model, guide, x, optimizer=pyro.optim.Adam)
+
+
+def test_schedulers_are_looked_at_before_the_first_epoch():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(
+        TypeError, match="scheduler makes an object with step, state_dict, load_state_dict, but it made"
+    ):
+        _fit(model, guide, x, scheduler=lambda optimizer: "text")

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn, optim
 
-from jensen.checked import checked
+from jensen.checked import checked, shown
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
@@ -159,6 +159,9 @@ def _check_state(name: str, value: Tensor, parameter: Tensor, optimizer: optim.O
         raise ValueError(f"its optimizer has {what} that is not finite")
 
 
+_SCHEDULES = ("step", "state_dict", "load_state_dict")
+
+
 class Run:
     """The state of a training run: what a checkpoint holds, and a way back to earlier parameters.
 
@@ -183,6 +186,10 @@ class Run:
         self.model, self.guide = model, guide
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else scheduler(optimizer)
+        if scheduler is not None and not all(callable(getattr(self.scheduler, f, None)) for f in _SCHEDULES):
+            raise TypeError(
+                f"scheduler makes an object with {', '.join(_SCHEDULES)}, but it made {shown(self.scheduler)}"
+            )
         self.best: list[Tensor] | None = None
         self.configuration: dict[str, Any] = {}
         self.settings = Settings()
