@@ -23,7 +23,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 
-from .arguments import check_tensors
+from .arguments import check_tensors, explained
 from .batches import Data, as_tensors
 from .caller import outside
 from .checks import check_simulated
@@ -236,13 +236,14 @@ class OnExample:
         """The sites of a run that draws what it observes, and what it observed."""
         handler = _Redraw()
         program = poutine.condition(handler(self._model), data=dict(given or {}))
-        try:
-            with running(self._model, self._model):
-                return model_sites(program, *data), handler.seen
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"the model cannot draw data: one of its distributions has no sample() ({_first_line(error)})"
-            ) from error
+        with explained(data):
+            try:
+                with running(self._model, self._model):
+                    return model_sites(program, *data), handler.seen
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"the model cannot draw data: one of its distributions has no sample() ({_first_line(error)})"
+                ) from error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         """Put values of sites of data in their places among the arguments."""

@@ -28,6 +28,7 @@ from jensen.inference import (
     bounds,
     calibrate,
     compare,
+    decode,
     evaluate,
     exact_log_evidence,
     fit,
@@ -401,6 +402,14 @@ def test_bounds_need_a_power_of_two_and_data():
             lambda: calibrate(PPCA(4, 2), ExactPosterior(PPCA(4, 2)), 100, 19, covariates=torch.tensor(3)),
             r"covariates need a row for each of the n=100 data, but one has the shape \[\]",
         ),
+        (
+            lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=(torch.zeros(6, 4), torch.zeros(6, 4))),
+            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes from 1 to 2 positional arguments",
+        ),
+        (
+            lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=torch.zeros(6, 3)),
+            r"^PPCA expects data x of shape \[N, 4\], but got \[6, 3\]$",
+        ),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
@@ -474,7 +483,7 @@ def test_optimizers_of_pyro_by_name():
 
 def test_schedulers_are_looked_at_before_the_first_epoch():
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(
-        TypeError, match="scheduler makes an object with step, state_dict, load_state_dict, but it made"
-    ):
+    with pytest.raises(TypeError, match="makes an object with step, state_dict, load_state_dict, but it made"):
         _fit(model, guide, x, scheduler=lambda optimizer: "text")
+    with pytest.raises(TypeError, match=r"scheduler\(optimizer\) fails: .* takes 0 positional arguments"):
+        _fit(model, guide, x, scheduler=lambda: None)

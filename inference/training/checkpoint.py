@@ -162,6 +162,17 @@ def _check_state(name: str, value: Tensor, parameter: Tensor, optimizer: optim.O
 _SCHEDULES = ("step", "state_dict", "load_state_dict")
 
 
+def _made_by(scheduler: MakeScheduler, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    try:
+        made = scheduler(optimizer)
+    except TypeError as error:
+        raise TypeError(f"scheduler(optimizer) fails: {error}") from error
+    if not all(callable(getattr(made, name, None)) for name in _SCHEDULES):
+        what = f"an object with {', '.join(_SCHEDULES)}"
+        raise TypeError(f"scheduler(optimizer) makes {what}, but it made {shown(made)}")
+    return made
+
+
 class Run:
     """The state of a training run: what a checkpoint holds, and a way back to earlier parameters.
 
@@ -185,11 +196,7 @@ class Run:
     ) -> None:
         self.model, self.guide = model, guide
         self.trained, self.optimizer, self.history = trained, optimizer, history
-        self.scheduler = None if scheduler is None else scheduler(optimizer)
-        if scheduler is not None and not all(callable(getattr(self.scheduler, f, None)) for f in _SCHEDULES):
-            raise TypeError(
-                f"scheduler makes an object with {', '.join(_SCHEDULES)}, but it made {shown(self.scheduler)}"
-            )
+        self.scheduler = None if scheduler is None else _made_by(scheduler, optimizer)
         self.best: list[Tensor] | None = None
         self.configuration: dict[str, Any] = {}
         self.settings = Settings()
