@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from jensen.datasets import arrays, load, preparation, tables
 
 _CODE = """
 import gc, json, sys
-import pyarrow.parquet, torch
+import pandas, pyarrow.parquet, torch
 from jensen.datasets import load
 
 def peak():
@@ -49,7 +50,18 @@ def test_reading_takes_little_more_memory_than_the_data(tmp_path):
         table = {f"c{i}": values[:, i] for i in range(400)}
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet", compression="none", use_dictionary=False)
     how = {"grey.npz": {"levels": 256, "dequantize": True}, "double.npy": {"standardize": True}}
-    asked = [(str(path), how.get(path.name, {})) for path in sorted(tmp_path.iterdir())]
+    _check([(str(path), how.get(path.name, {})) for path in sorted(tmp_path.iterdir())], size=4 * x.size)
+
+
+@pytest.mark.slow
+def test_reading_text_takes_little_more_memory_than_the_data(tmp_path):
+    block = "\n".join(",".join(f"{i * j % 977}.25" for j in range(1, 401)) for i in range(1, 401)) + "\n"
+    (tmp_path / "own.csv").write_text(100 * block)
+    _check([(str(tmp_path / "own.csv"), {"header": False})], size=4 * 40_000 * 400)
+
+
+def _check(asked, size):
+    """Read files in one process, and hold the most that each takes against the size of its data."""
     done = subprocess.run(
         [sys.executable, "-c", _CODE, json.dumps(asked)],
         capture_output=True,
@@ -58,9 +70,9 @@ def test_reading_takes_little_more_memory_than_the_data(tmp_path):
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed is not kept for the next file
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert all(size == 4 * x.size for _, size, _ in found)
-    assert len(found) == 9
-    for path, _, ratio in found:
+    assert [path for path, *_ in found] == [path for path, _ in asked]
+    for path, came, ratio in found:
+        assert came == size
         assert 0.9 < ratio < 1.5, f"{path}: {ratio:.2f} times the size of its data"
 
 
