@@ -23,7 +23,7 @@ from jensen.kernel.arguments import as_tensors
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
-from .members import Constrained, Member, check_context, data_plate, join, site_transform
+from .members import Constrained, Member, check_context, data_plate, join, made_by, site_transform
 from .programs import Structured, encoder_for
 
 
@@ -302,10 +302,10 @@ def amortize(
     supports = supports_of(sites, constraints)
     needed = coordinates(sites, supports)
     if joint:
-        return Joint(encoder, made(sum(needed.values()), context), sites, supports)
+        return Joint(encoder, made_by(made, sum(needed.values()), context), sites, supports)
     members: dict[str, Member | PerDatum] = {}
     for site, shape in sites.items():
-        member = made(needed[site], context)
+        member = made_by(made, needed[site], context)
         plain = len(shape) == 1 and site not in (constraints or {})
         members[site] = member if plain else Constrained(member, supports[site], shape)
         context += shape.numel()

@@ -29,7 +29,7 @@ from jensen.networks import mlp
 
 from .amortized import Amortized
 from .local import Constant, PerDatum
-from .members import Member, Through, check_context, data_plate
+from .members import Member, Through, check_context, data_plate, made_by
 
 Layers = Sequence[tuple[nn.Module, Member]]
 
@@ -104,7 +104,7 @@ class BottomUp(Amortized):
         inputs = [features, *latents]
         return cls(
             [
-                (mlp(below, widths, activation), family(latent, widths[-1]))
+                (mlp(below, widths, activation), made_by(family, latent, widths[-1]))
                 for below, latent, widths in zip(inputs, latents, hidden, strict=False)
             ]
         )

@@ -48,7 +48,7 @@ from jensen.module import UniqueModule
 from jensen.networks import mlp
 
 from .local import Constant, PerDatum
-from .members import Member, check_context, join, site_transform
+from .members import Member, check_context, join, made_by, site_transform
 
 _FEW = 256  # coordinates of all groups together that are drawn jointly
 _READ = 64  # linear features of the levels above that a level reads
@@ -452,7 +452,7 @@ class _Level(nn.Module):
             start = start.reshape(-1, features).mean(0)
         self.loc = nn.Parameter(start.detach().clone())
         self.log_scale = nn.Parameter(torch.full_like(start, math.log(_START)))
-        self.family = _checked(family(features, context), features, context)
+        self.family = _checked(made_by(family, features, context), features, context)
         size, seen = self.family.size, min(reads, _READ)
         self.project = nn.Linear(reads, _READ, bias=False) if reads > _READ else None
         if context is None:

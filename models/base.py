@@ -38,7 +38,7 @@ def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor 
 def origin(features: int) -> Tensor:
     """The origin of so many features, [D]. Raises ValueError for fewer than one."""
     if features < 1:
-        raise ValueError(f"features is at least 1, but got {features}")
+        raise ValueError(f"the number of latent features is at least 1, but got {features}")
     return torch.zeros(features)
 
 

@@ -40,7 +40,7 @@ from jensen.inference import (
 )
 from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussianSSM, MixtureOfPPCA, VampPrior
 from jensen.networks import conv_decoder, conv_encoder, mlp, recurrent, residual_mlp
-from jensen.plots import plot_images, plot_manifold
+from jensen.plots import plot_images, plot_latent, plot_manifold
 
 
 def _fit(model, guide, x, **options):
@@ -410,6 +410,7 @@ def test_bounds_need_a_power_of_two_and_data():
             lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=torch.zeros(6, 3)),
             r"^PPCA expects data x of shape \[N, 4\], but got \[6, 3\]$",
         ),
+        (lambda: plot_latent(torch.full((6, 4), math.nan)), "z or prior holds NaN or infinity"),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
@@ -487,3 +488,10 @@ def test_schedulers_are_looked_at_before_the_first_epoch():
         _fit(model, guide, x, scheduler=lambda optimizer: "text")
     with pytest.raises(TypeError, match=r"scheduler\(optimizer\) fails: .* takes 0 positional arguments"):
         _fit(model, guide, x, scheduler=lambda: None)
+
+
+@pytest.mark.parametrize("family", [nn.Linear(3, 3), lambda: None])
+@pytest.mark.parametrize("model", [PPCA(4, 2), lambda x: PPCA(4, 2)(x)], ids=["latents", "program"])
+def test_families_are_called_with_features_and_context(model, family):
+    with pytest.raises(TypeError, match=r"family is called as family\(features, context\) .* it fails: .*positional"):
+        amortize(model, mlp(4, [5]), family, context=5, data=torch.zeros(6, 4))
