@@ -215,7 +215,7 @@ def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
     """The shape of what may be data: numbers, [N, X] or more."""
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {x.dtype}, where numbers were expected")
-    if len(x.shape) < 2 or not np.prod(x.shape):
+    if len(x.shape) < 2 or not math.prod(x.shape):
         hint = "x[:, None]" if len(x.shape) == 1 else "no data"
         raise ValueError(f"{name} has the shape {x.shape}, where [N, X] was expected: {hint}")
     return x.shape

@@ -75,7 +75,7 @@ class PPCA(UniqueModule):
     def __init__(self, features: int, latent: int, prior_scale: float = 1.0) -> None:
         if not 1 <= latent < features:
             raise ValueError(f"PPCA needs 1 <= latent < features, but got latent={latent}, features={features}")
-        if not prior_scale > 0:
+        if not 0 < prior_scale < math.inf:
             raise ValueError(f"prior_scale is a positive standard deviation, but got {prior_scale}")
         super().__init__()
         self.prior_scale = float(prior_scale)

@@ -101,7 +101,7 @@ class LearnedPrior(nn.Module):
         name = type(family).__name__
         if family.context is not None:
             raise ValueError(f"LearnedPrior takes a family without context, {name}(..., context=None)")
-        if not spread > 0:
+        if not 0 < spread < float("inf"):
             raise ValueError(f"spread is a positive standard deviation, but got {spread}")
         self.family = family
         self.value = nn.Parameter(spread * torch.randn(family.size))  # lambda

@@ -38,7 +38,7 @@ from jensen.inference import (
     simulate,
     terms,
 )
-from jensen.models import PPCA, VAE, FactorAnalysis, LinearGaussianSSM, MixtureOfPPCA, VampPrior
+from jensen.models import PPCA, VAE, FactorAnalysis, LearnedPrior, LinearGaussianSSM, MixtureOfPPCA, VampPrior
 from jensen.networks import conv_decoder, conv_encoder, mlp, recurrent, residual_mlp
 from jensen.plots import plot_images, plot_latent, plot_manifold
 
@@ -411,6 +411,11 @@ def test_bounds_need_a_power_of_two_and_data():
             r"^PPCA expects data x of shape \[N, 4\], but got \[6, 3\]$",
         ),
         (lambda: plot_latent(torch.full((6, 4), math.nan)), "z or prior holds NaN or infinity"),
+        (
+            lambda: LearnedPrior(MeanField(2, None), spread=math.inf),
+            "spread is a positive standard deviation, but got inf",
+        ),
+        (lambda: PPCA(4, 2, prior_scale=math.inf), "prior_scale is a positive standard deviation, but got inf"),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
