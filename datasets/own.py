@@ -15,7 +15,7 @@ import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jensen.checked import checked, shown
+from jensen.checked import check_tensor, checked, shown
 
 from .arrays import LIMIT, Pieces, read_npy, read_npz
 from .dataset import Dataset
@@ -156,24 +156,28 @@ def _table(x: Any, labels: Any, limit: int) -> Table:
     if is_frame(x):
         column = labels if isinstance(labels, str) else None
         table = of_frame(x, column)
-        return table if labels is None or column is not None else Table(table.x, table.columns, _array(labels))
+        return (
+            table if labels is None or column is not None else Table(table.x, table.columns, _array(labels, "labels"))
+        )
     if isinstance(labels, str):
         raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
         values, own = _collect(x, limit)
         if own is not None and labels is not None:
             raise ValueError("x brings labels of its own: leave labels out")
-        return Table(Pieces.of(values), (), own if labels is None else _array(labels))
-    return Table(Pieces.of(_array(x)), (), None if labels is None else _array(labels))
+        return Table(Pieces.of(values), (), own if labels is None else _array(labels, "labels"))
+    return Table(Pieces.of(_array(x)), (), None if labels is None else _array(labels, "labels"))
 
 
-def _array(x: Any) -> NDArray[np.generic]:
+def _array(x: Any, name: str = "x") -> NDArray[np.generic]:
     if isinstance(x, Tensor):
-        return x.detach().cpu().numpy()
+        check_tensor(x, name)
+        x = x.detach().cpu()
+        x = x.float() if x.dtype == torch.bfloat16 else x  # of which NumPy knows nothing
     try:
-        return np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes
-        raise ValueError(f"x is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
+        return x.numpy() if isinstance(x, Tensor) else np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes, or other types
+        raise ValueError(f"{name} is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
 
 
 def _collect(

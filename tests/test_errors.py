@@ -21,7 +21,7 @@ from pyro.infer import (
 from torch import nn
 
 from jensen.datasets import from_array
-from jensen.families import Gaussian, MeanField
+from jensen.families import Gaussian, MeanField, Sylvester
 from jensen.guides import Amortized, ExactPosterior, amortize
 from jensen.inference import (
     IWAE,
@@ -416,6 +416,12 @@ def test_bounds_need_a_power_of_two_and_data():
             "spread is a positive standard deviation, but got inf",
         ),
         (lambda: PPCA(4, 2, prior_scale=math.inf), "prior_scale is a positive standard deviation, but got inf"),
+        (lambda: Sylvester(3, 4, layers=-1), "Sylvester has no parameters with these settings: numbers such as layers"),
+        (
+            lambda: from_array(torch.eye(6, 4).to_sparse()),
+            "x is a dense tensor, but got one of layout torch.sparse_coo",
+        ),
+        (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels is a dense tensor"),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),

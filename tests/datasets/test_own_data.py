@@ -648,6 +648,12 @@ def test_a_dtype_that_would_change_values_is_refused(values, dtype, message):
         from_array(np.array([values] * 20), dtype=dtype)
 
 
+def test_bfloat16_tensors_are_read_as_they_are():
+    x = torch.randn(20, 3).bfloat16()
+    data = from_array(x, torch.arange(20).bfloat16(), split=(20, 0, 0))
+    assert torch.equal(data.train, x[data.labels["train"]].float())
+
+
 def test_whole_numbers_keep_their_values_in_a_dtype_that_holds_them():
     assert from_array(np.array([[0.0, 255.0]] * 20), dtype=torch.uint8).train[0].tolist() == [0, 255]
 
