@@ -514,6 +514,7 @@ def outcome(text, function, given, ended=None):
     def late(*_):
         raise _Slow
 
+    failed = None
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -524,11 +525,11 @@ def outcome(text, function, given, ended=None):
     except _Slow:
         return Outcome(text, "hangs", "")
     except BaseException as error:
-        return _judged(text, error, given)
+        failed = error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return None
+    return None if failed is None else _judged(text, failed, given)  # which takes its time the first time
 
 
 def _short(file: str) -> str:
