@@ -34,10 +34,12 @@ def _row(attack, tries, short, refused=0):
 def generated_calls(options):
     """Calls of everything public with arguments that do not suit: none may end in a foreign error, or not at all."""
     calls, short, refused = Calls(options.seed), [], 0
-    for _ in range(getattr(options, "calls", 100_000)):
+    for i in range(getattr(options, "calls", 100_000)):
         failure = calls.one()
         if failure is not None:
             short.append(failure)
+        if failure is not None or i % 5000 == 0:
+            print(f"call {i}: {failure or 'as it should end'}", file=sys.stderr, flush=True)
         refused += calls.refused
     return [_row("generated calls", getattr(options, "calls", 100_000), short, refused)]
 

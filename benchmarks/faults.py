@@ -6,13 +6,13 @@ Every attack is a function of the options in ``ATTACKS``. It gives back a row fo
 ``tries``, ``refused`` (the documented error), ``same`` (the undamaged result), ``other`` (another result that no digest
 can tell from the undamaged one) and ``short``, the failures: foreign errors, crashes, losses, silent differences.
 
-The table goes to results/faults.md, everything to results/faults.json; the exit status is 1 where anything fell short.
+The table goes to results/faults.md, everything to results/faults.json after each attack, in the place of what the same
+attack and seed gave before, so that a long attack may run in parts. The exit status is 1 where anything fell short.
 """
 
 import argparse
+import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import damage  # of the tests, which run a few of these
+import kills
 
 from jensen.families import Bernoulli, MeanField
 from jensen.guides import amortize
@@ -33,27 +34,7 @@ from jensen.models import VAE
 from jensen.networks import mlp
 
 COLUMNS = ("attack", "tries", "refused", "same", "other", "short")
-SLOW = """
-import os, random, signal, sys
-from jensen.cli import main
-from jensen.results import files
-save, left = files.torch.save, int(sys.argv.pop(1))
-def half(state, file):
-    global left
-    left -= 1
-    if left:
-        return save(state, file)
-    class Cut:
-        def write(self, part):
-            file.write(bytes(part)[: len(part) // 2])
-            file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-    save(state, Cut())
-files.torch.save = half
-sys.exit(main(sys.argv[1:]))
-"""
 _GROWTH = 16 * 2**20  # bytes
-ROUTES = {"eager": 10, "captured": 60}  # epochs of 4 steps: short runs stay eager
 
 
 def damaged(options):
@@ -67,49 +48,23 @@ def damaged(options):
 
 def killed(options):
     """Runs that are killed, half of them inside a write, and go on: they end as a run that nothing stopped."""
-    return [_killed(options, route, epochs) for route, epochs in ROUTES.items()]
-
-
-def _killed(options, route, epochs):
-    r = random.Random(f"{route} {options.seed}")
-    found = {"attack": f"killed, {route}", "tries": options.kills, "refused": 0, "same": 0, "other": 0, "short": []}
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--latent", "2", "--hidden", "16", "--batch-size", "300", "--epochs", str(epochs), "--no-pictures"]
-        whole = Path(folder) / "whole"
-        _jensen("train", "--run", str(whole), *arguments).communicate()
-        for i in range(options.kills):
-            run = Path(folder) / str(i)
-            command = ["train", "--run", str(run), *arguments]
-            if i % 2:
-                process = _python(SLOW, str(r.randint(1, epochs)), *command)
-            else:
-                process = _jensen(*command)
-                begin = time.monotonic()
-                while not (run / "configuration.json").exists() and time.monotonic() < begin + 60:
-                    time.sleep(0.01)
-                time.sleep(r.uniform(0, 1.5))
-                process.send_signal(signal.SIGKILL)
-            process.communicate()
-            resumed = _jensen("train", "--run", str(run), "--resume", "--no-pictures")
-            _, log = resumed.communicate()
-            if resumed.returncode or _parameters(run) != _parameters(whole):
-                found["short"].append(f"{route} {i}: status {resumed.returncode}: {log.strip()[-200:]}")
-            else:
-                found["same"] += 1
-    return found
+    rows = []
+    for route in kills.ROUTES:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, kills.__file__, route, "--kills", str(options.kills), "--seed", str(options.seed)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        out, _ = process.communicate()
+        found = json.loads(out)[route] if process.returncode == 0 else {"same": 0, "short": ["the attack did not end"]}
+        print(f"{route}: {options.kills} kills in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        rows.append({"attack": f"killed, {route}", "tries": options.kills, "refused": 0, "other": 0, **found})
+    return rows
 
 
 def _python(code, *arguments):
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=-1, stderr=-1, text=True)
-
-
-def _jensen(*arguments):
-    return _python("import sys; from jensen.cli import main; sys.exit(main(sys.argv[1:]))", *arguments)
-
-
-def _parameters(run):
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    return [p.numpy().tobytes() for p in [*state["parameters"], state["random"]]]
 
 
 def full(options):
@@ -193,12 +148,33 @@ def main():
     options = parser.parse_args()
     start = common.started()
     options.threads = torch.get_num_threads()
-    rows = [row for name in options.attacks for row in ATTACKS[name](options)]
-    about = common.provenance(__file__, options, start)
-    cells = [[str(len(row[c]) if c == "short" else row[c]) for c in COLUMNS] for row in rows]
-    text = f"{common.made_by(about)}\n\n{common.table(COLUMNS, cells)}"
-    common.write(options, "faults", about, {"rows": rows}, text)
-    return int(any(row["short"] for row in rows))
+    short = False
+    for name in options.attacks:
+        rows = ATTACKS[name](options)
+        about = common.provenance(__file__, options, start)
+        write(options, name, about, rows)
+        for row in rows:
+            print(*(f"{c} {len(row[c]) if c == 'short' else row[c]}" for c in COLUMNS), sep=", ", flush=True)
+        short = short or any(row["short"] for row in rows)
+    return int(short)
+
+
+def write(options, name, about, rows):
+    """Put the rows of an attack into the results, in the place of what the same attack and seed gave before."""
+    path = options.out / "faults.json"
+    known = json.loads(path.read_text())["attacks"] if path.exists() else {}
+    known[f"{name}, seed {options.seed}"] = {"provenance": about, "rows": rows}
+    order = [*ATTACKS]
+    known = dict(sorted(known.items(), key=lambda item: (order.index(item[0].partition(",")[0]), item[0])))
+    cells = [
+        [*(str(len(row[c]) if c == "short" else row[c]) for c in COLUMNS), str(made["provenance"]["settings"]["seed"])]
+        for made in known.values()
+        for row in made["rows"]
+    ]
+    made_by = {made["provenance"]["command"]: made["provenance"] for made in known.values()}
+    sources = [common.made_by(about) for about in made_by.values()]
+    text = "\n\n".join([common.table([*COLUMNS, "seed"], cells), *sources])
+    common.write(options, "faults", about, {"attacks": known}, text)
 
 
 if __name__ == "__main__":

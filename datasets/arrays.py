@@ -1,13 +1,20 @@
-"""Arrays in files: ``.npy`` and ``.npz`` by NumPy, ``.mat`` by SciPy. Pickled objects are never loaded."""
+"""Arrays in files: ``.npy`` and ``.npz`` by NumPy, ``.mat`` by SciPy. Pickled objects are never loaded.
+
+``.npy`` and ``.npz`` files are read a piece at a time (:class:`Pieces`), so that what is made of them is the only whole
+copy in memory.
+"""
 
 from __future__ import annotations
 
-__all__ = ["LIMIT", "check_size", "read_mat", "read_npy", "read_npz"]
+__all__ = ["BLOCK", "LIMIT", "Pieces", "check_size", "read_mat", "read_npy", "read_npz"]
 
 import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -17,6 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 LIMIT = 4 * 2**30
+BLOCK = 2**22  # bytes that are read, checked or copied at once
 _MATLAB = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
@@ -32,38 +40,100 @@ def check_size(path: Path, size: int, limit: int) -> None:
         )
 
 
-def read_npy(path: Path, limit: int = LIMIT) -> NDArray[np.generic]:
-    """The array of a ``.npy`` file, mapped from the disk.
+@dataclass(frozen=True)
+class Pieces:
+    """An array that is read a piece at a time.
+
+    Attributes:
+        shape: of the whole array.
+        dtype: of the whole array.
+        read: reads it: pairs of a place and the values there, until each place was met once. A place is an index,
+            ``(rows, ..., columns)`` where the array has at least two dimensions.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]]
+
+    @staticmethod
+    def of(x: NDArray[np.generic]) -> Pieces:
+        """The pieces of an array that is in memory.
+
+        Example:
+            >>> x = np.arange(6.0).reshape(3, 2)
+            >>> bool((Pieces.of(x).whole() == x).all())
+            True
+        """
+        step = max(1, BLOCK // max(1, x[:1].nbytes)) if x.ndim else 1
+        places = [_place(x.shape, i, step, False) for i in range(0, len(x) if x.ndim else 1, step)]
+        return Pieces(x.shape, x.dtype, lambda: ((place, x[place]) for place in places))
+
+    def whole(self) -> NDArray[np.generic]:
+        """The array in memory."""
+        x: NDArray[np.generic] = np.empty(self.shape, self.dtype)
+        for place, values in self.read():
+            x[place] = values
+        return x
+
+    def without(self, column: int) -> Pieces:
+        """All columns but one of an array [N, X]."""
+        n, width = self.shape
+
+        def read() -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+            for (rows, _, columns), values in self.read():
+                start, stop, _ = columns.indices(width)
+                if start <= column < stop:
+                    values = np.delete(values, column - start, 1)
+                kept = slice(start - (column < start), stop - (column < stop))
+                yield (rows, ..., kept), values
+
+        return Pieces((n, width - 1), self.dtype, read)
+
+    def column(self, column: int) -> NDArray[np.generic]:
+        """One column of an array [N, X]."""
+        x: NDArray[np.generic] = np.empty(self.shape[0], self.dtype)
+        for (rows, _, columns), values in self.read():
+            start, stop, _ = columns.indices(self.shape[1])
+            if start <= column < stop:
+                x[rows] = values[:, column - start]
+        return x
+
+
+def _place(shape: tuple[int, ...], start: int, step: int, fortran: bool) -> tuple[Any, ...]:
+    """Where so many rows stand, or columns, if the array lies column by column."""
+    some, every = slice(start, start + step), slice(None)
+    if len(shape) < 2:
+        return (some,) * len(shape)
+    return (every, ..., some) if fortran else (some, ..., every)
+
+
+def read_npy(path: Path, limit: int = LIMIT) -> Pieces:
+    """The array of a ``.npy`` file.
 
     Args:
         path: the file.
         limit: bytes that the array may have.
 
     Returns:
-        The array, read-only.
+        The array, to be read in pieces.
 
     Raises:
         ValueError: if the file is of another kind, is cut short or too long, holds objects, or exceeds the limit.
     """
-    try:
-        x = npy.open_memmap(path, mode="r")  # what numpy.load(mmap_mode="r") calls, without its way to pickles
-    except (ValueError, OverflowError, TokenError) as error:
-        raise ValueError(
+
+    def refuse(error: Exception) -> ValueError:
+        return ValueError(
             f"{path} is no whole .npy file of numbers (pickled objects are never loaded), save the array again: {error}"
-        ) from error
-    held, claimed = path.stat().st_size - x.offset, x.nbytes
-    if held != claimed:
-        raise ValueError(
-            f"{path} holds {held} bytes of values, but its header claims {claimed}, {x.shape} of {x.dtype}: save the "
-            "array again"
         )
-    check_size(path, claimed, limit)
+
+    x = _pieces(path.stat().st_size, lambda: path.open("rb"), refuse)
+    check_size(path, math.prod(x.shape) * x.dtype.itemsize, limit)
     return x
 
 
 def read_npz(
     path: Path, label: str | int | None = None, limit: int = LIMIT
-) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+) -> tuple[Pieces, NDArray[np.generic] | None]:
     """The data of a ``.npz`` file, and their labels; what else it holds is not read.
 
     Args:
@@ -72,7 +142,8 @@ def read_npz(
         limit: bytes that its arrays together may take in memory.
 
     Returns:
-        The array called ``x``, or the only one beside the labels; and the labels, if ``label`` is given.
+        The array called ``x``, or the only one beside the labels, to be read in pieces; and the labels, if ``label``
+        is given.
 
     Raises:
         ValueError: if the file is no whole ``.npz`` file, exceeds the limit, has no array ``label`` or several of data,
@@ -90,7 +161,7 @@ def read_npz(
                 held = ", ".join(_described(path, archive, name) for name in names)
                 raise ValueError(f"{path} holds {held}: one array of data is read, or the one called x; save it so")
             x = _member(path, archive, "x" if "x" in rest else rest[0])
-            return x, None if label is None else _member(path, archive, str(label))
+            return x, None if label is None else _member(path, archive, str(label)).whole()
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # OSError: an offset before the file
         raise ValueError(f"{path} is no whole .npz file, save the arrays again: {error}") from error
 
@@ -110,43 +181,90 @@ def _check_members(path: Path, archive: zipfile.ZipFile, limit: int) -> None:
         raise ValueError(f"{path} holds several members called {', '.join(twice)}: save each array under its own name")
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Pieces:
     """An array; what its header claims is held against the size of the member before it is read."""
-    try:
-        size = archive.getinfo(f"{name}.npy").file_size
-        with archive.open(f"{name}.npy") as stream:
-            shape, dtype = _header(stream)
-            claimed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
-            if claimed != held and not dtype.hasobject:
-                raise ValueError(f"its header claims {claimed} bytes, {shape} of {dtype}, but {held} are there")
-        with archive.open(f"{name}.npy") as stream:
-            x: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
-            stream.read(1)  # at its end a member's checksum is compared
-    except KeyError:
-        raise ValueError(f"{path} holds {name!r}, which is no array: save it with numpy.savez") from None
-    except _TORN as error:
-        raise ValueError(
+
+    def refuse(error: Exception) -> ValueError:
+        return ValueError(
             f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again: {error}"
-        ) from error
-    return x
+        )
+
+    @contextmanager
+    def opened() -> Iterator[IO[bytes]]:
+        with zipfile.ZipFile(path) as whole, whole.open(f"{name}.npy") as stream:
+            yield stream
+
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"{path} holds {name!r}, which is no array: save it with numpy.savez")
+    return _pieces(archive.getinfo(f"{name}.npy").file_size, opened, refuse)
 
 
-_TORN = (ValueError, OverflowError, TokenError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile)
+def _pieces(
+    size: int, opened: Callable[[], AbstractContextManager[IO[bytes]]], refuse: Callable[[Exception], ValueError]
+) -> Pieces:
+    """An array in NumPy's format, of which the header alone is read now, and held against the size of it all."""
+    try:
+        with opened() as stream:
+            shape, fortran, dtype = _header(stream)
+            claimed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
+        if dtype.hasobject:
+            raise ValueError("it holds objects")
+        if claimed != held:
+            raise ValueError(f"its header claims {claimed} bytes, {shape} of {dtype}, but {held} are there")
+    except _TORN as error:
+        raise refuse(error) from error
+    fortran = fortran and len(shape) > 1
+    first, *rest = (shape[::-1] if fortran else shape) or (1,)
+    each = math.prod(rest) * dtype.itemsize
+    step = max(1, BLOCK // max(1, each))
+
+    def read() -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+        try:
+            with opened() as stream:
+                _header(stream)
+                for start in range(0, first if claimed else 0, step):
+                    n = min(step, first - start)
+                    body = stream.read(n * each)
+                    if len(body) < n * each:
+                        raise EOFError("its values end early")
+                    values = np.frombuffer(body, dtype).reshape(n, *rest)
+                    yield _place(shape, start, step, fortran), values.T if fortran else values.reshape(-1, *shape[1:])
+                stream.read(1)  # at its end a member's checksum is compared
+        except _TORN as error:
+            raise refuse(error) from error
+
+    return Pieces(shape, dtype, read)
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype that the header of an array claims."""
+_TORN = (
+    ValueError,
+    OverflowError,
+    TokenError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zlib.error,
+    OSError,
+    zipfile.BadZipFile,
+)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it lies column by column, and dtype, as the header of an array claims."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its format is version {version}, in which NumPy writes no arrays of numbers")
-    shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-    return shape, dtype
+    found = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+    shape, fortran, dtype = found
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its header claims the shape {shape}")
+    return shape, fortran, dtype
 
 
 def _described(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     try:
         with archive.open(f"{name}.npy") as stream:
-            shape, dtype = _header(stream)
+            shape, _, dtype = _header(stream)
     except (KeyError, *_TORN):
         return f"{name} (no array of numbers)"
     return f"{name} {shape}" if dtype.kind in "biufcUS" else f"{name} (no array of numbers)"

@@ -15,13 +15,15 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import LIMIT, check_size
+from .arrays import LIMIT, Pieces, check_size
 from .tables import Table, advise_label, check_names, position
 
 _MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null"})
@@ -32,7 +34,7 @@ _NUMBER = {
 }
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 _SAMPLE = 20  # records by which delimiters are judged
-_CHUNK = 2**20
+_CHUNK = 2**19  # numbers or characters at once
 
 
 def read_csv(path: Path, label: str | int | None = None, header: bool | None = None, limit: int = LIMIT) -> Table:
@@ -72,7 +74,8 @@ def read_csv(path: Path, label: str | int | None = None, header: bool | None = N
             x = _numbers(text, layout)
     except (csv.Error, ParserError, ParserWarning, UnicodeError) as error:
         raise ValueError(f"{path} is no table of numbers as text: {error}") from error
-    return Table(x, tuple(layout.columns[i] for i in layout.kept), _classes(layout.labels) if layout.labels else None)
+    names = tuple(layout.columns[i] for i in layout.kept)
+    return Table(x, names, _classes(layout.labels) if layout.labels else None)
 
 
 @dataclass(frozen=True)
@@ -186,27 +189,37 @@ def _names(text: _Text, first: Sequence[str], header: bool | None) -> tuple[str,
     return names
 
 
-def _numbers(text: _Text, layout: _Layout) -> NDArray[np.float64]:
-    """The numbers [N, X]; NaN where they are missing."""
+class _NoNumbers(Exception):
+    """A column holds anything else, or pandas sees other records."""
+
+
+def _numbers(text: _Text, layout: _Layout) -> Pieces:
+    """The numbers [N, X], to be read in pieces; NaN where they are missing."""
     wrong = []
     for decimal in text.decimals:
-        x = _parse(text, layout, decimal)
-        faults = _faults(text, layout, decimal) if x is None else {}
+        faults: dict[str, tuple[int, str]] = {}
+        x = Pieces((layout.rows, len(layout.kept)), np.dtype(np.float64), partial(_parsed, text, layout, decimal))
+        try:
+            for _ in x.read():  # all of it once, since what it holds is known in the end
+                pass
+        except _NoNumbers:
+            faults = _faults(text, layout, decimal)
+            x = Pieces.of(_spell(text, layout, decimal)) if not faults else x
         if not faults:
             if decimal == ",":
                 _check_commas(text, layout)
-            return _spell(text, layout, decimal) if x is None else x
+            return x
         wrong.append(faults)
     raise ValueError(f"{text.path}: {_complaint(text, min(wrong, key=len))}")
 
 
-def _parse(text: _Text, layout: _Layout, decimal: str) -> NDArray[np.float64] | None:
-    """The numbers by pandas; None if a column holds anything else, or if pandas sees other records."""
+def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+    """The numbers by pandas, piece by piece; _NoNumbers if they are none."""
     import pandas
 
     exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # correct rounding was an option before
-    x = np.empty((layout.rows + len(layout.blank), len(layout.kept)))
-    done = 0
+    blank = np.array(layout.blank, np.int64) - layout.start
+    done = kept = 0
     with pandas.read_csv(
         text.path,
         sep=r"\s+" if text.delimiter == " " else text.delimiter,
@@ -226,13 +239,14 @@ def _parse(text: _Text, layout: _Layout, decimal: str) -> NDArray[np.float64] | 
     ) as frames:
         for frame in frames:
             # The types are those that pandas finds: told to read floats, it takes True for 1.
-            if any(dtype.kind not in "iuf" for dtype in frame.dtypes) or done + len(frame) > len(x):
-                return None
-            x[done : done + len(frame)] = frame.to_numpy()
-            done += len(frame)
-    if done < len(x):
-        return None
-    return np.delete(x, [i - layout.start for i in layout.blank], 0) if layout.blank else x
+            stop = done + len(frame)
+            if any(dtype.kind not in "iuf" for dtype in frame.dtypes) or stop > layout.rows + len(blank):
+                raise _NoNumbers
+            values = np.delete(frame.to_numpy(np.float64), blank[(blank >= done) & (blank < stop)] - done, 0)
+            yield (slice(kept, kept + len(values)), ..., slice(None)), values
+            done, kept = stop, kept + len(values)
+    if done < layout.rows + len(blank):
+        raise _NoNumbers
 
 
 def _fields(text: _Text, layout: _Layout) -> Iterator[tuple[int, int, str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["from_array", "read_table"]
 
-from collections.abc import Iterator, Sequence, Sized
+import math
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jensen.checked import checked
+from jensen.checked import check_tensor, checked, shown
 
-from .arrays import LIMIT, read_npy, read_npz
+from .arrays import LIMIT, Pieces, read_npy, read_npz
 from .dataset import Dataset
 from .delimited import read_csv
 from .preparation import Split, draw_split, prepare
 from .tables import Table, is_frame, of_frame, read_parquet
-
-_BLOCK = 2**22  # bytes that are checked or copied at once
 
 
 @checked
@@ -79,21 +78,26 @@ def from_array(
         (0.0, torch.Size([2]))
     """
     table = _table(x, labels, limit)
-    values = _checked(name, table, dtype)
+    n, *sizes = _checked_shape(name, table.x)
     channels, shape = 1, None
     if image_shape is not None:
-        values, channels, shape = _images(name, values, image_shape)
+        sizes, channels, shape = _images(name, tuple(sizes), image_shape)
     if dequantize and levels is None:
         raise ValueError(f"dequantize needs to know how many levels {name} has: levels=256 for bytes")
-    if levels is not None:
-        _check_levels(name, values, levels)
-    rows = draw_split(len(values), split, seed)
-    codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, len(values))
+    if levels is not None and levels < 2:
+        raise ValueError(f"levels is at least 2, but got {levels}")
+    if dtype.is_complex:
+        raise ValueError(f"dtype is {dtype}, but data are real: take torch.float32 or torch.float64")
+    rows = draw_split(n, split, seed)
+    codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, n)
+    found = _Found(whole=levels is not None or not dtype.is_floating_point)
+    made = _placed(table.x, rows, dtype, found)
+    found.check(name, table.columns, dtype, levels)
     raw = Dataset(
         name=name,
-        train=_rows(values, rows["train"], dtype),
-        validation=_rows(values, rows["validation"], dtype),
-        test=_rows(values, rows["test"], dtype),
+        train=made["train"].reshape(-1, *sizes),
+        validation=made["validation"].reshape(-1, *sizes),
+        test=made["test"].reshape(-1, *sizes),
         labels={} if codes is None else {part: torch.tensor(codes[r]) for part, r in rows.items()},
         image_shape=shape,
         value_range=(0.0, 1.0) if levels else None,
@@ -139,9 +143,10 @@ def read_table(path: Path, label: str | int | None, header: bool | None, limit: 
         x = read_npy(path, limit)
         if label is None:
             return Table(x, (), None)
-        if not isinstance(label, int) or x.ndim != 2 or not -x.shape[1] <= label < x.shape[1] or x.shape[1] < 2:
+        width = x.shape[1] if len(x.shape) == 2 else 0
+        if not isinstance(label, int) or not -width <= label < width or width < 2:
             raise ValueError(f"label is the position of a column of {path}, of shape {x.shape}, but got {label!r}")
-        return Table(np.delete(x, label, 1), (), x[:, label])
+        return Table(x.without(label % width), (), x.column(label % width))
     raise ValueError(f"{path} is of no kind that is read: .npy, .npz, .csv and .parquet are")
 
 
@@ -151,19 +156,28 @@ def _table(x: Any, labels: Any, limit: int) -> Table:
     if is_frame(x):
         column = labels if isinstance(labels, str) else None
         table = of_frame(x, column)
-        return table if labels is None or column is not None else Table(table.x, table.columns, _array(labels))
+        return (
+            table if labels is None or column is not None else Table(table.x, table.columns, _array(labels, "labels"))
+        )
     if isinstance(labels, str):
         raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
         values, own = _collect(x, limit)
         if own is not None and labels is not None:
             raise ValueError("x brings labels of its own: leave labels out")
-        return Table(values, (), own if labels is None else _array(labels))
-    return Table(_array(x), (), None if labels is None else _array(labels))
+        return Table(Pieces.of(values), (), own if labels is None else _array(labels, "labels"))
+    return Table(Pieces.of(_array(x)), (), None if labels is None else _array(labels, "labels"))
 
 
-def _array(x: Any) -> NDArray[np.generic]:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+def _array(x: Any, name: str = "x") -> NDArray[np.generic]:
+    if isinstance(x, Tensor):
+        check_tensor(x, name)
+        x = x.detach().cpu()
+        x = x.float() if x.dtype == torch.bfloat16 else x  # of which NumPy knows nothing
+    try:
+        return x.numpy() if isinstance(x, Tensor) else np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes, or other types
+        raise ValueError(f"{name} is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
 
 
 def _collect(
@@ -201,89 +215,102 @@ def _item(item: Any) -> tuple[NDArray[np.generic], Any]:
     return _array(item), None
 
 
-def _checked(name: str, table: Table, dtype: torch.dtype) -> NDArray[np.generic]:
-    """The values, if they are numbers, all there, finite, and small enough for the dtype."""
-    x = table.x
+def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
+    """The shape of what may be data: numbers, [N, X] or more."""
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {x.dtype}, where numbers were expected")
-    x = x.astype(x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.float64, copy=False)
-    if x.ndim < 2 or not x.size:
-        raise ValueError(
-            f"{name} has the shape {x.shape}, where [N, X] was expected: {'x[:, None]' if x.ndim == 1 else 'no data'}"
-        )
-    if all(np.isfinite(part).all() for part in _blocks(x)):
-        low = min(float(part.min()) for part in _blocks(x))
-        high = max(float(part.max()) for part in _blocks(x))
-        _check_dtype(name, x, (low, high), dtype)
-        return x
-    places = np.argwhere(~np.isfinite(x))
-    shown = ", ".join(_place(place, table.columns) for place in places[:5])
-    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    missing = sum(int(np.isnan(part).sum()) for part in _blocks(x))
-    what = [f"{missing} missing values (NaN)"] if missing else []
-    what += [f"{len(places) - missing} infinite values"] if len(places) > missing else []
-    raise ValueError(f"{name} has {' and '.join(what)}, at {shown}{more}: drop those rows, or fill them")
+    if len(x.shape) < 2 or not math.prod(x.shape):
+        hint = "x[:, None]" if len(x.shape) == 1 else "no data"
+        raise ValueError(f"{name} has the shape {x.shape}, where [N, X] was expected: {hint}")
+    return x.shape
 
 
-def _blocks(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Rows a few at a time, so that what is made of them takes little memory."""
-    rows = max(1, _BLOCK // max(1, x[0].nbytes))
-    return (x[i : i + rows] for i in range(0, len(x), rows))
-
-
-def _check_dtype(name: str, x: NDArray[np.generic], ends: tuple[float, float], dtype: torch.dtype) -> None:
-    """Refuse a dtype that would change values: infinities for large ones, whole numbers for fractions."""
-    largest = max(map(abs, ends))
-    if dtype.is_floating_point:
-        if largest > torch.finfo(dtype).max:
-            raise ValueError(
-                f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
-            )
-        return
-    if dtype.is_complex:
-        raise ValueError(f"dtype is {dtype}, but data are real: take torch.float32 or torch.float64")
-    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    fractions = x.dtype.kind == "f" and any((part % 1).any() for part in _blocks(x))
-    if fractions or ends[0] < least or int(x.max()) > most:
-        raise ValueError(
-            f"{name} has {'fractions' if fractions else f'values from {ends[0]:g} to {ends[1]:g}'}, which {dtype} does "
-            "not hold: take dtype=torch.float32 or torch.float64"
-        )
-
-
-def _rows(values: NDArray[np.generic], rows: NDArray[np.int64], dtype: torch.dtype) -> Tensor:
-    """Rows of an array as a tensor, a few at a time: no copy of them in the array's own dtype is made."""
-    made = torch.empty((len(rows), *values.shape[1:]), dtype=dtype)
-    step = max(1, _BLOCK // max(1, values[0].nbytes))
-    for i in range(0, len(rows), step):
-        made[i : i + step] = torch.from_numpy(values[rows[i : i + step]])
+def _placed(x: Pieces, rows: dict[str, NDArray[np.int64]], dtype: torch.dtype, found: _Found) -> dict[str, Tensor]:
+    """The rows of each split as a tensor, each piece of them looked at and converted on its own."""
+    made = {part: torch.empty((len(order), *x.shape[1:]), dtype=dtype) for part, order in rows.items()}
+    rank: NDArray[np.int64] = np.empty(x.shape[0], np.int64)
+    for order, start in zip(rows.values(), np.cumsum([0, *map(len, rows.values())]), strict=False):
+        rank[order] = np.arange(start, start + len(order))
+    for (some, _, columns), piece in x.read():
+        values = piece.astype(piece.dtype.newbyteorder("=") if piece.dtype.itemsize <= 8 else np.float64, copy=False)
+        found.look(values, (some.start or 0, columns.start or 0))
+        first = 0
+        for target in made.values():
+            here = (rank[some] >= first) & (rank[some] < first + len(target))
+            to = torch.from_numpy(rank[some][here] - first)
+            target[to, ..., columns] = torch.from_numpy(values[here]).to(dtype)
+            first += len(target)
     return made
 
 
-def _place(place: NDArray[np.int64], columns: tuple[str, ...]) -> str:
-    row, *rest = place.tolist()
+class _Found:
+    """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions."""
+
+    def __init__(self, whole: bool) -> None:
+        self._whole = whole  # whether fractions matter
+        self.missing = self.infinite = 0
+        self.places: list[tuple[int, ...]] = []  # the first of them
+        self.low: float = math.inf
+        self.high: float = -math.inf
+        self.fractions = False
+
+    def look(self, values: NDArray[np.generic], start: tuple[int, int]) -> None:
+        """Look at a piece that begins at this row and column."""
+        finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
+        if not finite.all():
+            places, nan = np.argwhere(~finite), int(np.isnan(values).sum())
+            self.missing, self.infinite = self.missing + nan, self.infinite + len(places) - nan
+            places = places[:_SHOWN] + np.array([start[0], *[0] * (values.ndim - 2), start[1]])
+            self.places = sorted([*self.places, *map(tuple, places.tolist())])[:_SHOWN]
+            values = values[finite]
+        if values.size:
+            self.low, self.high = min(self.low, values.min().item()), max(self.high, values.max().item())
+        if self._whole and not self.fractions and values.dtype.kind == "f":
+            self.fractions = bool((values % 1).any())
+
+    def check(self, name: str, columns: tuple[str, ...], dtype: torch.dtype, levels: int | None) -> None:
+        """Refuse values that are not there, or that a dtype or a number of levels would change."""
+        if self.places:
+            shown = ", ".join(_place(place, columns) for place in self.places)
+            more = self.missing + self.infinite - len(self.places)
+            what = [f"{self.missing} missing values (NaN)"] if self.missing else []
+            what += [f"{self.infinite} infinite values"] if self.infinite else []
+            where = f"{shown} and {more} more" if more else shown
+            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them")
+        ends = f"values from {self.low:g} to {self.high:g}"
+        if dtype.is_floating_point:
+            largest = max(abs(self.low), abs(self.high))
+            if largest > torch.finfo(dtype).max:
+                raise ValueError(
+                    f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
+                )
+        else:
+            least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            if self.fractions or self.low < least or self.high > most:
+                raise ValueError(
+                    f"{name} has {'fractions' if self.fractions else ends}, which {dtype} does not hold: take "
+                    "dtype=torch.float32 or torch.float64"
+                )
+        if levels is not None and (self.low < 0 or self.high > levels - 1 or self.fractions):
+            raise ValueError(f"{name} has {ends}, where levels={levels} means whole numbers from 0 to {levels - 1}")
+
+
+_SHOWN = 5  # places that a message names
+
+
+def _place(place: tuple[int, ...], columns: tuple[str, ...]) -> str:
+    row, *rest = place
     return f"row {row}, column {columns[rest[0]]!r}" if columns else f"row {row}, feature {', '.join(map(str, rest))}"
 
 
-def _images(
-    name: str, x: NDArray[np.generic], image_shape: tuple[int, ...]
-) -> tuple[NDArray[np.generic], int, tuple[int, int]]:
+def _images(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -> tuple[list[int], int, tuple[int, int]]:
+    """The shape of a row of pixels, channels, height and width."""
     if len(image_shape) not in (2, 3) or min(image_shape) < 1:
         raise ValueError(f"image_shape is (height, width) or (channels, height, width), but got {image_shape}")
     size = int(np.prod(image_shape))
-    if x.shape[1:] not in (image_shape, (size,), (1, *image_shape)):
-        raise ValueError(f"{name} has data of shape {x.shape[1:]}, which are no images of image_shape={image_shape}")
-    return x.reshape(len(x), size), image_shape[0] if len(image_shape) == 3 else 1, (image_shape[-2], image_shape[-1])
-
-
-def _check_levels(name: str, x: NDArray[np.generic], levels: int) -> None:
-    if levels < 2:
-        raise ValueError(f"levels is at least 2, but got {levels}")
-    if x.min() < 0 or x.max() > levels - 1 or (x.dtype.kind == "f" and (x % 1).any()):
-        raise ValueError(
-            f"{name} has values from {x.min():g} to {x.max():g}, where levels={levels} means whole numbers from 0 to "
-            f"{levels - 1}"
-        )
+    if sizes not in (image_shape, (size,), (1, *image_shape)):
+        raise ValueError(f"{name} has data of shape {sizes}, which are no images of image_shape={image_shape}")
+    return [size], image_shape[0] if len(image_shape) == 3 else 1, (image_shape[-2], image_shape[-1])
 
 
 def _encode(name: str, labels: NDArray[np.generic], n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:

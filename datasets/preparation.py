@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["SPLITS", "Split", "draw_split", "prepare"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .arrays import BLOCK
 from .dataset import Dataset
 
 SPLITS = ("train", "validation", "test")
@@ -61,7 +62,8 @@ def prepare(
     """Scale raw data, and binarize, dequantize or standardize them as the arguments say.
 
     Args:
-        raw: data as they were read: levels 0 ... L - 1 where ``levels`` is set, else anything.
+        raw: data as they were read: levels 0 ... L - 1 where ``levels`` is set, else anything. They are overwritten
+            where they have the ``dtype`` already, since two copies may not fit into memory.
         binarize: None, ``"threshold"`` at one half, or ``"sample"`` from Bernoulli(x).
         dequantize: whether to add uniform noise to levels.
         standardize: whether to take off the mean and divide by the standard deviation of each training feature.
@@ -86,8 +88,20 @@ def prepare(
     return _standardized(data) if standardize else data
 
 
-def _each(data: Dataset, change: Callable[[Tensor], Tensor]) -> Dataset:
-    return replace(data, train=change(data.train), validation=change(data.validation), test=change(data.test))
+def _each(data: Dataset, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Dataset:
+    """The data with every row changed, some rows at a time, in the order of the splits."""
+
+    def changed(x: Tensor) -> Tensor:
+        made = x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
+        for part, target in zip(_blocks(x), _blocks(made), strict=True):
+            target.copy_(change(part))
+        return made
+
+    return replace(data, train=changed(data.train), validation=changed(data.validation), test=changed(data.test))
+
+
+def _blocks(x: Tensor) -> Sequence[Tensor]:
+    return torch.split(x, max(1, BLOCK // max(1, 8 * x[:1].numel())))
 
 
 def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Dataset:
@@ -97,7 +111,7 @@ def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Da
     if dequantize and levels == 2:
         raise ValueError(f"{raw.name} is binary: there is nothing to dequantize")
     if levels is None or levels == 2:
-        return _each(raw, lambda x: x.to(dtype))
+        return raw if raw.train.dtype == dtype else _each(raw, lambda x: x.to(dtype), dtype)
     noise = torch.Generator().manual_seed(seed)
 
     def scale(x: Tensor) -> Tensor:
@@ -106,7 +120,7 @@ def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Da
         u = torch.rand(x.shape, generator=noise, dtype=torch.float32)
         return (x.to(dtype) + u.clamp_max(1 - 2**-16)) / levels  # 255 + u stays below 256 in float32
 
-    return replace(_each(raw, scale), value_range=(0.0, 1.0), dequantized=dequantize)
+    return replace(_each(raw, scale, dtype), value_range=(0.0, 1.0), dequantized=dequantize)
 
 
 def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
@@ -124,7 +138,9 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
         "threshold": lambda x: (x > 0.5).to(x.dtype),
         "sample": lambda x: torch.bernoulli(x, generator=noise),
     }[how]
-    return replace(_each(data, change), value_range=(0.0, 1.0), levels=2, binarized=how, log_density=None)
+    return replace(
+        _each(data, change, data.train.dtype), value_range=(0.0, 1.0), levels=2, binarized=how, log_density=None
+    )
 
 
 def _standardized(data: Dataset) -> Dataset:
@@ -133,8 +149,7 @@ def _standardized(data: Dataset) -> Dataset:
             f"standardize needs at least two training data in a floating-point dtype, but {data.name} has "
             f"{len(data.train)} in {data.train.dtype}"
         )
-    rows = data.train.double().flatten(0, -2)
-    location, scale = rows.mean(0), rows.std(0)  # [X]
+    location, scale = _moments(data.train)
     if not scale.all():
         constant = (scale == 0).nonzero().flatten().tolist()
         raise ValueError(
@@ -143,12 +158,22 @@ def _standardized(data: Dataset) -> Dataset:
         )
     density = _Rescaled(data.log_density, location, scale) if data.log_density else None
     return replace(
-        _each(data, lambda x: ((x.double() - location) / scale).to(x.dtype)),
+        _each(data, lambda x: ((x.double() - location) / scale).to(x.dtype), data.train.dtype),
         value_range=None,
         location=location.to(data.train.dtype),
         scale=scale.to(data.train.dtype),
         log_density=density,
     )
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature, [X] each: exactly zero spread where a feature is constant."""
+    first = x.flatten(0, -2)[0].double()  # near the mean, so that no digits are lost to it
+    n = x.numel() // x.shape[-1]
+    mean = sum(((part.double() - first).flatten(0, -2).sum(0) for part in _blocks(x)), torch.zeros_like(first)) / n
+    location = first + mean
+    squares = ((part.double() - first - mean).square().flatten(0, -2).sum(0) for part in _blocks(x))
+    return location, (sum(squares, torch.zeros_like(first)) / (n - 1)).sqrt()
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def _normal(g: torch.Generator, *shape: int) -> Tensor:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
+        if not 0 < value < float("inf"):
             raise ValueError(f"{name} is positive, but got {value}")
 
 

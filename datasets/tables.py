@@ -6,7 +6,7 @@ __all__ = ["Table", "advise_label", "check_names", "is_frame", "of_frame", "posi
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import LIMIT, check_size
+from .arrays import LIMIT, Pieces, check_size
 
 
 @dataclass(frozen=True)
 class Table:
     """Numbers [N, X], the names of their columns, and labels [N] where a column holds them."""
 
-    x: NDArray[np.generic]
+    x: Pieces
     columns: tuple[str, ...]
     labels: NDArray[np.generic] | None
 
@@ -58,11 +58,16 @@ def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT)
             check_size(path, max(held, 8 * meta.num_rows * len(columns)), limit)
             at = None if label is None else position(path, label, columns)
             _check_columns(path, file.schema_arrow, at)
-        words = [] if at is None else [columns[at]]
-        with ParquetFile(path, read_dictionary=words, pre_buffer=False, buffer_size=2**20) as file:
-            return _read(path, file, columns, at)
+            if not meta.num_rows:
+                raise ValueError(f"{path} holds no data")
+            labels = None if at is None else _labels(path, columns[at], meta.num_rows)
+            kept = [i for i in range(len(columns)) if i != at]
+            kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
+            names = tuple(columns[i] for i in kept)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
+    shape, dtype = (meta.num_rows, len(kept)), np.result_type(*kinds)
+    return Table(Pieces(shape, dtype, lambda: _numbers(path, names, meta.num_rows)), names, labels)
 
 
 def _check_columns(path: Path, schema: Any, at: int | None) -> None:
@@ -79,43 +84,59 @@ def _check_columns(path: Path, schema: Any, at: int | None) -> None:
         raise ValueError(f"{path} holds no column of data")
 
 
-def _read(path: Path, file: Any, columns: tuple[str, ...], at: int | None) -> Table:
-    """The columns, each batch into its place."""
-    kept = [i for i in range(len(columns)) if i != at]
-    kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
-    n, done = file.metadata.num_rows, 0
-    x: NDArray[np.generic] = np.empty((n, len(kept)), np.result_type(*kinds))
-    labels: list[NDArray[np.generic]] = []
-    for batch in file.iter_batches(batch_size=65_536):
-        if done + batch.num_rows > n:
-            raise ValueError(f"{path} holds more than the {n} rows that it claims")
-        for j, i in enumerate(kept):
-            values = batch.column(i).to_numpy(zero_copy_only=False)
-            if values.dtype.kind == "O":  # booleans of which some are missing
-                values = np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
-            if np.result_type(x, values) != x.dtype:  # whole numbers of which some are missing
-                x = x.astype(np.result_type(x, values))
-            x[done : done + batch.num_rows, j] = values
-        if at is not None:
-            labels.append(_labels(batch.column(at)))
-        done += batch.num_rows
-    if not n:
-        raise ValueError(f"{path} holds no data")
+def _batches(path: Path, names: list[str], n: int, **how: Any) -> Iterator[tuple[int, Any]]:
+    """Some rows of columns at a time, and how many came before them."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    done = 0
+    try:
+        with ParquetFile(path, pre_buffer=False, buffer_size=2**16, **how) as file:
+            for batch in file.iter_batches(batch_size=_ROWS, columns=names):
+                if done + batch.num_rows > n:
+                    raise ValueError(f"{path} holds more than the {n} rows that it claims")
+                yield done, batch
+                done += batch.num_rows
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file: {error}") from error
     if done < n:
         raise ValueError(f"{path} holds {done} of the {n} rows that it claims: write it again")
-    return Table(x, tuple(columns[i] for i in kept), np.concatenate(labels) if labels else None)
 
 
-def _labels(column: Any) -> NDArray[np.generic]:
+def _numbers(path: Path, names: Sequence[str], n: int) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+    """The pieces of columns of numbers, a few columns at a time."""
+    for first in range(0, len(names), _COLUMNS):
+        some = list(names[first : first + _COLUMNS])
+        for done, batch in _batches(path, some, n):
+            columns = [_values(batch.column(batch.schema.get_field_index(name))) for name in some]
+            yield (slice(done, done + batch.num_rows), ..., slice(first, first + len(some))), np.stack(columns, 1)
+
+
+def _values(column: Any) -> NDArray[np.generic]:
+    values: NDArray[np.generic] = column.to_numpy(zero_copy_only=False)
+    if values.dtype.kind == "O":  # booleans of which some are missing
+        return np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
+    return values
+
+
+def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
     """Labels as an array; words that repeat are one object."""
     from pyarrow import DictionaryArray
 
-    column.validate(full=True)
-    if not isinstance(column, DictionaryArray):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
-    places: NDArray[np.int64] = column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
-    return words[places]
+    labels: list[NDArray[np.generic]] = []
+    for _, batch in _batches(path, [name], n, read_dictionary=[name]):
+        column = batch.column(batch.schema.get_field_index(name))
+        column.validate(full=True)
+        if isinstance(column, DictionaryArray):
+            words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
+            places: NDArray[np.int64] = column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+            labels.append(words[places])
+        else:
+            labels.append(np.asarray(column.to_numpy(zero_copy_only=False)))
+    return np.concatenate(labels)
+
+
+_ROWS, _COLUMNS = 16_384, 8  # that are in memory at once, and a page of each of these columns
 
 
 def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
@@ -162,7 +183,7 @@ def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str
     if not kept:
         raise ValueError(f"{source} holds no column of data")
     labels = None if at is None else columns[names[at]]
-    return Table(np.stack([columns[name] for name in kept], 1), tuple(kept), labels)
+    return Table(Pieces.of(np.stack([columns[name] for name in kept], 1)), tuple(kept), labels)
 
 
 def position(source: str | Path, label: str | int, columns: tuple[str, ...]) -> int:

@@ -66,6 +66,11 @@ class Family(nn.Module, ABC):
                 f"{type(self).__name__} needs features and context of at least 1, got features={features}, "
                 f"context={context}"
             )
+        if size < 1:
+            raise ValueError(
+                f"{type(self).__name__} has no parameters with these settings: numbers such as layers, components and "
+                f"reads are at least 1; features are {features}, context is {context}"
+            )
         self.context = context
         self.size = size
         self.affine: nn.Module = nn.Identity() if context is None else nn.Linear(context, size)

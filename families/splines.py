@@ -142,7 +142,7 @@ class NeuralSpline(Flow):
     ) -> None:
         if not 2 <= bins <= 500:
             raise ValueError(f"NeuralSpline needs between 2 and 500 bins, but got {bins}")
-        if not bound > 0 or (layers is not None and layers < 1):
+        if not 0 < bound < float("inf") or (layers is not None and layers < 1):
             raise ValueError(f"bound is positive and layers at least 1, but got {bound} and {layers}")
         super().__init__(features, context, reads, triangular)
         self.coupling, self.bins, self.bound = coupling, bins, bound

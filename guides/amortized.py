@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["Amortized", "Joint", "amortize", "coordinates", "draw_jointly", "supports_of"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -23,7 +23,7 @@ from jensen.kernel.arguments import as_tensors
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
-from .members import Constrained, Member, check_context, join, site_transform
+from .members import Constrained, Member, check_context, data_plate, join, made_by, site_transform
 from .programs import Structured, encoder_for
 
 
@@ -75,7 +75,7 @@ class Amortized(UniqueModule):
         check_context(context)
         parts = [context]  # [N, H], then a [K, N, D] for each site drawn
         values: dict[str, Tensor] = {}
-        with pyro.plate("data", len(context), dim=-1):
+        with data_plate(len(context)):
             for site, family in self.families.items():
                 q = _shifted(family, join(parts), offsets.get(site))
                 z = values[site] = pyro.sample(site, q)  # [K, N, *event]
@@ -218,7 +218,7 @@ def draw_jointly(
 ) -> dict[str, Tensor]:
     """Draw a vector from q as the auxiliary site ``"joint"``, and set the sites to its pieces, mapped."""
     values: dict[str, Tensor] = {}
-    with pyro.plate("data", n, dim=-1):
+    with data_plate(n):
         u = pyro.sample("joint", q, infer={"is_auxiliary": True})  # [K, N, D]
         pieces = u.split(list(coordinates(sites, supports).values()), dim=-1)
         for (site, shape), piece in zip(sites.items(), pieces, strict=True):
@@ -237,9 +237,15 @@ def supports_of(sites: Mapping[str, Sequence[int]], given: Mapping[str, Constrai
     return {site: given.get(site, constraints.real) for site in sites}
 
 
+class _SaysLatents(Protocol):
+    """All that is read of a model which says its latents."""
+
+    latents: dict[str, Sequence[int]]
+
+
 @checked
 def amortize(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | _SaysLatents,
     encoder: nn.Module | None = None,
     family: str | Callable[[int, Any], Member] = MeanField,
     context: int | None = None,
@@ -318,10 +324,10 @@ def amortize(
     supports = supports_of(sites, constraints)
     needed = coordinates(sites, supports)
     if joint:
-        return Joint(encoder, made(sum(needed.values()), context), sites, supports)
+        return Joint(encoder, made_by(made, sum(needed.values()), context), sites, supports)
     members: dict[str, Member | PerDatum] = {}
     for site, shape in sites.items():
-        member = made(needed[site], context)
+        member = made_by(made, needed[site], context)
         plain = len(shape) == 1 and site not in (constraints or {})
         members[site] = member if plain else Constrained(member, supports[site], shape)
         context += shape.numel()
@@ -339,6 +345,6 @@ def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], 
     return made
 
 
-def _name(model: Callable[..., Any]) -> str:
+def _name(model: object) -> str:
     """What a message calls a model."""
     return getattr(model, "__name__", type(model).__name__)

@@ -15,6 +15,7 @@ from jensen.checked import checked
 from jensen.module import UniqueModule
 
 from .amortized import Amortized
+from .members import data_plate
 
 
 class Contractive(UniqueModule):
@@ -63,7 +64,7 @@ class Contractive(UniqueModule):
         if not self.training:
             return self.guide(x, *covariates)  # type: ignore[no-any-return]
         context, squared = self._look(x, covariates)
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             pyro.factor("contraction", self.weight * squared, has_rsample=True)
             return {site: pyro.sample(site, family(context)) for site, family in self.guide.families.items()}
 

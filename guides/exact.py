@@ -20,6 +20,8 @@ from torch import Size, Tensor
 from jensen.checked import checked
 from jensen.module import UniqueModule
 
+from .members import data_plate
+
 
 class _HasPosterior(Protocol):
     latents: dict[str, Size]
@@ -70,7 +72,7 @@ class ExactPosterior(UniqueModule):
     def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
         """The Pyro guide: draws the latent site of each row of ``x``."""
         (model,) = self._model
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             return pyro.sample(self.site, model.posterior(x, *covariates))  # [N, D]
 
     def local(self, *data: Tensor) -> ExactPosterior:

@@ -29,7 +29,7 @@ from jensen.networks import mlp
 
 from .amortized import Amortized
 from .local import Constant, PerDatum
-from .members import Member, Through, check_context
+from .members import Member, Through, check_context, data_plate, made_by
 
 Layers = Sequence[tuple[nn.Module, Member]]
 
@@ -104,7 +104,7 @@ class BottomUp(Amortized):
         inputs = [features, *latents]
         return cls(
             [
-                (mlp(below, widths, activation), family(latent, widths[-1]))
+                (mlp(below, widths, activation), made_by(family, latent, widths[-1]))
                 for below, latent, widths in zip(inputs, latents, hidden, strict=False)
             ]
         )
@@ -229,7 +229,7 @@ class Ladder(UniqueModule):
         bottom_up = [family(d) for d, family in zip(self._up(x, *covariates), self.families, strict=True)]
         values: dict[str, Tensor] = {}
         q, L = bottom_up[-1], len(bottom_up)
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             for level in range(L, 0, -1):
                 z = values[f"z_{level}"] = pyro.sample(f"z_{level}", q)  # [K, N, D_l]
                 if level > 1:

@@ -6,11 +6,12 @@ apart, and refine the parameters between the halves.
 
 from __future__ import annotations
 
-__all__ = ["Constrained", "Member", "Through", "check_context", "join", "site_transform"]
+__all__ = ["Constrained", "Member", "Through", "check_context", "data_plate", "join", "made_by", "site_transform"]
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from torch import Size, Tensor, nn
@@ -19,6 +20,8 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, ExpTransform, ReshapeTransform, Transform
 
 from jensen.checked import checked
+
+M = TypeVar("M")
 
 
 class Member(Protocol):
@@ -186,6 +189,23 @@ def check_context(context: Tensor) -> None:
             f"the encoder's output is a context [N, H], one row for each datum, but has shape {list(context.shape)}: "
             "give data with a first dimension N (x[i : i + 1] for one datum), and an encoder that flattens images"
         )
+
+
+def made_by(family: Callable[[int, Any], M], features: int, context: int | None) -> M:
+    """What a family makes. Raises TypeError where it takes no features and context."""
+    try:
+        return family(features, context)
+    except TypeError as error:
+        raise TypeError(
+            f"family is called as family(features, context) and makes one of jensen.families, but it fails: {error}"
+        ) from error
+
+
+def data_plate(n: int) -> pyro.plate:
+    """The plate of a guide over so many data; ValueError for none."""
+    if n < 1:
+        raise ValueError("data have a first dimension N of at least 1, but there are no rows")
+    return pyro.plate("data", n, dim=-1)
 
 
 def join(parts: list[Tensor]) -> Tensor:

@@ -40,6 +40,7 @@ from torch.distributions.transforms import AffineTransform
 
 from jensen.checked import checked, shown
 from jensen.families.base import matvec
+from jensen.kernel.arguments import explained
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
 from jensen.kernel.weights import Program, model_sites
@@ -47,7 +48,7 @@ from jensen.module import UniqueModule
 from jensen.networks import mlp
 
 from .local import Constant, PerDatum
-from .members import Member, check_context, join, site_transform
+from .members import Member, check_context, join, made_by, site_transform
 
 _FEW = 256  # coordinates of all groups together that are drawn jointly
 _READ = 64  # linear features of the levels above that a level reads
@@ -451,7 +452,7 @@ class _Level(nn.Module):
             start = start.reshape(-1, features).mean(0)
         self.loc = nn.Parameter(start.detach().clone())
         self.log_scale = nn.Parameter(torch.full_like(start, math.log(_START)))
-        self.family = _checked(family(features, context), features, context)
+        self.family = _checked(made_by(family, features, context), features, context)
         size, seen = self.family.size, min(reads, _READ)
         self.project = nn.Linear(reads, _READ, bias=False) if reads > _READ else None
         if context is None:
@@ -633,7 +634,7 @@ class _Until(Messenger):
 
 
 def _run(model: Program, data: tuple[Tensor, ...], values: Mapping[str, Tensor] | None = None) -> list[Site]:
-    with AtMode(), At(values or {}):
+    with explained(data), AtMode(), At(values or {}):
         return model_sites(model, *data)
 
 

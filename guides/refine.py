@@ -110,7 +110,7 @@ class SemiAmortized(UniqueModule):
         compile: Compile = "auto",
     ) -> None:
         if steps < 1 or particles < 1:
-            raise ValueError(f"SemiAmortized takes at least 1 step and 1 particle, but got {steps} and {particles}")
+            raise ValueError(f"SemiAmortized needs steps and particles of at least 1, but got {steps} and {particles}")
         super().__init__()
         self.guide = guide
         self.steps, self.lr, self.particles = steps, lr, particles

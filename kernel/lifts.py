@@ -51,6 +51,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .arguments import explained
 from .caller import outside
 from .enumeration import Summed, check_states, enumerated, is_enumerated
 from .modes import modes_kept, tensors_kept
@@ -276,7 +277,8 @@ class Lifted:
 
     def _find(self, call: Call) -> tuple[Proof, Run]:
         """The first way that is proved, and a run by it."""
-        with _Reads() as reads, validation_enabled(False):
+        tensors = tuple(x for x in call.data if isinstance(x, Tensor))
+        with explained(tensors), _Reads() as reads, validation_enabled(False):
             first, moving = self._moving(call)
         frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
         ranks = {name: site["value"].dim() for name, site in first.items()}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 
+from .arguments import check_tensors, explained
 from .batches import Data, as_tensors
 from .caller import outside
 from .checks import check_simulated
@@ -235,13 +236,14 @@ class OnExample:
         """The sites of a run that draws what it observes, and what it observed."""
         handler = _Redraw()
         program = poutine.condition(handler(self._model), data=dict(given or {}))
-        try:
-            with running(self._model, self._model):
-                return model_sites(program, *data), handler.seen
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"the model cannot draw data: one of its distributions has no sample() ({_first_line(error)})"
-            ) from error
+        with explained(data):
+            try:
+                with running(self._model, self._model):
+                    return model_sites(program, *data), handler.seen
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"the model cannot draw data: one of its distributions has no sample() ({_first_line(error)})"
+                ) from error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         """Put values of sites of data in their places among the arguments."""
@@ -431,6 +433,9 @@ def prior_quantiles(
         data: an example of the data, as for :func:`~jensen.inference.simulate`; one row.
         seed: of the draws.
     """
+    check_tensors(covariates)
+    if other := [list(c.shape) for c in covariates if c.shape[:1] != (1,)]:
+        raise ValueError(f"covariates are of one row here, [1, ...], but got a tensor of shape {other[0]}")
     rows = tuple(c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates)
     with running(model, model, "prior_quantiles", seed=seed):
         claim_parameters(model, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_width", "data_plate", "moments", "origin", "principal_plane"]
+__all__ = ["check_reals", "check_width", "data_plate", "moments", "origin", "principal_plane"]
 
 from collections.abc import Sequence
 
@@ -21,10 +21,24 @@ def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
         raise ValueError(f"{owner} expects data x of shape [{expected}], but got {list(x.shape)}")
 
 
+def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor | None = None) -> None:
+    """Raise ValueError unless ``x`` is [N, *event_shape], real, and of no more digits than the parameters it meets."""
+    check_width(x, event_shape, owner)
+    if not len(x):
+        raise ValueError(f"{owner} needs at least one datum x, but got {list(x.shape)}")
+    if like is not None and torch.promote_types(x.dtype, like.dtype) != like.dtype:
+        raise ValueError(
+            f"x is {x.dtype}, but the parameters of {owner} are {like.dtype}: use x.to({like.dtype}), or convert the "
+            f"model, model.to({x.dtype})"
+        )
+    if x.dtype == torch.bool:
+        raise ValueError(f"{owner} is a density of real numbers, but x is torch.bool: use x.float()")
+
+
 def origin(features: int) -> Tensor:
     """The origin of so many features, [D]. Raises ValueError for fewer than one."""
     if features < 1:
-        raise ValueError(f"features is at least 1, but got {features}")
+        raise ValueError(f"the number of latent features is at least 1, but got {features}")
     return torch.zeros(features)
 
 
@@ -48,7 +62,7 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
     Raises:
         ValueError: for data of another shape, fewer than two, NaN and infinity.
     """
-    check_width(x, event_shape, owner)
+    check_reals(x, event_shape, owner)
     if len(x) < 2 or not x.isfinite().all():
         raise ValueError(f"{owner} fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
     x = x.double()

@@ -25,7 +25,7 @@ from torch import Size, Tensor
 from jensen.checked import checked
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate
+from .base import check_reals, data_plate
 from .priors import StandardNormal
 
 _POINTS = 128  # of the trapezoidal rule; half as many give the same digits
@@ -102,7 +102,7 @@ class Banana(_Curved):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, by quadrature in float64: [N], in the precision of ``x``."""
-        check_width(x, self.event_shape, "Banana")
+        check_reals(x, self.event_shape, "Banana")
         return torch.cat([self._integral(part) for part in x.split(2**14)]).to(x.dtype)
 
     def _integral(self, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Ring(_Curved):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, worked out in float64: [N], in the precision of ``x``."""
-        check_width(x, self.event_shape, "Ring")
+        check_reals(x, self.event_shape, "Ring")
         if self.latent != 2:
             return torch.cat([self._integral(part) for part in x.split(2**11)]).to(x.dtype)
         t = x.squeeze(-1).double()

@@ -34,7 +34,7 @@ from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate, moments
+from .base import check_reals, data_plate, moments
 from .conditioning import Conditioned, condition
 from .priors import StandardNormal
 
@@ -96,7 +96,7 @@ class _Linear(UniqueModule):
         return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
     def _condition(self, x: Tensor) -> Conditioned:
-        check_width(x, self.event_shape, type(self).__name__)
+        check_reals(x, self.event_shape, type(self).__name__, self.weight)
         return condition(self.whiten(x - self.mean), self.whiten(self.weight.T).T)
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ from jensen.checked import checked
 from jensen.families.base import inverse_root
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate, moments, principal_plane
+from .base import check_reals, data_plate, moments, principal_plane
 
 
 class PPCA(UniqueModule):
@@ -75,7 +75,7 @@ class PPCA(UniqueModule):
     def __init__(self, features: int, latent: int, prior_scale: float = 1.0) -> None:
         if not 1 <= latent < features:
             raise ValueError(f"PPCA needs 1 <= latent < features, but got latent={latent}, features={features}")
-        if not prior_scale > 0:
+        if not 0 < prior_scale < math.inf:
             raise ValueError(f"prior_scale is a positive standard deviation, but got {prior_scale}")
         super().__init__()
         self.prior_scale = float(prior_scale)
@@ -100,7 +100,7 @@ class PPCA(UniqueModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, X], in nats: [N]."""
-        check_width(x, self.event_shape, "PPCA")
+        check_reals(x, self.event_shape, "PPCA", self.weight)
         r = x - self.mean  # [N, X]
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
         m = r @ self.weight @ root @ root.T  # [N, D], the posterior mean
@@ -110,7 +110,7 @@ class PPCA(UniqueModule):
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
-        check_width(x, self.event_shape, "PPCA")
+        check_reals(x, self.event_shape, "PPCA", self.weight)
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
         loc = (x - self.mean) @ self.weight @ root @ root.T  # [N, D]
         return MultivariateNormal(loc, scale_tril=self.noise * root)

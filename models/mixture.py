@@ -21,7 +21,7 @@ from torch import Size, Tensor, nn
 from jensen.checked import checked
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate, principal_plane
+from .base import check_reals, data_plate, principal_plane
 from .conditioning import Conditioned, condition
 from .priors import StandardNormal
 
@@ -101,7 +101,7 @@ class MixtureOfPPCA(UniqueModule):
         return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
     def _condition(self, x: Tensor) -> Conditioned:
-        check_width(x, self.event_shape, "MixtureOfPPCA")
+        check_reals(x, self.event_shape, "MixtureOfPPCA", self.weight)
         scale = self.noise.unsqueeze(-1)  # [C, 1]
         return condition((x.unsqueeze(1) - self.mean) / scale, self.weight / scale.unsqueeze(-1))
 
@@ -135,7 +135,7 @@ class MixtureOfPPCA(UniqueModule):
         Raises:
             ValueError: for fewer data than components, NaN or infinity, or data that are all the same.
         """
-        check_width(x, self.event_shape, "MixtureOfPPCA")
+        check_reals(x, self.event_shape, "MixtureOfPPCA")
         C = len(self.logits)
         if len(x) < max(2, C) or not x.isfinite().all():
             raise ValueError(

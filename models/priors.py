@@ -101,7 +101,7 @@ class LearnedPrior(nn.Module):
         name = type(family).__name__
         if family.context is not None:
             raise ValueError(f"LearnedPrior takes a family without context, {name}(..., context=None)")
-        if not spread > 0:
+        if not 0 < spread < float("inf"):
             raise ValueError(f"spread is a positive standard deviation, but got {spread}")
         self.family = family
         self.value = nn.Parameter(spread * torch.randn(family.size))  # lambda
@@ -181,6 +181,11 @@ class VampPrior(nn.Module):
             raise ValueError(
                 "a prior scores latents that the guide drew from other data, but this posterior has the log-density "
                 "of its own draws only: take a family with an inverse"
+            ) from error
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"posterior does not run on {shown(pseudo_inputs)}, the pseudo_inputs, which are to be like the data "
+                f"that it reads: {str(error).splitlines()[0]}"
             ) from error
         if components.batch_shape != (C := pseudo_inputs.shape[:1]):
             raise ValueError(

@@ -35,7 +35,7 @@ from jensen.families.base import inverse_root, lower_triangle, matvec
 from jensen.families.chain import GaussMarkovChain
 from jensen.module import UniqueModule
 
-from .base import check_width, data_plate
+from .base import check_reals, data_plate
 
 
 class LinearGaussianSSM(UniqueModule):
@@ -136,7 +136,7 @@ class LinearGaussianSSM(UniqueModule):
 
     def posterior(self, x: Tensor, lengths: Tensor | None = None) -> GaussMarkovChain:
         """p(z | x) of each sequence of ``x`` [N, T, X]: a chain of batch shape [N] and event shape [T, D]."""
-        check_width(x, self.event_shape, "LinearGaussianSSM")
+        check_reals(x, self.event_shape, "LinearGaussianSSM", self.weight)
         prior, observed = self.prior(), self._observed(len(x), lengths)
         scaled = self.weight / self.noise.square().unsqueeze(-1)  # R^{-1} W, [X, D]
         T, D = self.latents["z"]

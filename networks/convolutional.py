@@ -59,7 +59,7 @@ def conv_encoder(
         >>> encoder(torch.zeros(5, 7, 1, 28, 28)).shape, encoder(torch.zeros(5, 784)).shape
         (torch.Size([5, 7, 128]), torch.Size([5, 128]))
     """
-    small = _halved(image, len(channels), "conv_encoder")
+    small = _halved(image, channels, len(channels), "conv_encoder")
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([image[0], *channels]):
         layers += _layer(nn.Conv2d, inputs, outputs, gated, activation)
@@ -124,7 +124,7 @@ def conv_decoder(
         >>> likelihood(conv_decoder(8, (1, 28, 28), [64, 32, 2])(torch.zeros(5, 8))).sample().shape
         torch.Size([5, 1, 28, 28])
     """
-    small = _halved(image, len(channels) - 1, "conv_decoder")
+    small = _halved(image, channels, len(channels) - 1, "conv_decoder")
     if parameters is not None and parameters < 1:
         raise ValueError(f"parameters is how many numbers each value of the image needs, but got {parameters}")
     layers: list[nn.Module] = []
@@ -136,10 +136,10 @@ def conv_decoder(
     return nn.Sequential(head, _OnImages((channels[0], *small), nn.Sequential(*layers)))
 
 
-def _halved(image: Image, layers: int, owner: str) -> tuple[int, int]:
+def _halved(image: Image, channels: Sequence[int], layers: int, owner: str) -> tuple[int, int]:
     """Height and width after so many layers."""
-    if layers < 1:
-        raise ValueError(f"{owner} needs at least one layer, but channels make {layers}")
+    if layers < 1 or min(channels) < 1:
+        raise ValueError(f"{owner} needs at least one layer, and channels of at least 1, but got {list(channels)}")
     _, height, width = image
     if min(image) < 1 or height % 2**layers or width % 2**layers:
         raise ValueError(

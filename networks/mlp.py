@@ -124,9 +124,10 @@ def residual_mlp(
         torch.Size([5, 7, 128])
     """
     if blocks < 1:
-        raise ValueError(f"residual_mlp needs at least one block, but got {blocks}")
+        raise ValueError(f"residual_mlp needs blocks of at least 1, but got {blocks}")
+    start = _Width(features, [width])
     body = [_Residual(width, activation) for _ in range(blocks)]
-    return nn.Sequential(_Width(features, [width]), nn.Linear(features, width), *body, made_by(activation))
+    return nn.Sequential(start, nn.Linear(features, width), *body, made_by(activation))
 
 
 class _Residual(nn.Module):

@@ -79,9 +79,10 @@ class _Recurrent(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         check_features(x, "x", next(self.unit.parameters()))
-        if x.dim() < 2 or x.shape[-1] != self.features:
+        if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
             raise ValueError(
-                f"this network reads sequences of shape [..., T, {self.features}], but got shape {tuple(x.shape)}"
+                f"this network reads sequences x of shape [..., T, {self.features}], T at least 1, but got shape "
+                f"{tuple(x.shape)}"
             )
         leading, steps = x.shape[:-2], x.shape[-2]
         rows = x.reshape(leading.numel(), steps, self.features)  # [N, T, X]

@@ -23,14 +23,14 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -249,6 +249,7 @@ def _as_one(value: Any, kind: Any, name: str) -> Any:
         return value
     if not fits:
         raise _Misfit(_with_article(what.__name__.lstrip("_")))
+    _check_forward(value)
     return value
 
 
@@ -320,9 +321,16 @@ def _device(value: str | torch.device | int) -> torch.device:
 
 
 def _called(value: Any, parts: tuple[Any, ...], name: str) -> Any:
-    if not callable(value) and not (name == "model" and hasattr(value, "latents")):  # all that guides read of it
+    if not callable(value):
         raise _Misfit("a function")
+    _check_forward(value)
     return value
+
+
+def _check_forward(value: Any) -> None:
+    """Refuse a module that cannot be called, since its class defines no ``forward``."""
+    if isinstance(value, nn.Module) and getattr(value.forward, "__func__", None) is nn.Module.forward:
+        raise _Misfit("a module with a forward of its own")
 
 
 def _sequence(value: Any, parts: tuple[Any, ...], name: str) -> Any:
@@ -364,7 +372,7 @@ def _iterable(value: Any, parts: tuple[Any, ...], name: str) -> Any:
     what = f"a sequence of {_plural(part)}"
     if isinstance(value, (str, bytes, Tensor, np.ndarray, Mapping)) or not isinstance(value, Iterable):
         raise _Misfit(what)
-    return _each(value, part, name, what) if isinstance(value, (list, tuple)) else value
+    return _each(value, part, name, what) if isinstance(value, Collection) else value
 
 
 def _mapping(value: Any, parts: tuple[Any, ...], name: str) -> Any:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["COLOURS", "LINES", "MARKERS", "WIDTH", "by_name", "number", "own_axes", "own_figure", "plain", "text_size"]
+__all__ = [
+    "COLOURS",
+    "LINES",
+    "MARKERS",
+    "WIDTH",
+    "at_least_one",
+    "by_name",
+    "number",
+    "own_axes",
+    "own_figure",
+    "plain",
+    "text_size",
+]
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -37,6 +49,13 @@ _TEXT = 8.0  # points, in figures of our own
 _DPI = 200  # on a screen; print has its own
 
 T = TypeVar("T")
+
+
+def at_least_one(columns: int) -> int:
+    """The number of pictures per row. Raises ValueError for fewer than one."""
+    if columns < 1:
+        raise ValueError(f"columns is the number of pictures per row, at least 1, but got {columns}")
+    return columns
 
 
 def own_figure(width: float = WIDTH, height: float = 2.6) -> Figure:

@@ -16,7 +16,7 @@ from torch import Tensor
 from jensen.checked import checked
 from jensen.inference import PosteriorDraws
 
-from .axes import COLOURS, WIDTH, own_figure, plain, text_size
+from .axes import COLOURS, WIDTH, at_least_one, own_figure, plain, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
@@ -78,7 +78,7 @@ def plot_draws(
     of_guide = None if guide is None else posterior.guide_draws(guide, draws, seed=seed).double()
     figure = None
     if axes is None:
-        columns = min(columns, n)
+        columns = min(at_least_one(columns), n)
         rows = math.ceil(n / columns)
         figure = own_figure(max(WIDTH, _PANEL * columns), 0.3 + _PANEL * rows)
         axes = [plain(figure.add_subplot(rows, columns, i + 1)) for i in range(n)]

@@ -14,6 +14,7 @@ from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
 from jensen.kernel.weights import Program
 
+from .axes import at_least_one
 from .images import Shape, plot_images
 from .walks import decoded
 
@@ -122,7 +123,7 @@ def plot_reconstructions(
         raise ValueError(
             f"a picture shows the first argument, of shape {list(x.shape)}, but the model observes {list(again.shape)}"
         )
-    columns = min(columns, len(x))
+    columns = min(at_least_one(columns), len(x))
     padding = x.new_full((-len(x) % columns, *x.shape[1:]), torch.nan)
     pairs = (torch.cat([part.reshape(x.shape), padding]).split(columns) for part in (x, again))
     rows = [row for pair in zip(*pairs, strict=True) for row in pair]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 
-from .axes import WIDTH, own_axes, text_size
+from .axes import WIDTH, at_least_one, own_axes, text_size
 
 Shape = tuple[int, int] | tuple[int, int, int]
 
@@ -132,7 +132,7 @@ def _as_images(images: Tensor, shape: Shape, owner: str) -> Tensor:
 def _canvas(images: Tensor, columns: int, gaps: tuple[int, int]) -> Tensor:
     """Images [N, H, W, ...] side by side, NaN between them."""
     n, height, width, *colours = images.shape
-    rows = -(-n // columns)
+    rows = -(-n // at_least_one(columns))
     down, across = height + gaps[0], width + gaps[1]
     canvas = torch.full((rows * down - gaps[0], columns * across - gaps[1], *colours), float("nan"))
     for i, image in enumerate(images):

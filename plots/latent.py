@@ -59,6 +59,8 @@ def plot_latent(
     """
     if z.dim() != 2 or z.shape[1] < 2:
         raise ValueError(f"plot_latent needs z of shape [N, D] with D at least 2, but got {list(z.shape)}")
+    if not (z.isfinite().all() and (prior is None or prior.isfinite().all())):
+        raise ValueError("plot_latent needs finite numbers, but z or prior holds NaN or infinity: leave those rows out")
     if labels is not None and labels.shape != (len(z),):
         raise ValueError(f"labels has one for each of the {len(z)} data, but its shape is {list(labels.shape)}")
     if labels is not None and classes and int(labels.max()) >= len(classes):

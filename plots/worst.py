@@ -79,7 +79,9 @@ def plot_worst(
     if len(values) != len(x):
         raise ValueError(f"evidence is of {len(values)} data, but got {len(x)}: give those that were measured")
     if by == "pareto_k" and evidence.particles < 25:
-        raise ValueError(f"k-hat takes at least 25 particles, but there are {evidence.particles}: evaluate with more")
+        raise ValueError(
+            f"k-hat takes at least 25 particles, but evidence has {evidence.particles}: evaluate with more"
+        )
     high = by in ("pareto_k", "gap")
     badness = (values if high else -values).nan_to_num(math.inf, math.inf, -math.inf)
     worst = badness.argsort(descending=True, stable=True)[: max(1, n)]

@@ -218,8 +218,8 @@ def _axes():
     return Figure().subplots()
 
 
-def _suits(world, name, parameter, target):
-    """A value that suits an argument, small enough that a call is short; None where its default will do."""
+def _suits(world, target):
+    """What gives a value that suits an argument, small enough that a call is short; None where its default will do."""
     model, guide = world.pair()
     room, owner = target
     likelihood = world.families.Gaussian(4, 5)
@@ -229,7 +229,7 @@ def _suits(world, name, parameter, target):
         ("networks.Transposed", "layer"): nn.Linear(5, 3),
         ("networks.conv_decoder", "image"): (4, 4),
         ("networks.conv_encoder", "image"): (4, 4),
-        ("networks.conv_decoder", "channels"): [2],
+        ("networks.conv_decoder", "channels"): [3, 2],
         ("networks.conv_encoder", "channels"): [2],
         ("models.Hierarchical", "layers"): [(world.networks.mlp(2, [5]), likelihood)],
         ("models.VAE", "prior"): world.models.StandardNormal(2),
@@ -345,15 +345,19 @@ def _suits(world, name, parameter, target):
         "folder": _PATH,
         "value": 1.0,
     }
-    if (key := f"{room}.{owner}", name) in by_owner:
-        return by_owner[key, name]
-    if name in ("covariates",) and room in ("inference", "plots"):
-        return ()
-    if parameter.default is not parameter.empty and name not in ("progress", "temperatures", "chains", "particles"):
-        if name in ("n", "draws", "leapfrog", "pilot"):
-            return by_name[name]
-        return parameter.default
-    return by_name.get(name, _BY_HINT.get(str(parameter.annotation).strip("'")))
+
+    def suit(name, parameter):
+        if (key := f"{room}.{owner}", name) in by_owner:
+            return by_owner[key, name]
+        if name in ("covariates",) and room in ("inference", "plots"):
+            return ()
+        if parameter.default is not parameter.empty and name not in ("progress", "temperatures", "chains", "particles"):
+            if name in ("n", "draws", "leapfrog", "pilot"):
+                return by_name[name]
+            return parameter.default
+        return by_name.get(name, _BY_HINT.get(str(parameter.annotation).strip("'")))
+
+    return suit
 
 
 _BY_HINT = {"str": "text", "int": 2, "float": 0.5, "Tensor": torch.randn(6), "int | None": None}
@@ -458,7 +462,8 @@ class Calls:
         if number < len(targets()):
             room, name = targets()[number]
             function = getattr(importlib.import_module(f"jensen.{room}"), name)
-            suits = {p: _suits(self.world, p, q, (room, name)) for p, q in _parameters(function).items()}
+            suit = _suits(self.world, (room, name))  # made anew for each call, which may change them
+            suits = {p: suit(p, q) for p, q in _parameters(function).items()}
             if name == "save":
                 suits["picture"] = _axes()
             said = f"{room}.{name}"
@@ -509,6 +514,7 @@ def outcome(text, function, given, ended=None):
     def late(*_):
         raise _Slow
 
+    failed = None
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -519,11 +525,11 @@ def outcome(text, function, given, ended=None):
     except _Slow:
         return Outcome(text, "hangs", "")
     except BaseException as error:
-        return _judged(text, error, given)
+        failed = error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return None
+    return None if failed is None else _judged(text, failed, given)  # which takes its time the first time
 
 
 def _short(file: str) -> str:

@@ -1,13 +1,13 @@
 """Arguments that are not what their annotations say are refused by name."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jensen.checked import check_features, checked
 from jensen.inference import evaluate, fit, log_weights
@@ -108,3 +108,26 @@ def test_layers_name_what_they_cannot_read():
 def test_programs_that_are_none(use):
     with pytest.raises(TypeError, match="guide is a function, but got 'text'"):
         use(PPCA(5, 2), "text", torch.zeros(3, 5))
+
+
+def test_modules_that_cannot_be_called_are_none():
+    @checked
+    def runs(encoder: nn.Module, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        pass
+
+    runs(nn.Identity(), nn.SiLU)
+    for wrong in ({"encoder": nn.Module()}, {"encoder": nn.Identity(), "activation": nn.ModuleList()}):
+        with pytest.raises(TypeError, match="is a module with a forward of its own, but got a Module"):
+            runs(**wrong)
+
+
+def test_what_is_iterated_over_is_looked_at_where_it_can_be_seen_twice():
+    @checked
+    def freezes(freeze: Iterable[nn.Module] = ()) -> list[nn.Module]:
+        return list(freeze)
+
+    one = nn.Identity()
+    assert freezes({one}) == freezes([one]) == freezes(iter([one])) == [one]
+    for wrong in (range(3), {"z"}, {1: one}, [one, 2]):
+        with pytest.raises(TypeError, match="freeze is a sequence of Module objects, but got"):
+            freezes(wrong)

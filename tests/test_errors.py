@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -19,11 +20,27 @@ from pyro.infer import (
 )
 from torch import nn
 
-from jensen.families import Gaussian, MeanField
-from jensen.guides import Amortized, ExactPosterior
-from jensen.inference import IWAE, bounds, compare, evaluate, fit, log_joint, log_weights, terms
-from jensen.models import PPCA, VAE
-from jensen.networks import mlp
+from jensen.datasets import from_array
+from jensen.families import Gaussian, MeanField, Sylvester
+from jensen.guides import Amortized, ExactPosterior, amortize
+from jensen.inference import (
+    IWAE,
+    bounds,
+    calibrate,
+    compare,
+    decode,
+    evaluate,
+    exact_log_evidence,
+    fit,
+    log_joint,
+    log_weights,
+    mcmc_posterior,
+    simulate,
+    terms,
+)
+from jensen.models import PPCA, VAE, FactorAnalysis, LearnedPrior, LinearGaussianSSM, MixtureOfPPCA, VampPrior
+from jensen.networks import conv_decoder, conv_encoder, mlp, recurrent, residual_mlp
+from jensen.plots import plot_images, plot_latent, plot_manifold
 
 
 def _fit(model, guide, x, **options):
@@ -364,11 +381,97 @@ def test_bounds_need_a_power_of_two_and_data():
             lambda: PPCA(5, 2).log_evidence(torch.zeros(5)),
             r"PPCA expects data x of shape \[N, 5\], but got \[5\]",
         ),
+        (
+            lambda: Amortized(mlp(5, [3]), {"z": MeanField(2, 3)})(torch.zeros(0, 5)),
+            "at least 1, but there are no rows",
+        ),
+        (lambda: residual_mlp(4, -1), r"widths of layers are at least 1, but got 4 and \[-1\]"),
+        (lambda: conv_encoder((1, 4, 4), [2, -1], 8), r"channels of at least 1, but got \[2, -1\]"),
+        (lambda: conv_decoder(3, (1, 4, 4), [2]), r"at least one layer, and channels of at least 1, but got \[2\]"),
+        (lambda: from_array((torch.zeros(6, 4), torch.zeros(5))), "x is a tuple of 2, which NumPy takes for no array"),
+        (
+            lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
+            r"does not run on data\[0\] of shape \[1, 4\] \(torch.bool\)",
+        ),
+        (lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)), r"PPCA needs at least one datum x, but got \[0, 4\]"),
+        (
+            lambda: exact_log_evidence(PPCA(4, 2), (torch.zeros(6, 4), torch.zeros(6)), method="closed form"),
+            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes 2 positional arguments",
+        ),
+        (
+            lambda: calibrate(PPCA(4, 2), ExactPosterior(PPCA(4, 2)), 100, 19, covariates=torch.tensor(3)),
+            r"covariates need a row for each of the n=100 data, but one has the shape \[\]",
+        ),
+        (
+            lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=(torch.zeros(6, 4), torch.zeros(6, 4))),
+            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes from 1 to 2 positional arguments",
+        ),
+        (
+            lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=torch.zeros(6, 3)),
+            r"^PPCA expects data x of shape \[N, 4\], but got \[6, 3\]$",
+        ),
+        (lambda: plot_latent(torch.full((6, 4), math.nan)), "z or prior holds NaN or infinity"),
+        (
+            lambda: LearnedPrior(MeanField(2, None), spread=math.inf),
+            "spread is a positive standard deviation, but got inf",
+        ),
+        (lambda: PPCA(4, 2, prior_scale=math.inf), "prior_scale is a positive standard deviation, but got inf"),
+        (lambda: Sylvester(3, 4, layers=-1), "Sylvester has no parameters with these settings: numbers such as layers"),
+        (
+            lambda: from_array(torch.eye(6, 4).to_sparse()),
+            "x is a dense tensor, but got one of layout torch.sparse_coo",
+        ),
+        (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels is a dense tensor"),
+        (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
+        (
+            lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
+            r"covariates are of one row here, \[1, ...\], but got a tensor of shape \[6, 4\]",
+        ),
+        (
+            lambda: plot_images(torch.zeros(6, 4), (2, 2), columns=0),
+            "columns is the number of pictures per row",
+        ),
+        (
+            lambda: amortize(lambda x: PPCA(4, 2)(x), data=(torch.zeros(6, 4), torch.zeros(6, 4))),
+            r"does not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes 1 positional argument",
+        ),
     ],
 )
 def test_wrong_sizes_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("call", ["log_evidence", "posterior"])
+@pytest.mark.parametrize(
+    "model",
+    [PPCA(4, 2), FactorAnalysis(4, 2), MixtureOfPPCA(4, 2, components=2), LinearGaussianSSM(4, 2, steps=3)],
+    ids=lambda model: type(model).__name__,
+)
+def test_exact_densities_name_numbers_of_another_kind(model, call):
+    x = torch.zeros(6, *model.event_shape)
+    for other, message in (
+        (x.bool(), "is a density of real numbers, but x is torch.bool: use x.float()"),
+        (x.double(), "x is torch.float64, but the parameters of .* are torch.float32: use x.to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, call)(other)
+    getattr(model.double(), call)(x)
+    model.float()
+
+
+def test_only_guides_take_objects_that_say_their_latents():
+    said = SimpleNamespace(latents={"z": (2,)})
+    assert amortize(said, mlp(4, [5]), context=5)(torch.zeros(3, 4))["z"].shape == (3, 2)
+    with pytest.raises(TypeError, match="model is a function, but got a SimpleNamespace"):
+        simulate(said, 3)
+
+
+def test_a_prior_names_pseudo_inputs_that_its_posterior_does_not_read():
+    posterior = nn.Sequential(mlp(4, [5]), MeanField(2, 5))
+    for other in (torch.randn(3, 4).double(), torch.randn(3, 4).half()):
+        with pytest.raises(ValueError, match=r"posterior does not run on a tensor of shape \[3, 4\] .*pseudo_inputs"):
+            VampPrior(posterior, other)
 
 
 def test_the_exact_posterior_draws_one_site():
@@ -388,3 +491,18 @@ def test_optimizers_of_pyro_by_name():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(TypeError, match=r"optimizer\(parameters, lr=lr\) fails: .*; give a class such as"):
         _fit(model, guide, x, optimizer=pyro.optim.Adam)
+
+
+def test_schedulers_are_looked_at_before_the_first_epoch():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(TypeError, match="makes an object with step, state_dict, load_state_dict, but it made"):
+        _fit(model, guide, x, scheduler=lambda optimizer: "text")
+    with pytest.raises(TypeError, match=r"scheduler\(optimizer\) fails: .* takes 0 positional arguments"):
+        _fit(model, guide, x, scheduler=lambda: None)
+
+
+@pytest.mark.parametrize("family", [nn.Linear(3, 3), lambda: None])
+@pytest.mark.parametrize("model", [PPCA(4, 2), lambda x: PPCA(4, 2)(x)], ids=["latents", "program"])
+def test_families_are_called_with_features_and_context(model, family):
+    with pytest.raises(TypeError, match=r"family is called as family\(features, context\) .* it fails: .*positional"):
+        amortize(model, mlp(4, [5]), family, context=5, data=torch.zeros(6, 4))

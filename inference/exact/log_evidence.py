@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jensen.checked import checked
+from jensen.kernel.arguments import explained
 from jensen.kernel.batches import Data, Device, as_tensors, placed
 from jensen.kernel.caller import outside
 from jensen.kernel.checks import check_holes, check_scale, check_shapes, checked_data
@@ -105,7 +106,8 @@ def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:
     if not isinstance(model, HasEvidence):
         return None
     try:
-        return model.log_evidence(*data).double()
+        with explained(tuple(data)):
+            return model.log_evidence(*data).double()
     except NotImplementedError:
         return None
 

@@ -333,8 +333,8 @@ def calibrate(
         )
     covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
     check_tensors(covariates)
-    if {len(x) for x in covariates} - {n}:
-        raise ValueError(f"covariates need a row for each of the n={n} data, but have {[len(x) for x in covariates]}")
+    if other := [list(x.shape) for x in covariates if x.shape[:1] != (n,)]:
+        raise ValueError(f"covariates need a row for each of the n={n} data, but one has the shape {other[0]}")
     if data is not None and covariates:
         raise ValueError("covariates are part of an example: give both in data, the arguments that the model takes")
     if is_autoguide(guide):

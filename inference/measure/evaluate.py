@@ -12,6 +12,7 @@ __all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "warn_of_i
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ class Evidence(Measurement):
         route: the way that particles are run, and how: ``"outer plate, captured and compiled"``, say.
         by_guide: with ``refine``, what the guide's own draws say, as without it; else None. The ELBO is the same here
             and there; the other numbers here are then those of proposals of each datum's own.
+        doubt: why ``exact`` was left out, though the model gives one: by how much the weights lie above it. Else empty.
         method: ``"guide"``, ``"refined"``, or why it could not be refined.
         modes: how many modes a refined proposal has, [N].
         evaluations: of log p(x, z) that refining a datum took, its final draws among them; a gradient counts three.
@@ -114,6 +116,7 @@ class Evidence(Measurement):
     converged: Tensor | None = None
     route: str = ""
     by_guide: Evidence | None = None
+    doubt: str = ""
     method: str = "guide"
     modes: Tensor | None = None
     evaluations: Tensor | None = None
@@ -229,6 +232,10 @@ class Evidence(Measurement):
             where = "" if self.joint else f"in {percent(float(self.missed.double().mean()))} of the data, "
             facts.append(("modes missed", f"{where}by chains from the prior"))
         return [*facts, ("", "a mode that no search came to is not excluded")]
+
+    def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
+        doubt = [("exact log p(x) left out", self.doubt)] if self.doubt else []
+        return super()._summary_table(head, [*facts, *doubt])
 
     def _joint_facts(self, size: str) -> list[tuple[str, str]]:
         facts = [("effective sample size", size), ("k-hat", decimals(float(self.pareto_k), 2))]
@@ -396,8 +403,7 @@ def evaluate(
                 "progress": progress,
             }
             evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
-    _warn_of_lower_exact(evidence)
-    return evidence
+    return _without_lower_exact(evidence)
 
 
 def refined(
@@ -484,28 +490,31 @@ def warn_of_impossible_elbo(evidence: Evidence) -> None:
         )
 
 
-def _warn_of_lower_exact(evidence: Evidence) -> None:
-    """Warn where the weights sum to more than the exact log p(x) by far more than chance: then that misses some.
+def _without_lower_exact(evidence: Evidence) -> Evidence:
+    """Leave the exact log p(x) out, with a warning, where the weights sum to far more: then that misses some.
 
     The test is one of the mean over the data and of single data. An estimate that is high by chance has a high
     error too, so that the share of false alarms is small.
     """
     if evidence.exact is None or evidence.particles < 25:
-        return
+        return evidence
     excess = evidence.log_evidence - evidence.exact
     rounding = 1e-4 * (1 + evidence.exact.abs())
     mean = float(excess.mean())
     single = excess > 6 * evidence.standard_error + rounding
     if mean > 6 * mc_error(evidence.standard_error) + float(rounding.mean()):
-        where = f"{mean:.3g} nats above the exact log p(x) in the mean"
+        above, where = mean, "in the mean"
     elif single.any():
         row = int(torch.where(single, excess, -math.inf).argmax())
-        where = f"{float(excess[row]):.3g} nats above the exact log p(x) at row {row}"
+        above, where = float(excess[row]), f"at row {row}"
     else:
-        return
+        return evidence
     warnings.warn(
-        f"the importance-weighted log p(x) lies {where}, by more than six of its Monte Carlo errors: the exact value "
-        "is too low (a quadrature that missed a narrow peak, a log_evidence that is not the model's), or numbers are "
-        "lost to rounding; compare with ais, or measure in float64 (model.double(), guide.double())",
+        f"the importance-weighted log p(x) lies {above:.3g} nats above the exact log p(x) {where}, by more than six of "
+        "its Monte Carlo errors, and the exact value is left out: it is too low (a quadrature that missed a narrow "
+        "peak, a log_evidence that is not the model's), or numbers are lost to rounding; compare with ais, or measure "
+        "in float64 (model.double(), guide.double())",
         stacklevel=outside(),
     )
+    guide = evidence.by_guide and replace(evidence.by_guide, exact=None)
+    return replace(evidence, exact=None, by_guide=guide, doubt=f"the weights lie {above:.3g} nats above it {where}")

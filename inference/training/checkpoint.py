@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn, optim
 
-from jensen.checked import checked
+from jensen.checked import checked, shown
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
 from jensen.kernel.weights import Program
@@ -159,6 +159,20 @@ def _check_state(name: str, value: Tensor, parameter: Tensor, optimizer: optim.O
         raise ValueError(f"its optimizer has {what} that is not finite")
 
 
+_SCHEDULES = ("step", "state_dict", "load_state_dict")
+
+
+def _made_by(scheduler: MakeScheduler, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    try:
+        made = scheduler(optimizer)
+    except TypeError as error:
+        raise TypeError(f"scheduler(optimizer) fails: {error}") from error
+    if not all(callable(getattr(made, name, None)) for name in _SCHEDULES):
+        what = f"an object with {', '.join(_SCHEDULES)}"
+        raise TypeError(f"scheduler(optimizer) makes {what}, but it made {shown(made)}")
+    return made
+
+
 class Run:
     """The state of a training run: what a checkpoint holds, and a way back to earlier parameters.
 
@@ -182,7 +196,7 @@ class Run:
     ) -> None:
         self.model, self.guide = model, guide
         self.trained, self.optimizer, self.history = trained, optimizer, history
-        self.scheduler = None if scheduler is None else scheduler(optimizer)
+        self.scheduler = None if scheduler is None else _made_by(scheduler, optimizer)
         self.best: list[Tensor] | None = None
         self.configuration: dict[str, Any] = {}
         self.settings = Settings()

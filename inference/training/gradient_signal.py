@@ -113,7 +113,9 @@ def gradient_signal(
         else:
             parameters = [p for p in of.parameters() if p.requires_grad]
         if not parameters:
-            raise ValueError("there is no trainable parameter whose gradient could be drawn")
+            raise ValueError(
+                f"there is no trainable parameter in {'the pair' if of is None else 'of'} whose gradient could be drawn"
+            )
         total, squares = torch.zeros(()), torch.zeros(())
         for _ in range(repeats):
             loss = objective.differentiable_loss(model, guide, *tensors)  # type: ignore[attr-defined]

@@ -62,7 +62,11 @@ class Validation:
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             for rows in torch.arange(data.n).split(self.rows):
-                drawn = weights.parts(data.take(rows), _PARTICLES, self.ahead)
+                batch = data.take(rows)
+                if weights.pair.way_for(batch, _PARTICLES) is None:  # the numbers come from the route that lasts,
+                    with forked_rng():  # so that a run that goes on here has those of one that was not interrupted
+                        weights.parts(batch, _PARTICLES, self.ahead)
+                drawn = weights.parts(batch, _PARTICLES, self.ahead)
                 elbo += float(drawn.elbo.mean(0).sum())
                 observed += 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
         history.validation.append(elbo / self.count)

@@ -135,7 +135,7 @@ def test_a_convolutional_pair_trains_on_images_and_on_flat_ones(flat):
     [
         (lambda: mlp(6, []), "mlp needs at least one layer"),
         (lambda: gated_mlp(6, []), "gated_mlp needs at least one layer"),
-        (lambda: residual_mlp(6, 7, blocks=0), "residual_mlp needs at least one block"),
+        (lambda: residual_mlp(6, 7, blocks=0), "residual_mlp needs blocks of at least 1"),
         (lambda: conv_encoder((1, 28, 28), [], 7), "conv_encoder needs at least one layer"),
         (lambda: conv_encoder((1, 28, 28), [2, 2, 2], 7), r"conv_encoder halves .* 3 times, but got .* \(1, 28, 28\)"),
         (lambda: conv_decoder(6, (1, 28, 28), [8]), "conv_decoder needs at least one layer"),

@@ -418,7 +418,26 @@ def test_an_exact_value_below_the_weights_is_doubted(float64):
     model = Understated(5, 2)
     x = model(n=30).detach()
     with pytest.warns(UserWarning, match=r"lies 0\.4\d* nats above the exact log p\(x\)"):
-        evaluate(model, PriorGuide(model), x, 5000, seed=0, progress=False)
+        evidence = evaluate(model, PriorGuide(model), x, 5000, seed=0, progress=False)
+    assert evidence.exact is None and "exact log p(x) left out" in str(evidence)
+    assert evidence.doubt.startswith("the weights lie 0.4") and evidence.doubt in str(evidence)
+    assert torch.equal(evidence.best, evidence.log_evidence)
+    assert evidence.summary()["exact"] is None
+    again = Evidence.from_json(evidence.to_json())
+    assert again.doubt == evidence.doubt and again.exact is None
+
+
+def test_one_datum_whose_exact_value_is_too_low_is_enough_to_leave_the_column_out(float64):
+    model = OneTooLow(5, 2)
+    x = model(n=30).detach()
+    with pytest.warns(UserWarning, match=r"lies 0\.\d* nats above the exact log p\(x\) at row 7"):
+        evidence = evaluate(model, ExactPosterior(model), x, 50, seed=0, progress=False)
+    assert evidence.exact is None and evidence.doubt.endswith("above it at row 7")
+
+
+class OneTooLow(PPCA):
+    def log_evidence(self, x):
+        return super().log_evidence(x) - 0.02 * (torch.arange(len(x)) == 7)
 
 
 class Understated(PPCA):

@@ -1,0 +1,21 @@
+"""Runs that are killed, half of them inside a write, go on to the bits of one that nothing stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_KILLS = Path(__file__).parent.parent / "kills.py"
+
+
+@pytest.mark.parametrize(
+    ("route", "kills"), [("eager", 4), ("captured", 2), pytest.param("compiled", 6, marks=pytest.mark.slow)]
+)
+def test_killed_runs_end_as_one_that_nothing_stopped(route, kills):
+    done = subprocess.run([sys.executable, _KILLS, route, "--kills", str(kills)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)[route]
+    assert found["short"] == [] and found["same"] == kills, done.stderr
+    assert found["inside writes"] == kills // 2

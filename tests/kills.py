@@ -1,0 +1,209 @@
+"""Runs that are killed, half of them inside a write, and go on: they end as a run that nothing stopped, bit for bit.
+
+Every run is a fork of one process that has taken the same run once, so that what it imports and compiles is there. As a
+program, it prints what came of the kills as JSON.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from jensen import cli
+from jensen.datasets import load
+from jensen.results import files
+
+ROUTES = {"eager": False, "captured": "auto", "compiled": True}  # what each is asked for by fit(compile=...)
+_EPOCHS = {"eager": 12, "captured": 70, "compiled": 90}  # of 3 full batches: a graph pays for 200
+_LONGEST = 300  # seconds of a run
+
+
+def attack(route, kills, seed=0, say=lambda line: None):
+    """Kill so many runs on a route: how many ended as the whole one, and what fell short."""
+    r = random.Random(f"{route} {seed}")
+    found = {"same": 0, "inside writes": 0, "other routes": 0, "short": []}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        _train(route, Path(folder) / "first")  # before the clock runs
+        began = time.monotonic()
+        status, log = _ended(_started(route, whole))
+        seconds = time.monotonic() - began
+        state = _state(whole)
+        way = _route(whole)
+        say(f"{route}: the whole run took {seconds:.1f} s, {way}")
+        if status or not way.startswith("captured and compiled" if route == "compiled" else route):
+            found["short"].append(f"{route}: the whole run, {way}: status {status}: {log}")
+        for i in range(kills):
+            run = Path(folder) / str(i)
+            what = _kill(route, run, i, r, seconds)
+            begun, done = (run / "configuration.json").exists(), (run / "checkpoint.pt").exists()
+            epochs = len(_state(run)["history"]["elbo"]) if done else 0
+            status, log = _ended(_started(route, run, resume=begun))
+            left = [path.name for path in run.glob(".*.partial.*")]
+            differ = [] if status else _differences(state, _state(run))
+            said = f"{route} {i}, {what}, after {epochs} of {_EPOCHS[route]} epochs"
+            if status or differ or left:
+                found["short"].append(f"{said}: status {status}, other {differ}, left {left}: {log}")
+            else:
+                found["same"] += 1
+            found["inside writes"] += what.startswith("inside")
+            found["other routes"] += not status and _route(run).partition(":")[0] != way.partition(":")[0]
+            say(f"{said}: {'as the whole run' if not (status or differ or left) else found['short'][-1]}")
+    return found
+
+
+def _kill(route, run, i, r, seconds):
+    """Start a run and kill it, inside a write (every other time, first after one epoch) or at any time; how."""
+    if i % 2:
+        how = r.choice(["half of a write", "a later write", "before the file is moved"])
+        cut = (2 if i == 1 else r.randint(1, _EPOCHS[route]), how, r.randint(1, 40))
+        status, log = _ended(_started(route, run, cut=cut))
+        if status != -signal.SIGKILL:
+            raise AssertionError(f"{route}: {how} of {cut} did not end the run: status {status}: {log}")
+        return f"inside write {cut[0]} ({how})"
+    after = r.uniform(0.3, 1) * seconds
+    while True:
+        child, log = _started(route, run)
+        time.sleep(after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        if _ended((child, log))[0] == -signal.SIGKILL:
+            return f"after {after:.1f} s"
+        for path in run.iterdir():  # it was faster than the whole run
+            path.unlink()
+        run.rmdir()
+        after *= 0.7
+
+
+def _started(route, run, resume=False, cut=None):
+    """A process that trains: its number, and the file that it writes to."""
+    log = run.parent / f"{run.name}.log"
+    child = os.fork()
+    if child:
+        return child, log
+    status = 1
+    try:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        signal.alarm(_LONGEST)
+        if cut:
+            _cut(*cut)
+        status = _train(route, run, resume)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _train(route, run, resume=False):
+    """Train in this process, as the command line does; the exit status."""
+    train = sys.modules["jensen.cli.train"]
+    fit = train.fit
+    train.fit = functools.partial(fit, compile=ROUTES[route])
+    try:
+        sizes = ["--latent", "2", "--hidden", "16", "--batch-size", "300", "--epochs", str(_EPOCHS[route])]
+        with contextlib.redirect_stdout(sys.stderr):
+            return cli.main(["train", "--run", str(run), "--no-pictures", *(["--resume"] if resume else sizes)])
+    finally:
+        train.fit = fit
+
+
+def _ended(started):
+    """How a process ended, minus the signal that killed it; and the end of what it said."""
+    child, log = started
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()[-500:].strip()
+
+
+def _cut(left, how, writes):
+    """Let this process be killed when it writes its so-many-th checkpoint."""
+    save, replace = files.torch.save, os.replace
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Cut:
+        """A file that takes so many writes, and half of one."""
+
+        def __init__(self, file, whole):
+            self.file, self.whole = file, whole
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, part):
+            if self.whole:
+                self.whole -= 1
+                return self.file.write(part)
+            self.file.write(bytes(part)[: len(part) // 2])
+            self.file.flush()
+            return kill()
+
+    def cut(state, file):
+        nonlocal left
+        left -= 1
+        if left:
+            return save(state, file)
+        if how == "before the file is moved":
+            files.os.replace = lambda *_: kill()
+            return save(state, file)
+        save(state, Cut(file, writes if how == "a later write" else 0))
+        return kill()  # it takes fewer writes than that: killed between the last one and the digest
+
+    assert replace is files.os.replace
+    files.torch.save = cut
+
+
+def _state(run):
+    return files.read_checkpoint(run / "checkpoint.pt")
+
+
+def _route(run):
+    return json.loads((run / "history.json").read_text())["fields"]["route"]
+
+
+def _differences(one, other):
+    """The names of what is not the same in two checkpoints; times, routes and versions aside."""
+    a, b = dict(_leaves(one)), dict(_leaves(other))
+    timed = ("seconds", "elapsed", "route", "compiled", "versions")
+    return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name) and not any(t in name for t in timed)]
+
+
+def _leaves(value, name=""):
+    """Every number of a checkpoint by its path; tensors as bytes, so that NaN is NaN."""
+    if isinstance(value, torch.Tensor):
+        yield name, (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(part, f"{name}.{key}")
+    else:
+        yield name, repr(value)
+
+
+def main():
+    """Kill runs, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("routes", nargs="+", choices=list(ROUTES))
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    load("digits")  # imports what the runs need
+    found = {
+        route: attack(route, options.kills, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        for route in options.routes
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
