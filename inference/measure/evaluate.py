@@ -438,8 +438,14 @@ def refined(
 
 
 def with_refined(evidence: Evidence, found: Refined) -> Evidence:
-    """The evidence with refined numbers in the place of the guide's, which are kept."""
+    """The evidence with refined numbers in the place of the guide's, which are kept.
+
+    Where no fresh draw has a density, but some of the guide's have, the guide's numbers stay.
+    """
     numbers = found._asdict()
+    lost = found.log_evidence.isneginf() & evidence.log_evidence.isfinite()
+    for name in ("log_evidence", "standard_error", "ess", "pareto_k"):
+        numbers[name] = torch.where(lost, getattr(evidence, name), numbers[name])
     return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method="refined")
 
 

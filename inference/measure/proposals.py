@@ -343,7 +343,12 @@ def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
             away = torch.linalg.solve_triangular(lower, (ends[i] - u).unsqueeze(-1), upper=False).squeeze(-1)
             near = (away.square().sum(-1) < _APART**2) | ~(dip[i] > _DIP) | (f[i] < f.amax(0) - _HOPELESS)
             left[i] = torch.where(near | (which == i), -math.inf, left[i])
+    if not found:
+        found.append((ends[0], scale.diag_embed(), torch.full_like(f[0], -math.inf, dtype=torch.float64)))
     kept = Mode(*map(torch.stack, zip(*found, strict=True)))
+    nowhere = ~kept.log_mass.isfinite().any(0)  # no way led to where the model has a density: as wide as the prior
+    kept.loc[0, nowhere], kept.lower[0, nowhere] = ends[0, nowhere], scale.diag_embed()[nowhere]
+    kept.log_mass[0, nowhere] = 0.0
     log_mass = torch.where(kept.log_mass > kept.log_mass.amax(0) - _LEAST, kept.log_mass, -math.inf)
     useful = log_mass.isfinite().any(1)
     return Mode(kept.loc[useful], kept.lower[useful], log_mass[useful])

@@ -76,6 +76,8 @@ def refine(
         compile: as for :func:`~jensen.inference.evaluate`.
         progress: whether to show a progress bar.
     """
+    if (least := Plan.of(budget, 1).least(1)) > budget:
+        return f"one coordinate of a datum takes a budget of {least} evaluations, not {budget}"
     parts: list[Refined] = []
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
@@ -174,4 +176,4 @@ def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
     total = len(weights)
     variance = torch.as_tensor(sum(len(part) * part.var(0) for part in weights.split(counts))) / total**2
     noise = variance.sqrt() / mean
-    return mean.log() + top + noise.square() / 2, noise
+    return mean.log() + top + noise.nan_to_num(0.0).square() / 2, noise
