@@ -75,7 +75,7 @@ def main():
         name = f"tolerance {tolerance}, at most {most}"
         runs[name] = _runs(model, guide, test, options, tolerance=float(tolerance), max_particles=int(most))
     more = options.repeats * k
-    long = evaluate(model, guide, test, more, seed=999, progress=False).log_evidence
+    long = evaluate(model, guide, test, more, refine=False, seed=999, progress=False).log_evidence
     same = torch.stack([e.log_evidence for e, _ in runs[f"{k} each"]])  # [repeats, N]
     reference = torch.logaddexp(long, same.logsumexp(0) - torch.tensor(float(len(same))).log())
     reference = reference - torch.tensor(2.0).log()
@@ -92,7 +92,9 @@ def _runs(model, guide, test, options, **how):
     for repeat in range(options.repeats):
         begin = time.perf_counter()
         seed = 1000 * (options.seed + 1) + repeat
-        found.append((evaluate(model, guide, test, **how, seed=seed, progress=False), time.perf_counter() - begin))
+        found.append(
+            (evaluate(model, guide, test, **how, refine=False, seed=seed, progress=False), time.perf_counter() - begin)
+        )
     return found
 
 

@@ -71,7 +71,7 @@ def jensen(setting):
     def timed(n):
         x = data(n)
         begin = time.perf_counter()
-        evaluate(model, guide, x, setting["particles"], seed=0, compile=True, progress=False)
+        evaluate(model, guide, x, setting["particles"], seed=0, compile=True, refine=False, progress=False)
         return time.perf_counter() - begin
 
     cold = timed(setting["rows"])
@@ -315,7 +315,7 @@ def memory(quick):
 
     model, guide = pair()
     x, rows = data(41), []
-    evaluate(model, guide, x, 50, compile=True, progress=False)
+    evaluate(model, guide, x, 50, compile=True, refine=False, progress=False)
     for particles in (100, 1000) if quick else (100, 1000, 10_000, 100_000):
         gc.collect()
         try:
@@ -325,7 +325,7 @@ def memory(quick):
             return []
         before = _kilobytes("VmRSS")
         begin = time.perf_counter()
-        evaluate(model, guide, x, particles, seed=0, compile=True, progress=False)
+        evaluate(model, guide, x, particles, seed=0, compile=True, refine=False, progress=False)
         seconds, peak = time.perf_counter() - begin, _kilobytes("VmHWM")
         rows.append({"particles": particles, "peak_mb": peak / 1024, "above_mb": (peak - before) / 1024})
         rows[-1] |= {"all_at_once_mb": 4 * 41 * particles * 784 / 2**20, "seconds": seconds}
@@ -369,7 +369,7 @@ def to_error(quick):
 def _measured(evaluate, model, guide, x, tolerance, most):
     begin = time.perf_counter()
     how = {"particles": most} if tolerance is None else {"tolerance": tolerance, "max_particles": most}
-    found = evaluate(model, guide, x, **how, seed=0, compile=False, progress=False)
+    found = evaluate(model, guide, x, **how, seed=0, compile=False, refine=False, progress=False)
     return found, time.perf_counter() - begin
 
 

@@ -63,7 +63,7 @@ def measuring(n=None, particles=500, latent=50, width=200):
     def timed(data):
         x = bits(data)
         begin = time.perf_counter()
-        evaluate(model, guide, x, particles, seed=0, compile=True, progress=False)
+        evaluate(model, guide, x, particles, seed=0, compile=True, refine=False, progress=False)
         return time.perf_counter() - begin
 
     timed(ROWS)

@@ -1,0 +1,218 @@
+"""What the number that papers report is worth, log p(x) by K = 5000 draws of the guide, and what a trusted one costs.
+
+    JENSEN_DATA=... python benchmarks/trusted.py
+
+Every pair is trained, then measured on random test data in three ways in turn: by the guide alone (``refine=False``);
+by K = 256 draws of the guide and proposals of each datum's own with a budget of 5,000 evaluations of log p(x, z); and
+with a budget of 12,000. Shown are log p(x), the share of data with k-hat above 0.7, the share whose posterior has parts
+that the proposal misses by the witness of annealed chains, the 95th percentile and the largest of the standard errors,
+and the seconds.
+
+Coverage: the share of data whose estimate lies within two standard errors of a reference, of all data and of those that
+k-hat does not flag, and the shares that lie low and high. References are exact values where there are some; else
+refined estimates from other seeds, and so from other starts, with ``--reference`` evaluations (their error is allowed
+for).
+
+The tables go to results/trusted.md, everything to results/trusted.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import _common as common
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from jensen.datasets import load
+from jensen.families import IAF, Bernoulli, FullCovariance, Gaussian, MeanField
+from jensen.guides import Ladder, amortize
+from jensen.inference import evaluate, exact_log_evidence, fit, simulate
+from jensen.models import PPCA, VAE, Banana, FactorAnalysis, Hierarchical, Ring
+from jensen.networks import mlp
+
+WAYS = {
+    "guide, K = 5000": {"particles": 5000, "refine": False},
+    "refined, 5,000": {"particles": 256, "refine": 5000},
+    "refined, 12,000": {"particles": 256, "refine": 12_000},
+}
+COLUMNS = ("pair", "way", "log p(x)", "k-hat > 0.7", "missed", "error, 95 %", "largest", "seconds")
+COVERAGE = ("pair", "budget", "reference", "covered", "of the unflagged", "low", "high", "mean - reference")
+
+
+def mnist(options, data="binarized_mnist", latent=50, family=MeanField, activation=nn.Tanh):
+    """A 784-200-200-D Bernoulli VAE."""
+    x = load(data) if data == "binarized_mnist" else load(data, binarize="static")
+    model = VAE(mlp(latent, [200, 200], activation), Bernoulli(784, 200), latent=latent)
+    guide = amortize(model, mlp(784, [200, 200], activation), family, context=200)
+    return model, guide, x, {"epochs": options.epochs, "batch_size": 100}
+
+
+def digits(options, family=FullCovariance):
+    """The pair of the README."""
+    model = VAE(mlp(8, [128]), Gaussian(64, 128, scale="shared"), latent=8)
+    guide = amortize(model, mlp(64, [128]), family, context=128)
+    return model, guide, load("digits"), {"epochs": options.epochs * 30, "lr": 5e-3}
+
+
+def gaussian(options, name, features, latent):
+    """A Gaussian VAE."""
+    model = VAE(mlp(latent, [200]), Gaussian(features, 200, scale="shared"), latent=latent)
+    guide = amortize(model, mlp(features, [200]), MeanField, context=200)
+    return model, guide, load(name, standardize=name == "oil_flow"), {"epochs": options.epochs * 10}
+
+
+def hierarchical(options):
+    """Two layers of latents and a ladder guide."""
+    layers = [(mlp(16, [200]), Bernoulli(784, 200)), (mlp(8, [64]), MeanField(16, 64))]
+    model = Hierarchical(layers, latent=8)
+    guide = Ladder(model, [(mlp(784, [200]), MeanField(16, 200)), (mlp(200, [64]), MeanField(8, 64))])
+    return model, guide, load("binarized_mnist"), {"epochs": options.epochs, "batch_size": 100}
+
+
+def poisson(options):
+    """Counts of a decoder that reads positive latents, Gamma(2, 1) each."""
+    decoder = mlp(4, [64])
+    rate = nn.Linear(64, 64)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        pyro.module("rate", rate)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(x.new_full((4,), 2.0), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(nn.functional.softplus(rate(decoder(z))) + 1e-3).to_event(1), obs=x)
+
+    data = load("digits", dequantize=False)
+    train = (data.train * 16).round()
+    guide = amortize(model, mlp(64, [64]), MeanField, context=64, data=train[:64])
+    return model, guide, (train, (data.test * 16).round()), {"epochs": options.epochs * 10}
+
+
+PAIRS = {
+    "digits, full covariance": digits,
+    "digits, mean-field": lambda options: digits(options, MeanField),
+    "MNIST, 50 latents": mnist,
+    "Fashion-MNIST, 50 latents": lambda options: mnist(options, "fashion_mnist"),
+    "Frey faces, 10 latents": lambda options: gaussian(options, "frey_faces", 560, 10),
+    "oil flow, 2 latents": lambda options: gaussian(options, "oil_flow", 12, 2),
+    "MNIST, two layers": hierarchical,
+    "MNIST, IAF": lambda options: mnist(options, latent=16, family=IAF),
+    "counts, Gamma(2, 1) latents": poisson,
+}
+EXACT = {
+    "PPCA": (lambda: PPCA(20, latent=5), FullCovariance),
+    "factor analysis": (lambda: FactorAnalysis(20, latent=5), MeanField),
+    "Banana": (Banana, MeanField),
+    "Ring": (Ring, MeanField),
+    "Ring, one latent": (lambda: Ring(noise=0.1, latent=1), MeanField),
+}
+
+
+def main():
+    """Train, measure, and compare with references."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    add("--epochs", type=int, default=10)
+    add("--data", type=int, default=200, help="how many test data")
+    add("--reference", type=int, default=60_000, help="evaluations of a reference; 0 leaves coverage out")
+    add("--repeats", type=int, default=3, help="seeds of coverage")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    start = common.started()
+    torch.set_num_threads(options.threads)
+    rows, covered = [], []
+    for name in options.pairs:
+        pyro.clear_param_store()
+        torch.manual_seed(options.seed)
+        model, guide, data, how = PAIRS[name](options)
+        train, test = data if isinstance(data, tuple) else (data.train, data.test)
+        fit(model, guide, train, **how, seed=options.seed, progress=False)
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
+        x = test[order[: options.data]]
+        rows += [measured(name, way, model, guide, x, options) for way in WAYS]
+        if options.reference:
+            long = evaluate(model, guide, x, 256, refine=options.reference, seed=999, progress=False)
+            reference = long.log_evidence, long.standard_error
+            covered.append(coverage(name, "refined", model, guide, x, reference, options))
+    for name, (make, family) in EXACT.items():
+        torch.manual_seed(options.seed + 1)
+        model = make().double()
+        x = simulate(model, 400)[1]
+        guide = amortize(model, mlp(x.shape[1], [16]), family, context=16).double()
+        fit(model, guide, x, epochs=20, seed=options.seed, progress=False)
+        exact = exact_log_evidence(model, x, progress=False)
+        covered.append(coverage(name, exact.method, model, guide, x, (exact.log_evidence, 1e-4 + exact.error), options))
+    about = common.provenance(__file__, options, start)
+    text = (
+        f"log p(x) of {options.data} test data by the guide and by proposals of each datum's own, in nats per datum; "
+        f"standard errors of log p(x), the 95th percentile and the largest over the data.\n{common.made_by(about)}\n\n"
+        f"{common.table(COLUMNS, [[cell(row[c]) for c in COLUMNS] for row in rows])}\n\n"
+        f"Coverage at two standard errors, budget of 5,000 evaluations, {options.repeats} seeds.\n\n"
+        f"{common.table(COVERAGE, [[cell(row[c]) for c in COVERAGE] for row in covered])}"
+    )
+    common.write(options, "trusted", about, {"rows": rows, "coverage": covered}, text)
+    print(text)
+
+
+def measured(name, way, model, guide, x, options):
+    """One pair measured in one way."""
+    begin = time.perf_counter()
+    found = evaluate(model, guide, x, **WAYS[way], seed=options.seed, progress=False)
+    seconds = time.perf_counter() - begin
+    missed = None if found.missed is None else f"{100 * float(found.missed.double().mean()):.1f} %"
+    row = {
+        "pair": name,
+        "way": way if found.method in ("guide", "refined") else f"{way}: {found.method}",
+        "log p(x)": float(found.log_evidence.mean()),
+        "k-hat > 0.7": f"{100 * found.unreliable:.1f} %",
+        "missed": missed,
+        "error, 95 %": float(found.standard_error.quantile(0.95)),
+        "largest": float(found.standard_error.max()),
+        "seconds": seconds,
+    }
+    print(row, flush=True)
+    return row
+
+
+def coverage(name, method, model, guide, x, reference, options):
+    """How often estimates lie within two standard errors of a reference, over some seeds."""
+    off, wide, flagged = [], [], []
+    for repeat in range(options.repeats):
+        found = evaluate(model, guide, x, 256, refine=5000, seed=1000 + repeat, progress=False)
+        off.append(found.log_evidence - reference[0])
+        wide.append(2 * torch.hypot(found.standard_error, torch.as_tensor(reference[1]).expand_as(off[-1])))
+        flagged.append(~(found.pareto_k <= 0.7))
+    off, wide, flagged = map(torch.cat, (off, wide, flagged))
+    inside = off.abs() <= wide
+    row = {
+        "pair": name,
+        "budget": "5,000",
+        "reference": method,
+        "covered": share(inside),
+        "of the unflagged": share(inside[~flagged]),
+        "low": share(off < -wide),
+        "high": share(off > wide),
+        "mean - reference": float(off.mean()),
+    }
+    print(row, flush=True)
+    return row
+
+
+def share(true):
+    """Per cent, with the standard error of a share."""
+    p = float(true.double().mean())
+    return f"{100 * p:.1f} ± {100 * (p * (1 - p) / max(1, len(true))) ** 0.5:.1f} %"
+
+
+def cell(value):
+    """A cell of a table."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
