@@ -40,7 +40,7 @@ from torch.distributions.transforms import AffineTransform
 
 from jensen.checked import checked, shown
 from jensen.families.base import matvec
-from jensen.kernel.arguments import explained
+from jensen.kernel.arguments import explained, in_a_line
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
 from jensen.kernel.weights import Program, model_sites
@@ -886,6 +886,10 @@ def encoder_for(
         made = _Encoder(data, groups or {}, context)
         return made if like is None else made.to(like), made.width
     with torch.no_grad(), forked_rng():
-        h = encoder(*data)
+        try:
+            h = encoder(*data)
+        except (IndexError, RuntimeError, TypeError) as error:
+            shapes = ", ".join(str(list(x.shape)) for x in data)
+            raise ValueError(f"encoder does not run on data of shape {shapes}: {in_a_line(error)}") from error
     check_context(h)
     return encoder, h.shape[-1]

@@ -24,7 +24,9 @@ from jensen.datasets import from_array
 from jensen.families import Gaussian, MeanField, Sylvester
 from jensen.guides import Amortized, ExactPosterior, amortize
 from jensen.inference import (
+    ELBO,
     IWAE,
+    Renyi,
     bounds,
     calibrate,
     compare,
@@ -422,6 +424,14 @@ def test_bounds_need_a_power_of_two_and_data():
             "x is a dense tensor, but got one of layout torch.sparse_coo",
         ),
         (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels is a dense tensor"),
+        (
+            lambda: amortize(lambda x: PPCA(4, 2)(x), nn.Linear(3, 3), data=torch.zeros(6, 4)),
+            r"encoder does not run on data of shape \[6, 4\]: RuntimeError: mat1 and mat2",
+        ),
+        (
+            lambda: exact_log_evidence(nn.Linear(4, 3), torch.zeros(6, 4, dtype=torch.uint8), progress=False),
+            r"does not run on data\[0\] of shape \[6, 4\] \(torch.uint8\)",
+        ),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
@@ -506,3 +516,15 @@ def test_schedulers_are_looked_at_before_the_first_epoch():
 def test_families_are_called_with_features_and_context(model, family):
     with pytest.raises(TypeError, match=r"family is called as family\(features, context\) .* it fails: .*positional"):
         amortize(model, mlp(4, [5]), family, context=5, data=torch.zeros(6, 4))
+
+
+@pytest.mark.parametrize("objective", [ELBO(2), IWAE(2), Renyi(0.5, 2)], ids=lambda o: type(o).__name__)
+def test_objectives_name_a_pair_without_sites(objective):
+    with pytest.raises(ValueError, match="the pair has no sites: neither model nor guide"):
+        objective.loss(nn.Linear(4, 3), lambda x: "text", torch.zeros(6, 4))
+
+
+def test_rates_that_an_optimizer_refuses_are_named():
+    model, guide, x = pair("PPCA", "MeanField")
+    with pytest.raises(ValueError, match=r"optimizer\(parameters, lr=-1\) fails: Invalid learning rate"):
+        _fit(model, guide, x, lr=-1)

@@ -195,7 +195,7 @@ def exact_log_evidence(
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): leave method out, or take another")
         dtypes = {p.dtype for owner in own_modules(model, model) for p in owner.parameters()}
-        with checked_data(tensors, dtypes) as holes:
+        with checked_data(tensors, dtypes) as holes, explained(tensors):
             sites = model_sites(model, *tensors)
             if holes:
                 check_holes(sites)

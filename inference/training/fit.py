@@ -344,6 +344,8 @@ def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> t
         made = make(trained, lr=lr, **({"fused": True} if fused else {}))
     except TypeError as error:
         raise TypeError(f"optimizer(parameters, lr=lr) fails: {error}; {_REMEDY}") from error
+    except ValueError as error:
+        raise ValueError(f"optimizer(parameters, lr={lr}) fails: {error}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"optimizer makes a torch.optim.Optimizer, but it made a {type(made).__name__}; {_REMEDY}")
     return made

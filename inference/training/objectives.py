@@ -228,6 +228,8 @@ class Objective(pyro.infer.ELBO):
         """N/B, and the :meth:`value` of one run of the pair."""
         stopped = self.gradient != "standard" and torch.is_grad_enabled()
         t = pair.terms(data, self.num_particles, stopped)
+        if not (t.p or t.q):
+            raise ValueError("the pair has no sites: neither model nor guide calls pyro.sample")
         loss, bound = self.value(t, knobs)
         if loss.shape or bound.shape:
             raise ValueError(
