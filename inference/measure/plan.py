@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FEW", "SOME", "TEMPERATURES", "WITNESSES", "Plan"]
+__all__ = ["FEW", "FRESH", "SOME", "TEMPERATURES", "WITNESSES", "Plan"]
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ FEW = 10  # coordinates up to which curvature may do, and draws of the prior are
 SOME = 20  # coordinates up to which weights of some thousand draws say more than gradients
 WITNESSES, TEMPERATURES = 8, 30  # chains, and steps from the prior to the posterior
 _LARGE = 4000  # evaluations of which the witness takes a small part
-_FRESH = 96  # draws that make the estimate, at least
+FRESH = 96  # draws that make the estimate, at least
 
 
 class Plan(NamedTuple):
@@ -49,4 +49,4 @@ class Plan(NamedTuple):
     def least(self, features: int) -> int:
         """The evaluations that a datum takes at least."""
         uphill = 6 * self.starts * self.climb + 12 * self.starts
-        return uphill + 3 * (1 + self.newton) * features + 2 * self.newton + self.pilot + _FRESH
+        return uphill + 3 * (1 + self.newton) * features + 2 * self.newton + self.pilot + FRESH

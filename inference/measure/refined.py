@@ -19,7 +19,7 @@ from jensen.kernel.batches import Part, stream
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
-from .plan import Plan
+from .plan import FRESH, Plan
 from .proposals import propose
 from .target import Target
 from .witness import missed
@@ -123,7 +123,7 @@ def _refined(target: Target, plan: Plan) -> Refined:
     full = torch.zeros(len(target), dtype=torch.float64, device=target.spent.device)
     numbers = [full.clone() for _ in range(4)]
     draws, doubts = full.long(), full.bool()
-    left = (plan.estimate - target.spent) // _ALIKE * _ALIKE  # decided before these draws
+    left = (plan.estimate - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before these draws
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
@@ -152,7 +152,7 @@ def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor,
     """
     proposal, _ = propose(target, plan)
     made = torch.zeros(4, len(target), dtype=torch.float64, device=target.spent.device)
-    count = int((plan.estimate - target.spent).amin())
+    count = int((plan.estimate - target.spent).amin().clamp_min(FRESH))
     for block in target.blocks_of(target.rows):
         own = proposal.of(block.rows)
         u, counts = own.draw(target, block, count)
