@@ -77,7 +77,7 @@ def refine(
         progress: whether to show a progress bar.
     """
     if (least := Plan.of(budget, 1).least(1)) > budget:
-        return f"one coordinate of a datum takes a budget of {least} evaluations, not {budget}"
+        return f"a datum takes a budget of at least {least} evaluations, not {budget}"
     parts: list[Refined] = []
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
