@@ -25,9 +25,12 @@ from jensen.families import (
 )
 from jensen.families.base import positive
 from jensen.guides import MeanField, amortize
-from jensen.inference import evaluate, fit, log_weights
+from jensen.inference import evaluate as with_refined
+from jensen.inference import fit, log_weights
 from jensen.models import VAE
 from jensen.networks import mlp
+
+evaluate = partial(with_refined, refine=False)  # by the guide's draws
 
 CONTINUOUS = {**OBSERVATIONS, "StudentT": StudentT, "ContinuousBernoulli": ContinuousBernoulli}
 ALL = {**CONTINUOUS, **COUNTS, "Bernoulli": Bernoulli}

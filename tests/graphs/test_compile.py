@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import members
 import pyro
@@ -25,7 +26,8 @@ from jensen.graphs.draws import LogWeights
 from jensen.graphs.guards import Witnesses
 from jensen.graphs.products import is_float32, product_route
 from jensen.guides import SemiAmortized, amortize
-from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Objective, evaluate, fit, float32_products, log_weights
+from jensen.inference import ELBO, IWAE, CyclicalAnnealing, Objective, fit, float32_products, log_weights
+from jensen.inference import evaluate as with_refined
 from jensen.inference.training.checkpoint import Run
 from jensen.inference.training.gradients import capture_loss, knobs_of, obstacle
 from jensen.inference.training.history import History
@@ -34,6 +36,8 @@ from jensen.kernel.weights import Pair, check_pair, parameters_of
 from jensen.models import PPCA, VAE
 from jensen.module import UniqueModule
 from jensen.networks import mlp
+
+evaluate = partial(with_refined, refine=False)  # by the guide's draws
 
 stepping, products = sys.modules["jensen.inference.training.steps"], sys.modules["jensen.graphs.products"]
 compiling = sys.modules["jensen.graphs.compile"]

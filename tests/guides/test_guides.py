@@ -29,9 +29,12 @@ from jensen.families import Delta, FullCovariance, MeanField
 from jensen.families.base import raw_of
 from jensen.guides import Amortized, Constrained, Joint, Laplace, Through, amortize
 from jensen.guides.members import site_transform
-from jensen.inference import evaluate, fit, log_joint, log_weights, terms
+from jensen.inference import evaluate as with_refined
+from jensen.inference import fit, log_joint, log_weights, terms
 from jensen.kernel.weights import Pair
 from jensen.networks import mlp
+
+evaluate = partial(with_refined, refine=False)  # by the guide's draws
 
 N, K, H = 6, 5, 8
 

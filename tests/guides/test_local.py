@@ -1,6 +1,7 @@
 """Guides with parameters of their own for each datum: they start where their guide stands, and go each its own way."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from torch import nn
 
 from jensen.families import FullCovariance, MeanField, OneHotCategorical
 from jensen.guides import Amortized, Joint, Laplace, SemiAmortized, Through, amortize
-from jensen.inference import evaluate, fit, log_weights, terms
+from jensen.inference import evaluate as with_refined
+from jensen.inference import fit, log_weights, terms
 from jensen.models import PPCA, Banana
 from jensen.networks import mlp
+
+evaluate = partial(with_refined, refine=False)  # by the guide's draws
 
 N, K, H = 5, 3, 8
 MANY = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)

@@ -13,9 +13,12 @@ from torch import nn
 
 from jensen.families import MAF, FullCovariance, Gaussian, MeanField, Mixture, NeuralSpline, Sylvester
 from jensen.guides import Amortized, PriorGuide, amortize
-from jensen.inference import ELBO, IWAE, ais, evaluate, exact_log_evidence, fit, log_weights
+from jensen.inference import ELBO, IWAE, ais, exact_log_evidence, fit, log_weights
+from jensen.inference import evaluate as with_refined
 from jensen.models import VAE, LearnedPrior, StandardNormal, VampPrior
 from jensen.networks import mlp
+
+evaluate = partial(with_refined, refine=False)  # by the guide's draws
 
 
 def _vamp(family):

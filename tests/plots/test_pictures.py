@@ -543,7 +543,7 @@ def test_results_come_by_name(draw):
         ),
         (lambda m, g, x: plot_worst(_evidence(8), x, SHAPE, by="loss"), "by is 'pareto_k'.*, but got 'loss'"),
         (lambda m, g, x: plot_worst(_evidence(9), x, SHAPE), "evidence is of 9 data, but got 8"),
-        (lambda m, g, x: plot_worst(_evidence(8, 20), x, SHAPE), "at least 25 particles, but there are 20"),
+        (lambda m, g, x: plot_worst(_evidence(8, 20), x, SHAPE), "at least 25 particles, but evidence has 20"),
         (lambda m, g, x: plot_training(HISTORY, ["loss"]), r"curves are among .* but got \['loss'\]"),
         (lambda m, g, x: plot_training(History()), "the history holds none of"),
         (lambda m, g, x: LiveCurves(seconds=-1), "not negative, but got -1"),

@@ -432,7 +432,7 @@ def test_too_little_to_say_anything(n, draws):
 
 
 def test_covariates_of_another_length():
-    with pytest.raises(ValueError, match=r"a row for each of the n=100 data, but have \[7\]"):
+    with pytest.raises(ValueError, match=r"a row for each of the n=100 data, but one has the shape \[7\]"):
         calibrate(_dosed, _of_dose, 100, 19, covariates=(torch.ones(7),), progress=False)
 
 
