@@ -53,6 +53,7 @@ _DRAWS = 4  # of a step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
 _DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
+_ROUND, _AT_ONCE = 512, 32  # draws of a round at most, and data that are adapted at once: memory stays flat
 
 
 class Mode(NamedTuple):
@@ -442,11 +443,11 @@ def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Pro
     if not len(rows) or target.features > SOME:
         return proposal
     left = int((plan.proposal - target.spent[rows]).amin())
-    count = left // _ROUNDS
+    count = min(_ROUND, left // _ROUNDS)
     if count < 64:
         return proposal
     grown = _grown(proposal, _COMPONENTS)
-    for block in target.blocks_of(rows):
+    for block in [block for some in rows.split(_AT_ONCE) for block in target.blocks_of(some)]:
         found = _followed(target, block, grown.of(block.rows), count)
         here = block.rows[: block.real]
         for kept, values in zip((*grown.modes[:2], grown.log_weights), found, strict=True):
