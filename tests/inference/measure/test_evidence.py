@@ -272,7 +272,7 @@ def status(key):
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")  # the peak starts anew at what is resident now
 before = status("VmRSS")
-evaluate(model, guide, x, particles, compile=compiled, progress=False)
+evaluate(model, guide, x, particles, refine=False, compile=compiled, progress=False)
 print(status("VmHWM") - before)
 """
 
