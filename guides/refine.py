@@ -298,7 +298,7 @@ class Laplace(UniqueModule):
         steps = _UPHILL if features > _UPHILL else 0  # a Hessian costs as much as so many slopes
         route = partial(self._memory.route, programs=self._programs)
         up = route(self._slopes, inputs=(u.unsqueeze(0), *data), operations=6 * products * n, calls=steps)
-        u = climb(up, u, data, steps)
+        u = climb(up, u.unsqueeze(0), data, steps)[0][0]
         blocks = -(-n // size)
         calls = (_USUAL * blocks, _HESSIANS * blocks)
         up = route(self._slopes, inputs=(u[None, :size], *some), operations=6 * products * size, calls=calls[0])

@@ -70,29 +70,30 @@ def block_rows(n: int, features: int) -> int:
     return math.ceil(n / blocks)
 
 
-def climb(uphill: Function, u: Tensor, data: tuple[Tensor, ...], steps: int, lr: float = 0.3) -> Tensor:
-    """The best points [N, D] on the way uphill from these, by steps of Adam.
+def climb(uphill: Function, u: Tensor, data: tuple[Tensor, ...], steps: int, lr: float = 0.3) -> tuple[Tensor, Tensor]:
+    """The best points [C, N, D] on the way uphill from these, by steps of Adam, and their log-densities [C, N].
+
+    Without steps, the points themselves, with densities of minus infinity.
 
     Args:
         uphill: :func:`slopes` of a density.
-        u: where to start, [N, D].
+        u: where to start, [C, N, D].
         data: the data.
         steps: how many.
         lr: the size of the first, in the units of u; the last is a tenth of it.
     """
-    if not steps:
-        return u
-    v = u.unsqueeze(0).clone().requires_grad_()
+    u = u.detach()
+    v = u.clone()
     optimizer = torch.optim.Adam([v], lr=lr, betas=(0.9, 0.95))
-    best, at = u.new_full((1, len(u)), -math.inf), v.detach().clone()
+    best, at = u.new_full(u.shape[:2], -math.inf), u
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
-        value, slope = uphill(v.detach(), *data)
+        value, slope = uphill(v, *data)
         higher = value > best
-        best, at = torch.where(higher, value, best), torch.where(higher.unsqueeze(-1), v.detach(), at)
+        best, at = torch.where(higher, value, best), torch.where(higher.unsqueeze(-1), v, at)
         v.grad = -slope
         optimizer.step()
-    return at[0]
+    return at, best
 
 
 def find_modes(

@@ -55,21 +55,25 @@ class Landscape:
         self.routes = Routes(mode, _LEAST, "gaps does not compile this search; its steps are")
         self.state = PlainState(model)
         self.weights = weights_of(model)
-        self._coordinates: dict[int, Coordinates] = {}
+        self._known: dict[int, tuple[Coordinates, Callable[..., dict[str, Tensor]]]] = {}
 
     def coordinates(self, data: tuple[Tensor, ...]) -> Coordinates:
         """Those of data like these; ValueError where the model has none."""
+        return self._of(data)[0]
+
+    def _of(self, data: tuple[Tensor, ...]) -> tuple[Coordinates, Callable[..., dict[str, Tensor]]]:
+        """Coordinates, and log p(x, z) site by site, of data like these."""
         n = len(data[0])
-        if n not in self._coordinates:
-            self._coordinates[n] = Coordinates(self.model, *data)
-        return self._coordinates[n]
+        if n not in self._known:
+            self._known[n] = Coordinates(self.model, *data), densities(self.model, *data, lifted=self.lifted)
+        return self._known[n]
 
     def log_density(self, u: Tensor, *data: Tensor) -> Tensor:
         """Log p(x, u), the log-determinant of the map included, at points [C, N, F]: [C, N]."""
+        coordinates, log_p = self._of(data)
         with validation_enabled(False):
-            values, log_det = self.coordinates(data).values(u)
-            log_p = densities(self.model, *data, lifted=self.lifted)(values)
-        return torch.as_tensor(sum(log_p.values())) + log_det
+            values, log_det = coordinates.values(u)
+            return torch.as_tensor(sum(log_p(values, *data).values())) + log_det
 
     def run(self, fn: Callable[..., tuple[Tensor, ...]], u: Tensor, data: tuple[Tensor, ...], calls: int) -> Any:
         """The fastest way to slopes or derivatives at points and data like these, called so often for a batch."""
@@ -103,7 +107,7 @@ class Gaussians:
         self.size = block_rows(n, features)
         some = tuple(x[: self.size] for x in data)
         steps, blocks = _UPHILL if features > _UPHILL else 0, -(-n // self.size)
-        u = climb(land.run(slopes, start.unsqueeze(0), data, steps), start, data, steps)
+        u = climb(land.run(slopes, start.unsqueeze(0), data, steps), start.unsqueeze(0), data, steps)[0][0]
         up = land.run(slopes, start[None, : self.size], some, 10 * blocks)
         self.second = land.run(derivatives, start[: self.size], some, (1 + _HESSIANS + 4) * blocks)
         self.loc, self.curvature, _ = find_modes(up, self.second, u, data, _MOST_HESSIANS, _PROMISE)

@@ -37,6 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jensen.kernel.newton import climb
+
 from .diagnostics import pareto_k
 from .plan import FEW, SOME, Plan
 from .target import Block, Target
@@ -203,11 +205,11 @@ def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
     few = features <= FEW
     u, filled = _filled(u, block), _filled(scale, block)
     if not few and plan.climb > 2 * _HALF:  # of the guide's draws, which mostly end in one mode, the best goes on
-        u, f = climb(target, block, u, filled, _HALF)
+        u, f = climbed(target, block, u, filled, _HALF)
         u = torch.cat([_best(u[: plan.starts], f[: plan.starts], 1), u[plan.starts :]])
-        u, _ = climb(target, block, u, filled, plan.climb - _HALF)
+        u, _ = climbed(target, block, u, filled, plan.climb - _HALF)
     else:
-        u, _ = climb(target, block, u, filled, plan.climb)
+        u, _ = climbed(target, block, u, filled, plan.climb)
     modes = merged(target, u[:, : block.real], scale, plan)
     hard = target.rows
     if few:
@@ -274,20 +276,16 @@ def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None
     return rows[torch.cat(hard)] if hard else rows
 
 
-def climb(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int, lr: float = 0.3) -> tuple[Tensor, Tensor]:
+def climbed(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The best points on the way uphill from these, [S, N, F], and their log densities [S, N]."""
-    v = u / scale
     slopes = target.slopes(block, u, steps * target.blocks)
-    optimizer = torch.optim.Adam([v], lr=lr, betas=(0.9, 0.95))
-    best, at = u.new_full(u.shape[:2], -math.inf), v.clone()
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
+
+    def uphill(v: Tensor) -> tuple[Tensor, Tensor]:
         f, slope = slopes(v * scale)
-        higher = f > best
-        best, at = torch.where(higher, f, best), torch.where(higher.unsqueeze(-1), v, at)
-        v.grad = -slope * scale
-        optimizer.step()
-    return at * scale, best
+        return f, slope * scale
+
+    v, f = climb(uphill, u / scale, (), steps)
+    return v * scale, f
 
 
 def newton(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -473,7 +471,6 @@ def _grown(proposal: Proposal, components: int) -> Proposal:
 def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Locations [L, N, F], Cholesky factors and log weights of a mixture that follows the weights of its draws."""
     features, n = target.features, len(block.rows)
-    held = proposal.log_weights.isfinite()
     best = proposal.log_weights.argmax(0)  # [N]
     rows = torch.arange(n, device=best.device)
     lower = proposal.modes.lower[best, rows]  # [N, F, F]
@@ -490,7 +487,7 @@ def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> t
         cut = log_w.logsumexp(0) - 0.5 * math.log(len(log_w))  # truncated at sqrt(K) times the mean
         weights = torch.minimum(log_w, cut).softmax(0)  # [K, N]
         if not number:  # further components stand at draws, one after the other where the mixture is thinnest
-            proposal = _seeded(proposal, points, weights, prior, held)
+            proposal = _seeded(proposal, points, weights, prior)
         normal, student = proposal.by_mode(points.to(u))
         share = (torch.logaddexp(normal, student)).softmax(0).nan_to_num(0.0) * weights  # [L, K, N]
         mass = share.sum(1)  # [L, N]
@@ -507,9 +504,9 @@ def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> t
     return proposal.modes.loc, proposal.modes.lower, proposal.log_weights
 
 
-def _seeded(proposal: Proposal, points: Tensor, weights: Tensor, prior: Tensor, held: Tensor) -> Proposal:
+def _seeded(proposal: Proposal, points: Tensor, weights: Tensor, prior: Tensor) -> Proposal:
     """The same with all components in use: the further ones at draws, by their weights, with narrow covariances."""
-    components = len(proposal.log_weights) if len(proposal.log_weights) >= _COMPONENTS else _COMPONENTS
+    components = max(_COMPONENTS, len(proposal.log_weights))
     grown = _grown(proposal, components)
     loc, lower = grown.modes.loc.clone(), grown.modes.lower.clone()
     log_weights = grown.log_weights.clone()

@@ -18,6 +18,7 @@ from jensen.graphs.routes import Function, Routes, weights_of
 from jensen.kernel.arguments import rows_of
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.lifts import LOOP, Lifted
+from jensen.kernel.newton import slopes
 from jensen.kernel.parameters import tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
@@ -298,12 +299,8 @@ class Target:
         total = total.reshape(len(total), -1).sum(-1, keepdim=True) if self.joint else total
         return total if len(total) == points else total.unflatten(0, (-1, points)).logsumexp(0)
 
-    @torch.enable_grad()
     def _slopes(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:
-        u = u.detach().requires_grad_()
-        f = self._joint(block, u, *data)
-        (slope,) = torch.autograd.grad(torch.where(f.isfinite(), f, 0.0).sum(), u)
-        return f.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
+        return slopes(partial(self._joint, block), u, *data)
 
     @torch.enable_grad()
     def _on_path(self, block: Block, u: Tensor, *data: Tensor) -> Outputs:

@@ -123,6 +123,7 @@ def test_steps_away_from_a_saddle_go_uphill(float64):
 
 def test_a_climb_keeps_the_best_point():
     up, _, seen = functions(lambda u: torch.where(u.abs() < 1, -u.square(), math.nan).sum(-1))
-    found = climb(up, torch.full((3, 1), 0.9), (), 20)
+    start = torch.full((1, 3, 1), 0.9)
+    found = climb(up, start, (), 20)[0][0]
     assert found.abs().max() < 0.2 and seen["slopes"] == 60
-    assert climb(up, torch.full((3, 1), 0.9), (), 0).eq(0.9).all()
+    assert climb(up, start, (), 0)[0].eq(0.9).all()
