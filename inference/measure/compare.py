@@ -328,12 +328,12 @@ def compare(
     settings["max_plate_nesting"] = max_plate_nesting
     needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles}
     rows: dict[str, Row] = {}
+    here = placed(tensors, device, None)
     for name, (model, guide) in pairs.items():
         start = time.perf_counter()
         gap_parts = None
-        placed_here = placed(tensors, device, None)
         try:
-            if gaps and has_local(guide) and not _some(model, guide, placed_here).joint:
+            if gaps and has_local(guide) and not _some(model, guide, here).joint:
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
                     gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
             evidence = (
@@ -345,9 +345,9 @@ def compare(
             error.add_note(f"in compare, at the pair '{name}'")
             raise
         seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, placed_here, shared), seconds, gap_parts)
+        rows[name] = Row(evidence, _count(model, guide, here, shared), seconds, gap_parts)
     if refine and not (refine == "auto" and tolerance is not None):
-        rows = _refined(pairs, rows, placed(tensors, device, None), refine, settings)
+        rows = _refined(pairs, rows, here, refine, settings)
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [name for name, row in rows.items() if row.evidence.joint]
         raise ValueError(
@@ -387,8 +387,10 @@ def _refined(
         seconds = time.perf_counter() - start
         for name in group:
             row = rows[name]
-            if name == best or first.by_guide is None:
-                evidence = first if name == best else replace(row.evidence, method=first.method)
+            if name == best:
+                evidence = first
+            elif first.by_guide is None:
+                evidence = replace(row.evidence, method=first.method)
             else:
                 evidence = with_refined(row.evidence, of_refined(first))
             took = row.seconds + (seconds if name == best else 0.0)

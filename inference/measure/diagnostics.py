@@ -16,9 +16,19 @@ The generalized Pareto distribution of the excess x over the threshold of the ta
 
 from __future__ import annotations
 
-__all__ = ["CORRECTIONS", "RunningWeights", "fit_tail", "pareto_k", "smoothed_tail", "tail_guard", "tail_length"]
+__all__ = [
+    "CORRECTIONS",
+    "RunningWeights",
+    "corrections_of",
+    "fit_tail",
+    "pareto_k",
+    "smoothed_tail",
+    "tail_guard",
+    "tail_length",
+]
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,6 +148,16 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 CORRECTIONS = ("delta", "jackknife", "smoothed")
+
+
+def corrections_of(results: dict[str, Tensor]) -> dict[str, Any]:
+    """The corrections and their errors, taken out of results, under the names that Evidence has for them."""
+    return {
+        "corrected": {name: results.pop(name) for name in CORRECTIONS},
+        "corrected_error": {name: results.pop(f"{name}_error") for name in CORRECTIONS},
+    }
+
+
 _RETAINED = 32  # the fewest largest weights that are kept, so that each of the others is below 1/33 of the sum
 _POWERS = 6  # sums of w^m up to here: what a series in w / sum(w) leaves out is below 1e-9 nats
 _LOG = [1 / m for m in range(1, _POWERS + 1)]  # -log(1 - r) = r + r^2 / 2 + ...

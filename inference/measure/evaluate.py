@@ -36,7 +36,7 @@ from jensen.results.tables import Table, decimals, percent
 
 from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
-from .diagnostics import CORRECTIONS
+from .diagnostics import corrections_of
 from .refined import Refined
 from .refined import refine as find
 
@@ -384,16 +384,14 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
-        corrected = {name: joined.pop(name) for name in CORRECTIONS}
-        errors = {name: joined.pop(f"{name}_error") for name in CORRECTIONS}
+        corrections = corrections_of(joined)
         evidence = Evidence(
             **joined,
             exact=known,
             particles=int(joined["spent"].max()),
             features=_whole(counted / len(joined["elbo"])),
             joint=part.joint,
-            corrected=corrected,
-            corrected_error=errors,
+            **corrections,
             route="" if weights is None else f"{weights.pair.way}, {weights.route}",
         )
         warn_of_impossible_elbo(evidence)

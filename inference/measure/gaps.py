@@ -36,7 +36,7 @@ from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent
 
 from .adaptive import equally
-from .diagnostics import CORRECTIONS
+from .diagnostics import corrections_of
 from .evaluate import Evidence, Refine, evaluate, warn_of_impossible_elbo
 from .gaussians import Landscape
 from .search import LocalSearch, originals_kept
@@ -316,10 +316,9 @@ def _measured(search: LocalSearch, part: Part, particles: int, parts: int, of_gu
         return (drawn.log_weights, drawn.elbo) if search.pair.elbo_differs else (drawn.log_weights,)
 
     reduced: dict[str, Any] = {name: values.cpu() for name, values in equally(draw, part, particles).items()}
-    corrected = {name: reduced.pop(name) for name in CORRECTIONS}
-    errors = {name: reduced.pop(f"{name}_error") for name in CORRECTIONS}
+    corrections = corrections_of(reduced)
     route = f"{search.pair.way}, {search.weights.route}"
-    return replace(of_guide, **reduced, corrected=corrected, corrected_error=errors, route=route)
+    return replace(of_guide, **reduced, **corrections, route=route)
 
 
 def has_local(guide: Program) -> bool:
