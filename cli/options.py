@@ -157,6 +157,17 @@ def _train(command: Parser) -> None:
     add("--overwrite", action="store_true", help="begin anew where DIR holds a run")
 
 
+def _refine(command: Parser) -> None:
+    command.add_argument(
+        "--refine",
+        type=refinement,
+        default="auto",
+        metavar="WHEN",
+        help="log p(x) by proposals of each datum's own: auto, yes, no, or the most evaluations that a datum may take "
+        "(auto: K)",
+    )
+
+
 def _evaluate(command: Parser) -> None:
     """Measure trained runs: ELBO, log p(x), gap and whether to trust them.
 
@@ -166,14 +177,7 @@ def _evaluate(command: Parser) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder of jensen train")
     add("--data", type=Path, metavar="FILE", help="where the runs' own data file is now, if it was moved")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per datum")
-    add(
-        "--refine",
-        type=refinement,
-        default="auto",
-        metavar="WHEN",
-        help="log p(x) by proposals of each datum's own: auto, yes, no, or the most evaluations that a datum may take "
-        "(auto: K)",
-    )
+    _refine(command)
     add("--tolerance", type=float, metavar="T", help="as many draws as an error of T nats per datum takes")
     add(
         "--split",
@@ -236,14 +240,7 @@ def _compare(command: Parser) -> None:
     )
     add("--latent", type=int, default=8, metavar="D", help="latent dimensions")
     add("--particles", type=int, default=5000, metavar="K", help="draws from the guide per test datum")
-    add(
-        "--refine",
-        type=refinement,
-        default="auto",
-        metavar="WHEN",
-        help="log p(x) by proposals of each datum's own: auto, yes, no, or the most evaluations that a datum may take "
-        "(auto: K)",
-    )
+    _refine(command)
     add(
         "--epochs",
         type=whole_or("auto"),

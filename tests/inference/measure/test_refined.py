@@ -256,9 +256,8 @@ def test_states_of_discrete_sites_are_summed_out():
     assert (evidence.log_evidence - exact).abs().mean() < 0.5 * (evidence.by_guide.log_evidence - exact).abs().mean()
 
 
-@pytest.mark.parametrize(("latent", "share"), [(2, 0.5), (2, 0.1), (10, 0.5), (10, 0.1)])
-def test_the_second_of_two_modes_is_found(latent, share):
-    """A prior of two Gaussians six standard deviations apart, a guide on one of them."""
+def two_modes(latent, share, n):
+    """A prior of two Gaussians six standard deviations apart, a guide on one of them; data, and their exact values."""
     loc = torch.zeros(2, latent).double()
     loc[:, 0] = torch.tensor([-3.0, 3.0])
     weights = torch.tensor([1 - share, share]).double()
@@ -274,8 +273,13 @@ def test_the_second_of_two_modes_is_found(latent, share):
             pyro.sample("z", dist.Normal(loc[0], 1.0).to_event(1))
 
     torch.manual_seed(0)
-    x = torch.randn(60, dtype=torch.float64)
-    exact = dist.Normal(0.0, math.sqrt(1.01)).log_prob(x)
+    x = torch.randn(n, dtype=torch.float64)
+    return model, guide, x, dist.Normal(0.0, math.sqrt(1.01)).log_prob(x)
+
+
+@pytest.mark.parametrize(("latent", "share"), [(2, 0.5), (2, 0.1), (10, 0.5), (10, 0.1)])
+def test_the_second_of_two_modes_is_found(latent, share):
+    model, guide, x, exact = two_modes(latent, share, 60)
     evidence = evaluate(model, guide, x, 2500, **QUIET)
     found = evidence.log_evidence - exact > math.log(1 - share) / 2
     assert found.double().mean() >= 0.95
@@ -283,22 +287,7 @@ def test_the_second_of_two_modes_is_found(latent, share):
 
 
 def test_chains_from_the_prior_bear_witness_of_a_mode_that_the_search_missed(monkeypatch):
-    loc = torch.zeros(2, 20).double()
-    loc[:, 0] = torch.tensor([-3.0, 3.0])
-
-    def model(x):
-        prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(loc, 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", prior)
-            pyro.sample("x", dist.Normal(0.1 * z[..., 1], 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc[0], 1.0).to_event(1))
-
-    torch.manual_seed(0)
-    x = torch.randn(40, dtype=torch.float64)
-    exact = dist.Normal(0.0, math.sqrt(1.01)).log_prob(x)
+    model, guide, x, exact = two_modes(20, 0.5, 40)
     evidence = evaluate(model, guide, x, 5000, **QUIET)
     found = evidence.log_evidence - exact > -math.log(2) / 2
     assert (found | evidence.missed).double().mean() >= 0.95
