@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,10 @@ from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
+from .memory import training_memory
 from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
-from .sources import OWN, facts, flat, holds_bits, pick, settle
+from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
 from .terminal import report as deliver
 
@@ -40,8 +43,26 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             "leaves that block out)"
         )
     job = _Job(options, progress)
-    out = options.out
+    with _folder(options.out):
+        _report(job, guides)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The folder of a report; one that was made for it and got nothing is taken away again."""
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it
+                out.rmdir()
+
+
+def _report(job: _Job, guides: list[str]) -> None:
+    """Train, measure, print and draw."""
+    options, out = job.options, job.options.out
     blocks: dict[str, Comparison] = {}
     pictured: dict[str, Pair] = {}
     if options.model in ("ppca", "all"):
@@ -139,8 +160,9 @@ class _Job:
         histories: dict[str, History] = {}
         for name, (make, family) in makers.items():
             torch.manual_seed(self.options.seed)
-            model = make()
-            guide = amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
+            with training_memory(f"the pair {name} that --latent {latent} makes for {self.features} features"):
+                model = make()
+                guide = amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
             histories[name] = self.train(name, model, guide, lr=5e-3)
             pairs[name] = (model, guide)
         return pairs, histories
@@ -179,7 +201,7 @@ class _Job:
         unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (of minus the value: smaller is better"
-            unit += f"; log2 {self.data.levels} of the grey-level scale is added)" if self.data.bits_offset else ")"
+            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
             print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")

@@ -16,7 +16,7 @@ from jensen.inference import Comparison, Evidence, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
 from .runs import RunFolder
-from .sources import batch_transform, pick, reopen
+from .sources import added_bits, batch_transform, pick, reopen
 from .terminal import SCHEMA, Unkept, report, versions, write_json
 
 
@@ -127,7 +127,7 @@ def _table(table: Comparison, data: Dataset, bits: bool) -> str:
 
 
 def _offset(data: Dataset) -> str:
-    return f" (with log2 {data.levels} of the grey-level scale added)" if data.bits_offset else ""
+    return f" (with {added_bits(data)} added)" if data.bits_offset else ""
 
 
 def _report(

@@ -31,7 +31,7 @@ from jensen.results.files import check_schema, partials
 from jensen.results.schema import DIGEST, check_digest, decoded, digest_of
 
 from .pairs import Design, objective_of
-from .terminal import finite, say, versions, write_json
+from .terminal import command, finite, say, versions, write_json
 
 FORMAT = 1
 _FILES = ("configuration.json", "checkpoint.pt", "history.json", "report.json")
@@ -223,8 +223,8 @@ class RunFolder:
         """
         if not self.checkpoint.is_file():
             raise ValueError(
-                f"{self.path} has no checkpoint: no epoch was completed; jensen train --run {self.path} --resume "
-                "trains it"
+                f"{self.path} has no checkpoint: no epoch was completed; "
+                f"{command('train', '--run', self.path, '--resume')} trains it"
             )
         model, guide = self.pair()
         history = restore(model, guide, self.checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OWN", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
+__all__ = ["OWN", "added_bits", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -134,6 +134,13 @@ def facts(data: Dataset) -> dict[str, Any]:
         "licence": data.licence,
         "citation": data.citation,
     }
+
+
+def added_bits(data: Dataset) -> str:
+    """What :attr:`~jensen.datasets.Dataset.bits_offset` adds, in words."""
+    grey = [f"log2 {data.levels} of the grey-level scale"] if data.dequantized else []
+    own = ["the mean log2 of standardization's scale (bits are in the data's own units)"]
+    return " and ".join(grey + (own if data.scale is not None else []))
 
 
 def pick(x: Tensor, size: int, seed: int) -> Tensor:

@@ -19,11 +19,12 @@ from jensen.inference import Callback, History, fit
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 
+from .memory import memory_told, training_memory
 from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import draw_run
 from .runs import RunFolder
 from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
-from .terminal import report, say, versions
+from .terminal import command, report, say, versions
 
 _TRAINING = (
     "objective",
@@ -48,12 +49,12 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     pair = Design.of(folder.configuration["pair"])
     say(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
     try:
-        history = _fit(folder, data, options.device, progress)
+        with memory_told():
+            history = _fit(folder, data, options.device, progress)
     except KeyboardInterrupt:
         epochs = folder.keep_history()
         raise KeyboardInterrupt(
-            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: jensen train --run {folder.path} "
-            "--resume"
+            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: {_go_on(folder)}"
         ) from None
     except FloatingPointError as error:
         if not folder.keep_history():
@@ -62,14 +63,14 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         raise FloatingPointError(
             f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
         ) from error
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         if new and not folder.checkpoint.is_file():
             with suppress(OSError):
                 folder.discard()
             raise
-        raise OSError(
-            error.errno, f"{error.strerror}; go on with: jensen train --run {folder.path} --resume"
-        ) from error
+        if isinstance(error, MemoryError):
+            raise MemoryError(f"{error}; {folder.path} keeps the epochs before") from error
+        raise OSError(error.errno, f"{error.strerror}; go on with: {_go_on(folder)}") from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
             folder.discard()
@@ -82,7 +83,11 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         "history": history.to_dict(),
         "pictures": pictures,
     }
-    report(f"{history}\nmeasure it with: jensen evaluate {folder.path}", document, options.json)
+    report(f"{history}\nmeasure it with: {command('evaluate', folder.path)}", document, options.json)
+
+
+def _go_on(folder: RunFolder) -> str:
+    return command("train", "--run", folder.path, "--resume")
 
 
 def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
@@ -166,6 +171,7 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10
     objective_of(training)
+    _check_memory(design, data.train[0].numel())
     configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
     return RunFolder.begin(options.run, configuration, options.overwrite), data, True
 
@@ -236,6 +242,14 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device} cannot be used here ({reason}); take --device cpu") from error
+
+
+def _check_memory(design: Design, features: int) -> None:
+    """Refuse a pair too large for this machine, before anything is written."""
+    latent, widths = (",".join(map(str, numbers)) for numbers in (design.latent, design.hidden[0]))
+    what = f"the pair that --latent {latent} and --hidden {widths} make for {features} features"
+    with private_randomness(0), training_memory(what):
+        design.build(features)
 
 
 def _check_support(design: Design, data: Dataset, binary: bool) -> None:
