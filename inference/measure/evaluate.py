@@ -130,8 +130,12 @@ class Evidence(Measurement):
 
     @property
     def gap(self) -> Tensor:
-        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
-        return self.best - self.elbo
+        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N].
+
+        NaN where one draw is all there is: its weight is both of them, and tells nothing of their difference.
+        """
+        alone = self.particles == 1 and self.exact is None and self.by_guide is None
+        return self.best - self.elbo if not alone else torch.full_like(self.elbo, math.nan)
 
     @property
     def drawn(self) -> str:

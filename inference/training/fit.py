@@ -364,7 +364,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         except (IndexError, RuntimeError, ValueError) as error:
             if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
-                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({error})"
+                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({_why(error)})"
                 ) from error
             raise
         if data.size < data.n:
@@ -420,8 +420,15 @@ def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error:
     left = "no such batch" if data.n % size == 0 else f"a last batch of {data.n % size}"
     return (
         f"the last batch of an epoch has {rows} row{'s' * (rows > 1)} ({data.n} data, batch_size={data.size}), and the "
-        f"pair does not run on it ({str(error).splitlines()[0]}): give batch_size={size}, which leaves {left}"
+        f"pair does not run on it ({_why(error)}): give batch_size={size}, which leaves {left}"
     )
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error, or what it means where a batch normalisation is given one row."""
+    if "Expected more than 1 value per channel" in str(error):
+        return "batch normalisation divides by the spread of a batch, and one row has none"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _TRIED = 20  # batch sizes
