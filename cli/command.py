@@ -7,7 +7,9 @@ __all__ = ["main"]
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from . import compare, datasets, evaluate, sample, train
 from .memory import memory_told
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     as_json = "--json" in argv
     try:
         options = parser().parse_args(argv)
-        with memory_told():
+        with memory_told(), _warnings_as_lines():
             _COMMANDS[options.command](options, sys.stderr.isatty())
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,6 +46,17 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError, TypeError, NotImplementedError) as error:
         return _fail(f"error: {error}", 2, as_json)
     return 0
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print a warning as a line of the command, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"jensen: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MakeScheduler", "Run", "read_contents", "restore"]
+__all__ = ["MakeScheduler", "Run", "named_parameters", "read_contents", "restore"]
 
 import math
 import os
@@ -213,7 +213,7 @@ class Run:
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""
-        known, store = _named(self.model, self.guide), pyro.get_param_store()
+        known, store = named_parameters(self.model, self.guide), pyro.get_param_store()
         return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
 
     def snapshot(self) -> list[Tensor]:
@@ -304,7 +304,7 @@ class Run:
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def _named(model: Program, guide: Program) -> dict[int, str]:
+def named_parameters(model: Program, guide: Program) -> dict[int, str]:
     """The names of the parameters that the pair's modules own, by the parameters' ids."""
     owners = {"model": own_modules(model), "guide": own_modules(guide)}
     modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
@@ -347,7 +347,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         (2, True)
     """
     state = read_contents(checkpoint)
-    owned, names = _named(model, guide), state["names"]
+    owned, names = named_parameters(model, guide), state["names"]
     parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]

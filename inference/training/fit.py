@@ -55,6 +55,7 @@ from jensen.kernel.weights import Program, check_pair, parameters_of
 
 from .callbacks import Callback, watched
 from .checkpoint import MakeScheduler, Run, read_contents
+from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
@@ -133,13 +134,17 @@ def fit(
     Returns:
         The :class:`History`.
 
+    Warns:
+        UserWarning: of a bound that fell far below that of the first step, and of what is not trained.
+
     Raises:
         ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
             make no sense, batches that the pair does not run on, a plate over the data that does not follow their first
             dimension, nothing to train, and a checkpoint that is torn or of another pair.
         TypeError: for an objective, optimizer or callback that does not serve, data that are no tensors, and a call
             that does not fit what the pair takes.
-        FloatingPointError: at the first loss or gradient that is not finite; the parameters are those of the last good
+        FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of what is not
+            finite first; the parameters are those of the last good
             epoch, and so is the checkpoint.
 
     Example:
@@ -219,24 +224,29 @@ def fit(
         steps = Steps(run, objective, layout, fixed, compile, full, rest)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
+        falls = Falls(lr, patience is not None)
+        first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
-                losses, bounds, last = steps.epoch(train)
+                losses, bounds, last, rows = steps.epoch(train)
                 if unproved is not None and isfinite(losses[0]):
                     good, good_epoch = unproved
                 unproved = None
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
                 taken = history.steps - 1  # the last step
                 if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, layout, last, taken)):
+                    bad = first_bad(run, objective, layout, last, rows, taken)
                     run.restore(good)
                     raise FloatingPointError(
-                        f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}); the parameters "
-                        f"are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
+                        f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
+                        f"parameters are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                if not history.elbo:
+                    first_bound = bounds[0] * train.n / (size * count)
                 if look:
                     good, good_epoch, kept = run.snapshot(), epoch + 1, history.steps
                 elif history.steps >= kept + BLOCK:  # the first loss of the next epoch will say whether it is good
@@ -251,6 +261,7 @@ def fit(
                     measure(history)
                     if patience is not None and history.validation[-1] >= max(history.validation):
                         run.best, history.best_epoch = run.snapshot(), epoch + 1
+                falls.look(first_bound, history, epoch == epochs - 1)
                 history.seconds = before + time.perf_counter() - start
                 history.elapsed.append(history.seconds)
                 if checkpoint is not None:
