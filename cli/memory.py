@@ -27,18 +27,15 @@ def memory_told() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
-        if not lacking or isinstance(error, _Told):
-            raise
         found = _WANTED.search(text)
+        told = isinstance(error, MemoryError) and text and found is None  # it has its sentence already
+        if told or not lacking:
+            raise
         much = "" if found is None else f" ({found[2] or size_of(int(found[1]))} for one array)"
-        raise _Told(
+        raise MemoryError(
             f"this takes more memory than there is{much}: take fewer of what makes arrays large, such as latents, "
             "widths of layers, data at once or draws"
         ) from error
-
-
-class _Told(MemoryError):
-    """One that has its sentence already."""
 
 
 def size_of(count: float) -> str:
@@ -98,7 +95,7 @@ class Within(TorchFunctionMode):
             planned = func(*args, **plain, device="meta")
             self.taken += planned.numel() * planned.element_size()
             if self.taken > self.limit:
-                raise _Told(
+                raise MemoryError(
                     f"{self.what} takes more than {size_of(self.taken)}, and there are {size_of(self.limit)} for it"
                 )
         return func(*args, **kwargs)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -22,6 +21,7 @@ from jensen.kernel.layout import Layout
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import Site, base_of, score
+from jensen.kernel.weights import trace_pair
 
 from .checkpoint import Run, named_parameters
 from .gradients import knobs_of, loss_and_bound
@@ -61,10 +61,8 @@ def _first_bad(run: Run, objective: ELBO, layout: Layout, batch: Batch, rows: Te
     with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
         for _ in range(_DRAWS):
             try:
-                with torch.no_grad(), _Look("guide", rows):
-                    q = poutine.trace(run.guide).get_trace(*batch)
-                with torch.no_grad(), _Look("model", rows):
-                    poutine.replay(run.model, trace=q)(*batch)
+                with torch.no_grad():
+                    trace_pair(_Look("model", rows)(run.model), _Look("guide", rows)(run.guide), batch)
             except _Found as found:
                 return str(found)
             except (LinAlgError, ValueError, NotImplementedError) as error:
