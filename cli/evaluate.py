@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
                 f"({listed}): their numbers do not compare; evaluate them one at a time"
             )
     trained = {name: folder.trained() for name, folder in folders.items()}
-    data = reopen(_located(first, options.data))
+    data = reopen(first.data_settings(options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
@@ -82,18 +82,6 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
     if data.get("sha256") is not None:
         data["source"] = None
     return data
-
-
-def _located(folder: RunFolder, moved: Path | None) -> dict[str, Any]:
-    """The settings of a run's data, with its file where it is now."""
-    settings: dict[str, Any] = folder.configuration["data"]
-    if moved is None:
-        return settings
-    if settings.get("sha256") is None:
-        raise ValueError(f"--data is for a file of your own, but {folder.path} was trained on {settings['source']}")
-    if not moved.is_file():
-        raise FileNotFoundError(f"--data {moved}: there is no such file")
-    return {**settings, "source": str(moved.resolve())}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:

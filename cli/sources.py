@@ -89,8 +89,8 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
     path = Path(settings["source"])
     if digest is not None and not path.is_file():
         raise FileNotFoundError(
-            f"the run was trained on {path}, and there is no such file now: put it there, or say by jensen evaluate "
-            "--data FILE where it is"
+            f"the run was trained on {path}, and there is no such file now: put it there, or say by --data FILE "
+            "where it is"
         )
     if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")

@@ -6,7 +6,7 @@ __all__ = ["run"]
 
 import argparse
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,12 @@ _TRAINING = (
 def run(options: argparse.Namespace, progress: bool) -> None:
     """Train the pair that the options describe, or go on with that of a run folder."""
     _check_device(options.device)
-    folder, data, new = _again(options) if options.resume else _begin(options)
+    with ExitStack() as stack:
+        _train(options, *(_again(options, stack) if options.resume else _begin(options, stack)), progress)
+
+
+def _train(options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool) -> None:
+    """Train, keep and draw what came of it, whatever ends it."""
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
     say(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
@@ -143,7 +148,7 @@ def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
     return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, data.classes, seed)
 
 
-def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
     _check_numbers(options)
     kind = MODELS[options.model]
     likelihood = None if options.likelihood == "auto" else options.likelihood
@@ -173,14 +178,15 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     objective_of(training)
     _check_memory(design, data.train[0].numel())
     configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
-    return RunFolder.begin(options.run, configuration, options.overwrite), data, True
+    return RunFolder.begin(options.run, configuration, options.overwrite, stack), data, True
 
 
-def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
     """The run to go on with: every given option must have the value it was begun with; only epochs may differ."""
     folder = RunFolder.open(options.run)
     if options.overwrite:
         raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+    stack.enter_context(folder.alone())
     training, data = folder.configuration["training"], folder.configuration["data"]
     pair = Design.of(folder.configuration["pair"])
     begun = {**vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
@@ -188,13 +194,19 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
         value = getattr(options, name)
-        if name == "data" and Path(value).is_file():
-            value = str(Path(value).resolve())
+        if name == "data" and data.get("sha256") is not None:  # its contents are compared where it is opened
+            continue
         if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
             raise ValueError(
                 f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {value} "
                 "now: leave it out, or train into another folder"
             )
+    if data.get("sha256") is not None and "data" in options.given:
+        data = folder.data_settings(Path(options.data))
+    opened = reopen(data)
+    if data != folder.configuration["data"]:
+        folder.configuration["data"] = data
+        folder.write()
     _take_epochs(folder, options)
     changed = {
         name: (now, then)
@@ -204,7 +216,7 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     for name, (now, then) in changed.items():
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
     folder.tidy()
-    return folder, reopen(data), False
+    return folder, opened, False
 
 
 def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run, read_contents
+from .checkpoint import MakeScheduler, Run, mark_of, read_contents
 from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
@@ -143,6 +143,7 @@ def fit(
             dimension, nothing to train, and a checkpoint that is torn or of another pair.
         TypeError: for an objective, optimizer or callback that does not serve, data that are no tensors, and a call
             that does not fit what the pair takes.
+        FileExistsError: if another run writes the same checkpoint.
         FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of what is not
             finite first; the parameters are those of the last good
             epoch, and so is the checkpoint.
@@ -170,6 +171,7 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
+    mark = None if checkpoint is None else mark_of(checkpoint)  # before it is read
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
     state = None if earlier is None else read_contents(earlier)
     begun = {} if state is None else state["settings"]  # as it was begun, so it goes on
@@ -217,6 +219,7 @@ def fit(
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
+        run.written = mark
         if earlier is not None and state is not None:
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)

@@ -343,7 +343,7 @@ def test_a_run_finds_its_moved_data(tmp_path, capsys):
     evaluate = ["evaluate", str(tmp_path / "run"), "--particles", "20"]
     capsys.readouterr()
     assert main(evaluate) == 2
-    assert "jensen evaluate --data FILE" in capsys.readouterr().err
+    assert "--data FILE where it is" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(tmp_path / "none.npy")]) == 2
     assert "there is no such file" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(moved)]) == 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jensen.cli import main
+from jensen.cli.runs import RunFolder
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import Evidence, History, fit, restore
@@ -413,3 +414,59 @@ def test_a_checkpoint_of_another_pair_is_not_restored(tmp_path):
     with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only this pair has .*\[5, 3\]"):
         restore(other, ExactPosterior(other), tmp_path / "c.pt")
     assert torch.equal(other.weight, before)
+
+
+def test_a_run_goes_on_where_its_data_are_now(tmp_path, capsys):
+    file = _own(tmp_path, 60)
+    arguments = ["train", "--run", str(tmp_path / "r"), *_SMALL]
+    assert main([*arguments, "--data", str(file)]) == 0
+    file.rename(tmp_path / "moved.csv")
+    again = ["train", "--run", str(tmp_path / "r"), "--resume", "--epochs", "4", "--no-pictures"]
+    assert main(again) == 2
+    assert "say by --data FILE where it is" in capsys.readouterr().err
+    _own(tmp_path, 61).rename(tmp_path / "other.csv")
+    assert main([*again, "--data", str(tmp_path / "other.csv")]) == 2
+    assert "has changed since the run was begun" in capsys.readouterr().err
+    assert main([*again, "--data", str(tmp_path / "moved.csv")]) == 0
+    assert _epochs(tmp_path / "r") == 4
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it knows the place now
+
+
+def test_two_processes_do_not_train_into_one_folder(run, tmp_path, capsys):
+    folder = RunFolder.open(run)
+    with folder.alone():
+        for how in (["--resume"], ["--overwrite"]):
+            assert main(["train", "--run", str(run), *how, *_SMALL]) == 2
+            assert f"another process trains into {run} now" in capsys.readouterr().err
+    assert _epochs(run) == 3
+    assert main(["train", "--run", str(run), "--resume", "--no-pictures"]) == 0
+
+
+def test_a_checkpoint_that_another_run_wrote_is_not_written_over(tmp_path):
+    file, x = tmp_path / "c.pt", torch.randn(20, 5)
+    pair, other = _pair(), _pair()
+
+    class Intruder:
+        def __init__(self, act):
+            self.act = act
+
+        def after_epoch(self, history, model, guide):
+            if len(history.elbo) == 2:
+                self.act()
+
+        def close(self):
+            pass
+
+    same = {"checkpoint": file, "progress": False}
+    begin = Intruder(lambda: fit(*other, x, epochs=1, **same))
+    with pytest.raises(FileExistsError, match=r"c\.pt was written by another run since the last epoch of this one"):
+        fit(*pair, x, epochs=4, callbacks=begin, **same)
+    assert History.from_checkpoint(file).steps == 1
+    go_on = Intruder(lambda: fit(*other, x, epochs=4, resume=True, **same))
+    file.unlink()
+    with pytest.raises(FileExistsError, match="another run"):
+        fit(*pair, x, epochs=4, callbacks=go_on, **same)
+    assert len(History.from_checkpoint(file).elbo) == 4
+    touch = Intruder(lambda: file.write_bytes(file.read_bytes()))
+    assert len(fit(*pair, x, epochs=6, resume=True, callbacks=touch, **same).elbo) == 6
+    assert len(fit(*pair, x, epochs=3, callbacks=Intruder(file.unlink), **same).elbo) == 3
