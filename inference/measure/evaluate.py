@@ -78,7 +78,7 @@ class Evidence(Measurement):
         by_guide: with ``refine``, what the guide's own draws say, as without it; else None. The ELBO is the same here
             and there; the other numbers here are then those of proposals of each datum's own.
         doubt: why ``exact`` was left out, though the model gives one: by how much the weights lie above it. Else empty.
-        method: ``"guide"``, ``"refined"``, or why it could not be refined.
+        method: ``"guide"``, ``"refined"``, whose numbers stand here in a comparison, or why it could not be refined.
         modes: how many modes a refined proposal has, [N].
         evaluations: of log p(x, z) that refining a datum took, its final draws among them; a gradient counts three.
         draws: how many of these were the final draws, which the refined estimate is made from.
@@ -163,7 +163,7 @@ class Evidence(Measurement):
             Quantity(
                 "log_evidence",
                 self.log_evidence,
-                "log p(x), importance-weighted" if self.by_guide is None else "log p(x), refined",
+                "log p(x), refined" if self.method == "refined" else "log p(x), importance-weighted",
                 noise[1],
             ),
             *corrected,
@@ -225,7 +225,8 @@ class Evidence(Measurement):
 
     def _refined_facts(self) -> list[tuple[str, str]]:
         if self.by_guide is None or self.evaluations is None:
-            return [] if self.method in ("guide", "refined") else [("not refined", self.method)]
+            label = "not refined" if self.by_guide is None else "log p(x) by"
+            return [] if self.method in ("guide", "refined") else [(label, self.method)]
         mean = f"{float(self.evaluations.double().mean()):,.0f}"
         facts = [(f"evaluations{'' if self.joint else ', mean'}", f"{mean}, its draws among them")]
         if self.missed is not None and self.missed.any():
@@ -436,8 +437,8 @@ def refined(
     return with_refined(evidence, found)
 
 
-def with_refined(evidence: Evidence, found: Refined) -> Evidence:
-    """The evidence with refined numbers in the place of the guide's, which are kept.
+def with_refined(evidence: Evidence, found: Refined, method: str = "refined") -> Evidence:
+    """The evidence with refined numbers, or those of a better guide, in the place of the guide's, which are kept.
 
     Where no fresh draw has a density, but some of the guide's have, the guide's numbers stay.
     """
@@ -445,7 +446,7 @@ def with_refined(evidence: Evidence, found: Refined) -> Evidence:
     lost = found.log_evidence.isneginf() & evidence.log_evidence.isfinite()
     for name in ("log_evidence", "standard_error", "ess", "pareto_k"):
         numbers[name] = torch.where(lost, getattr(evidence, name), numbers[name])
-    return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method="refined")
+    return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method=method)
 
 
 def of_refined(evidence: Evidence) -> Refined:
