@@ -248,7 +248,6 @@ class Evidence(Measurement):
         return facts
 
 
-_AMPLE = 10_000  # evaluations of log p(x, z) for a datum; the memory of its draws grows with them
 _OF_REFINED = ("modes", "evaluations", "missed")
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
@@ -304,8 +303,8 @@ def evaluate(
         refine: whether log p(x) comes from a proposal of its own for each datum, in place of the guide's draws, whose
             numbers are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature,
             a short local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at
-            most ``particles`` evaluations of log p(x, z) for each datum more, and 10,000, a gradient counting three; an
-            integer is another such budget (with many latents several thousand). ``"auto"``: where it can be done,
+            most ``particles`` evaluations of log p(x, z) for each datum more, a gradient counting three; an integer is
+            another such budget (with many latents several thousand). ``"auto"``: where it can be done,
             without a tolerance, and where the weights are not constant at the exact value; ``True``: also with one, and
             a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
@@ -428,7 +427,7 @@ def refined(
     """
     if refine == "auto" and _known_already(evidence):
         return evidence
-    budget = min(evidence.particles, _AMPLE) if isinstance(refine, bool | str) else refine
+    budget = evidence.particles if isinstance(refine, bool | str) else refine
     found = find(model, guide, data, budget, **how)
     if isinstance(found, str):
         if refine != "auto":
