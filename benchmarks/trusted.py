@@ -44,7 +44,7 @@ COVERAGE = ("pair", "budget", "reference", "covered", "of the unflagged", "low",
 
 def mnist(options, data="binarized_mnist", latent=50, family=MeanField, activation=nn.Tanh, passes=1):
     """A 784-200-200-D Bernoulli VAE."""
-    x = load(data) if data == "binarized_mnist" else load(data, binarize="static")
+    x = load(data) if data == "binarized_mnist" else load(data, binarize="sample")
     model = VAE(mlp(latent, [200, 200], activation), Bernoulli(784, 200), latent=latent)
     guide = amortize(model, mlp(784, [200, 200], activation), family, context=200)
     return model, guide, x, {"epochs": passes * options.epochs, "batch_size": 100}

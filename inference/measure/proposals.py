@@ -1,10 +1,11 @@
 r"""A proposal of its own for each datum: modes of the posterior, their curvature, a local search, a mixture.
 
 .. math::
-    q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, \Sigma_{nm}) \big)
+    q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, v^2 \Sigma_{nm}) \big)
         + c \, q(u \mid x_n) + d \, p(u)
 
-in the unconstrained coordinates u of all latent values, [F] for a datum. Draws are stratified: every part of the
+in the unconstrained coordinates u of all latent values, [F] for a datum. Student's t is v = 1 + 2 / F times as wide: the
+tails of few coordinates are bought by wideness, at a price, v^F < e^2, that does not grow with their number. Draws are stratified: every part of the
 mixture gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the
 balance heuristic), so that no part can make a weight larger than one over its share times its own.
 
@@ -193,7 +194,8 @@ class Proposal:
         share = (self.log_weights.double() - log_det)[:, None]  # [M, 1, N]
         normal = share - 0.5 * squares / w**2 - d * math.log(w) - 0.5 * d * math.log(2 * math.pi)
         constant = math.lgamma((v + d) / 2) - math.lgamma(v / 2) - 0.5 * d * math.log(v * math.pi)
-        return normal, share + constant - 0.5 * (v + d) * (squares / v).log1p()
+        far = _far(d)
+        return normal, share + constant - d * math.log(far) - 0.5 * (v + d) * (squares / far**2 / v).log1p()
 
     def _draw(self, numbers: Tensor, of: int, offsets: Tensor, kind: int) -> Tensor:
         """Draws [C, N, F] of the Gaussians (kind 0) or Student's ts (1), as many of each mode as its share says.
@@ -212,7 +214,7 @@ class Proposal:
         noise = torch.randn(count, n, features, dtype=self.modes.loc.dtype, device=device)
         if kind:
             scale = 2 * torch._standard_gamma(noise.new_full((count, n), _FREEDOM / 2)) / _FREEDOM
-            noise = noise * scale.rsqrt().unsqueeze(-1)
+            noise = noise * (_far(features) * scale.rsqrt()).unsqueeze(-1)
         else:
             noise = noise * self.widened
         u = noise.new_empty(count, n, features)
@@ -222,6 +224,11 @@ class Proposal:
                 moved = self.modes.loc[m] + torch.einsum("nij,cnj->cni", self.modes.lower[m], noise)
                 u = torch.where(here.unsqueeze(-1), moved, u)
         return u
+
+
+def _far(features: int) -> float:
+    """How much wider Student's t is than the Gaussians that were found."""
+    return 1 + 2 / features
 
 
 def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
