@@ -42,12 +42,12 @@ COLUMNS = ("pair", "way", "log p(x)", "k-hat > 0.7", "missed", "error, 95 %", "l
 COVERAGE = ("pair", "budget", "reference", "covered", "of the unflagged", "low", "high", "mean - reference")
 
 
-def mnist(options, data="binarized_mnist", latent=50, family=MeanField, activation=nn.Tanh):
+def mnist(options, data="binarized_mnist", latent=50, family=MeanField, activation=nn.Tanh, passes=1):
     """A 784-200-200-D Bernoulli VAE."""
-    x = load(data) if data == "binarized_mnist" else load(data, binarize="static")
+    x = load(data) if data == "binarized_mnist" else load(data, binarize="sample")
     model = VAE(mlp(latent, [200, 200], activation), Bernoulli(784, 200), latent=latent)
     guide = amortize(model, mlp(784, [200, 200], activation), family, context=200)
-    return model, guide, x, {"epochs": options.epochs, "batch_size": 100}
+    return model, guide, x, {"epochs": passes * options.epochs, "batch_size": 100}
 
 
 def digits(options, family=FullCovariance):
@@ -94,6 +94,7 @@ PAIRS = {
     "digits, full covariance": digits,
     "digits, mean-field": lambda options: digits(options, MeanField),
     "MNIST, 50 latents": mnist,
+    "MNIST, 50 latents, ten times the passes": lambda options: mnist(options, passes=10),
     "Fashion-MNIST, 50 latents": lambda options: mnist(options, "fashion_mnist"),
     "Frey faces, 10 latents": lambda options: gaussian(options, "frey_faces", 560, 10),
     "oil flow, 2 latents": lambda options: gaussian(options, "oil_flow", 12, 2),
@@ -116,11 +117,12 @@ def main():
     add = parser.add_argument
     add("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
     add("--epochs", type=int, default=10)
-    add("--data", type=int, default=200, help="how many test data")
+    add("--data", type=int, default=200, help="how many test data; 0: train alone")
     add("--reference", type=int, default=60_000, help="evaluations of a reference; 0 leaves coverage out")
     add("--repeats", type=int, default=3, help="seeds of coverage")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
+    add("--trained", type=Path, help="a folder where trained pairs are kept")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     start = common.started()
@@ -131,7 +133,9 @@ def main():
         torch.manual_seed(options.seed)
         model, guide, data, how = PAIRS[name](options)
         train, test = data if isinstance(data, tuple) else (data.train, data.test)
-        fit(model, guide, train, **how, seed=options.seed, progress=False)
+        trained(name, model, guide, train, how, options)
+        if not options.data:
+            continue
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
         x = test[order[: options.data]]
         rows += [measured(name, way, model, guide, x, options) for way in WAYS]
@@ -157,6 +161,12 @@ def main():
     )
     common.write(options, "trusted", about, {"rows": rows, "coverage": covered}, text)
     print(text)
+
+
+def trained(name, model, guide, train, how, options):
+    """Train a pair, or read what an earlier run trained."""
+    kept = options.trained and options.trained / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
+    fit(model, guide, train, **how, seed=options.seed, progress=False, checkpoint=kept, resume=kept is not None)
 
 
 def measured(name, way, model, guide, x, options):

@@ -389,10 +389,12 @@ def _refined(
             row = rows[name]
             if name == best:
                 evidence = first
-            elif first.by_guide is None:
-                evidence = replace(row.evidence, method=first.method)
-            else:
+            elif first.by_guide is not None:
                 evidence = with_refined(row.evidence, of_refined(first))
+            elif first.method == "guide":  # its weights are constant, at the exact value: no proposal would do better
+                evidence = with_refined(row.evidence, of_refined(first), f"weights of '{best}', which are constant")
+            else:
+                evidence = replace(row.evidence, method=first.method)
             took = row.seconds + (seconds if name == best else 0.0)
             parts = None if row.gaps is None else replace(row.gaps, evidence=evidence)
             made[name] = replace(row, evidence=evidence, seconds=took, gaps=parts)

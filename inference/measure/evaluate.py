@@ -78,7 +78,7 @@ class Evidence(Measurement):
         by_guide: with ``refine``, what the guide's own draws say, as without it; else None. The ELBO is the same here
             and there; the other numbers here are then those of proposals of each datum's own.
         doubt: why ``exact`` was left out, though the model gives one: by how much the weights lie above it. Else empty.
-        method: ``"guide"``, ``"refined"``, or why it could not be refined.
+        method: ``"guide"``, ``"refined"``, whose numbers stand here in a comparison, or why it could not be refined.
         modes: how many modes a refined proposal has, [N].
         evaluations: of log p(x, z) that refining a datum took, its final draws among them; a gradient counts three.
         draws: how many of these were the final draws, which the refined estimate is made from.
@@ -167,7 +167,7 @@ class Evidence(Measurement):
             Quantity(
                 "log_evidence",
                 self.log_evidence,
-                "log p(x), importance-weighted" if self.by_guide is None else "log p(x), refined",
+                "log p(x), refined" if self.method == "refined" else "log p(x), importance-weighted",
                 noise[1],
             ),
             *corrected,
@@ -229,7 +229,8 @@ class Evidence(Measurement):
 
     def _refined_facts(self) -> list[tuple[str, str]]:
         if self.by_guide is None or self.evaluations is None:
-            return [] if self.method in ("guide", "refined") else [("not refined", self.method)]
+            label = "not refined" if self.by_guide is None else "log p(x) by"
+            return [] if self.method in ("guide", "refined") else [(label, self.method)]
         mean = f"{float(self.evaluations.double().mean()):,.0f}"
         facts = [(f"evaluations{'' if self.joint else ', mean'}", f"{mean}, its draws among them")]
         if self.missed is not None and self.missed.any():
@@ -251,7 +252,6 @@ class Evidence(Measurement):
         return facts
 
 
-_AMPLE = 10_000  # evaluations of log p(x, z) for a datum; the memory of its draws grows with them
 _OF_REFINED = ("modes", "evaluations", "missed")
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
@@ -307,8 +307,8 @@ def evaluate(
         refine: whether log p(x) comes from a proposal of its own for each datum, in place of the guide's draws, whose
             numbers are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature,
             a short local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at
-            most ``particles`` evaluations of log p(x, z) for each datum more, and 10,000, a gradient counting three; an
-            integer is another such budget (with many latents several thousand). ``"auto"``: where it can be done,
+            most ``particles`` evaluations of log p(x, z) for each datum more, a gradient counting three; an integer is
+            another such budget (with many latents several thousand). ``"auto"``: where it can be done,
             without a tolerance, and where the weights are not constant at the exact value; ``True``: also with one, and
             a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
@@ -431,7 +431,7 @@ def refined(
     """
     if refine == "auto" and _known_already(evidence):
         return evidence
-    budget = min(evidence.particles, _AMPLE) if isinstance(refine, bool | str) else refine
+    budget = evidence.particles if isinstance(refine, bool | str) else refine
     found = find(model, guide, data, budget, **how)
     if isinstance(found, str):
         if refine != "auto":
@@ -440,8 +440,8 @@ def refined(
     return with_refined(evidence, found)
 
 
-def with_refined(evidence: Evidence, found: Refined) -> Evidence:
-    """The evidence with refined numbers in the place of the guide's, which are kept.
+def with_refined(evidence: Evidence, found: Refined, method: str = "refined") -> Evidence:
+    """The evidence with refined numbers, or those of a better guide, in the place of the guide's, which are kept.
 
     Where no fresh draw has a density, but some of the guide's have, the guide's numbers stay.
     """
@@ -449,7 +449,7 @@ def with_refined(evidence: Evidence, found: Refined) -> Evidence:
     lost = found.log_evidence.isneginf() & evidence.log_evidence.isfinite()
     for name in ("log_evidence", "standard_error", "ess", "pareto_k"):
         numbers[name] = torch.where(lost, getattr(evidence, name), numbers[name])
-    return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method="refined")
+    return replace(evidence, **numbers, corrected={}, corrected_error={}, by_guide=evidence, method=method)
 
 
 def of_refined(evidence: Evidence) -> Refined:

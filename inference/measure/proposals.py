@@ -1,10 +1,11 @@
 r"""A proposal of its own for each datum: modes of the posterior, their curvature, a local search, a mixture.
 
 .. math::
-    q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, \Sigma_{nm}) \big)
+    q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, v^2 \Sigma_{nm}) \big)
         + c \, q(u \mid x_n) + d \, p(u)
 
-in the unconstrained coordinates u of all latent values, [F] for a datum. Draws are stratified: every part of the
+in the unconstrained coordinates u of all latent values, [F] for a datum. Student's t is v = 1 + 2 / F times as wide: the
+tails of few coordinates are bought by wideness, at a price, v^F < e^2, that does not grow with their number. Draws are stratified: every part of the
 mixture gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the
 balance heuristic), so that no part can make a weight larger than one over its share times its own.
 
@@ -31,6 +32,7 @@ from __future__ import annotations
 __all__ = ["Mode", "Proposal", "propose"]
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,22 +91,43 @@ class Proposal:
         modes = Mode(*(part[used] for part in some))
         return Proposal(modes, self.log_weights[:, rows][used], self.shares, self.widened)
 
-    @torch.no_grad()
-    def log_joint_weights(self, target: Target, block: Block, count: int, calls: int = 1) -> tuple[Tensor, list[int]]:
-        """Log weights [K, N] of stratified draws, and how many of them each stratum gave, one after the other."""
-        u, counts = self.draw(target, block, count)
-        return torch.cat([part for part, _ in self.weighed(target, block, u, counts, calls)]), [c for c in counts if c]
-
-    def draw(self, target: Target, block: Block, count: int) -> tuple[Tensor, list[int]]:
-        """Draws [K, N, F] of a block's data, one stratum after the other, and how many each gives."""
+    def counts(self, count: int) -> list[int]:
+        """How many of so many draws each stratum gives."""
         counts = [max(2, int(share * count)) if share else 0 for share in self.shares]
         counts[0] += count - sum(counts)
-        draws = [self._draw(number, student=kind == 1) for kind, number in enumerate(counts[:2]) if number]
-        if counts[2]:
-            draws.append(target.of_guide(counts[2], block))
-        if counts[3]:
-            draws.append(target.of_prior(counts[3], block))
-        return torch.cat(draws), counts
+        return counts
+
+    @torch.no_grad()
+    def log_joint_weights(self, target: Target, block: Block, count: int) -> Tensor:
+        """Log weights [K, N] of stratified draws."""
+        counts = self.counts(count)
+        return torch.cat(
+            [log_w for u in self.draw(target, block, counts) for log_w, _ in self.weighed(target, block, u, counts)]
+        )
+
+    def draw(self, target: Target, block: Block, counts: list[int], most: int = 0) -> Iterator[Tensor]:
+        """Draws of a block's data, one stratum after the other, piece by piece: [C, N, F].
+
+        Args:
+            target: the target.
+            block: the data.
+            counts: how many draws each stratum gives.
+            most: how many a piece has at most; 0: all in one.
+        """
+        total, most = sum(counts), most or sum(counts)
+        offsets = torch.rand(2, len(block.rows), device=block.rows.device)
+        for first in range(0, total, most):
+            piece, edge = [], 0
+            for kind, number in enumerate(counts):
+                here = range(max(first - edge, 0), min(first + most - edge, number))
+                edge += number
+                if not here:
+                    continue
+                if kind < 2:
+                    piece.append(self._draw((here.start + torch.arange(len(here))).to(offsets), number, offsets, kind))
+                else:
+                    piece.append((target.of_guide if kind == 2 else target.of_prior)(len(here), block))
+            yield torch.cat(piece)
 
     @torch.no_grad()
     def slot_of(self, target: Target, block: Block, u: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
@@ -144,7 +167,7 @@ class Proposal:
         """Log weights and log densities of the mixture at draws, chunk by chunk: [k, N] each, float64."""
         made = []
         for part in u.split(target.at_once):
-            joint, prior, guide = target.parts(block, part, calls * len(u) // target.at_once)
+            joint, prior, guide = target.parts(block, part, calls * sum(counts) // target.at_once)
             log_q = self.log_density(part, prior, guide, counts)
             joint = joint.double().nan_to_num(-math.inf, math.inf, -math.inf)  # far out parameters may overflow
             made.append((joint - log_q, log_q))
@@ -171,19 +194,27 @@ class Proposal:
         share = (self.log_weights.double() - log_det)[:, None]  # [M, 1, N]
         normal = share - 0.5 * squares / w**2 - d * math.log(w) - 0.5 * d * math.log(2 * math.pi)
         constant = math.lgamma((v + d) / 2) - math.lgamma(v / 2) - 0.5 * d * math.log(v * math.pi)
-        return normal, share + constant - 0.5 * (v + d) * (squares / v).log1p()
+        far = _far(d)
+        return normal, share + constant - d * math.log(far) - 0.5 * (v + d) * (squares / far**2 / v).log1p()
 
-    def _draw(self, count: int, student: bool) -> Tensor:
-        """Draws [C, N, F]; as many of each mode as its share says, to one (systematic)."""
+    def _draw(self, numbers: Tensor, of: int, offsets: Tensor, kind: int) -> Tensor:
+        """Draws [C, N, F] of the Gaussians (kind 0) or Student's ts (1), as many of each mode as its share says.
+
+        Args:
+            numbers: which of the stratum's draws these are, [C].
+            of: how many it has.
+            offsets: where each datum's systematic draws begin, [2, N].
+            kind: 0 or 1.
+        """
         modes, n, features = self.modes.loc.shape
+        count, device = len(numbers), offsets.device
         edges = self.log_weights.exp().cumsum(0).clamp_max(1.0)  # [M, N]
-        device = edges.device
-        at = (torch.arange(count, device=device)[:, None] + torch.rand(n, device=device)) / count
+        at = (numbers[:, None] + offsets[kind]) / of
         chosen = (at[None] >= edges[:, None]).sum(0).clamp_max(modes - 1)  # [C, N]
         noise = torch.randn(count, n, features, dtype=self.modes.loc.dtype, device=device)
-        if student:
+        if kind:
             scale = 2 * torch._standard_gamma(noise.new_full((count, n), _FREEDOM / 2)) / _FREEDOM
-            noise = noise * scale.rsqrt().unsqueeze(-1)
+            noise = noise * (_far(features) * scale.rsqrt()).unsqueeze(-1)
         else:
             noise = noise * self.widened
         u = noise.new_empty(count, n, features)
@@ -193,6 +224,11 @@ class Proposal:
                 moved = self.modes.loc[m] + torch.einsum("nij,cnj->cni", self.modes.lower[m], noise)
                 u = torch.where(here.unsqueeze(-1), moved, u)
         return u
+
+
+def _far(features: int) -> float:
+    """How much wider Student's t is than the Gaussians that were found."""
+    return 1 + 2 / features
 
 
 def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
@@ -271,7 +307,7 @@ def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None
         return rows
     hard = []
     for block in target.blocks_of(rows):
-        found, _ = proposal.of(block.rows).log_joint_weights(target, block, plan.pilot)
+        found = proposal.of(block.rows).log_joint_weights(target, block, plan.pilot)
         hard.append(~(pareto_k(found)[: block.real] <= _DOUBT))
     return rows[torch.cat(hard)] if hard else rows
 
@@ -477,7 +513,8 @@ def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> t
     prior = (lower @ lower.mT).double() / 4  # what covariances are shrunk to
     draws: list[tuple[Tensor, Tensor, Tensor]] = []  # coordinates, log p, log q of the round
     for number in range(_ROUNDS):
-        u, counts = proposal.draw(target, block, count)
+        counts = proposal.counts(count)
+        (u,) = proposal.draw(target, block, counts)
         made = proposal.weighed(target, block, u, counts)
         log_w, log_q = (torch.cat(parts) for parts in zip(*made, strict=True))
         draws.append((u.double(), log_w + log_q, log_w))

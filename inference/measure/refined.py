@@ -6,8 +6,9 @@ the estimate.
 
 from __future__ import annotations
 
-__all__ = ["Refined", "bounds_of", "estimate", "refine", "target_of"]
+__all__ = ["Refined", "Strata", "bounds_of", "refine", "target_of"]
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -21,12 +22,13 @@ from jensen.kernel.weights import Program
 from .diagnostics import RunningWeights
 from .plan import FRESH, Plan
 from .proposals import propose
-from .target import Target
+from .target import Block, Target
 from .witness import missed
 
 _BLOCK = 2**7  # data that are refined at once
 _MOST = 256  # coordinates
 _ALIKE = 32  # draws, in units of which data have different numbers
+_NUMBERS = 2**22  # coordinates of draws that are held at once
 
 
 class Refined(NamedTuple):
@@ -127,15 +129,19 @@ def _refined(target: Target, plan: Plan) -> Refined:
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
-            found, counts = proposal.of(block.rows).log_joint_weights(target, block, count, target.blocks)
-            log_evidence, noise = estimate(found, counts)
-            weights = RunningWeights(len(found))
-            weights.update(found)
+            own = proposal.of(block.rows)
+            counts = own.counts(count)
+            strata, weights = Strata(counts, target.spent), RunningWeights(count)
+            for u in own.draw(target, block, counts, _piece(target, block)):
+                found = torch.cat([part for part, _ in own.weighed(target, block, u, counts, target.blocks)])
+                strata.update(found)
+                weights.update(found)
+            log_evidence, noise = strata.results()
             reduced = weights.results()
             values = (log_evidence, noise, reduced["ess"], reduced["pareto_k"])
             for kept, value in zip(numbers, values, strict=True):
                 kept[block.rows[: block.real]] = value[: block.real]
-            draws[block.rows[: block.real]] = len(found)
+            draws[block.rows[: block.real]] = count
             if plan.witness:
                 doubts[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
     return Refined(numbers[0], numbers[1], numbers[2], numbers[3], modes, target.spent * target.states, draws, doubts)
@@ -155,25 +161,67 @@ def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor,
     count = int((plan.estimate - target.spent).amin().clamp_min(FRESH))
     for block in target.blocks_of(target.rows):
         own = proposal.of(block.rows)
-        u, counts = own.draw(target, block, count)
-        found = torch.cat([log_w for log_w, _ in own.weighed(target, block, u, counts)])
-        given = [number for number in counts if number]
+        counts = own.counts(count)
         log_w, slot = own.slot_of(target, block, true[block.rows], counts)
-        with_true = found.scatter(0, slot[None], log_w[None])
-        for i, weights in ((0, found), (2, with_true)):
-            mean, noise = estimate(weights, given)
+        lower, upper = Strata(counts, target.spent), Strata(counts, target.spent)
+        for u in own.draw(target, block, counts, _piece(target, block)):
+            found = torch.cat([part for part, _ in own.weighed(target, block, u, counts)])
+            here = torch.arange(lower.seen, lower.seen + len(found), device=slot.device)[:, None] == slot
+            lower.update(found)
+            upper.update(torch.where(here, log_w, found))
+        for i, strata in ((0, lower), (2, upper)):
+            mean, noise = strata.results()
             made[i, block.rows[: block.real]] = (mean - noise.square() / 2)[: block.real]
             made[i + 1, block.rows[: block.real]] = noise[: block.real]
     return made[0], made[1], made[2], made[3]
 
 
-def estimate(log_weights: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Log of the mean of stratified weights [K, N], its bias added back, and its error within strata: [N] each."""
-    top = log_weights.amax(0)
-    top = torch.where(top.isfinite(), top, 0.0)
-    weights = (log_weights - top).exp()
-    mean = weights.mean(0)
-    total = len(weights)
-    variance = torch.as_tensor(sum(len(part) * part.var(0) for part in weights.split(counts))) / total**2
-    noise = variance.sqrt() / mean
-    return mean.log() + top + noise.nan_to_num(0.0).square() / 2, noise
+def _piece(target: Target, block: Block) -> int:
+    """How many draws of a block are held at once: memory does not grow with their number."""
+    return max(1, _NUMBERS // (len(block.rows) * target.features) // target.at_once) * target.at_once
+
+
+class Strata:
+    """The log of the mean of stratified weights, its bias added back, and its error within strata, piece by piece.
+
+    Args:
+        counts: how many weights each stratum has; they come one stratum after the other.
+        like: a tensor on their device.
+    """
+
+    def __init__(self, counts: list[int], like: Tensor) -> None:
+        self.seen = 0
+        self._counts = torch.tensor(counts, device=like.device)
+        self._moments: Tensor | None = None
+
+    def update(self, log_w: Tensor) -> None:
+        """Take log weights [k, N]."""
+        log_w = log_w.double()
+        if self._moments is None:
+            self._top = torch.full_like(log_w[0], -math.inf)
+            self._moments = log_w.new_zeros(2, len(self._counts), log_w.shape[1])
+        top = torch.maximum(self._top, log_w.amax(0))
+        shift = top.nan_to_num(neginf=0.0)
+        old = (self._top - shift).exp()
+        means, squares = self._moments[0] * old, self._moments[1] * old**2  # [strata, N]: mean, squared deviations
+        edges = self._counts.cumsum(0)
+        for i, (end, number) in enumerate(zip(edges.tolist(), self._counts.tolist(), strict=True)):
+            first, known = max(end - number, self.seen), max(0, self.seen - (end - number))
+            new = (log_w[first - self.seen : max(0, end - self.seen)] - shift).exp()
+            if not len(new):
+                continue
+            mean = new.mean(0)
+            delta, total = mean - means[i], known + len(new)
+            squares[i] += (new - mean).square().sum(0) + delta.square() * known * len(new) / total
+            means[i] += delta * len(new) / total
+        self._moments, self._top = torch.stack([means, squares]), top
+        self.seen += len(log_w)
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """The log of the mean with half its squared error added, and its error: [N] each."""
+        assert self._moments is not None
+        counts = self._counts[:, None].double()
+        mean = (self._moments[0] * counts).sum(0) / self.seen
+        variance = self._moments[1] * counts / (counts - 1).clamp_min(1)  # of the sum over a stratum
+        noise = variance.sum(0).sqrt() / self.seen / mean
+        return mean.log() + self._top.nan_to_num(neginf=0.0) + noise.nan_to_num(0.0).square() / 2, noise

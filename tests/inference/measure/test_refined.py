@@ -13,6 +13,7 @@ from jensen.guides import amortize
 from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, sandwich, simulate
 from jensen.inference.measure.plan import Plan
 from jensen.inference.measure.proposals import Mode, Proposal, propose
+from jensen.inference.measure.refined import Strata
 from jensen.inference.measure.target import Target
 from jensen.models import PPCA, Banana, Ring
 from jensen.networks import mlp
@@ -149,10 +150,49 @@ def test_the_mixture_is_a_density(shares):
     log_weights = torch.tensor([[0.3, 0.6, 1.0], [0.7, 0.4, 0.0]], dtype=torch.float64).log()
     proposal = Proposal(Mode(loc, lower, log_weights), log_weights, shares, 1.1)
     (block,) = target.blocks_of(target.rows)
-    found, counts = proposal.log_joint_weights(target, block, 40_000)
-    assert sum(counts) == len(found)
+    found = proposal.log_joint_weights(target, block, 40_000)
+    assert len(found) == 40_000
     ratio = (found - dist.Normal(0.0, 1.0).log_prob(x)).exp()
     assert ((ratio.mean(0) - 1).abs() < 4 * ratio.std(0) / 200).all()
+
+
+def test_moments_of_strata_do_not_depend_on_the_pieces_they_come_in():
+    torch.manual_seed(0)
+    counts = [70, 30, 0, 11]
+    log_w = 3 * torch.randn(111, 4, dtype=torch.float64) - 700
+    log_w[:70, 0] = -math.inf
+    log_w[50:, 1] += 30
+    means = [part.exp().mean(0) for part in (log_w + 700).split([70, 30, 11])]
+    variances = [part.exp().var(0) for part in (log_w + 700).split([70, 30, 11])]
+    parts = list(zip((70, 30, 11), means, variances, strict=True))
+    mean = sum(k * m for k, m, _ in parts) / 111
+    error = sum(k * v for k, _, v in parts).sqrt() / 111 / mean
+    for size in (1, 7, 70, 111):
+        strata = Strata(counts, log_w)
+        for piece in log_w.split(size):
+            strata.update(piece)
+        found, noise = strata.results()
+        torch.testing.assert_close(noise, error, rtol=1e-9, atol=0)
+        torch.testing.assert_close(found, mean.log() - 700 + error**2 / 2, rtol=1e-12, atol=0)
+
+
+def test_draws_in_pieces_are_stratified_as_a_whole():
+    """Two modes far apart give as many draws as their shares say, to one, whatever the pieces."""
+    model = Banana().double()
+    x, guide = made(model, 5)
+    target = Target(model, guide, (x,), 1)
+    (block,) = target.blocks_of(target.rows)
+    loc = torch.tensor([-1e6, 1e6], dtype=torch.float64)[:, None, None].expand(2, 5, 2)
+    log_weights = torch.tensor([0.3, 0.7], dtype=torch.float64).log()[:, None].expand(2, 5)
+    lower = torch.eye(2, dtype=torch.float64).expand(2, 5, 2, 2)
+    proposal = Proposal(Mode(loc, lower, log_weights), log_weights, (0.45, 0.55, 0.0, 0.0), 1.1)
+    torch.manual_seed(0)
+    for most in (0, 64, 7):
+        pieces = list(proposal.draw(target, block, [135, 165, 0, 0], most))
+        assert max(map(len, pieces)) == (most or 300)
+        normal, student = torch.cat(pieces).split([135, 165])
+        for u, share in ((normal, 0.3 * 135), (student, 0.3 * 165)):
+            assert ((u[..., 0] < 0).sum(0) - share).abs().max() < 1
 
 
 def test_no_draw_that_chose_the_proposal_makes_the_estimate():
@@ -164,9 +204,7 @@ def test_no_draw_that_chose_the_proposal_makes_the_estimate():
     torch.manual_seed(0)
     proposal, _ = propose(target, Plan.of(2000, 2))
     (block,) = target.blocks_of(target.rows)
-    ratios = torch.stack(
-        [(proposal.log_joint_weights(target, block, 300)[0] - exact).exp().mean(0) for _ in range(200)]
-    )
+    ratios = torch.stack([(proposal.log_joint_weights(target, block, 300) - exact).exp().mean(0) for _ in range(200)])
     z = (ratios.mean(0) - 1) / (ratios.std(0) / math.sqrt(200))
     assert z.abs().max() < 4.5
     assert abs(float(z.mean())) < 4 / math.sqrt(20)
