@@ -15,9 +15,10 @@ from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
+from .report import carried
 from .runs import RunFolder
 from .sources import added_bits, batch_transform, pick, reopen
-from .terminal import SCHEMA, Unkept, report, versions, write_json
+from .terminal import SCHEMA, Unkept, report, say, versions, write_json
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
         (name, (model, guide, _)) = next(iter(trained.items()))
-        measured = {name: evaluate(model, guide, x, **how)}
+        measured = {name: evaluate(model, guide, x, train=_fitted_to(data, options), **how)}
         table = None
         text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(measured[name], data, options.bits)])
     else:
@@ -51,10 +52,16 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         measured = {name: row.evidence for name, row in table.rows.items()}
         lines = [f"{name}: {_describe(folder)}" for name, folder in folders.items()]
         text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
+    active = {name: carried(model, guide, x, options.seed) for name, (model, guide, _) in trained.items()}
+    for name, units in active.items():
+        of = f" of {name}" * (len(active) > 1)
+        text += "".join(f"\nactive units{of}, {site}: {count}" for site, count in units.items())
     reports = {}
     for name, evidence in measured.items():
+        if evidence.below:
+            say(f"{name}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}")
         epochs = len(trained[name][2].elbo)
-        reports[name] = _report(folders[name], evidence, data, options, epochs)
+        reports[name] = _report(folders[name], evidence, data, options, epochs) | {"active_units": active[name]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
     report(text, document, options.json)
     unkept = []
@@ -95,6 +102,11 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
     x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
     with private_randomness(options.seed, "evaluate", "data"):
         return x if transform is None else transform(x)
+
+
+def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
+    """The data that the baseline is fitted to: the training data, where others are measured."""
+    return None if options.split == "train" else data.train
 
 
 def _describe(folder: RunFolder) -> str:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit
+from jensen.inference.measure.baseline import likely_reason
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 
 from .memory import memory_told, training_memory
 from .pairs import DENSITIES, MODELS, Design, objective_of
-from .report import draw_run
+from .report import carried, draw_run
 from .runs import RunFolder
 from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
 from .terminal import command, report, say, versions
@@ -81,11 +82,19 @@ def _train(options: argparse.Namespace, folder: RunFolder, data: Dataset, new: b
             folder.discard()
         raise
     history.to_json(folder.path / "history.json")
-    pictures = [] if options.no_pictures else _draw(folder, data, history)
+    model, guide, _ = folder.trained()
+    x, labels = _some(folder, data, 1000)
+    seed = training["seed"]
+    active = carried(model, guide, x, seed)
+    pictures = []
+    if not options.no_pictures:
+        settings = folder.configuration["facts"]
+        pictures = draw_run(folder.path, settings, (model, guide), history, x, labels, data.classes, seed)
     document = {
         "run": str(folder.path),
         "configuration": folder.configuration,
         "history": history.to_dict(),
+        "active_units": active,
         "pictures": pictures,
     }
     report(f"{history}\nmeasure it with: {command('evaluate', folder.path)}", document, options.json)
@@ -135,17 +144,15 @@ class _Lines(Callback):
         say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
 
 
-def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
-    """The pictures of a run, of test data where there are any, else of training data."""
+def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor | None]:
+    """At most so many test data, else training data, prepared as batches are; and their classes, if any."""
     settings, seed = folder.configuration, folder.configuration["training"]["seed"]
-    model, guide, _ = folder.trained()
     split = "test" if len(data.test) else "train"
     x: Tensor = getattr(data, split)
-    rows, transform = pick(x, 1000, seed), batch_transform(settings["data"])
+    rows, transform = pick(x, size, seed), batch_transform(settings["data"])
     labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed, "train", "pictures"):
-        x = x[rows] if transform is None else transform(x[rows])
-    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, data.classes, seed)
+        return x[rows] if transform is None else transform(x[rows]), labels
 
 
 def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
@@ -176,6 +183,8 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10
     objective_of(training)
+    if (design.likelihood or "gaussian") in DENSITIES and (doubt := likely_reason(data.train)):
+        say(f"{data.name}: {doubt}")
     _check_memory(design, data.train[0].numel())
     configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
     return RunFolder.begin(options.run, configuration, options.overwrite, stack), data, True

@@ -470,3 +470,44 @@ def test_a_checkpoint_that_another_run_wrote_is_not_written_over(tmp_path):
     touch = Intruder(lambda: file.write_bytes(file.read_bytes()))
     assert len(fit(*pair, x, epochs=6, resume=True, callbacks=touch, **same).elbo) == 6
     assert len(fit(*pair, x, epochs=3, callbacks=Intruder(file.unlink), **same).elbo) == 3
+
+
+def _said(folder, x, capsys, *more):
+    """What train and evaluate say of a table of one's own."""
+    np.savetxt(folder / "own.csv", x, delimiter=",", header=",".join("abcdefgh"[: x.shape[1]]), comments="")
+    run = str(folder / "run")
+    assert main(["train", "--data", str(folder / "own.csv"), "--run", run, *_SMALL, *more, "--overwrite"]) == 0
+    told = capsys.readouterr()
+    assert main(["evaluate", run, "--particles", "30"]) == 0
+    return told, capsys.readouterr()
+
+
+def test_features_of_other_scales_are_told_and_stand_beside_a_baseline(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(200, 3)) * [1, 1, 300]
+    train, measured = _said(tmp_path, x, capsys)
+    assert "features differ in scale by a factor of" in train.err and "--standardize" in train.err
+    assert "run: log p(x) is below that of one Gaussian per feature, by" in measured.err
+    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would say otherwise
+    train, measured = _said(tmp_path, x, capsys, "--standardize", "--model", "ppca", "--guide", "exact")
+    assert "scale" not in train.err + measured.err and "below" not in measured.err + measured.out
+
+
+def test_bytes_without_levels_are_told(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (100, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    arguments = ["train", "--data", str(tmp_path / "x.npy"), "--image-shape", "4,4", "--run", str(tmp_path / "r")]
+    assert main([*arguments, *_SMALL]) == 0
+    assert "say how many, levels=256, in a shell --levels 256" in capsys.readouterr().err
+    assert main([*arguments, *_SMALL, "--levels", "256", "--overwrite"]) == 0
+    assert "say how many" not in capsys.readouterr().err
+
+
+def test_a_collapsed_posterior_is_told(tmp_path, capsys):
+    arguments = ["--run", str(tmp_path / "r"), *_QUICK, "--epochs", "5", "--no-pictures", "--json"]
+    assert main(["train", "--data", "pinwheel", "--beta", "50", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["active_units"] == {"z": "0 of 2"}
+    assert "posterior collapse: no unit of z tells one datum from another" in shown.err
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
+    shown = capsys.readouterr()
+    assert "active units, z: 0 of 2" in shown.out and "posterior collapse" in shown.err
