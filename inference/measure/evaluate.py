@@ -25,7 +25,7 @@ from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.caller import outside
-from jensen.kernel.looks import look_at
+from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import facts_of, observed_numbers, sites_of
@@ -383,7 +383,10 @@ def evaluate(
             progress=progress,
             seed=seed,
         ):
-            kind = kind_of(model, guide, part.data) if weights is None else kind
+            if weights is None:
+                kind = kind_of(model, guide, part.data)
+                if part.joint:
+                    warn_of_no_plate(model, guide, part.data)
             weights = LogWeights(part.pair, compile) if weights is None else weights
             counted += _observed_of(model, guide, part.data) if tensors else numbers
 

@@ -47,7 +47,7 @@ from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
-from jensen.kernel.looks import held_by, layout_on, look_at
+from jensen.kernel.looks import held_by, layout_on, look_at, warn_of_no_plate
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
@@ -190,6 +190,8 @@ def fit(
         if held_out is not None:
             measure = Validation(model, guide, held_out, max_plate_nesting, compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
+        if not layout.sizes and layout.full_size is None:
+            warn_of_no_plate(model, guide, train.first())
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
                 f"the pyro.factor {listed(layout.joining)} stands outside every plate, so each batch counts all of it: "
