@@ -141,7 +141,7 @@ def main():
     add("--reruns", type=int, default=400, help="how often a mean over data is measured again")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
-    add("--trained", type=Path, help="a folder where trained pairs are kept")
+    add("--trained", help="a folder where trained pairs are kept")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     start = common.started()
@@ -205,7 +205,7 @@ def save(sections, options, start):
 
 def trained(name, model, guide, train, how, options):
     """Train a pair, or read what an earlier run trained."""
-    kept = options.trained and options.trained / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
+    kept = options.trained and Path(options.trained) / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
     fit(model, guide, train, **how, seed=options.seed, progress=False, checkpoint=kept, resume=kept is not None)
 
 
