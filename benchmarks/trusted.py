@@ -6,12 +6,17 @@ Every pair is trained, then measured on random test data in three ways in turn: 
 by K = 256 draws of the guide and proposals of each datum's own with a budget of 5,000 evaluations of log p(x, z); and
 with a budget of 12,000. Shown are log p(x), the share of data with k-hat above 0.7, the share whose posterior has parts
 that the proposal misses by the witness of annealed chains, the 95th percentile and the largest of the standard errors,
-and the seconds.
+and the seconds of the processor.
 
 Coverage: the share of data whose estimate lies within two standard errors of a reference, of all data and of those that
 k-hat does not flag, and the shares that lie low and high. References are exact values where there are some; else
 refined estimates from other seeds, and so from other starts, with ``--reference`` evaluations (their error is allowed
 for).
+
+Then against what shares nothing with proposals: annealed importance sampling from the prior, with ``--temperatures``.
+On data simulated from each trained model: how far the refined bounds lie apart, whether the rank of the latents that
+made a datum, by their weight among the proposal's weighted draws, is uniform, and for how many data their weight is
+more than all draws together have. And whether the error of the *mean* over the data covers, in ``--reruns`` of it.
 
 The tables go to results/trusted.md, everything to results/trusted.json.
 """
@@ -24,12 +29,16 @@ import _common as common
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy import stats
 from torch import nn
 
 from jensen.datasets import load
 from jensen.families import IAF, Bernoulli, FullCovariance, Gaussian, MeanField
 from jensen.guides import Ladder, amortize
-from jensen.inference import evaluate, exact_log_evidence, fit, simulate
+from jensen.inference import ais, evaluate, exact_log_evidence, fit, sandwich, simulate
+from jensen.inference.measure.proposals import propose
+from jensen.inference.measure.refined import target_of
+from jensen.kernel.batches import stream
 from jensen.models import PPCA, VAE, Banana, FactorAnalysis, Hierarchical, Ring
 from jensen.networks import mlp
 
@@ -39,6 +48,9 @@ WAYS = {
     "refined, 12,000": {"particles": 256, "refine": 12_000},
 }
 COLUMNS = ("pair", "way", "log p(x)", "k-hat > 0.7", "missed", "error, 95 %", "largest", "seconds")
+ANNEALED = ("pair", "data", "mean difference", "its error", "covered", "farthest, in errors", "evaluations of AIS")
+SIMULATED = ("pair", "upper - lower", "largest", "true above all draws", "uniform ranks, p")
+RERUNS = ("pair", "covered", "mean of z", "sd of z")
 COVERAGE = ("pair", "budget", "reference", "covered", "of the unflagged", "low", "high", "mean - reference")
 
 
@@ -90,6 +102,8 @@ def poisson(options):
     return model, guide, (train, (data.test * 16).round()), {"epochs": options.epochs * 10}
 
 
+SHORT = ("digits, full covariance",)
+ANNEALABLE = ("digits, full covariance", "digits, mean-field", "MNIST, 50 latents", "counts, Gamma(2, 1) latents")
 PAIRS = {
     "digits, full covariance": digits,
     "digits, mean-field": lambda options: digits(options, MeanField),
@@ -120,14 +134,31 @@ def main():
     add("--data", type=int, default=200, help="how many test data; 0: train alone")
     add("--reference", type=int, default=60_000, help="evaluations of a reference; 0 leaves coverage out")
     add("--repeats", type=int, default=3, help="seeds of coverage")
+    add("--chains", type=int, default=50)
+    add("--temperatures", type=int, default=2000, help="of annealed importance sampling; 0 leaves it out")
+    add("--simulated", type=int, default=1000, help="how many data are simulated")
+    add("--annealed", type=int, default=50, help="how many data are annealed")
+    add("--reruns", type=int, default=400, help="how often a mean over data is measured again")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
-    add("--trained", type=Path, help="a folder where trained pairs are kept")
+    add("--trained", help="a folder where trained pairs are kept")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     start = common.started()
     torch.set_num_threads(options.threads)
-    rows, covered = [], []
+    sections = {name: [] for name in ("rows", "coverage", "annealed", "simulated", "reruns")}
+    rows, covered, annealed, simulated_rows, reruns = sections.values()
+    for name, (make, family) in EXACT.items():
+        torch.manual_seed(options.seed + 1)
+        model = make().double()
+        x = simulate(model, 400)[1]
+        guide = amortize(model, mlp(x.shape[1], [16]), family, context=16).double()
+        fit(model, guide, x, epochs=20, seed=options.seed, progress=False)
+        exact = exact_log_evidence(model, x, progress=False)
+        reference = exact.log_evidence, 1e-4 + exact.error
+        covered.append(coverage(name, exact.method, model, guide, x, reference, options))
+        reruns.append(rerun(name, model, guide, x[:50], reference[0][:50], torch.zeros(50), options))
+        save(sections, options, start)
     for name in options.pairs:
         pyro.clear_param_store()
         torch.manual_seed(options.seed)
@@ -143,37 +174,46 @@ def main():
             long = evaluate(model, guide, x, 256, refine=options.reference, seed=999, progress=False)
             reference = long.log_evidence, long.standard_error
             covered.append(coverage(name, "refined", model, guide, x, reference, options))
-    for name, (make, family) in EXACT.items():
-        torch.manual_seed(options.seed + 1)
-        model = make().double()
-        x = simulate(model, 400)[1]
-        guide = amortize(model, mlp(x.shape[1], [16]), family, context=16).double()
-        fit(model, guide, x, epochs=20, seed=options.seed, progress=False)
-        exact = exact_log_evidence(model, x, progress=False)
-        covered.append(coverage(name, exact.method, model, guide, x, (exact.log_evidence, 1e-4 + exact.error), options))
+            if name in SHORT:
+                reruns.append(rerun(name, model, guide, x[:50], reference[0][:50], reference[1][:50], options))
+        if options.temperatures and name in ANNEALABLE:
+            annealed.append(by_annealing(name, model, guide, x, options))
+        if options.simulated and isinstance(model, VAE):
+            simulated_rows.append(simulated(name, model, guide, options))
+        save(sections, options, start)
+
+
+def save(sections, options, start):
+    """Write what there is so far."""
+    rows, covered, annealed, simulated_rows, reruns = sections.values()
     about = common.provenance(__file__, options, start)
     text = (
         f"log p(x) of {options.data} test data by the guide and by proposals of each datum's own, in nats per datum; "
         f"standard errors of log p(x), the 95th percentile and the largest over the data.\n{common.made_by(about)}\n\n"
         f"{common.table(COLUMNS, [[cell(row[c]) for c in COLUMNS] for row in rows])}\n\n"
         f"Coverage at two standard errors, budget of 5,000 evaluations, {options.repeats} seeds.\n\n"
-        f"{common.table(COVERAGE, [[cell(row[c]) for c in COVERAGE] for row in covered])}"
+        f"{common.table(COVERAGE, [[cell(row[c]) for c in COVERAGE] for row in covered])}\n\n"
+        f"Refined, 5,000 evaluations, minus AIS from the prior, {options.chains} chains, {options.temperatures} "
+        f"temperatures.\n\n{common.table(ANNEALED, [[cell(row[c]) for c in ANNEALED] for row in annealed])}\n\n"
+        f"{options.simulated} data simulated from each model, 5,000 evaluations.\n\n"
+        f"{common.table(SIMULATED, [[cell(row[c]) for c in SIMULATED] for row in simulated_rows])}\n\n"
+        f"The mean over 50 data, {options.reruns} times, 1,000 evaluations.\n\n"
+        f"{common.table(RERUNS, [[cell(row[c]) for c in RERUNS] for row in reruns])}"
     )
-    common.write(options, "trusted", about, {"rows": rows, "coverage": covered}, text)
-    print(text)
+    common.write(options, "trusted", about, sections, text)
 
 
 def trained(name, model, guide, train, how, options):
     """Train a pair, or read what an earlier run trained."""
-    kept = options.trained and options.trained / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
+    kept = options.trained and Path(options.trained) / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
     fit(model, guide, train, **how, seed=options.seed, progress=False, checkpoint=kept, resume=kept is not None)
 
 
 def measured(name, way, model, guide, x, options):
     """One pair measured in one way."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = evaluate(model, guide, x, **WAYS[way], seed=options.seed, progress=False)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     missed = None if found.missed is None else f"{100 * float(found.missed.double().mean()):.1f} %"
     row = {
         "pair": name,
@@ -209,6 +249,76 @@ def coverage(name, method, model, guide, x, reference, options):
         "high": share(off > wide),
         "mean - reference": float(off.mean()),
     }
+    print(row, flush=True)
+    return row
+
+
+def by_annealing(name, model, guide, x, options):
+    """Refined evidence beside annealing from the prior."""
+    x = x[: options.annealed]
+    found = evaluate(model, guide, x, 256, refine=5000, seed=2000, progress=False)
+    begin = time.process_time()
+    other = ais(
+        model, None, x, chains=options.chains, temperatures=options.temperatures, start="prior", seed=3, progress=False
+    )
+    off = found.log_evidence - other.log_evidence
+    joint = torch.hypot(found.standard_error, other.standard_error)
+    row = {
+        "pair": name,
+        "data": f"{len(x)}",
+        "mean difference": float(off.mean()),
+        "its error": float(off.std() / len(x) ** 0.5),
+        "covered": share(off.abs() <= 2 * joint),
+        "farthest, in errors": float((off.abs() / joint).max()),
+        "evaluations of AIS": f"{other.evaluations:,}",
+        "seconds": time.process_time() - begin,
+    }
+    print(row, flush=True)
+    return row
+
+
+def simulated(name, model, guide, options):
+    """Bounds from both sides, and the rank of the latents that made the data."""
+    torch.manual_seed(7)
+    latents, x = simulate(model, options.simulated)
+    how = {"particles": 256, "refine": 5000, "chains": 4, "temperatures": 4, "progress": False}
+    both = sandwich(model, guide, data=x, latents=latents, **how)
+    width = both.refined.width
+    ranks, beyond = [], []
+    model.eval(), guide.eval()
+    for part in stream(model, guide, (x,), "ranks", at_once=128, weights="any", progress=False, seed=0):
+        target, plan = target_of(part, 5000)
+        true = target.free({site: z[None, part.rows] for site, z in latents.items()})
+        proposal, _ = propose(target, plan)
+        (block,) = target.blocks_of(target.rows)
+        n, count = len(target), int((plan.estimate - plan.witness - target.spent).amin())
+        own = proposal.of(block.rows)
+        log_w = own.log_joint_weights(target, block, count)[:, :n]
+        given = torch.cat([w for w, _ in own.weighed(target, block, true[:, block.rows], own.counts(count))])[0, :n]
+        below = (log_w.softmax(0) * (log_w < given)).sum(0)
+        ranks.append(below)
+        beyond.append(given > log_w.logsumexp(0))
+    ranks, beyond = torch.cat(ranks), torch.cat(beyond)
+    row = {
+        "pair": name,
+        "upper - lower": float(width.mean()),
+        "largest": float(width.max()),
+        "true above all draws": share(beyond),
+        "uniform ranks, p": float(stats.kstest(ranks.detach().numpy(), "uniform").pvalue),
+    }
+    print(row, flush=True)
+    return row
+
+
+def rerun(name, model, guide, x, values, errors, options):
+    """How often the mean over the data lies within two of its errors."""
+    z = []
+    for repeat in range(options.reruns):
+        found = evaluate(model, guide, x, 25, refine=1000, seed=10_000 + repeat, progress=False)
+        error = (found.standard_error.square() + torch.as_tensor(errors).square()).sum().sqrt() / len(x)
+        z.append((found.log_evidence - values).mean() / error)
+    z = torch.stack(z)
+    row = {"pair": name, "covered": share(z.abs() <= 2), "mean of z": float(z.mean()), "sd of z": float(z.std())}
     print(row, flush=True)
     return row
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["FEW", "FRESH", "SOME", "TEMPERATURES", "WITNESSES", "Plan"]
+__all__ = ["FEW", "FRESH", "SOME", "TEMPERATURES", "TYPICAL", "WITNESSES", "Plan"]
 
 from typing import NamedTuple
 
 FEW = 10  # coordinates up to which curvature may do, and draws of the prior are part of the mixture
 SOME = 20  # coordinates up to which weights of some thousand draws say more than gradients
 WITNESSES, TEMPERATURES = 8, 30  # chains, and steps from the prior to the posterior
+TYPICAL = 64  # draws that say about how high the mean weight is
 _LARGE = 4000  # evaluations of which the witness takes a small part
 FRESH = 96  # draws that make the estimate, at least
 
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
         newton: Newton's steps.
         pilot: draws that say which data need more work.
         proposal: how many evaluations may be spent before the fresh draws.
-        estimate: how many may be spent with these.
+        estimate: how many may be spent in all.
         witness: how many go to chains from the prior, which look for modes that were missed.
     """
 
@@ -42,9 +43,9 @@ class Plan(NamedTuple):
         starts = 4 if budget >= 1500 else 2
         climb = min(40 if features <= FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
         pilot = min(512, budget // 8) if budget >= 500 and features <= SOME else 0
-        witness = WITNESSES * (4 * TEMPERATURES + 1) if budget >= _LARGE else 0
+        witness = WITNESSES * (4 * TEMPERATURES + 1) + TYPICAL if budget >= _LARGE else 0
         fresh = (budget - witness) // 4
-        return cls(starts, climb, newton, pilot, budget - witness - fresh, budget - witness, witness)
+        return cls(starts, climb, newton, pilot, budget - witness - fresh, budget, witness)
 
     def least(self, features: int) -> int:
         """The evaluations that a datum takes at least."""

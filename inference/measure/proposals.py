@@ -4,10 +4,11 @@ r"""A proposal of its own for each datum: modes of the posterior, their curvatur
     q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, v^2 \Sigma_{nm}) \big)
         + c \, q(u \mid x_n) + d \, p(u)
 
-in the unconstrained coordinates u of all latent values, [F] for a datum. Student's t is v = 1 + 2 / F times as wide: the
-tails of few coordinates are bought by wideness, at a price, v^F < e^2, that does not grow with their number. Draws are stratified: every part of the
-mixture gives a number of them that is fixed beforehand, and each is weighted by the density of the whole mixture (the
-balance heuristic), so that no part can make a weight larger than one over its share times its own.
+in the unconstrained coordinates u of all latent values, [F] for a datum. Student's t is v = 1 + 2 / F times as wide:
+tails that few coordinates need are bought at a price, v^F < e^2, that does not grow with their number. Draws are
+stratified: every part of the mixture gives a number of them that is fixed beforehand, and each is weighted by the
+density of the whole mixture (the balance heuristic), so that no part can make a weight larger than one over its share
+times its own.
 
 1. Uphill from draws of the guide, and of the prior where it is far from these, all at once, by Adam and by Newton's
    steps.

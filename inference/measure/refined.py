@@ -124,7 +124,8 @@ def _refined(target: Target, plan: Plan) -> Refined:
     proposal, modes = propose(target, plan)
     full = torch.zeros(len(target), dtype=torch.float64, device=target.spent.device)
     numbers = [full.clone() for _ in range(4)]
-    draws, doubts = full.long(), full.bool()
+    draws = full.long()
+    doubts = missed(target, proposal) if plan.witness else full.bool()
     left = (plan.estimate - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before these draws
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
@@ -142,8 +143,6 @@ def _refined(target: Target, plan: Plan) -> Refined:
             for kept, value in zip(numbers, values, strict=True):
                 kept[block.rows[: block.real]] = value[: block.real]
             draws[block.rows[: block.real]] = count
-            if plan.witness:
-                doubts[block.rows[: block.real]] = missed(target, block, proposal.of(block.rows), log_evidence)
     return Refined(numbers[0], numbers[1], numbers[2], numbers[3], modes, target.spent * target.states, draws, doubts)
 
 

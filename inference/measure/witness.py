@@ -1,8 +1,10 @@
 r"""A witness for modes that no proposal knows: a few short chains annealed from the prior.
 
 Where more than two percent of their weight ends at points whose importance weight, log p(x, u) - log q(u), lies more
-than a hundred times above the mean of the estimate, the proposal q has missed a part of the posterior. The chains find
-a mode that holds a fair part of the prior's draws; they prove nothing about others.
+than a hundred times above the mean, the proposal q may have missed a part of the posterior. Or the point lies in a thin
+tail of a part that is known, as some do where coordinates are many: so copies of it go on as chains of their own, and
+the part is called missed where most of them stay at such points. The chains find a mode that holds a fair part of the
+prior's draws; they prove nothing about others.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .hmc import move
-from .plan import TEMPERATURES, WITNESSES
+from .hmc import Point, move
+from .plan import TEMPERATURES, TYPICAL, WITNESSES
 from .proposals import Proposal
 from .target import Block, Target
 
@@ -24,26 +26,49 @@ _POWER = 3  # of the temperatures: a likelihood counts most where it begins
 _STEP = 1.1  # of a move, times F^(-1/4)
 _ABOVE = math.log(100)
 _SHARE = 0.02
+_COPIES, _MOVES = 4, 30  # of a point that may be in a mode of its own
 
 
 @torch.no_grad()
-def missed(target: Target, block: Block, proposal: Proposal, log_mean: Tensor) -> Tensor:
-    """Whether a part of the posterior is missing from the proposal of each of a block's data: bool [real].
+def missed(target: Target, proposal: Proposal) -> Tensor:
+    """Whether a part of the posterior is missing from the proposal of each datum of the target's block: bool [N].
 
     Args:
         target: the target.
-        block: the data.
-        proposal: their proposals.
-        log_mean: the estimates of log p(x), [N].
+        proposal: the proposals.
     """
+    doubts = torch.zeros(len(target), dtype=torch.bool, device=target.spent.device)
+    ends, means = target.of_prior(1)[0], doubts.double()
+    for block in target.blocks_of(target.rows):
+        own, here = proposal.of(block.rows), block.rows[: block.real]
+        log_w = own.log_joint_weights(target, block, TYPICAL)
+        mean = log_w.logsumexp(0) - math.log(TYPICAL)
+        point, total = _annealed(target, block, own)
+        mass = total.nan_to_num(-math.inf).softmax(0).nan_to_num(0.0) * (_above(target, block, own, point.u) > mean)
+        doubts[here] = (mass.sum(0) > _SHARE)[: block.real]
+        ends[here] = point.u.gather(0, mass.argmax(0)[None, :, None].expand_as(point.u[:1]))[0, : block.real]
+        means[here] = mean[: block.real]
+    for block in target.blocks_of(doubts.nonzero().flatten()):
+        own, here = proposal.of(block.rows), block.rows[: block.real]
+        path = target.path(block, target.blocks)
+        point = path(ends[block.rows].expand(_COPIES, -1, -1))
+        step, scale = _step(point), own.modes.lower[own.log_weights.argmax(0), torch.arange(len(block.rows))]
+        for _ in range(_MOVES):
+            point, _, _ = move(path, point, 1.0, step, scale, 1)
+        stay = _above(target, block, own, point.u) > means[block.rows]
+        doubts[here] = (stay.double().mean(0) > 0.5)[: block.real]
+    return doubts
+
+
+def _annealed(target: Target, block: Block, proposal: Proposal) -> tuple[Point, Tensor]:
+    """Where chains from the prior end, and their log weights [C, N]."""
     path = target.path(block, target.blocks * TEMPERATURES)
     point = path(target.of_prior(WITNESSES, block))
-    n, features = point.u.shape[1:]
-    best = proposal.log_weights.argmax(0)
-    of_mode = torch.cholesky_inverse(proposal.modes.lower[best, torch.arange(n, device=best.device)].double())
+    best, rows = proposal.log_weights.argmax(0), torch.arange(len(block.rows))
+    of_mode = torch.cholesky_inverse(proposal.modes.lower[best, rows].double())
     spread = target.of_prior(32, block).double().var(0).clamp_min(1e-8)
     of_prior = spread.reciprocal().diag_embed()
-    step = point.base.new_full((n,), _STEP / features**0.25)
+    step = _step(point)
     betas = [(t / TEMPERATURES) ** _POWER for t in range(TEMPERATURES + 1)]
     total = torch.zeros_like(point.ratio, dtype=torch.float64)
     for before, b in pairwise(betas):
@@ -52,8 +77,13 @@ def missed(target: Target, block: Block, proposal: Proposal, log_mean: Tensor) -
             precision = torch.linalg.cholesky((1 - b) * of_prior + b * of_mode)
             scale = torch.linalg.inv(precision).mT.to(point.u)
             point, _, _ = move(path, point, b, step, scale, 1)
-    joint, prior, guide = target.parts(block, point.u)
-    counts = [round(1000 * share) for share in proposal.shares]
-    above = joint.double() - proposal.log_density(point.u, prior, guide, counts) - log_mean
-    mass = total.nan_to_num(-math.inf).softmax(0).nan_to_num(0.0)
-    return ((mass * (above > _ABOVE)).sum(0) > _SHARE)[: block.real]
+    return point, total
+
+
+def _step(point: Point) -> Tensor:
+    return torch.full_like(point.base[0], _STEP / point.u.shape[-1] ** 0.25)
+
+
+def _above(target: Target, block: Block, proposal: Proposal, u: Tensor) -> Tensor:
+    """A hundredth of the importance weights of points [C, N, F], their logs: [C, N]."""
+    return torch.cat([part for part, _ in proposal.weighed(target, block, u, proposal.counts(1000))]) - _ABOVE
