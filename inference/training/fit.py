@@ -59,6 +59,7 @@ from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
+from .seconds import add_seconds
 from .steps import BLOCK, Steps
 from .validation import Validation
 
@@ -277,6 +278,7 @@ def fit(
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
+    add_seconds(guide, history.seconds, before)
     history.compiled, history.route = steps.compiled, steps.route
     if isinstance(objective, Objective) and objective.way in (VMAP, LOOP):
         history.route += f" (particles: {objective.way})"
