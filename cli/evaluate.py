@@ -23,7 +23,8 @@ from .terminal import SCHEMA, Unkept, report, say, versions, write_json
 
 def run(options: argparse.Namespace, progress: bool) -> None:
     """Measure the runs that the options name, show the result, and write report.json into the folder of each."""
-    folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
+    groups = _groups(options.runs)
+    folders = {run: folder for of in groups.values() for run, folder in of.items()}
     first = next(iter(folders.values()))
     for folder in folders.values():
         ours, theirs = _identity(first), _identity(folder)
@@ -34,34 +35,38 @@ def run(options: argparse.Namespace, progress: bool) -> None:
                 f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
                 f"({listed}): their numbers do not compare; evaluate them one at a time"
             )
-    trained = {name: folder.trained() for name, folder in folders.items()}
+    trained = {run: folder.trained() for run, folder in folders.items()}
     data = reopen(first.data_settings(options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
+    how["train"] = _fitted_to(data, options)
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
-        (name, (model, guide, _)) = next(iter(trained.items()))
-        measured = {name: evaluate(model, guide, x, train=_fitted_to(data, options), **how)}
+        (run, (model, guide, _)) = next(iter(trained.items()))
+        measured = {run: evaluate(model, guide, x, **how)}
         table = None
-        text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(measured[name], data, options.bits)])
+        text = "\n".join([f"{head}; {_describe(folders[run])}", _bits(measured[run], data, options.bits)])
     else:
-        pairs = {name: (model, guide) for name, (model, guide, _) in trained.items()}
-        histories = {name: history for name, (_, _, history) in trained.items()}
+        pairs = {name: [trained[run][:2] for run in of] for name, of in groups.items()}
+        histories = {name: [trained[run][2] for run in of] for name, of in groups.items()}
         table = compare(pairs, x, histories=histories, gaps=options.gaps, **how)
-        measured = {name: row.evidence for name, row in table.rows.items()}
-        lines = [f"{name}: {_describe(folder)}" for name, folder in folders.items()]
+        measured = {}
+        for name, of in groups.items():
+            row = table.rows[name]
+            measured |= dict(zip(of, row.runs or [row.evidence], strict=True))
+        lines = [f"{name}: {_describe(next(iter(of.values())))}{_runs(of)}" for name, of in groups.items()]
         text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
-    active = {name: carried(model, guide, x, options.seed) for name, (model, guide, _) in trained.items()}
-    for name, units in active.items():
-        of = f" of {name}" * (len(active) > 1)
-        text += "".join(f"\nactive units{of}, {site}: {count}" for site, count in units.items())
+    active = {run: carried(model, guide, x, options.seed) for run, (model, guide, _) in trained.items()}
+    for run, units in active.items():
+        of_run = f" of {run}" * (len(active) > 1)
+        text += "".join(f"\nactive units{of_run}, {site}: {count}" for site, count in units.items())
     reports = {}
-    for name, evidence in measured.items():
+    for run, evidence in measured.items():
         if evidence.below:
-            say(f"{name}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}")
-        epochs = len(trained[name][2].elbo)
-        reports[name] = _report(folders[name], evidence, data, options, epochs) | {"active_units": active[name]}
+            say(f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}")
+        epochs = len(trained[run][2].elbo)
+        reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
     report(text, document, options.json)
     unkept = []
@@ -81,6 +86,22 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     if len(names) < len(paths):
         raise ValueError(f"a run was named twice: {', '.join(map(str, paths))}")
     return names
+
+
+def _groups(paths: list[Path]) -> dict[str, dict[str, RunFolder]]:
+    """The run folders of each row: one, or those that jensen train --seeds made in a folder."""
+    groups: dict[str, dict[str, RunFolder]] = {}
+    for name, path in _names(paths).items():
+        inside = sorted(path.glob("seed-*/configuration.json"), key=lambda file: (len(file.parent.name), file))
+        if (path / "configuration.json").is_file() or not inside:
+            groups[name] = {name: RunFolder.open(path)}
+        else:
+            groups[name] = {f"{name}/{file.parent.name}": RunFolder.open(file.parent) for file in inside}
+    return groups
+
+
+def _runs(of: dict[str, RunFolder]) -> str:
+    return f", {len(of)} training runs" if len(of) > 1 else ""
 
 
 def _identity(folder: RunFolder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,13 +44,37 @@ _TRAINING = (
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Train the pair that the options describe, or go on with that of a run folder."""
+    """Train the pair that the options describe, or go on with that of a run folder; with --seeds, several of them."""
     _check_device(options.device)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds is the number of training runs, at least 1, but got {options.seeds}")
+    if options.seeds == 1:
+        text, document = _one(options, progress)
+        report(f"{text}\nmeasure it with: {command('evaluate', options.run)}", document, options.json)
+        return
+    if (options.run / "configuration.json").is_file():
+        raise ValueError(f"{options.run} holds one run, so it has no room for those of --seeds: take another --run DIR")
+    made = {}
+    for seed in range(options.seed, options.seed + options.seeds):
+        folder = options.run / f"seed-{seed}"
+        resume = options.resume and (folder / "configuration.json").is_file()
+        given = options.given - {"seed", "seeds"}
+        one = argparse.Namespace(**{**vars(options), "seed": seed, "run": folder, "resume": resume, "given": given})
+        made[folder.name] = _one(one, progress)
+    text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
+    documents = {"runs": {name: document for name, (_, document) in made.items()}}
+    report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)
+
+
+def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, Any]]:
+    """One run: what to print of it, and its document."""
     with ExitStack() as stack:
-        _train(options, *(_again(options, stack) if options.resume else _begin(options, stack)), progress)
+        return _train(options, *(_again(options, stack) if options.resume else _begin(options, stack)), progress)
 
 
-def _train(options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool) -> None:
+def _train(
+    options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool
+) -> tuple[str, dict[str, Any]]:
     """Train, keep and draw what came of it, whatever ends it."""
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
@@ -97,7 +122,7 @@ def _train(options: argparse.Namespace, folder: RunFolder, data: Dataset, new: b
         "active_units": active,
         "pictures": pictures,
     }
-    report(f"{history}\nmeasure it with: {command('evaluate', folder.path)}", document, options.json)
+    return str(history), document
 
 
 def _go_on(folder: RunFolder) -> str:

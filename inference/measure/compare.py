@@ -36,7 +36,8 @@ from jensen.results.tables import Table, decimals, digits_of, percent, with_erro
 
 from ..training.history import History
 from ..training.seconds import seconds_of
-from .evaluate import Evidence, Refine, evaluate, of_refined, refined, with_refined
+from .baseline import Kind
+from .evaluate import Evidence, Refine, beside_baseline, evaluate, of_refined, refined, with_refined
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 
@@ -145,7 +146,7 @@ class Comparison(Record):
         quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
         best, *others = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         differences = {name: self.difference(best, name, quantity) for name in others}
-        over_runs = all(self.rows[name].runs for name in (best, others[0]))
+        over_runs = all(self.rows[name].runs or not self._is_trained(name) for name in (best, others[0]))
         listed = ", ".join(f"{name} {with_error(mean, error)}" for name, (mean, error) in differences.items())
         paired = len(self._first.elbo) > 1
         over = "paired over test points, nats" if paired else f"{self.unit}, ± Monte Carlo error"
@@ -169,7 +170,9 @@ class Comparison(Record):
     def _scope(self, over_runs: bool) -> str:
         """A sentence that says over what the errors hold."""
         paired = "test points" if len(self._first.elbo) > 1 else "particles"
-        counts = {name: len(row.runs) or 1 for name, row in self.rows.items()}
+        counts = {name: len(row.runs) or 1 for name, row in self.rows.items() if self._is_trained(name)}
+        if not counts:
+            return f" Errors cover {paired}."
         if over_runs and min(counts.values()) > 1:
             least, most = min(counts.values()), max(counts.values())
             many = f"{least} of each row" if least == most else f"{least} to {most} of a row"
@@ -179,6 +182,10 @@ class Comparison(Record):
             return f" {only}, one training run: other seeds may differ by more."
         one = [name for name, count in counts.items() if count == 1]
         return f" {only} for {', '.join(one)}, one training run; for the other rows the runs' variance counts, too."
+
+    def _is_trained(self, name: str) -> bool:
+        """Whether another seed might have given other numbers: not where a row has no parameters of its own."""
+        return self.rows[name].parameters > 0
 
     def _mixed(self) -> str:
         """A sentence where exact values of log p(x) are ranked against estimates."""
@@ -201,7 +208,11 @@ class Comparison(Record):
                 above.append(name)
         many = " for more than 10 % of the test points"
         far = "" if self.joint else many
+        below = {name: row.evidence.below for name, row in self.rows.items() if row.evidence.below}
         text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7{far}." if low else ""
+        if below:
+            kind = self.rows[next(iter(below))].evidence.baseline_kind
+            text += f" Below one {kind}: {'; '.join(f'{name} {reason}' for name, reason in below.items())}."
         if above:
             names = ", ".join(above)
             text += f" The approximation gap of {names} is an upper bound: local optimization did not converge{many}."
@@ -214,7 +225,7 @@ class Comparison(Record):
             bits: whether ELBO, log p(x) and gaps are shown as bits per dimension (of minus the value: less is better).
             offset: log2 of the number of grey levels, added to the bits of dequantized data.
         """
-        return "\n".join(Table("", *self._cells(bits, offset)).grid())
+        return "\n".join(Table("", *self._cells(bits, offset), self._baselines(bits, offset)).grid())
 
     def _cells(self, bits: bool = False, offset: float = 0.0) -> tuple[list[str], list[list[str]]]:
         """The headings and the rows."""
@@ -259,7 +270,18 @@ class Comparison(Record):
         first = self._first
         drawn = first.drawn if first.converged is None else "as many particles as each needs"
         what = "all data jointly" if self.joint else f"{len(first.elbo)} data"
-        return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), notes=[self.sentence()])
+        return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), self._baselines(), [self.sentence()])
+
+    def _baselines(self, bits: bool = False, offset: float = 0.0) -> list[tuple[str, str]]:
+        """Log p(x) of one distribution per feature, of each kind that compares with a row."""
+        found: dict[str, str] = {}
+        for evidence in (row.evidence for row in self.rows.values()):
+            if evidence.baseline is not None and evidence.baseline_kind not in found:
+                mean, error = float(evidence.baseline.mean()), standard_error_of_mean(evidence.baseline)
+                unit = evidence.features * math.log(2) if bits else 1.0
+                value = offset - mean / unit if bits else mean
+                found[evidence.baseline_kind] = f"log p(x) {decimals(value, digits_of(error / unit))}"
+        return list(found.items())
 
     def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
         return _of(self.rows[name].evidence, quantity)
@@ -472,6 +494,9 @@ def compare(
                 if gap_parts
                 else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
             )
+            if gap_parts and train is not None and evidence.baseline is not None:
+                kind = cast(Kind, evidence.baseline_kind.split()[0])
+                evidence = beside_baseline(evidence, kind, tensors, train)
         except Exception as error:
             error.add_note(f"in compare, at the pair '{_called(key, each)}'")
             raise

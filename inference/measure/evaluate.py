@@ -8,7 +8,16 @@ r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per dat
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "warn_of_impossible_elbo", "with_refined"]
+__all__ = [
+    "Evidence",
+    "Refine",
+    "beside_baseline",
+    "evaluate",
+    "of_refined",
+    "refined",
+    "warn_of_impossible_elbo",
+    "with_refined",
+]
 
 import math
 import warnings
@@ -425,10 +434,10 @@ def evaluate(
             }
             evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
     evidence = _without_lower_exact(evidence)
-    return evidence if kind is None else _beside_baseline(evidence, kind, tensors, train)
+    return evidence if kind is None else beside_baseline(evidence, kind, tensors, train)
 
 
-def _beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
+def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
     """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
     fitted = None if train is None else as_tensors(train)[0]
     found = baseline(kind, data[0], fitted)

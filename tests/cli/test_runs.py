@@ -511,3 +511,36 @@ def test_a_collapsed_posterior_is_told(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
     shown = capsys.readouterr()
     assert "active units, z: 0 of 2" in shown.out and "posterior collapse" in shown.err
+
+
+def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
+    several = ["train", "--data", "pinwheel", *_SMALL, "--epochs", "2", "--seed", "5"]
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document["runs"]) == ["seed-5", "seed-6"]
+    assert [run["configuration"]["training"]["seed"] for run in document["runs"].values()] == [5, 6]
+    assert main([*several, "--run", str(tmp_path / "b")]) == 0
+    assert torch.equal(
+        _state(tmp_path / "a" / "seed-5")["parameters"][-1], _state(tmp_path / "b")["parameters"][-1]
+    )  # the same run as one alone
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "b")]) == 2
+    assert "holds one run, so it has no room" in capsys.readouterr().err
+    assert main([*several, "--seeds", "0"]) == 2
+    (tmp_path / "a" / "seed-6" / "configuration.json").unlink()  # as if the second had not begun
+    for file in (tmp_path / "a" / "seed-6").iterdir():
+        file.unlink()
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--resume"]) == 0
+    assert "measure them with: jensen evaluate" in capsys.readouterr().out
+    quick = ["--particles", "20", "--test-size", "50"]
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), *quick, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert list(measured["runs"]) == ["a/seed-5", "a/seed-6", "b"]
+    row = measured["comparison"]["rows"]["a"]
+    means = [measured["runs"][f"a/seed-{seed}"]["summary"]["elbo"] for seed in (5, 6)]
+    assert [run["elbo"] for run in row["runs"]] == pytest.approx(means)
+    assert row["elbo"] == pytest.approx(sum(means) / 2)
+    assert "Test-set error only for b, one training run" in measured["comparison"]["sentence"]
+    assert (tmp_path / "a" / "seed-6" / "report.json").is_file()
+    assert main(["evaluate", str(tmp_path / "a"), *quick]) == 0
+    shown = capsys.readouterr().out
+    assert "2 training runs" in shown and "± runs" in shown

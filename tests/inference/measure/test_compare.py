@@ -89,7 +89,10 @@ def test_training_time_counts(shared):
 def test_the_table_is_aligned_and_says_what_it_shows(shared):
     pairs, x = shared
     table = compare(pairs, x, particles=100, seed=0, progress=False)
-    head, columns, rule, *rows, sentence = str(table).splitlines()
+    head, columns, rule, *rows, baseline, sentence = str(table).splitlines()
+    lowest = table.rows["prior"].evidence.baseline.mean()
+    assert baseline.startswith("Gaussian per feature, fitted here  log p(x) -")
+    assert float(baseline.split()[-1]) == pytest.approx(float(lowest), abs=0.01)
     assert head == "30 data, 100 particles each, nats per datum"
     assert len({len(line) for line in (columns, rule, *rows)}) == 1
     assert [row.split()[0] for row in rows] == ["prior", "mean-field", "exact"]
