@@ -34,10 +34,20 @@ from jensen.results.records import Record
 from jensen.results.standard_errors import mc_error, standard_error_of_mean, within_t
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
+from ..exact.log_evidence import cheap_evidence
 from ..training.history import History
 from ..training.seconds import seconds_of
 from .baseline import Kind
-from .evaluate import Evidence, Refine, beside_baseline, evaluate, of_refined, refined, with_refined
+from .evaluate import (
+    Evidence,
+    Refine,
+    beside_baseline,
+    evaluate,
+    of_refined,
+    refined,
+    with_refined,
+    without_lower_exact,
+)
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 
@@ -494,17 +504,20 @@ def compare(
                 if gap_parts
                 else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
             )
-            if gap_parts and train is not None and evidence.baseline is not None:
-                kind = cast(Kind, evidence.baseline_kind.split()[0])
-                evidence = beside_baseline(evidence, kind, tensors, train)
         except Exception as error:
             error.add_note(f"in compare, at the pair '{_called(key, each)}'")
             raise
         rows[key] = Row(
             evidence, _count(model, guide, here, shared), time.perf_counter() - start + took[key], gap_parts
         )
+    known = _exact(each, rows, here, settings)
     if refine and not (refine == "auto" and tolerance is not None):
         rows = _refined(each, rows, here, refine, settings)
+    rows = {key: replace(row, evidence=_with_exact(row.evidence, known.get(key))) for key, row in rows.items()}
+    for key, row in rows.items():  # beside the final estimate
+        if row.evidence.baseline is not None:
+            kind = cast(Kind, row.evidence.baseline_kind.split()[0])
+            rows[key] = replace(row, evidence=beside_baseline(row.evidence, kind, here, train))
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [_called(key, each) for key, row in rows.items() if row.evidence.joint]
         raise ValueError(
@@ -555,6 +568,35 @@ def _times(each: Mapping[Key, Pair], histories: Mapping[str, History | Sequence[
             raise ValueError(f"'{name}' has {runs} training runs, but {len(listed)} histories: give one for each")
         given |= {(name, i): history.seconds for i, history in enumerate(listed)}
     return {key: given.get(key, seconds_of(guide)) for key, (_, guide) in each.items()}
+
+
+def _exact(
+    pairs: Mapping[Key, Pair], rows: Mapping[Key, Row], data: tuple[Tensor, ...], settings: dict[str, Any]
+) -> dict[Key, Tensor | None]:
+    """Log p(x) of models that a sum or an integral gives, where sampling took too few draws to pay for it."""
+    found: dict[Key, Tensor | None] = {}
+    models: list[tuple[Program, Tensor | None]] = []
+    for key, (model, guide) in pairs.items():
+        evidence = rows[key].evidence
+        if not data or evidence.joint or evidence.exact is not None or evidence.doubt:
+            continue
+        known = [value for other, value in models if other == model]
+        if not known:
+            with running(model, guide, device=settings["device"]):
+                known = [cheap_evidence(model, data, budget=_AFFORDABLE, rows=len(data[0]), joint=False)]
+            models.append((model, known[0]))
+        found[key] = known[0]
+    return found
+
+
+def _with_exact(evidence: Evidence, exact: Tensor | None) -> Evidence:
+    if exact is None or evidence.exact is not None:
+        return evidence
+    guide = None if evidence.by_guide is None else replace(evidence.by_guide, exact=exact)
+    return without_lower_exact(replace(evidence, exact=exact, by_guide=guide))
+
+
+_AFFORDABLE = 20_000  # evaluations of log p(x, z) per datum, on average, that an exact value may take
 
 
 def _over_runs(rows: Sequence[Row]) -> Row:

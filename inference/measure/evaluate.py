@@ -17,6 +17,7 @@ __all__ = [
     "refined",
     "warn_of_impossible_elbo",
     "with_refined",
+    "without_lower_exact",
 ]
 
 import math
@@ -433,7 +434,7 @@ def evaluate(
                 "progress": progress,
             }
             evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
-    evidence = _without_lower_exact(evidence)
+    evidence = without_lower_exact(evidence)
     return evidence if kind is None else beside_baseline(evidence, kind, tensors, train)
 
 
@@ -449,7 +450,7 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     n = len(found.log_prob)
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
     if not below > 2 * error + favour + 1e-6 * abs(float(known.mean())):
-        return replace(evidence, baseline=known, baseline_kind=label)
+        return replace(evidence, baseline=known, baseline_kind=label, below="")
     reason = likely_reason(data[0] if fitted is None else fitted) or "trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
@@ -545,7 +546,7 @@ def warn_of_impossible_elbo(evidence: Evidence) -> None:
         )
 
 
-def _without_lower_exact(evidence: Evidence) -> Evidence:
+def without_lower_exact(evidence: Evidence) -> Evidence:
     """Leave the exact log p(x) out, with a warning, where the weights sum to far more: then that misses some.
 
     The test is one of the mean over the data and of single data. An estimate that is high by chance has a high

@@ -13,11 +13,12 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 from torch import nn
 
-from jensen.families import MeanField
+from jensen.families import Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import Comparison, Evidence, Gaps, History, Row, compare, evaluate, fit
+from jensen.inference import Comparison, Evidence, Gaps, History, Row, compare, evaluate, exact_log_evidence, fit
 from jensen.inference.measure.compare import _pooled, _significant
-from jensen.models import PPCA
+from jensen.models import PPCA, VAE
+from jensen.networks import mlp
 
 
 @pytest.fixture
@@ -487,3 +488,29 @@ def test_pairs_have_names():
     model = PPCA(5, 2)
     with pytest.raises(TypeError, match=r"pairs gives each \(model, guide\) its name, .* but got a list of 1"):
         compare([(model, PriorGuide(model))], torch.randn(9, 5))
+
+
+def test_exact_values_are_taken_where_a_sum_or_an_integral_gives_them(float64):
+    torch.manual_seed(0)
+    model = VAE(mlp(2, [8]), Gaussian(3, 8), latent=2)
+    guides = {name: (model, amortize(model, mlp(3, [8]), MeanField)) for name in ("a", "b")}
+    x = torch.randn(12, 3)
+    alone = evaluate(*guides["a"], x, 20, seed=0, progress=False)
+    assert alone.exact is None  # 20 particles would not pay for it
+    table = compare(guides, x, 20, seed=0, progress=False)
+    exact = exact_log_evidence(model, x, progress=False)
+    for row in table.rows.values():
+        torch.testing.assert_close(row.evidence.exact, exact.log_evidence, atol=2e-4, rtol=0)
+    assert "-" not in str(table).splitlines()[3].split()[5:7]
+    wide = VAE(mlp(5, [8]), Gaussian(3, 8), latent=5)
+    assert compare({"wide": (wide, PriorGuide(wide))}, x, 20, progress=False).rows["wide"].evidence.exact is None
+
+
+def test_a_row_below_the_baseline_is_named_with_the_reason(float64):
+    model = PPCA(4, 2)
+    x = torch.randn(100, 4) * torch.tensor([1.0, 1.0, 1.0, 300.0])
+    fitted = PPCA(4, 2).fit_closed_form(x)
+    pairs = {"new": (model, ExactPosterior(model)), "fitted": (fitted, ExactPosterior(fitted))}
+    table = compare(pairs, x, 20, train=x, seed=0, progress=False)
+    assert "Below one Gaussian per feature: new by " in table.sentence()
+    assert "features differ in scale" in table.sentence() and "fitted by" not in table.sentence()
