@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from jensen.datasets import Dataset
-from jensen.inference import Callback, History, fit
-from jensen.inference.measure.baseline import likely_reason
+from jensen.inference import Callback, History, fit, likely_reason
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 

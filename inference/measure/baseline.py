@@ -23,6 +23,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from jensen.checked import check_data, checked
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import base_of, facts_of, sites_of
 from jensen.kernel.weights import Program, trace_pair
@@ -39,6 +40,10 @@ class Baseline(NamedTuple):
         own: whether it was fitted to the data that it is measured on.
         without: why there is none; else empty.
         favour: by how many nats per datum a fit to the measured data themselves is expected to be too high.
+
+    Example:
+        >>> Baseline("Poisson", torch.tensor([-1.0, -2.0]).double(), own=True).kind
+        'Poisson'
     """
 
     kind: Kind
@@ -77,6 +82,7 @@ def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | 
     return "Poisson" if support is constraints.nonnegative_integer else None
 
 
+@checked
 def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
     """Fit one distribution per feature to training data, or to the measured data where there are no others.
 
@@ -84,6 +90,12 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
         kind: the distribution.
         x: the data to measure, [N, ...].
         train: the data to fit to, of the same features.
+
+    Returns:
+        The :class:`Baseline`.
+
+    Raises:
+        ValueError: for data that are empty or not finite, and training data of other features.
 
     Example:
         >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
@@ -93,8 +105,10 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
         (True, True)
     """
     own = train is None
-    rows = x.flatten(1).double().cpu() if x.dim() > 1 else x.double().cpu()[:, None]  # [N, X]
-    fitted = rows if train is None else train.reshape(len(train), -1).double().cpu()
+    rows = _rows(x, "x")  # [N, X]
+    fitted = rows if train is None else _rows(train, "train")
+    if fitted.shape[1] != rows.shape[1]:
+        raise ValueError(f"x and train have the same features, but got {list(x.shape)} and {list(fitted.shape)}")
     if kind == "Gaussian":
         location = fitted.mean(0)
         variance = (fitted - location).square().mean(0)
@@ -111,19 +125,37 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
     return Baseline(kind, log_f.sum(1), own, favour=parameters / len(rows) if own else 0.0)
 
 
+def _rows(x: Tensor, name: str) -> Tensor:
+    """The data in float64, [N, X].
+
+    Raises:
+        ValueError: if they are empty or not finite.
+    """
+    check_data(x, name)
+    if not x.numel() or not x.dim() or not bool(x.isfinite().all()):
+        raise ValueError(f"{name} has data of shape [N, ...] without NaN or infinity, but got {list(x.shape)}")
+    return x.detach().reshape(len(x), -1).double().cpu()
+
+
+@checked
 def likely_reason(x: Tensor) -> str:
     """What about data often makes training fail, in words; empty where nothing strikes.
 
     Args:
         x: the data, [N, ...].
 
+    Returns:
+        The words: grey levels without their number, an index column, features of very different scales, or of scales
+        far from 1; each with what to do.
+
+    Raises:
+        ValueError: for data that are empty or not finite.
+
     Example:
         >>> likely_reason(torch.randn(50, 2) * torch.tensor([1.0, 500.0]))[:35]
         'features differ in scale by a facto'
     """
-    rows = x.detach().flatten(1).double() if x.dim() > 1 else x.detach().double()[:, None]
-    if not len(rows) or not rows.shape[1]:
-        return ""
+    rows = _rows(x, "x")
     low, high = float(rows.min()), float(rows.max())
     if 16 <= high <= 255 and low >= 0 and rows.shape[1] >= 9 and bool((rows == rows.floor()).all()):
         levels = 256 if high > 63 else int(high) + 1
