@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from jensen.datasets import Dataset
-from jensen.inference import Comparison, Evidence, compare, evaluate
+from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
 from .report import carried
@@ -64,7 +64,9 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     reports = {}
     for run, evidence in measured.items():
         if evidence.below:
-            say(f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}")
+            say(
+                f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{_fell(trained[run][2])}"
+            )
         epochs = len(trained[run][2].elbo)
         reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
@@ -128,6 +130,14 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
 def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
     """The data that the baseline is fitted to: the training data, where others are measured."""
     return None if options.split == "train" else data.train
+
+
+def _fell(history: History) -> str:
+    """What a training bound that fell says of a model, in words."""
+    bounds = history.elbo
+    if len(bounds) < 2 or not bounds[-1] < bounds[0]:
+        return ""
+    return f"; its training bound fell from {bounds[0]:.4g} to {bounds[-1]:.4g}: train with a lower --lr"
 
 
 def _describe(folder: RunFolder) -> str:

@@ -368,7 +368,7 @@ def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = Non
 
 def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:
     """A family, which may be given by its name."""
-    if isinstance(family, nn.Module):
+    if isinstance(family, families.Family):
         raise TypeError(
             f"family is a class such as {type(family).__name__}, but got one that is made already: it takes its "
             "features and the width of its context from model and encoder"
