@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["from_array", "read_table"]
+__all__ = ["from_array"]
 
 import math
-from collections.abc import Sequence, Sized
-from pathlib import Path
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jensen.checked import check_tensor, checked, shown
+from jensen.checked import checked
 
-from .arrays import LIMIT, Pieces, read_npy, read_npz
+from .arrays import LIMIT, Pieces
+from .columns import advise_drop, listed
+from .containers import of_memory
+from .counters import Counters
 from .dataset import Dataset
-from .delimited import read_csv
-from .preparation import Split, draw_split, prepare
-from .tables import Table, is_frame, of_frame, read_parquet
+from .preparation import Moments, Split, check_scale, draw_split, prepare
+from .tables import Table
 
 
 @checked
@@ -77,11 +80,9 @@ def from_array(
         >>> round(data.train.mean().item(), 6), data.labels["test"].shape
         (0.0, torch.Size([2]))
     """
-    table = _table(x, labels, limit)
+    table = of_memory(x, labels, limit)
     n, *sizes = _checked_shape(name, table.x)
-    channels, shape = 1, None
-    if image_shape is not None:
-        sizes, channels, shape = _images(name, tuple(sizes), image_shape)
+    images = None if image_shape is None else _images(name, tuple(sizes), image_shape)
     if dequantize and levels is None:
         raise ValueError(f"dequantize needs to know how many levels {name} has: levels=256 for bytes")
     if levels is not None and levels < 2:
@@ -89,130 +90,39 @@ def from_array(
     if dtype.is_complex:
         raise ValueError(f"dtype is {dtype}, but data are real: take torch.float32 or torch.float64")
     rows = draw_split(n, split, seed)
-    codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, n)
-    found = _Found(whole=levels is not None or not dtype.is_floating_point)
-    made = _placed(table.x, rows, dtype, found)
-    found.check(name, table.columns, dtype, levels)
+    codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, n, sizes)
+    direct = standardize and levels is None and binarize is None  # by statistics of what is not yet rounded
+    whole = levels is not None or not dtype.is_floating_point
+    found = _Found(table, rows["train"], dtype, whole, direct or _may_round(table.x.dtype, dtype), images)
+    if direct:
+        for place, values in _native(table.x):
+            found.look(place, values)
+        found.check(name, levels, rounded=False)
+        check_scale(name, found.moments, len(rows["train"]), dtype, table.columns)
+    made = _placed(table.x, rows, dtype, None if direct else found, found.moments if direct else None, images)
+    if not direct:
+        found.check(name, levels)
+    _warn(name, table, found, given=x)
     raw = Dataset(
         name=name,
-        train=made["train"].reshape(-1, *sizes),
-        validation=made["validation"].reshape(-1, *sizes),
-        test=made["test"].reshape(-1, *sizes),
+        train=made["train"],
+        validation=made["validation"],
+        test=made["test"],
         labels={} if codes is None else {part: torch.tensor(codes[r]) for part, r in rows.items()},
-        image_shape=shape,
+        image_shape=None if images is None else images.shape[1:],
         value_range=(0.0, 1.0) if levels else None,
         levels=levels,
         dequantized=False,
         licence="none stated",
         citation="",
-        channels=channels,
+        channels=1 if images is None else images.shape[0],
         classes=classes,
+        location=_flat(found.moments.location, images) if direct else None,
+        scale=_flat(found.moments.scale, images) if direct else None,
     )
-    return prepare(raw, binarize=binarize, dequantize=dequantize, standardize=standardize, seed=seed, dtype=dtype)
-
-
-def read_table(path: Path, label: str | int | None, header: bool | None, limit: int) -> Table:
-    """Read a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
-
-    Args:
-        path: the file.
-        label: column of labels by name or position; of a ``.npz`` file the name of their array.
-        header: whether the first line of a CSV file holds names; None: detected.
-        limit: bytes that the data may take in memory.
-
-    Returns:
-        Its data and labels.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: for another kind of file, or what the reader of this kind finds.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    kind = path.suffix.lower()
-    if header is not None and kind != ".csv":
-        raise ValueError(f"header belongs to .csv files, but got {path}")
-    if kind == ".csv":
-        return read_csv(path, label, header, limit)
-    if kind == ".parquet":
-        return read_parquet(path, label, limit)
-    if kind == ".npz":
-        x, labels = read_npz(path, label, limit)
-        return Table(x, (), labels)
-    if kind == ".npy":
-        x = read_npy(path, limit)
-        if label is None:
-            return Table(x, (), None)
-        width = x.shape[1] if len(x.shape) == 2 else 0
-        if not isinstance(label, int) or not -width <= label < width or width < 2:
-            raise ValueError(f"label is the position of a column of {path}, of shape {x.shape}, but got {label!r}")
-        return Table(x.without(label % width), (), x.column(label % width))
-    raise ValueError(f"{path} is of no kind that is read: .npy, .npz, .csv and .parquet are")
-
-
-def _table(x: Any, labels: Any, limit: int) -> Table:
-    if isinstance(x, Table):
-        return x
-    if is_frame(x):
-        column = labels if isinstance(labels, str) else None
-        table = of_frame(x, column)
-        return (
-            table if labels is None or column is not None else Table(table.x, table.columns, _array(labels, "labels"))
-        )
-    if isinstance(labels, str):
-        raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
-    if isinstance(x, torch.utils.data.Dataset):
-        values, own = _collect(x, limit)
-        if own is not None and labels is not None:
-            raise ValueError("x brings labels of its own: leave labels out")
-        return Table(Pieces.of(values), (), own if labels is None else _array(labels, "labels"))
-    return Table(Pieces.of(_array(x)), (), None if labels is None else _array(labels, "labels"))
-
-
-def _array(x: Any, name: str = "x") -> NDArray[np.generic]:
-    if isinstance(x, Tensor):
-        check_tensor(x, name)
-        x = x.detach().cpu()
-        x = x.float() if x.dtype == torch.bfloat16 else x  # of which NumPy knows nothing
-    try:
-        return x.numpy() if isinstance(x, Tensor) else np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes, or other types
-        raise ValueError(f"{name} is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
-
-
-def _collect(
-    dataset: torch.utils.data.Dataset[Any], limit: int
-) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
-    """All items of a map-style dataset, after a look at the first one."""
-    if not isinstance(dataset, Sized):
-        raise TypeError(f"{type(dataset).__name__} has no length: collect its items into an array, and pass that")
-    n = len(dataset)
-    if not n:
-        raise ValueError(f"{type(dataset).__name__} is empty")
-    first, label = _item(dataset[0])
-    if n * first.nbytes > limit:
-        raise ValueError(
-            f"{type(dataset).__name__} would take {n * first.nbytes} bytes of memory: pass limit= to allow it"
-        )
-    values, labels = np.empty((n, *first.shape), first.dtype), []
-    for i in range(n):
-        value, label = _item(dataset[i])
-        if value.shape != first.shape or value.dtype != first.dtype:
-            raise ValueError(
-                f"item {i} of {type(dataset).__name__} is {value.dtype} {value.shape}, but the first is {first.dtype} "
-                f"{first.shape}"
-            )
-        values[i] = value
-        labels.append(label)
-    return values, None if labels[0] is None else np.array([_array(label) for label in labels])
-
-
-def _item(item: Any) -> tuple[NDArray[np.generic], Any]:
-    if isinstance(item, Sequence) and not isinstance(item, str):
-        if len(item) not in (1, 2):
-            raise ValueError(f"an item of x is a datum or a (datum, label) pair, but has {len(item)} parts")
-        return _array(item[0]), item[1] if len(item) == 2 else None
-    return _array(item), None
+    return prepare(
+        raw, binarize=binarize, dequantize=dequantize, standardize=standardize and not direct, seed=seed, dtype=dtype
+    )
 
 
 def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
@@ -225,58 +135,132 @@ def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
     return x.shape
 
 
-def _placed(x: Pieces, rows: dict[str, NDArray[np.int64]], dtype: torch.dtype, found: _Found) -> dict[str, Tensor]:
+def _native(x: Pieces) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+    """The pieces, in a byte order and precision that PyTorch has."""
+    for place, values in x.read():
+        wanted = values.dtype.newbyteorder("=") if values.dtype.itemsize <= 8 else np.dtype(np.float64)
+        yield place, values.astype(wanted, copy=False)
+
+
+def _placed(
+    x: Pieces,
+    rows: dict[str, NDArray[np.int64]],
+    dtype: torch.dtype,
+    found: _Found | None,
+    moments: Moments | None,
+    images: _Images | None,
+) -> dict[str, Tensor]:
     """The rows of each split as a tensor, each piece of them looked at and converted on its own."""
-    made = {part: torch.empty((len(order), *x.shape[1:]), dtype=dtype) for part, order in rows.items()}
+    sizes = x.shape[1:] if images is None else (math.prod(x.shape[1:]),)
+    made = {part: torch.empty((len(order), *sizes), dtype=dtype) for part, order in rows.items()}
+    targets = [part if images is None else images.view(part, x.shape[1:]) for part in made.values()]
+    location, scale = (None, None) if moments is None else (moments.location, moments.scale)
     rank: NDArray[np.int64] = np.empty(x.shape[0], np.int64)
     for order, start in zip(rows.values(), np.cumsum([0, *map(len, rows.values())]), strict=False):
         rank[order] = np.arange(start, start + len(order))
-    for (some, _, columns), piece in x.read():
-        values = piece.astype(piece.dtype.newbyteorder("=") if piece.dtype.itemsize <= 8 else np.float64, copy=False)
-        found.look(values, (some.start or 0, columns.start or 0))
+    for place, values in _native(x):
+        some, _, columns = place
+        if found is not None:
+            found.look(place, values)
+        if location is not None and scale is not None:
+            values = (values.astype(np.float64) - location[..., columns]) / scale[..., columns]
         first = 0
-        for target in made.values():
+        for target in targets:
             here = (rank[some] >= first) & (rank[some] < first + len(target))
             to = torch.from_numpy(rank[some][here] - first)
-            target[to, ..., columns] = torch.from_numpy(values[here]).to(dtype)
+            new = torch.from_numpy(values[here]).to(dtype)
+            if images is not None and images.order is not None:
+                target[to[:, None], images.order[columns]] = new
+            else:
+                target[to, ..., columns] = new
             first += len(target)
     return made
 
 
-class _Found:
-    """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions."""
+def _flat(features: NDArray[np.float64], images: _Images | None) -> Tensor:
+    """What there is of each feature, in the order of the features that come of it."""
+    values = torch.from_numpy(features)
+    if images is None:
+        return values
+    made = torch.empty(1, values.numel(), dtype=values.dtype)
+    if images.order is not None:
+        made[0, images.order] = values
+    else:
+        images.view(made, tuple(values.shape)).copy_(values[None])
+    return made[0]
 
-    def __init__(self, whole: bool) -> None:
-        self._whole = whole  # whether fractions matter
+
+class _Found:
+    """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions.
+
+    Also the moments of the training data, where they are to be standardized or may be rounded, and columns that count.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        train: NDArray[np.int64],
+        dtype: torch.dtype,
+        whole: bool,  # whether fractions matter
+        spread: bool,  # whether moments do
+        images: _Images | None,
+    ) -> None:
+        shape = table.x.shape
+        self._columns, self._dtype, self._whole, self._spread = table.columns, dtype, whole, spread
+        self._train = np.zeros(shape[0], bool)
+        self._train[train] = True
+        self._vectors = images is None and len(shape) > 2  # the steps of a sequence
+        self.moments = Moments(shape[-1:] if self._vectors else shape[1:])
+        self.counters = Counters(shape, table.columns) if images is None else Counters((0, 0))
         self.missing = self.infinite = 0
+        self._at: Counter[int] = Counter()  # missing and infinite values, by column
         self.places: list[tuple[int, ...]] = []  # the first of them
         self.low: float = math.inf
         self.high: float = -math.inf
         self.fractions = False
 
-    def look(self, values: NDArray[np.generic], start: tuple[int, int]) -> None:
-        """Look at a piece that begins at this row and column."""
+    def look(self, place: tuple[Any, ...], values: NDArray[np.generic]) -> None:
+        """Look at a piece, and where it stands."""
+        some, _, columns = place
+        start = (some.start or 0, columns.start or 0)
         finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
         if not finite.all():
             places, nan = np.argwhere(~finite), int(np.isnan(values).sum())
             self.missing, self.infinite = self.missing + nan, self.infinite + len(places) - nan
+            if self._columns:
+                for column, count in enumerate((~finite).reshape(len(values), -1).sum(0).tolist()):
+                    self._at[start[1] + column] += count
             places = places[:_SHOWN] + np.array([start[0], *[0] * (values.ndim - 2), start[1]])
             self.places = sorted([*self.places, *map(tuple, places.tolist())])[:_SHOWN]
             values = values[finite]
+        elif not self.places:
+            self._add(some, columns, values)
+            self.counters.look(values, *start)
         if values.size:
             self.low, self.high = min(self.low, values.min().item()), max(self.high, values.max().item())
         if self._whole and not self.fractions and values.dtype.kind == "f":
             self.fractions = bool((values % 1).any())
 
-    def check(self, name: str, columns: tuple[str, ...], dtype: torch.dtype, levels: int | None) -> None:
+    def _add(self, some: slice, columns: slice, values: NDArray[np.generic]) -> None:
+        if not self._spread:
+            return
+        train = values[self._train[some]].astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers whose squares are too large
+            self.moments.add(train.reshape(-1, train.shape[-1]) if self._vectors else train, columns)
+
+    def check(self, name: str, levels: int | None, rounded: bool = True) -> None:
         """Refuse values that are not there, or that a dtype or a number of levels would change."""
+        columns, dtype = self._columns, self._dtype
         if self.places:
             shown = ", ".join(_place(place, columns) for place in self.places)
             more = self.missing + self.infinite - len(self.places)
             what = [f"{self.missing} missing values (NaN)"] if self.missing else []
             what += [f"{self.infinite} infinite values"] if self.infinite else []
             where = f"{shown} and {more} more" if more else shown
-            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them")
+            bad = [columns[i] for i in sorted(self._at) if self._at[i]]
+            counts = listed([f"{self._at[i]} of {columns[i]!r}" for i in sorted(self._at) if self._at[i]])
+            out = f" ({counts}); or {advise_drop(bad)}" if 0 < len(bad) < len(columns) else ""
+            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them{out}")
         ends = f"values from {self.low:g} to {self.high:g}"
         if dtype.is_floating_point:
             largest = max(abs(self.low), abs(self.high))
@@ -284,6 +268,8 @@ class _Found:
                 raise ValueError(
                     f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
                 )
+            if rounded and levels is None:
+                self._check_rounding(name)
         else:
             least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
             if self.fractions or self.low < least or self.high > most:
@@ -294,8 +280,54 @@ class _Found:
         if levels is not None and (self.low < 0 or self.high > levels - 1 or self.fractions):
             raise ValueError(f"{name} has {ends}, where levels={levels} means whole numbers from 0 to {levels - 1}")
 
+    def _check_rounding(self, name: str) -> None:
+        """Refuse a dtype whose steps are not small beside the spread of a feature."""
+        location, scale = self.moments.location.reshape(-1), self.moments.scale.reshape(-1)
+        about = torch.finfo(self._dtype)
+        step = np.maximum(about.eps * abs(location), about.tiny * (scale > 0))
+        coarse = np.flatnonzero((scale > 0) & (step > _COARSE * scale)).tolist()
+        if coarse:
+            i, more = coarse[0], f" (and {len(coarse) - 1} more)" if len(coarse) > 1 else ""
+            raise ValueError(
+                f"{self._dtype} would round {_which(i, self._columns)} of {name}{more} to steps of {step[i]:.2g}: its "
+                f"values lie near {location[i]:g} with a standard deviation of {scale[i]:.2g}; take standardize=True, "
+                "in a shell --standardize, or dtype=torch.float64"
+            )
+
+
+def _may_round(given: np.dtype[Any], dtype: torch.dtype) -> bool:
+    """Whether a dtype holds fewer digits than another: those of bytes it always holds."""
+    narrow = given.itemsize <= (dtype.itemsize if given.kind == "f" else 2)
+    return dtype.is_floating_point and given.kind in "iuf" and not narrow
+
+
+def _warn(name: str, table: Table, found: _Found, given: Any) -> None:
+    """Say which columns number the rows, and where labels are as many as data."""
+    found_now = found.counters.found()
+    for i, what in list(found_now.items())[:_SHOWN]:
+        column = _which(i, table.columns)
+        names = [table.columns[i]] if table.columns else [str(i)]
+        out = (
+            advise_drop(names)
+            if given is table
+            else f"leave it out of x, {'by its name' if table.columns else 'by its position'}"
+        )
+        warnings.warn(f"{name}: {column} {what}: if it is an index, {out}", stacklevel=4)
+    if table.labels is not None and len(table.labels) >= _MANY:
+        different = len(set(np.ravel(table.labels).tolist()))
+        if different > len(table.labels) / 2:
+            warnings.warn(
+                f"{name}: the {len(table.labels)} labels have {different} different values, and labels are classes: "
+                "leave them out if they are names or measurements",
+                stacklevel=4,
+            )
+
 
 _SHOWN = 5  # places that a message names
+
+
+_COARSE = 0.05  # of a standard deviation, to which rounding is no harm
+_MANY = 50  # labels, below which they may all differ
 
 
 def _place(place: tuple[int, ...], columns: tuple[str, ...]) -> str:
@@ -303,31 +335,84 @@ def _place(place: tuple[int, ...], columns: tuple[str, ...]) -> str:
     return f"row {row}, column {columns[rest[0]]!r}" if columns else f"row {row}, feature {', '.join(map(str, rest))}"
 
 
-def _images(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -> tuple[list[int], int, tuple[int, int]]:
-    """The shape of a row of pixels, channels, height and width."""
+def _which(i: int, columns: tuple[str, ...]) -> str:
+    return f"column {columns[i]!r}" if columns else f"feature {i}"
+
+
+@dataclass(frozen=True)
+class _Images:
+    """How data become rows of pixels, plane after plane.
+
+    Attributes:
+        shape: channels, height and width.
+        last: whether the channels come last in the data.
+        order: where each pixel goes, if the data are rows of pixels whose channels come last.
+    """
+
+    shape: tuple[int, int, int]
+    last: bool
+    order: Tensor | None
+
+    def view(self, rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Rows of pixels [n, X] in the shape of the data, [n, *sizes]."""
+        if self.last and len(sizes) > 1:
+            return rows.view(-1, *self.shape).movedim(1, -1)
+        return rows.view(-1, *sizes)
+
+
+def _images(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -> _Images:
+    """What data of a shape are as images: channels may come first or last, in the data and in ``image_shape``."""
     if len(image_shape) not in (2, 3) or min(image_shape) < 1:
-        raise ValueError(f"image_shape is (height, width) or (channels, height, width), but got {image_shape}")
-    size = int(np.prod(image_shape))
-    if sizes not in (image_shape, (size,), (1, *image_shape)):
-        raise ValueError(f"{name} has data of shape {sizes}, which are no images of image_shape={image_shape}")
-    return [size], image_shape[0] if len(image_shape) == 3 else 1, (image_shape[-2], image_shape[-1])
+        raise ValueError(
+            "image_shape is (height, width), (channels, height, width) or (height, width, channels), but got "
+            f"{image_shape}"
+        )
+    told_last = len(image_shape) == 3 and image_shape[0] > _CHANNELS >= image_shape[2]
+    height, width, channels = image_shape if told_last else (*image_shape[-2:], (1, *image_shape)[-3])
+    shape = channels, height, width
+    pixels = math.prod(shape)
+    if sizes == (pixels,):
+        order = torch.arange(pixels).view(shape).movedim(0, -1).flatten() if told_last else None
+        return _Images(shape, told_last, order)
+    if sizes == shape or (channels == 1 and sizes == (height, width)):
+        return _Images(shape, False, None)
+    if sizes == (height, width, channels):
+        return _Images(shape, True, None)
+    remedy = f": image_shape={sizes} is what they have" if len(sizes) in (2, 3) else ""
+    raise ValueError(f"{name} has data of shape {sizes}, which are no images of image_shape={image_shape}{remedy}")
 
 
-def _encode(name: str, labels: NDArray[np.generic], n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+_CHANNELS = 4  # of an image, at most, where a third size is told to be that of the channels
+
+
+def _encode(
+    name: str, labels: NDArray[np.generic], n: int, sizes: list[int]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels as whole numbers, and the names of the classes where labels are words."""
     if labels.shape not in ((n,), (n, 1)):
-        raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data")
+        hint = "; for one-hot labels take labels.argmax(1)" if labels.ndim == 2 and len(labels) == n else ""
+        hint = "; data are rows: transpose them" if sizes and labels.size == sizes[0] else hint
+        raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data{hint}")
     labels = labels.reshape(n)
     if labels.dtype.kind in "biuf":
         if labels.dtype.kind == "f" and (not np.isfinite(labels).all() or (labels % 1).any()):
-            raise ValueError(f"labels of {name} are classes: whole numbers or words, but some are neither")
+            other = labels[~np.isfinite(labels)] if not np.isfinite(labels).all() else labels[labels % 1 != 0]
+            raise ValueError(
+                f"labels of {name} are classes: whole numbers or words, but {len(other)} are other numbers, such as "
+                f"{other[0]:g}: a column of measurements is data, or make classes of it, as by numpy.digitize"
+            )
         if len(labels) and labels.dtype.kind in "uf" and not -(2**63) <= int(labels.min()) <= int(labels.max()) < 2**63:
             raise ValueError(f"labels of {name} are as large as {labels.max()}, beyond int64: number the classes anew")
         return labels.astype(np.int64), ()
-    missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label]
+    missing = [i for i, label in enumerate(labels.tolist()) if _is_missing(label)]
     if missing:
         raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
     words = [str(label) for label in labels.tolist()]  # as an array, each would be as long as the longest
     classes = sorted(set(words))
     code = {word: i for i, word in enumerate(classes)}
     return np.fromiter((code[word] for word in words), np.int64, len(words)), tuple(classes)
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label is None, NaN, or what pandas writes in their place, which equals nothing and is not false."""
+    return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)

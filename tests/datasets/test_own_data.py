@@ -184,7 +184,9 @@ def test_torch_datasets_are_measured_before_they_are_collected():
             Pictures.asked += 1
             return torch.full((1, 4, 4), float(i)), i % 10
 
-    with pytest.raises(ValueError, match="Pictures would take 64000 bytes of memory: pass limit="):
+    with pytest.raises(
+        ValueError, match="Pictures would take 64000 bytes of memory, more than the limit of 63999: pass limit="
+    ):
         from_array(Pictures(), limit=63_999)
     assert Pictures.asked == 1
     data = from_array(Pictures(), image_shape=(4, 4), limit=64_000)
@@ -383,7 +385,8 @@ def test_csv_encodings(tmp_path, encoding):
         (["007", "7"], ["007", "7"]),  # words: as numbers they were one class
         (["+", "-"], ["+", "-"]),
         (["True", "False"], ["True", "False"]),
-        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.0", "2.0"], [1, 2]),
+        (["0.5", ".25"], [0.5, 0.25]),
         (['"a, b"', "c"], ["a, b", "c"]),
     ],
 )
@@ -422,9 +425,6 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch):
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*own\.csv"):
         load(tmp_path / "own.csv")
-    (tmp_path / "own.txt").write_text("1,2")
-    with pytest.raises(ValueError, match=r"\.npy, \.npz, \.csv and \.parquet are"):
-        load(tmp_path / "own.txt")
     np.savez(tmp_path / "two.npz", a=X, b=X)
     with pytest.raises(
         ValueError, match=r"holds a \(50, 3\), b \(50, 3\): one array of data is read, or the one called x"
@@ -433,9 +433,12 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match="no array 'y' for label="):
         load(tmp_path / "two.npz", label="y")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(ValueError, match=r"header belongs to \.csv files"):
+    with pytest.raises(ValueError, match=r"header belongs to text files such as \.csv"):
         load(tmp_path / "one.npy", header=True)
-    with pytest.raises(ValueError, match="label is the position of a column"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no column 'a' for label=; it has 0, 1, 2 \(or give a position, 0 to 2, or -1 for the last\)",
+    ):
         load(tmp_path / "one.npy", label="a")
 
 
@@ -495,8 +498,9 @@ def test_npy_and_npz_that_lie_are_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", x=X, notes=np.array([_Bomb(trace)], dtype=object))
     np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
     np.savez(tmp_path / "objects.npz", a=X, notes=np.array([_Bomb(trace)], dtype=object))
-    with refused(r"holds a \(50, 3\), notes \(no array of numbers\): one array of data is read"):
-        read_npz(tmp_path / "objects.npz")
+    np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
+    with refused(r"notes is no whole array of numbers"):
+        read_npz(tmp_path / "objects.npz", member="notes")
     assert not trace.exists()
 
 
