@@ -65,7 +65,7 @@ def _data(command: Parser, ways: tuple[str, ...]) -> _ArgumentGroup:
     add("--only", nargs="+", action="extend", metavar="COLUMN", help="of a file: the columns of the data")
     add("--member", metavar="NAME", help="of an .npz or .mat file: the array of the data")
     add("--levels", type=int, metavar="L", help="of a file: the number of grey levels, 0 to L - 1")
-    add("--image-shape", type=numbers, metavar="H,W", help="of a file: height and width of its images")
+    add("--image-shape", type=numbers, metavar="H,W", help="of a file: H,W of its images, or H,W,C or C,H,W")
     add("--standardize", action="store_true", help="mean 0 and standard deviation 1 for every feature")
     add(
         "--binarize",

@@ -7,6 +7,7 @@ __all__ = ["OWN", "batch_transform", "facts", "flat", "holds_bits", "pick", "reo
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from jensen.datasets import Dataset, load
 from .terminal import say
 
 OWN = ("label", "header", "drop", "only", "member", "levels", "image_shape", "standardize")
+
+
+_DRAWN = (1, 3)  # channels of images that pictures show
 
 
 def _open(settings: Mapping[str, Any], aloud: bool = False) -> Dataset:
@@ -87,6 +91,9 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
         say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
         settings = {**settings, "dequantize": True}
         data = _open(settings)
+    if data.channels not in _DRAWN:
+        say(f"{data.name}: images of {data.channels} channels are used as vectors, and no pictures of them are drawn")
+        data = replace(data, image_shape=None, channels=1)
     return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data
 
 

@@ -87,8 +87,8 @@ def _pieces(x: Any, limit: int) -> Pieces:
     values = _array(x)
     if values.dtype.kind == "O":
         raise ValueError(
-            f"x is {shown(x)} that holds objects, where numbers were expected: make it numbers (x.astype(float) of an "
-            "array), or a list of rows of one length"
+            f"x is {shown(x)}, which NumPy takes for no array of numbers: give rows of one length, and numbers held as "
+            "objects as x.astype(float)"
         )
     return Pieces.of(values)
 
@@ -131,9 +131,10 @@ def _filled(x: NDArray[np.generic]) -> NDArray[np.generic]:
     if not np.ma.is_masked(x):
         return np.asarray(x.data)
     numbers = x.dtype.kind in "biuf"
-    wide = np.float64 if numbers and x.dtype.itemsize < 16 and x.dtype.kind != "f" else x.dtype if numbers else object
-    masked: Any = x.astype(wide)
-    return np.asarray(masked.filled(np.nan if numbers else None))
+    wide = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64 if numbers else object)
+    made = np.asarray(x.data).astype(wide)
+    made[np.ma.getmaskarray(x)] = np.nan if numbers else None
+    return made
 
 
 def _collect(

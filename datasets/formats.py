@@ -5,21 +5,21 @@ from __future__ import annotations
 __all__ = ["READ", "is_path", "read_table"]
 
 from pathlib import Path
+from typing import NoReturn
 
 from .arrays import LIMIT, Pieces, read_matlab, read_npy, read_npz
 from .columns import Wanted, select
 from .delimited import PACKED, read_csv
 from .tables import Table, read_parquet
 
-READ = ".npy, .npz, .mat, .csv, .tsv, .txt, .data, .dat (also .gz, .bz2, .xz of these texts) and .parquet"
+READ = ".npy, .npz, .mat, .parquet, and text such as .csv, .tsv, .txt, .data (also packed as .gz, .bz2, .xz)"
 _TEXT = frozenset({".csv", ".tsv", ".txt", ".data", ".dat", ".test", ".tab", ".asc", ".prn"})
 _BEGIN = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".zip", b"PAR1": ".parquet", b"MATLAB": ".mat", b"\x89HDF": ".h5"}
-_EXCEL = "an Excel file", "pandas.read_excel({!r})"
-_PICKLED = "pickled, and unpickling runs code: nothing is unpickled", ""
-_HDF = "an HDF5 file", "h5py.File({!r})['name'][:]"
-_IMAGE = "one image: an array of all images is read, [N, height, width] or with channels", ""
-_PACK = "an archive: unpack it", ""
-_FRAMES = {
+_FRAME, _ARRAY = (
+    "give {} to from_array, or save it by its .to_parquet",
+    "give {} to from_array, or save it by numpy.save",
+)
+_FRAMES = {  # what a kind of file is, and what reads it
     ".json": ("a JSON file", "pandas.read_json({!r})"),
     ".jsonl": ("a JSON file", "pandas.read_json({!r}, lines=True)"),
     ".feather": ("a Feather file", "pandas.read_feather({!r})"),
@@ -31,18 +31,32 @@ _FRAMES = {
     ".xml": ("an XML file", "pandas.read_xml({!r})"),
     ".html": ("an HTML page", "pandas.read_html({!r})[0]"),
     ".arff": ("an ARFF file", "pandas.DataFrame(scipy.io.arff.loadarff({!r})[0])"),
-    ".h5ad": ("an AnnData file", "anndata.read_h5ad({!r})"),
-    ".nc": ("a NetCDF file", "xarray.open_dataset({!r})['name'].to_numpy()"),
-    ".svm": ("a LIBSVM file", "sklearn.datasets.load_svmlight_file({!r})[0]"),
-    ".libsvm": ("a LIBSVM file", "sklearn.datasets.load_svmlight_file({!r})[0]"),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), ("a spreadsheet", "pandas.read_excel({!r})")),
 }
-_OTHERS: dict[str, tuple[str, str]] = {
-    **_FRAMES,
-    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _EXCEL),
-    **dict.fromkeys((".h5", ".hdf5", ".hdf"), _HDF),
-    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle", ".joblib"), _PICKLED),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"), _IMAGE),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".z"), _PACK),
+_ARRAYS = {
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), ("an HDF5 file", "h5py.File({!r})['name'][:]")),
+    **dict.fromkeys((".svm", ".libsvm"), ("a LIBSVM file", "sklearn.datasets.load_svmlight_file({!r})[0]")),
+    ".nc": ("a NetCDF file", "xarray.open_dataset({!r})['name'].to_numpy()"),
+    ".h5ad": ("an AnnData file", "anndata.read_h5ad({!r})"),
+}
+_OTHERS: dict[str, tuple[str, str]] = {  # and what to do
+    **{kind: (what, _FRAME.format(code)) for kind, (what, code) in _FRAMES.items()},
+    **{kind: (what, _ARRAY.format(code)) for kind, (what, code) in _ARRAYS.items()},
+    **dict.fromkeys(
+        (".pt", ".pth", ".pkl", ".pickle", ".joblib"),
+        (
+            "a pickled file",
+            "unpickling runs what it says: where you trust it, load it, and save the array by numpy.save",
+        ),
+    ),
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
+        (
+            "one image",
+            "stack all of them into an array [N, height, width], or with channels, and save it by numpy.save",
+        ),
+    ),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".z"), ("an archive", "unpack it, and give a file of it")),
 }
 
 
@@ -84,8 +98,6 @@ def read_table(
         ValueError: for a folder, another kind of file (the message says how to convert it), an argument that does not
             belong to the kind, or what its reader finds.
     """
-    if "://" in str(path) or str(path).startswith(("http:/", "https:/")):
-        raise ValueError(f"{path} is an address: download the file, and give its path")
     path = path.expanduser()
     if path.is_dir():
         raise ValueError(
@@ -145,15 +157,9 @@ def _kind(path: Path) -> str:
     if found in _OTHERS:
         _refuse(path, *_OTHERS[found])
     if found is None and (b"\0" in begin or sum(byte < 32 and byte not in b"\t\n\r\f" for byte in begin)):
-        _refuse(path, "of a kind that is not read", "")
+        _refuse(path, "no text and of no known kind", "save what it holds by numpy.save")
     return found or ".csv"
 
 
-def _refuse(path: Path, what: str, python: str) -> None:
-    remedy = f"in Python {python.format(path.name)} reads it: give that to from_array, or save it" if python else "save"
-    if what.endswith(("unpack it",)):
-        raise ValueError(f"{path} is {what}, and give a file of it: {READ} are read")
-    raise ValueError(
-        f"{path} is {what}; {READ} are read: {remedy if python else 'save the numbers'} as one of these "
-        "(.to_parquet of a DataFrame, numpy.save of an array)"
-    )
+def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
+    raise ValueError(f"{path} is {what}, which is not read: {remedy.format(path.name)} ({READ} are read)")

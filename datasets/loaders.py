@@ -111,6 +111,8 @@ def load(
             f"name is the name of a data set or the path of a file, but got {shown(name)}: data in memory are given to "
             "from_array(x)"
         )
+    if "://" in str(name):
+        raise ValueError(f"{name} is an address: download the file, and give its path")
     if not isinstance(name, str) or (name not in cards() and is_path(name)):
         table = read_table(Path(name), label, header, limit or LIMIT, drop, only, member)
         return from_array(

@@ -93,7 +93,8 @@ def from_array(
     codes, classes = (None, ()) if table.labels is None else _encode(name, table.labels, n, sizes)
     direct = standardize and levels is None and binarize is None  # by statistics of what is not yet rounded
     whole = levels is not None or not dtype.is_floating_point
-    found = _Found(table, rows["train"], dtype, whole, direct or _may_round(table.x.dtype, dtype), images)
+    spread = direct or _may_round(table.x.dtype, dtype)
+    found = _Found(table, rows["train"], dtype, whole, spread, images, of_file=table is x)
     if direct:
         for place, values in _native(table.x):
             found.look(place, values)
@@ -204,8 +205,9 @@ class _Found:
         whole: bool,  # whether fractions matter
         spread: bool,  # whether moments do
         images: _Images | None,
+        of_file: bool,
     ) -> None:
-        shape = table.x.shape
+        shape, self._of_file = table.x.shape, of_file
         self._columns, self._dtype, self._whole, self._spread = table.columns, dtype, whole, spread
         self._train = np.zeros(shape[0], bool)
         self._train[train] = True
@@ -259,7 +261,8 @@ class _Found:
             where = f"{shown} and {more} more" if more else shown
             bad = [columns[i] for i in sorted(self._at) if self._at[i]]
             counts = listed([f"{self._at[i]} of {columns[i]!r}" for i in sorted(self._at) if self._at[i]])
-            out = f" ({counts}); or {advise_drop(bad)}" if 0 < len(bad) < len(columns) else ""
+            out = f" ({counts})" if bad else ""
+            out += f"; or {advise_drop(bad)}" if self._of_file and 0 < len(bad) < len(columns) else ""
             raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them{out}")
         ends = f"values from {self.low:g} to {self.high:g}"
         if dtype.is_floating_point:
@@ -395,8 +398,10 @@ def _encode(
         raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data{hint}")
     labels = labels.reshape(n)
     if labels.dtype.kind in "biuf":
-        if labels.dtype.kind == "f" and (not np.isfinite(labels).all() or (labels % 1).any()):
-            other = labels[~np.isfinite(labels)] if not np.isfinite(labels).all() else labels[labels % 1 != 0]
+        if labels.dtype.kind == "f" and (missing := np.flatnonzero(np.isnan(labels)).tolist()):
+            raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
+        if labels.dtype.kind == "f" and (labels % 1 != 0).any():  # of infinity NaN
+            other = labels[labels % 1 != 0]
             raise ValueError(
                 f"labels of {name} are classes: whole numbers or words, but {len(other)} are other numbers, such as "
                 f"{other[0]:g}: a column of measurements is data, or make classes of it, as by numpy.digitize"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .arrays import BLOCK
+from .columns import advise_drop, listed
 from .dataset import Dataset
 
 SPLITS = ("train", "validation", "test")
@@ -218,13 +219,13 @@ def check_scale(name: str, moments: Moments, n: int, dtype: torch.dtype, columns
     if not np.isfinite(scale).all():
         raise ValueError(f"standardize needs numbers whose squares are finite, but {name} has larger ones: scale them")
     if not scale.all():
-        constant = [columns[i] if columns else i for i in np.flatnonzero(scale == 0).tolist()]
-        where = f"columns {', '.join(map(repr, constant[:10]))}" if columns else f"feature {constant[0]} of 0 ... "
+        constant = np.flatnonzero(scale == 0).tolist()
+        names = [columns[i] for i in constant] if columns else []
+        where = listed([repr(c) for c in names]) if columns else f"the first of them feature {constant[0]} of 0 ... "
+        remedy = advise_drop(names) if columns else "drop them first"
         raise ValueError(
             f"standardize needs features that vary, but {len(constant)} of {name} are constant over the training data, "
-            + (where if columns else f"the first of them {where}{len(scale) - 1}")
-            + (f" and {len(constant) - 10} more" * (len(constant) > 10) if columns else "")
-            + ": drop them first"
+            f"{where}{'' if columns else len(scale) - 1}: {remedy}"
         )
 
 

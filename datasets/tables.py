@@ -146,12 +146,18 @@ def _values(column: Any) -> NDArray[np.generic]:
 
 def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
     """Labels as an array; words that repeat are one object."""
-    from pyarrow import DictionaryArray
+    from pyarrow import ArrowInvalid, DictionaryArray
 
     labels: list[NDArray[np.generic]] = []
     for _, batch in _batches(path, [name], n, read_dictionary=[name]):
         column = batch.column(batch.schema.get_field_index(name))
-        column.validate(full=True)
+        try:
+            column.validate(full=True)
+        except ArrowInvalid as error:
+            raise ValueError(
+                f"{path}: the labels, column {name!r}, are no text in UTF-8, or torn: write them again, as text that "
+                f"was read in its encoding ({error})"
+            ) from error
         if isinstance(column, DictionaryArray):
             words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
             places: NDArray[np.int64] = column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
@@ -165,12 +171,17 @@ _ROWS, _COLUMNS = 16_384, 8  # that are in memory at once, and a page of each of
 
 
 def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
-    names = list(wrong)
+    names, many = list(wrong), len(wrong) > 1
     which = listed([f"{name!r} ({kind})" for name, kind in wrong.items()])
-    out = advise_drop(names) if source != _FRAME else f"leave out what is none: x.drop(columns={names[:10]})"
+    label = f"name it: labels={names[0]!r}" if source == _FRAME else advise_label(names[0])
+    out = (
+        f"leave {'them' if many else 'it'} out: x.drop(columns={names[:10]})"
+        if source == _FRAME
+        else advise_drop(names)
+    )
     raise ValueError(
-        f"{source}: column{'s' * (len(wrong) > 1)} {which} {'are' if len(wrong) > 1 else 'is'} not numeric: {out}; "
-        f"encode as numbers; or, if {names[0]!r} holds the classes, {advise_label(names[0])}"
+        f"{source}: column{'s' * many} {which} {'are' if many else 'is'} not numeric: {out}; encode as numbers; or, if "
+        f"{names[0]!r} holds the classes, {label}"
     )
 
 
