@@ -110,15 +110,16 @@ def as_data(value: object, name: str) -> str:
     Example:
         >>> as_data(np.zeros((3, 2)), "data")
         'use torch.as_tensor(data, dtype=torch.float32)'
-        >>> as_data(torch.utils.data.DataLoader([1.0]), "data")
-        'batches are made here (batch_size=): use jensen.datasets.from_array(data.dataset).train'
+        >>> as_data(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(3, 2))), "data")
+        'batches are made here (batch_size=): use data.dataset.tensors[0]'
     """
     read = f"jensen.datasets.from_array({name}).train"
     kind = type(value).__module__.partition(".")[0]
     if isinstance(getattr(value, "train", None), Tensor):  # a data set in splits
         return f"use {name}.train (and {name}.validation, {name}.test)"
     if isinstance(value, torch.utils.data.DataLoader):
-        return f"batches are made here (batch_size=): {as_data(value.dataset, f'{name}.dataset')}"
+        made = as_data(value.dataset, f"{name}.dataset")
+        return f"batches are made here (batch_size=): {made}" + f"({name}.dataset)" * made.endswith("as_tensor")
     if isinstance(value, torch.utils.data.TensorDataset):
         one = len(value.tensors) == 1
         return f"use {name}.tensors[0]" + ("" if one else f", or {name}.tensors for a pair that takes them all")
