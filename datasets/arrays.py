@@ -252,7 +252,8 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Pieces:
 
     def refuse(error: Exception) -> ValueError:
         return ValueError(
-            f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again: {error}"
+            f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again, words as "
+            f"x.astype(str): {error}"
         )
 
     @contextmanager

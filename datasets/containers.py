@@ -99,8 +99,7 @@ def _is_sparse(x: object) -> bool:
 
 
 def _is_anndata(x: object) -> bool:
-    anndata = sys.modules.get("anndata")
-    return anndata is not None and isinstance(x, anndata.AnnData)
+    return any(kind.__name__ == "AnnData" for kind in type(x).__mro__)
 
 
 def _of_anndata(x: Any, labels: Any, limit: int) -> Table:

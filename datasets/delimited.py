@@ -1,4 +1,4 @@
-"""Tables written as text (CSV): a record a line, with commas, semicolons, tabs or blanks between its fields.
+"""Tables written as text (CSV): a record a line, with commas, semicolons, tabs, bars or blanks between its fields.
 
 The standard library splits the text, to see that all records have as many fields as the first and to say where a field
 is no number; pandas reads the numbers. It guesses nothing: the encoding, the delimiter, the decimal sign and the names
@@ -60,11 +60,11 @@ def read_csv(
 ) -> Table:
     """Read a table of numbers from a text file, which may be packed (.gz, .bz2, .xz).
 
-    Fields are separated by commas, semicolons, tabs or blanks: by what gives every record as many fields as the first,
-    and the most numbers. Between semicolons and tabs the decimal sign may be a comma. The text is UTF-8, UTF-16 with a
-    byte order mark, or else Latin-1. Lines that begin with # above the table are comments, the last of them the header
-    if it has a name for each column; a line ``sep=;`` is obeyed. Records without any field, and columns without name
-    and fields at the end of every line, hold nothing and are left out.
+    Fields are separated by commas, semicolons, tabs, bars or blanks: by what gives every record as many fields as the
+    first, and the most numbers. Between semicolons, tabs and bars the decimal sign may be a comma. The text is UTF-8,
+    UTF-16 with a byte order mark, or else Latin-1. Lines that begin with # above the table are comments, the last of
+    them the header if it has a name for each column; a line ``sep=;`` is obeyed. Records without any field, and columns
+    without name and fields at the end of every line, hold nothing and are left out.
 
     Args:
         path: the file.
@@ -123,7 +123,7 @@ class _Text:
     @property
     def decimals(self) -> str:
         """The decimal signs that numbers may have."""
-        return ".," if self.delimiter in ";\t" else "."
+        return ".," if self.delimiter in ";\t|" else "."
 
     def open(self) -> TextIO:
         """The text from the first line of the table on."""
@@ -158,7 +158,7 @@ def _opened(path: Path, encoding: str, newline: str | None = "") -> TextIO:
 def _texts(path: Path, limit: int) -> list[_Text]:
     """The file in its encoding, by each delimiter that it may have."""
     encoding = _encoding(path, limit)
-    skip, comment, delimiters = 0, "", "\t;, "
+    skip, comment, delimiters = 0, "", "\t;,| "
     with _opened(path, encoding) as file:
         while (line := file.readline(_LINE)).startswith(("#", "sep=")):
             while not line.endswith("\n") and (rest := file.readline(_LINE)):
@@ -166,7 +166,7 @@ def _texts(path: Path, limit: int) -> list[_Text]:
             skip, comment = skip + 1, line[1:].strip() if line[0] == "#" else ""
             if line[0] != "#":
                 delimiters = line.strip().removeprefix("sep=") or "\t"
-    return [_Text(path, encoding, delimiter, skip, comment) for delimiter in delimiters if delimiter in "\t;, "]
+    return [_Text(path, encoding, delimiter, skip, comment) for delimiter in delimiters if delimiter in "\t;,| "]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def load(
         label: of a file, the column of the classes: its name, or its position from 0, or from -1 at the end; of an
             ``.npz`` or ``.mat`` file also the name of their array. A string is a name before it is a position.
         header: whether the first line of a text holds names; None: detected where it is unambiguous. Its delimiter
-            (comma, semicolon, tab, blanks), decimal sign and encoding are detected too.
+            (comma, semicolon, tab, bar, blanks), decimal sign and encoding are detected too.
         drop: of a file, columns to leave out, by name or position.
         only: of a file, the columns of the data, where they are not all but the label.
         member: of an ``.npz`` or ``.mat`` file, the array of the data; None: the only one, or that called ``x``.

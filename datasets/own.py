@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -397,6 +398,10 @@ def _encode(
         hint = "; data are rows: transpose them" if sizes and labels.size == sizes[0] else hint
         raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data{hint}")
     labels = labels.reshape(n)
+    if labels.dtype.kind in "mM":
+        raise ValueError(f"labels of {name} are dates or times, {labels.dtype}, and labels are classes: leave them out")
+    if labels.dtype.kind == "O" and all(isinstance(label, Number) for label in labels.tolist()):
+        labels = labels.astype(np.float64) if any(label % 1 for label in labels.tolist()) else labels.astype(np.int64)
     if labels.dtype.kind in "biuf":
         if labels.dtype.kind == "f" and (missing := np.flatnonzero(np.isnan(labels)).tolist()):
             raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
@@ -412,10 +417,20 @@ def _encode(
     missing = [i for i, label in enumerate(labels.tolist()) if _is_missing(label)]
     if missing:
         raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
-    words = [str(label) for label in labels.tolist()]  # as an array, each would be as long as the longest
+    words = [_word(label) for label in labels.tolist()]  # as an array, each would be as long as the longest
     classes = sorted(set(words))
     code = {word: i for i, word in enumerate(classes)}
     return np.fromiter((code[word] for word in words), np.int64, len(words)), tuple(classes)
+
+
+def _word(label: Any) -> str:
+    """A label as text; bytes in UTF-8, or else Latin-1."""
+    if not isinstance(label, bytes):
+        return str(label)
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        return label.decode("latin-1")
 
 
 def _is_missing(label: Any) -> bool:

@@ -72,6 +72,8 @@ def read_parquet(
             labels = None if at is None else _labels(path, columns[at], meta.num_rows)
             kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
             names = tuple(columns[i] for i in kept)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the names of its columns are no text in UTF-8: rename them ({error})") from error
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
     shape, dtype = (meta.num_rows, len(kept)), np.result_type(*kinds)

@@ -1,8 +1,7 @@
 """What holds data in memory, and files that hold several arrays: what is read, and what is said of the rest."""
 
 import os
-import sys
-import types
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -52,27 +51,22 @@ def _frame():
         lambda: (Items(lambda i: {"data": torch.from_numpy(X[i]), "labels": Y[i]}), None),
         lambda: (Items(lambda i: {"data": X[i]}), Y),
         lambda: (Subset(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), range(40)), None),
-        lambda: (_anndata(X), "kind"),
-        lambda: (_anndata(scipy.sparse.csr_matrix(X)), Y),
+        lambda: (AnnData(X), "kind"),
+        lambda: (AnnData(scipy.sparse.csr_matrix(X)), Y),
     ],
 )
-def test_other_containers_give_the_same_data(make, monkeypatch):
-    monkeypatch.setitem(sys.modules, "anndata", types.SimpleNamespace(AnnData=_AnnData))
+def test_other_containers_give_the_same_data(make):
     data, expected = from_array(*make(), **EXACT), from_array(X, Y, **EXACT)
     for split in ("train", "validation", "test"):
         assert torch.equal(getattr(data, split), getattr(expected, split))
         assert torch.equal(data.labels[split], expected.labels[split])
 
 
-class _AnnData:
-    """As much of an AnnData as is read."""
+class AnnData:
+    """As much of one as is read."""
 
     def __init__(self, x):
         self.X, self.obs, self.var_names = x, pd.DataFrame({"kind": Y}), pd.Index(["g1", "g2", "g3"])
-
-
-def _anndata(x):
-    return _AnnData(x)
 
 
 def test_sparse_matrices_are_made_dense_a_piece_at_a_time_within_a_limit(monkeypatch, tmp_path):
@@ -143,6 +137,30 @@ def test_masked_values_are_missing():
 def test_what_is_not_read_comes_with_what_is(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("labels", "codes", "classes"),
+    [
+        ([Decimal(2), Decimal(1)], [2, 1], ()),
+        (np.array([True, False], dtype=object), [1, 0], ()),
+        (np.array([3, 1], dtype=object), [3, 1], ()),
+        (np.array([b"\xc3\xa9", b"\xe9"]), [0, 0], ("\xe9",)),
+        (np.array(["b", "a"]), [1, 0], ("a", "b")),
+    ],
+)
+def test_labels_are_numbers_or_words_whatever_holds_them(labels, codes, classes):
+    data = from_array(X[:2], labels, split=(2, 0, 0))
+    order = [X[:2, 0].tolist().index(value) for value in from_array(X[:2], split=(2, 0, 0), **EXACT).train[:, 0]]
+    assert [codes[i] for i in order] == data.labels["train"].tolist() and data.classes == classes
+
+
+@pytest.mark.parametrize("labels", [[Decimal("1.25")] * 40, np.array([1.25, 2] * 20, dtype=object)])
+def test_objects_that_are_measurements_are_no_classes(labels):
+    with pytest.raises(ValueError, match=r"classes: whole numbers or words, but [24]0 are other numbers, such as 1.25"):
+        from_array(X, labels)
+    with pytest.raises(ValueError, match="labels of array are dates or times"):
+        from_array(X, pd.date_range("2020", periods=40))
 
 
 def test_items_may_be_pictures():
