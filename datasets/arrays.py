@@ -217,9 +217,16 @@ def of_sparse(x: Any, source: Path | str, limit: int) -> Pieces:
     """A sparse matrix of SciPy's, made dense a piece at a time.
 
     Raises:
-        ValueError: if the dense one would exceed the limit.
+        ValueError: if the dense one would exceed the limit, or its indices lie beyond its shape.
     """
     check_size(source, math.prod(x.shape) * x.dtype.itemsize, limit)
+    if x.format in ("csr", "csc", "bsr"):
+        try:
+            x.check_format(
+                full_check=True
+            )  # which stand beyond its shape would be written beyond the dense one's memory
+        except (ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"{source} is no whole sparse matrix, save it again: {error}") from error
     if len(x.shape) != 2:
         return Pieces.of(x.toarray())
     rows = x.tocsr()

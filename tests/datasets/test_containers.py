@@ -81,6 +81,17 @@ def test_sparse_matrices_are_made_dense_a_piece_at_a_time_within_a_limit(monkeyp
         load(tmp_path / "own.npz", limit=1599)
 
 
+@pytest.mark.parametrize("indices", [[0, 7], [0, -1], [0, 2**30]])
+def test_a_sparse_matrix_whose_indices_lie_is_refused(tmp_path, indices):
+    whole = {"format": np.array("csr"), "shape": np.array([2, 3]), "data": np.ones(2), "indptr": np.array([0, 1, 2])}
+    np.savez(tmp_path / "own.npz", **whole, indices=np.array(indices, dtype=np.int32))
+    with pytest.raises(ValueError, match="is no whole sparse matrix, save it again"):
+        load(tmp_path / "own.npz")
+    np.savez(tmp_path / "own.npz", **{**whole, "indptr": np.array([0, 9, 2])}, indices=np.array([0, 1], dtype=np.int32))
+    with pytest.raises(ValueError, match="is no whole sparse matrix, save it again"):
+        load(tmp_path / "own.npz")
+
+
 def test_masked_values_are_missing():
     for x in (X, (X * 100).astype(int), X.astype(np.float32)):
         masked = np.ma.array(x, mask=np.zeros(x.shape, bool))
