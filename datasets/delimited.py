@@ -317,7 +317,7 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
             return True
         if again and not _counts(numbers):
             return False
-    elif numbers and not _looks_like_names(text, numbers, below):
+    elif numbers and not _looks_like_names(text, first, numbers, below):
         return False
     raise ValueError(
         f"{text.path}: the first line may be names or data: {text.delimiter.join(first)[:80]!r}; say header=True or "
@@ -325,14 +325,14 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
     )
 
 
-def _looks_like_names(text: _Text, numbers: list[float], below: list[list[str]]) -> bool:
+def _looks_like_names(text: _Text, first: list[str], numbers: list[float], below: list[list[str]]) -> bool:
     """Whether a line of numbers alone is other than the lines below, and such as the names of columns are."""
     others = [[_value(text, field) for field in fields] for fields in below]
     if not others or len(numbers) != len(others[0]):  # a field is missing
         return False
     if len(numbers) < 3:
         fractions = all(any(v % 1 for v in column if math.isfinite(v)) for column in zip(*others, strict=True))
-        return _counts(numbers) and fractions
+        return _counts(numbers) and fractions and all(field.strip().isdigit() for field in first)
     if _is_even(numbers):
         return not (all if _counts(numbers) else any)(map(_is_even, others))
     return _rises(numbers) and not any(map(_rises, others))

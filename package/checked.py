@@ -15,7 +15,7 @@ its function says.
 
 from __future__ import annotations
 
-__all__ = ["as_data", "check_data", "check_features", "check_tensor", "checked", "checked_fields", "shown"]
+__all__ = ["as_data", "as_event", "check_data", "check_features", "check_tensor", "checked", "checked_fields", "shown"]
 
 import inspect
 import math
@@ -137,6 +137,28 @@ def as_data(value: object, name: str) -> str:
             return f"use {whole}"
         return f"use {read}, a part of the rows, or for all of them {whole}"
     return "use torch.as_tensor"
+
+
+def as_event(x: Tensor, shape: tuple[int, ...], name: str) -> str:
+    """How rows of the same numbers in another shape get this one, in code; nothing if they are other numbers.
+
+    Example:
+        >>> as_event(torch.zeros(5, 8, 8, 3), (3, 8, 8), "x")
+        'the channels come last: use x.movedim(-1, -3)'
+        >>> as_event(torch.zeros(5, 192), (3, 8, 8), "x")
+        'use x.unflatten(-1, (3, 8, 8))'
+    """
+    sizes = tuple(x.shape[1:])
+    last = len(shape) == 3 and sizes == (*shape[1:], shape[0])
+    if last:
+        return f"the channels come last: use {name}.movedim(-1, -3)"
+    if len(shape) == 1 and len(sizes) == 3 and sizes[2] in (3, 4) and math.prod(sizes) == shape[0] and sizes[0] > 4:
+        return f"the channels come last: use {name}.movedim(-1, -3).flatten(1)"
+    if len(shape) == 1 and math.prod(sizes) == shape[0] and len(sizes) > 1:
+        return f"use {name}.flatten(1)"
+    if len(sizes) == 1 and sizes[0] == math.prod(shape) and len(shape) > 1:
+        return f"use {name}.unflatten(-1, {shape})"
+    return ""
 
 
 _TABLES = {  # what makes one array of what these libraries hold
