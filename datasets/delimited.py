@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +44,10 @@ _REAL = {  # without zeros before, which numbers of houses and codes have
 }
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_RENAME = (
+    "rename them, leave them out by position (drop=), or say that the first line holds no names: header=False, in a "
+    "shell --no-header"
+)
 _SAMPLE = 20  # records by which delimiters are judged, and whether those before them are names
 _RISING = 8  # numbers that rise by chance once in 40,000
 _LINE = 2**26  # characters of a line of a packed file
@@ -241,8 +245,7 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
             f"{advise_drop([str(j) for j in nameless])} (or write the file without, in pandas: index=False)"
         )
     used = [columns[j] for j in sorted([*kept, *([] if at is None else [at])])]
-    check_names(text.path, used, "rename them, leave them out by position (drop=), or say that the first line holds no "
-                "names: header=False, in a shell --no-header")  # fmt: skip
+    check_names(text.path, used, _RENAME)
     blank: list[int] = []
     labels: list[str] = []
     start, rows, heading = 0, 0, bool(names) and not above
@@ -306,16 +309,16 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
     words = [j for j, kind in enumerate(kinds) if kind == "word"]
     numbers = [_value(text, field) for field, kind in zip(first, kinds, strict=True) if kind == "number"]
     below = [fields for fields in rest if len(fields) == len(first)]
-    if words and not numbers:
+    if words and all(kind == "word" or not field.strip() for kind, field in zip(kinds, first, strict=True)):
         return True
     if words:
         again = any(fields[j].strip() == first[j].strip() for fields in below for j in words)
         if not again and label in [first[j].strip() for j in words]:
             return True
         above = all({_kind(text, fields[j]) for fields in below} - {"missing"} == {"number"} for j in words)
-        if above and _counts(numbers):
+        if above and numbers and _counts(numbers):
             return True
-        if again and not _counts(numbers):
+        if again and not (numbers and _counts(numbers)):
             return False
     elif numbers and not _looks_like_names(text, first, numbers, below):
         return False
@@ -344,13 +347,14 @@ def _counts(numbers: list[float]) -> bool:
 
 def _is_even(numbers: list[float]) -> bool:
     """Whether three rising numbers or more of any order have one distance."""
-    steps = np.diff(numbers)
+    with np.errstate(invalid="ignore"):  # of infinities
+        steps = np.diff(numbers)
     step = steps.mean() if len(steps) > 2 else max(0.0, steps.mean() if len(steps) > 1 else 0.0)
     return bool(step) and bool(abs(steps - step).max() <= 1e-6 * abs(step))
 
 
 def _rises(numbers: list[float]) -> bool:
-    return len(numbers) >= _RISING and bool((np.diff(numbers) > 0).all())
+    return len(numbers) >= _RISING and all(a < b for a, b in pairwise(numbers))
 
 
 def _kind(text: _Text, field: str) -> str:

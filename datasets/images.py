@@ -51,6 +51,8 @@ def images_of(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -
     if sizes == (height, width, channels):
         return Images(shape, True, None)
     remedy = f": image_shape={sizes} is what they have" if len(sizes) in (2, 3) else ""
+    if sizes == (pixels + 1,):
+        remedy = ": there is one column more; name it if it holds the classes (label=, in a shell --label)"
     raise ValueError(f"{name} has data of shape {sizes}, which are no images of image_shape={image_shape}{remedy}")
 
 

@@ -280,6 +280,8 @@ def test_channels_may_come_last(channels, standardize):
             assert torch.equal(data.scale, right.scale) and torch.equal(data.location, right.location)
     with pytest.raises(ValueError, match=rf"image_shape=\(5, 6\): image_shape=\(6, 5, {channels}\) is what they have"):
         from_array(x, image_shape=(5, 6))
+    with pytest.raises(ValueError, match="there is one column more; name it if it holds the classes"):
+        from_array(np.zeros((20, 31)), image_shape=(6, 5))
 
 
 def test_statistics_are_those_of_the_values_before_they_are_rounded():

@@ -40,13 +40,14 @@ def _read(tmp_path, text, **how):
         "4000.5,3998.5,3996.5,3994.5",
         "1.5,unknown,3,2",
         "?,?,?,?",
+        "?,red,NA,?",
     ],
 )
 def test_a_first_line_that_may_be_names_is_a_question(tmp_path, first):
     with pytest.raises(ValueError, match=QUESTION):
         _read(tmp_path, f"{first}\n{ROWS}")
     assert _read(tmp_path, f"{first}\n{ROWS}", header=True, only=0).columns == (first.split(",")[0],)
-    if first[0].isdigit() and "unknown" not in first:
+    if first[0].isdigit() and "unknown" not in first:  # a word would be no number
         assert _read(tmp_path, f"{first}\n{ROWS}", header=False).x.shape == (31, 4)
 
 
@@ -66,6 +67,8 @@ def test_a_count_above_fractions_is_a_question(tmp_path, first):
         "0\n1\n1\n",
         "5.1,3.5,1.4,0.2\n4.9,3.0,1.4,0.2\n",
         "-1,0\n2.5,3\n",
+        "0.0\n0.5\n",
+        "inf,inf,inf\n1,2,3\n",
     ],
 )
 def test_numbers_like_those_below_are_data(tmp_path, text):
@@ -84,6 +87,8 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
     for label in ("3", 3, -1, "-1"):
         table = _read(tmp_path, IRIS, label=label)
         assert table.x.shape == (30, 3) and set(table.labels) == {"kind0", "kind1", "kind2"}
+    table = _read(tmp_path, "?,red\n1,blue\n2,red\n", label=1)
+    assert table.x.shape == (3, 1) and table.labels.tolist() == ["red", "blue", "red"]
     pixels = "\n".join(f"{i % 10}," + ",".join(map(str, RNG.integers(0, 256, 5).tolist())) for i in range(20))
     table = _read(tmp_path, f"label,0,1,2,3,4\n{pixels}", label="label")
     assert table.columns == ("0", "1", "2", "3", "4") and table.labels.tolist() == [i % 10 for i in range(20)]
