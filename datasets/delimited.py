@@ -255,7 +255,8 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
         elif heading:
             start, blank, heading = i + 1, [], False
         elif len(fields) != width:
-            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}")
+            hint = ": if the rows have names, give their column one, too" if names and len(fields) == width + 1 else ""
+            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}{hint}")
         else:
             rows += 1
             if at is not None:

@@ -156,7 +156,8 @@ def _kind(path: Path) -> str:
     found = next((kind for sign, kind in _BEGIN.items() if begin.startswith(sign)), None)
     if found in _OTHERS:
         _refuse(path, *_OTHERS[found])
-    if found is None and (b"\0" in begin or sum(byte < 32 and byte not in b"\t\n\r\f" for byte in begin)):
+    wide = begin[:2] in (b"\xff\xfe", b"\xfe\xff")  # UTF-16, which has zero bytes
+    if found is None and not wide and any(byte < 32 and byte not in b"\t\n\r\f" for byte in begin):
         _refuse(path, "no text and of no known kind", "save what it holds by numpy.save")
     return found or ".csv"
 

@@ -213,6 +213,14 @@ def test_text_is_read_whatever_it_is_called(tmp_path, name):
     assert sorted(data.train.tolist()) == sorted(X[:, :2].tolist())
 
 
+@pytest.mark.parametrize("name", ["own.csv", "own.text"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_text_of_any_encoding_and_name(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes("gr\xf6\xdfe,art\n1.5,s\xfc\xdf\n2.5,herb\n".encode(encoding))
+    data = load(tmp_path / name, label="art", split=(2, 0, 0))
+    assert data.classes == ("herb", "s\xfc\xdf") and sorted(data.train.flatten().tolist()) == [1.5, 2.5]
+
+
 def test_packed_text_that_is_torn_or_expands(tmp_path):
     packed = gzip.compress(ROWS.encode())
     (tmp_path / "own.csv.gz").write_bytes(packed[:-20])
