@@ -5,6 +5,6 @@
 This room stands on top: it puts the others together and holds nothing that they need.
 """
 
-from .command import main
+from .entry import main
 
 __all__ = ["main"]

@@ -7,9 +7,12 @@ __all__ = ["main"]
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from . import compare, datasets, evaluate, sample, train
+from .memory import memory_told
 from .options import parser
 from .terminal import Unkept, say, strict_json
 
@@ -22,28 +25,13 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments after ``jensen``; those of the process if None.
-
-    Returns:
-        The exit status: 0; 1 for a run that failed (its loss was no longer finite), 2 for what the user can mend, 130
-        when interrupted. With ``--json`` an error, too, is one JSON document on stdout.
-
-    Example:
-        >>> main(["compare", "--data", "digits", "--guides", "full_rank"])
-        2
-        >>> main(["datasets", "--json", "digits"]) # doctest: +ELLIPSIS
-        {...
-        0
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
+def main(argv: Sequence[str]) -> int:
+    """Run a command, and say in one line what went wrong; the exit status, as :func:`jensen.cli.main` has it."""
     as_json = "--json" in argv
     try:
         options = parser().parse_args(argv)
-        _COMMANDS[options.command](options, sys.stderr.isatty())
+        with memory_told(), _warnings_as_lines():
+            _COMMANDS[options.command](options, sys.stderr.isatty())
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -53,9 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted" + f"; {stop}" * bool(str(stop)), 130, as_json)
     except FloatingPointError as error:
         return _fail(f"error: {error}", 1, as_json)
+    except MemoryError as error:
+        return _fail(f"error: {error or 'this takes more memory than there is'}", 2, as_json)
     except (ValueError, OSError, ImportError, TypeError, NotImplementedError) as error:
         return _fail(f"error: {error}", 2, as_json)
     return 0
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print a warning as a line of the command, without the place in the code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"jensen: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:

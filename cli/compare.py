@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,10 @@ from jensen.inference import Comparison, History, compare, fit
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
+from .memory import training_memory
 from .pairs import FAMILIES, suggestion
 from .report import draw_bounds, draw_gaps, draw_images
-from .sources import OWN, facts, flat, holds_bits, pick, settle
+from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
 from .terminal import report as deliver
 
@@ -29,6 +32,8 @@ GUIDES = ("prior", *FAMILIES, "laplace", "exact")
 DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
 ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
 Pair = tuple[nn.Module, nn.Module]
+Rows = dict[str, list[Pair]]  # by name, the pair that each seed gave
+Histories = dict[str, list[History]]
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
@@ -40,21 +45,41 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             "leaves that block out)"
         )
     job = _Job(options, progress)
-    out = options.out
+    with _folder(options.out):
+        _report(job, guides)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The folder of a report; one that was made for it and got nothing is taken away again."""
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it
+                out.rmdir()
+
+
+def _report(job: _Job, guides: list[str]) -> None:
+    """Train, measure, print and draw."""
+    options, out = job.options, job.options.out
     blocks: dict[str, Comparison] = {}
     pictured: dict[str, Pair] = {}
     if options.model in ("ppca", "all"):
-        pairs, histories = job.one_model(guides)
+        rows, histories = job.one_model(guides)
         note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
-        blocks["one-model"] = job.measure("One model, several guides", note, pairs, histories)
+        blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
+        pairs = {name: of[0] for name, of in rows.items()}  # in pictures stands the first seed
         job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
         job.pictures += draw_gaps(out, "one-model", blocks["one-model"])
         name, pair = list(pairs.items())[-1]
         pictured = {f"PPCA, {name}": pair}
     if options.model in ("vae", "all"):
-        pairs, histories = job.trained_together([name for name in guides if name in FAMILIES])
-        blocks["trained-together"] = job.measure("Model and guide trained together", job.note, pairs, histories)
+        rows, histories = job.trained_together([name for name in guides if name in FAMILIES])
+        blocks["trained-together"] = job.measure("Model and guide trained together", job.note, rows, histories)
+        pairs = {name: of[0] for name, of in rows.items()}
         job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
         job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
         pictured = pairs
@@ -67,7 +92,11 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         "versions": versions(),
         "units": next(iter(blocks.values())).unit,
         "blocks": {name: block.to_dict() for name, block in blocks.items()},
-        "histories": {name: history.to_dict() for name, history in job.histories.items()},
+        "histories": {
+            f"{name}, seed {seed}" if options.seeds > 1 else name: history.to_dict()
+            for name, histories in job.histories.items()
+            for seed, history in zip(job.seeds, histories, strict=True)
+        },
         "pictures": job.pictures,
     }
     write_json(out / "report.json", report)
@@ -83,7 +112,7 @@ class _Job:
     """Data, settings and what is trained."""
 
     def __init__(self, options: argparse.Namespace, progress: bool) -> None:
-        for name in ("latent", "particles", "test_size", "epochs"):
+        for name in ("latent", "particles", "test_size", "epochs", "seeds"):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
@@ -100,29 +129,32 @@ class _Job:
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
         self.pictures: list[str] = []
-        self.histories: dict[str, History] = {}
+        self.histories: dict[str, list[History]] = {}
+        self.seeds = range(options.seed, options.seed + options.seeds)
         self.binary = self.data.levels == 2 or holds_bits(self.data)
         self.note = "PPCA by SVI, and a VAE with one learned noise level; encoders are networks."
         if self.binary:
             self.note = "A Bernoulli VAE (binary data: PPCA's density would not compare with its probabilities)."
 
-    def one_model(self, guides: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:
+    def one_model(self, guides: list[str]) -> tuple[Rows, Histories]:
         """PPCA in closed form, rotated and frozen, with each guide fitted to it."""
         model = PPCA(self.features, self.options.latent).fit_closed_form(self.data.train).rotated(self.options.seed)
-        pairs: dict[str, Pair] = {}
-        histories: dict[str, History] = {}
+        rows: Rows = {}
+        histories: Histories = {}
         for name in guides:
             if name in FAMILIES:
-                torch.manual_seed(self.options.seed)
-                guide: nn.Module = amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
-                histories[name] = self.train(name, model, guide, lr=min(5e-2, 0.4 / self.features**0.5), freeze=model)
+                lr = min(5e-2, 0.4 / self.features**0.5)
+                make = partial(self._fitted_guide, model, name)
+                rows[name], histories[name] = self.train(name, make, lr=lr, freeze=model)
             else:
                 makers = {"prior": PriorGuide, "laplace": Laplace, "exact": ExactPosterior}
-                guide = makers[name](model)
-            pairs[ROWS.get(name, name)] = (model, guide)
-        return pairs, histories
+                rows[ROWS.get(name, name)] = [(model, makers[name](model))]
+        return rows, histories
 
-    def trained_together(self, families: list[str]) -> tuple[dict[str, Pair], dict[str, History]]:
+    def _fitted_guide(self, model: PPCA, name: str) -> Pair:
+        return model, amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
+
+    def trained_together(self, families: list[str]) -> tuple[Rows, Histories]:
         """PPCA and a VAE, each trained with its guide."""
         latent, hidden = self.options.latent, 128 if self.features < 200 else 400
         makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
@@ -135,35 +167,48 @@ class _Job:
                 lambda: VAE(mlp(latent, [hidden]), likelihood(self.features, hidden), latent),
                 name,
             )
-        pairs: dict[str, Pair] = {}
-        histories: dict[str, History] = {}
+        rows: Rows = {}
+        histories: Histories = {}
         for name, (make, family) in makers.items():
-            torch.manual_seed(self.options.seed)
-            model = make()
-            guide = amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
-            histories[name] = self.train(name, model, guide, lr=5e-3)
-            pairs[name] = (model, guide)
+
+            def pair(make: Callable[[], PPCA | VAE] = make, name: str = name, family: str = family) -> Pair:
+                with training_memory(f"the pair {name} that --latent {latent} makes for {self.features} features"):
+                    model = make()
+                    return model, amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
+
+            rows[name], histories[name] = self.train(name, pair, lr=5e-3)
+        return rows, histories
+
+    def train(
+        self, name: str, make: Callable[[], Pair], lr: float, freeze: Any = ()
+    ) -> tuple[list[Pair], list[History]]:
+        """Fit a pair from each seed: cosine learning rate, the parameters of the best validation epoch."""
+        pairs: list[Pair] = []
+        histories: list[History] = []
+        for seed in self.seeds:
+            say(f"training {name}: {self.epochs} epochs" + f", seed {seed}" * (len(self.seeds) > 1))
+            torch.manual_seed(seed)
+            model, guide = make()
+            pairs.append((model, guide))
+            histories.append(
+                fit(
+                    model,
+                    guide,
+                    self.data.train,
+                    epochs=self.epochs,
+                    lr=lr,
+                    scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.epochs),
+                    validation=self.data.validation,
+                    patience=self.epochs,  # never stops early, but keeps the best epoch
+                    freeze=freeze,
+                    seed=seed,
+                    progress=self.progress,
+                )
+            )
+        self.histories[name] = histories
         return pairs, histories
 
-    def train(self, name: str, model: nn.Module, guide: nn.Module, lr: float, freeze: Any = ()) -> History:
-        """Fit one pair: cosine learning rate, the parameters of the best validation epoch."""
-        say(f"training {name}: {self.epochs} epochs")
-        self.histories[name] = fit(
-            model,
-            guide,
-            self.data.train,
-            epochs=self.epochs,
-            lr=lr,
-            scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.epochs),
-            validation=self.data.validation,
-            patience=self.epochs,  # never stops early, but keeps the best epoch
-            freeze=freeze,
-            seed=self.options.seed,
-            progress=self.progress,
-        )
-        return self.histories[name]
-
-    def measure(self, title: str, note: str, pairs: dict[str, Pair], histories: dict[str, History]) -> Comparison:
+    def measure(self, title: str, note: str, pairs: Rows, histories: Histories) -> Comparison:
         """Measure the pairs and print their block."""
         say(f"measuring {', '.join(pairs)}")
         table = compare(
@@ -173,13 +218,14 @@ class _Job:
             gaps=self.options.gaps,
             refine=self.options.refine,
             histories=histories,
+            train=self.data.train,
             seed=self.options.seed,
             progress=self.progress,
         )
         unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (of minus the value: smaller is better"
-            unit += f"; log2 {self.data.levels} of the grey-level scale is added)" if self.data.bits_offset else ")"
+            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
             print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")

@@ -12,17 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from jensen.datasets import Dataset
-from jensen.inference import Comparison, Evidence, compare, evaluate
+from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
+from .report import carried
 from .runs import RunFolder
-from .sources import batch_transform, pick, reopen
-from .terminal import SCHEMA, Unkept, report, versions, write_json
+from .sources import added_bits, batch_transform, pick, reopen
+from .terminal import SCHEMA, Unkept, report, say, versions, write_json
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
     """Measure the runs that the options name, show the result, and write report.json into the folder of each."""
-    folders = {name: RunFolder.open(path) for name, path in _names(options.runs).items()}
+    groups = _groups(options.runs)
+    folders = {run: folder for of in groups.values() for run, folder in of.items()}
     first = next(iter(folders.values()))
     for folder in folders.values():
         ours, theirs = _identity(first), _identity(folder)
@@ -33,28 +35,40 @@ def run(options: argparse.Namespace, progress: bool) -> None:
                 f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
                 f"({listed}): their numbers do not compare; evaluate them one at a time"
             )
-    trained = {name: folder.trained() for name, folder in folders.items()}
-    data = reopen(_located(first, options.data))
+    trained = {run: folder.trained() for run, folder in folders.items()}
+    data = reopen(first.data_settings(options.data))
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
+    how["train"] = _fitted_to(data, options)
     head = f"{data.name}: {len(x)} {options.split} data"
     if len(trained) == 1:
-        (name, (model, guide, _)) = next(iter(trained.items()))
-        measured = {name: evaluate(model, guide, x, **how)}
+        (run, (model, guide, _)) = next(iter(trained.items()))
+        measured = {run: evaluate(model, guide, x, **how)}
         table = None
-        text = "\n".join([f"{head}; {_describe(folders[name])}", _bits(measured[name], data, options.bits)])
+        text = "\n".join([f"{head}; {_describe(folders[run])}", _bits(measured[run], data, options.bits)])
     else:
-        pairs = {name: (model, guide) for name, (model, guide, _) in trained.items()}
-        histories = {name: history for name, (_, _, history) in trained.items()}
+        pairs = {name: [trained[run][:2] for run in of] for name, of in groups.items()}
+        histories = {name: [trained[run][2] for run in of] for name, of in groups.items()}
         table = compare(pairs, x, histories=histories, gaps=options.gaps, **how)
-        measured = {name: row.evidence for name, row in table.rows.items()}
-        lines = [f"{name}: {_describe(folder)}" for name, folder in folders.items()]
+        measured = {}
+        for name, of in groups.items():
+            row = table.rows[name]
+            measured |= dict(zip(of, row.runs or [row.evidence], strict=True))
+        lines = [f"{name}: {_describe(next(iter(of.values())))}{_runs(of)}" for name, of in groups.items()]
         text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
+    active = {run: carried(model, guide, x, options.seed) for run, (model, guide, _) in trained.items()}
+    for run, units in active.items():
+        of_run = f" of {run}" * (len(active) > 1)
+        text += "".join(f"\nactive units{of_run}, {site}: {count}" for site, count in units.items())
     reports = {}
-    for name, evidence in measured.items():
-        epochs = len(trained[name][2].elbo)
-        reports[name] = _report(folders[name], evidence, data, options, epochs)
+    for run, evidence in measured.items():
+        if evidence.below:
+            say(
+                f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{_fell(trained[run][2])}"
+            )
+        epochs = len(trained[run][2].elbo)
+        reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
     report(text, document, options.json)
     unkept = []
@@ -76,24 +90,28 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     return names
 
 
+def _groups(paths: list[Path]) -> dict[str, dict[str, RunFolder]]:
+    """The run folders of each row: one, or those that jensen train --seeds made in a folder."""
+    groups: dict[str, dict[str, RunFolder]] = {}
+    for name, path in _names(paths).items():
+        inside = sorted(path.glob("seed-*/configuration.json"), key=lambda file: (len(file.parent.name), file))
+        if (path / "configuration.json").is_file() or not inside:
+            groups[name] = {name: RunFolder.open(path)}
+        else:
+            groups[name] = {f"{name}/{file.parent.name}": RunFolder.open(file.parent) for file in inside}
+    return groups
+
+
+def _runs(of: dict[str, RunFolder]) -> str:
+    return f", {len(of)} training runs" if len(of) > 1 else ""
+
+
 def _identity(folder: RunFolder) -> dict[str, Any]:
     """The settings that identify the data of a run; a file of one's own by its contents, not its path."""
     data = dict(folder.configuration["data"])
     if data.get("sha256") is not None:
         data["source"] = None
     return data
-
-
-def _located(folder: RunFolder, moved: Path | None) -> dict[str, Any]:
-    """The settings of a run's data, with its file where it is now."""
-    settings: dict[str, Any] = folder.configuration["data"]
-    if moved is None:
-        return settings
-    if settings.get("sha256") is None:
-        raise ValueError(f"--data is for a file of your own, but {folder.path} was trained on {settings['source']}")
-    if not moved.is_file():
-        raise FileNotFoundError(f"--data {moved}: there is no such file")
-    return {**settings, "source": str(moved.resolve())}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:
@@ -107,6 +125,19 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
     x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
     with private_randomness(options.seed, "evaluate", "data"):
         return x if transform is None else transform(x)
+
+
+def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
+    """The data that the baseline is fitted to: the training data, where others are measured."""
+    return None if options.split == "train" else data.train
+
+
+def _fell(history: History) -> str:
+    """What a training bound that fell says of a model, in words."""
+    bounds = history.elbo
+    if len(bounds) < 2 or not bounds[-1] < bounds[0]:
+        return ""
+    return f"; its training bound fell from {bounds[0]:.4g} to {bounds[-1]:.4g}: train with a lower --lr"
 
 
 def _describe(folder: RunFolder) -> str:
@@ -127,7 +158,7 @@ def _table(table: Comparison, data: Dataset, bits: bool) -> str:
 
 
 def _offset(data: Dataset) -> str:
-    return f" (with log2 {data.levels} of the grey-level scale added)" if data.bits_offset else ""
+    return f" (with {added_bits(data)} added)" if data.bits_offset else ""
 
 
 def _report(

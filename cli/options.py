@@ -148,6 +148,13 @@ def _train(command: Parser) -> None:
     )
     add("--patience", type=int, metavar="P", help="stop P epochs after the best validation ELBO, and keep that epoch")
     add("--seed", type=int, default=0, help="seed of initial parameters, batches and draws")
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train N runs, from --seed on, into DIR/seed-...; jensen evaluate DIR counts the variance between them",
+    )
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     folder = command.add_argument_group("run folder")
     add = folder.add_argument
@@ -175,7 +182,8 @@ def _refine(command: Parser) -> None:
 def _evaluate(command: Parser) -> None:
     """Measure trained runs: ELBO, log p(x), gap and whether to trust them.
 
-    Several runs on the same data make one table. report.json goes into the folder of each run.
+    Several runs on the same data make one table; those of jensen train --seeds, in one folder, are one row of it.
+    report.json goes into the folder of each run.
     """
     add = command.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder of jensen train")
@@ -254,6 +262,13 @@ def _compare(command: Parser) -> None:
     )
     add("--test-size", type=int, default=1000, metavar="N", help="measure on at most so many random test data")
     add("--seed", type=int, default=0, help="seed of everything that is random")
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train every pair from N seeds, so that verdicts count the variance between training runs",
+    )
     add(
         "--out",
         type=Path,

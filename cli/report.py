@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["draw_bounds", "draw_gaps", "draw_images", "draw_run", "images_of"]
+__all__ = ["carried", "draw_bounds", "draw_gaps", "draw_images", "draw_run", "images_of"]
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,41 @@ from torch import Tensor, nn
 
 from jensen.datasets import Dataset
 from jensen.guides import PriorGuide
-from jensen.inference import Comparison, History, bounds, decode, encode, simulate, terms
+from jensen.inference import (
+    Comparison,
+    History,
+    PosteriorCollapseWarning,
+    bounds,
+    decode,
+    encode,
+    rate_distortion,
+    simulate,
+    terms,
+)
 from jensen.kernel.randomness import derived_seed, private_randomness
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
+
+from .terminal import say
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
 _TEXT, _SMALL = 8, 7  # points, in pictures of a column's width
+
+
+def carried(model: nn.Module, guide: nn.Module, x: Tensor, seed: int) -> dict[str, str]:
+    """How many units of each latent site tell data apart, by site: "1 of 8"; where none does, a line says so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PosteriorCollapseWarning)
+            found = rate_distortion(model, guide, x, 50, seed=seed, progress=False)
+    except (ValueError, NotImplementedError):  # it is not known of joint weights, and of guides without a density
+        return {}
+    for site in found.collapsed if len(x) > 1 else ():
+        say(
+            f"posterior collapse: no unit of {site} tells one datum from another; train for longer, take a smaller "
+            "--beta, or a decoder that is less able (narrower --hidden)"
+        )
+    return {site: f"{count} of {found.activity[site].numel()}" for site, count in found.active_units.items()}
 
 
 @torch.no_grad()

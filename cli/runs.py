@@ -17,8 +17,12 @@ from __future__ import annotations
 __all__ = ["RunFolder"]
 
 import json
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -31,10 +35,11 @@ from jensen.results.files import check_schema, partials
 from jensen.results.schema import DIGEST, check_digest, decoded, digest_of
 
 from .pairs import Design, objective_of
-from .terminal import finite, say, versions, write_json
+from .terminal import command, finite, say, versions, write_json
 
 FORMAT = 1
 _FILES = ("configuration.json", "checkpoint.pt", "history.json", "report.json")
+_LOCKS: Any = import_module("fcntl") if find_spec("fcntl") else None  # of POSIX
 _PICTURES = ("training", "samples", "reconstructions", "latent-map")
 
 
@@ -131,6 +136,23 @@ def _check(configuration: dict[str, Any]) -> None:
     objective_of(training)
 
 
+def _locked(path: Path) -> int | None:
+    """A handle that holds a lock on a folder until it is closed; None where the system has no such locks."""
+    if _LOCKS is None:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _LOCKS.flock(handle, _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"another process trains into {path} now: wait for it, or take another folder with --run DIR"
+        ) from None
+    except OSError:  # some network file systems have no locks
+        pass
+    return handle
+
+
 class RunFolder:
     """A run folder, read or begun.
 
@@ -172,8 +194,8 @@ class RunFolder:
         return cls(path, configuration)
 
     @classmethod
-    def begin(cls, path: Path, configuration: dict[str, Any], overwrite: bool) -> RunFolder:
-        """A folder for a new run, with its configuration written.
+    def begin(cls, path: Path, configuration: dict[str, Any], overwrite: bool, stack: ExitStack) -> RunFolder:
+        """A folder for a new run, with its configuration written, for this process alone until ``stack`` is closed.
 
         Raises:
             ValueError: if the folder holds a run and may not be overwritten, or holds something else.
@@ -187,10 +209,41 @@ class RunFolder:
             )
         if (holds and "configuration.json" not in holds) or path.is_file():
             raise ValueError(f"{path} is there and is no run folder: take another with --run DIR")
-        folder.clear()
         path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(folder.alone())
+        folder.clear()
         folder.write()
         return folder
+
+    def data_settings(self, moved: Path | None) -> dict[str, Any]:
+        """The settings of the run's data, with its file where it is now.
+
+        Raises:
+            ValueError: if the data are no file of the user's own.
+            FileNotFoundError: if there is no such file.
+        """
+        settings: dict[str, Any] = self.configuration["data"]
+        if moved is None:
+            return settings
+        if settings.get("sha256") is None:
+            raise ValueError(f"--data is for a file of your own, but {self.path} was trained on {settings['source']}")
+        if not moved.is_file():
+            raise FileNotFoundError(f"--data {moved}: there is no such file")
+        return {**settings, "source": str(moved.resolve())}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block in which no other process trains into this folder; what is left of this one if it is killed.
+
+        Raises:
+            ValueError: if another process does.
+        """
+        handle = _locked(self.path)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def write(self) -> None:
         """Write configuration.json."""
@@ -227,8 +280,8 @@ class RunFolder:
         """
         if not self.checkpoint.is_file():
             raise ValueError(
-                f"{self.path} has no checkpoint: no epoch was completed; jensen train --run {self.path} --resume "
-                "trains it"
+                f"{self.path} has no checkpoint: no epoch was completed; "
+                f"{command('train', '--run', self.path, '--resume')} trains it"
             )
         model, guide = self.pair()
         history = restore(model, guide, self.checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OWN", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
+__all__ = ["OWN", "added_bits", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
 
 import hashlib
 import warnings
@@ -108,8 +108,8 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
     path = Path(settings["source"])
     if digest is not None and not path.is_file():
         raise FileNotFoundError(
-            f"the run was trained on {path}, and there is no such file now: put it there, or say by jensen evaluate "
-            "--data FILE where it is"
+            f"the run was trained on {path}, and there is no such file now: put it there, or say by --data FILE "
+            "where it is"
         )
     if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
@@ -153,6 +153,13 @@ def facts(data: Dataset) -> dict[str, Any]:
         "licence": data.licence,
         "citation": data.citation,
     }
+
+
+def added_bits(data: Dataset) -> str:
+    """What :attr:`~jensen.datasets.Dataset.bits_offset` adds, in words."""
+    grey = [f"log2 {data.levels} of the grey-level scale"] if data.dequantized else []
+    own = ["the mean log2 of standardization's scale (bits are in the data's own units)"]
+    return " and ".join(grey + (own if data.scale is not None else []))
 
 
 def pick(x: Tensor, size: int, seed: int) -> Tensor:

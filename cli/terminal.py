@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEMA", "Unkept", "finite", "report", "say", "strict_json", "versions", "write_json"]
+__all__ = [
+    "SCHEMA",
+    "Unkept",
+    "command",
+    "finite",
+    "report",
+    "say",
+    "strict_json",
+    "versions",
+    "write_json",
+]
 
 import json
 import math
 import platform
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +35,20 @@ class Unkept(OSError):
 def say(text: str) -> None:
     """A line beside the progress bars, or in their place in a log."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """A command of jensen as a shell takes it, quoted where that is needed.
+
+    Example:
+        >>> command("evaluate", "my run")
+        "jensen evaluate 'my run'"
+    """
+    return shlex.join(["jensen", *(f"./{word}" if _like_an_option(word) else str(word) for word in words)])
+
+
+def _like_an_option(word: object) -> bool:
+    return isinstance(word, Path) and str(word).startswith("-")
 
 
 def report(text: str, document: dict[str, Any], as_json: bool) -> None:

@@ -6,24 +6,26 @@ __all__ = ["run"]
 
 import argparse
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jensen.datasets import Dataset
-from jensen.inference import Callback, History, fit
+from jensen.inference import Callback, History, fit, likely_reason
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 
+from .memory import memory_told, training_memory
 from .pairs import DENSITIES, MODELS, Design, objective_of
-from .report import draw_run
+from .report import carried, draw_run
 from .runs import RunFolder
 from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
-from .terminal import report, say, versions
+from .terminal import command, report, say, versions
 
 _TRAINING = (
     "objective",
@@ -41,19 +43,48 @@ _TRAINING = (
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Train the pair that the options describe, or go on with that of a run folder."""
+    """Train the pair that the options describe, or go on with that of a run folder; with --seeds, several of them."""
     _check_device(options.device)
-    folder, data, new = _again(options) if options.resume else _begin(options)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds is the number of training runs, at least 1, but got {options.seeds}")
+    if options.seeds == 1:
+        text, document = _one(options, progress)
+        report(f"{text}\nmeasure it with: {command('evaluate', options.run)}", document, options.json)
+        return
+    if (options.run / "configuration.json").is_file():
+        raise ValueError(f"{options.run} holds one run, so it has no room for those of --seeds: take another --run DIR")
+    made = {}
+    for seed in range(options.seed, options.seed + options.seeds):
+        folder = options.run / f"seed-{seed}"
+        resume = options.resume and (folder / "configuration.json").is_file()
+        given = options.given - {"seed", "seeds"}
+        one = argparse.Namespace(**{**vars(options), "seed": seed, "run": folder, "resume": resume, "given": given})
+        made[folder.name] = _one(one, progress)
+    text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
+    documents = {"runs": {name: document for name, (_, document) in made.items()}}
+    report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)
+
+
+def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, Any]]:
+    """One run: what to print of it, and its document."""
+    with ExitStack() as stack:
+        return _train(options, *(_again(options, stack) if options.resume else _begin(options, stack)), progress)
+
+
+def _train(
+    options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool
+) -> tuple[str, dict[str, Any]]:
+    """Train, keep and draw what came of it, whatever ends it."""
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
     say(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
     try:
-        history = _fit(folder, data, options.device, progress)
+        with memory_told():
+            history = _fit(folder, data, options.device, progress)
     except KeyboardInterrupt:
         epochs = folder.keep_history()
         raise KeyboardInterrupt(
-            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: jensen train --run {folder.path} "
-            "--resume"
+            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: {_go_on(folder)}"
         ) from None
     except FloatingPointError as error:
         if not folder.keep_history():
@@ -62,27 +93,39 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         raise FloatingPointError(
             f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
         ) from error
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         if new and not folder.checkpoint.is_file():
             with suppress(OSError):
                 folder.discard()
             raise
-        raise OSError(
-            error.errno, f"{error.strerror}; go on with: jensen train --run {folder.path} --resume"
-        ) from error
+        if isinstance(error, MemoryError):
+            raise MemoryError(f"{error}; {folder.path} keeps the epochs before") from error
+        raise OSError(error.errno, f"{error.strerror}; go on with: {_go_on(folder)}") from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
             folder.discard()
         raise
     history.to_json(folder.path / "history.json")
-    pictures = [] if options.no_pictures else _draw(folder, data, history)
+    model, guide, _ = folder.trained()
+    x, labels = _some(folder, data, 1000)
+    seed = training["seed"]
+    active = carried(model, guide, x, seed)
+    pictures = []
+    if not options.no_pictures:
+        settings = folder.configuration["facts"]
+        pictures = draw_run(folder.path, settings, (model, guide), history, x, labels, data.classes, seed)
     document = {
         "run": str(folder.path),
         "configuration": folder.configuration,
         "history": history.to_dict(),
+        "active_units": active,
         "pictures": pictures,
     }
-    report(f"{history}\nmeasure it with: jensen evaluate {folder.path}", document, options.json)
+    return str(history), document
+
+
+def _go_on(folder: RunFolder) -> str:
+    return command("train", "--run", folder.path, "--resume")
 
 
 def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
@@ -125,20 +168,18 @@ class _Lines(Callback):
         say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
 
 
-def _draw(folder: RunFolder, data: Dataset, history: History) -> list[str]:
-    """The pictures of a run, of test data where there are any, else of training data."""
+def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor | None]:
+    """At most so many test data, else training data, prepared as batches are; and their classes, if any."""
     settings, seed = folder.configuration, folder.configuration["training"]["seed"]
-    model, guide, _ = folder.trained()
     split = "test" if len(data.test) else "train"
     x: Tensor = getattr(data, split)
-    rows, transform = pick(x, 1000, seed), batch_transform(settings["data"])
+    rows, transform = pick(x, size, seed), batch_transform(settings["data"])
     labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed, "train", "pictures"):
-        x = x[rows] if transform is None else transform(x[rows])
-    return draw_run(folder.path, settings["facts"], (model, guide), history, x, labels, data.classes, seed)
+        return x[rows] if transform is None else transform(x[rows]), labels
 
 
-def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
     _check_numbers(options)
     kind = MODELS[options.model]
     likelihood = None if options.likelihood == "auto" else options.likelihood
@@ -166,15 +207,19 @@ def _begin(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10
     objective_of(training)
+    if (design.likelihood or "gaussian") in DENSITIES and (doubt := likely_reason(data.train)):
+        say(f"{data.name}: {doubt}")
+    _check_memory(design, data.train[0].numel())
     configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
-    return RunFolder.begin(options.run, configuration, options.overwrite), data, True
+    return RunFolder.begin(options.run, configuration, options.overwrite, stack), data, True
 
 
-def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
+def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
     """The run to go on with: every given option must have the value it was begun with; only epochs may differ."""
     folder = RunFolder.open(options.run)
     if options.overwrite:
         raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+    stack.enter_context(folder.alone())
     training, data = folder.configuration["training"], folder.configuration["data"]
     pair = Design.of(folder.configuration["pair"])
     begun = {**vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
@@ -182,13 +227,19 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
         value = getattr(options, name)
-        if name == "data" and Path(value).is_file():
-            value = str(Path(value).resolve())
+        if name == "data" and data.get("sha256") is not None:  # its contents are compared where it is opened
+            continue
         if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
             raise ValueError(
                 f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {value} "
                 "now: leave it out, or train into another folder"
             )
+    if data.get("sha256") is not None and "data" in options.given:
+        data = folder.data_settings(Path(options.data))
+    opened = reopen(data)
+    if data != folder.configuration["data"]:
+        folder.configuration["data"] = data
+        folder.write()
     _take_epochs(folder, options)
     changed = {
         name: (now, then)
@@ -198,7 +249,7 @@ def _again(options: argparse.Namespace) -> tuple[RunFolder, Dataset, bool]:
     for name, (now, then) in changed.items():
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
     folder.tidy()
-    return folder, reopen(data), False
+    return folder, opened, False
 
 
 def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:
@@ -236,6 +287,14 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device} cannot be used here ({reason}); take --device cpu") from error
+
+
+def _check_memory(design: Design, features: int) -> None:
+    """Refuse a pair too large for this machine, before anything is written."""
+    latent, widths = (",".join(map(str, numbers)) for numbers in (design.latent, design.hidden[0]))
+    what = f"the pair that --latent {latent} and --hidden {widths} make for {features} features"
+    with private_randomness(0), training_memory(what):
+        design.build(features)
 
 
 def _check_support(design: Design, data: Dataset, binary: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["Amortized", "Joint", "amortize", "coordinates", "draw_jointly", "supports_of"]
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import pyro
@@ -20,6 +21,9 @@ from jensen import families
 from jensen.checked import checked
 from jensen.families import MeanField
 from jensen.kernel.arguments import as_tensors
+from jensen.kernel.modes import buffers_kept, modes_kept
+from jensen.kernel.parameters import store_kept
+from jensen.kernel.randomness import forked_rng
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
@@ -264,10 +268,11 @@ def amortize(
         encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron that standardizes
             ``data``.
         family: the family, called as ``family(features, context)``: a class, a ``functools.partial`` of one, or the
-            name of a class of ``jensen.families``.
-        context: the width of the encoder's output; found out by running it on ``data`` if None.
+            name of a class of ``jensen.families`` (``"mean-field"`` is ``MeanField``).
+        context: the width of the encoder's output; found out by running it on ``data``, or on draws of the model, if
+            None.
         data: a tensor, or the tensors that the model is called with. A model with ``latents`` needs them only where
-            ``encoder`` or ``context`` is left out.
+            ``encoder`` is left out, or the encoder does not run on draws of the model.
         constraints: the support of latent sites that are not all of R^D, by site, of a model with ``latents``. Those of
             other programs are read from the model.
         joint: whether one family draws all sites at once. In a guide for other programs it does so on each level.
@@ -277,8 +282,8 @@ def amortize(
         :class:`Joint` guide; or a :class:`Structured` one.
 
     Raises:
-        ValueError: for a constraint of no site, or of a program whose supports are read; and for sites that no such
-            guide can draw.
+        ValueError: for another ``context`` than the width of the encoder's output, for a constraint of no site, or of
+            a program whose supports are read; and for sites that no such guide can draw.
         TypeError: for a model without ``latents`` where there are no data, and a name of no family.
 
     Example:
@@ -314,12 +319,21 @@ def amortize(
             )
         return Structured(model, tensors, encoder, made, context)
     if encoder is None or context is None:
-        if tensors is None:
-            raise TypeError(
-                "amortize finds the encoder and the width of its output from data, but got none: give it data=x, or "
-                "both encoder and context"
-            )
-        encoder, context = encoder_for(tensors, encoder, context)
+        found = None if encoder is None or tensors is not None else _width(model, encoder)
+        if found is None:
+            if tensors is None:
+                raise TypeError(
+                    "amortize finds the encoder and the width of its output from data, but got none: give it data=x, "
+                    "or both encoder and context"
+                )
+            encoder, found = encoder_for(tensors, encoder, context)
+        context = found
+    elif (found := _width(model, encoder, tensors)) not in (None, context):
+        raise ValueError(
+            f"context is the width of the encoder's output, which is {found}, but got {context}: leave it out, and it "
+            "is found out"
+        )
+    assert encoder is not None
     sites = {site: Size(shape) for site, shape in model.latents.items()}
     supports = supports_of(sites, constraints)
     needed = coordinates(sites, supports)
@@ -334,15 +348,48 @@ def amortize(
     return Amortized(encoder, members)
 
 
+@torch.no_grad()
+def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None) -> int | None:
+    """The width of an encoder's output on data, or on draws of the model; None where the encoder does not run on them.
+
+    Modules, Pyro's store and the random stream are afterwards what they were before.
+    """
+    modules = [part for part in (model, encoder) if isinstance(part, nn.Module)]
+    with store_kept(), forked_rng(), modes_kept(modules), buffers_kept(*modules):
+        for module in modules:
+            module.eval()
+        try:
+            drawn = model(n=2) if data is None else data
+            h = encoder(*(drawn if isinstance(drawn, tuple) else (drawn,)))
+        except Exception:  # of a model and an encoder that are not written for this; it is no more than a look
+            return None
+    return h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None
+
+
 def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:
     """A family, which may be given by its name."""
+    if isinstance(family, families.Family):
+        raise TypeError(
+            f"family is a class such as {type(family).__name__}, but got one that is made already: it takes its "
+            "features and the width of its context from model and encoder"
+        )
     if not isinstance(family, str):
         return family
     known = {name: getattr(families, name) for name in sorted(families.__all__) if name != "Family"}
-    if family not in known:
-        raise TypeError(f"family is a family or the name of one, but got '{family}': jensen.families has {list(known)}")
-    made: Callable[[int, Any], Member] = known[family]
+    plain = {_plain(name): made for name, made in known.items()}
+    if _plain(family) not in plain:
+        close = get_close_matches(_plain(family), plain, n=1)
+        hint = f"; did you mean {plain[close[0]].__name__}?" if close else ":"
+        raise TypeError(
+            f"family is a family or the name of one, but got '{family}'{hint} jensen.families has {list(known)}"
+        )
+    made: Callable[[int, Any], Member] = plain[_plain(family)]
     return made
+
+
+def _plain(name: str) -> str:
+    """A name as the command line writes it, too: mean-field is MeanField."""
+    return name.replace("-", "").replace("_", "").lower()
 
 
 def _name(model: object) -> str:

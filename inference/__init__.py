@@ -13,6 +13,7 @@ from .annealing.sandwich import Bracket, Sandwich, sandwich
 from .exact.log_evidence import ExactEvidence, HasEvidence, exact_log_evidence
 from .mcmc.distance import GuideDistance
 from .mcmc.posterior import MCMCConvergenceWarning, PosteriorDraws, mcmc_posterior
+from .measure.baseline import Baseline, baseline, likely_reason
 from .measure.bounds import Bounds, bounds
 from .measure.calibration import Calibration, calibrate
 from .measure.compare import Comparison, Row, compare
@@ -32,6 +33,7 @@ __all__ = [
     "AIS",
     "ELBO",
     "IWAE",
+    "Baseline",
     "Bounds",
     "Bracket",
     "CSVLogger",
@@ -58,6 +60,7 @@ __all__ = [
     "TensorBoardLogger",
     "Terms",
     "ais",
+    "baseline",
     "bounds",
     "calibrate",
     "compare",
@@ -69,6 +72,7 @@ __all__ = [
     "float32_products",
     "gaps",
     "gradient_signal",
+    "likely_reason",
     "log_joint",
     "log_weights",
     "mcmc_posterior",

@@ -6,8 +6,9 @@ the data that it was made for and no others. PyTorch then speaks of broadcasting
 
 from __future__ import annotations
 
-__all__ = ["Held", "held_by", "layout_on", "look_at"]
+__all__ = ["Held", "held_by", "layout_on", "look_at", "warn_of_no_plate"]
 
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,11 +20,13 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
 
 from .arguments import Batch, check_tensors, explained, misfit, other_lengths, rows_of
+from .caller import outside
 from .layout import Layout
+from .modes import buffers_kept
 from .parameters import ParametersRead, is_autoguide, owners_of
 from .randomness import forked_rng
-from .sites import AtMode, plates_of
-from .weights import Program, check_pair, model_sites
+from .sites import AtMode, base_of, plates_of, sites_of
+from .weights import Program, check_pair, model_sites, trace_pair
 
 
 def look_at(model: Program, guide: Program, data: Batch) -> Layout:
@@ -52,6 +55,33 @@ def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout 
         return look_at(model, guide, tuple(x[:rows] for x in data))
     except (IndexError, RuntimeError, ValueError) as error:
         return error
+
+
+@torch.no_grad()
+def warn_of_no_plate(model: Program, guide: Program, data: Batch) -> None:
+    """Warn of latent values for each row, one independent of the other, without a plate: then all rows are one datum.
+
+    A site counts whose rows are independent in its own distribution, and become fewer with those of the data.
+    """
+    n = len(data[0]) if data else 0
+    if n < 3:
+        return
+    try:
+        with forked_rng(), buffers_kept(model, guide):
+            pairs = [trace_pair(model, guide, tuple(x[:rows] for x in data)) for rows in (n, n - 1)]
+    except (IndexError, RuntimeError, TypeError, ValueError):  # it does not run on other rows
+        return
+    if any(site["cond_indep_stack"] for trace in pairs[0] for site in sites_of(trace)):
+        return
+    lengths = [{s["name"]: tuple(base_of(s["fn"]).batch_shape[:1]) for s in sites_of(q)} for _, q in pairs]
+    local = [name for name, length in lengths[0].items() if (length, lengths[1].get(name)) == ((n,), (n - 1,))]
+    if local:
+        warnings.warn(
+            f"no plate stands around the data, so its {n} rows are one datum: bounds and log p(x) are of all of them "
+            f"jointly. If rows are independent, draw {' and '.join(local)} (and observe x) in pyro.plate('data', "
+            "len(x), dim=-1), with one to_event dimension less",
+            stacklevel=outside(),
+        )
 
 
 class Held(NamedTuple):

@@ -223,11 +223,25 @@ class PPCA(UniqueModule):
         eigenvalues = torch.linalg.eigvalsh(covariance)  # ascending
         D = self.weight.shape[1]
         if eigenvalues[:-D].mean() <= 1e-12 * eigenvalues[-1]:
-            raise ValueError(
-                f"the data have no variance outside {D} directions, so the noise would be 0: take latent < {D}, "
-                "or add noise (dequantize)"
-            )
+            raise ValueError(self._without_noise(covariance, eigenvalues, len(x)))
         return mean, covariance
+
+    def _without_noise(self, covariance: Tensor, eigenvalues: Tensor, n: int) -> str:
+        """What to say of data that leave nothing to the noise, and what can be done about it."""
+        directions = int((eigenvalues > 1e-12 * eigenvalues[-1]).sum())
+        if not directions:
+            return "every feature of the data is constant, so the noise would be 0: take data that vary"
+        constant = (covariance.diagonal() == 0).nonzero().flatten().tolist()
+        remedies = [f"take latent={directions - 1} or less"] if directions > 1 else []
+        if n <= self.weight.shape[1] + 1:
+            remedies.append(f"take more data ({n} of them have at most {n - 1} direction{'s' * (n > 2)})")
+        else:
+            remedies.append("add noise (dequantize)")
+        also = f"; constant are the features {constant[:10]}{' and others' * (len(constant) > 10)}" if constant else ""
+        return (
+            f"the data have no variance outside {directions} direction{'s' * (directions > 1)}, so the noise would be "
+            f"0: {', or '.join(remedies)}{also}"
+        )
 
     def _assign(self, mean: Tensor, weight: Tensor, variance: Tensor) -> PPCA:
         """Write parameters in place, so that optimizers and Pyro's parameter store keep seeing them."""

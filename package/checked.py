@@ -235,6 +235,11 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
         raise TypeError(f"{name} is the class {value.__name__}: make one, {value.__name__}(...)")
     if name == "objective":  # those of Pyro's that do not serve have better ones, which is said where it is used
         return value
+    if name == "pairs" and not isinstance(value, Mapping):
+        raise TypeError(
+            "pairs gives each (model, guide) its name, {'mean-field': (model, guide)}, or gives a name a list of pairs "
+            f"from several training runs, but got {shown(value)}"
+        )
     if name == "device" and isinstance(value, (str, torch.device, int)) and not isinstance(value, bool):
         return _device(value)
     try:

@@ -32,6 +32,8 @@ def plot_latent(
 ) -> Axes:
     """A scatter of latent positions in two dimensions by class, over curves that hold 50 and 90 % of the prior.
 
+    More than ten classes are places on a scale of colours, which stands beside the map in place of a legend.
+
     More than two latent dimensions are projected on the two principal components of ``z``; the axes say so, and the
     prior is projected with them.
 
@@ -76,27 +78,47 @@ def plot_latent(
     ax = own_axes(ax, height=2.7)
     if drawn is not None:
         mass_contours(ax, drawn, _MASS, colors="0.25", linewidths=1.0, linestyles=_DASHES, zorder=3)
+    numbers = [] if labels is None else labels.unique().tolist()
+    names = [_short(classes[number]) if classes else str(number) for number in numbers]
     if labels is None:
         ax.scatter(z[:, 0], z[:, 1], s=8, color=COLOURS[0], linewidths=0)
+    elif len(numbers) > len(COLOURS):
+        _scale_of_classes(ax, z, labels, numbers, names)
     else:
-        for i, label in enumerate(labels.unique().tolist()):
-            style: dict[str, Any] = {
-                "color": COLOURS[i % len(COLOURS)],
-                "marker": MARKERS[i % len(MARKERS)],
-                "label": classes[label] if classes else str(label),
-            }
-            here = labels.cpu() == label
+        for number, name, colour, marker in zip(numbers, names, COLOURS, MARKERS, strict=False):
+            here = labels.cpu() == number
+            style: dict[str, Any] = {"color": colour, "marker": marker, "label": name}
             ax.scatter(z[here, 0], z[here, 1], s=10, linewidths=0.2, edgecolors="0.2", **style)
     if drawn is not None:
         for mass, dashes in zip(reversed(_MASS), reversed(_DASHES), strict=True):
             ax.plot([], [], color="0.25", linewidth=1.0, linestyle=dashes, label=f"prior, {100 * mass:.0f} %")
-    if labels is not None or drawn is not None:
-        small = text_size(ax)
-        head = None if labels is None else "class"
-        ax.legend(title=head, fontsize=small, title_fontsize=small, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    small, listed = text_size(ax), 0 < len(numbers) <= len(COLOURS)
+    text: dict[str, Any] = {"title": "class" if listed else None, "fontsize": small, "title_fontsize": small}
+    if len(numbers) > len(COLOURS) and drawn is not None:
+        ax.legend(**text)  # beside the map stands the scale
+    elif listed or drawn is not None:
+        ax.legend(**text, loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$z_1$" if D == 2 else f"1st principal direction of {D} latents")
     ax.set_ylabel("$z_2$" if D == 2 else f"2nd principal direction of {D} latents")
     if title:
         ax.set_title(title, fontsize=text_size(ax, 1.0))
     return ax
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
+def _scale_of_classes(ax: Axes, z: Tensor, labels: Tensor, numbers: list[int], names: list[str]) -> None:
+    """A scatter whose colours are places on a scale beside it: a legend of more classes than colours says nothing."""
+    place = torch.searchsorted(torch.tensor(numbers), labels.cpu())
+    points = ax.scatter(z[:, 0], z[:, 1], s=8, c=place, cmap="turbo", linewidths=0)
+    ticks = sorted({round(i * (len(numbers) - 1) / (len(COLOURS) - 1)) for i in range(len(COLOURS))})
+    scale = ax.figure.colorbar(points, ax=ax)
+    scale.set_ticks(ticks, labels=[names[i] for i in ticks])
+    scale.ax.tick_params(labelsize=text_size(ax))
+    scale.set_label(f"class, one of {len(numbers)}", fontsize=text_size(ax))
+
+
+_LONGEST = 20  # characters of a class's name

@@ -8,6 +8,7 @@ import csv
 import gzip
 import random
 from collections import Counter
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,8 @@ def make_files(folder):
     history = fit(model, guide, x, epochs=2, checkpoint=folder / "checkpoint.pt", seed=0, progress=False)
     (folder / "old").mkdir()
     torch.save(torch.load(folder / "checkpoint.pt", weights_only=True), folder / "old" / "checkpoint.pt")
-    RunFolder.begin(folder / "run", _CONFIGURATION, False)
+    with ExitStack() as stack:
+        RunFolder.begin(folder / "run", _CONFIGURATION, False, stack)
     (folder / "run" / "configuration.json").rename(folder / "configuration.json")
     (folder / "run").rmdir()
     history.to_json(folder / "history.json")

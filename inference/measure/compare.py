@@ -1,5 +1,8 @@
 r"""Several pairs measured on the same data, in one table with paired differences between them.
 
+A row may stand for several training runs of one pair, of different seeds. Its numbers are then means over the runs, and
+differences hold the variance between them: a verdict on one run of each speaks of these two runs alone.
+
 If all rows share one model, log p(x) is the same for all, so
 
 .. math:: \text{ELBO}_a - \text{ELBO}_b = \text{KL}(q_b \| p) - \text{KL}(q_a \| p)
@@ -13,10 +16,10 @@ __all__ = ["Comparison", "Row", "compare"]
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -28,11 +31,23 @@ from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
 from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
+from jensen.results.standard_errors import mc_error, standard_error_of_mean, within_t
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
+from ..exact.log_evidence import cheap_evidence
 from ..training.history import History
-from .evaluate import Evidence, Refine, evaluate, of_refined, refined, with_refined
+from ..training.seconds import seconds_of
+from .baseline import Kind
+from .evaluate import (
+    Evidence,
+    Refine,
+    beside_baseline,
+    evaluate,
+    of_refined,
+    refined,
+    with_refined,
+    without_lower_exact,
+)
 from .gaps import Gaps, has_local
 from .gaps import gaps as split
 
@@ -42,10 +57,12 @@ class Row:
     """One measured pair.
 
     Attributes:
-        evidence: what :func:`~jensen.inference.evaluate` measured.
+        evidence: what :func:`~jensen.inference.evaluate` measured; of several training runs, means over them per datum
+            (of k-hat the largest).
         parameters: the number of trainable parameters; of the guide alone where the model is shared.
-        seconds: the time that training (where known) and measuring took.
+        seconds: the time that training (where known) and measuring took, of all runs.
         gaps: approximation and amortization gap, if ``compare(..., gaps=True)`` could measure them; else None.
+        runs: of several training runs, what was measured of each; else empty.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -61,6 +78,7 @@ class Row:
     parameters: int
     seconds: float
     gaps: Gaps | None = None
+    runs: list[Evidence] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,16 +106,34 @@ class Comparison(Record):
     def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
         """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
 
+        Of rows of several training runs, the error holds the variance between the runs' means, too.
+
         For ``"log_evidence"`` the exact values are taken where they are known, and estimates, which are below log p(x)
         in expectation, elsewhere. Where each pair has one number only
         (joint weights, in nats in all; or one datum), there is no error over data: the Monte Carlo error is returned.
+        """
+        mean, error, _ = self._difference(a, b, quantity)
+        return mean, error
+
+    def _difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"]) -> tuple[float, float, float]:
+        """:meth:`difference`, and the degrees of freedom of its error.
+
+        References:
+            Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
         """
         first, second = (self._values(name, quantity) for name in (a, b))
         delta = first - second
         error = standard_error_of_mean(delta)
         if len(delta) == 1:
             error = math.hypot(*(self._noise(name, quantity) for name in (a, b)))
-        return float(delta.mean()), error
+        parts = [(error**2, max(1, len(delta) - 1))]
+        for name in (a, b):
+            if runs := self.rows[name].runs:
+                means = torch.stack([_of(run, quantity).mean() for run in runs])
+                parts.append((float(means.var()) / len(means), len(means) - 1))
+        total = sum(variance for variance, _ in parts)
+        spread = sum(variance**2 / freedom for variance, freedom in parts)
+        return float(delta.mean()), math.sqrt(total), total**2 / spread if spread else math.inf
 
     @property
     def joint(self) -> bool:
@@ -120,23 +156,46 @@ class Comparison(Record):
         quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
         best, *others = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         differences = {name: self.difference(best, name, quantity) for name in others}
+        over_runs = all(self.rows[name].runs or not self._is_trained(name) for name in (best, others[0]))
         listed = ", ".join(f"{name} {with_error(mean, error)}" for name, (mean, error) in differences.items())
         paired = len(self._first.elbo) > 1
         over = "paired over test points, nats" if paired else f"{self.unit}, ± Monte Carlo error"
         below = f"below `{best}` ({over}): {listed}."
         if self.shared_model:
             text = f"All rows share one model, so ELBO differences measure the guides. ELBO {below}"
+            text += self._scope(over_runs)
         else:
-            mean, error = differences[others[0]]
-            ranking = f"`{best}` and `{others[0]}` do not differ significantly (two standard errors)"
-            if mean > 2 * error:
+            mean, error, freedom = self._difference(best, others[0], quantity)
+            rule = f"Student's t, {decimals(freedom, 1)} degrees of freedom" if over_runs else "two standard errors"
+            ranking = f"`{best}` and `{others[0]}` do not differ significantly ({rule})"
+            if _significant(mean, error, freedom if over_runs else math.inf):
                 by = f"{decimals(mean / error, 1)} standard errors" if error else "the same amount at every test point"
                 ranking = f"`{best}` is {by} above `{others[0]}`"
             text = (
-                f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below} Errors "
-                f"cover {'test points' if paired else 'particles'}, not training seeds.{self._mixed()}"
+                f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below}"
+                f"{self._scope(over_runs)}{self._mixed()}"
             )
         return text + self._warnings()
+
+    def _scope(self, over_runs: bool) -> str:
+        """A sentence that says over what the errors hold."""
+        paired = "test points" if len(self._first.elbo) > 1 else "particles"
+        counts = {name: len(row.runs) or 1 for name, row in self.rows.items() if self._is_trained(name)}
+        if not counts:
+            return f" Errors cover {paired}."
+        if over_runs and min(counts.values()) > 1:
+            least, most = min(counts.values()), max(counts.values())
+            many = f"{least} of each row" if least == most else f"{least} to {most} of a row"
+            return f" Errors cover {paired} and training runs ({many})."
+        only = "Test-set error only" if paired == "test points" else "Monte Carlo error only"
+        if max(counts.values()) == 1:
+            return f" {only}, one training run: other seeds may differ by more."
+        one = [name for name, count in counts.items() if count == 1]
+        return f" {only} for {', '.join(one)}, one training run; for the other rows the runs' variance counts, too."
+
+    def _is_trained(self, name: str) -> bool:
+        """Whether another seed might have given other numbers: not where a row has no parameters of its own."""
+        return self.rows[name].parameters > 0
 
     def _mixed(self) -> str:
         """A sentence where exact values of log p(x) are ranked against estimates."""
@@ -159,7 +218,11 @@ class Comparison(Record):
                 above.append(name)
         many = " for more than 10 % of the test points"
         far = "" if self.joint else many
+        below = {name: row.evidence.below for name, row in self.rows.items() if row.evidence.below}
         text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7{far}." if low else ""
+        if below:
+            kind = self.rows[next(iter(below))].evidence.baseline_kind
+            text += f" Below one {kind}: {'; '.join(f'{name} {reason}' for name, reason in below.items())}."
         if above:
             names = ", ".join(above)
             text += f" The approximation gap of {names} is an upper bound: local optimization did not converge{many}."
@@ -172,29 +235,32 @@ class Comparison(Record):
             bits: whether ELBO, log p(x) and gaps are shown as bits per dimension (of minus the value: less is better).
             offset: log2 of the number of grey levels, added to the bits of dequantized data.
         """
-        return "\n".join(Table("", *self._cells(bits, offset)).grid())
+        return "\n".join(Table("", *self._cells(bits, offset), self._baselines(bits, offset)).grid())
 
     def _cells(self, bits: bool = False, offset: float = 0.0) -> tuple[list[str], list[list[str]]]:
         """The headings and the rows."""
         parts = ["approximation", "amortization"] if any(row.gaps is not None for row in self.rows.values()) else []
         before = ["", "ELBO", "log p(x)", "± data", "± MC", "exact", "gap"]
+        runs = ["± runs"] if any(row.runs for row in self.rows.values()) else []
         rows = []
         for name, row in self.rows.items():
             unit = row.evidence.features * math.log(2) if bits else 1.0
             split = None if row.gaps is None else row.gaps.summary()
             cells = [
                 *_levels(row.evidence.summary(), split, unit, offset if bits else None),
+                *(_over(row, unit) for _ in runs),
                 *(_with_spread(split, part, unit) for part in parts),
                 *(decimals(float(row.evidence.ess.mean()), 1), _tail(row.evidence)),
                 *(f"{row.parameters:,}", decimals(row.seconds, 1)),
             ]
             rows.append([name, *cells])
-        return [*before, *parts, "ESS", "k-hat" if self.joint else "k>0.7", "params", "seconds"], rows
+        return [*before, *runs, *parts, "ESS", "k-hat" if self.joint else "k>0.7", "params", "seconds"], rows
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers: a summary for each row."""
         rows = {
             name: {**row.evidence.summary(), "parameters": row.parameters, "seconds": row.seconds}
+            | ({} if not row.runs else {"runs": [_mean_of(run) for run in row.runs]})
             | ({} if row.gaps is None else {"gaps": row.gaps.summary()})
             for name, row in self.rows.items()
         }
@@ -204,6 +270,8 @@ class Comparison(Record):
         rows = {name: dict(summary) for name, summary in self.to_dict()["rows"].items()}
         for row in rows.values():
             row |= {key: value for key, value in row.pop("gaps", {}).items() if key not in row}
+            if runs := row.pop("runs", []):
+                row |= {"training_runs": len(runs), "training_error": _run_error([run["log_evidence"] for run in runs])}
         names = dict.fromkeys(key for row in rows.values() for key, value in row.items() if value is not None)
         columns = {key: [row.get(key) for row in rows.values()] for key in names}
         return "pair", list(rows), {key: [math.nan if v is None else v for v in c] for key, c in columns.items()}
@@ -212,11 +280,21 @@ class Comparison(Record):
         first = self._first
         drawn = first.drawn if first.converged is None else "as many particles as each needs"
         what = "all data jointly" if self.joint else f"{len(first.elbo)} data"
-        return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), notes=[self.sentence()])
+        return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), self._baselines(), [self.sentence()])
+
+    def _baselines(self, bits: bool = False, offset: float = 0.0) -> list[tuple[str, str]]:
+        """Log p(x) of one distribution per feature, of each kind that compares with a row."""
+        found: dict[str, str] = {}
+        for evidence in (row.evidence for row in self.rows.values()):
+            if evidence.baseline is not None and evidence.baseline_kind not in found:
+                mean, error = float(evidence.baseline.mean()), standard_error_of_mean(evidence.baseline)
+                unit = evidence.features * math.log(2) if bits else 1.0
+                value = offset - mean / unit if bits else mean
+                found[evidence.baseline_kind] = f"log p(x) {decimals(value, digits_of(error / unit))}"
+        return list(found.items())
 
     def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
-        evidence = self.rows[name].evidence
-        return evidence.elbo if quantity == "elbo" else evidence.best
+        return _of(self.rows[name].evidence, quantity)
 
     def _noise(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> float:
         """The Monte Carlo error of a row's mean."""
@@ -224,6 +302,86 @@ class Comparison(Record):
         if quantity == "elbo":
             return mc_error(evidence.elbo_error)
         return mc_error(evidence.standard_error) if evidence.exact is None else 0.0
+
+
+def _of(evidence: Evidence, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
+    return evidence.elbo if quantity == "elbo" else evidence.best
+
+
+def _mean_of(run: Evidence) -> dict[str, float]:
+    """The means of a training run."""
+    return {"elbo": float(run.elbo.mean()), "log_evidence": float(run.best.mean())}
+
+
+def _run_error(means: Sequence[float]) -> float:
+    """The standard error over training runs of a mean over them."""
+    return standard_error_of_mean(torch.tensor(means, dtype=torch.float64))
+
+
+def _over(row: Row, unit: float) -> str:
+    """The standard error of the mean log p(x) over training runs; a dash for one."""
+    if not row.runs:
+        return "-"
+    error = _run_error([_mean_of(run)["log_evidence"] for run in row.runs]) / unit
+    return decimals(error, digits_of(error))
+
+
+def _significant(mean: float, error: float, freedom: float) -> bool:
+    """Whether a difference is beyond two standard errors, or as unlikely under Student's t."""
+    if not error or freedom >= _MANY:
+        return mean > 2 * error
+    return within_t(mean / error, max(1, math.floor(freedom))) > within_t(2.0, _MANY)
+
+
+_MANY = 1000  # degrees of freedom from which on Student's t is the normal distribution
+
+
+def _pooled(runs: Sequence[Evidence]) -> Evidence:
+    """Evidence of several training runs as one: means per datum, with their Monte Carlo errors."""
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+
+    def over(name: str, how: str) -> Any:
+        found = [getattr(run, name) for run in runs]
+        if any(value is None for value in found):
+            return None
+        values = torch.stack(found)
+        if how == "mean":
+            return values.double().mean(0)
+        if how == "error":
+            return values.square().sum(0).sqrt() / len(runs)
+        return values.sum(0) if how == "sum" else values.amax(0) if how == "largest" else values.all(0)
+
+    changes = {name: over(name, how) for name, how in _POOLED.items()}
+    shared = set.intersection(*(set(run.corrected) for run in runs))
+    corrected = {name: torch.stack([run.corrected[name] for run in runs]).mean(0) for name in shared}
+    errors = {
+        name: torch.stack([run.corrected_error[name] for run in runs]).square().sum(0).sqrt() / len(runs)
+        for name in shared
+    }
+    by_guide = [run.by_guide for run in runs if run.by_guide is not None]
+    methods = {run.method for run in runs}
+    return replace(
+        first,
+        **changes,
+        corrected=corrected,
+        corrected_error=errors,
+        particles=max(run.particles for run in runs),
+        by_guide=_pooled(by_guide) if len(by_guide) == len(runs) else None,
+        method=first.method if len(methods) == 1 else "; ".join(sorted(methods)),
+        doubt=next((run.doubt for run in runs if run.doubt), ""),
+        below="" if not all(run.below for run in runs) else first.below,
+    )
+
+
+_POOLED = {
+    **dict.fromkeys(("elbo", "log_evidence", "exact", "ess", "evaluations", "draws", "baseline"), "mean"),
+    **dict.fromkeys(("elbo_error", "standard_error"), "error"),
+    **dict.fromkeys(("pareto_k", "modes", "missed"), "largest"),
+    **dict.fromkeys(("zero_weights", "spent"), "sum"),
+    "converged": "all",
+}
 
 
 def _tail(evidence: Evidence) -> str:
@@ -257,9 +415,13 @@ def _with_spread(split: dict[str, float | int | None] | None, part: str, unit: f
     return "-" if value is None or error is None else with_error(value / unit, error / unit)
 
 
+Pair = tuple[Program, Program]
+Key = tuple[str, int]  # the name of a row, and which of its training runs
+
+
 @checked
 def compare(
-    pairs: Mapping[str, tuple[Program, Program]],
+    pairs: Mapping[str, Pair | Sequence[Pair]],
     data: Data,
     particles: int = 5000,
     *,
@@ -267,7 +429,8 @@ def compare(
     tolerance: float | None = None,
     max_particles: int = 100_000,
     refine: Refine = "auto",
-    histories: Mapping[str, History] | None = None,
+    histories: Mapping[str, History | Sequence[History]] | None = None,
+    train: Data | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     max_plate_nesting: int | None = None,
@@ -277,7 +440,8 @@ def compare(
     """Measure several pairs on the same data. It never trains.
 
     Args:
-        pairs: (model, guide) by name, in the order of the table's rows.
+        pairs: (model, guide) by name, in the order of the table's rows; or by name a list of such pairs, trained from
+            different seeds, whose row has means over them. Their differences hold the variance between training runs.
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` for pairs that hold their data, as in
             :func:`~jensen.inference.evaluate`.
         particles: the number K of draws per datum.
@@ -288,7 +452,9 @@ def compare(
         max_particles: as in :func:`~jensen.inference.evaluate`.
         refine: as in :func:`~jensen.inference.evaluate`. Pairs that share one model share its log p(x): it is found
             once, from the guide with the highest ELBO on, so that their gaps are measured against one number.
-        histories: what :func:`~jensen.inference.fit` returned for some of the pairs: its time is added to theirs.
+        histories: what :func:`~jensen.inference.fit` returned for some of the pairs, or a list for the pairs of a list:
+            its time is added to theirs. What ``fit`` trained in this process needs none.
+        train: as in :func:`~jensen.inference.evaluate`.
         seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
         batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
         max_plate_nesting: as in :func:`~jensen.inference.evaluate`, for every pair.
@@ -311,29 +477,26 @@ def compare(
         >>> list(table.rows), table.rows["exact"].parameters
         (['exact'], 16)
     """
-    histories = histories or {}
-    if not pairs or set(histories) - set(pairs):
-        raise ValueError(
-            f"compare needs at least one pair, and histories only of its pairs, but got pairs {list(pairs)} and "
-            f"histories {list(histories)}"
-        )
+    each = _each(pairs)
+    took = _times(each, histories or {})
     if gaps and tolerance is not None:
         raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
     tensors = as_tensors(data, held=True)
     with private_randomness(seed, "compare"):
         tensors = placed(tensors, None, batch_transform)
-    models = [model for model, _ in pairs.values()]
-    shared = all(model == models[0] for model in models) and len(models) > 1
+    models = [model for model, _ in each.values()]
+    shared = all(model == models[0] for model in models) and len(pairs) > 1
     settings: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
     settings["max_plate_nesting"] = max_plate_nesting
-    needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles}
-    rows: dict[str, Row] = {}
+    needs: dict[str, Any] = {"tolerance": tolerance, "max_particles": max_particles, "train": train}
+    rows: dict[Key, Row] = {}
     here = placed(tensors, device, None)
-    for name, (model, guide) in pairs.items():
+    for key, (model, guide) in each.items():
         start = time.perf_counter()
         gap_parts = None
         try:
-            if gaps and has_local(guide) and not _some(model, guide, here).joint:
+            alone = (key[0], 1) not in each
+            if gaps and alone and has_local(guide) and not _some(model, guide, here).joint:
                 with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
                     gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
             evidence = (
@@ -342,31 +505,115 @@ def compare(
                 else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
             )
         except Exception as error:
-            error.add_note(f"in compare, at the pair '{name}'")
+            error.add_note(f"in compare, at the pair '{_called(key, each)}'")
             raise
-        seconds = time.perf_counter() - start + (histories[name].seconds if name in histories else 0.0)
-        rows[name] = Row(evidence, _count(model, guide, here, shared), seconds, gap_parts)
+        rows[key] = Row(
+            evidence, _count(model, guide, here, shared), time.perf_counter() - start + took[key], gap_parts
+        )
+    known = _exact(each, rows, here, settings)
     if refine and not (refine == "auto" and tolerance is not None):
-        rows = _refined(pairs, rows, here, refine, settings)
+        rows = _refined(each, rows, here, refine, settings)
+    rows = {key: replace(row, evidence=_with_exact(row.evidence, known.get(key))) for key, row in rows.items()}
+    for key, row in rows.items():  # beside the final estimate
+        if row.evidence.baseline is not None:
+            kind = cast(Kind, row.evidence.baseline_kind.split()[0])
+            rows[key] = replace(row, evidence=beside_baseline(row.evidence, kind, here, train))
     if len({row.evidence.joint for row in rows.values()}) > 1:
-        joint = [name for name, row in rows.items() if row.evidence.joint]
+        joint = [_called(key, each) for key, row in rows.items() if row.evidence.joint]
         raise ValueError(
             f"the weights of {joint} are joint (one number for all data), those of the other pairs per datum: they "
             "do not compare; is a plate missing around a site of the guide?"
         )
     if len({len(row.evidence.elbo) for row in rows.values()}) > 1:
-        sizes = {name: len(row.evidence.elbo) for name, row in rows.items()}
+        sizes = {_called(key, each): len(row.evidence.elbo) for key, row in rows.items()}
         raise ValueError(f"these pairs hold different numbers of data, {sizes}, so they do not compare")
-    return Comparison(rows, shared)
+    return Comparison({name: _over_runs([rows[key] for key in rows if key[0] == name]) for name in pairs}, shared)
+
+
+def _each(pairs: Mapping[str, Pair | Sequence[Pair]]) -> dict[Key, Pair]:
+    """Every training run of every row."""
+    if not pairs:
+        raise ValueError("compare needs at least one pair (model, guide) with its name, but got none")
+    runs: dict[str, list[Pair]] = {}
+    for name, value in pairs.items():
+        alone = isinstance(value, tuple) and callable(value[0])
+        runs[name] = [cast(Pair, value)] if alone else list(cast(Sequence[Pair], value))
+    if empty := [name for name, of in runs.items() if not of]:
+        raise ValueError(f"the list of training runs of {empty} is empty: give a pair (model, guide) for each seed")
+    each = {(name, i): pair for name, of in runs.items() for i, pair in enumerate(of)}
+    for name, of in runs.items():
+        if len({id(guide) for _, guide in of}) < len(of) and len({id(model) for model, _ in of}) < len(of):
+            raise ValueError(f"'{name}' has one pair more than once: its training runs are pairs of their own")
+    return each
+
+
+def _called(key: Key, each: Mapping[Key, Pair]) -> str:
+    """What a message calls a training run: by the name of its row, where that is the only one."""
+    name, i = key
+    return f"{name}, run {i + 1}" if (name, 1) in each else name
+
+
+def _times(each: Mapping[Key, Pair], histories: Mapping[str, History | Sequence[History]]) -> dict[Key, float]:
+    """The seconds of training: of the histories that are given, else of what was trained in this process."""
+    names = {name for name, _ in each}
+    if set(histories) - names:
+        raise ValueError(
+            f"compare takes histories only of its pairs, but got pairs {sorted(names)} and histories {list(histories)}"
+        )
+    given: dict[Key, float] = {}
+    for name, found in histories.items():
+        listed = [found] if isinstance(found, History) else list(found)
+        runs = sum(1 for key in each if key[0] == name)
+        if len(listed) != runs:
+            raise ValueError(f"'{name}' has {runs} training runs, but {len(listed)} histories: give one for each")
+        given |= {(name, i): history.seconds for i, history in enumerate(listed)}
+    return {key: given.get(key, seconds_of(guide)) for key, (_, guide) in each.items()}
+
+
+def _exact(
+    pairs: Mapping[Key, Pair], rows: Mapping[Key, Row], data: tuple[Tensor, ...], settings: dict[str, Any]
+) -> dict[Key, Tensor | None]:
+    """Log p(x) of models that a sum or an integral gives, where sampling took too few draws to pay for it."""
+    found: dict[Key, Tensor | None] = {}
+    models: list[tuple[Program, Tensor | None]] = []
+    for key, (model, guide) in pairs.items():
+        evidence = rows[key].evidence
+        if not data or evidence.joint or evidence.exact is not None or evidence.doubt:
+            continue
+        known = [value for other, value in models if other == model]
+        if not known:
+            with running(model, guide, device=settings["device"]):
+                known = [cheap_evidence(model, data, budget=_AFFORDABLE, rows=len(data[0]), joint=False)]
+            models.append((model, known[0]))
+        found[key] = known[0]
+    return found
+
+
+def _with_exact(evidence: Evidence, exact: Tensor | None) -> Evidence:
+    if exact is None or evidence.exact is not None:
+        return evidence
+    guide = None if evidence.by_guide is None else replace(evidence.by_guide, exact=exact)
+    return without_lower_exact(replace(evidence, exact=exact, by_guide=guide))
+
+
+_AFFORDABLE = 20_000  # evaluations of log p(x, z) per datum, on average, that an exact value may take
+
+
+def _over_runs(rows: Sequence[Row]) -> Row:
+    """One row for all training runs of a pair."""
+    if len(rows) == 1:
+        return rows[0]
+    runs = [row.evidence for row in rows]
+    return replace(rows[0], evidence=_pooled(runs), seconds=sum(row.seconds for row in rows), runs=runs)
 
 
 def _refined(
-    pairs: Mapping[str, tuple[Program, Program]],
-    rows: dict[str, Row],
+    pairs: Mapping[Key, Pair],
+    rows: dict[Key, Row],
     data: tuple[Tensor, ...],
     refine: Refine,
     settings: dict[str, Any],
-) -> dict[str, Row]:
+) -> dict[Key, Row]:
     """The rows with the refined log p(x) of their models, found once for each model."""
     made = dict(rows)
     waiting = list(rows)
@@ -382,7 +629,7 @@ def _refined(
             with running_so, product_route(place_of(data, settings["device"], model, guide)):
                 first = refined(rows[best].evidence, model, guide, data, refine, **how)
         except Exception as error:
-            error.add_note(f"in compare, at the pair '{best}'")
+            error.add_note(f"in compare, at the pair '{_called(best, pairs)}'")
             raise
         seconds = time.perf_counter() - start
         for name in group:
@@ -392,7 +639,8 @@ def _refined(
             elif first.by_guide is not None:
                 evidence = with_refined(row.evidence, of_refined(first))
             elif first.method == "guide":  # its weights are constant, at the exact value: no proposal would do better
-                evidence = with_refined(row.evidence, of_refined(first), f"weights of '{best}', which are constant")
+                method = f"weights of '{_called(best, pairs)}', which are constant"
+                evidence = with_refined(row.evidence, of_refined(first), method)
             else:
                 evidence = replace(row.evidence, method=first.method)
             took = row.seconds + (seconds if name == best else 0.0)

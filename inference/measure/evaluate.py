@@ -8,7 +8,17 @@ r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per dat
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "Refine", "evaluate", "of_refined", "refined", "warn_of_impossible_elbo", "with_refined"]
+__all__ = [
+    "Evidence",
+    "Refine",
+    "beside_baseline",
+    "evaluate",
+    "of_refined",
+    "refined",
+    "warn_of_impossible_elbo",
+    "with_refined",
+    "without_lower_exact",
+]
 
 import math
 import warnings
@@ -25,17 +35,18 @@ from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.caller import outside
-from jensen.kernel.looks import look_at
+from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import facts_of, observed_numbers, sites_of
 from jensen.kernel.weights import Program, trace_pair
 from jensen.results.records import Measurement, Quantity
-from jensen.results.standard_errors import mc_error
-from jensen.results.tables import Table, decimals, percent
+from jensen.results.standard_errors import mc_error, standard_error_of_mean
+from jensen.results.tables import Table, decimals, percent, with_error
 
 from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
+from .baseline import Kind, baseline, kind_of, likely_reason
 from .diagnostics import corrections_of
 from .refined import Refined
 from .refined import refine as find
@@ -84,6 +95,10 @@ class Evidence(Measurement):
         draws: how many of these were the final draws, which the refined estimate is made from.
         missed: whether a few chains annealed from the prior, where the budget has room for them, found a part of the
             posterior that the proposal of a datum misses: bool [N]. A mode that nothing visited is not excluded.
+        baseline: log p(x) of one distribution per feature, fitted in closed form, [N]; None where nothing of the kind
+            compares with the model: masks, several observed sites, features that are constant.
+        baseline_kind: which one, and to which data it was fitted.
+        below: where log p(x) is below the baseline, by how much, and the likely reason; else empty.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -122,6 +137,9 @@ class Evidence(Measurement):
     evaluations: Tensor | None = None
     draws: Tensor | None = None
     missed: Tensor | None = None
+    baseline: Tensor | None = None
+    baseline_kind: str = ""
+    below: str = ""
 
     @property
     def best(self) -> Tensor:
@@ -130,8 +148,12 @@ class Evidence(Measurement):
 
     @property
     def gap(self) -> Tensor:
-        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N]."""
-        return self.best - self.elbo
+        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N].
+
+        NaN where one draw is all there is: its weight is both of them, and tells nothing of their difference.
+        """
+        alone = self.particles == 1 and self.exact is None and self.by_guide is None
+        return self.best - self.elbo if not alone else torch.full_like(self.elbo, math.nan)
 
     @property
     def drawn(self) -> str:
@@ -169,6 +191,7 @@ class Evidence(Measurement):
             *corrected,
             *self._of_guide(),
             Quantity("exact", self.exact, "log p(x), exact", digits=noise[1]),
+            *([Quantity("baseline", self.baseline, self.baseline_kind)] if self.baseline is not None else []),
             Quantity("gap", self.gap, "gap = log p(x) - ELBO", digits=math.hypot(*noise)),
             Quantity("ess", self.ess),
             Quantity("unreliable", self.unreliable),
@@ -236,6 +259,7 @@ class Evidence(Measurement):
 
     def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
         doubt = [("exact log p(x) left out", self.doubt)] if self.doubt else []
+        doubt += [("below the baseline", self.below)] if self.below else []
         return super()._summary_table(head, [*facts, *doubt])
 
     def _joint_facts(self, size: str) -> list[tuple[str, str]]:
@@ -262,6 +286,7 @@ def evaluate(
     tolerance: float | None = None,
     max_particles: int = 100_000,
     refine: Refine = "auto",
+    train: Data | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     chunk_size: int | None = None,
@@ -307,6 +332,8 @@ def evaluate(
             another such budget (with many latents several thousand). ``"auto"``: where it can be done,
             without a tolerance, and where the weights are not constant at the exact value; ``True``: also with one, and
             a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
+        train: training data, which the baseline is fitted to: one distribution per feature. None: it is fitted to the
+            measured data, which favours it, and its row says so.
         seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
         chunk_size: how many (datum, particle) pairs are run at once (how many particles, of a pair that holds its
@@ -351,6 +378,7 @@ def evaluate(
         parts: list[dict[str, Tensor]] = []
         counted = 0.0
         weights: LogWeights | None = None
+        kind: Kind | None = None
         for part in stream(
             model,
             guide,
@@ -365,6 +393,10 @@ def evaluate(
             progress=progress,
             seed=seed,
         ):
+            if weights is None:
+                kind = kind_of(model, guide, part.data)
+                if part.joint:
+                    warn_of_no_plate(model, guide, part.data)
             weights = LogWeights(part.pair, compile) if weights is None else weights
             counted += _observed_of(model, guide, part.data) if tensors else numbers
 
@@ -402,7 +434,26 @@ def evaluate(
                 "progress": progress,
             }
             evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
-    return _without_lower_exact(evidence)
+    evidence = without_lower_exact(evidence)
+    return evidence if kind is None else beside_baseline(evidence, kind, tensors, train)
+
+
+def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
+    """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
+    fitted = None if train is None else as_tensors(train)[0]
+    found = baseline(kind, data[0], fitted)
+    if found.log_prob is None:
+        return evidence
+    known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
+    below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
+    error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
+    n = len(found.log_prob)
+    favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
+    if not below > 2 * error + favour + 1e-6 * abs(float(known.mean())):
+        return replace(evidence, baseline=known, baseline_kind=label, below="")
+    reason = likely_reason(data[0] if fitted is None else fitted) or "trained too short, or with too high an lr"
+    words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
+    return replace(evidence, baseline=known, baseline_kind=label, below=words)
 
 
 def refined(
@@ -495,7 +546,7 @@ def warn_of_impossible_elbo(evidence: Evidence) -> None:
         )
 
 
-def _without_lower_exact(evidence: Evidence) -> Evidence:
+def without_lower_exact(evidence: Evidence) -> Evidence:
     """Leave the exact log p(x) out, with a warning, where the weights sum to far more: then that misses some.
 
     The test is one of the mean over the data and of single data. An estimate that is high by chance has a high

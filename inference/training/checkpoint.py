@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["MakeScheduler", "Run", "read_contents", "restore"]
+__all__ = ["MakeScheduler", "Run", "mark_of", "named_parameters", "read_contents", "restore"]
 
+import errno
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NotRequired, TypedDict, cast
 
 import pyro
@@ -22,6 +25,7 @@ from jensen.results.schema import decoded
 
 from .history import History
 
+FileMark = tuple[int, int]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 _ELEMENTWISE = (  # optimizers whose state has a value for each number of a parameter
@@ -46,6 +50,7 @@ class Settings(TypedDict):
 
     configuration: NotRequired[dict[str, Any]]
     compiled: NotRequired[bool]
+    identity: NotRequired[str]
     products: NotRequired[Route]
 
 
@@ -183,6 +188,10 @@ class Run:
         optimizer: of ``trained``.
         scheduler: called with the optimizer, or None.
         history: what happened so far; :meth:`load` fills it in place.
+
+    Attributes:
+        identity: of the run, in every checkpoint that it writes.
+        written: the mark of the checkpoint as this run knows it.
     """
 
     def __init__(
@@ -202,6 +211,8 @@ class Run:
         self.settings = Settings()
         self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
+        self.identity = secrets.token_hex(8)  # of the system, since no stream of random numbers may notice
+        self.written: FileMark | None = None
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
         """Train these parameters too, if they are new, as the optimizer's first group: schedulers move its rates."""
@@ -213,7 +224,7 @@ class Run:
 
     def names(self) -> list[str]:
         """A name and shape for each trained parameter, the same in every process."""
-        known, store = _named(self.model, self.guide), pyro.get_param_store()
+        known, store = named_parameters(self.model, self.guide), pyro.get_param_store()
         return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
 
     def snapshot(self) -> list[Tensor]:
@@ -233,8 +244,32 @@ class Run:
         given = len(values) - len(self.trained)
         return [*values[:given], *(buffer.detach().clone() for buffer in self.buffers[given:]), *values[given:]]
 
+    def _check_alone(self, path: str | os.PathLike[str]) -> None:
+        """Raise FileExistsError if another run, or another process of this one, has written the checkpoint since."""
+        now = mark_of(path)
+        if now is None or now == self.written:
+            return
+        with suppress(ValueError, FileNotFoundError):  # a torn file is not this run's
+            state = read_contents(path)
+            if (state["settings"].get("identity"), len(state["history"].elbo) + 1) == (
+                self.identity,
+                len(self.history.elbo),
+            ):
+                return  # it was copied or touched
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{path} was written by another run since the last epoch of this one: give each run a checkpoint, or a "
+            "folder, of its own",
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            FileExistsError: if another run writes to it, too.
+        """
+        self._check_alone(path)
+        self.settings["identity"] = self.identity
         write_checkpoint(
             path,
             {
@@ -249,6 +284,7 @@ class Run:
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
         )
+        self.written = mark_of(path)
 
     def load(self, path: str | os.PathLike[str], state: Contents) -> None:
         """Go on from the contents of a checkpoint: parameters, optimizer, random stream, history.
@@ -298,17 +334,27 @@ class Run:
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.settings = state["settings"]
+        self.identity = self.settings.get("identity", self.identity)
         vars(self.history).update(vars(state["history"]))
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def _named(model: Program, guide: Program) -> dict[int, str]:
+def named_parameters(model: Program, guide: Program) -> dict[int, str]:
     """The names of the parameters that the pair's modules own, by the parameters' ids."""
     owners = {"model": own_modules(model), "guide": own_modules(guide)}
     modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
+
+
+def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
+    """What tells a file from another one that took its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @checked
@@ -347,7 +393,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         (2, True)
     """
     state = read_contents(checkpoint)
-    owned, names = _named(model, guide), state["names"]
+    owned, names = named_parameters(model, guide), state["names"]
     parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]

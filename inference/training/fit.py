@@ -47,17 +47,19 @@ from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
-from jensen.kernel.looks import held_by, layout_on, look_at
+from jensen.kernel.looks import held_by, layout_on, look_at, warn_of_no_plate
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run, read_contents
+from .checkpoint import MakeScheduler, Run, mark_of, read_contents
+from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
+from .seconds import add_seconds
 from .steps import BLOCK, Steps
 from .validation import Validation
 
@@ -133,13 +135,18 @@ def fit(
     Returns:
         The :class:`History`.
 
+    Warns:
+        UserWarning: of a bound that fell far below that of the first step, and of what is not trained.
+
     Raises:
         ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
             make no sense, batches that the pair does not run on, a plate over the data that does not follow their first
             dimension, nothing to train, and a checkpoint that is torn or of another pair.
         TypeError: for an objective, optimizer or callback that does not serve, data that are no tensors, and a call
             that does not fit what the pair takes.
-        FloatingPointError: at the first loss or gradient that is not finite; the parameters are those of the last good
+        FileExistsError: if another run writes the same checkpoint.
+        FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of what is not
+            finite first; the parameters are those of the last good
             epoch, and so is the checkpoint.
 
     Example:
@@ -165,6 +172,7 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
+    mark = None if checkpoint is None else mark_of(checkpoint)  # before it is read
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
     state = None if earlier is None else read_contents(earlier)
     begun = {} if state is None else state["settings"]  # as it was begun, so it goes on
@@ -183,6 +191,8 @@ def fit(
         if held_out is not None:
             measure = Validation(model, guide, held_out, max_plate_nesting, compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
+        if not layout.sizes and layout.full_size is None:
+            warn_of_no_plate(model, guide, train.first())
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
                 f"the pyro.factor {listed(layout.joining)} stands outside every plate, so each batch counts all of it: "
@@ -212,6 +222,7 @@ def fit(
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
+        run.written = mark
         if earlier is not None and state is not None:
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)
@@ -219,24 +230,29 @@ def fit(
         steps = Steps(run, objective, layout, fixed, compile, full, rest)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
+        falls = Falls(lr, patience is not None)
+        first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
                     break
-                losses, bounds, last = steps.epoch(train)
+                losses, bounds, last, rows = steps.epoch(train)
                 if unproved is not None and isfinite(losses[0]):
                     good, good_epoch = unproved
                 unproved = None
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
                 taken = history.steps - 1  # the last step
                 if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, layout, last, taken)):
+                    bad = first_bad(run, objective, layout, last, rows, taken)
                     run.restore(good)
                     raise FloatingPointError(
-                        f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}); the parameters "
-                        f"are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
+                        f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
+                        f"parameters are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                if not history.elbo:
+                    first_bound = bounds[0] * train.n / (size * count)
                 if look:
                     good, good_epoch, kept = run.snapshot(), epoch + 1, history.steps
                 elif history.steps >= kept + BLOCK:  # the first loss of the next epoch will say whether it is good
@@ -251,6 +267,7 @@ def fit(
                     measure(history)
                     if patience is not None and history.validation[-1] >= max(history.validation):
                         run.best, history.best_epoch = run.snapshot(), epoch + 1
+                falls.look(first_bound, history, epoch == epochs - 1)
                 history.seconds = before + time.perf_counter() - start
                 history.elapsed.append(history.seconds)
                 if checkpoint is not None:
@@ -261,6 +278,7 @@ def fit(
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
+    add_seconds(guide, history.seconds, before)
     history.compiled, history.route = steps.compiled, steps.route
     if isinstance(objective, Objective) and objective.way in (VMAP, LOOP):
         history.route += f" (particles: {objective.way})"
@@ -364,7 +382,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         except (IndexError, RuntimeError, ValueError) as error:
             if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
-                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({error})"
+                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({_why(error)})"
                 ) from error
             raise
         if data.size < data.n:
@@ -420,8 +438,15 @@ def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error:
     left = "no such batch" if data.n % size == 0 else f"a last batch of {data.n % size}"
     return (
         f"the last batch of an epoch has {rows} row{'s' * (rows > 1)} ({data.n} data, batch_size={data.size}), and the "
-        f"pair does not run on it ({str(error).splitlines()[0]}): give batch_size={size}, which leaves {left}"
+        f"pair does not run on it ({_why(error)}): give batch_size={size}, which leaves {left}"
     )
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error, or what it means where a batch normalisation is given one row."""
+    if "Expected more than 1 value per channel" in str(error):
+        return "batch normalisation divides by the spread of a batch, and one row has none"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _TRIED = 20  # batch sizes

@@ -166,15 +166,16 @@ class Steps:
             self._waiting.discard(oldest)
         return key
 
-    def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch]:
-        """One pass over shuffled batches: losses, bounds, and the last batch.
+    def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch, Tensor]:
+        """One pass over shuffled batches: losses, bounds, and the last batch with its rows.
 
         It ends at the first loss that is not finite, or soon after: then that one is the last, and the one that
         ``history.steps`` counts.
         """
         losses: list[float] = []
         bounds: list[float] = []
-        for rows in data.shuffled():
+        order = data.shuffled()
+        for rows in order:
             batch = data.take(rows)
             self(batch)
             if len(self._unread) >= (BLOCK if self.compiled else 1):
@@ -183,7 +184,9 @@ class Steps:
                     break
         self._read(losses, bounds)
         self.settle()
-        return losses, bounds, batch
+        if not math.isfinite(losses[-1]) and rows is not (rows := order[len(losses) - 1]):
+            batch = data.take(rows)
+        return losses, bounds, batch, rows
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
         """Add what was not read yet, up to the first loss that is not finite."""

@@ -82,6 +82,20 @@ def test_bits_add_the_grey_levels(tmp_path, capsys):
 
 
 @pytest.mark.data("binarized_mnist")
+def test_seeds_of_a_report_are_training_runs(tmp_path, capsys):
+    arguments = ["compare", "--data", "pinwheel", "--latent", "1", "--guides", "mean-field,exact", "--seeds", "2"]
+    assert main([*arguments, *_QUICK, "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    one, together = (document["blocks"][name] for name in ("one-model", "trained-together"))
+    assert "runs" not in one["rows"]["exact posterior"]
+    assert {name: len(row["runs"]) for name, row in together["rows"].items()} == {"PPCA": 2, "VAE mean-field": 2}
+    for block in (one, together):
+        assert "Errors cover test points and training runs (2 of each row)." in block["sentence"]
+    assert "PPCA, seed 1" in document["histories"]
+    assert main([*arguments[:-1], "0", "--out", str(tmp_path)]) == 2
+    assert "--seeds is at least 1" in capsys.readouterr().err
+
+
 def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
     assert (
         main(
@@ -118,8 +132,9 @@ def test_data_that_are_no_images_have_no_image_pictures(tmp_path):
 def test_gaps_are_printed_drawn_and_stored(tmp_path, capsys):
     guides = ["--guides", "mean-field,laplace,exact"]
     assert main(["compare", "--model", "ppca", "--gaps", *guides, "--out", str(tmp_path), *_QUICK]) == 0
-    head, _, mean_field, laplace, _ = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    head, _, mean_field, laplace, _, baseline = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert head.split()[-6:-4] == ["approximation", "amortization"]
+    assert baseline.startswith("Gaussian per feature  log p(x) ")
     assert mean_field.startswith("mean-field") and laplace.startswith("laplace")
     stored = json.loads((tmp_path / "report.json").read_text())
     split = {name: row["gaps"] for name, row in stored["blocks"]["one-model"]["rows"].items()}
@@ -409,7 +424,7 @@ def test_a_run_finds_its_moved_data(tmp_path, capsys):
     evaluate = ["evaluate", str(tmp_path / "run"), "--particles", "20"]
     capsys.readouterr()
     assert main(evaluate) == 2
-    assert "jensen evaluate --data FILE" in capsys.readouterr().err
+    assert "--data FILE where it is" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(tmp_path / "none.npy")]) == 2
     assert "there is no such file" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(moved)]) == 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jensen.cli import main
+from jensen.cli.runs import RunFolder
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import Evidence, History, fit, restore
@@ -413,3 +414,133 @@ def test_a_checkpoint_of_another_pair_is_not_restored(tmp_path):
     with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only this pair has .*\[5, 3\]"):
         restore(other, ExactPosterior(other), tmp_path / "c.pt")
     assert torch.equal(other.weight, before)
+
+
+def test_a_run_goes_on_where_its_data_are_now(tmp_path, capsys):
+    file = _own(tmp_path, 60)
+    arguments = ["train", "--run", str(tmp_path / "r"), *_SMALL]
+    assert main([*arguments, "--data", str(file)]) == 0
+    file.rename(tmp_path / "moved.csv")
+    again = ["train", "--run", str(tmp_path / "r"), "--resume", "--epochs", "4", "--no-pictures"]
+    assert main(again) == 2
+    assert "say by --data FILE where it is" in capsys.readouterr().err
+    _own(tmp_path, 61).rename(tmp_path / "other.csv")
+    assert main([*again, "--data", str(tmp_path / "other.csv")]) == 2
+    assert "has changed since the run was begun" in capsys.readouterr().err
+    assert main([*again, "--data", str(tmp_path / "moved.csv")]) == 0
+    assert _epochs(tmp_path / "r") == 4
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it knows the place now
+
+
+def test_two_processes_do_not_train_into_one_folder(run, tmp_path, capsys):
+    folder = RunFolder.open(run)
+    with folder.alone():
+        for how in (["--resume"], ["--overwrite"]):
+            assert main(["train", "--run", str(run), *how, *_SMALL]) == 2
+            assert f"another process trains into {run} now" in capsys.readouterr().err
+    assert _epochs(run) == 3
+    assert main(["train", "--run", str(run), "--resume", "--no-pictures"]) == 0
+
+
+def test_a_checkpoint_that_another_run_wrote_is_not_written_over(tmp_path):
+    file, x = tmp_path / "c.pt", torch.randn(20, 5)
+    pair, other = _pair(), _pair()
+
+    class Intruder:
+        def __init__(self, act):
+            self.act = act
+
+        def after_epoch(self, history, model, guide):
+            if len(history.elbo) == 2:
+                self.act()
+
+        def close(self):
+            pass
+
+    same = {"checkpoint": file, "progress": False}
+    begin = Intruder(lambda: fit(*other, x, epochs=1, **same))
+    with pytest.raises(FileExistsError, match=r"c\.pt was written by another run since the last epoch of this one"):
+        fit(*pair, x, epochs=4, callbacks=begin, **same)
+    assert History.from_checkpoint(file).steps == 1
+    go_on = Intruder(lambda: fit(*other, x, epochs=4, resume=True, **same))
+    file.unlink()
+    with pytest.raises(FileExistsError, match="another run"):
+        fit(*pair, x, epochs=4, callbacks=go_on, **same)
+    assert len(History.from_checkpoint(file).elbo) == 4
+    touch = Intruder(lambda: file.write_bytes(file.read_bytes()))
+    assert len(fit(*pair, x, epochs=6, resume=True, callbacks=touch, **same).elbo) == 6
+    assert len(fit(*pair, x, epochs=3, callbacks=Intruder(file.unlink), **same).elbo) == 3
+
+
+def _said(folder, x, capsys, *more):
+    """What train and evaluate say of a table of one's own."""
+    np.savetxt(folder / "own.csv", x, delimiter=",", header=",".join("abcdefgh"[: x.shape[1]]), comments="")
+    run = str(folder / "run")
+    assert main(["train", "--data", str(folder / "own.csv"), "--run", run, *_SMALL, *more, "--overwrite"]) == 0
+    told = capsys.readouterr()
+    assert main(["evaluate", run, "--particles", "30"]) == 0
+    return told, capsys.readouterr()
+
+
+def test_features_of_other_scales_are_told_and_stand_beside_a_baseline(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(200, 3)) * [1, 1, 300]
+    train, measured = _said(tmp_path, x, capsys)
+    assert "features differ in scale by a factor of" in train.err and "--standardize" in train.err
+    assert "run: log p(x) is below that of one Gaussian per feature, by" in measured.err
+    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would say otherwise
+    train, measured = _said(tmp_path, x, capsys, "--standardize", "--model", "ppca", "--guide", "exact")
+    assert "scale" not in train.err + measured.err and "below" not in measured.err + measured.out
+
+
+def test_bytes_without_levels_are_told(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (100, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    arguments = ["train", "--data", str(tmp_path / "x.npy"), "--image-shape", "4,4", "--run", str(tmp_path / "r")]
+    assert main([*arguments, *_SMALL]) == 0
+    assert "say how many, levels=256, in a shell --levels 256" in capsys.readouterr().err
+    assert main([*arguments, *_SMALL, "--levels", "256", "--overwrite"]) == 0
+    assert "say how many" not in capsys.readouterr().err
+
+
+def test_a_collapsed_posterior_is_told(tmp_path, capsys):
+    arguments = ["--run", str(tmp_path / "r"), *_QUICK, "--epochs", "5", "--no-pictures", "--json"]
+    assert main(["train", "--data", "pinwheel", "--beta", "50", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["active_units"] == {"z": "0 of 2"}
+    assert "posterior collapse: no unit of z tells one datum from another" in shown.err
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
+    shown = capsys.readouterr()
+    assert "active units, z: 0 of 2" in shown.out and "posterior collapse" in shown.err
+
+
+def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
+    several = ["train", "--data", "pinwheel", *_SMALL, "--epochs", "2", "--seed", "5"]
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document["runs"]) == ["seed-5", "seed-6"]
+    assert [run["configuration"]["training"]["seed"] for run in document["runs"].values()] == [5, 6]
+    assert main([*several, "--run", str(tmp_path / "b")]) == 0
+    assert torch.equal(
+        _state(tmp_path / "a" / "seed-5")["parameters"][-1], _state(tmp_path / "b")["parameters"][-1]
+    )  # the same run as one alone
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "b")]) == 2
+    assert "holds one run, so it has no room" in capsys.readouterr().err
+    assert main([*several, "--seeds", "0"]) == 2
+    (tmp_path / "a" / "seed-6" / "configuration.json").unlink()  # as if the second had not begun
+    for file in (tmp_path / "a" / "seed-6").iterdir():
+        file.unlink()
+    assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--resume"]) == 0
+    assert "measure them with: jensen evaluate" in capsys.readouterr().out
+    quick = ["--particles", "20", "--test-size", "50"]
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), *quick, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert list(measured["runs"]) == ["a/seed-5", "a/seed-6", "b"]
+    row = measured["comparison"]["rows"]["a"]
+    means = [measured["runs"][f"a/seed-{seed}"]["summary"]["elbo"] for seed in (5, 6)]
+    assert [run["elbo"] for run in row["runs"]] == pytest.approx(means)
+    assert row["elbo"] == pytest.approx(sum(means) / 2)
+    assert "Test-set error only for b, one training run" in measured["comparison"]["sentence"]
+    assert (tmp_path / "a" / "seed-6" / "report.json").is_file()
+    assert main(["evaluate", str(tmp_path / "a"), *quick]) == 0
+    shown = capsys.readouterr().out
+    assert "2 training runs" in shown and "± runs" in shown

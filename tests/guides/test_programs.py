@@ -439,21 +439,37 @@ def test_a_copy_is_another_guide_with_the_same_numbers(model, data):
 def test_a_family_has_a_name():
     model = PPCA(5, latent=2)
     made = []
-    for family in (FullCovariance, "FullCovariance"):
+    for family in (FullCovariance, "FullCovariance", "full-covariance"):
         torch.manual_seed(0)
         made.append(amortize(model, mlp(5, [8]), family, context=8).state_dict())
-    assert made[0].keys() == made[1].keys()
-    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
-    with pytest.raises(TypeError, match=r"got 'MeanFeild': jensen\.families has \['Bernoulli', 'BinaryVector'"):
-        amortize(model, mlp(5, [8]), "MeanFeild", context=8)
+    for other in made[1:]:
+        assert made[0].keys() == other.keys()
+        assert all(torch.equal(made[0][key], other[key]) for key in made[0])
+    with pytest.raises(TypeError, match=r"got 'mean-feild'; did you mean MeanField\? jensen\.families has \['Bernou"):
+        amortize(model, mlp(5, [8]), "mean-feild", context=8)
+    with pytest.raises(TypeError, match="family is a class such as FullCovariance, but got one that is made already"):
+        amortize(model, mlp(5, [8]), FullCovariance(2, 8), context=8)
 
 
 def test_a_model_that_says_its_latents_can_do_without_encoder_and_width():
     model, x = PPCA(5, latent=2), torch.randn(20, 5)
     assert amortize(model, data=x)(x)["z"].shape == (20, 2)
     assert amortize(model, mlp(5, [8]), data=x)(x)["z"].shape == (20, 2)
+    torch.manual_seed(0)
+    normed = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU())
+    before = {name: value.clone() for name, value in normed.state_dict().items()}
+    amortize(model, normed)
+    assert normed.training and all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
+    assert amortize(model, normed)(x)["z"].shape == (20, 2)  # the width is read off draws of the model
+    stream = torch.get_rng_state()
+    after = amortize(model, nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU()))
+    torch.set_rng_state(stream)
+    told = amortize(model, nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU()), context=8)
+    assert all(torch.equal(a, b) for a, b in zip(after.parameters(), told.parameters(), strict=True))
+    with pytest.raises(ValueError, match="width of the encoder's output, which is 8, but got 16: leave it"):
+        amortize(model, mlp(5, [8]), context=16)
     with pytest.raises(TypeError, match="give it data=x, or both encoder and context"):
-        amortize(model, mlp(5, [8]))
+        amortize(model, mlp(7, [8]))
 
 
 def test_what_makes_no_sense_is_named():

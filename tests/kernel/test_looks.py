@@ -1,5 +1,7 @@
 """A guide that holds a value for each datum fits no other data: that is said, of no other guide."""
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -154,3 +156,48 @@ def test_what_fails_for_another_reason_is_not_accused():
     with pytest.raises(ValueError, match="NaN or infinite"):
         look_at(model, _Wide(), (x,))
     assert layout_on(model, _Wide(), (x,), 15).sizes == (15,)
+
+
+def _rowwise(plate):
+    """Independent rows, in a plate or as dimensions of one event."""
+
+    def model(x):
+        with pyro.plate("data", len(x)) if plate else nullcontext():
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1 if plate else 2))
+            pyro.sample("x", dist.Normal(z @ torch.ones(2, 3), 1.0).to_event(1 if plate else 2), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)) if plate else nullcontext():
+            pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1 if plate else 2))
+
+    return model, guide
+
+
+def _walk():
+    """A random walk over the rows, whose steps depend on each other."""
+
+    def model(x):
+        cov = torch.minimum(*torch.meshgrid(*[torch.arange(1.0, len(x) + 1)] * 2, indexing="ij"))
+        path = pyro.sample("path", dist.MultivariateNormal(torch.zeros(len(x)), cov))
+        pyro.sample("x", dist.Normal(path, 1.0).to_event(1), obs=x[:, 0])
+
+    def guide(x):
+        pyro.sample("path", dist.MultivariateNormal(x[:, 0], torch.eye(len(x))))
+
+    return model, guide
+
+
+def test_a_forgotten_plate_is_told_where_rows_are_independent():
+    x, quick = torch.randn(20, 3), {"particles": 20, "progress": False}
+    with pytest.warns(UserWarning, match=r"its 20 rows are one datum: .* draw z \(and observe x\) in pyro\.plate"):
+        assert evaluate(*_rowwise(False), x, **quick).joint
+    assert not evaluate(*_rowwise(True), x, **quick).joint
+    assert evaluate(*_walk(), x, **quick).joint  # and no warning, which would be an error
+    model, _ = _rowwise(False)
+
+    def trained(x):
+        loc = pyro.param("scale", torch.tensor(0.5)) * x[:, :2]
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(2))
+
+    with pytest.warns(UserWarning, match="no plate stands around the data"):
+        fit(model, trained, x, epochs=1, progress=False)

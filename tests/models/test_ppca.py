@@ -183,3 +183,17 @@ def test_data_without_noise_are_refused(float64):
     x = torch.randn(50, 2) @ torch.randn(2, 5)
     with pytest.raises(ValueError, match=r"no variance outside 2 directions, so the noise would be 0"):
         PPCA(5, 2).fit_closed_form(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "latent", "remedy"),
+    [
+        (torch.randn(50, 2) @ torch.randn(2, 5), 2, r"take latent=1 or less, or add noise \(dequantize\)$"),
+        (torch.randn(2, 3), 1, r"outside 1 direction, .*: take more data \(2 of them have at most 1 direction\)$"),
+        (torch.cat([torch.randn(50, 2), torch.ones(50, 1)], 1), 2, r"; constant are the features \[2\]$"),
+        (torch.ones(5, 3), 1, "every feature of the data is constant"),
+    ],
+)
+def test_what_to_do_about_data_without_noise_can_be_done(x, latent, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        PPCA(x.shape[1], latent).fit_closed_form(x.double())

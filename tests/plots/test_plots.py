@@ -8,7 +8,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from jensen.inference import Bounds
-from jensen.plots import plot_bounds, plot_images, plot_latent
+from jensen.plots import plot_bounds, plot_images, plot_latent, save
 
 _BOUNDS = {
     "loose": Bounds([1, 2, 4], torch.tensor([-3.0, -2.5, -2.2]), torch.tensor([0.1, 0.1, 0.2]), exact=-2.0),
@@ -50,6 +50,22 @@ def test_latents_are_drawn_by_class():
     assert [c.get_label() for c in named.collections] == ["red", "green", "blue"]
     with pytest.raises(ValueError, match="classes names 2 classes, but there is a label 2"):
         plot_latent(z, labels, classes=("red", "green"))
+
+
+@pytest.mark.parametrize("names", ["", "a name of a class that is longer than a map is wide "])
+def test_classes_without_a_colour_of_their_own_stand_on_a_scale(names, tmp_path):
+    z, labels = torch.randn(303, 2), torch.arange(303) % 101
+    ax = plot_latent(z, labels, prior=torch.randn(200, 2), classes=[f"{names}{i}" for i in range(101)])
+    (points,) = [c for c in ax.collections if len(c.get_offsets()) == len(z)]
+    assert points.get_array().tolist() == labels.tolist()
+    map_, scale = ax.figure.axes
+    assert scale.get_ylabel() == "class, one of 101"
+    assert [text.get_text() for text in map_.get_legend().get_texts()] == ["prior, 50 %", "prior, 90 %"]
+    written = [text.get_text() for text in scale.get_yticklabels()]
+    assert (written[0], written[-1], len(written)) == (names[:17] + "..." if names else "0", written[-1], 10)
+    save(ax, tmp_path / "map")  # warnings of a layout without room are errors here
+    window = ax.get_window_extent()
+    assert min(window.width, window.height) > 200
 
 
 def test_many_latents_are_projected_on_their_principal_plane():

@@ -1,6 +1,7 @@
 """The table: paired differences, what is shared, what is counted."""
 
 import math
+import time
 from dataclasses import replace
 
 import pyro
@@ -9,12 +10,15 @@ import pytest
 import torch
 from members import pair
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from scipy import stats
 from torch import nn
 
-from jensen.families import MeanField
+from jensen.families import Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import Comparison, Evidence, Gaps, Row, compare, evaluate, fit
-from jensen.models import PPCA
+from jensen.inference import Comparison, Evidence, Gaps, History, Row, compare, evaluate, exact_log_evidence, fit
+from jensen.inference.measure.compare import _pooled, _significant
+from jensen.models import PPCA, VAE
+from jensen.networks import mlp
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def test_pairs_with_their_own_models_are_not_read_as_guides():
     table = compare({"a": one[:2], "b": two[:2]}, one[2], particles=10, progress=False)
     assert not table.shared_model
     assert table.sentence().startswith("Each row is a different model: compare log p(x), not the ELBO. ")
-    assert table.sentence().endswith("Errors cover test points, not training seeds.")
+    assert table.sentence().endswith("Test-set error only, one training run: other seeds may differ by more.")
     assert table.rows["a"].parameters > 16
 
 
@@ -86,7 +90,10 @@ def test_training_time_counts(shared):
 def test_the_table_is_aligned_and_says_what_it_shows(shared):
     pairs, x = shared
     table = compare(pairs, x, particles=100, seed=0, progress=False)
-    head, columns, rule, *rows, sentence = str(table).splitlines()
+    head, columns, rule, *rows, baseline, sentence = str(table).splitlines()
+    lowest = table.rows["prior"].evidence.baseline.mean()
+    assert baseline.startswith("Gaussian per feature, fitted here  log p(x) -")
+    assert float(baseline.split()[-1]) == pytest.approx(float(lowest), abs=0.01)
     assert head == "30 data, 100 particles each, nats per datum"
     assert len({len(line) for line in (columns, rule, *rows)}) == 1
     assert [row.split()[0] for row in rows] == ["prior", "mean-field", "exact"]
@@ -204,7 +211,7 @@ def test_one_number_for_each_pair_has_a_monte_carlo_error(joint):
     assert f"ELBO below `a` ({unit}, ± Monte Carlo error): b 5.00 ± 0.42." in table.sentence()
     other = Comparison(rows, False).sentence()
     assert "`a` is 8.8 standard errors above `b`" in other
-    assert other.endswith("Errors cover particles, not training seeds.")
+    assert other.endswith("Monte Carlo error only, one training run: other seeds may differ by more.")
 
 
 def test_joint_weights_speak_of_all_data_and_of_no_datum():
@@ -368,3 +375,142 @@ def test_pairs_beside_an_exact_guide_share_its_constant_weights(shared):
     assert torch.equal(evidence.by_guide.log_evidence, alone.log_evidence)
     assert torch.equal(evidence.elbo, alone.elbo)
     assert "weights of 'exact'" in str(evidence)
+
+
+def _with_runs(means, data=1e-3):
+    """A row of training runs whose mean log p(x) are these; test points differ little."""
+    spread = data * torch.linspace(-1, 1, 200).double()
+    made = [
+        Evidence(
+            elbo=mean - 1 + spread,
+            elbo_error=torch.full((200,), 1e-6).double(),
+            log_evidence=mean + spread,
+            standard_error=torch.full((200,), 1e-6).double(),
+            ess=torch.full((200,), 9.0).double(),
+            pareto_k=torch.full((200,), 0.1).double(),
+            exact=None,
+            particles=100,
+            features=4,
+        )
+        for mean in means
+    ]
+    return Row(_pooled(made), 1, 1.0, runs=made if len(made) > 1 else [])
+
+
+def test_the_variance_of_training_runs_is_in_the_verdict():
+    a, b = [-3.0, -1.0, -2.0], [-4.0, -2.5, -2.5]
+    table = Comparison({"a": _with_runs(a), "b": _with_runs(b)}, False)
+    mean, error = table.difference("a", "b", "log_evidence")
+    exact = stats.ttest_ind(a, b, equal_var=False)
+    assert (mean, mean / error) == (pytest.approx(1.0), pytest.approx(float(exact.statistic), rel=1e-4))
+    _, _, freedom = table._difference("a", "b", "log_evidence")
+    assert freedom == pytest.approx(float(exact.df), rel=1e-3)
+    assert "`a` and `b` do not differ significantly (Student's t, 3.9 degrees of freedom)" in table.sentence()
+    assert table.sentence().endswith("Errors cover test points and training runs (3 of each row).")
+    one = Comparison({"a": _with_runs(a[2:]), "b": _with_runs(b[2:])}, False).sentence()
+    assert "standard errors above `b`" in one or "the same amount at every test point above `b`" in one
+    assert one.endswith("Test-set error only, one training run: other seeds may differ by more.")
+    mixed = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).sentence()
+    assert "Test-set error only for b, one training run; for the other rows the runs' variance counts, too." in mixed
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_a_verdict_over_runs_is_wrong_as_seldom_as_it_says(runs):
+    generator = torch.Generator().manual_seed(runs)
+    wrong, tries = 0, 1500
+    for _ in range(tries):
+        a, b = torch.randn(2, runs, generator=generator, dtype=torch.float64).tolist()
+        table = Comparison({"a": _with_runs(a), "b": _with_runs(b)}, False)
+        mean, error, freedom = table._difference("a", "b", "log_evidence")
+        wrong += _significant(abs(mean), error, freedom)
+    assert wrong / tries < 0.0455 + 3 * math.sqrt(0.0455 * 0.9545 / tries)
+    assert wrong / tries > 0.004  # and yet it says something
+
+
+def test_a_list_of_pairs_is_one_row_of_training_runs():
+    x = torch.randn(40, 5).double()
+    made = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = PPCA(5, 2).double()
+        made.append((model, amortize(model, nn.Identity(), MeanField, context=5).double()))
+    with pytest.raises(ValueError, match="the list of training runs of \\['a'\\] is empty"):
+        compare({"a": []}, x, progress=False)
+    with pytest.raises(ValueError, match="'a' has one pair more than once"):
+        compare({"a": [made[0], made[0]]}, x, progress=False)
+    with pytest.raises(ValueError, match="'a' has 3 training runs, but 1 histories"):
+        compare({"a": made}, x, 50, histories={"a": History()}, progress=False)
+    table = compare({"a": made, "b": made[0]}, x, 50, refine=False, seed=0, progress=False)
+    alone = [evaluate(*pair, x, 50, refine=False, seed=0, progress=False) for pair in made]
+    row = table.rows["a"]
+    assert len(row.runs) == 3 and not table.rows["b"].runs and not table.shared_model
+    torch.testing.assert_close(row.evidence.elbo, torch.stack([e.elbo for e in alone]).mean(0))
+    noise = torch.stack([e.standard_error for e in alone]).square().sum(0).sqrt() / 3
+    torch.testing.assert_close(row.evidence.standard_error, noise)
+    columns = str(table).splitlines()[1].split("  ")
+    assert "± runs" in [name.strip() for name in columns]
+    means = [float(e.best.mean()) for e in alone]
+    frame = table.to_frame()
+    assert frame.loc["a", "training_error"] == pytest.approx(float(torch.tensor(means).std()) / 3**0.5, rel=1e-5)
+    again = Comparison.from_json(table.to_json())
+    assert again.sentence() == table.sentence() and str(again) == str(table)
+
+
+def test_guides_of_one_model_have_training_runs_too(shared):
+    pairs, x = shared
+    model = pairs["prior"][0]
+    runs = [(model, amortize(model, nn.Identity(), MeanField, context=5).double()) for _ in range(2)]
+    table = compare({"mean-field": runs, "exact": pairs["exact"]}, x, 50, seed=0, progress=False)
+    assert table.shared_model and len(table.rows["mean-field"].runs) == 2
+    assert table.sentence().startswith("All rows share one model")
+
+
+def test_seconds_hold_the_training_of_this_process(shared):
+    pairs, x = shared
+    model, guide = pairs["mean-field"]
+    before = compare(pairs, x, particles=10, progress=False).rows["mean-field"].seconds
+    history = fit(model, guide, x, epochs=30, progress=False, freeze=model)
+    slow = fit(model, guide, x, epochs=1, callbacks=_Slow(), progress=False, freeze=model)
+    table = compare(pairs, x, particles=10, progress=False)
+    assert table.rows["mean-field"].seconds > history.seconds + slow.seconds > 2 > before / 10
+    assert table.rows["prior"].seconds < 2
+
+
+class _Slow:
+    def after_epoch(self, history, model, guide):
+        time.sleep(2.0)
+
+    def close(self):
+        pass
+
+
+def test_pairs_have_names():
+    model = PPCA(5, 2)
+    with pytest.raises(TypeError, match=r"pairs gives each \(model, guide\) its name, .* but got a list of 1"):
+        compare([(model, PriorGuide(model))], torch.randn(9, 5))
+
+
+def test_exact_values_are_taken_where_a_sum_or_an_integral_gives_them(float64):
+    torch.manual_seed(0)
+    model = VAE(mlp(2, [8]), Gaussian(3, 8), latent=2)
+    guides = {name: (model, amortize(model, mlp(3, [8]), MeanField)) for name in ("a", "b")}
+    x = torch.randn(12, 3)
+    alone = evaluate(*guides["a"], x, 20, seed=0, progress=False)
+    assert alone.exact is None  # 20 particles would not pay for it
+    table = compare(guides, x, 20, seed=0, progress=False)
+    exact = exact_log_evidence(model, x, progress=False)
+    for row in table.rows.values():
+        torch.testing.assert_close(row.evidence.exact, exact.log_evidence, atol=2e-4, rtol=0)
+    assert "-" not in str(table).splitlines()[3].split()[5:7]
+    wide = VAE(mlp(5, [8]), Gaussian(3, 8), latent=5)
+    assert compare({"wide": (wide, PriorGuide(wide))}, x, 20, progress=False).rows["wide"].evidence.exact is None
+
+
+def test_a_row_below_the_baseline_is_named_with_the_reason(float64):
+    model = PPCA(4, 2)
+    x = torch.randn(100, 4) * torch.tensor([1.0, 1.0, 1.0, 300.0])
+    fitted = PPCA(4, 2).fit_closed_form(x)
+    pairs = {"new": (model, ExactPosterior(model)), "fitted": (fitted, ExactPosterior(fitted))}
+    table = compare(pairs, x, 20, train=x, seed=0, progress=False)
+    assert "Below one Gaussian per feature: new by " in table.sentence()
+    assert "features differ in scale" in table.sentence() and "fitted by" not in table.sentence()

@@ -447,3 +447,14 @@ class OneTooLow(PPCA):
 class Understated(PPCA):
     def log_evidence(self, x):
         return super().log_evidence(x) - 0.41
+
+
+def test_one_draw_tells_no_gap(float64):
+    model = PPCA(5, 2)
+    x = torch.randn(20, 5)
+    alone = evaluate(model.forward, PriorGuide(model), x, particles=1, seed=0, progress=False)
+    assert alone.exact is None and bool(alone.gap.isnan().all())
+    assert next(line for line in str(alone).splitlines() if line.startswith("gap")).split()[6:] == ["-", "-"]
+    assert bool((evaluate(model.forward, PriorGuide(model), x, particles=2, seed=0, progress=False).gap > 0).all())
+    known = evaluate(model, PriorGuide(model), x, particles=1, seed=0, progress=False)
+    torch.testing.assert_close(known.gap, model.log_evidence(x) - known.elbo)

@@ -131,14 +131,19 @@ class _Normed(nn.Module):
 @pytest.mark.parametrize(("n", "size", "better"), [(65, 32, 33), (9, 2, 3), (5, 4, 3), (3, 2, 3)])
 def test_a_last_batch_of_one_row_is_refused_with_a_size_that_serves(n, size, better):
     pair, x = _Normed(), torch.randn(n, 6)
-    with pytest.raises(ValueError, match=rf"last batch of an epoch has 1 row \({n} data.*: give batch_size={better}, "):
+    with pytest.raises(
+        ValueError,
+        match=rf"last batch of an epoch has 1 row \({n} data.*one row has none\): give batch_size={better}, ",
+    ):
         fit(pair.model, pair.guide, x, epochs=1, batch_size=size, progress=False)
     assert len(fit(pair.model, pair.guide, x, epochs=1, batch_size=better, progress=False).elbo) == 1
 
 
 def test_batches_of_one_row():
     pair = _Normed()
-    with pytest.raises(ValueError, match=r"runs on 2 data but not on 1: give batch_size of 2 or more .*per channel"):
+    with pytest.raises(
+        ValueError, match=r"runs on 2 data but not on 1: give batch_size of 2 or more .*one row has none"
+    ):
         fit(pair.model, pair.guide, torch.randn(6, 6), epochs=1, batch_size=1, progress=False)
 
 

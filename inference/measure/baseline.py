@@ -1,0 +1,187 @@
+r"""A trivial baseline: one distribution per feature, fitted in closed form, independent of all the others.
+
+.. math:: \log p_0(x_n) = \sum_i \log f(x_{ni}; \hat\theta_i)
+
+| likelihood of the model | f | fit |
+| --- | --- | --- |
+| a density | Gaussian | mean and variance (divided by N) |
+| of zeros and ones | Bernoulli | (ones + 1/2) / (N + 1) |
+| of counts | Poisson | (sum + 1/2) / (N + 1) |
+
+The halves are those of Jeffreys' prior: a value that the fit has not seen keeps a probability. A model whose log p(x)
+lies below this one has learned nothing of the data, or something is wrong with them or with the training.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Baseline", "Kind", "baseline", "kind_of", "likely_reason"]
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from jensen.checked import check_data, checked
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.sites import base_of, facts_of, sites_of
+from jensen.kernel.weights import Program, trace_pair
+
+Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
+
+
+class Baseline(NamedTuple):
+    """What one distribution per feature says of data.
+
+    Attributes:
+        kind: the distribution.
+        log_prob: of each datum, [N], float64, nats; None where a Gaussian has no finite density.
+        own: whether it was fitted to the data that it is measured on.
+        without: why there is none; else empty.
+        favour: by how many nats per datum a fit to the measured data themselves is expected to be too high.
+
+    Example:
+        >>> Baseline("Poisson", torch.tensor([-1.0, -2.0]).double(), own=True).kind
+        'Poisson'
+    """
+
+    kind: Kind
+    log_prob: Tensor | None
+    own: bool
+    without: str = ""
+    favour: float = 0.0
+
+
+@torch.no_grad()
+def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | None:
+    """Which distribution compares with a model's likelihood: where it observes the first tensor, whole and unmasked."""
+    if not data:
+        return None
+    with forked_rng():
+        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
+    drawn = {site["name"] for site in q}
+    seen = [s for s in p if s["is_observed"] and s["name"] not in drawn and not facts_of(s).point]
+    if len(seen) != 1 or seen[0]["mask"] is not None:
+        return None
+    fn, value = seen[0]["fn"], seen[0]["value"]
+    if value.numel() != data[0].numel() or not torch.equal(value.reshape(data[0].shape).to(data[0]), data[0]):
+        return None
+    if type(fn).__name__ == "MaskedDistribution" or math.prod(fn.shape()) != value.numel():
+        return None
+    try:
+        support = base_of(fn).support
+    except NotImplementedError:
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not support.is_discrete:
+        return "Gaussian" if support.event_dim <= 1 else None
+    if support is constraints.boolean:
+        return "Bernoulli"
+    return "Poisson" if support is constraints.nonnegative_integer else None
+
+
+@checked
+def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
+    """Fit one distribution per feature to training data, or to the measured data where there are no others.
+
+    Args:
+        kind: the distribution.
+        x: the data to measure, [N, ...].
+        train: the data to fit to, of the same features.
+
+    Returns:
+        The :class:`Baseline`.
+
+    Raises:
+        ValueError: for data that are empty or not finite, and training data of other features.
+
+    Example:
+        >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+        >>> found = baseline("Gaussian", x)
+        >>> entropy = 0.5 * (2 * math.pi * math.e * x.double().var(0, correction=0)).log().sum()
+        >>> torch.allclose(found.log_prob.mean(), -entropy), found.own
+        (True, True)
+    """
+    own = train is None
+    rows = _rows(x, "x")  # [N, X]
+    fitted = rows if train is None else _rows(train, "train")
+    if fitted.shape[1] != rows.shape[1]:
+        raise ValueError(f"x and train have the same features, but got {list(x.shape)} and {list(fitted.shape)}")
+    if kind == "Gaussian":
+        location = fitted.mean(0)
+        variance = (fitted - location).square().mean(0)
+        constant = (variance <= 1e-12 * location.square().clamp_min(1e-300)).nonzero().flatten().tolist()
+        if constant:
+            some = f"{', '.join(map(str, constant[:3]))}{' and others' * (len(constant) > 3)}"
+            return Baseline(kind, None, own, f"constant: feature{'s' * (len(constant) > 1)} {some}")
+        log_f = -0.5 * ((rows - location).square() / variance + (2 * math.pi * variance).log())
+    else:
+        mean = (fitted.sum(0) + 0.5) / (len(fitted) + 1)
+        log_f = rows * mean.log()
+        log_f = log_f + ((1 - rows) * (-mean).log1p() if kind == "Bernoulli" else -mean - torch.lgamma(rows + 1))
+    parameters = rows.shape[1] * (2 if kind == "Gaussian" else 1)
+    return Baseline(kind, log_f.sum(1), own, favour=parameters / len(rows) if own else 0.0)
+
+
+def _rows(x: Tensor, name: str) -> Tensor:
+    """The data in float64, [N, X].
+
+    Raises:
+        ValueError: if they are empty or not finite.
+    """
+    check_data(x, name)
+    if not x.numel() or not x.dim() or not bool(x.isfinite().all()):
+        raise ValueError(f"{name} has data of shape [N, ...] without NaN or infinity, but got {list(x.shape)}")
+    return x.detach().reshape(len(x), -1).double().cpu()
+
+
+@checked
+def likely_reason(x: Tensor) -> str:
+    """What about data often makes training fail, in words; empty where nothing strikes.
+
+    Args:
+        x: the data, [N, ...].
+
+    Returns:
+        The words: grey levels without their number, an index column, features of very different scales, or of scales
+        far from 1; each with what to do.
+
+    Raises:
+        ValueError: for data that are empty or not finite.
+
+    Example:
+        >>> likely_reason(torch.randn(50, 2) * torch.tensor([1.0, 500.0]))[:35]
+        'features differ in scale by a facto'
+    """
+    rows = _rows(x, "x")
+    low, high = float(rows.min()), float(rows.max())
+    if 16 <= high <= 255 and low >= 0 and rows.shape[1] >= 9 and bool((rows == rows.floor()).all()):
+        levels = 256 if high > 63 else int(high) + 1
+        return (
+            f"the values are whole numbers from {low:g} to {high:g}, as of grey levels (bytes): say how many, "
+            f"levels={levels}, in a shell --levels {levels}"
+        )
+    spread = rows.std(0, correction=0)
+    for i in range(rows.shape[1]) if len(rows) > 2 else ():
+        step = rows[:, i].sort().values.diff()
+        if bool((step == step[0]).all()) and float(step[0]) > 0:
+            return f"feature {i} counts the rows in even steps, as an index does: leave it out"
+    varied = spread[spread > 0]
+    if len(varied) and float(varied.max()) > _APART * float(varied.min()):
+        ratio, widest = float(varied.max() / varied.min()), int(spread.argmax())
+        return (
+            f"features differ in scale by a factor of {ratio:.2g} (feature {widest} has a standard deviation of "
+            f"{float(spread[widest]):.2g}): standardize=True, in a shell --standardize"
+        )
+    centre = rows.mean(0).abs()
+    if float(varied.max() if len(varied) else 0.0) > _FAR or float(centre.max()) > _FAR:
+        return (
+            f"features are far from a scale of 1 (means up to {float(centre.max()):.2g}, standard deviations up to "
+            f"{float(spread.max()):.2g}): standardize=True, in a shell --standardize"
+        )
+    return ""
+
+
+_APART, _FAR = 30.0, 30.0
