@@ -59,9 +59,13 @@ def _data(command: Parser, ways: tuple[str, ...]) -> _ArgumentGroup:
     data = command.add_argument_group("data")
     add = data.add_argument
     add("--data", default="digits", metavar="NAME|FILE", help="data set (see jensen datasets), or a file of your own")
-    add("--label", metavar="COLUMN", help="of a file: the column that holds the class")
+    add("--label", metavar="COLUMN", help="of a file: the column that holds the class: its name, or 0, 1, ..., -1")
+    add("--header", action=BooleanOptionalAction, default=None, help="of a text: whether its first line holds names")
+    add("--drop", nargs="+", action="extend", metavar="COLUMN", help="of a file: columns to leave out")
+    add("--only", nargs="+", action="extend", metavar="COLUMN", help="of a file: the columns of the data")
+    add("--member", metavar="NAME", help="of an .npz or .mat file: the array of the data")
     add("--levels", type=int, metavar="L", help="of a file: the number of grey levels, 0 to L - 1")
-    add("--image-shape", type=numbers, metavar="H,W", help="of a file: height and width of its images")
+    add("--image-shape", type=numbers, metavar="H,W", help="of a file: H,W of its images, or H,W,C or C,H,W")
     add("--standardize", action="store_true", help="mean 0 and standard deviation 1 for every feature")
     add(
         "--binarize",

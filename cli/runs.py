@@ -51,6 +51,10 @@ class _Data(TypedDict):
     dequantize: bool | None
     seed: int
     label: str | int | None
+    header: NotRequired[bool | None]
+    drop: NotRequired[list[str] | None]
+    only: NotRequired[list[str] | None]
+    member: NotRequired[str | None]
     levels: int | None
     image_shape: list[int] | None
     standardize: bool

@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["OWN", "added_bits", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,16 @@ from jensen.datasets import Dataset, load
 
 from .terminal import say
 
-OWN = ("label", "levels", "image_shape", "standardize")
+OWN = ("label", "header", "drop", "only", "member", "levels", "image_shape", "standardize")
 
 
-def _open(settings: Mapping[str, Any]) -> Dataset:
+_DRAWN = (1, 3)  # channels of images that pictures show
+
+
+def _open(settings: Mapping[str, Any], aloud: bool = False) -> Dataset:
     """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
+
+    What warns of the data is said where they are new (``aloud``).
 
     Raises:
         ValueError: for a name that is none, and what the data set does not allow.
@@ -30,8 +37,14 @@ def _open(settings: Mapping[str, Any]) -> Dataset:
     how: dict[str, Any] = {"dequantize": settings["dequantize"], "seed": settings["seed"]}
     if binarize in ("threshold", "sample"):
         how["binarize"] = binarize
-    how |= {name: _as_given(settings[name]) for name in OWN if settings[name]}
-    return load(settings["source"], **how)
+    how |= {name: _as_given(settings[name]) for name in OWN if settings.get(name) is not None}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        data = load(settings["source"], **how)
+    if aloud:
+        for text in dict.fromkeys(str(warning.message) for warning in found):
+            say(f"warning: {text}")
+    return data
 
 
 def _sha256(path: Path) -> str:
@@ -64,7 +77,10 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     if path.is_file():
         digest = _sha256(path)
         settings = {**settings, "source": str(path.resolve()), "sha256": digest}
-    data = _open(settings)
+    data = _open(settings, aloud=True)
+    if settings.get("label") is not None:
+        classes = len(data.classes) or len(torch.cat(list(data.labels.values())).unique())
+        say(f"{data.name}: --label {settings['label']} has {classes} classes")
     if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
         raise ValueError(
             f"--binarize dynamic takes values as probabilities, but {data.name} holds values from "
@@ -75,6 +91,9 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
         say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
         settings = {**settings, "dequantize": True}
         data = _open(settings)
+    if data.channels not in _DRAWN:
+        say(f"{data.name}: images of {data.channels} channels are used as vectors, and no pictures of them are drawn")
+        data = replace(data, image_shape=None, channels=1)
     return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data
 
 

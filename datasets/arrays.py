@@ -6,13 +6,14 @@ copy in memory.
 
 from __future__ import annotations
 
-__all__ = ["BLOCK", "LIMIT", "Pieces", "check_size", "read_mat", "read_npy", "read_npz"]
+__all__ = ["BLOCK", "LIMIT", "Pieces", "check_size", "of_sparse", "read_mat", "read_matlab", "read_npy", "read_npz"]
 
 import math
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,11 @@ from numpy.typing import NDArray
 
 LIMIT = 4 * 2**30
 BLOCK = 2**22  # bytes that are read, checked or copied at once
+_SHOWN = 10  # arrays that a message names
 _MATLAB = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-def check_size(path: Path, size: int, limit: int) -> None:
+def check_size(path: Path | str, size: int, limit: int) -> None:
     """Hold the bytes that data would take in memory against a limit.
 
     Raises:
@@ -75,19 +77,19 @@ class Pieces:
             x[place] = values
         return x
 
-    def without(self, column: int) -> Pieces:
-        """All columns but one of an array [N, X]."""
+    def select(self, kept: Sequence[int]) -> Pieces:
+        """Some columns of an array [N, X], in their order."""
         n, width = self.shape
+        places = np.asarray(kept)
 
         def read() -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
             for (rows, _, columns), values in self.read():
                 start, stop, _ = columns.indices(width)
-                if start <= column < stop:
-                    values = np.delete(values, column - start, 1)
-                kept = slice(start - (column < start), stop - (column < stop))
-                yield (rows, ..., kept), values
+                first, last = np.searchsorted(places, [start, stop]).tolist()
+                if first < last:
+                    yield (rows, ..., slice(first, last)), values[:, places[first:last] - start]
 
-        return Pieces((n, width - 1), self.dtype, read)
+        return Pieces((n, len(kept)), self.dtype, read)
 
     def column(self, column: int) -> NDArray[np.generic]:
         """One column of an array [N, X]."""
@@ -132,38 +134,109 @@ def read_npy(path: Path, limit: int = LIMIT) -> Pieces:
 
 
 def read_npz(
-    path: Path, label: str | int | None = None, limit: int = LIMIT
+    path: Path, label: str | int | None = None, limit: int = LIMIT, member: str | None = None
 ) -> tuple[Pieces, NDArray[np.generic] | None]:
     """The data of a ``.npz`` file, and their labels; what else it holds is not read.
 
     Args:
         path: the file.
-        label: the name of the array of labels.
+        label: the name of the array of labels; what else it is, is a column of the data.
         limit: bytes that its arrays together may take in memory.
+        member: the name of the array of data. None: that called ``x``, or the only one of numbers beside the labels.
 
     Returns:
-        The array called ``x``, or the only one beside the labels, to be read in pieces; and the labels, if ``label``
-        is given.
+        The data, to be read in pieces (a sparse matrix, as ``scipy.sparse.save_npz`` writes it, too); and the labels,
+        if ``label`` names an array.
 
     Raises:
-        ValueError: if the file is no whole ``.npz`` file, exceeds the limit, has no array ``label`` or several of data,
-            or the array holds objects.
+        ValueError: if the file is no whole ``.npz`` file, exceeds the limit, has no such array or several of data, or
+            the array holds objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive, limit)
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            rest = [name for name in names if name != label]
-            if label is not None and label not in names:
-                held = ", ".join(_described(path, archive, name) for name in names)
-                raise ValueError(f"{path} has no array {label!r} for label=; it has {held}")
-            if "x" not in rest and len(rest) != 1:
-                held = ", ".join(_described(path, archive, name) for name in names)
-                raise ValueError(f"{path} holds {held}: one array of data is read, or the one called x; save it so")
-            x = _member(path, archive, "x" if "x" in rest else rest[0])
-            return x, None if label is None else _member(path, archive, str(label)).whole()
+            if {"format", "shape", "data"} <= set(names) and member is None:
+                return _read_sparse(path, limit), None
+            numeric = [name for name in names if _is_numeric(archive, name)]
+            named = _member_of(path, names, numeric, label, member, lambda name: _described(path, archive, name))
+            x = _member(path, archive, named)
+            return x, _member(path, archive, str(label)).whole() if label in names else None
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # OSError: an offset before the file
         raise ValueError(f"{path} is no whole .npz file, save the arrays again: {error}") from error
+
+
+def _member_of(
+    path: Path,
+    names: list[str],
+    numeric: list[str],
+    label: str | int | None,
+    member: str | None,
+    described: Callable[[str], str],
+) -> str:
+    """Which array of a file holds the data."""
+    held = ", ".join(map(described, names[:_SHOWN])) + f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
+    if isinstance(label, str) and label not in names and not re.fullmatch("-?[0-9]+", label):
+        raise ValueError(f"{path} has no array {label!r} for label=; it has {held}")
+    if member is not None:
+        if member not in names:
+            raise ValueError(f"{path} has no array {member!r} for member=; it has {held}")
+        return member
+    if "x" in names and label != "x":
+        return "x"
+    rest = [name for name in numeric if name != label] or [name for name in names if name != label]
+    if len(rest) == 1:
+        return rest[0]
+    named = next(iter(rest), "x")
+    raise ValueError(
+        f"{path} holds {held}: one array of data is read, or the one called x; say which it is, as by "
+        f"member={named!r}, in a shell --member {named}"
+    )
+
+
+def _is_numeric(archive: zipfile.ZipFile, name: str) -> bool:
+    """Whether a member is an array of numbers with data in rows."""
+    try:
+        with archive.open(f"{name}.npy") as stream:
+            shape, _, dtype = _header(stream)
+    except (KeyError, *_TORN):
+        return False
+    return bool(shape) and dtype.kind in "biuf"
+
+
+def _read_sparse(path: Path, limit: int) -> Pieces:
+    from scipy import sparse  # here, since it takes long to import
+
+    try:
+        return of_sparse(sparse.load_npz(path), path, limit)
+    except (*_TORN, KeyError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{path} is no whole sparse matrix, save it again: {error}") from error
+
+
+def of_sparse(x: Any, source: Path | str, limit: int) -> Pieces:
+    """A sparse matrix of SciPy's, made dense a piece at a time.
+
+    Raises:
+        ValueError: if the dense one would exceed the limit, or its indices lie beyond its shape.
+    """
+    check_size(source, math.prod(x.shape) * x.dtype.itemsize, limit)
+    if x.format in ("csr", "csc", "bsr"):
+        try:
+            x.check_format(
+                full_check=True
+            )  # which stand beyond its shape would be written beyond the dense one's memory
+        except (ValueError, IndexError, TypeError) as error:
+            raise ValueError(f"{source} is no whole sparse matrix, save it again: {error}") from error
+    if len(x.shape) != 2:
+        return Pieces.of(x.toarray())
+    rows = x.tocsr()
+    step = max(1, BLOCK // max(1, rows.shape[1] * rows.dtype.itemsize))
+    starts = range(0, rows.shape[0], step)
+    return Pieces(
+        rows.shape,
+        rows.dtype,
+        lambda: ((_place(rows.shape, i, step, False), rows[i : i + step].toarray()) for i in starts),
+    )
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile, limit: int) -> None:
@@ -186,7 +259,8 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Pieces:
 
     def refuse(error: Exception) -> ValueError:
         return ValueError(
-            f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again: {error}"
+            f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again, words as "
+            f"x.astype(str): {error}"
         )
 
     @contextmanager
@@ -293,9 +367,7 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
         fit = [name for name in numeric if held[name][0] == shapes[name]]
         arrays = io.loadmat(path, appendmat=False, variable_names=fit)
     except Exception as error:  # a torn file raises whatever the parser meets
-        raise ValueError(
-            f"{path} is no whole MATLAB file of level 4 or 5, get it again, or save it with -v7 in MATLAB: {error}"
-        ) from error
+        raise _not_matlab(path, error) from error
     if absent := [f"{name} ({held[name][1]})" if name in held else name for name in shapes if name not in numeric]:
         raise ValueError(f"{path} holds no numeric array called {', '.join(absent)}: it is another file")
     for name in numeric:
@@ -308,13 +380,59 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
     return {name: arrays[name].astype(arrays[name].dtype.newbyteorder("="), copy=False) for name in shapes}
 
 
-def _check_streams(path: Path) -> None:
+def read_matlab(
+    path: Path, label: str | int | None = None, limit: int = LIMIT, member: str | None = None
+) -> tuple[Pieces, NDArray[np.generic] | None]:
+    """The data of a MATLAB file of your own, and their labels, by SciPy; what else it holds is not read.
+
+    Args:
+        path: the file, of level 4 or 5 (``save -v6`` or ``-v7``).
+        label: the name of the array of labels; what else it is, is a column of the data.
+        limit: bytes that its arrays may take in memory.
+        member: the name of the array of data. None: that called ``x``, or the only one of numbers beside the labels.
+
+    Returns:
+        The data, rows first, and the labels, if ``label`` names an array.
+
+    Raises:
+        ValueError: as :func:`read_mat` does, and if there is no such array, or several of data.
+    """
+    from scipy import io, sparse  # here, since they take long to import
+
+    try:
+        _check_streams(path, limit)
+        held = {name: (shape, kind) for name, shape, kind in io.whosmat(path, appendmat=False)}
+    except Exception as error:  # a torn file raises whatever the parser meets
+        raise _not_matlab(path, error) from error
+    numeric = [name for name, (_, kind) in held.items() if kind in _MATLAB or kind == "sparse"]
+    named = _member_of(path, list(held), numeric, label, member, lambda name: f"{name} {held[name][0]}")
+    wanted = [named, str(label)] if label in held else [named]
+    for name in wanted:
+        if name not in numeric:
+            raise ValueError(f"{path}: {name} holds {held[name][1]}, where an array of numbers was expected")
+        check_size(path, 8 * math.prod(held[name][0]), limit)
+    try:
+        arrays = io.loadmat(path, appendmat=False, variable_names=wanted)
+    except Exception as error:
+        raise _not_matlab(path, error) from error
+    x = arrays[named]
+    pieces = of_sparse(x, path, limit) if sparse.issparse(x) else Pieces.of(x.astype(x.dtype.newbyteorder("=")))
+    return pieces, np.ravel(arrays[str(label)]) if label in held else None
+
+
+def _not_matlab(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is no whole MATLAB file of level 4 or 5, get it again, or save it with -v7 in MATLAB: {error}"
+    )
+
+
+def _check_streams(path: Path, limit: int = LIMIT) -> None:
     """Inflate every compressed element of a MATLAB file of level 5 to its end, where its checksum stands.
 
     SciPy stops at the last byte that it needs.
 
     Raises:
-        ValueError: if an element is cut short, its checksum is wrong, or the elements exceed :data:`LIMIT`.
+        ValueError: if an element is cut short, its checksum is wrong, or the elements exceed the limit.
     """
     with path.open("rb") as file:
         order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
@@ -334,7 +452,7 @@ def _check_streams(path: Path) -> None:
                 while part:
                     total += len(stream.decompress(part, 2**20))
                     part = stream.unconsumed_tail
-                    check_size(path, total, LIMIT)
+                    check_size(path, total, limit)
             if not stream.eof:
                 raise ValueError("an element has no end")
 

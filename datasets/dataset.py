@@ -30,8 +30,8 @@ class Dataset:
         channels: planes of an image, one after the other in a row of X = channels * height * width features.
         classes: the names of the classes, in the order of their numbers; empty where they have none.
         binarized: how grey values were made 0 or 1, "threshold" or "sample"; None where nothing was done.
-        location: what standardization took off each feature, [X]; None where the data were not standardized.
-        scale: what it divided each feature by, [X].
+        location: what standardization took off each feature, [X] in float64; None where the data were not standardized.
+        scale: what it divided each feature by, [X] in float64.
         log_density: for synthetic data, the exact log-density of what made them, in nats: x of shape [N, X] to [N].
 
     Example:

@@ -1,4 +1,4 @@
-"""Tables written as text (CSV): a record a line, with commas, semicolons, tabs or blanks between its fields.
+"""Tables written as text (CSV): a record a line, with commas, semicolons, tabs, bars or blanks between its fields.
 
 The standard library splits the text, to see that all records have as many fields as the first and to say where a field
 is no number; pandas reads the numbers. It guesses nothing: the encoding, the delimiter, the decimal sign and the names
@@ -7,24 +7,30 @@ are found here, and what could mean two numbers is refused.
 
 from __future__ import annotations
 
-__all__ = ["read_csv"]
+__all__ = ["PACKED", "read_csv"]
 
-import codecs
+import bz2
 import csv
+import gzip
+import lzma
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import LIMIT, Pieces, check_size
-from .tables import Table, advise_label, check_names, position
+from .columns import Wanted, advise_drop, advise_label, check_names, listed, select
+from .tables import Table
 
 _MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null"})
 _MARKERS = sorted({*_MISSING, *map(str.upper, _MISSING), *map(str.title, _MISSING), "NaN"})  # pandas minds the case
@@ -32,24 +38,45 @@ _NUMBER = {
     sign: re.compile(rf"[+-]?(({digits})(e[+-]?[0-9]+)?|inf(inity)?|nan)", re.IGNORECASE)
     for sign, digits in ((".", r"[0-9]+\.?[0-9]*|\.[0-9]+"), (",", r"[0-9]+(,[0-9]+)?"))  # 3, is a number and a comma
 }
+_REAL = {  # without zeros before, which numbers of houses and codes have
+    sign: re.compile(rf"[+-]?((0|[1-9][0-9]*)([{sign}][0-9]*)?|[{sign}][0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+    for sign in ".,"
+}
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
-_SAMPLE = 20  # records by which delimiters are judged
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_RENAME = (
+    "rename them, leave them out by position (drop=), or say that the first line holds no names: header=False, in a "
+    "shell --no-header"
+)
+_SAMPLE = 20  # records by which delimiters are judged, and whether those before them are names
+_RISING = 8  # numbers that rise by chance once in 40,000
+_LINE = 2**26  # characters of a line of a packed file
 _CHUNK = 2**19  # numbers or characters at once
 
 
-def read_csv(path: Path, label: str | int | None = None, header: bool | None = None, limit: int = LIMIT) -> Table:
-    """Read a table of numbers from a text file.
+def read_csv(
+    path: Path,
+    label: str | int | None = None,
+    header: bool | None = None,
+    limit: int = LIMIT,
+    drop: Wanted = None,
+    only: Wanted = None,
+) -> Table:
+    """Read a table of numbers from a text file, which may be packed (.gz, .bz2, .xz).
 
-    Fields are separated by commas, semicolons, tabs or blanks: by what gives every record as many fields as the first,
-    and the most numbers. Between semicolons and tabs the decimal sign may be a comma. The text is UTF-8, UTF-16 with a
-    byte order mark, or else Latin-1.
+    Fields are separated by commas, semicolons, tabs, bars or blanks: by what gives every record as many fields as the
+    first, and the most numbers. Between semicolons, tabs and bars the decimal sign may be a comma. The text is UTF-8,
+    UTF-16 with a byte order mark, or else Latin-1. Lines that begin with # above the table are comments, the last of
+    them the header if it has a name for each column; a line ``sep=;`` is obeyed. Records without any field, and columns
+    without name and fields at the end of every line, hold nothing and are left out.
 
     Args:
         path: the file.
         label: name or position of the column of labels; their values may be words.
-        header: whether the first line holds names. None: detected, where it is unambiguous: all of its fields are
-            words, or all are numbers.
-        limit: bytes that the numbers may take in memory.
+        header: whether the first line holds names. None: detected, where it is unambiguous.
+        limit: bytes that the numbers may take in memory, and the text of a packed file on the way.
+        drop: columns to leave out, whatever they hold.
+        only: the columns of the data, where they are not all others.
 
     Returns:
         The table; columns without names are called 0, 1, ..., and missing values (empty, NA, NaN, ?, - and the like)
@@ -57,48 +84,93 @@ def read_csv(path: Path, label: str | int | None = None, header: bool | None = N
 
     Raises:
         ValueError: if there are no data, a line has another number of fields than the first, a column that is not
-            the label is not numeric (the message names it), the first line may or may not be a header, or commas may
-            be decimal or separate thousands.
+            the label is not numeric (the message names them all), the first line may or may not be a header, or commas
+            may be decimal or separate thousands.
     """
     from pandas.errors import ParserError, ParserWarning  # here, since pandas takes long to import
 
     try:
-        encoding = _encoding(path)
-        text = max((_Text(path, encoding, delimiter) for delimiter in "\t;, "), key=_fit)
-        layout = _lay_out(text, label, header)
+        texts = _texts(path, limit)
+        text = max(texts, key=_fit)
+        layout = _lay_out(text, label, header, drop, only)
         if not layout.rows or not layout.kept:
             raise ValueError(f"{path} holds no {'column of ' if layout.rows else ''}data")
         check_size(path, 8 * layout.rows * len(layout.kept), limit)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)  # pandas would leave fields out
             x = _numbers(text, layout)
-    except (csv.Error, ParserError, ParserWarning, UnicodeError) as error:
+    except (csv.Error, ParserError, ParserWarning, UnicodeError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} is no table of numbers as text: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # of the disk, where others are of a packed file that is torn
+            raise
         raise ValueError(f"{path} is no table of numbers as text: {error}") from error
     names = tuple(layout.columns[i] for i in layout.kept)
-    return Table(x, names, _classes(layout.labels) if layout.labels else None)
+    return Table(x, names, _classes(layout.labels, text.decimals) if layout.labels else None)
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The file, its encoding, and what stands between fields, where a blank is any number of blanks and tabs."""
+    """The file, its encoding, and what stands between fields, where a blank is any number of blanks and tabs.
+
+    Attributes:
+        skip: the lines before the table.
+        comment: the last of them, if it is a comment, without its sign.
+    """
 
     path: Path
     encoding: str
     delimiter: str
+    skip: int = 0
+    comment: str = ""
 
     @property
     def decimals(self) -> str:
         """The decimal signs that numbers may have."""
-        return ".," if self.delimiter in ";\t" else "."
+        return ".," if self.delimiter in ";\t|" else "."
+
+    def open(self) -> TextIO:
+        """The text from the first line of the table on."""
+        file = _opened(self.path, self.encoding)
+        for _ in range(self.skip):
+            file.readline()
+        return file
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """The fields of every record and the line where it ends; a blank line has no fields."""
-        with self.path.open(newline="", encoding=self.encoding) as file:
-            single = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in file)
-            lines = single if self.delimiter == " " else file
-            reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True)
+        with self.open() as file:
+            reader = self._reader(file)
             for fields in reader:
-                yield reader.line_num, fields
+                yield reader.line_num + self.skip, fields
+
+    def names(self) -> list[str]:
+        """The fields of the comment above the table."""
+        return next(self._reader([self.comment]), [])
+
+    def _reader(self, lines: Iterable[str]) -> Any:
+        single = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines)
+        return csv.reader(single if self.delimiter == " " else lines, delimiter=self.delimiter, skipinitialspace=True)
+
+
+def _opened(path: Path, encoding: str, newline: str | None = "") -> TextIO:
+    """A text file, unpacked on the way."""
+    unpack: Any = PACKED.get(path.suffix.lower(), open)
+    file: TextIO = unpack(path, "rt", encoding=encoding, newline=newline)
+    return file
+
+
+def _texts(path: Path, limit: int) -> list[_Text]:
+    """The file in its encoding, by each delimiter that it may have."""
+    encoding = _encoding(path, limit)
+    skip, comment, delimiters = 0, "", "\t;,| "
+    with _opened(path, encoding) as file:
+        while (line := file.readline(_LINE)).startswith(("#", "sep=")):
+            while not line.endswith("\n") and (rest := file.readline(_LINE)):
+                line += rest
+            skip, comment = skip + 1, line[1:].strip() if line[0] == "#" else ""
+            if line[0] != "#":
+                delimiters = line.strip().removeprefix("sep=") or "\t"
+    return [_Text(path, encoding, delimiter, skip, comment) for delimiter in delimiters if delimiter in "\t;,| "]
 
 
 @dataclass(frozen=True)
@@ -107,6 +179,7 @@ class _Layout:
 
     Attributes:
         columns: the names of the columns, or 0, 1, ...
+        width: the number of fields of a record, with those at its end that never hold anything.
         kept: the columns of the data.
         start: the record where the data begin, after that of the names.
         rows: the number of data.
@@ -115,6 +188,7 @@ class _Layout:
     """
 
     columns: tuple[str, ...]
+    width: int
     kept: list[int]
     start: int
     rows: int
@@ -122,13 +196,21 @@ class _Layout:
     labels: list[str]
 
 
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+def _encoding(path: Path, limit: int) -> str:
+    packed = path.suffix.lower() in PACKED
+    with _opened(path, "latin-1") as file:
+        encoding = "utf-16" if file.read(2) in ("\xff\xfe", "\xfe\xff") else "utf-8-sig"
     try:
-        with path.open(encoding=encoding) as text:
-            if any("\0" in piece for piece in iter(lambda: text.read(_CHUNK), "")):
-                raise ValueError(f"{path} is no table of numbers as text: it holds zero bytes")
+        size = line = 0
+        with _opened(path, encoding, newline=None) as text:
+            for piece in iter(lambda: text.read(_CHUNK), ""):
+                if "\0" in piece:
+                    raise ValueError(f"{path} is no table of numbers as text: it holds zero bytes")
+                size, end = size + len(piece), piece.rfind("\n")
+                line = line + len(piece) if end < 0 else len(piece) - end
+                if packed and (size > limit or line > _LINE):
+                    what = f"expands to more than {limit} bytes" if size > limit else f"has a line above {_LINE} bytes"
+                    raise ValueError(f"{path} {what}: unpack it, or pass a larger limit=")
     except UnicodeDecodeError:
         return "latin-1"
     return encoding
@@ -148,45 +230,143 @@ def _fit(text: _Text) -> tuple[int, float]:
     return 3, sum(any(_is_value(field, sign) for sign in text.decimals) for field in fields) / len(fields)
 
 
-def _lay_out(text: _Text, label: str | int | None, header: bool | None) -> _Layout:
+def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wanted, only: Wanted) -> _Layout:
     """The layout of a table, all of whose records have as many fields as the first."""
-    columns: tuple[str, ...] = ()
+    sample = list(islice((fields for _, fields in text.records() if _holds(fields)), _SAMPLE + 1))
+    if not sample:
+        return _Layout((), 0, [], 0, 0, [], [])
+    width = len(sample[0])
+    names, above = _names(text, sample, label, header)
+    columns = tuple(name or str(j) for j, name in enumerate(names or [""] * width))[: _ending(text, names or sample[0])]
+    at, kept = select(text.path, columns, label, drop, only)
+    if names and (nameless := [j for j in kept if not names[j]]):
+        raise ValueError(
+            f"{text.path}: column {nameless[0]} has no name: if it is an index, "
+            f"{advise_drop([str(j) for j in nameless])} (or write the file without, in pandas: index=False)"
+        )
+    used = [columns[j] for j in sorted([*kept, *([] if at is None else [at])])]
+    check_names(text.path, used, _RENAME)
     blank: list[int] = []
     labels: list[str] = []
-    start, rows, at = 0, 0, None
+    start, rows, heading = 0, 0, bool(names) and not above
     for i, (line, fields) in enumerate(text.records()):
-        if not fields or (len(fields) == 1 < len(columns) and not fields[0].strip()):
+        if not fields or (len(fields) == 1 < width and not fields[0].strip()) or (width > 1 and not _holds(fields)):
             blank.append(i)
-            continue
-        if not columns:
-            names = _names(text, fields, label in fields or header)
-            columns = names or tuple(str(j) for j in range(len(fields)))
-            at = None if label is None else position(text.path, label, columns)
-            if names:
-                start, blank = i + 1, []
-                continue
-        if len(fields) != len(columns):
-            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {len(columns)}")
-        rows += 1
-        if at is not None:
-            labels.append(fields[at].strip())
-    return _Layout(columns, [j for j in range(len(columns)) if j != at], start, rows, blank, labels)
+        elif heading:
+            start, blank, heading = i + 1, [], False
+        elif len(fields) != width:
+            hint = ": if the rows have names, give their column one, too" if names and len(fields) == width + 1 else ""
+            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}{hint}")
+        else:
+            rows += 1
+            if at is not None:
+                labels.append(fields[at].strip())
+    return _Layout(columns, width, kept, start, rows, blank, labels)
 
 
-def _names(text: _Text, first: Sequence[str], header: bool | None) -> tuple[str, ...]:
-    """The names in the first record; none if it holds data."""
-    numeric = [any(_is_number(field, sign) for sign in text.decimals) for field in first]
-    if header is None and any(numeric) and not all(numeric):
-        which = f"{text.path}: the first line may be names or data: {text.delimiter.join(first)[:80]!r}"
-        raise ValueError(f"{which}; say header=True or header=False")
-    if header is False or (header is None and all(numeric)):
-        return ()
-    names = tuple(field.strip() for field in first)
-    if "" in names:
-        which = f"{text.path}: column {names.index('')} has no name"
-        raise ValueError(f"{which}: if it is an index, leave it out (in pandas: index=False)")
-    check_names(text.path, names)
-    return names
+def _holds(fields: Sequence[str]) -> bool:
+    return any(map(str.strip, fields))
+
+
+def _ending(text: _Text, first: Sequence[str]) -> int:
+    """Where the columns end: what has no name, and never a field, is what a delimiter at the end of lines makes."""
+    end = len(first)
+    while end and not first[end - 1].strip():
+        end -= 1
+    if end in (0, len(first)):
+        return len(first)
+    for _, fields in text.records():
+        while end < len(fields) and _holds(fields[end:]):
+            end += 1
+    return min(end, len(first))
+
+
+def _names(
+    text: _Text, sample: list[list[str]], label: str | int | None, header: bool | None
+) -> tuple[tuple[str, ...], bool]:
+    """The names of the columns, none if there are none, and whether they stand in a comment above the table."""
+    first, *rest = sample
+    if header is None and text.comment:
+        names = text.names()
+        if len(names) == len(first) and all(_kind(text, name) == "word" for name in names):
+            return tuple(name.strip() for name in names), True
+    if header is None:
+        header = _is_header(text, first, rest, label)
+    return (tuple(field.strip() for field in first), False) if header else ((), False)
+
+
+def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str | int | None) -> bool:
+    """Whether the first record holds names, judged by those below it; what may be either is a question.
+
+    Names are words, and data are numbers. A line of both holds data if its words come again below them; it holds names
+    if the label has the name of such a word, or the words stand above numbers and the numbers count the columns. A line
+    of numbers holds data, unless they count the columns, are an even grid (wavelengths, years), or rise from column to
+    column, and no other line does.
+
+    Raises:
+        ValueError: for a line that may be names or data.
+    """
+    kinds = [_kind(text, field) for field in first]
+    words = [j for j, kind in enumerate(kinds) if kind == "word"]
+    numbers = [_value(text, field) for field, kind in zip(first, kinds, strict=True) if kind == "number"]
+    below = [fields for fields in rest if len(fields) == len(first)]
+    if words and all(kind == "word" or not field.strip() for kind, field in zip(kinds, first, strict=True)):
+        return True
+    if words:
+        again = any(fields[j].strip() == first[j].strip() for fields in below for j in words)
+        if not again and label in [first[j].strip() for j in words]:
+            return True
+        above = all({_kind(text, fields[j]) for fields in below} - {"missing"} == {"number"} for j in words)
+        if above and numbers and _counts(numbers):
+            return True
+        if again and not (numbers and _counts(numbers)):
+            return False
+    elif numbers and not _looks_like_names(text, first, numbers, below):
+        return False
+    raise ValueError(
+        f"{text.path}: the first line may be names or data: {text.delimiter.join(first)[:80]!r}; say header=True or "
+        "header=False, in a shell --header or --no-header"
+    )
+
+
+def _looks_like_names(text: _Text, first: list[str], numbers: list[float], below: list[list[str]]) -> bool:
+    """Whether a line of numbers alone is other than the lines below, and such as the names of columns are."""
+    others = [[_value(text, field) for field in fields] for fields in below]
+    if not others or len(numbers) != len(others[0]):  # a field is missing
+        return False
+    if len(numbers) < 3:
+        fractions = all(any(v % 1 for v in column if math.isfinite(v)) for column in zip(*others, strict=True))
+        return _counts(numbers) and fractions and all(field.strip().isdigit() for field in first)
+    if _is_even(numbers):
+        return not (all if _counts(numbers) else any)(map(_is_even, others))
+    return _rises(numbers) and not any(map(_rises, others))
+
+
+def _counts(numbers: list[float]) -> bool:
+    return numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+
+
+def _is_even(numbers: list[float]) -> bool:
+    """Whether three rising numbers or more of any order have one distance."""
+    with np.errstate(invalid="ignore"):  # of infinities
+        steps = np.diff(numbers)
+    step = steps.mean() if len(steps) > 2 else max(0.0, steps.mean() if len(steps) > 1 else 0.0)
+    return bool(step) and bool(abs(steps - step).max() <= 1e-6 * abs(step))
+
+
+def _rises(numbers: list[float]) -> bool:
+    return len(numbers) >= _RISING and all(a < b for a, b in pairwise(numbers))
+
+
+def _kind(text: _Text, field: str) -> str:
+    """What a field is: a number, missing, or a word."""
+    if any(_is_number(field, sign) for sign in text.decimals):
+        return "number"
+    return "missing" if field.strip().lower() in _MISSING else "word"
+
+
+def _value(text: _Text, field: str) -> float:
+    return next((float(field.replace(sign, ".")) for sign in text.decimals if _is_number(field, sign)), math.nan)
 
 
 class _NoNumbers(Exception):
@@ -195,22 +375,23 @@ class _NoNumbers(Exception):
 
 def _numbers(text: _Text, layout: _Layout) -> Pieces:
     """The numbers [N, X], to be read in pieces; NaN where they are missing."""
-    wrong = []
+    wrong: list[tuple[dict[str, tuple[int, str]], dict[str, int]]] = []
     for decimal in text.decimals:
         faults: dict[str, tuple[int, str]] = {}
+        missing: dict[str, int] = {}
         x = Pieces((layout.rows, len(layout.kept)), np.dtype(np.float64), partial(_parsed, text, layout, decimal))
         try:
             for _ in x.read():  # all of it once, since what it holds is known in the end
                 pass
         except _NoNumbers:
-            faults = _faults(text, layout, decimal)
+            faults, missing = _faults(text, layout, decimal)
             x = Pieces.of(_spell(text, layout, decimal)) if not faults else x
         if not faults:
             if decimal == ",":
                 _check_commas(text, layout)
             return x
-        wrong.append(faults)
-    raise ValueError(f"{text.path}: {_complaint(text, min(wrong, key=len))}")
+        wrong.append((faults, missing))
+    raise ValueError(f"{text.path}: {_complaint(text, *min(wrong, key=lambda found: len(found[0])))}")
 
 
 def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
@@ -220,23 +401,25 @@ def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[
     exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # correct rounding was an option before
     blank = np.array(layout.blank, np.int64) - layout.start
     done = kept = 0
-    with pandas.read_csv(
-        text.path,
-        sep=r"\s+" if text.delimiter == " " else text.delimiter,
-        decimal=decimal,
-        encoding=text.encoding,
-        header=layout.start - 1 if layout.start else None,
-        names=list(range(len(layout.columns))),
-        index_col=False,
-        usecols=layout.kept,
-        na_values=_MARKERS,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        skipinitialspace=True,
-        low_memory=False,
-        chunksize=max(1, _CHUNK // len(layout.columns)),
-        **({} if exact else {"float_precision": "round_trip"}),
-    ) as frames:
+    with (
+        text.open() as file,
+        pandas.read_csv(
+            file,
+            sep=r"\s+" if text.delimiter == " " else text.delimiter,
+            decimal=decimal,
+            header=layout.start - 1 if layout.start else None,
+            names=list(range(layout.width)),
+            index_col=False,
+            usecols=layout.kept,
+            na_values=_MARKERS,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            low_memory=False,
+            chunksize=max(1, _CHUNK // layout.width),
+            **({} if exact else {"float_precision": "round_trip"}),
+        ) as frames,
+    ):
         for frame in frames:
             # The types are those that pandas finds: told to read floats, it takes True for 1.
             stop = done + len(frame)
@@ -264,24 +447,32 @@ def _spell(text: _Text, layout: _Layout, decimal: str) -> NDArray[np.float64]:
     return np.fromiter(values, np.float64).reshape(layout.rows, len(layout.kept))
 
 
-def _faults(text: _Text, layout: _Layout, decimal: str) -> dict[str, tuple[int, str]]:
-    """Line and text of the first field that is no number, by column."""
+def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, tuple[int, str]], dict[str, int]]:
+    """Line and text of the first field that is no number, and how many are missing, by column."""
     faults: dict[str, tuple[int, str]] = {}
+    missing: Counter[str] = Counter()
     for line, column, field in _fields(text, layout):
-        if layout.columns[column] not in faults and not _is_value(field, decimal):
-            faults[layout.columns[column]] = line, field
-    return faults
+        if _is_number(field, decimal):
+            continue
+        name = layout.columns[column]
+        if field.lower() in _MISSING:
+            missing[name] += 1
+        else:
+            faults.setdefault(name, (line, field))
+    return faults, {name: missing[name] for name in missing if name not in faults}
 
 
-def _complaint(text: _Text, faults: dict[str, tuple[int, str]]) -> str:
+def _complaint(text: _Text, faults: dict[str, tuple[int, str]], missing: dict[str, int]) -> str:
     (name, (line, field)), *others = faults.items()
-    which = f" (nor are {', '.join(repr(other) for other, _ in others)})" if others else ""
+    which = f" (nor are {listed([repr(other) for other, _ in others])})" if others else ""
+    if missing:
+        which += f", and values are missing: {listed([f'{count} of {column!r}' for column, count in missing.items()])}"
     hint = "; a decimal comma is read only between semicolons or tabs: write a point" if _is_value(field, ",") else ""
     if any(_is_value(field, sign) for sign in text.decimals):
         hint = "; in other places the decimal sign is another: write one of the two"
     return (
-        f"column {name!r} is not numeric: line {line} has {field!r}{which}; leave the column out, encode it, or, if it "
-        f"holds the classes, {advise_label(name)}{hint}"
+        f"column {name!r} is not numeric: line {line} has {field!r}{which}; {advise_drop([*faults, *missing])}; encode "
+        f"them as numbers; or, if {name!r} holds the classes, {advise_label(name)}{hint}"
     )
 
 
@@ -296,10 +487,13 @@ def _check_commas(text: _Text, layout: _Layout) -> None:
         )
 
 
-def _classes(labels: list[str]) -> NDArray[np.generic]:
-    """Whole numbers as numbers, words as words, None where they are missing; - is a class beside +."""
+def _classes(labels: list[str], decimals: str) -> NDArray[np.generic]:
+    """Numbers as numbers, words as words, None where they are missing; - is a class beside +, and 007 a word."""
     if all(re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", label) for label in labels):
         return np.array([int(label) for label in labels], dtype=np.int64)
+    for sign in decimals:
+        if all(_REAL[sign].fullmatch(label) for label in labels):
+            return np.array([float(label.replace(sign, ".")) for label in labels])
     missing = _MISSING - {"-"} if "+" in labels else _MISSING
     return np.array([None if label.lower() in missing else label for label in labels], dtype=object)
 

@@ -6,21 +6,26 @@ __all__ = ["load"]
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from jensen.checked import checked
+from jensen.checked import checked, shown
 
 from .arrays import LIMIT
 from .cards import Card, cards
+from .columns import Wanted
 from .dataset import Dataset
-from .own import from_array, read_table
+from .formats import READ, is_path, read_table
+from .own import from_array
 from .preparation import Split, prepare
 from .published import READERS
 from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
 
-_FILES = (".npy", ".npz", ".csv", ".parquet")
+if TYPE_CHECKING:  # so that load itself says what to do with data in memory
+    _Name = str | PathLike[str]
 _WITHOUT_SPLIT = ("digits", "frey_faces")
 _SYNTHETIC: dict[str, Callable[..., Dataset]] = {
     "linear_gaussian": linear_gaussian,
@@ -32,7 +37,7 @@ _SYNTHETIC: dict[str, Callable[..., Dataset]] = {
 
 @checked
 def load(
-    name: str | Path,
+    name: _Name,
     *,
     binarize: str | None = None,
     dequantize: bool | None = None,
@@ -42,11 +47,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     label: str | int | None = None,
     header: bool | None = None,
+    drop: Wanted = None,
+    only: Wanted = None,
+    member: str | None = None,
     levels: int | None = None,
     image_shape: tuple[int, ...] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    r"""A data set by name, one of :func:`cards`, or your own from a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
+    r"""A data set by name, one of :func:`cards`, or your own from a file.
 
     Grey images with L levels 0 ... L - 1 become x / (L - 1), or dequantized (x + u) / L with u uniform on [0, 1):
 
@@ -54,8 +62,8 @@ def load(
               \quad\text{in expectation over } u
 
     Files of published sets are looked for in the folder that ``JENSEN_DATA`` names, then in the user's cache, then
-    downloaded and checked. No pickled data are ever loaded. Of an ``.npz`` file the only array is read, or that
-    called ``x``; a file of your own is used as :func:`from_array` uses an array.
+    downloaded and checked. A file of your own (``.npy``, ``.npz``, ``.mat``, ``.parquet``, or a table as text such as
+    ``.csv``, packed or not) is used as :func:`from_array` uses an array. No pickled data are ever loaded.
 
     References:
         Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
@@ -71,9 +79,13 @@ def load(
             a published split. None: their usual one, or (0.8, 0.1, 0.1).
         seed: fixes u, the draws of ``"sample"``, the split where none is published, and synthetic data.
         dtype: of the data.
-        label: of a file, the name or position of the column of labels; of an ``.npz`` file, the name of their array.
-        header: whether the first line of a CSV file holds names; None: detected where it is unambiguous. Its delimiter
-            (comma, semicolon, tab, blanks), decimal sign and encoding are detected too.
+        label: of a file, the column of the classes: its name, or its position from 0, or from -1 at the end; of an
+            ``.npz`` or ``.mat`` file also the name of their array. A string is a name before it is a position.
+        header: whether the first line of a text holds names; None: detected where it is unambiguous. Its delimiter
+            (comma, semicolon, tab, bar, blanks), decimal sign and encoding are detected too.
+        drop: of a file, columns to leave out, by name or position.
+        only: of a file, the columns of the data, where they are not all but the label.
+        member: of an ``.npz`` or ``.mat`` file, the array of the data; None: the only one, or that called ``x``.
         levels: of a file, the number of grey levels, if the data are such.
         image_shape: of a file, (height, width) or (channels, height, width), if the data are images.
         limit: bytes that a file's data may take in memory; 4 GiB if None.
@@ -94,8 +106,15 @@ def load(
         >>> load("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    if isinstance(name, Path) or name.lower().endswith(_FILES):
-        table = read_table(Path(name), label, header, limit or LIMIT)
+    if not isinstance(name, str | PathLike):
+        raise TypeError(
+            f"name is the name of a data set or the path of a file, but got {shown(name)}: data in memory are given to "
+            "from_array(x)"
+        )
+    if "://" in str(name):
+        raise ValueError(f"{name} is an address: download the file, and give its path")
+    if not isinstance(name, str) or (name not in cards() and is_path(name)):
+        table = read_table(Path(name), label, header, limit or LIMIT, drop, only, member)
         return from_array(
             table,
             name=Path(name).stem,
@@ -109,7 +128,16 @@ def load(
             dtype=dtype,
         )
     card = _card(name)
-    for_files = {"label": label, "header": header, "levels": levels, "image_shape": image_shape, "limit": limit}
+    for_files = {
+        "label": label,
+        "header": header,
+        "drop": drop,
+        "only": only,
+        "member": member,
+        "levels": levels,
+        "image_shape": image_shape,
+        "limit": limit,
+    }
     if given := [argument for argument, value in for_files.items() if value is not None]:
         raise ValueError(f"{', '.join(given)} belong to files of your own, but {card.name} is a data set by name")
     if dequantize is None:
@@ -128,7 +156,7 @@ def _card(name: str) -> Card:
     close = get_close_matches(name, known, n=1)
     raise ValueError(
         f"there is no data set {name!r}; " + (f"did you mean {close[0]!r}? " if close else "") + "there are "
-        f"{', '.join(known)}; and files of your own: {', '.join(_FILES)}"
+        f"{', '.join(known)}; and files of your own: {READ}"
     )
 
 

@@ -5,7 +5,7 @@ Grey images with L levels 0 ... L - 1 become x / (L - 1), or dequantized (x + u)
 
 from __future__ import annotations
 
-__all__ = ["SPLITS", "Split", "draw_split", "prepare"]
+__all__ = ["SPLITS", "Moments", "Split", "check_scale", "draw_split", "prepare"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .arrays import BLOCK
+from .columns import advise_drop, listed
 from .dataset import Dataset
 
 SPLITS = ("train", "validation", "test")
@@ -82,10 +83,12 @@ def prepare(
     if binarize and (dequantize or standardize):
         other = "dequantize" if dequantize else "standardize"
         raise ValueError(f"binarize and {other} exclude each other: zeros and ones have no density; choose one of them")
+    if standardize and raw.levels is None:
+        return _standardized(raw, dtype)
     data = _scaled(raw, dequantize, seed, dtype)
     if binarize:
         data = _binarized(data, binarize, seed)
-    return _standardized(data) if standardize else data
+    return _standardized(data, dtype) if standardize else data
 
 
 def _each(data: Dataset, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Dataset:
@@ -143,37 +146,87 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
     )
 
 
-def _standardized(data: Dataset) -> Dataset:
-    if not data.train.is_floating_point() or len(data.train) < 2:
-        raise ValueError(
-            f"standardize needs at least two training data in a floating-point dtype, but {data.name} has "
-            f"{len(data.train)} in {data.train.dtype}"
-        )
-    location, scale = _moments(data.train)
-    if not scale.all():
-        constant = (scale == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"standardize needs features that vary, but {len(constant)} of {data.name} are constant over the training "
-            f"data, the first of them feature {constant[0]} of 0 ... {len(scale) - 1}: drop them first"
-        )
+def _standardized(data: Dataset, dtype: torch.dtype) -> Dataset:
+    """Data of any dtype, standardized by float64 statistics of what they are before they are stored."""
+    moments = Moments((data.train.shape[-1],))
+    for part in _blocks(data.train):
+        moments.add(part.flatten(0, -2).double().numpy())
+    check_scale(data.name, moments, len(data.train), dtype)
+    location, scale = torch.from_numpy(moments.location), torch.from_numpy(moments.scale)
     density = _Rescaled(data.log_density, location, scale) if data.log_density else None
     return replace(
-        _each(data, lambda x: ((x.double() - location) / scale).to(x.dtype), data.train.dtype),
+        _each(data, lambda x: ((x.double() - location) / scale).to(dtype), dtype),
         value_range=None,
-        location=location.to(data.train.dtype),
-        scale=scale.to(data.train.dtype),
+        location=location,
+        scale=scale,
         log_density=density,
     )
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, [X] each: exactly zero spread where a feature is constant."""
-    first = x.flatten(0, -2)[0].double()  # near the mean, so that no digits are lost to it
-    n = x.numel() // x.shape[-1]
-    mean = sum(((part.double() - first).flatten(0, -2).sum(0) for part in _blocks(x)), torch.zeros_like(first)) / n
-    location = first + mean
-    squares = ((part.double() - first - mean).square().flatten(0, -2).sum(0) for part in _blocks(x))
-    return location, (sum(squares, torch.zeros_like(first)) / (n - 1)).sqrt()
+class Moments:
+    """Mean and standard deviation of features in float64, from some rows at a time.
+
+    Args:
+        shape: of the features.
+
+    Example:
+        >>> moments = Moments((2,))
+        >>> for part in (np.array([[1e9, 5.0]]), np.array([[1e9 + 2, 5.0], [1e9 + 4, 5.0]])):
+        ...     moments.add(part)
+        >>> (moments.location - [1e9, 5.0]).tolist(), moments.scale.tolist()
+        ([2.0, 0.0], [2.0, 0.0])
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._rows = np.zeros(shape[-1], np.int64)
+        self._first, self._mean, self._squares = np.zeros((3, *shape))
+
+    def add(self, x: NDArray[np.float64], columns: slice = slice(None)) -> None:
+        """Add rows [n, ..., k] of these columns of the last dimension."""
+        if not len(x):
+            return
+        here, n, m = (..., columns), self._rows[columns], len(x)
+        self._first[here] = np.where(n > 0, self._first[here], x[0])  # near the mean, so that no digits are lost to it
+        x = x - self._first[here]
+        mean = x.mean(0)
+        off = mean - self._mean[here]
+        self._mean[here] += off * m / (n + m)
+        self._squares[here] += ((x - mean) ** 2).sum(0) + off**2 * n * m / (n + m)
+        self._rows[columns] = n + m
+
+    @property
+    def location(self) -> NDArray[np.float64]:
+        """The means."""
+        return np.asarray(self._first + self._mean)
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """The standard deviations: exactly zero where a feature is constant."""
+        return np.asarray(np.sqrt(self._squares / np.maximum(1, self._rows - 1)))
+
+
+def check_scale(name: str, moments: Moments, n: int, dtype: torch.dtype, columns: tuple[str, ...] = ()) -> None:
+    """Refuse to standardize by what is no scale.
+
+    Raises:
+        ValueError: for fewer than two data, whole numbers, or features that are constant or too large to be squared.
+    """
+    if not dtype.is_floating_point or n < 2:
+        raise ValueError(
+            f"standardize needs at least two training data in a floating-point dtype, but {name} has {n} in {dtype}"
+        )
+    scale = moments.scale.reshape(-1)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"standardize needs numbers whose squares are finite, but {name} has larger ones: scale them")
+    if not scale.all():
+        constant = np.flatnonzero(scale == 0).tolist()
+        names = [columns[i] for i in constant] if columns else []
+        where = listed([repr(c) for c in names]) if columns else f"the first of them feature {constant[0]} of 0 ... "
+        remedy = advise_drop(names) if columns else "drop them first"
+        raise ValueError(
+            f"standardize needs features that vary, but {len(constant)} of {name} are constant over the training data, "
+            f"{where}{'' if columns else len(scale) - 1}: {remedy}"
+        )
 
 
 @dataclass(frozen=True)

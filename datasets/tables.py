@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Table", "advise_label", "check_names", "is_frame", "of_frame", "position", "read_parquet"]
+__all__ = ["Table", "is_frame", "of_frame", "read_parquet"]
 
-import shlex
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import LIMIT, Pieces, check_size
+from .columns import Wanted, advise_drop, advise_label, check_names, listed, select
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class Table:
     labels: NDArray[np.generic] | None
 
 
-def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT) -> Table:
+def read_parquet(
+    path: Path, label: str | int | None = None, limit: int = LIMIT, drop: Wanted = None, only: Wanted = None
+) -> Table:
     """Read columns of numbers of a Parquet file, by pyarrow.
 
     Args:
         path: the file.
         label: name or position of the column of labels.
         limit: bytes that the columns may take in memory.
+        drop: columns to leave out.
+        only: the columns of the data, where they are not all others.
 
     Returns:
         The table.
@@ -52,36 +57,58 @@ def read_parquet(path: Path, label: str | int | None = None, limit: int = LIMIT)
             meta = file.metadata
             columns = tuple(file.schema_arrow.names)
             check_names(path, columns)
-            if any(name.startswith("__index_level_") for name in columns):
-                raise ValueError(f"{path} holds the index of a DataFrame as a column: write it with index=False")
-            held = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            check_size(path, max(held, 8 * meta.num_rows * len(columns)), limit)
-            at = None if label is None else position(path, label, columns)
-            _check_columns(path, file.schema_arrow, at)
+            at, kept = select(path, columns, label, drop, only)
+            if index := [columns[i] for i in kept if columns[i] in _index(file.schema_arrow)]:
+                raise ValueError(
+                    f"{path} holds the index of a DataFrame as a column: write it with index=False, or "
+                    f"{advise_drop(index)}"
+                )
+            used = kept if at is None else [*kept, at]
+            held = _bytes_of(meta, None if len(used) == len(columns) else {columns[i] for i in used})
+            check_size(path, max(held, 8 * meta.num_rows * len(kept)), limit)
+            _check_columns(path, file.schema_arrow, at, kept)
             if not meta.num_rows:
                 raise ValueError(f"{path} holds no data")
             labels = None if at is None else _labels(path, columns[at], meta.num_rows)
-            kept = [i for i in range(len(columns)) if i != at]
             kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
             names = tuple(columns[i] for i in kept)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the names of its columns are no text in UTF-8: rename them ({error})") from error
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
     shape, dtype = (meta.num_rows, len(kept)), np.result_type(*kinds)
     return Table(Pieces(shape, dtype, lambda: _numbers(path, names, meta.num_rows)), names, labels)
 
 
-def _check_columns(path: Path, schema: Any, at: int | None) -> None:
+def _bytes_of(meta: Any, names: set[str] | None) -> int:
+    """What columns, or all, take when they are unpacked."""
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    if names is None:
+        return sum(group.total_byte_size for group in groups)
+    columns = (group.column(i) for group in groups for i in range(meta.num_columns))
+    return sum(
+        column.total_uncompressed_size
+        for column in columns
+        if column.path_in_schema in names or column.path_in_schema.split(".")[0] in names
+    )
+
+
+def _index(schema: Any) -> set[str]:
+    """The columns that pandas wrote for an index."""
+    about = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+    return {name for name in about.get("index_columns", []) if isinstance(name, str)}
+
+
+def _check_columns(path: Path, schema: Any, at: int | None, kept: list[int]) -> None:
     """Refuse columns that are no numbers, before anything is read; of labels, those that hold several values each."""
     from pyarrow import types
 
     number = (types.is_integer, types.is_floating, types.is_boolean)
-    wrong = [f for i, f in enumerate(schema) if i != at and not any(kind(f.type) for kind in number)]
+    wrong = [schema.field(i) for i in kept if not any(kind(schema.field(i).type) for kind in number)]
     if wrong:
         _refuse_columns(str(path), {field.name: str(field.type) for field in wrong})
     if at is not None and types.is_nested(schema.field(at).type):
         raise ValueError(f"{path}: column {schema.field(at).name!r} holds {schema.field(at).type}, which are no labels")
-    if len(schema) == (at is not None):
-        raise ValueError(f"{path} holds no column of data")
 
 
 def _batches(path: Path, names: list[str], n: int, **how: Any) -> Iterator[tuple[int, Any]]:
@@ -121,12 +148,18 @@ def _values(column: Any) -> NDArray[np.generic]:
 
 def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
     """Labels as an array; words that repeat are one object."""
-    from pyarrow import DictionaryArray
+    from pyarrow import ArrowInvalid, DictionaryArray
 
     labels: list[NDArray[np.generic]] = []
     for _, batch in _batches(path, [name], n, read_dictionary=[name]):
         column = batch.column(batch.schema.get_field_index(name))
-        column.validate(full=True)
+        try:
+            column.validate(full=True)
+        except ArrowInvalid as error:
+            raise ValueError(
+                f"{path}: the labels, column {name!r}, are no text in UTF-8, or torn: write them again, as text that "
+                f"was read in its encoding ({error})"
+            ) from error
         if isinstance(column, DictionaryArray):
             words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
             places: NDArray[np.int64] = column.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
@@ -140,11 +173,21 @@ _ROWS, _COLUMNS = 16_384, 8  # that are in memory at once, and a page of each of
 
 
 def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
-    which = ", ".join(f"{name!r} ({kind})" for name, kind in wrong.items())
-    raise ValueError(
-        f"{source}: column {which} is not numeric: leave it out, encode it, or, if it holds the classes, "
-        f"{advise_label(next(iter(wrong)))}"
+    names, many = list(wrong), len(wrong) > 1
+    which = listed([f"{name!r} ({kind})" for name, kind in wrong.items()])
+    label = f"name it: labels={names[0]!r}" if source == _FRAME else advise_label(names[0])
+    out = (
+        f"leave {'them' if many else 'it'} out: x.drop(columns={names[:10]})"
+        if source == _FRAME
+        else advise_drop(names)
     )
+    raise ValueError(
+        f"{source}: column{'s' * many} {which} {'are' if many else 'is'} not numeric: {out}; encode as numbers; or, if "
+        f"{names[0]!r} holds the classes, {label}"
+    )
+
+
+_FRAME = "the DataFrame"
 
 
 def is_frame(x: object) -> bool:
@@ -159,9 +202,9 @@ def of_frame(frame: Any, label: str | int | None = None) -> Table:
     Raises:
         ValueError: if a column that is not the label is not numeric, or two have one name.
     """
-    check_names("the DataFrame", list(frame.columns))
+    check_names(_FRAME, list(frame.columns))
     columns = {str(name): _plain(frame.iloc[:, i]) for i, name in enumerate(frame.columns)}
-    return _of_columns("the DataFrame", columns, label if label is None else str(label))
+    return _of_columns(_FRAME, columns, label if label is None else str(label))
 
 
 def _plain(column: Any) -> NDArray[np.generic]:
@@ -175,7 +218,9 @@ def _plain(column: Any) -> NDArray[np.generic]:
 
 def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str | int | None) -> Table:
     names = tuple(columns)
-    at = None if label is None else position(source, label, names)
+    if label is not None and label not in names:
+        raise ValueError(f"{source} has no column {label!r} for label=; it has {listed(names)}")
+    at = None if label is None else names.index(str(label))
     kept = [name for i, name in enumerate(names) if i != at]
     wrong = {name: str(columns[name].dtype) for name in kept if columns[name].dtype.kind not in "biuf"}
     if wrong:
@@ -184,31 +229,3 @@ def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str
         raise ValueError(f"{source} holds no column of data")
     labels = None if at is None else columns[names[at]]
     return Table(Pieces.of(np.stack([columns[name] for name in kept], 1)), tuple(kept), labels)
-
-
-def position(source: str | Path, label: str | int, columns: tuple[str, ...]) -> int:
-    """The column that a label names.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if isinstance(label, int) and -len(columns) <= label < len(columns):
-        return label % len(columns)
-    if label in columns:
-        return columns.index(str(label))
-    raise ValueError(f"{source} has no column {label!r} for label=; it has {', '.join(columns)}")
-
-
-def check_names(source: str | Path, names: Sequence[object]) -> None:
-    """Hold the names of columns against each other.
-
-    Raises:
-        ValueError: if two are the same.
-    """
-    if len({str(name) for name in names}) < len(names):
-        raise ValueError(f"{source} has columns of one name: {', '.join(map(str, names))}")
-
-
-def advise_label(name: str) -> str:
-    """How to say that a column holds the labels, in Python and in a shell."""
-    return f"name it: label={name!r}, in a shell --label {shlex.quote(name)}"

@@ -28,13 +28,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from jensen.checked import check_data
+from jensen.checked import as_data, check_data
 
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
 
 _SHAPES = "Trace Shapes:"  # what Pyro adds to an error, with those of its sites
 _BELOW = ("numpy", "pyro", "torch")
+_PLAINLY = as_data([], "")
 _LITERALS = (bool, int, float, str, type(None))
 
 
@@ -202,8 +203,9 @@ def _no_tensor(data: Any) -> str:
         for j, kind in zip(fixed, kinds, strict=True)
     }
     text = f"{expected} data[{i}] is {_named(data[i])}; {_closure(len(data), names)}"
-    if hasattr(data[i], "__array__") or isinstance(data[i], list):
-        text += f"; if it has a row for each datum, use torch.as_tensor(data[{i}])"
+    made = as_data(data[i], f"data[{i}]")
+    if made != _PLAINLY or hasattr(data[i], "__array__") or isinstance(data[i], list):
+        text += f"; if it has a row for each datum, {made}" + f"(data[{i}])" * (made == _PLAINLY)
     return text
 
 
@@ -233,6 +235,7 @@ def _one_argument(value: Any, where: str) -> str:
         return (
             f"where it is an option of a pair that holds its data, give `functools.partial(model, {code})` in place of "
             "the model, the like for the guide, and () as data"
+            + (f"; where it says what the data are, {as_data(value, where)}" if isinstance(value, str) else "")
         )
     if isinstance(value, list) and value and all(isinstance(x, Tensor) for x in value):
         if len({x.shape[:1] for x in value}) > 1:
@@ -242,7 +245,8 @@ def _one_argument(value: Any, where: str) -> str:
                 "x, n in zip(padded, lengths)])` in place of the model, and the like for the guide"
             )
         return f"use tuple({where}) for tensors with a row for each datum, torch.stack({where}) for a list of rows"
-    return "use torch.as_tensor, or tuple"
+    made = as_data(value, where)
+    return f"{made}, or tuple" if made == _PLAINLY else made
 
 
 def _packed(where: str, arguments: list[str]) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Categorical, Delta, Unit
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -29,6 +29,7 @@ from .caller import outside
 from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, subsampling
 from .supports import bounds_of, inside_of, log_density
 
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32)
 _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
 
@@ -198,6 +199,7 @@ def _check_shape(site: Site) -> None:
 
 def _check_observed(site: Site, again: Again | None) -> None:
     """Raise ValueError for an observation outside the support of its distribution, or of another shape."""
+    _check_dtype(site)
     fn, value = site["fn"], site["value"]
     event_dim = fn.event_dim
     shape = tuple(value.shape[: value.dim() - event_dim])
@@ -226,6 +228,33 @@ def _check_observed(site: Site, again: Again | None) -> None:
         raise ValueError(
             f"the data observed at site '{site['name']}' lie outside the support of {name_of(fn)} in "
             f"{int(outside.sum())} places (values from {bad.min():g} to {bad.max():g} there); {_remedy(support)}"
+        )
+
+
+def _check_dtype(site: Site) -> None:
+    """Raise ValueError for whole numbers whose density is another than that of the same real numbers.
+
+    Narrow ones wrap around where a density takes sums and differences of them: 255 + 1 is 0 in bytes.
+    """
+    fn, value = site["fn"], site["value"]
+    if not isinstance(value, Tensor) or value.is_floating_point() or isinstance(base_of(fn), Categorical):
+        return
+    wrong = "whose sums and differences wrap around" if value.dtype in _NARROW else ""
+    if not wrong:
+        to = torch.get_default_dtype()
+        try:
+            right = fn.log_prob(value.to(to))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # it is for whole numbers alone, or for none
+            return
+        try:
+            same = torch.allclose(fn.log_prob(value).to(to), right, rtol=1e-3, atol=1e-3, equal_nan=True)
+        except (RuntimeError, ValueError, TypeError):
+            same = False
+        wrong = "" if same else "with which it does not compute"
+    if wrong:
+        raise ValueError(
+            f"the data observed at site '{site['name']}' of {name_of(fn)} are {value.dtype}, {wrong}: convert them "
+            "(x.float())"
         )
 
 

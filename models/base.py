@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from jensen.checked import check_data
+from jensen.checked import as_event, check_data
 
 
 def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
@@ -18,7 +18,10 @@ def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
     check_data(x, "x")
     if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
         expected = ", ".join(["N", *map(str, event_shape)])
-        raise ValueError(f"{owner} expects data x of shape [{expected}], but got {list(x.shape)}")
+        remedy = as_event(x, tuple(event_shape), "x")
+        raise ValueError(
+            f"{owner} expects data x of shape [{expected}], but got {list(x.shape)}" + f"; {remedy}" * bool(remedy)
+        )
 
 
 def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor | None = None) -> None:

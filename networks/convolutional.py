@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from jensen.checked import check_features, checked
+from jensen.checked import as_event, check_features, checked
 
 from .mlp import made_by, mlp
 
@@ -171,9 +171,10 @@ class _Flat(nn.Module):
         if x.shape[-1:] == (math.prod(self.image),):
             return x
         shape = ", ".join(map(str, self.image))
+        remedy = as_event(x, self.image, "x") or "build the network for their shape"
         raise ValueError(
             f"this network reads images [..., {shape}], or flat ones [..., {math.prod(self.image)}], but got shape "
-            f"{tuple(x.shape)}; reshape the data, or build the network for their shape"
+            f"{tuple(x.shape)}; {remedy}"
         )
 
     def extra_repr(self) -> str:

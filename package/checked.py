@@ -15,7 +15,7 @@ its function says.
 
 from __future__ import annotations
 
-__all__ = ["check_data", "check_features", "check_tensor", "checked", "checked_fields", "shown"]
+__all__ = ["as_data", "as_event", "check_data", "check_features", "check_tensor", "checked", "checked_fields", "shown"]
 
 import inspect
 import math
@@ -30,6 +30,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import torch
+import torch.utils.data
 from torch import Tensor, nn
 
 P = ParamSpec("P")
@@ -96,11 +97,78 @@ def checked_fields(record: type[C]) -> type[C]:
 def check_tensor(value: object, name: str) -> None:
     """Raise TypeError for what is no tensor, ValueError for one without values or not dense."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a tensor, but got {shown(value)}; use torch.as_tensor")
+        raise TypeError(f"{name} is a tensor, but got {shown(value)}; {as_data(value, name)}")
     if value.layout is not torch.strided or value.is_quantized:
         raise ValueError(f"{name} is a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
     if value.is_meta:
         raise ValueError(f"{name} is on the device 'meta', where tensors hold no values: give one with values")
+
+
+def as_data(value: object, name: str) -> str:
+    """How what holds data is made a tensor, in code.
+
+    Example:
+        >>> as_data(np.zeros((3, 2)), "data")
+        'use torch.as_tensor(data, dtype=torch.float32)'
+        >>> as_data(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(3, 2))), "data")
+        'batches are made here (batch_size=): use data.dataset.tensors[0]'
+    """
+    read = f"jensen.datasets.from_array({name}).train"
+    kind = type(value).__module__.partition(".")[0]
+    if isinstance(getattr(value, "train", None), Tensor):  # a data set in splits
+        return f"use {name}.train (and {name}.validation, {name}.test)"
+    if isinstance(value, torch.utils.data.DataLoader):
+        made = as_data(value.dataset, f"{name}.dataset")
+        return f"batches are made here (batch_size=): {made}" + f"({name}.dataset)" * made.endswith("as_tensor")
+    if isinstance(value, torch.utils.data.TensorDataset):
+        one = len(value.tensors) == 1
+        return f"use {name}.tensors[0]" + ("" if one else f", or {name}.tensors for a pair that takes them all")
+    if isinstance(value, np.ma.MaskedArray):
+        return f"use torch.as_tensor({name}.astype(float).filled(numpy.nan), dtype={torch.get_default_dtype()})"
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return f"use torch.as_tensor({name}, dtype={torch.get_default_dtype()})"
+    if isinstance(value, (str, os.PathLike)):
+        return f"use jensen.datasets.load({name}).train for a data set of that name, or a file"
+    if isinstance(value, torch.utils.data.Dataset) or (isinstance(value, np.ndarray) and value.dtype.names):
+        return f"use {read}"
+    if kind in _TABLES:
+        whole = f"torch.tensor({name}{_TABLES[kind]}, dtype={torch.get_default_dtype()})"
+        if getattr(value, "ndim", 2) == 1:  # labels, or one feature
+            return f"use {whole}"
+        return f"use {read}, a part of the rows, or for all of them {whole}"
+    return "use torch.as_tensor"
+
+
+def as_event(x: Tensor, shape: tuple[int, ...], name: str) -> str:
+    """How rows of the same numbers in another shape get this one, in code; nothing if they are other numbers.
+
+    Example:
+        >>> as_event(torch.zeros(5, 8, 8, 3), (3, 8, 8), "x")
+        'the channels come last: use x.movedim(-1, -3)'
+        >>> as_event(torch.zeros(5, 192), (3, 8, 8), "x")
+        'use x.unflatten(-1, (3, 8, 8))'
+    """
+    sizes = tuple(x.shape[1:])
+    last = len(shape) == 3 and sizes == (*shape[1:], shape[0])
+    if last:
+        return f"the channels come last: use {name}.movedim(-1, -3)"
+    if len(shape) == 1 and len(sizes) == 3 and sizes[2] in (3, 4) and math.prod(sizes) == shape[0] and sizes[0] > 4:
+        return f"the channels come last: use {name}.movedim(-1, -3).flatten(1)"
+    if len(shape) == 1 and math.prod(sizes) == shape[0] and len(sizes) > 1:
+        return f"use {name}.flatten(1)"
+    if len(sizes) == 1 and sizes[0] == math.prod(shape) and len(shape) > 1:
+        return f"use {name}.unflatten(-1, {shape})"
+    return ""
+
+
+_TABLES = {  # what makes one array of what these libraries hold
+    "pandas": ".to_numpy()",
+    "polars": ".to_numpy()",
+    "pyarrow": ".to_pandas().to_numpy()",
+    "scipy": ".toarray()",
+    "anndata": ".to_df().to_numpy()",
+    "xarray": ".to_numpy()",
+}
 
 
 def check_data(x: object, name: str) -> None:

@@ -393,7 +393,7 @@ def test_bounds_need_a_power_of_two_and_data():
         (lambda: from_array((torch.zeros(6, 4), torch.zeros(5))), "x is a tuple of 2, which NumPy takes for no array"),
         (
             lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
-            r"does not run on data\[0\] of shape \[1, 4\] \(torch.bool\)",
+            r"observed at site 'x' of Normal are torch.bool, with which it does not compute: convert them",
         ),
         (lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)), r"PPCA needs at least one datum x, but got \[0, 4\]"),
         (

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     def of(cls, budget: int, features: int) -> Plan:
         """The plan of a budget."""
         newton = 4 if features <= FEW else 0  # with many the local search finds the way
-        curvatures = 3 * (1 + newton) * features + 2 * newton
+        curvatures = (1 + newton) * (3 * features + 2)
         starts = 4 if budget >= 1500 else 2
         climb = min(40 if features <= FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
         pilot = min(512, budget // 8) if budget >= 500 and features <= SOME else 0
@@ -50,4 +50,4 @@ class Plan(NamedTuple):
     def least(self, features: int) -> int:
         """The evaluations that a datum takes at least."""
         uphill = 6 * self.starts * self.climb + 12 * self.starts
-        return uphill + 3 * (1 + self.newton) * features + 2 * self.newton + self.pilot + FRESH
+        return uphill + (1 + self.newton) * (3 * features + 2) + self.pilot + FRESH

@@ -11,11 +11,11 @@ density of the whole mixture (the balance heuristic), so that no part can make a
 times its own.
 
 1. Uphill from draws of the guide, and of the prior where it is far from these, all at once, by Adam and by Newton's
-   steps.
+   steps, with many coordinates one.
 2. At each end the negative Hessian; ends that lie within two standard deviations of another are one mode.
 3. A Gaussian with full covariance for each mode, in the coordinates that whiten the Laplace approximation, by
-   gradients that stick the landing; the mean of the second half of the steps is kept. Data with few coordinates do
-   without, unless weights of a pilot say that curvature is not enough.
+   gradients that stick the landing; the mean of the second half of the steps is kept, where its ELBO is above that of
+   the start. Data with few coordinates do without, unless weights of a pilot say that curvature is not enough.
 4. Where a pilot says that this is not enough either, Gaussians that follow the weights of some rounds of draws.
 
 The pilot's draws enter no estimate.
@@ -56,6 +56,7 @@ _FREEDOM = 5.0  # of Student's t
 _HALF = 12  # steps uphill, after which most ways from the guide's draws are given up
 _DRAWS = 4  # of a step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
+_COMPARED = 48  # draws that say whether the search found a better Gaussian
 _DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
 _ROUND, _AT_ONCE = 512, 32  # draws of a round at most, and data that are adapted at once: memory stays flat
@@ -247,7 +248,7 @@ def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
         u, _ = climbed(target, block, u, filled, plan.climb - _HALF)
     else:
         u, _ = climbed(target, block, u, filled, plan.climb)
-    modes = merged(target, u[:, : block.real], scale, plan)
+    modes = merged(target, u[:, : block.real], scale, prior, plan)
     hard = target.rows
     if few:
         hard = doubtful(target, _mixture(target, modes), plan)
@@ -325,34 +326,42 @@ def climbed(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) 
     return v * scale, f
 
 
-def newton(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F]."""
-    floor = 0.25  # of the eigenvalues in units of the prior's scale: a Gaussian prior alone gives one
+def newton(
+    target: Target, block: Block, u: Tensor, scale: Tensor, prior: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F].
+
+    No curvature is taken to be less than a quarter of what a Gaussian prior would have along it, whose variance there
+    is that of draws, [S, N, F].
+    """
+    prior = ((prior - prior.mean(0)) / scale).double().movedim(0, -1)  # [N, F, S]
     f, slope, negative = target.curvature(block, u)
     for step in range(steps + 1):
         whitened = negative * scale.unsqueeze(-1) * scale.unsqueeze(-2)
         values, vectors = torch.linalg.eigh(whitened.double())
+        floor = 0.25 / (vectors.mT @ prior).square().mean(-1).clamp_min(1e-6)  # [N, F]
         lower = scale.unsqueeze(-1) * torch.linalg.cholesky(
-            vectors @ (1 / values.clamp_min(floor)).diag_embed() @ vectors.mT
+            vectors @ (1 / values.maximum(floor)).diag_embed() @ vectors.mT
         ).to(u)
-        if step == steps:
-            break
-        along = (vectors.mT @ (slope * scale).double().unsqueeze(-1)).squeeze(-1) / values.abs().clamp_min(floor)
+        along = (vectors.mT @ (slope * scale).double().unsqueeze(-1)).squeeze(-1) / values.abs().maximum(floor)
         move = scale * (vectors @ along.unsqueeze(-1)).squeeze(-1).to(u)
         new = torch.stack([u + move, u + move / 4])
         there = target.parts(block, new)[0].nan_to_num(-math.inf, neginf=-math.inf)
         better, which = there.max(0)
         u = torch.where((better > f).unsqueeze(-1), new.gather(0, which[None, :, None].expand(1, *u.shape))[0], u)
+        if step == steps:  # one more step by the curvature that is known
+            f = torch.maximum(f, better)
+            break
         f, slope, negative = target.curvature(block, u)
     return u, f, lower
 
 
-def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
+def merged(target: Target, ends: Tensor, scale: Tensor, prior: Tensor, plan: Plan) -> Mode:
     """The distinct modes among points [S, N, F], best first; as many as the plan can pay for."""
     s, n, features = ends.shape
     f = _at(target, ends)  # [S, N]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    price = 3 * (1 + plan.newton) * features + 2 * plan.newton
+    price = (1 + plan.newton) * (3 * features + 2)
     left = f.clone()
     for number in range(_MODES):
         if number and number * price > plan.proposal // 4:
@@ -366,7 +375,7 @@ def merged(target: Target, ends: Tensor, scale: Tensor, plan: Plan) -> Mode:
         lower = torch.eye(features).to(start).repeat(n, 1, 1)
         for block in target.blocks_of(rows):
             here = block.rows[: block.real]
-            some = newton(target, block, start[block.rows], scale[block.rows], plan.newton)
+            some = newton(target, block, start[block.rows], scale[block.rows], prior[:, block.rows], plan.newton)
             u[here], top[here], lower[here] = (part[: block.real] for part in some)
         log_mass = top.double() + lower.diagonal(dim1=-2, dim2=-1).log().sum(-1).double()
         log_mass = torch.where(best > -math.inf, log_mass + features / 2 * math.log(2 * math.pi), -math.inf)
@@ -420,7 +429,9 @@ def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -
     made = Mode(*(values.clone() for values in modes))
     held = modes.log_mass.isfinite().sum(0)  # [N]
     left = (plan.proposal - plan.pilot * (part == 1) - target.spent) // part
-    affordable = (left // (3 * _DRAWS * held)).clamp_max(_STEPS[1]) // _STEPS[0] * _STEPS[0]  # [N]
+    affordable = (
+        ((left - 2 * _COMPARED * held) // (3 * _DRAWS * held)).clamp_max(_STEPS[1]) // _STEPS[0] * _STEPS[0]
+    )  # [N]
     for steps in affordable[rows].unique().tolist():
         some = rows[affordable[rows] == steps]
         if steps < _STEPS[0] or not len(some):
@@ -433,7 +444,8 @@ def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -
             of = torch.cat([of, of[:1].expand(len(block.rows) - block.real)])
             first += block.real
             here = (of, block.rows)
-            found = _landed(target, block, modes.loc[here], modes.lower[here], steps)
+            begun = modes.loc[here], modes.lower[here]
+            found = _better(target, block, _landed(target, block, *begun, steps), begun, modes.log_mass[here])
             where = (of[: block.real], block.rows[: block.real])
             for kept, values in zip(made, found, strict=True):
                 kept[where] = values[: block.real].to(kept)
@@ -467,6 +479,25 @@ def _landed(
     constant = features / 2 * math.log(2 * math.pi) + whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1).double()
     inner = torch.tril(mean[1], -1) + torch.diag_embed(mean[2].exp())
     return start + torch.einsum("pij,pj->pi", whitening, mean[0]), whitening @ inner, elbo + constant
+
+
+def _better(
+    target: Target,
+    block: Block,
+    found: tuple[Tensor, Tensor, Tensor],
+    begun: tuple[Tensor, Tensor],
+    log_mass: Tensor,
+) -> tuple[Tensor, ...]:
+    """What a search found where its ELBO is above that of the Gaussian where it began, else that."""
+    noise = torch.randn(_COMPARED, *found[0].shape, dtype=found[0].dtype, device=found[0].device)
+    elbos = []
+    for loc, lower in (found[:2], begun):
+        u = loc + torch.einsum("nij,cnj->cni", lower, noise)
+        log_w = target.parts(block, u)[0].double().nan_to_num(-math.inf, neginf=-math.inf)
+        elbos.append(log_w.mean(0) + lower.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1).double())
+    kept = elbos[0] > elbos[1]
+    pairs = zip(found, (*begun, log_mass), strict=True)
+    return tuple(torch.where(kept.view(-1, *[1] * (a.dim() - 1)), a, b.to(a)) for a, b in pairs)
 
 
 def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Proposal:

@@ -350,6 +350,72 @@ def test_a_column_of_classes_is_named(tmp_path, capsys):
     assert json.loads((tmp_path / "report" / "report.json").read_text())["data"]["features"] == 3
 
 
+def _table(path, first, n=60, **how):
+    rng = np.random.default_rng(0)
+    rows = [f"{i + 1},{rng.normal():.3f},{rng.normal():.3f},{rng.normal():.3f},kind{i % 3}" for i in range(n)]
+    path.write_text("\n".join([*first, *rows]) + "\n", **how)
+    return str(path)
+
+
+_SHORT = ["--epochs", "1", "--no-pictures", "--hidden", "8", "--latent", "2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "features"),
+    [
+        (["rownames,a,b,c,kind"], ["--label", "kind", "--drop", "rownames"], 3),
+        (["rownames,a,b,c,kind"], ["--label", "-1", "--only", "a", "c"], 2),
+        (["rownames,a,b,c,kind"], ["--drop", "0", "--drop", "kind"], 3),
+        (["0,1,2,3,4"], ["--header", "--label", "4", "--drop", "0"], 3),
+        ([], ["--label", "4", "--drop", "0"], 3),
+        (["7,0.5,0.25,1,kind7"], ["--no-header", "--label", "4", "--drop", "0"], 3),
+    ],
+)
+def test_columns_and_headers_are_options(tmp_path, capsys, first, options, features):
+    file, run = _table(tmp_path / "own.csv", first), str(tmp_path / "run")
+    assert main(["train", "--data", file, *options, *_SHORT, "--run", run]) == 0
+    said = capsys.readouterr().err
+    assert "warning" not in said and ("has 3 classes" in said or "has 4 classes" in said or "--label" not in options)
+    kept = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    rows = 60 + ("--no-header" in options)
+    assert kept["facts"]["features"] == features
+    assert sum(kept["facts"][part] for part in ("train", "validation", "test")) == rows
+    assert main(["evaluate", run, "--particles", "5"]) == 0
+    assert main(["train", "--resume", "--run", run, *options, "--epochs", "2", "--no-pictures"]) == 0
+    assert main(["train", "--resume", "--run", run, "--drop", "1", "--epochs", "2", "--no-pictures"]) == 2
+
+
+def test_what_is_doubtful_in_a_table_is_said_once(tmp_path, capsys):
+    file, run = _table(tmp_path / "own.csv", ["rownames,a,b,c,kind"]), str(tmp_path / "run")
+    assert main(["train", "--data", file, "--label", "kind", *_SHORT, "--run", run]) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: own: column 'rownames' counts the rows: if it is an index, leave it out") == 1
+    assert "--drop rownames" in said
+    assert main(["evaluate", run, "--particles", "5"]) == 0
+    assert "rownames" not in capsys.readouterr().err
+    assert main(["train", "--data", _table(tmp_path / "own.csv", ["0,1,2,3,4"]), *_SHORT, "--run", run]) == 2
+    assert "in a shell --header or --no-header" in capsys.readouterr().err
+
+
+def test_arrays_and_channels_are_options(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    colour, file, run = rng.random((60, 6, 5, 3)), str(tmp_path / "own.npz"), str(tmp_path / "run")
+    np.savez(file, colour=colour, two=colour[..., :2], kind=np.arange(60) % 3)
+    train = ["train", "--data", file, *[option for option in _SHORT if option != "--no-pictures"], "--run", run]
+    assert main(train) == 2
+    assert "--member colour" in capsys.readouterr().err
+    assert main([*train, "--member", "colour", "--label", "kind"]) == 2
+    assert "take --image-shape 6,5,3 if they are images" in capsys.readouterr().err
+    assert main([*train, "--member", "colour", "--label", "kind", "--image-shape", "6,5,3"]) == 0
+    facts = json.loads((tmp_path / "run" / "configuration.json").read_text())["facts"]
+    assert (facts["image_shape"], facts["channels"]) == ([6, 5], 3)
+    assert (tmp_path / "run" / "samples.png").is_file()
+    capsys.readouterr()
+    assert main([*train, "--member", "two", "--image-shape", "6,5,2", "--overwrite"]) == 0
+    assert "images of 2 channels are used as vectors, and no pictures of them are drawn" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "samples.png").exists()
+
+
 def test_a_run_finds_its_moved_data(tmp_path, capsys):
     file = _own_images(tmp_path)
     run = ["train", "--image-shape", "4,4", "--epochs", "1", "--no-pictures", "--hidden", "8", "--latent", "2"]

@@ -184,7 +184,9 @@ def test_torch_datasets_are_measured_before_they_are_collected():
             Pictures.asked += 1
             return torch.full((1, 4, 4), float(i)), i % 10
 
-    with pytest.raises(ValueError, match="Pictures would take 64000 bytes of memory: pass limit="):
+    with pytest.raises(
+        ValueError, match="Pictures would take 64000 bytes of memory, more than the limit of 63999: pass limit="
+    ):
         from_array(Pictures(), limit=63_999)
     assert Pictures.asked == 1
     data = from_array(Pictures(), image_shape=(4, 4), limit=64_000)
@@ -264,6 +266,7 @@ def test_what_does_not_fit_is_named(make, message):
         ("a,b\n0,1,NA\n", {}, "line 2 has 3 fields, but the first has 2"),
         ("a,b\n1,2\n3,4,\n", {}, "line 3 has 3 fields, but the first has 2"),
         ("a b\n1 2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
+        ('"a","b"\n"1",2,3\n', {}, "but the first has 2: if the rows have names, give their column one, too"),
         ('a,b\n1,"2\n3,4\n', {}, "line 3 has 2 fields|no table of numbers as text"),
         ("a,b\n1e400,1\n", {}, r"own has 1 infinite values, at row 0, column 'a'"),
         ("a,b\n1,\0\n", {}, "no table of numbers as text: it holds zero bytes"),
@@ -310,6 +313,7 @@ def test_csv_with_and_without_a_header(tmp_path):
         ("a\tb\n1,5\t2\n3\t4\n", "ab", [[1.5, 2], [3, 4]]),
         ("a b\n 1   2\n3 \t 4.5  \n\n", "ab", [[1, 2], [3, 4.5]]),
         ("1 2\n3 4.5\n", "01", [[1, 2], [3, 4.5]]),
+        ("a|b\n1|2\n3,5|4\n", "ab", [[1, 2], [3.5, 4]]),
         ("1,5;2\n3,5;4\n", "01", [[1.5, 2], [3.5, 4]]),
         ("body mass\n1\n2.5\n", ["body mass"], [[1], [2.5]]),
         ("-3,\t3,1\n1,\t2,3\n", "012", [[-3, 3, 1], [1, 2, 3]]),
@@ -383,7 +387,8 @@ def test_csv_encodings(tmp_path, encoding):
         (["007", "7"], ["007", "7"]),  # words: as numbers they were one class
         (["+", "-"], ["+", "-"]),
         (["True", "False"], ["True", "False"]),
-        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.0", "2.0"], [1, 2]),
+        (["0.5", ".25"], [0.5, 0.25]),
         (['"a, b"', "c"], ["a, b", "c"]),
     ],
 )
@@ -422,9 +427,6 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch):
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*own\.csv"):
         load(tmp_path / "own.csv")
-    (tmp_path / "own.txt").write_text("1,2")
-    with pytest.raises(ValueError, match=r"\.npy, \.npz, \.csv and \.parquet are"):
-        load(tmp_path / "own.txt")
     np.savez(tmp_path / "two.npz", a=X, b=X)
     with pytest.raises(
         ValueError, match=r"holds a \(50, 3\), b \(50, 3\): one array of data is read, or the one called x"
@@ -433,9 +435,12 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match="no array 'y' for label="):
         load(tmp_path / "two.npz", label="y")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(ValueError, match=r"header belongs to \.csv files"):
+    with pytest.raises(ValueError, match=r"header belongs to text files such as \.csv"):
         load(tmp_path / "one.npy", header=True)
-    with pytest.raises(ValueError, match="label is the position of a column"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no column 'a' for label=; it has 0, 1, 2 \(or give a position, 0 to 2, or -1 for the last\)",
+    ):
         load(tmp_path / "one.npy", label="a")
 
 
@@ -495,8 +500,9 @@ def test_npy_and_npz_that_lie_are_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", x=X, notes=np.array([_Bomb(trace)], dtype=object))
     np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
     np.savez(tmp_path / "objects.npz", a=X, notes=np.array([_Bomb(trace)], dtype=object))
-    with refused(r"holds a \(50, 3\), notes \(no array of numbers\): one array of data is read"):
-        read_npz(tmp_path / "objects.npz")
+    np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
+    with refused(r"notes is no whole array of numbers"):
+        read_npz(tmp_path / "objects.npz", member="notes")
     assert not trace.exists()
 
 

@@ -3,13 +3,20 @@
 import functools
 import re
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
+import jensen.datasets
+from jensen.datasets import from_array
 from jensen.inference import compare, evaluate, fit, gaps, log_weights
 from jensen.kernel.arguments import as_tensors, misfit, rows_of
 
@@ -181,3 +188,38 @@ def test_a_call_that_fits_is_not_accused():
     assert misfit(model, "model", (_X,)) is None
     with pytest.raises(TypeError, match="of its own"):
         evaluate(model, _guide, _X, 10, progress=False)
+
+
+_ROWS = torch.arange(24.0).reshape(12, 2).sin()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        from_array(_ROWS),
+        pd.DataFrame(_ROWS.numpy()),
+        pa.table({"a": _ROWS[:, 0].numpy(), "b": _ROWS[:, 1].numpy()}),
+        scipy.sparse.csr_matrix(_ROWS.numpy()),
+        np.ma.masked_greater(_ROWS.double().numpy(), 2),
+        _ROWS.double().numpy(),
+        TensorDataset(_ROWS),
+        DataLoader(TensorDataset(_ROWS), 5),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_what_holds_data_comes_with_the_code_that_makes_a_tensor_of_it(data):
+    with pytest.raises(TypeError, match="data is a tensor or a tuple of tensors, but got") as caught:
+        fit(_model, _guide, data, epochs=1, progress=False)
+    codes = re.split("use |, a part of the rows, or for all of them | \\(and", str(caught.value))[1:]
+    for code in [code for code in codes if code.startswith(("data", "jensen", "torch"))]:
+        rows = eval(code, {"data": data, "jensen": jensen, "torch": torch, "numpy": np})
+        assert rows.dtype == torch.float32 and {*map(tuple, rows.tolist())} <= {*map(tuple, _ROWS.tolist())}
+        assert len(rows) in (10, 12)
+    assert codes
+
+
+def test_a_name_is_no_data():
+    with pytest.raises(TypeError, match=r"where it says what the data are, use jensen.datasets.load\(data\).train"):
+        as_tensors("mnist")
+    with pytest.raises(TypeError, match=r"if it has a row for each datum, use data\[1\].train"):
+        as_tensors((_X, from_array(_ROWS)))

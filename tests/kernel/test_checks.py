@@ -211,3 +211,64 @@ def test_two_plates_around_every_site_are_refused():
 
     with pytest.raises(ValueError, match=r"sizes \(4, 9\), but the model was given 4 data: each datum needs one plate"):
         evaluate(model, guide, torch.randn(4, 9), 10, progress=False)
+
+
+_COUNTS = torch.tensor([0, 1, 200, 255])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda z: dist.Poisson(z.exp()),
+        lambda z: dist.Geometric(logits=z),
+        lambda z: dist.Binomial(255, logits=z),
+        lambda z: dist.Bernoulli(logits=z),
+        lambda z: dist.Normal(z, 1.0),
+    ],
+    ids=["Poisson", "Geometric", "Binomial", "Bernoulli", "Normal"],
+)
+def test_whole_numbers_have_the_density_of_real_ones_or_are_refused(likelihood, dtype):
+    """In bytes 255 + 1 is 0: a geometric likelihood of them was above 1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    name = type(likelihood(torch.tensor(0.0))).__name__
+    x = (_COUNTS % 2 if dtype is torch.bool or name == "Bernoulli" else _COUNTS).to(dtype)
+    right = _evaluated(model, guide, x.float())
+    if dtype in (torch.uint8, torch.int16) or name == "Bernoulli" or (dtype is torch.bool and name != "Poisson"):
+        message = rf"observed at site 'x' of {name} are {dtype}, .*: convert them \(x.float\(\)\)"
+        with pytest.raises(ValueError, match=message):
+            _evaluated(model, guide, x)
+        with pytest.raises(ValueError, match=message):
+            fit(model, guide, x, epochs=1, progress=False)
+    else:
+        assert torch.equal(_evaluated(model, guide, x), right)
+
+
+def _evaluated(model, guide, x):
+    return evaluate(model, guide, x, 20, seed=0, refine=False, progress=False).log_evidence
+
+
+def test_classes_may_be_bytes():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Categorical(logits=torch.stack([z, -z], -1)), obs=x)
+
+    x = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    ours = [log_weights(model, _of_nothing, data, particles=3) for data in (x, x.long()) if torch.manual_seed(0)]
+    assert torch.equal(*ours)
+
+
+def _of_nothing(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))

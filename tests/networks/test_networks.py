@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from jensen.families import Bernoulli, Categorical, Gaussian, MeanField
 from jensen.guides import amortize
 from jensen.inference import fit, log_weights
-from jensen.models import VAE
+from jensen.models import PPCA, VAE
 from jensen.networks import conv_decoder, conv_encoder, gated_mlp, mlp, residual_mlp
 
 IMAGES = [(1, 28, 28), (3, 32, 32), (2, 28, 28)]
@@ -146,3 +146,20 @@ def test_a_convolutional_pair_trains_on_images_and_on_flat_ones(flat):
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_images_of_another_shape_come_with_code_that_works():
+    x = torch.randn(4, 3, 8, 8)
+    network = conv_encoder((3, 8, 8), [4, 4], 16)
+    with pytest.raises(ValueError, match=r"got shape \(4, 8, 8, 3\); the channels come last: use ") as caught:
+        network(x.movedim(1, -1))
+    code = str(caught.value).rsplit("use ", 1)[1]
+    assert torch.equal(network(eval(code, {"x": x.movedim(1, -1)})), network(x))
+    model = PPCA(192, 2)
+    for shaped in (x, x.movedim(1, -1)):
+        with pytest.raises(ValueError, match=r"PPCA expects data x of shape \[N, 192\], but got .*use ") as caught:
+            model.log_evidence(shaped)
+        code = str(caught.value).rsplit("use ", 1)[1]
+        assert torch.equal(eval(code, {"x": shaped}), x.flatten(1))
+    with pytest.raises(ValueError, match="build the network for their shape"):
+        network(torch.zeros(4, 5))

@@ -8,15 +8,15 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from jensen.families import Sylvester
+from jensen.families import MeanField, Sylvester
 from jensen.guides import amortize
 from jensen.inference import Evidence, evaluate, exact_log_evidence, fit, sandwich, simulate
 from jensen.inference.measure.plan import Plan
 from jensen.inference.measure.proposals import Mode, Proposal, propose
 from jensen.inference.measure.refined import Strata
 from jensen.inference.measure.target import Target
-from jensen.models import PPCA, Banana, Ring
-from jensen.networks import mlp
+from jensen.models import PPCA, Banana, LinearGaussianSSM, Ring
+from jensen.networks import mlp, recurrent
 
 QUIET = {"progress": False, "seed": 0}
 
@@ -56,6 +56,24 @@ def test_a_banana_is_covered():
     evidence = evaluate(model, guide, x, 4000, refine=True, **QUIET)
     assert covered(evidence, exact) >= 0.9
     assert abs(float((evidence.log_evidence - exact).mean())) < 0.01
+
+
+def test_a_chain_of_many_states_is_exact_within_its_errors():
+    """Smooth directions of a chain are wider a priori than any of its states."""
+    torch.manual_seed(0)
+    model = LinearGaussianSSM(features=2, latent=2, steps=60).double()
+    with torch.no_grad():
+        model.transition.copy_(torch.tensor([[0.95, 0.2], [-0.2, 0.95]]))
+        model.transition_log_scale.fill_(-1.5)
+        model.log_noise.fill_(1.0)
+        x = simulate(model, 24)[1]
+        exact = model.log_evidence(x)
+    guide = amortize(model, recurrent(2, 4, output="flat"), MeanField, 240).double()
+    evidence = evaluate(model, guide, x, 64, refine=2000, **QUIET)
+    assert evidence.method == "refined"
+    assert evidence.unreliable == 0
+    assert evidence.standard_error.max() < 0.1
+    assert covered(evidence, exact) >= 0.85
 
 
 def test_the_mode_that_the_guide_never_draws_is_found():

@@ -1,0 +1,128 @@
+"""Columns of a table: which are data, which the label, by name or by position from either end."""
+
+from __future__ import annotations
+
+__all__ = ["Wanted", "advise_drop", "advise_label", "check_names", "listed", "position", "select"]
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+Wanted = str | int | Sequence[str | int] | None
+_LISTED = 10  # columns that a message names
+
+
+def select(
+    source: str | Path, columns: Sequence[str], label: str | int | None, drop: Wanted = None, only: Wanted = None
+) -> tuple[int | None, list[int]]:
+    """The column of labels, and those of the data in their order.
+
+    Args:
+        source: the file, as messages name it.
+        columns: the names.
+        label: the column of labels, which is no data.
+        drop: columns that are left out.
+        only: columns that are the data, where not all others are.
+
+    Raises:
+        ValueError: for a column that is not there, both ``drop`` and ``only``, a label that is dropped, or if no data
+            are left.
+
+    Example:
+        >>> select("own.csv", ("id", "a", "b", "kind"), label=-1, drop="id")
+        (3, [1, 2])
+    """
+    at = None if label is None else position(source, label, columns)
+    if drop is not None and only is not None:
+        raise ValueError(f"drop={drop!r} leaves columns out, only={only!r} keeps columns: take one of them")
+    out = _positions(source, drop, columns, "drop")
+    if at is not None and at in out:
+        raise ValueError(f"drop={drop!r} leaves out the column of labels, {columns[at]!r}: give one of label and drop")
+    kept = range(len(columns)) if only is None else sorted(_positions(source, only, columns, "only"))
+    data = [i for i in kept if i != at and i not in out]
+    if not data:
+        raise ValueError(f"{source} holds no column of data" + " beside those left out" * bool(out))
+    return at, data
+
+
+def _positions(source: str | Path, wanted: Wanted, columns: Sequence[str], argument: str) -> set[int]:
+    some = () if wanted is None else (wanted,) if isinstance(wanted, str | int) else wanted
+    return {position(source, column, columns, argument) for column in some}
+
+
+def position(source: str | Path, column: str | int, columns: Sequence[str], argument: str = "label") -> int:
+    """The place of a column: of a name, or of a number, which counts from 0, and from -1 at the end.
+
+    A string is a name before it is a number, an int a number before it is a name.
+
+    Raises:
+        ValueError: if there is none, or several of that name.
+
+    Example:
+        >>> position("own.csv", "2", ("a", "b", "c")), position("own.csv", "2", ("1", "2", "3"))
+        (2, 1)
+    """
+    named = [i for i, name in enumerate(columns) if name == str(column)]
+    number = _number(column)
+    inside = number is not None and -len(columns) <= number < len(columns)
+    if inside and (isinstance(column, int) or not named):
+        assert number is not None
+        return number % len(columns)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise ValueError(
+            f"{source} has columns of one name, {column!r}, at positions {', '.join(map(str, named))}: give the "
+            f"position for {argument}="
+        )
+    raise ValueError(
+        f"{source} has no column {column!r} for {argument}=; it has {listed(columns)} (or give a position, 0 to "
+        f"{len(columns) - 1}, or -1 for the last)"
+    )
+
+
+def _number(column: str | int) -> int | None:
+    try:
+        return int(column)
+    except ValueError:
+        return None
+
+
+def check_names(source: str | Path, names: Sequence[object], remedy: str = "rename them") -> None:
+    """Hold the names of columns against each other.
+
+    Raises:
+        ValueError: if two are the same.
+    """
+    words = [str(name) for name in names]
+    if twice := [word for word, count in Counter(words).items() if count > 1]:
+        places = [i for i, word in enumerate(words) if word == twice[0]]
+        raise ValueError(
+            f"{source} has columns of one name: {listed(twice)} (the first at positions "
+            f"{', '.join(map(str, places[:_LISTED]))}); {remedy}"
+        )
+
+
+def listed(names: Sequence[object], most: int = _LISTED) -> str:
+    """Names with commas between; of many the first, and how many more there are.
+
+    Example:
+        >>> listed(range(12), most=3)
+        '0, 1, 2 and 9 more'
+    """
+    shown = ", ".join(str(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def advise_label(name: str) -> str:
+    """How to say that a column holds the labels, in Python and in a shell."""
+    return f"name it: label={name!r}, in a shell --label {shlex.quote(name)}"
+
+
+def advise_drop(names: Sequence[str]) -> str:
+    """How to leave columns out, in Python and in a shell; of many, how to keep others."""
+    if len(names) > _LISTED:
+        return "name those to keep: only=[...], in a shell --only COLUMN ..."
+    python = repr(names[0]) if len(names) == 1 else repr(list(names))
+    return f"leave {'it' if len(names) == 1 else 'them'} out: drop={python}, in a shell --drop {shlex.join(names)}"

@@ -1,0 +1,181 @@
+"""What holds data in memory: arrays, tensors, tables, sparse and masked arrays, AnnData, torch data sets."""
+
+from __future__ import annotations
+
+__all__ = ["of_memory"]
+
+import sys
+from collections.abc import Mapping, Sequence, Sized
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jensen.checked import check_tensor, shown
+
+from .arrays import Pieces, check_size, of_sparse
+from .columns import listed
+from .dataset import Dataset
+from .tables import Table, is_frame, of_frame
+
+_TABLES = ("polars", "pyarrow")  # whose tables become those of pandas
+
+
+def of_memory(x: Any, labels: Any, limit: int) -> Table:
+    """Data and labels, whatever holds them.
+
+    Args:
+        x: the data.
+        labels: their labels, or the name of a column of ``x``.
+        limit: bytes that a dense array of them may take.
+
+    Raises:
+        ValueError: for what is no data, has labels of its own, or exceeds the limit.
+        TypeError: for what has no length, batches, or is read elsewhere.
+    """
+    if isinstance(x, Table):
+        return x
+    _check_kind(x)
+    if type(x).__module__.partition(".")[0] in _TABLES and hasattr(x, "to_pandas"):
+        x = x.to_pandas()
+    if isinstance(x, np.ndarray) and x.dtype.names:  # columns of names
+        import pandas
+
+        x = pandas.DataFrame(x if x.ndim == 1 else x.ravel())
+    if is_frame(x):
+        column = labels if isinstance(labels, str) else None
+        table = of_frame(x, column)
+        return table if labels is None or column is not None else _labelled(table.x, labels, table.columns)
+    if _is_anndata(x):
+        return _of_anndata(x, labels, limit)
+    if isinstance(labels, str):
+        raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
+    if isinstance(x, torch.utils.data.Dataset):
+        values, own = _collect(x, limit)
+        if own is not None and labels is not None:
+            raise ValueError("x brings labels of its own: leave labels out")
+        return _labelled(Pieces.of(values), own if labels is None else labels)
+    return _labelled(_pieces(x, limit), labels)
+
+
+def _labelled(x: Pieces, labels: Any, columns: tuple[str, ...] = ()) -> Table:
+    return Table(x, columns, None if labels is None else _array(labels, "labels"))
+
+
+def _check_kind(x: Any) -> None:
+    """Raise an error for what holds data in a way that is not read, with what is."""
+    if isinstance(x, Dataset):
+        raise TypeError(f"x is a Dataset in splits already, {x!r}: use x.train, x.validation and x.test")
+    if isinstance(x, torch.utils.data.DataLoader):
+        raise TypeError("x is a DataLoader, which makes batches: give what it reads, x.dataset")
+    if isinstance(x, str | PathLike):
+        raise TypeError(f"x is {shown(x)}, and files are read by load: load(x)")
+    if isinstance(x, Mapping):
+        raise ValueError(
+            f"x is a {type(x).__name__} with the entries {listed(list(x))}: give one of them, x[...], or "
+            "pandas.DataFrame(x) if each is a column"
+        )
+
+
+def _pieces(x: Any, limit: int) -> Pieces:
+    """Data that are one array, sparse or dense."""
+    if _is_sparse(x):
+        return of_sparse(x, "x", limit)
+    values = _array(x)
+    if values.dtype.kind == "O":
+        raise ValueError(
+            f"x is {shown(x)}, which NumPy takes for no array of numbers: give rows of one length, and numbers held as "
+            "objects as x.astype(float)"
+        )
+    return Pieces.of(values)
+
+
+def _is_sparse(x: object) -> bool:
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(x))
+
+
+def _is_anndata(x: object) -> bool:
+    return any(kind.__name__ == "AnnData" for kind in type(x).__mro__)
+
+
+def _of_anndata(x: Any, labels: Any, limit: int) -> Table:
+    """The matrix of an AnnData, its variables for names, and labels from its observations."""
+    if isinstance(labels, str):
+        if labels not in x.obs:
+            raise ValueError(f"x.obs has no column {labels!r} for labels=; it has {listed(list(x.obs.columns))}")
+        labels = x.obs[labels]
+    return _labelled(_pieces(x.X, limit), labels, tuple(map(str, x.var_names)))
+
+
+def _array(x: Any, name: str = "x") -> NDArray[np.generic]:
+    if isinstance(x, Tensor):
+        check_tensor(x, name)
+        x = x.detach().cpu()
+        x = x.float() if x.dtype == torch.bfloat16 else x  # of which NumPy knows nothing
+    try:
+        values: NDArray[np.generic] = x.numpy() if isinstance(x, Tensor) else np.ma.asanyarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes, or other types
+        raise ValueError(f"{name} is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
+    return _filled(values)
+
+
+def _filled(x: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Masked values as missing ones."""
+    if not isinstance(x, np.ma.MaskedArray):
+        return np.asarray(x)
+    if not np.ma.is_masked(x):
+        return np.asarray(x.data)
+    numbers = x.dtype.kind in "biuf"
+    wide = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64 if numbers else object)
+    made = np.asarray(x.data).astype(wide)
+    made[np.ma.getmaskarray(x)] = np.nan if numbers else None
+    return made
+
+
+def _collect(
+    dataset: torch.utils.data.Dataset[Any], limit: int
+) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+    """All items of a map-style dataset, after a look at the first one."""
+    kind = type(dataset).__name__
+    streams = isinstance(dataset, torch.utils.data.IterableDataset)
+    if streams or not isinstance(dataset, Sized):
+        raise TypeError(f"{kind} has no length: collect its items into an array, and pass that")
+    n = len(dataset)
+    if not n:
+        raise ValueError(f"{kind} is empty")
+    first, label = _item(dataset[0])
+    check_size(kind, n * first.nbytes, limit)
+    values, labels = np.empty((n, *first.shape), first.dtype), []
+    for i in range(n):
+        value, label = _item(dataset[i])
+        if value.shape != first.shape or value.dtype != first.dtype:
+            raise ValueError(
+                f"item {i} of {kind} is {value.dtype} {value.shape}, but the first is {first.dtype} {first.shape}"
+            )
+        values[i] = value
+        labels.append(label)
+    return values, None if labels[0] is None else np.array([_array(label) for label in labels])
+
+
+def _item(item: Any) -> tuple[NDArray[np.generic], Any]:
+    """The datum and the label of an item: a datum, a pair, or a mapping with the entries data and perhaps labels."""
+    if isinstance(item, Mapping):
+        if "data" not in item:
+            raise ValueError(
+                f"an item of x is a {type(item).__name__} with the entries {listed(list(item))}, where a datum, a "
+                "(datum, label) pair or the entries data and labels were expected: give an array of one entry, as by "
+                f"numpy.stack([item[{next(iter(item), '...')!r}] for item in x])"
+            )
+        return _array(item["data"]), item.get("labels")
+    if isinstance(item, Sequence) and not isinstance(item, str):
+        if len(item) not in (1, 2):
+            raise ValueError(
+                f"an item of x is a datum or a (datum, label) pair, but has {len(item)} parts: give an array of the "
+                "data, as by numpy.stack([item[0] for item in x])"
+            )
+        return _array(item[0]), item[1] if len(item) == 2 else None
+    return _array(item), None

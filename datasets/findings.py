@@ -1,0 +1,167 @@
+"""What values are, found while they are read, a piece at a time; and what is refused or named because of it."""
+
+from __future__ import annotations
+
+__all__ = ["Findings"]
+
+import math
+import warnings
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .columns import advise_drop, listed
+from .counters import Counters
+from .preparation import Moments
+from .tables import Table
+
+
+class Findings:
+    """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions.
+
+    Also the moments of the training data, where they are to be standardized or may be rounded, and columns that count.
+
+    Args:
+        table: what is read.
+        train: the rows of the training data.
+        dtype: of the data that come of it.
+        levels: the number of grey levels, if the values are such.
+        images: whether data are images.
+        spread: whether moments are needed in any case.
+        of_file: whether the table is that of a file, for what messages advise.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        train: NDArray[np.int64],
+        dtype: torch.dtype,
+        levels: int | None,
+        *,
+        images: bool,
+        spread: bool,
+        of_file: bool,
+    ) -> None:
+        shape = table.x.shape
+        self._columns, self._dtype, self._levels, self._of_file = table.columns, dtype, levels, of_file
+        self._whole = levels is not None or not dtype.is_floating_point  # whether fractions matter
+        self._spread = spread or _may_round(table.x.dtype, dtype)
+        self._train = np.zeros(shape[0], bool)
+        self._train[train] = True
+        self._vectors = not images and len(shape) > 2  # the steps of a sequence
+        self.moments = Moments(shape[-1:] if self._vectors else shape[1:])
+        self._counters = Counters((0, 0) if images else shape, table.columns)
+        self._missing = self._infinite = 0
+        self._at: Counter[int] = Counter()  # missing and infinite values, by column
+        self._places: list[tuple[int, ...]] = []  # the first of them
+        self._low: float = math.inf
+        self._high: float = -math.inf
+        self._fractions = False
+
+    def look(self, place: tuple[Any, ...], values: NDArray[np.generic]) -> None:
+        """Look at a piece, and where it stands."""
+        some, _, columns = place
+        start = (some.start or 0, columns.start or 0)
+        finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
+        if not finite.all():
+            places, nan = np.argwhere(~finite), int(np.isnan(values).sum())
+            self._missing, self._infinite = self._missing + nan, self._infinite + len(places) - nan
+            if self._columns:
+                for column, count in enumerate((~finite).reshape(len(values), -1).sum(0).tolist()):
+                    self._at[start[1] + column] += count
+            places = places[:_SHOWN] + np.array([start[0], *[0] * (values.ndim - 2), start[1]])
+            self._places = sorted([*self._places, *map(tuple, places.tolist())])[:_SHOWN]
+            values = values[finite]
+        elif not self._places:
+            self._add(some, columns, values)
+            self._counters.look(values, *start)
+        if values.size:
+            self._low, self._high = min(self._low, values.min().item()), max(self._high, values.max().item())
+        if self._whole and not self._fractions and values.dtype.kind == "f":
+            self._fractions = bool((values % 1).any())
+
+    def _add(self, some: slice, columns: slice, values: NDArray[np.generic]) -> None:
+        if not self._spread:
+            return
+        train = values[self._train[some]].astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers whose squares are too large
+            self.moments.add(train.reshape(-1, train.shape[-1]) if self._vectors else train, columns)
+
+    def check(self, name: str, rounded: bool = True) -> None:
+        """Refuse values that are not there, or that a dtype (if they are rounded to it) or levels would change.
+
+        Raises:
+            ValueError: for such values; the message says how many and where.
+        """
+        columns, dtype, levels = self._columns, self._dtype, self._levels
+        if self._places:
+            shown = ", ".join(_place(place, columns) for place in self._places)
+            more = self._missing + self._infinite - len(self._places)
+            what = [f"{self._missing} missing values (NaN)"] if self._missing else []
+            what += [f"{self._infinite} infinite values"] if self._infinite else []
+            where = f"{shown} and {more} more" if more else shown
+            bad = [columns[i] for i in sorted(self._at) if self._at[i]]
+            counts = listed([f"{self._at[i]} of {columns[i]!r}" for i in sorted(self._at) if self._at[i]])
+            out = f" ({counts})" if bad else ""
+            out += f"; or {advise_drop(bad)}" if self._of_file and 0 < len(bad) < len(columns) else ""
+            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them{out}")
+        ends = f"values from {self._low:g} to {self._high:g}"
+        if dtype.is_floating_point:
+            largest = max(abs(self._low), abs(self._high))
+            if rounded and largest > torch.finfo(dtype).max:
+                raise ValueError(
+                    f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
+                )
+            if rounded and levels is None:
+                self._check_rounding(name)
+        else:
+            least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            if self._fractions or self._low < least or self._high > most:
+                raise ValueError(
+                    f"{name} has {'fractions' if self._fractions else ends}, which {dtype} does not hold: take "
+                    "dtype=torch.float32 or torch.float64"
+                )
+        if levels is not None and (self._low < 0 or self._high > levels - 1 or self._fractions):
+            raise ValueError(f"{name} has {ends}, where levels={levels} means whole numbers from 0 to {levels - 1}")
+
+    def _check_rounding(self, name: str) -> None:
+        """Refuse a dtype whose steps are not small beside the spread of a feature."""
+        location, scale = self.moments.location.reshape(-1), self.moments.scale.reshape(-1)
+        about = torch.finfo(self._dtype)
+        step = np.maximum(about.eps * abs(location), about.tiny * (scale > 0))
+        coarse = np.flatnonzero((scale > 0) & (step > _COARSE * scale)).tolist()
+        if coarse:
+            i, more = coarse[0], f" (and {len(coarse) - 1} more)" if len(coarse) > 1 else ""
+            raise ValueError(
+                f"{self._dtype} would round {_which(i, self._columns)} of {name}{more} to steps of {step[i]:.2g}: its "
+                f"values lie near {location[i]:g} with a standard deviation of {scale[i]:.2g}; take standardize=True, "
+                "in a shell --standardize, or dtype=torch.float64"
+            )
+
+    def warn(self, name: str) -> None:
+        """Warn of columns that number the rows."""
+        for i, what in list(self._counters.found().items())[:_SHOWN]:
+            out = advise_drop([self._columns[i] if self._columns else str(i)]) if self._of_file else "leave it out of x"
+            warnings.warn(f"{name}: {_which(i, self._columns)} {what}: if it is an index, {out}", stacklevel=4)
+
+
+def _may_round(given: np.dtype[Any], dtype: torch.dtype) -> bool:
+    """Whether a dtype holds fewer digits than another: those of bytes it always holds."""
+    narrow = given.itemsize <= (dtype.itemsize if given.kind == "f" else 2)
+    return dtype.is_floating_point and given.kind in "iuf" and not narrow
+
+
+_SHOWN = 5  # places that a message names
+_COARSE = 0.05  # of a standard deviation, to which rounding is no harm
+
+
+def _place(place: tuple[int, ...], columns: tuple[str, ...]) -> str:
+    row, *rest = place
+    return f"row {row}, column {columns[rest[0]]!r}" if columns else f"row {row}, feature {', '.join(map(str, rest))}"
+
+
+def _which(i: int, columns: tuple[str, ...]) -> str:
+    return f"column {columns[i]!r}" if columns else f"feature {i}"
