@@ -64,9 +64,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     reports = {}
     for run, evidence in measured.items():
         if evidence.below:
-            say(
-                f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{_fell(trained[run][2])}"
-            )
+            fell = _fell(trained[run][2])
+            say(f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{fell}")
         epochs = len(trained[run][2].elbo)
         reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}

@@ -133,7 +133,9 @@ def test_the_maximum_of_likelihood_is_not_below_it(float64):
     ("x", "reason"),
     [
         (torch.arange(300.0).remainder(256).repeat(16, 1).T[:, :16], "whole numbers from 0 to 255"),
-        (torch.cat([torch.arange(90.0)[:, None], torch.randn(90, 2)], 1), "feature 0 counts the rows in even steps"),
+        (torch.cat([torch.arange(90.0)[:, None], torch.randn(90, 2)], 1), "feature 0 counts the rows"),
+        (torch.cat([torch.randn(90, 2), 7 + torch.randperm(150)[:90, None].float()], 1), "feature 2 counts the rows"),
+        (torch.cat([torch.randn(90, 2), torch.arange(90.0)[:, None].remainder(45)], 1), ""),
         (torch.randn(90, 2) + 1e4, "far from a scale of 1"),
         (torch.randn(90, 2), ""),
         (torch.zeros(90, 2), ""),
