@@ -17,13 +17,13 @@ from torch import nn
 from jensen.datasets import Dataset
 from jensen.families import Bernoulli, Gaussian
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
-from jensen.inference import Comparison, History, compare, fit
+from jensen.inference import Comparison, History, compare, fit, likely_reason
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
 from .memory import training_memory
 from .pairs import FAMILIES, suggestion
-from .report import draw_bounds, draw_gaps, draw_images
+from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
 from .terminal import report as deliver
@@ -80,6 +80,8 @@ def _report(job: _Job, guides: list[str]) -> None:
         rows, histories = job.trained_together([name for name in guides if name in FAMILIES])
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, rows, histories)
         pairs = {name: of[0] for name, of in rows.items()}
+        for name, (model, guide) in pairs.items():
+            carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
         job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
         job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
         pictured = pairs
@@ -128,6 +130,8 @@ class _Job:
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
+        if doubt := likely_reason(self.data.train):
+            say(f"{self.data.name}: {doubt}")
         self.pictures: list[str] = []
         self.histories: dict[str, list[History]] = {}
         self.seeds = range(options.seed, options.seed + options.seeds)

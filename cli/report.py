@@ -37,7 +37,12 @@ Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 _TEXT, _SMALL = 8, 7  # points, in pictures of a column's width
 
 
-def carried(model: nn.Module, guide: nn.Module, x: Tensor, seed: int) -> dict[str, str]:
+_LESS = "train for longer, take a smaller --beta, or a decoder that is less able (narrower --hidden)"
+
+
+def carried(
+    model: nn.Module, guide: nn.Module, x: Tensor, seed: int, whose: str = "", remedy: str = _LESS
+) -> dict[str, str]:
     """How many units of each latent site tell data apart, by site: "1 of 8"; where none does, a line says so."""
     try:
         with warnings.catch_warnings():
@@ -46,10 +51,7 @@ def carried(model: nn.Module, guide: nn.Module, x: Tensor, seed: int) -> dict[st
     except (ValueError, NotImplementedError):  # it is not known of joint weights, and of guides without a density
         return {}
     for site in found.collapsed if len(x) > 1 else ():
-        say(
-            f"posterior collapse: no unit of {site} tells one datum from another; train for longer, take a smaller "
-            "--beta, or a decoder that is less able (narrower --hidden)"
-        )
+        say(f"{whose}posterior collapse: no unit of {site} tells one datum from another; {remedy}")
     return {site: f"{count} of {found.activity[site].numel()}" for site, count in found.active_units.items()}
 
 

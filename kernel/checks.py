@@ -146,6 +146,11 @@ def _check_draw(p: Site, q: Site, again: Again | None) -> None:
             f"the guide draws site '{name}' with {q['fn'].event_dim} event dimensions, but the model's has "
             f"{p['fn'].event_dim}; give both the same to_event, and the same plates"
         )
+    if q["value"].is_floating_point() and (lost := int(q["value"].isnan().sum())):
+        raise ValueError(
+            f"the guide draws NaN at site '{name}' from {name_of(mine)}, in {lost} of {q['value'].numel()} values: "
+            "look at what its parameters are made of, such as logarithms and roots of negative numbers"
+        )
     try:
         discrete = (q["fn"].support.is_discrete, p["fn"].support.is_discrete)
         outside = not bool(inside_of(p["fn"], q["value"]).all())

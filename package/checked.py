@@ -240,6 +240,12 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
             "pairs gives each (model, guide) its name, {'mean-field': (model, guide)}, or gives a name a list of pairs "
             f"from several training runs, but got {shown(value)}"
         )
+    if name == "optimizer" and isinstance(value, torch.optim.Optimizer):
+        kind = type(value).__name__
+        raise TypeError(
+            f"optimizer is a class such as torch.optim.{kind}, which is called with the parameters of the pair and lr, "
+            f"but got one that is made already: give torch.optim.{kind}, or a functools.partial of it"
+        )
     if name == "device" and isinstance(value, (str, torch.device, int)) and not isinstance(value, bool):
         return _device(value)
     try:

@@ -96,6 +96,16 @@ def test_seeds_of_a_report_are_training_runs(tmp_path, capsys):
     assert "--seeds is at least 1" in capsys.readouterr().err
 
 
+def test_a_report_says_what_is_wrong_with_data_and_pairs(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(120, 3)) * [1, 1, 300]
+    np.savetxt(tmp_path / "own.csv", x, delimiter=",", header="a,b,c", comments="")
+    arguments = ["compare", "--data", str(tmp_path / "own.csv"), "--latent", "2", "--guides", "mean-field"]
+    assert main([*arguments, "--epochs", "1", *_QUICK[2:], "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert "own: features differ in scale by a factor of" in shown.err
+    assert "Below one Gaussian per feature: " in shown.out and "Gaussian per feature  log p(x)" in shown.out
+
+
 def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
     assert (
         main(

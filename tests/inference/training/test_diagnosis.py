@@ -106,3 +106,21 @@ def test_a_run_that_goes_well_is_not_told_that_it_diverged(objective):
         fit(model, guide, torch.randn(200, 6), objective, epochs=5, lr=1e-2, seed=0, progress=False)
         exact = PPCA(6, 2)
         fit(exact, amortize(exact, mlp(6, [8]), FullCovariance, context=8), torch.randn(3, 6), epochs=8, progress=False)
+
+
+def test_a_guide_that_draws_nan_from_the_first_step_on_is_told_so():
+    pair, x = _Roots("z"), torch.rand(40) + 1
+    pair.shift.zero_()
+    x[[3, 27]] = -1.0
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match="draws NaN at site 'z' from Normal, in 2 of 40"),
+    ):
+        fit(pair.model, pair.guide, x, epochs=1, progress=False)
+
+
+def test_an_optimizer_is_a_class():
+    model = PPCA(5, 2)
+    made = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match=r"optimizer is a class such as torch\.optim\.Adam, .* made already"):
+        fit(model, ExactPosterior(model), torch.randn(9, 5), optimizer=made)
