@@ -130,6 +130,10 @@ class _Job:
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
+        if self.features < 2:
+            raise ValueError(
+                f"--data {self.data.name} has one feature, and PPCA needs two or more: take jensen train --model vae"
+            )
         if doubt := likely_reason(self.data.train):
             say(f"{self.data.name}: {doubt}")
         self.pictures: list[str] = []

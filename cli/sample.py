@@ -16,6 +16,7 @@ from jensen.inference import decode, simulate
 from jensen.kernel.randomness import private_randomness
 from jensen.results.files import whole
 
+from .memory import of_machine, size_of
 from .pairs import suggestion
 from .report import images_of
 from .runs import RunFolder
@@ -34,6 +35,12 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     if ending in _PICTURES and facts["image_shape"] is None:
         raise ValueError(f"{facts['name']} holds no images, so its draws are no picture: take --out FILE.csv or .npz")
     model, _, _ = folder.trained()
+    numbers = facts["features"] + sum(shape.numel() for shape in model.latents.values())  # type: ignore[operator]
+    if (needed := _COPIES * 4.0 * options.n * numbers) > of_machine():
+        raise MemoryError(
+            f"-n {options.n} takes about {size_of(needed)} of memory, and there are {size_of(of_machine())}: draw "
+            "fewer at a time, with another --seed each"
+        )
     with private_randomness(options.seed, "sample"):
         latents, x = simulate(model, options.n)
         arrays = {"x": decode(model, latents) if options.mean else x, **latents}
@@ -46,6 +53,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
 
 
 Arrays = dict[str, Tensor]
+_COPIES = 6  # of what is drawn: noise, draws, hidden layers, the file
 
 
 def _npy(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:

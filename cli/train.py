@@ -292,7 +292,8 @@ def _check_device(device: str) -> None:
 def _check_memory(design: Design, features: int) -> None:
     """Refuse a pair too large for this machine, before anything is written."""
     latent, widths = (",".join(map(str, numbers)) for numbers in (design.latent, design.hidden[0]))
-    what = f"the pair that --latent {latent} and --hidden {widths} make for {features} features"
+    mixed = f", --components {design.components}" if design.components else ""
+    what = f"the pair that --latent {latent}, --hidden {widths}{mixed} make for {features} features"
     with private_randomness(0), training_memory(what):
         design.build(features)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_reals", "check_width", "data_plate", "moments", "origin", "principal_plane"]
+__all__ = ["check_latent", "check_reals", "check_width", "data_plate", "moments", "origin", "principal_plane"]
 
 from collections.abc import Sequence
 
@@ -73,6 +73,13 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
     shift = r.mean(0)
     r = r - shift
     return x[0] + shift, r.T @ r / len(x)
+
+
+def check_latent(owner: str, latent: int, features: int) -> None:
+    """Raise ValueError unless there are fewer latents than features, and at least one."""
+    if not 1 <= latent < features:
+        alone = "; one feature leaves no room for a latent: take a VAE" if features == 1 else ""
+        raise ValueError(f"{owner} needs 1 <= latent < features, but got latent={latent}, features={features}{alone}")
 
 
 def principal_plane(covariance: Tensor, latent: int, floor: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle
 from jensen.module import UniqueModule
 
-from .base import check_reals, data_plate, moments
+from .base import check_latent, check_reals, data_plate, moments
 from .conditioning import Conditioned, condition
 from .priors import StandardNormal
 
@@ -184,10 +184,7 @@ class FactorAnalysis(_Linear):
 
     @checked
     def __init__(self, features: int, latent: int) -> None:
-        if not 1 <= latent < features:
-            raise ValueError(
-                f"FactorAnalysis needs 1 <= latent < features, but got latent={latent}, features={features}"
-            )
+        check_latent("FactorAnalysis", latent, features)
         super().__init__(features, latent)
         self.log_noise = nn.Parameter(torch.zeros(features))
 

@@ -38,7 +38,7 @@ from jensen.checked import checked
 from jensen.families.base import inverse_root
 from jensen.module import UniqueModule
 
-from .base import check_reals, data_plate, moments, principal_plane
+from .base import check_latent, check_reals, data_plate, moments, principal_plane
 
 
 class PPCA(UniqueModule):
@@ -73,8 +73,7 @@ class PPCA(UniqueModule):
 
     @checked
     def __init__(self, features: int, latent: int, prior_scale: float = 1.0) -> None:
-        if not 1 <= latent < features:
-            raise ValueError(f"PPCA needs 1 <= latent < features, but got latent={latent}, features={features}")
+        check_latent("PPCA", latent, features)
         if not 0 < prior_scale < math.inf:
             raise ValueError(f"prior_scale is a positive standard deviation, but got {prior_scale}")
         super().__init__()

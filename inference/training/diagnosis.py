@@ -142,17 +142,22 @@ class Falls:
 
     def look(self, first: float, history: History, last: bool) -> None:
         """Compare the bound of the first step, per datum, with those of the epochs."""
-        half = history.elbo[len(history.elbo) // 2 :]
+        half, now = history.elbo[len(history.elbo) // 2 :], history.elbo[-1]
+        best = max(first, *history.elbo)
         ended = last and not self.kept and len(half) > 1
-        now = max(half) if ended else history.elbo[-1]
-        if self.told or not first - now > (_LITTLE if ended else _AMPLE) * (1 + abs(first)):
+        fallen = first - now > _AMPLE * (1 + abs(first))
+        fallen |= ended and first - max(half) > _LITTLE * (1 + abs(first))
+        fallen |= ended and best - now > _MUCH * (1 + abs(best))
+        if self.told or not fallen:
             return
         self.told = True
         warnings.warn(
-            f"training diverged: the bound was {first:.4g} {history.unit} at the first step and {history.elbo[-1]:.4g} "
-            f"in epoch {len(history.elbo)}, though it is finite; lower lr={self.lr:g}, or scale the data",
+            f"training diverged: the bound was {first:.4g} {history.unit} at the first step, at best {best:.4g}, and "
+            f"{now:.4g} in epoch {len(history.elbo)}, though it is finite; lower lr={self.lr:g}, or scale the data",
             stacklevel=outside(),
         )
 
 
-_AMPLE, _LITTLE = 10.0, 0.5  # falls in parts of the first bound: in any epoch, and of the second half of all
+_AMPLE, _LITTLE, _MUCH = 10.0, 0.5, 3.0
+"""Falls in parts of the bound that they start from: from the first step in any epoch, from the first step in all of the
+second half, and from the best epoch to the last."""

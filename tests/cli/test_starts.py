@@ -67,7 +67,7 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_written(tmp_pa
     assert main(["train", "--data", "bars", "--run", str(tmp_path / "run"), "--json", *_LARGE, "--epochs", "1"]) == 2
     shown = capsys.readouterr()
     error = json.loads(shown.out)["error"]
-    assert "--latent 2000000000 and --hidden 16 make for 16 features takes more than 128 GB" in error
+    assert "--latent 2000000000, --hidden 16 make for 16 features takes more than 128 GB" in error
     assert len(shown.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
     assert main(["compare", "--data", "bars", "--model", "vae", *_LARGE[:2], "--out", str(tmp_path / "out")]) == 2
@@ -111,3 +111,22 @@ def test_bits_of_standardized_data_are_in_their_own_units(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "the mean log2 of standardization's scale (bits are in the data's own units) added" in shown
     assert "None" not in shown
+
+
+def test_one_feature_leaves_no_room_for_pca(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(60, 1))
+    np.savetxt(tmp_path / "one.csv", x, header="a", comments="")
+    data = ["--data", str(tmp_path / "one.csv"), "--latent", "1", "--epochs", "1"]
+    assert main(["compare", *data, "--out", str(tmp_path / "out")]) == 2
+    assert "has one feature, and PPCA needs two or more: take jensen train --model vae" in capsys.readouterr().err
+    assert main(["train", *data, "--model", "ppca", "--run", str(tmp_path / "run")]) == 2
+    assert "one feature leaves no room for a latent: take a VAE" in capsys.readouterr().err
+    assert main(["train", *data, "--model", "vae", "--run", str(tmp_path / "run"), "--no-pictures"]) == 0
+
+
+def test_draws_larger_than_memory_are_refused(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["train", "--data", "bars", "--run", run, *_SMALL]) == 0
+    assert main(["sample", run, "-n", "2000000000", "--out", str(tmp_path / "x.npy")]) == 2
+    assert "-n 2000000000 takes about 864 GB of memory" in capsys.readouterr().err
+    assert not (tmp_path / "x.npy").exists()

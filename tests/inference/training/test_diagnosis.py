@@ -98,6 +98,14 @@ def test_a_bound_that_falls_without_end_is_told(lr):
     assert history.elbo[-1] < -50
 
 
+def test_a_fall_at_the_end_is_told():
+    model, guide = _vae()
+    fall = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch < 8 else 1e3)
+    x = torch.randn(129, 6)
+    with pytest.warns(UserWarning, match="training diverged: the bound was .* at best -.* in epoch"):
+        fit(model, guide, x, epochs=10, lr=1e-3, scheduler=fall, seed=0, progress=False)
+
+
 @pytest.mark.parametrize("objective", [None, ELBO(beta=20.0), ELBO(10)], ids=["elbo", "beta", "ten draws"])
 def test_a_run_that_goes_well_is_not_told_that_it_diverged(objective):
     with warnings.catch_warnings():
