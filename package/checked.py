@@ -235,11 +235,8 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
         raise TypeError(f"{name} is the class {value.__name__}: make one, {value.__name__}(...)")
     if name == "objective":  # those of Pyro's that do not serve have better ones, which is said where it is used
         return value
-    if name == "pairs" and not isinstance(value, Mapping):
-        raise TypeError(
-            "pairs gives each (model, guide) its name, {'mean-field': (model, guide)}, or gives a name a list of pairs "
-            f"from several training runs, but got {shown(value)}"
-        )
+    if name == "pairs":
+        _check_pairs(value)
     if name == "optimizer" and isinstance(value, torch.optim.Optimizer):
         kind = type(value).__name__
         raise TypeError(
@@ -253,6 +250,21 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
     except _Misfit as misfit:
         error = ValueError if _right_type(value, hint) else TypeError
         raise error(f"{name} is {misfit}, but got {shown(value)}") from None
+
+
+def _check_pairs(value: Any) -> None:
+    """Raise TypeError for what are no pairs by name."""
+    what = "pairs gives each (model, guide) its name, {'mean-field': (model, guide)}, or a list of them, one a seed"
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what}, but got {shown(value)}")
+    for name, pair in value.items():
+        alone = isinstance(pair, tuple) and len(pair) == 2 and not isinstance(pair[0], (tuple, list))
+        for one in [pair] if alone else pair if isinstance(pair, (tuple, list)) else [pair]:
+            if not (isinstance(one, tuple) and len(one) == 2 and all(map(callable, one))):
+                raise TypeError(f"{what}, but {name!r} has {shown(one)}")
+            for half, program in zip(("model", "guide"), one, strict=True):
+                if isinstance(program, type):
+                    raise TypeError(f"the {half} of {name!r} is the class {program.__name__}: make one of it")
 
 
 def _right_type(value: Any, hint: Any) -> bool:
@@ -395,7 +407,9 @@ def _device(value: str | torch.device | int) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError, AttributeError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
-        raise ValueError(f"device is where to run, such as 'cpu' or 'cuda', but got {value!r}: {why}") from error
+        raise ValueError(
+            f"device is where to run, such as 'cpu', but {value!r} cannot be used here: {why}; leave device out"
+        ) from error
     return device
 
 

@@ -61,7 +61,11 @@ def _function(
         ({"x": torch.ones(2, device="meta")}, ValueError, "x is on the device 'meta', where tensors hold no values"),
         ({"x": torch.eye(2).to_sparse()}, ValueError, "x is a dense tensor, but got one of layout torch.sparse_coo"),
         ({"seed": -1}, ValueError, "seed is a whole number from 0 to 18446744073709551615 or None, but got -1"),
-        ({"device": "nowhere:0"}, ValueError, "device is where to run, such as 'cpu' or 'cuda', but got 'nowhere:0'"),
+        (
+            {"device": "nowhere:0"},
+            ValueError,
+            "device is where to run, such as 'cpu', but 'nowhere:0' cannot be used here",
+        ),
         ({"device": "meta"}, ValueError, r"device is where to run.*tensors hold no values there"),
         ({"model": 3}, TypeError, "model is an object with latents or None, but got 3"),
         ({"model": PPCA}, TypeError, r"model is the class PPCA: make one, PPCA\(...\)"),
