@@ -65,7 +65,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     for run, evidence in measured.items():
         if evidence.below:
             say(
-                f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{_fell(trained[run][2])}"
+                f"{run}: log p(x) is below that of one {evidence.baseline_kind}, "
+                f"{evidence.below}{_fell(trained[run][2])}"
             )
         epochs = len(trained[run][2].elbo)
         reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}

@@ -137,7 +137,7 @@ class Target:
     def blocks_of(self, rows: Tensor) -> list[Block]:
         """These data in blocks of a few sizes, so that their graphs are few."""
         if self.joint:
-            return [Block(self.data, row, 1) for row in rows.split(1)]
+            return [Block(self.data, row, 1) for row in rows[:, None]]
         sizes = sorted({-(-self.size // part) for part in _LADDER}, reverse=True)
         made, left = [], rows
         while len(left):
