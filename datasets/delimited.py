@@ -42,6 +42,7 @@ _REAL = {  # without zeros before, which numbers of houses and codes have
     sign: re.compile(rf"[+-]?((0|[1-9][0-9]*)([{sign}][0-9]*)?|[{sign}][0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
     for sign in ".,"
 }
+_GROUPED = re.compile(r"[+-]?[0-9]{1,3}([., '\u00a0\u202f][0-9]{3})+([.,][0-9]+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _RENAME = (
@@ -225,7 +226,8 @@ def _fit(text: _Text) -> tuple[int, float]:
     if not sample or len(sample[0]) < 2:
         return 1, float(text.delimiter == ",")  # one column
     if any(len(fields) != len(sample[0]) for fields in sample):
-        return 2 if text.delimiter != " " or len(sample[1]) == len(sample[0]) else 0, 0.0  # names hold blanks too
+        likely = text.delimiter not in " |" or len(sample[1]) == len(sample[0]) or _has_row_names(text, sample)
+        return 2 if likely else 0, 0.0  # names hold blanks too
     fields = [field for record in sample[1:] or sample for field in record]
     return 3, sum(any(_is_value(field, sign) for sign in text.decimals) for field in fields) / len(fields)
 
@@ -235,6 +237,8 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
     sample = list(islice((fields for _, fields in text.records() if _holds(fields)), _SAMPLE + 1))
     if not sample:
         return _Layout((), 0, [], 0, 0, [], [])
+    if header is not False and _has_row_names(text, sample):
+        sample[0] = ["", *sample[0]]
     width = len(sample[0])
     names, above = _names(text, sample, label, header)
     columns = tuple(name or str(j) for j, name in enumerate(names or [""] * width))[: _ending(text, names or sample[0])]
@@ -255,8 +259,7 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
         elif heading:
             start, blank, heading = i + 1, [], False
         elif len(fields) != width:
-            hint = ": if the rows have names, give their column one, too" if names and len(fields) == width + 1 else ""
-            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}{hint}")
+            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}")
         else:
             rows += 1
             if at is not None:
@@ -266,6 +269,17 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
 
 def _holds(fields: Sequence[str]) -> bool:
     return any(map(str.strip, fields))
+
+
+def _has_row_names(text: _Text, sample: list[list[str]]) -> bool:
+    """Whether the names in the first record leave out the first column, as R writes them."""
+    first, *rest = sample
+    more = bool(rest) and {len(fields) for fields in rest} == {len(first) + 1}
+    return (
+        more
+        and all(_kind(text, field) == "word" for field in first)
+        and any(_kind(text, fields[-1]) != "missing" for fields in rest)
+    )
 
 
 def _ending(text: _Text, first: Sequence[str]) -> int:
@@ -298,10 +312,10 @@ def _names(
 def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str | int | None) -> bool:
     """Whether the first record holds names, judged by those below it; what may be either is a question.
 
-    Names are words, and data are numbers. A line of both holds data if its words come again below them; it holds names
-    if the label has the name of such a word, or the words stand above numbers and the numbers count the columns. A line
-    of numbers holds data, unless they count the columns, are an even grid (wavelengths, years), or rise from column to
-    column, and no other line does.
+    Names are words, and data are numbers. A line of both holds data if its words come again below them, or its numbers
+    have fractions and no order; it holds names if the label has the name of such a word, or the words stand above
+    numbers and the numbers count the columns. A line of numbers holds data, unless they count the columns, are an even
+    grid (wavelengths, years), or rise from column to column, and no other line does.
 
     Raises:
         ValueError: for a line that may be names or data.
@@ -320,6 +334,10 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
         if above and numbers and _counts(numbers):
             return True
         if again and not (numbers and _counts(numbers)):
+            return False
+        counted = [field for field, kind in zip(first, kinds, strict=True) if kind == "number"]
+        written = any(sign in field for field in counted for sign in ".,")
+        if written and {a < b for a, b in pairwise(numbers)} == {True, False}:
             return False
     elif numbers and not _looks_like_names(text, first, numbers, below):
         return False
@@ -468,6 +486,8 @@ def _complaint(text: _Text, faults: dict[str, tuple[int, str]], missing: dict[st
     if missing:
         which += f", and values are missing: {listed([f'{count} of {column!r}' for column, count in missing.items()])}"
     hint = "; a decimal comma is read only between semicolons or tabs: write a point" if _is_value(field, ",") else ""
+    if _GROUPED.fullmatch(field):
+        hint = "; write it without separators of thousands"
     if any(_is_value(field, sign) for sign in text.decimals):
         hint = "; in other places the decimal sign is another: write one of the two"
     return (

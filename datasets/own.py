@@ -16,6 +16,7 @@ from torch import Tensor
 from jensen.checked import checked
 
 from .arrays import LIMIT, Pieces
+from .columns import listed
 from .containers import of_memory
 from .dataset import Dataset
 from .findings import Findings
@@ -130,6 +131,11 @@ def from_array(
 
 def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
     """The shape of what may be data: numbers, [N, X] or more."""
+    if x.dtype.names:
+        raise ValueError(
+            f"{name} holds a structured array with the fields {listed(x.dtype.names)}: give it to from_array as an "
+            "array (numpy.load), or save its fields as the columns of one array"
+        )
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {x.dtype}, where numbers were expected")
     if len(x.shape) < 2 or not math.prod(x.shape):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
 import numpy as np
@@ -174,7 +175,7 @@ _ROWS, _COLUMNS = 16_384, 8  # that are in memory at once, and a page of each of
 
 def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
     names, many = list(wrong), len(wrong) > 1
-    which = listed([f"{name!r} ({kind})" for name, kind in wrong.items()])
+    which = listed([f"{name!r} ({shorten(kind, 60)})" for name, kind in wrong.items()])
     label = f"name it: labels={names[0]!r}" if source == _FRAME else advise_label(names[0])
     out = (
         f"leave {'them' if many else 'it'} out: x.drop(columns={names[:10]})"

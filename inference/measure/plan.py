@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FEW", "FRESH", "SOME", "TEMPERATURES", "TYPICAL", "WITNESSES", "Plan"]
+__all__ = ["FEW", "FRESH", "SOME", "STARTS", "TEMPERATURES", "TYPICAL", "WITNESSES", "Plan"]
 
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ SOME = 20  # coordinates up to which weights of some thousand draws say more tha
 WITNESSES, TEMPERATURES = 8, 30  # chains, and steps from the prior to the posterior
 TYPICAL = 64  # draws that say about how high the mean weight is
 _LARGE = 4000  # evaluations of which the witness takes a small part
+STARTS = 4  # draws of the guide, at most, from which the ways uphill start
 FRESH = 96  # draws that make the estimate, at least
 
 
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
         """The plan of a budget."""
         newton = 4 if features <= FEW else 0  # with many the local search finds the way
         curvatures = (1 + newton) * (3 * features + 2)
-        starts = 4 if budget >= 1500 else 2
+        starts = STARTS if budget >= 1500 else 2
         climb = min(40 if features <= FEW else 30, max(8, (budget - curvatures) // 5 // (6 * starts)))
         pilot = min(512, budget // 8) if budget >= 500 and features <= SOME else 0
         witness = WITNESSES * (4 * TEMPERATURES + 1) + TYPICAL if budget >= _LARGE else 0

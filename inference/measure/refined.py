@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from jensen.graphs.compile import Compile
+from jensen.kernel.arguments import in_a_line
 from jensen.kernel.batches import Part, stream
+from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.lifts import Lifted
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
-from .plan import FRESH, Plan
+from .plan import FRESH, STARTS, Plan
 from .proposals import propose
-from .target import Block, Target
+from .target import STATES, Block, Target, values_of
 from .witness import missed
 
 _BLOCK = 2**7  # data that are refined at once
@@ -84,30 +87,67 @@ def refine(
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
-        if target is None:
-            made = target_of(part, budget, compile)
-            if isinstance(made, str):
-                return made
-            target, plan = made
-        else:
-            target.move_to(part.data)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*runs one particle after the other")
-            parts.append(_refined(target, plan))
+        blocks = _blocks(part)
+        if isinstance(blocks, str):
+            return blocks
+        for block, given in blocks:
+            if target is None:
+                made = target_of(part, budget, compile, block, given)
+                if isinstance(made, str):
+                    return made
+                target, plan = made
+            else:
+                target.move_to(block, given)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*runs one particle after the other")
+                parts.append(_refined(target, plan))
     return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
-def target_of(part: Part, budget: int, compile: Compile = False) -> tuple[Target, Plan] | str:
-    """The target of a part of the data and of those that come after it, and the plan; or why there is none."""
+def _blocks(part: Part) -> list[tuple[tuple[Tensor, ...], Tensor | None]] | str:
+    """The part's data in blocks, with draws of the guide where that runs on all data only; or why there are none."""
+    if part.joint or part.divisible or not part.data:
+        return [(part.data, None)]
+    model, guide = part.pair.model, part.pair.guide
+    n = len(part)
+    rows = torch.arange(n).split(-(-n // -(-n // _BLOCK)))  # of about the same size
+    blocks = [tuple(x[some.to(x.device)] for x in part.data) for some in rows]
+    try:
+        if Coordinates(model, *blocks[-1], most=STATES).rows != len(rows[-1]):
+            raise ValueError("its plate has another size")
+        coordinates = Coordinates(model, *part.data, most=STATES)
+    except (ValueError, RuntimeError, IndexError) as error:
+        return f"the pair runs on all data only, and proposals are found for blocks of them ({in_a_line(error)})"
+    with torch.no_grad():
+        drawn = coordinates.free(values_of(Lifted(guide, part.layout.nesting, "guide"), part.data, STARTS))
+    return [(block, drawn[:, some]) for block, some in zip(blocks, rows, strict=True)]
+
+
+def target_of(
+    part: Part,
+    budget: int,
+    compile: Compile = False,
+    data: tuple[Tensor, ...] | None = None,
+    given: Tensor | None = None,
+) -> tuple[Target, Plan] | str:
+    """The target of a part of the data and of those that come after it, and the plan; or why there is none.
+
+    Args:
+        part: the part.
+        budget: the most evaluations of a datum.
+        compile: as for :func:`~jensen.inference.evaluate`.
+        data: the first block of the part; None: all of it.
+        given: draws there of a guide that runs on all data only, [C, N, F].
+    """
     if not (part.data or part.joint):
         return "pairs that hold their data, with a latent for each, are not refined"
-    if not (part.joint or part.divisible):
+    if not (part.joint or part.divisible or given is not None):
         return "the guide holds a value for each of these data, and proposals are found for blocks of them"
-    pair = part.pair
+    pair, data = part.pair, part.data if data is None else data
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*runs one particle after the other")  # known, or said in the reason
-            target = Target(pair.model, pair.guide, part.data, part.layout.nesting, compile, part.ahead, part.joint)
+            target = Target(pair.model, pair.guide, data, part.layout.nesting, compile, part.ahead, part.joint, given)
     except ValueError as error:
         return str(error)
     if target.features > _MOST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Block", "Target"]
+__all__ = ["STATES", "Block", "Target", "values_of"]
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -28,7 +28,7 @@ from .hmc import Point
 
 _LEAST = 100  # calls that pay for a graph
 _AT_ONCE, _PAIRS = 128, 2**15  # points of a datum, and of all data of a block, at most
-_STATES = 64  # of the discrete sites of a datum
+STATES = 64  # of the discrete sites of a datum
 _ROWS_AT_ONCE = 64  # of a Hessian
 _LADDER = (1, 4, 16)  # what the sizes of blocks are fractions of
 
@@ -67,6 +67,7 @@ class Target:
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
         blocks: how many blocks of that size are to come.
         joint: whether weights are joint: all data are one datum then.
+        given: draws of a guide that runs on all data only, [C, N, F]: its density is not asked for.
 
     Attributes:
         features: F.
@@ -90,6 +91,7 @@ class Target:
         mode: Compile = False,
         blocks: int = 1,
         joint: bool = False,
+        given: Tensor | None = None,
     ) -> None:
         self._programs, self.blocks, self.joint = (model, guide), blocks, joint
         self._model, self._prior = Lifted(model, nesting), Lifted(model, nesting)  # at given values, and drawn
@@ -101,8 +103,8 @@ class Target:
             name: Routes(mode, _LEAST, f"the {name} of refined evidence are not compiled; their steps are")
             for name in ("densities", "slopes", "curvatures", "local steps", "chains")
         }
-        self.knows_guide = True
-        self.move_to(data)
+        self.knows_guide = given is None
+        self.move_to(data, given)
         sized = self._sized(data)
         self.features, self.states = sized.coordinates.features, sized.coordinates.combinations
         self._fixed = sized.coordinates.fixed
@@ -116,12 +118,12 @@ class Target:
             raise ValueError("the model runs one particle after the other, which takes too long here")
         self.knows_guide &= self._guide.way != LOOP
         self.draws_prior = self._prior.way != LOOP
-        self.move_to(data)
+        self.move_to(data, given)
 
-    def move_to(self, data: tuple[Tensor, ...]) -> None:
-        """Take another block."""
+    def move_to(self, data: tuple[Tensor, ...], given: Tensor | None = None) -> None:
+        """Take another block, and the guide's draws there where it is not run."""
         n, places = rows_of(data), [*data, *tensors_of(*self._programs), torch.zeros(())]
-        self.data = data
+        self.data, self._given = data, given
         self.size = 1 if self.joint else n if not self._sizes else max(self._sizes)
         self.spent = torch.zeros(1 if self.joint else n, dtype=torch.long, device=places[0].device)
         self.at_once = max(1, min(_AT_ONCE, _PAIRS // max(1, n)))
@@ -137,7 +139,7 @@ class Target:
     def blocks_of(self, rows: Tensor) -> list[Block]:
         """These data in blocks of a few sizes, so that their graphs are few."""
         if self.joint:
-            return [Block(self.data, row, 1) for row in rows.split(1)]
+            return [Block(self.data, row, 1) for row in rows[:, None]]
         sizes = sorted({-(-self.size // part) for part in _LADDER}, reverse=True)
         made, left = [], rows
         while len(left):
@@ -219,6 +221,8 @@ class Target:
 
     def of_guide(self, count: int, block: Block | None = None) -> Tensor:
         """Draws of the guide, [C, N, F]."""
+        if self._given is not None:
+            return self._given[:count] if block is None else self._given[:count, block.rows]
         return self._drawn(self._guide, count, block)
 
     def of_prior(self, count: int, block: Block | None = None) -> Tensor:
@@ -232,7 +236,7 @@ class Target:
     @torch.no_grad()
     def _drawn(self, lifted: Lifted, count: int, block: Block | None) -> Tensor:
         data = self.data if block is None else block.data
-        return self._sized(data).coordinates.free(_values(lifted, data, count))
+        return self._sized(data).coordinates.free(values_of(lifted, data, count))
 
     def _run(self, name: str, fn: Function, inputs: tuple[Tensor, ...], cost: float, calls: float) -> Function:
         """What to call in the place of a function; ``cost``: its evaluations for each datum."""
@@ -254,7 +258,7 @@ class Target:
         known = self._sizes.get(n)
         if known is None or not (known.coordinates.fixed or known.data is data):
             model, _ = self._programs
-            coordinates = Coordinates(model, *data, joint=self.joint, most=_STATES)
+            coordinates = Coordinates(model, *data, joint=self.joint, most=STATES)
             log_p = densities(model, *data, lifted=self._model)
             known = _Sized(data, coordinates, log_p, self._log_q(coordinates, data))
             self._sizes[n] = known
@@ -265,7 +269,7 @@ class Target:
         if not self.knows_guide:
             return None
         with forked_rng(), torch.no_grad():
-            drawn = _values(self._guide, data, 2)
+            drawn = values_of(self._guide, data, 2)
             if set(drawn) != {*coordinates.pieces, *coordinates.states}:
                 return None
             log_q = densities(self._programs[1], *data, lifted=self._guide)
@@ -362,5 +366,6 @@ class Target:
         return total.detach().mean(0), *(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
 
-def _values(lifted: Lifted, data: tuple[Tensor, ...], count: int) -> dict[str, Tensor]:
+def values_of(lifted: Lifted, data: tuple[Tensor, ...], count: int) -> dict[str, Tensor]:
+    """So many draws of a lifted program's latent sites, [C, ...] by name."""
     return {name: site.value for name, site in lifted(data, count).sites.items() if not site.facts.observed}

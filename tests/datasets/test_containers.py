@@ -6,6 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
 import scipy.sparse
@@ -202,6 +203,20 @@ def test_arrays_of_a_file_are_taken_by_name(tmp_path, kind):
         load(path, member="imgs", label="z")
     with pytest.raises(ValueError, match="notes"):
         load(path, member="notes")
+
+
+def test_structured_arrays_in_a_file_and_columns_of_structs(tmp_path):
+    both = np.rec.fromarrays([*X.T], names="a,b,c")
+    np.save(tmp_path / "own.npy", both)
+    with pytest.raises(ValueError, match="own holds a structured array with the fields a, b, c: give it to from_array"):
+        load(tmp_path / "own.npy")
+    assert torch.equal(from_array(np.load(tmp_path / "own.npy"), **EXACT).train, from_array(X, **EXACT).train)
+    nested = [{f"field{i}": i for i in range(50)}] * 40
+    pq.write_table(pa.table({"a": X[:, 0], "s": nested}), tmp_path / "own.parquet")
+    with pytest.raises(ValueError, match=r"column 's' \(struct<field0: int64, .* is not numeric") as caught:
+        load(tmp_path / "own.parquet")
+    assert len(str(caught.value)) < 400
+    assert load(tmp_path / "own.parquet", drop="s").train.shape == (32, 1)
 
 
 def test_matlab_files_of_ones_own(tmp_path):

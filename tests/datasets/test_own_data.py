@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_named(make, message):
         ("a,b\n0,1,NA\n", {}, "line 2 has 3 fields, but the first has 2"),
         ("a,b\n1,2\n3,4,\n", {}, "line 3 has 3 fields, but the first has 2"),
         ("a b\n1 2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
-        ('"a","b"\n"1",2,3\n', {}, "but the first has 2: if the rows have names, give their column one, too"),
+        ('"a","b"\n"1",2,3\n', {}, "column 0 has no name: if it is an index"),
         ('a,b\n1,"2\n3,4\n', {}, "line 3 has 2 fields|no table of numbers as text"),
         ("a,b\n1e400,1\n", {}, r"own has 1 infinite values, at row 0, column 'a'"),
         ("a,b\n1,\0\n", {}, "no table of numbers as text: it holds zero bytes"),

@@ -38,7 +38,7 @@ def _read(tmp_path, text, **how):
         "400,402,404,406",
         "1990,1991,1992,1993",
         "4000.5,3998.5,3996.5,3994.5",
-        "1.5,unknown,3,2",
+        "3,unknown,5,7",
         "?,?,?,?",
         "?,red,NA,?",
     ],
@@ -87,6 +87,8 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
     for label in ("3", 3, -1, "-1"):
         table = _read(tmp_path, IRIS, label=label)
         assert table.x.shape == (30, 3) and set(table.labels) == {"kind0", "kind1", "kind2"}
+    unlike = "15.0,8,300.5,130.0,car0\n" + "\n".join(f"{15 + i},{i},{300 + i / 2},{i},car{i}" for i in range(1, 20))
+    assert _read(tmp_path, unlike, drop=4).x.shape == (20, 4)  # fractions in no order are no names
     table = _read(tmp_path, "?,red\n1,blue\n2,red\n", label=1)
     assert table.x.shape == (3, 1) and table.labels.tolist() == ["red", "blue", "red"]
     pixels = "\n".join(f"{i % 10}," + ",".join(map(str, RNG.integers(0, 256, 5).tolist())) for i in range(20))
@@ -173,6 +175,25 @@ def test_columns_of_one_name_and_without_a_name(tmp_path):
     with pytest.raises(ValueError, match=r"column 1 has no name: .*--drop 1"):
         _read(tmp_path, f"a,,b\n{rows}")
     assert _read(tmp_path, f"a,,b\n{rows}", drop=1).columns == ("a", "b")
+
+
+@pytest.mark.parametrize("sep", [" ", "\t", ","])
+def test_rows_that_have_names(tmp_path, sep):
+    """R writes a name fewer than there are columns."""
+    rows = "\n".join(sep.join([f'"r{i}"', *map(str, row)]) for i, row in enumerate(X.tolist()))
+    text = sep.join(['"a"', '"b"', '"c"', '"d"']) + "\n" + rows
+    with pytest.raises(ValueError, match="column 0 has no name: if it is an index"):
+        _read(tmp_path, text)
+    table = _read(tmp_path, text, drop=0)
+    assert table.columns == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(table.x.whole(), X)
+    assert _read(tmp_path, text, only=["b", "d"]).columns == ("b", "d")
+
+
+def test_separators_of_thousands_are_named(tmp_path):
+    for text in ("a;b\n1.234,5;1,5\n2.345,5;2\n", 'a,b\n"1,234,567",2\n', "a;b\n1 234,5;2\n"):
+        with pytest.raises(ValueError, match="write it without separators of thousands"):
+            _read(tmp_path, text)
 
 
 def test_delimiters_without_anything_between_them_are_no_data(tmp_path):

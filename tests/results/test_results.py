@@ -305,7 +305,8 @@ def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller
 _WEIGHTED = (
     "elbo elbo_data_error elbo_mc_error log_evidence log_evidence_data_error log_evidence_mc_error "
     "log_evidence_delta log_evidence_delta_mc_error log_evidence_jackknife log_evidence_jackknife_mc_error "
-    "log_evidence_smoothed log_evidence_smoothed_mc_error exact exact_data_error gap gap_data_error"
+    "log_evidence_smoothed log_evidence_smoothed_mc_error exact exact_data_error baseline baseline_data_error gap "
+    "gap_data_error"
 )
 SUMMARIES = {
     Evidence: f"n particles {_WEIGHTED} ess unreliable zero_weights spent converged",
@@ -317,7 +318,7 @@ SUMMARIES = {
     "exact evaluations",
 }
 FRAMES = {
-    Evidence: "elbo elbo_error log_evidence standard_error ess pareto_k exact zero_weights spent gap "
+    Evidence: "elbo elbo_error log_evidence standard_error ess pareto_k exact zero_weights spent baseline gap "
     "log_evidence_delta log_evidence_jackknife log_evidence_smoothed log_evidence_delta_error "
     "log_evidence_jackknife_error log_evidence_smoothed_error",
     Comparison: f"n particles {_WEIGHTED} ess unreliable zero_weights spent parameters seconds",

@@ -76,6 +76,34 @@ def test_a_chain_of_many_states_is_exact_within_its_errors():
     assert covered(evidence, exact) >= 0.85
 
 
+def test_guides_with_a_value_for_each_datum_give_starts():
+    torch.manual_seed(0)
+    model = PPCA(6, latent=2).double()
+    x = simulate(model, 150)[1]
+    exact = model.log_evidence(x)
+    loc = torch.zeros(150, 2, dtype=torch.float64)
+
+    def own(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", loc), 1.0).to_event(1))
+
+    for guide in (AutoNormal(model), own):
+        guide(x)
+        evidence = evaluate(model, guide, x, 100, refine=1500, **QUIET)
+        assert evidence.method == "refined"
+        assert covered(evidence, exact) >= 0.88
+        assert (evidence.log_evidence - exact).abs().max() < 0.1
+
+    def of_these(x):
+        with pyro.plate("data", 150):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ x.new_ones(2, 6), 1.0).to_event(1), obs=x)
+
+    guide = AutoNormal(of_these)
+    guide(x)
+    assert "all data only" in evaluate(of_these, guide, x, 300, **QUIET).method
+
+
 def test_the_mode_that_the_guide_never_draws_is_found():
     """|z| observed: two modes, a guide that sits on one misses log 2 and does not know it."""
 
