@@ -323,8 +323,8 @@ FRAMES = {
     "log_evidence_jackknife_error log_evidence_smoothed_error",
     Comparison: "n particles elbo elbo_data_error elbo_mc_error log_evidence log_evidence_data_error "
     "log_evidence_mc_error log_evidence_by_guide log_evidence_by_guide_data_error log_evidence_by_guide_mc_error exact "
-    "exact_data_error baseline baseline_data_error gap gap_data_error ess unreliable zero_weights spent parameters seconds "
-    "log_evidence_delta log_evidence_delta_mc_error log_evidence_jackknife log_evidence_jackknife_mc_error "
+    "exact_data_error baseline baseline_data_error gap gap_data_error ess unreliable zero_weights spent parameters "
+    "seconds log_evidence_delta log_evidence_delta_mc_error log_evidence_jackknife log_evidence_jackknife_mc_error "
     "log_evidence_smoothed log_evidence_smoothed_mc_error",  # two rows share the weights of the exact one
     Gaps: "log_evidence total approximation amortization gained converged",
     Bounds: "mean error",
