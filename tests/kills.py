@@ -7,6 +7,7 @@ program, it prints what came of the kills as JSON.
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import random
@@ -107,7 +108,7 @@ def _started(route, run, resume=False, cut=None):
 
 def _train(route, run, resume=False):
     """Train in this process, as the command line does; the exit status."""
-    train = sys.modules["jensen.cli.train"]
+    train = importlib.import_module("jensen.cli.train")
     fit = train.fit
     train.fit = functools.partial(fit, compile=ROUTES[route])
     try:
@@ -172,9 +173,9 @@ def _route(run):
 
 
 def _differences(one, other):
-    """The names of what is not the same in two checkpoints; times, routes and versions aside."""
+    """The names of what is not the same in two checkpoints; times, routes, versions and the runs' identities aside."""
     a, b = dict(_leaves(one)), dict(_leaves(other))
-    timed = ("seconds", "elapsed", "route", "compiled", "versions")
+    timed = ("seconds", "elapsed", "route", "compiled", "versions", "identity")
     return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name) and not any(t in name for t in timed)]
 
 

@@ -92,6 +92,7 @@ def test_the_gradient_reaches_every_parameter(model_name, guide_name):
             assert p.grad.abs().sum() > 0, f"{prefix}.{name} gets a zero gradient"
 
 
+@pytest.mark.filterwarnings("ignore:training diverged")  # a step may well be too long
 @each_trained_pair
 def test_fit_moves_every_parameter(model_name, guide_name):
     model, guide, x = pair(model_name, guide_name)

@@ -16,6 +16,7 @@ __all__ = ["Comparison", "Row", "compare"]
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -582,7 +583,8 @@ def _exact(
             continue
         known = [value for other, value in models if other == model]
         if not known:
-            with running(model, guide, device=settings["device"]):
+            with running(model, guide, device=settings["device"]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Pyro's parameter store held other values")  # said of the pair
                 known = [cheap_evidence(model, data, budget=_AFFORDABLE, rows=len(data[0]), joint=False)]
             models.append((model, known[0]))
         found[key] = known[0]
