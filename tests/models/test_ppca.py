@@ -155,7 +155,14 @@ def test_rotation_keeps_the_marginal_and_costs_the_mean_field_guide(digits):
     assert not torch.equal(turned.weight, model.rotated(seed=1).weight)
 
 
-@pytest.mark.parametrize(("rotate", "family"), [(True, MeanField), (True, FullCovariance), (False, MeanField)])
+@pytest.mark.parametrize(
+    ("rotate", "family"),
+    [
+        (True, MeanField),
+        pytest.param(True, FullCovariance, marks=pytest.mark.slow),
+        pytest.param(False, MeanField, marks=pytest.mark.slow),
+    ],
+)
 def test_guides_stop_at_their_known_kl(digits, rotate, family):
     model = PPCA(64, 8).double().fit_closed_form(digits.train)
     model = model.rotated(seed=0) if rotate else model
