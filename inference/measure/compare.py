@@ -223,7 +223,11 @@ class Comparison(Record):
         text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7{far}." if low else ""
         if below:
             kind = self.rows[next(iter(below))].evidence.baseline_kind
-            text += f" Below one {kind}: {'; '.join(f'{name} {reason}' for name, reason in below.items())}."
+            rows: dict[str, list[str]] = {}  # rows of one model have one number, and one reason
+            for name, reason in below.items():
+                rows.setdefault(reason, []).append(name)
+            said = "; ".join(f"{', '.join(each)} {reason}" for reason, each in rows.items())
+            text += f" Below one {kind}: {said}."
         if above:
             names = ", ".join(above)
             text += f" The approximation gap of {names} is an upper bound: local optimization did not converge{many}."

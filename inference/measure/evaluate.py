@@ -451,7 +451,10 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
     if not below > 2 * error + favour + 1e-6 * abs(float(known.mean())):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
-    reason = likely_reason(data[0] if fitted is None else fitted) or "trained too short, or with too high an lr"
+    reason = (
+        likely_reason(data[0] if fitted is None else fitted)
+        or "a model that is too simple, trained too short, or with too high an lr"
+    )
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
 
