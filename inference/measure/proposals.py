@@ -180,7 +180,7 @@ class Proposal:
         normal, student = (log.logsumexp(0) for log in self.by_mode(u))
         parts = (normal, student, guide, prior)
         terms = [
-            part.double() + math.log(count / sum(counts))
+            part.double().nan_to_num(-math.inf, math.inf, -math.inf) + math.log(count / sum(counts))
             for part, count in zip(parts, counts, strict=True)
             if count and part is not None
         ]

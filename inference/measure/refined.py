@@ -19,13 +19,13 @@ from jensen.graphs.compile import Compile
 from jensen.kernel.arguments import in_a_line
 from jensen.kernel.batches import Part, stream
 from jensen.kernel.coordinates import Coordinates
-from jensen.kernel.lifts import Lifted
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
 from .plan import FRESH, STARTS, Plan
 from .proposals import propose
-from .target import STATES, Block, Target, values_of
+from .starts import drawn, without_funnels
+from .target import STATES, Block, Target
 from .witness import missed
 
 _BLOCK = 2**7  # data that are refined at once
@@ -87,12 +87,14 @@ def refine(
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
     for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
-        blocks = _blocks(part)
+        if target is None:
+            program, funnels = without_funnels(part.pair.model, *part.data)
+        blocks = _blocks(part, program, funnels)
         if isinstance(blocks, str):
             return blocks
         for block, given in blocks:
             if target is None:
-                made = target_of(part, budget, compile, block, given)
+                made = target_of(part, budget, compile and not funnels, program, block, given)
                 if isinstance(made, str):
                     return made
                 target, plan = made
@@ -104,29 +106,34 @@ def refine(
     return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
-def _blocks(part: Part) -> list[tuple[tuple[Tensor, ...], Tensor | None]] | str:
-    """The part's data in blocks, with draws of the guide where that runs on all data only; or why there are none."""
-    if part.joint or part.divisible or not part.data:
+def _blocks(part: Part, program: Program, funnels: list[str]) -> list[tuple[tuple[Tensor, ...], Tensor | None]] | str:
+    """The part's data in blocks, with draws of the guide where it is not asked for more; or why there are none.
+
+    That is so where it runs on all data only, and where the model has coordinates that it knows nothing of.
+    """
+    apart = bool(part.data) and not (part.joint or part.divisible)
+    if not (apart or funnels):
         return [(part.data, None)]
-    model, guide = part.pair.model, part.pair.guide
     n = len(part)
-    rows = torch.arange(n).split(-(-n // -(-n // _BLOCK)))  # of about the same size
-    blocks = [tuple(x[some.to(x.device)] for x in part.data) for some in rows]
+    rows = torch.arange(n).split(-(-n // -(-n // _BLOCK)) if apart else max(1, n))  # of about the same size
+    blocks = [tuple(x[some.to(x.device)] for x in part.data) for some in rows] if apart else [part.data]
     try:
-        if Coordinates(model, *blocks[-1], most=STATES).rows != len(rows[-1]):
+        coordinates = Coordinates(program, *part.data, joint=part.joint, most=STATES)
+        if apart and Coordinates(program, *blocks[-1], most=STATES).rows != len(rows[-1]):
             raise ValueError("its plate has another size")
-        coordinates = Coordinates(model, *part.data, most=STATES)
     except (ValueError, RuntimeError, IndexError) as error:
         return f"the pair runs on all data only, and proposals are found for blocks of them ({in_a_line(error)})"
-    with torch.no_grad():
-        drawn = coordinates.free(values_of(Lifted(guide, part.layout.nesting, "guide"), part.data, STARTS))
-    return [(block, drawn[:, some]) for block, some in zip(blocks, rows, strict=True)]
+    given = drawn(part.pair.model, part.pair.guide, part.data, funnels, coordinates, STARTS)
+    return (
+        [(block, given[:, some]) for block, some in zip(blocks, rows, strict=True)] if apart else [(part.data, given)]
+    )
 
 
 def target_of(
     part: Part,
     budget: int,
     compile: Compile = False,
+    program: Program | None = None,
     data: tuple[Tensor, ...] | None = None,
     given: Tensor | None = None,
 ) -> tuple[Target, Plan] | str:
@@ -136,8 +143,9 @@ def target_of(
         part: the part.
         budget: the most evaluations of a datum.
         compile: as for :func:`~jensen.inference.evaluate`.
+        program: the model in other coordinates; None: as it is.
         data: the first block of the part; None: all of it.
-        given: draws there of a guide that runs on all data only, [C, N, F].
+        given: draws there of a guide whose density is not asked for, [C, N, F].
     """
     if not (part.data or part.joint):
         return "pairs that hold their data, with a latent for each, are not refined"
@@ -147,7 +155,8 @@ def target_of(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*runs one particle after the other")  # known, or said in the reason
-            target = Target(pair.model, pair.guide, data, part.layout.nesting, compile, part.ahead, part.joint, given)
+            nesting, ahead = part.layout.nesting, part.ahead
+            target = Target(program or pair.model, pair.guide, data, nesting, compile, ahead, part.joint, given)
     except ValueError as error:
         return str(error)
     if target.features > _MOST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STATES", "Block", "Target", "values_of"]
+__all__ = ["STATES", "Block", "Target"]
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -67,7 +67,7 @@ class Target:
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
         blocks: how many blocks of that size are to come.
         joint: whether weights are joint: all data are one datum then.
-        given: draws of a guide that runs on all data only, [C, N, F]: its density is not asked for.
+        given: draws of the guide, [C, N, F], where its density is not asked for.
 
     Attributes:
         features: F.
@@ -236,7 +236,7 @@ class Target:
     @torch.no_grad()
     def _drawn(self, lifted: Lifted, count: int, block: Block | None) -> Tensor:
         data = self.data if block is None else block.data
-        return self._sized(data).coordinates.free(values_of(lifted, data, count))
+        return self._sized(data).coordinates.free(_values(lifted, data, count))
 
     def _run(self, name: str, fn: Function, inputs: tuple[Tensor, ...], cost: float, calls: float) -> Function:
         """What to call in the place of a function; ``cost``: its evaluations for each datum."""
@@ -269,7 +269,7 @@ class Target:
         if not self.knows_guide:
             return None
         with forked_rng(), torch.no_grad():
-            drawn = values_of(self._guide, data, 2)
+            drawn = _values(self._guide, data, 2)
             if set(drawn) != {*coordinates.pieces, *coordinates.states}:
                 return None
             log_q = densities(self._programs[1], *data, lifted=self._guide)
@@ -366,6 +366,5 @@ class Target:
         return total.detach().mean(0), *(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
 
-def values_of(lifted: Lifted, data: tuple[Tensor, ...], count: int) -> dict[str, Tensor]:
-    """So many draws of a lifted program's latent sites, [C, ...] by name."""
+def _values(lifted: Lifted, data: tuple[Tensor, ...], count: int) -> dict[str, Tensor]:
     return {name: site.value for name, site in lifted(data, count).sites.items() if not site.facts.observed}

@@ -104,6 +104,38 @@ def test_guides_with_a_value_for_each_datum_give_starts():
     assert "all data only" in evaluate(of_these, guide, x, 300, **QUIET).method
 
 
+def test_a_hierarchy_is_measured_without_its_funnel():
+    """Values that another one bends and squeezes, against a grid over that one; they are integrated out exactly."""
+    bend, turn = torch.tensor([2.0, 1.5, 1.0, 2.0]).double(), torch.tensor([0.0, 1.0, 2.0, 3.0]).double()
+
+    def below(top):
+        return bend * torch.sin(2 * top.unsqueeze(-1) + turn), (1.5 * top.unsqueeze(-1) - 3).exp().expand(*top.shape, 4)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(x.new_tensor(0.0), 1.0))
+            low = pyro.sample("low", dist.Normal(*below(top)).to_event(1))
+            pyro.sample("x", dist.Normal(low, 0.7).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(x.new_tensor(0.0), 1.0).expand([len(x)]))
+            pyro.sample("low", dist.Normal(below(top)[0], 0.3).to_event(1))
+
+    torch.manual_seed(0)
+    low = dist.Normal(*below(torch.randn(60, dtype=torch.float64))).sample()
+    x = low + 0.7 * torch.randn_like(low)
+    top = torch.linspace(-7, 7, 20_001, dtype=torch.float64)
+    loc, scale = below(top)
+    log_p = dist.Normal(loc, scale.square().add(0.49).sqrt()).log_prob(x.unsqueeze(1)).sum(-1)
+    exact = (log_p + dist.Normal(0.0, 1.0).log_prob(top)).logsumexp(-1) + math.log(14 / 20_000)
+    evidence = evaluate(model, guide, x, 100, refine=3000, **QUIET)
+    assert evidence.method == "refined"
+    assert evidence.unreliable <= 0.1
+    assert covered(evidence, exact) >= 0.85
+    assert abs(float((evidence.log_evidence - exact).mean())) < 0.02
+
+
 def test_the_mode_that_the_guide_never_draws_is_found():
     """|z| observed: two modes, a guide that sits on one misses log 2 and does not know it."""
 

@@ -1,0 +1,58 @@
+r"""Coordinates without funnels, and draws of a guide that is run on all data or knows nothing of such coordinates.
+
+Where the scale of a normal site is what other latent values say, its values and theirs lie in a funnel, which no
+Gaussian fits. In the place of z there stands (z - loc) / scale, standard normal a priori.
+
+References:
+    Papaspiliopoulos, Roberts and Skold (2007), A General Framework for the Parametrization of Hierarchical Models.
+    Betancourt and Girolami (2013), Hamiltonian Monte Carlo for Hierarchical Models. https://arxiv.org/abs/1312.0906
+"""
+
+from __future__ import annotations
+
+__all__ = ["drawn", "without_funnels"]
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Normal
+from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam.reparam import Reparam
+from torch import Tensor
+
+from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.randomness import forked_rng
+from jensen.kernel.sites import base_of, sites_of
+from jensen.kernel.weights import Program, model_sites
+
+
+def without_funnels(model: Program, *data: Tensor) -> tuple[Program, list[str]]:
+    """The model in such coordinates, and the sites that have them; the model itself where there are none."""
+    with forked_rng(), torch.no_grad():
+        pairs = zip(model_sites(model, *data), model_sites(model, *data), strict=True)
+        names = [s["name"] for s, again in pairs if not s["is_observed"] and _scales_differ(s["fn"], again["fn"])]
+    config: dict[str, Reparam] = {name: LocScaleReparam(centered=0.0) for name in names}
+    return (poutine.reparam(model, config=config) if names else model), names
+
+
+def _scales_differ(one: Any, other: Any) -> bool:
+    a, b = base_of(one), base_of(other)
+    return isinstance(a, Normal) and isinstance(b, Normal) and not torch.equal(a.scale, b.scale)
+
+
+@torch.no_grad()
+def drawn(
+    model: Program, guide: Program, data: tuple[Tensor, ...], funnels: list[str], coordinates: Coordinates, count: int
+) -> Tensor:
+    """So many draws of the guide, as coordinates [C, N, F] of the model without its funnels."""
+    draws = []
+    for _ in range(count):
+        sites = sites_of(poutine.trace(guide).get_trace(*data))
+        values: dict[str, Any] = {s["name"]: s["value"] for s in sites if not s["is_observed"]}
+        given = poutine.trace(poutine.condition(model, data=values)).get_trace(*data).nodes if funnels else {}
+        for name in funnels:
+            fn = base_of(given[name]["fn"])
+            values[f"{name}_decentered"] = (values[name] - fn.loc) / fn.scale
+        draws.append(values)
+    return coordinates.free({name: torch.stack([draw[name] for draw in draws]) for name in coordinates.pieces})
