@@ -137,7 +137,8 @@ def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
             "array (numpy.load), or save its fields as the columns of one array"
         )
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {x.dtype}, where numbers were expected")
+        hint = ": if they are numbers as text, x.astype(float)" if x.dtype.kind in "SU" else ""
+        raise ValueError(f"{name} holds {x.dtype}, where numbers were expected{hint}")
     if len(x.shape) < 2 or not math.prod(x.shape):
         hint = "x[:, None]" if len(x.shape) == 1 else "no data"
         raise ValueError(f"{name} has the shape {x.shape}, where [N, X] was expected: {hint}")
