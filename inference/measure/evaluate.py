@@ -41,7 +41,7 @@ from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import facts_of, observed_numbers, sites_of
 from jensen.kernel.weights import Program, trace_pair
 from jensen.results.records import Measurement, Quantity
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
+from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
 
 from ..exact.log_evidence import cheap_evidence
@@ -449,7 +449,7 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
     n = len(found.log_prob)
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
-    if not below > 2 * error + favour + 1e-6 * abs(float(known.mean())):
+    if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
     reason = likely_reason(data[0] if fitted is None else fitted) or "trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
