@@ -138,11 +138,12 @@ def _rows(x: Tensor, name: str) -> Tensor:
 
 
 @checked
-def likely_reason(x: Tensor) -> str:
+def likely_reason(x: Tensor, index: bool = True) -> str:
     """What about data often makes training fail, in words; empty where nothing strikes.
 
     Args:
         x: the data, [N, ...].
+        index: whether to look for a column that numbers the rows.
 
     Returns:
         The words: grey levels without their number, an index column, features of very different scales, or of scales
@@ -165,7 +166,7 @@ def likely_reason(x: Tensor) -> str:
         )
     spread = rows.std(0, correction=0)
     whole = (rows == rows.floor()).all(0) & (spread > 0)
-    for i in whole.nonzero().flatten().tolist() if len(rows) >= _LISTED else ():
+    for i in whole.nonzero().flatten().tolist() if index and len(rows) >= _LISTED else ():
         steps = rows[:, i].sort().values.diff()
         if float(steps.min()) >= 1 and float(steps.sum()) < 2.5 * len(rows):
             return f"feature {i} counts the rows, as an index does (a part of them, each once): leave it out"
