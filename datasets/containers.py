@@ -46,13 +46,13 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
 
         x = pandas.DataFrame(x if x.ndim == 1 else x.ravel())
     if is_frame(x):
-        column = labels if isinstance(labels, str) else None
+        column = labels if isinstance(labels, str | int) else None
         _check_order(x, labels)
         table = of_frame(x, column)
         return table if labels is None or column is not None else _labelled(table.x, labels, table.columns)
     if _is_anndata(x):
         return _of_anndata(x, labels, limit)
-    if isinstance(labels, str):
+    if isinstance(labels, str | int | float):
         raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
         values, own = _collect(x, limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jensen.checked import checked
@@ -28,7 +28,7 @@ from .preparation import Moments, Split, check_scale, draw_split, prepare
 @checked
 def from_array(
     x: Any,
-    labels: ArrayLike | Tensor | str | None = None,
+    labels: Any = None,
     *,
     name: str = "array",
     split: Split = (0.8, 0.1, 0.1),

@@ -369,6 +369,21 @@ def test_numbers_that_stand_for_missing_values_are_told():
     assert found[0] == found[1] == {1: (-999.0, int((X[:, 0] > 0).sum()))}
 
 
+def test_advice_holds_for_names_that_look_like_options(tmp_path):
+    text = "a,--x,-y\n1,u,v\n2,w,v\n"
+    with pytest.raises(ValueError, match=r"drop='--x', in a shell --drop=--x; .*label='--x', in a shell --label=--x"):
+        _read(tmp_path, text, drop=2)
+    with pytest.raises(ValueError, match=r"drop=\['--x', '-y'\], in a shell --drop and their positions"):
+        _read(tmp_path, text)
+
+
+def test_the_number_of_a_column_of_a_frame_is_its_name():
+    data = from_array(pd.DataFrame({**dict(enumerate(X.T)), 7: np.arange(30) % 3}), 7)
+    assert data.train.shape[1] == 4 and data.labels["train"].unique().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="labels=3 names a column, but x is no DataFrame"):
+        from_array(X, 3)
+
+
 def test_labels_in_another_order_than_the_data_are_refused():
     frame = pd.DataFrame(X, columns=list("abcd"))
     labels = pd.Series(np.arange(30) % 3)
