@@ -442,8 +442,6 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
     fitted = None if train is None else as_tensors(train)[0]
     found = baseline(kind, data[0], fitted)
-    if found.log_prob is None:
-        return evidence
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
@@ -451,7 +449,8 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
     if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
-    reason = likely_reason(data[0] if fitted is None else fitted) or "trained too short, or with too high an lr"
+    reason = likely_reason(data[0] if fitted is None else fitted) if kind == "Gaussian" else ""
+    reason = reason or "trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
 
