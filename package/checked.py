@@ -258,6 +258,8 @@ def _check_pairs(value: Any) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"{what}, but got {shown(value)}")
     for name, pair in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}, but a name is {shown(name)}")
         alone = isinstance(pair, tuple) and len(pair) == 2 and not isinstance(pair[0], (tuple, list))
         for one in [pair] if alone else pair if isinstance(pair, (tuple, list)) else [pair]:
             if not (isinstance(one, tuple) and len(one) == 2 and all(map(callable, one))):

@@ -181,6 +181,8 @@ class Comparison(Record):
             if significant(mean, error, freedom):
                 by = f"{decimals(mean / error, 1)} standard errors" if error else "the same amount at every test point"
                 ranking = f"`{best}` is {by} above `{others[0]}`"
+                if not error and not paired:
+                    ranking = f"`{best}` is above `{others[0]}` at this test point"
             text = (
                 f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below}"
                 f"{self._scope()}{self._mixed()}"

@@ -441,6 +441,8 @@ def evaluate(
 def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
     """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
     fitted = None if train is None else as_tensors(train)[0]
+    if fitted is None and len(data[0]) < 2:  # one datum has no variance to fit
+        return evidence
     found = baseline(kind, data[0], fitted)
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"

@@ -57,6 +57,14 @@ def test_a_constant_feature_has_a_finite_density():
     assert float(shifted) == pytest.approx(float(other))
 
 
+def test_one_datum_is_beside_none_of_its_own():
+    model = PPCA(4, 2)
+    evidence = evaluate(model, PriorGuide(model), torch.ones(1, 4), **_QUICK)
+    assert evidence.baseline is None and not evidence.below
+    beside = evaluate(model, PriorGuide(model), torch.ones(1, 4), train=_data("Gaussian"), **_QUICK)
+    assert beside.baseline.shape == (1,)
+
+
 def test_a_small_spread_far_from_zero_is_no_constant():
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
     torch.testing.assert_close(baseline("Gaussian", x + 1e6).log_prob, baseline("Gaussian", x).log_prob)

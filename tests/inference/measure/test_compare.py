@@ -286,6 +286,18 @@ def test_models_that_cannot_be_told_apart_are_not_ranked():
     assert "`a` and `b` do not differ significantly (Student's t, 2.0 degrees of freedom)" in sentence
 
 
+def test_one_datum_is_ranked_as_one():
+    one = torch.zeros(1).double()
+    rows = {
+        name: Row(Evidence(one, one, one, one, one + 9, one, one - i, particles=100, features=4), 1, 1.0)
+        for i, name in enumerate("ab")
+    }
+    assert "`a` is above `b` at this test point" in Comparison(rows, False).sentence()
+    model = PPCA(4, 2)
+    with pytest.raises(TypeError, match=r"its name, .*, but a name is 1 \(an int\)"):
+        compare({1: (model, PriorGuide(model))}, torch.randn(5, 4))
+
+
 def test_exact_values_ranked_against_estimates_are_said_to_be_that():
     a, b = _made(elbo=-5.0, log_evidence=-4.0), _made(elbo=-6.0, log_evidence=-4.5)
     known = replace(b, exact=b.log_evidence)
