@@ -98,6 +98,11 @@ def check_tensor(value: object, name: str) -> None:
     """Raise TypeError for what is no tensor, ValueError for one without values or not dense."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a tensor, but got {shown(value)}; {as_data(value, name)}")
+    if value.is_nested:
+        raise ValueError(
+            f"{name} is a dense tensor, but got a nested one; use torch.nested.to_padded_tensor({name}, 0.0), and mask "
+            "what it fills in"
+        )
     if value.layout is not torch.strided or value.is_quantized:
         raise ValueError(f"{name} is a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
     if value.is_meta:
