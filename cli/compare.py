@@ -124,7 +124,8 @@ class _Job:
         binarize = None if options.binarize == "none" else options.binarize
         settings = {"source": options.data, "binarize": binarize, "dequantize": None, "seed": options.seed}
         settings |= {name: getattr(options, name) for name in OWN}
-        self.data: Dataset = flat(settle(settings, density=True)[1], "compare")
+        _, data, indexed = settle(settings, density=True)
+        self.data: Dataset = flat(data, "compare")
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
         rows = pick(self.data.test, options.test_size, options.seed)
         self.test = self.data.test[rows]
@@ -134,7 +135,7 @@ class _Job:
             raise ValueError(
                 f"--data {self.data.name} has one feature, and PPCA needs two or more: take jensen train --model vae"
             )
-        if doubt := likely_reason(self.data.train):
+        if doubt := likely_reason(self.data.train, not indexed):
             say(f"{self.data.name}: {doubt}")
         self.pictures: list[str] = []
         self.histories: dict[str, list[History]] = {}

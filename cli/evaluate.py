@@ -98,7 +98,22 @@ def _groups(paths: list[Path]) -> dict[str, dict[str, RunFolder]]:
             groups[name] = {name: RunFolder.open(path)}
         else:
             groups[name] = {f"{name}/{file.parent.name}": RunFolder.open(file.parent) for file in inside}
+            _check_alike(groups[name])
     return groups
+
+
+def _check_alike(runs: dict[str, RunFolder]) -> None:
+    """Refuse training runs of one row that differ by more than their seed."""
+    (first, one), *others = runs.items()
+    for name, folder in others:
+        for part in ("pair", "training"):
+            ours, theirs = one.configuration[part], folder.configuration[part]
+            if other := sorted(key for key in ours if key != "seed" and ours[key] != theirs.get(key)):
+                listed = ", ".join(f"{key} {ours[key]} and {theirs.get(key)}" for key in other)
+                raise ValueError(
+                    f"{first} and {name} differ by more than their seed ({listed}), so they are no training runs of "
+                    "one row: name the runs themselves"
+                )
 
 
 def _runs(of: dict[str, RunFolder]) -> str:
@@ -107,10 +122,9 @@ def _runs(of: dict[str, RunFolder]) -> str:
 
 def _identity(folder: RunFolder) -> dict[str, Any]:
     """The settings that identify the data of a run; a file of one's own by its contents, not its path."""
-    data = dict(folder.configuration["data"])
-    if data.get("sha256") is not None:
-        data["source"] = None
-    return data
+    data = folder.configuration["data"]
+    own = data.get("sha256") is not None
+    return {name: value for name, value in data.items() if value is not None and not (own and name == "source")}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:

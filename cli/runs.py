@@ -177,6 +177,11 @@ class RunFolder:
             others = [folder.parent.name for folder in path.resolve().parent.glob("*/configuration.json")]
             close = get_close_matches(path.name, others, n=1)
             hint = f"did you mean {path.parent / close[0]}?" if close else "jensen train --run DIR makes one"
+            if inside := sorted(file.parent.name for file in path.glob("seed-*/configuration.json")):
+                hint = (
+                    f"it holds the runs of --seeds {len(inside)}: name one, as {path / inside[0]}, or give jensen "
+                    "train --resume this option too"
+                )
             raise ValueError(f"{path} is not a run folder: there is no configuration.json in it; {hint}")
         try:
             configuration = json.loads(file.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jensen.datasets import Dataset, load
+from jensen.datasets.findings import IndexColumnWarning
 
 from .terminal import say
 
@@ -24,10 +25,11 @@ OWN = ("label", "header", "drop", "only", "member", "levels", "image_shape", "st
 _DRAWN = (1, 3)  # channels of images that pictures show
 
 
-def _open(settings: Mapping[str, Any], aloud: bool = False) -> Dataset:
+def _open(settings: Mapping[str, Any], aloud: bool = False) -> tuple[Dataset, bool]:
     """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
 
-    What warns of the data is said where they are new (``aloud``).
+    What warns of the data is said where they are new (``aloud``). The second value is whether a column was found that
+    numbers the rows.
 
     Raises:
         ValueError: for a name that is none, and what the data set does not allow.
@@ -44,7 +46,7 @@ def _open(settings: Mapping[str, Any], aloud: bool = False) -> Dataset:
     if aloud:
         for text in dict.fromkeys(str(warning.message) for warning in found):
             say(f"warning: {text}")
-    return data
+    return data, any(issubclass(warning.category, IndexColumnWarning) for warning in found)
 
 
 def _sha256(path: Path) -> str:
@@ -62,8 +64,10 @@ def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] |
     return torch.bernoulli if settings["binarize"] == "dynamic" else None
 
 
-def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset]:
-    """Load data, dequantized where grey levels meet a density; the settings as they came to be, and the data.
+def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset, bool]:
+    """Load data, dequantized where grey levels meet a density.
+
+    Returns the settings as they came to be, the data, and whether an index column was named.
 
     Args:
         settings: as for :func:`_open`; ``dequantize`` None leaves the choice to this function, which says it.
@@ -77,7 +81,7 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     if path.is_file():
         digest = _sha256(path)
         settings = {**settings, "source": str(path.resolve()), "sha256": digest}
-    data = _open(settings, aloud=True)
+    data, indexed = _open(settings, aloud=True)
     if settings.get("label") is not None:
         classes = len(data.classes) or len(torch.cat(list(data.labels.values())).unique())
         say(f"{data.name}: --label {settings['label']} has {classes} classes")
@@ -90,11 +94,11 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     if density and grey and not data.dequantized and settings["dequantize"] is None:
         say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
         settings = {**settings, "dequantize": True}
-        data = _open(settings)
+        data, _ = _open(settings)
     if data.channels not in _DRAWN:
         say(f"{data.name}: images of {data.channels} channels are used as vectors, and no pictures of them are drawn")
         data = replace(data, image_shape=None, channels=1)
-    return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data
+    return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data, indexed
 
 
 def reopen(settings: Mapping[str, Any]) -> Dataset:
@@ -113,7 +117,7 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
         )
     if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
-    return _open(settings)
+    return _open(settings)[0]
 
 
 def flat(data: Dataset, command: str) -> Dataset:

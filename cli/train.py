@@ -56,10 +56,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     made = {}
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.run / f"seed-{seed}"
-        resume = options.resume and (folder / "configuration.json").is_file()
-        given = options.given - {"seed", "seeds"}
-        one = argparse.Namespace(**{**vars(options), "seed": seed, "run": folder, "resume": resume, "given": given})
-        made[folder.name] = _one(one, progress)
+        own = {"seed": seed, "run": folder, "given": options.given - {"seed", "seeds"}, "whole": options}
+        made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
     text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
     documents = {"runs": {name: document for name, (_, document) in made.items()}}
     report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)
@@ -68,7 +66,11 @@ def run(options: argparse.Namespace, progress: bool) -> None:
 def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, Any]]:
     """One run: what to print of it, and its document."""
     with ExitStack() as stack:
-        return _train(options, *(_again(options, stack) if options.resume else _begin(options, stack)), progress)
+        begin = _begin
+        if options.resume:
+            begun = options.seeds == 1 or (options.run / "configuration.json").is_file()
+            begin = _again if begun else _begin_alike
+        return _train(options, *begin(options, stack), progress)
 
 
 def _train(
@@ -84,7 +86,7 @@ def _train(
     except KeyboardInterrupt:
         epochs = folder.keep_history()
         raise KeyboardInterrupt(
-            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: {_go_on(folder)}"
+            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: {_go_on(options)}"
         ) from None
     except FloatingPointError as error:
         if not folder.keep_history():
@@ -100,7 +102,7 @@ def _train(
             raise
         if isinstance(error, MemoryError):
             raise MemoryError(f"{error}; {folder.path} keeps the epochs before") from error
-        raise OSError(error.errno, f"{error.strerror}; go on with: {_go_on(folder)}") from error
+        raise OSError(error.errno, f"{error.strerror}; go on with: {_go_on(options)}") from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
             folder.discard()
@@ -124,8 +126,13 @@ def _train(
     return str(history), document
 
 
-def _go_on(folder: RunFolder) -> str:
-    return command("train", "--run", folder.path, "--resume")
+def _go_on(options: argparse.Namespace) -> str:
+    """The command that goes on with a run, or with all those of --seeds."""
+    if options.seeds == 1:
+        return command("train", "--run", options.run, "--resume")
+    whole = options.whole
+    first = ["--seed", whole.seed] if whole.seed else []
+    return command("train", "--run", whole.run, *first, "--seeds", whole.seeds, "--resume")
 
 
 def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
@@ -192,7 +199,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
         **{name: getattr(options, name) for name in OWN},
     }
     density = (likelihood is None and settings["binarize"] is None) or likelihood in DENSITIES
-    settings, data = settle(settings, density)
+    settings, data, indexed = settle(settings, density)
     binary = data.levels == 2 or settings["binarize"] is not None
     flat(data, "train")
     if kind.observes and likelihood is None:
@@ -207,7 +214,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10
     objective_of(training)
-    if (design.likelihood or "gaussian") in DENSITIES and (doubt := likely_reason(data.train)):
+    if (design.likelihood or "gaussian") in DENSITIES and (doubt := likely_reason(data.train, not indexed)):
         say(f"{data.name}: {doubt}")
     _check_memory(design, data.train[0].numel())
     configuration = {"data": settings, "facts": facts(data), "pair": design.to_dict(), "training": training}
@@ -217,25 +224,9 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
 def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
     """The run to go on with: every given option must have the value it was begun with; only epochs may differ."""
     folder = RunFolder.open(options.run)
-    if options.overwrite:
-        raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+    _check_again(options, folder)
     stack.enter_context(folder.alone())
-    training, data = folder.configuration["training"], folder.configuration["data"]
-    pair = Design.of(folder.configuration["pair"])
-    begun = {**vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
-    begun["seed"] = training["seed"]
-    begun["image_shape"] = tuple(data["image_shape"] or ()) or None
-    for name in sorted(options.given & set(begun) - {"epochs"}):
-        value = getattr(options, name)
-        if name == "data" and data.get("sha256") is not None:  # its contents are compared where it is opened
-            continue
-        if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
-            raise ValueError(
-                f"--{name.replace('_', '-')} was {begun[name]} when {options.run} was begun, and cannot be {value} "
-                "now: leave it out, or train into another folder"
-            )
-    if data.get("sha256") is not None and "data" in options.given:
-        data = folder.data_settings(Path(options.data))
+    data = _data_now(options, folder)
     opened = reopen(data)
     if data != folder.configuration["data"]:
         folder.configuration["data"] = data
@@ -250,6 +241,51 @@ def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
         say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
     folder.tidy()
     return folder, opened, False
+
+
+def _begin_alike(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
+    """A run of --seeds that --resume finds not begun: with the settings of those that are."""
+    whole = options.whole.run
+    others = sorted(whole.glob("seed-*/configuration.json"))
+    if not others:
+        raise ValueError(f"{whole} holds no run of --seeds to go on with: leave --resume out")
+    other = RunFolder.open(others[0].parent)
+    _check_again(options, other)
+    data = _data_now(options, other)
+    training = {**other.configuration["training"], "seed": options.seed}
+    if "epochs" in options.given:
+        training["epochs"] = options.epochs
+    configuration = {**other.configuration, "data": data, "training": training}
+    return RunFolder.begin(options.run, configuration, False, stack), reopen(data), True
+
+
+def _check_again(options: argparse.Namespace, folder: RunFolder) -> None:
+    """Refuse options that --resume cannot change; an option that the run is older than was not given then."""
+    if options.overwrite:
+        raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+    training, data = folder.configuration["training"], folder.configuration["data"]
+    pair = Design.of(folder.configuration["pair"])
+    begun = {**dict.fromkeys(OWN), **vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
+    begun["seed"] = training["seed"]
+    begun["image_shape"] = tuple(data["image_shape"] or ()) or None
+    for name in sorted(options.given & set(begun) - {"epochs"}):
+        value = getattr(options, name)
+        if name == "data" and data.get("sha256") is not None:  # its contents are compared where it is opened
+            continue
+        if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
+            then = "not given" if begun[name] is None else begun[name]
+            raise ValueError(
+                f"--{name.replace('_', '-')} was {then} when {folder.path} was begun, and cannot be {value} now: leave "
+                "it out, or train into another folder"
+            )
+
+
+def _data_now(options: argparse.Namespace, folder: RunFolder) -> dict[str, Any]:
+    """The settings of a run's data, with its file where --data says that it is now."""
+    data: dict[str, Any] = folder.configuration["data"]
+    if data.get("sha256") is not None and "data" in options.given:
+        return folder.data_settings(Path(options.data))
+    return data
 
 
 def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:

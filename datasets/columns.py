@@ -117,7 +117,7 @@ def listed(names: Sequence[object], most: int = _LISTED) -> str:
 
 def advise_label(name: str) -> str:
     """How to say that a column holds the labels, in Python and in a shell."""
-    return f"name it: label={name!r}, in a shell --label {shlex.quote(name)}"
+    return f"name it: label={name!r}, in a shell {_option('label', [name])}"
 
 
 def advise_drop(names: Sequence[str]) -> str:
@@ -125,4 +125,11 @@ def advise_drop(names: Sequence[str]) -> str:
     if len(names) > _LISTED:
         return "name those to keep: only=[...], in a shell --only COLUMN ..."
     python = repr(names[0]) if len(names) == 1 else repr(list(names))
-    return f"leave {'it' if len(names) == 1 else 'them'} out: drop={python}, in a shell --drop {shlex.join(names)}"
+    return f"leave {'it' if len(names) == 1 else 'them'} out: drop={python}, in a shell {_option('drop', names)}"
+
+
+def _option(name: str, values: Sequence[str]) -> str:
+    """An option with its values as a shell takes it; a value that begins with a dash would be an option itself."""
+    if not any(value.startswith("-") for value in values):
+        return f"--{name} {shlex.join(values)}"
+    return f"--{name}={shlex.quote(values[0])}" if len(values) == 1 else f"--{name} and their positions"

@@ -46,12 +46,13 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
 
         x = pandas.DataFrame(x if x.ndim == 1 else x.ravel())
     if is_frame(x):
-        column = labels if isinstance(labels, str) else None
+        column = labels if isinstance(labels, str | int) else None
+        _check_order(x, labels)
         table = of_frame(x, column)
         return table if labels is None or column is not None else _labelled(table.x, labels, table.columns)
     if _is_anndata(x):
         return _of_anndata(x, labels, limit)
-    if isinstance(labels, str):
+    if isinstance(labels, str | int | float):
         raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
         values, own = _collect(x, limit)
@@ -59,6 +60,15 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
             raise ValueError("x brings labels of its own: leave labels out")
         return _labelled(Pieces.of(values), own if labels is None else labels)
     return _labelled(_pieces(x, limit), labels)
+
+
+def _check_order(frame: Any, labels: Any) -> None:
+    """Refuse labels whose index is that of the data in another order: rows go by position."""
+    index = getattr(labels, "index", None)
+    if not isinstance(index, sys.modules["pandas"].Index) or index.equals(frame.index):
+        return
+    if len(index) == len(frame) and index.sort_values().equals(frame.index.sort_values()):
+        raise ValueError("labels have the index of x in another order: give labels.loc[x.index]")
 
 
 def _labelled(x: Pieces, labels: Any, columns: tuple[str, ...] = ()) -> Table:

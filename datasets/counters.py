@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Counters"]
 
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 _LEAST = 10  # rows, below which columns count by chance
 _EARLY = 64  # rows, by which most columns are told to be none
 _OFF = 0.01  # of a step
+_FIRST, _LAST = 1900_01_01, 2100_12_31  # days as whole numbers, year, month and day
 _NAME = re.compile(r"(?i:(^|[\W_])(id|idx|index|row_?(names?|id|number)|unnamed.*)$)|[a-z]I[dD]$")
 
 
 class Counters:
-    """Finds columns that rise by one step from row to row, hold each of 1 ... N once, or are identifiers by name.
+    """Finds columns that rise by one step from row to row, hold each of 1 ... N once, or are days or identifiers.
 
     Args:
         shape: of the table, [N, X].
@@ -38,6 +40,7 @@ class Counters:
         self._even = np.ones(width, bool)
         self._start, self._step = np.zeros(width), np.zeros(width)
         self._seen: dict[int, NDArray[np.bool_]] = {}
+        self._days = np.zeros(width, bool)
         self._names: dict[int, list[NDArray[np.generic]]] = {
             i: [] for i, name in enumerate(columns) if _NAME.search(name)
         }
@@ -53,6 +56,8 @@ class Counters:
             line = self._start[i] + self._step[i] * np.arange(row, row + len(values))
             off = abs(values[:, i - column].astype(np.float64) - line)
             self._even[i] = bool((off <= _OFF * abs(self._step[i])).all())
+        for i in (np.flatnonzero(self._days[here]) + column).tolist():
+            self._days[i] = bool(_are_days(values[:, i - column]).all())
         for i in [i for i in self._seen if here.start <= i < here.stop]:
             some = values[:, i - column].astype(np.float64)
             if ((some < 0) | (some > self._n) | (some % 1 != 0)).any():
@@ -68,6 +73,7 @@ class Counters:
         self._start[here] = early[0]
         self._step[here] = (np.asarray(values[-1], np.float64) - early[0]) / (len(values) - 1) if many else 0.0
         self._even[here] = self._step[here] != 0
+        self._days[here] = _are_days(early).all(0)
         line = early[0] + self._step[here] * np.arange(len(early))[:, None]
         self._even[here] &= (abs(early - line) <= _OFF * abs(self._step[here])).all(0)
         ordered = np.sort(early, 0)
@@ -83,6 +89,8 @@ class Counters:
             if seen.sum() == self._n:
                 first = int(not seen[0])
                 found.setdefault(i, f"holds each of {first} to {self._n - 1 + first} once")
+        for i in np.flatnonzero(self._days).tolist():
+            found.setdefault(i, f"holds days as whole numbers, such as {self._start[i]:.0f}")
         for i, pieces in self._names.items():
             values = np.concatenate(pieces) if pieces else np.zeros(0)
             if len(values) == self._n and not (values % 1).any() and len(np.unique(values)) == self._n:
@@ -91,3 +99,11 @@ class Counters:
             if self._even[i] and self._step[i] == 1 and self._start[i] in (0, 1):
                 found[i] = "counts the rows"
         return {} if len(found) == len(self._even) else found
+
+
+def _are_days(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which numbers are days, written as 20240131."""
+    month, day = values // 100 % 100, values % 100
+    days: NDArray[np.bool_] = (values >= _FIRST) & (values <= _LAST) & (month >= 1) & (month <= 12)
+    days &= (day >= 1) & (day <= 31) & (values % 1 == 0)
+    return days

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ _REAL = {  # without zeros before, which numbers of houses and codes have
     sign: re.compile(rf"[+-]?((0|[1-9][0-9]*)([{sign}][0-9]*)?|[{sign}][0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
     for sign in ".,"
 }
-_GROUPED = re.compile(r"[+-]?[0-9]{1,3}([., '\u00a0\u202f][0-9]{3})+([.,][0-9]+)?")
+_GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}([., '\u00a0\u202f][0-9]{3})+([.,][0-9]+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _RENAME = (
@@ -50,6 +50,7 @@ _RENAME = (
     "shell --no-header"
 )
 _SAMPLE = 20  # records by which delimiters are judged, and whether those before them are names
+_FEW, _FAR = 10, 3.0  # records by which a range is known, and ranges that no number of theirs is off
 _RISING = 8  # numbers that rise by chance once in 40,000
 _LINE = 2**26  # characters of a line of a packed file
 _CHUNK = 2**19  # numbers or characters at once
@@ -241,12 +242,13 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
         sample[0] = ["", *sample[0]]
     width = len(sample[0])
     names, above = _names(text, sample, label, header)
-    columns = tuple(name or str(j) for j, name in enumerate(names or [""] * width))[: _ending(text, names or sample[0])]
+    columns = tuple(name or _called(j, names) for j, name in enumerate(names or [""] * width))
+    columns = columns[: _ending(text, names or sample[0])]
     at, kept = select(text.path, columns, label, drop, only)
     if names and (nameless := [j for j in kept if not names[j]]):
         raise ValueError(
             f"{text.path}: column {nameless[0]} has no name: if it is an index, "
-            f"{advise_drop([str(j) for j in nameless])} (or write the file without, in pandas: index=False)"
+            f"{advise_drop([columns[j] for j in nameless])} (or write the file without, in pandas: index=False)"
         )
     used = [columns[j] for j in sorted([*kept, *([] if at is None else [at])])]
     check_names(text.path, used, _RENAME)
@@ -259,12 +261,27 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
         elif heading:
             start, blank, heading = i + 1, [], False
         elif len(fields) != width:
-            raise ValueError(f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}")
+            raise ValueError(
+                f"{text.path}: line {line} has {len(fields)} fields, but the first has {width}"
+                f"{_other_width(text, width, len(fields), rows)}"
+            )
         else:
             rows += 1
             if at is not None:
                 labels.append(fields[at].strip())
     return _Layout(columns, width, kept, start, rows, blank, labels)
+
+
+def _called(j: int, names: Sequence[str]) -> str:
+    """What a column without a name is called: its position, unless another has that name."""
+    return f"Unnamed: {j}" if str(j) in names else str(j)
+
+
+def _other_width(text: _Text, width: int, fields: int, rows: int) -> str:
+    """What may be wrong with a line of another number of fields."""
+    if fields == 2 * width > 2 and text.delimiter == ",":
+        return "; if every second comma is a decimal sign, write points, or semicolons between the fields"
+    return "; if the first lines are a title, take them out" if width < fields and not rows else ""
 
 
 def _holds(fields: Sequence[str]) -> bool:
@@ -279,6 +296,7 @@ def _has_row_names(text: _Text, sample: list[list[str]]) -> bool:
         more
         and all(_kind(text, field) == "word" for field in first)
         and any(_kind(text, fields[-1]) != "missing" for fields in rest)
+        and any(_kind(text, field) != "word" for field in rest[0])  # else these are the names, below a title
     )
 
 
@@ -315,15 +333,20 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
     Names are words, and data are numbers. A line of both holds data if its words come again below them, or its numbers
     have fractions and no order; it holds names if the label has the name of such a word, or the words stand above
     numbers and the numbers count the columns. A line of numbers holds data, unless they count the columns, are an even
-    grid (wavelengths, years), or rise from column to column, and no other line does.
+    grid (wavelengths, years), or rise from column to column, and no other line does, or are far from all below them.
 
     Raises:
         ValueError: for a line that may be names or data.
     """
     kinds = [_kind(text, field) for field in first]
+    below = [fields for fields in rest if len(fields) == len(first)]
+    if len(first) > 1 and not first[0].strip() and all(fields[0].strip() for fields in below):  # an index, unnamed
+        first, kinds, below = first[1:], kinds[1:], [fields[1:] for fields in below]
+        numbers = [_value(text, field) for field in first]
+        if _counts(numbers) and _looks_like_names(text, first, numbers, below):
+            return True
     words = [j for j, kind in enumerate(kinds) if kind == "word"]
     numbers = [_value(text, field) for field, kind in zip(first, kinds, strict=True) if kind == "number"]
-    below = [fields for fields in rest if len(fields) == len(first)]
     if words and all(kind == "word" or not field.strip() for kind, field in zip(kinds, first, strict=True)):
         return True
     if words:
@@ -357,7 +380,17 @@ def _looks_like_names(text: _Text, first: list[str], numbers: list[float], below
         return _counts(numbers) and fractions and all(field.strip().isdigit() for field in first)
     if _is_even(numbers):
         return not (all if _counts(numbers) else any)(map(_is_even, others))
-    return _rises(numbers) and not any(map(_rises, others))
+    return (_rises(numbers) and not any(map(_rises, others))) or _is_far_off(numbers, others)
+
+
+def _is_far_off(numbers: list[float], others: list[list[float]]) -> bool:
+    """Whether each number lies farther from those below it than these from each other, by far."""
+    if len(others) < _FEW:
+        return False
+    below = np.array(others)
+    low, high = np.nanmin(below, 0, initial=np.inf), np.nanmax(below, 0, initial=-np.inf)
+    away = np.maximum(low - numbers, numbers - high)
+    return bool((away > _FAR * (high - low)).all() and (high > low).any())
 
 
 def _counts(numbers: list[float]) -> bool:
@@ -393,9 +426,9 @@ class _NoNumbers(Exception):
 
 def _numbers(text: _Text, layout: _Layout) -> Pieces:
     """The numbers [N, X], to be read in pieces; NaN where they are missing."""
-    wrong: list[tuple[dict[str, tuple[int, str]], dict[str, int]]] = []
+    wrong: list[tuple[dict[str, _Fault], dict[str, int]]] = []
     for decimal in text.decimals:
-        faults: dict[str, tuple[int, str]] = {}
+        faults: dict[str, _Fault] = {}
         missing: dict[str, int] = {}
         x = Pieces((layout.rows, len(layout.kept)), np.dtype(np.float64), partial(_parsed, text, layout, decimal))
         try:
@@ -409,7 +442,7 @@ def _numbers(text: _Text, layout: _Layout) -> Pieces:
                 _check_commas(text, layout)
             return x
         wrong.append((faults, missing))
-    raise ValueError(f"{text.path}: {_complaint(text, *min(wrong, key=lambda found: len(found[0])))}")
+    raise ValueError(f"{text.path}: {_complaint(text, layout.rows, *min(wrong, key=lambda found: len(found[0])))}")
 
 
 def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
@@ -465,9 +498,17 @@ def _spell(text: _Text, layout: _Layout, decimal: str) -> NDArray[np.float64]:
     return np.fromiter(values, np.float64).reshape(layout.rows, len(layout.kept))
 
 
-def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, tuple[int, str]], dict[str, int]]:
-    """Line and text of the first field that is no number, and how many are missing, by column."""
-    faults: dict[str, tuple[int, str]] = {}
+class _Fault(NamedTuple):
+    """Fields of a column that are no numbers: line and text of the first, and how many there are."""
+
+    line: int
+    text: str
+    found: int = 0
+
+
+def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, _Fault], dict[str, int]]:
+    """The fields that are no numbers, and how many are missing, by column."""
+    faults: dict[str, _Fault] = {}
     missing: Counter[str] = Counter()
     for line, column, field in _fields(text, layout):
         if _is_number(field, decimal):
@@ -476,23 +517,32 @@ def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, tuple
         if field.lower() in _MISSING:
             missing[name] += 1
         else:
-            faults.setdefault(name, (line, field))
+            fault = faults.get(name, _Fault(line, field))
+            faults[name] = fault._replace(found=fault.found + 1)
     return faults, {name: missing[name] for name in missing if name not in faults}
 
 
-def _complaint(text: _Text, faults: dict[str, tuple[int, str]], missing: dict[str, int]) -> str:
-    (name, (line, field)), *others = faults.items()
+def _complaint(text: _Text, rows: int, faults: dict[str, _Fault], missing: dict[str, int]) -> str:
+    (name, (line, field, count)), *others = faults.items()
     which = f" (nor are {listed([repr(other) for other, _ in others])})" if others else ""
+    few = count <= rows / 2
+    if few:
+        which += f"; of its {rows} fields {count} {'is' if count == 1 else 'are'} no number{'s' * (count > 1)}"
     if missing:
         which += f", and values are missing: {listed([f'{count} of {column!r}' for column, count in missing.items()])}"
-    hint = "; a decimal comma is read only between semicolons or tabs: write a point" if _is_value(field, ",") else ""
+    comma = field not in _MISSING and _is_number(field, ",")
+    hint = "; a decimal comma is read only between semicolons or tabs: write a point" if comma else ""
     if _GROUPED.fullmatch(field):
         hint = "; write it without separators of thousands"
     if any(_is_value(field, sign) for sign in text.decimals):
         hint = "; in other places the decimal sign is another: write one of the two"
+    out = [*faults, *missing]
+    mend = (
+        f"mend {'that line' if count == 1 else 'those lines'} (a missing value is an empty field), or " if few else ""
+    )
     return (
-        f"column {name!r} is not numeric: line {line} has {field!r}{which}; {advise_drop([*faults, *missing])}; encode "
-        f"them as numbers; or, if {name!r} holds the classes, {advise_label(name)}{hint}"
+        f"column {name!r} is not numeric: line {line} has {field!r}{which}; {mend}{advise_drop(out)}; encode "
+        f"{'it' if len(out) == 1 else 'them'} as numbers; or, if {name!r} holds the classes, {advise_label(name)}{hint}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Findings"]
+__all__ = ["Findings", "IndexColumnWarning"]
 
 import math
 import warnings
@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 from .columns import advise_drop, listed
 from .counters import Counters
 from .preparation import Moments
+from .stand_ins import StandIns
 from .tables import Table
+
+
+class IndexColumnWarning(UserWarning):
+    """A column numbers the rows."""
 
 
 class Findings:
     """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions.
 
-    Also the moments of the training data, where they are to be standardized or may be rounded, and columns that count.
+    Also the moments of the training data, where they are to be standardized or may be rounded, columns that count, and
+    numbers that stand for missing values.
 
     Args:
         table: what is read.
@@ -51,9 +57,11 @@ class Findings:
         self._spread = spread or _may_round(table.x.dtype, dtype)
         self._train = np.zeros(shape[0], bool)
         self._train[train] = True
+        self._images = images
         self._vectors = not images and len(shape) > 2  # the steps of a sequence
         self.moments = Moments(shape[-1:] if self._vectors else shape[1:])
         self._counters = Counters((0, 0) if images else shape, table.columns)
+        self._stand_ins = StandIns(shape[1] if len(shape) == 2 and not images else 0)
         self._missing = self._infinite = 0
         self._at: Counter[int] = Counter()  # missing and infinite values, by column
         self._places: list[tuple[int, ...]] = []  # the first of them
@@ -78,6 +86,8 @@ class Findings:
         elif not self._places:
             self._add(some, columns, values)
             self._counters.look(values, *start)
+            if not self._images:
+                self._stand_ins.look(values, start[1])
         if values.size:
             self._low, self._high = min(self._low, values.min().item()), max(self._high, values.max().item())
         if self._whole and not self._fractions and values.dtype.kind == "f":
@@ -142,10 +152,17 @@ class Findings:
             )
 
     def warn(self, name: str) -> None:
-        """Warn of columns that number the rows."""
+        """Warn of columns that number the rows, and of numbers that stand for missing values."""
         for i, what in list(self._counters.found().items())[:_SHOWN]:
             out = advise_drop([self._columns[i] if self._columns else str(i)]) if self._of_file else "leave it out of x"
-            warnings.warn(f"{name}: {_which(i, self._columns)} {what}: if it is an index, {out}", stacklevel=4)
+            text = f"{name}: {_which(i, self._columns)} {what}: if it is an index, {out}"
+            warnings.warn(text, IndexColumnWarning, stacklevel=4)
+        for i, (code, count) in list(self._stand_ins.found().items())[:_SHOWN]:
+            warnings.warn(
+                f"{name}: {_which(i, self._columns)} holds {code:g} in {count} row{'s' * (count > 1)}, far from its "
+                "other values: if that stands for missing values, drop those rows, or fill them",
+                stacklevel=4,
+            )
 
 
 def _may_round(given: np.dtype[Any], dtype: torch.dtype) -> bool:

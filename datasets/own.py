@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jensen.checked import checked
@@ -28,7 +28,7 @@ from .preparation import Moments, Split, check_scale, draw_split, prepare
 @checked
 def from_array(
     x: Any,
-    labels: ArrayLike | Tensor | str | None = None,
+    labels: Any = None,
     *,
     name: str = "array",
     split: Split = (0.8, 0.1, 0.1),
@@ -137,7 +137,8 @@ def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
             "array (numpy.load), or save its fields as the columns of one array"
         )
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {x.dtype}, where numbers were expected")
+        hint = ": if they are numbers as text, x.astype(float)" if x.dtype.kind in "SU" else ""
+        raise ValueError(f"{name} holds {x.dtype}, where numbers were expected{hint}")
     if len(x.shape) < 2 or not math.prod(x.shape):
         hint = "x[:, None]" if len(x.shape) == 1 else "no data"
         raise ValueError(f"{name} has the shape {x.shape}, where [N, X] was expected: {hint}")

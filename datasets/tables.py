@@ -220,7 +220,7 @@ def _plain(column: Any) -> NDArray[np.generic]:
 def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str | int | None) -> Table:
     names = tuple(columns)
     if label is not None and label not in names:
-        raise ValueError(f"{source} has no column {label!r} for label=; it has {listed(names)}")
+        raise ValueError(f"{source} has no column {label!r} for labels=; it has {listed(names)}")
     at = None if label is None else names.index(str(label))
     kept = [name for i, name in enumerate(names) if i != at]
     wrong = {name: str(columns[name].dtype) for name in kept if columns[name].dtype.kind not in "biuf"}

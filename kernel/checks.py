@@ -30,6 +30,7 @@ from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, 
 from .supports import bounds_of, inside_of, log_density
 
 _NARROW = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32)
+_COARSE = 0.05  # of a standard deviation, to which rounding is no harm
 _RUNS = 8  # of the model, to see whether a support moves with the draws
 Again = Callable[[], list[Site]]
 
@@ -39,12 +40,21 @@ def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
     for i, x in enumerate(data):
         if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
             (dtype,) = dtypes
-            raise ValueError(
-                f"data[{i}] is {x.dtype}, but the pair's parameters are {dtype}: convert the data (x.to({dtype})), or "
-                "the pair (model.double(), guide.double())"
-            )
+            wide = "the pair (model.double(), guide.double())"
+            remedy = f"convert the data (x.to({dtype})), or {wide}"
+            if _is_coarse(x, dtype):
+                remedy = f"convert {wide}, or standardize the data before x.to({dtype}), which would round them visibly"
+            raise ValueError(f"data[{i}] is {x.dtype}, but the pair's parameters are {dtype}: {remedy}")
         if x.dim() and len(x) == 0:
             raise ValueError(f"data[{i}] is empty: its shape is {list(x.shape)}")
+
+
+def _is_coarse(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether another dtype would round some feature to steps that are not small beside its spread."""
+    if len(x) < 2 or torch.finfo(x.dtype).eps >= torch.finfo(dtype).eps:
+        return False
+    scale = x.std(0)
+    return bool(((scale > 0) & (torch.finfo(dtype).eps * x.mean(0).abs() > _COARSE * scale)).any())
 
 
 def _not_finite(i: int, finite: Tensor) -> str:
@@ -195,10 +205,10 @@ def _check_shape(site: Site) -> None:
     declared = {frame.dim: frame.size for frame in plates_of(site)}
     loose = [dim for dim in range(-len(shape), 0) if shape[dim] != 1 and declared.get(dim) != shape[dim]]
     if loose:
+        plates = f" (they have {dict(sorted(declared.items()))}, size by dimension)" if declared else ""
         raise ValueError(
-            f"site '{site['name']}' has batch shape {tuple(shape)}, but dimension {loose[0]} stands in no plate (they "
-            f"have {dict(sorted(declared.items()))}, size by dimension); make it part of the event (.to_event(1)), or "
-            "open a plate for it"
+            f"site '{site['name']}' has batch shape {tuple(shape)}, but dimension {loose[0]} stands in no plate"
+            f"{plates}; make it part of the event (.to_event(1)), or open a plate for it"
         )
 
 

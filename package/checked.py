@@ -98,6 +98,11 @@ def check_tensor(value: object, name: str) -> None:
     """Raise TypeError for what is no tensor, ValueError for one without values or not dense."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a tensor, but got {shown(value)}; {as_data(value, name)}")
+    if value.is_nested:
+        raise ValueError(
+            f"{name} is a dense tensor, but got a nested one; use torch.nested.to_padded_tensor({name}, 0.0), and mask "
+            "what it fills in"
+        )
     if value.layout is not torch.strided or value.is_quantized:
         raise ValueError(f"{name} is a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
     if value.is_meta:
@@ -258,6 +263,8 @@ def _check_pairs(value: Any) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"{what}, but got {shown(value)}")
     for name, pair in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what}, but a name is {shown(name)}")
         alone = isinstance(pair, tuple) and len(pair) == 2 and not isinstance(pair[0], (tuple, list))
         for one in [pair] if alone else pair if isinstance(pair, (tuple, list)) else [pair]:
             if not (isinstance(one, tuple) and len(one) == 2 and all(map(callable, one))):

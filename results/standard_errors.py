@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["mc_error", "standard_error_of_mean", "within_t"]
+__all__ = ["MANY", "mc_error", "significant", "standard_error_of_mean", "within_t"]
 
 import math
 
 from torch import Tensor
+
+MANY = 1000  # degrees of freedom from which on Student's t is the normal distribution
 
 
 def standard_error_of_mean(values: Tensor) -> float:
@@ -33,3 +35,15 @@ def within_t(t: float, freedom: int) -> float:
         term *= (j - 1) / j * math.cos(angle) ** 2
     total *= math.sin(angle)
     return 2 / math.pi * (angle + total) if odd else total
+
+
+def significant(mean: float, error: float, freedom: float) -> bool:
+    """Whether a difference is beyond two standard errors, or as unlikely under Student's t.
+
+    Example:
+        >>> significant(2.1, 1.0, math.inf), significant(2.1, 1.0, 4), significant(3.1, 1.0, 4)
+        (True, False, True)
+    """
+    if not error or freedom >= MANY:
+        return mean > 2 * error
+    return within_t(mean / error, max(1, math.floor(freedom))) > within_t(2.0, MANY)

@@ -60,6 +60,11 @@ def _function(
         ({"x": np.ones(2)}, TypeError, r"x is a tensor or None, but got an array of shape \[2\] \(float64\)"),
         ({"x": torch.ones(2, device="meta")}, ValueError, "x is on the device 'meta', where tensors hold no values"),
         ({"x": torch.eye(2).to_sparse()}, ValueError, "x is a dense tensor, but got one of layout torch.sparse_coo"),
+        (
+            {"x": torch.nested.nested_tensor([torch.eye(2), torch.eye(3, 2)], layout=torch.jagged)},
+            ValueError,
+            r"got a nested one; use torch.nested.to_padded_tensor\(x, 0.0\)",
+        ),
         ({"seed": -1}, ValueError, "seed is a whole number from 0 to 18446744073709551615 or None, but got -1"),
         (
             {"device": "nowhere:0"},

@@ -8,8 +8,10 @@ r"""A trivial baseline: one distribution per feature, fitted in closed form, ind
 | of zeros and ones | Bernoulli | (ones + 1/2) / (N + 1) |
 | of counts | Poisson | (sum + 1/2) / (N + 1) |
 
-The halves are those of Jeffreys' prior: a value that the fit has not seen keeps a probability. A model whose log p(x)
-lies below this one has learned nothing of the data, or something is wrong with them or with the training.
+A feature that is constant in the fit has no largest Gaussian density: its variance is taken to be 1 / (2 pi), so that
+its log-density is 0 at that constant. The halves are those of Jeffreys' prior: a value that the fit has not seen keeps
+a probability. A model whose log p(x) lies below this one has learned nothing of the data, or something is wrong with
+them or with the training.
 """
 
 from __future__ import annotations
@@ -36,9 +38,8 @@ class Baseline(NamedTuple):
 
     Attributes:
         kind: the distribution.
-        log_prob: of each datum, [N], float64, nats; None where a Gaussian has no finite density.
+        log_prob: of each datum, [N], float64, nats.
         own: whether it was fitted to the data that it is measured on.
-        without: why there is none; else empty.
         favour: by how many nats per datum a fit to the measured data themselves is expected to be too high.
 
     Example:
@@ -47,9 +48,8 @@ class Baseline(NamedTuple):
     """
 
     kind: Kind
-    log_prob: Tensor | None
+    log_prob: Tensor
     own: bool
-    without: str = ""
     favour: float = 0.0
 
 
@@ -112,10 +112,8 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
     if kind == "Gaussian":
         location = fitted.mean(0)
         variance = (fitted - location).square().mean(0)
-        constant = (variance <= 1e-12 * location.square().clamp_min(1e-300)).nonzero().flatten().tolist()
-        if constant:
-            some = f"{', '.join(map(str, constant[:3]))}{' and others' * (len(constant) > 3)}"
-            return Baseline(kind, None, own, f"constant: feature{'s' * (len(constant) > 1)} {some}")
+        constant = (fitted == fitted[0]).all(0)
+        variance = variance.clamp_min(1e-300).masked_fill(constant, 1 / (2 * math.pi))
         log_f = -0.5 * ((rows - location).square() / variance + (2 * math.pi * variance).log())
     else:
         mean = (fitted.sum(0) + 0.5) / (len(fitted) + 1)
@@ -138,11 +136,12 @@ def _rows(x: Tensor, name: str) -> Tensor:
 
 
 @checked
-def likely_reason(x: Tensor) -> str:
+def likely_reason(x: Tensor, index: bool = True) -> str:
     """What about data often makes training fail, in words; empty where nothing strikes.
 
     Args:
         x: the data, [N, ...].
+        index: whether to look for a column that numbers the rows.
 
     Returns:
         The words: grey levels without their number, an index column, features of very different scales, or of scales
@@ -165,7 +164,7 @@ def likely_reason(x: Tensor) -> str:
         )
     spread = rows.std(0, correction=0)
     whole = (rows == rows.floor()).all(0) & (spread > 0)
-    for i in whole.nonzero().flatten().tolist() if len(rows) >= _LISTED else ():
+    for i in whole.nonzero().flatten().tolist() if index and len(rows) >= _LISTED else ():
         steps = rows[:, i].sort().values.diff()
         if float(steps.min()) >= 1 and float(steps.sum()) < 2.5 * len(rows):
             return f"feature {i} counts the rows, as an index does (a part of them, each once): leave it out"
@@ -174,13 +173,13 @@ def likely_reason(x: Tensor) -> str:
         ratio, widest = float(varied.max() / varied.min()), int(spread.argmax())
         return (
             f"features differ in scale by a factor of {ratio:.2g} (feature {widest} has a standard deviation of "
-            f"{float(spread[widest]):.2g}): standardize=True, in a shell --standardize"
+            f"{float(spread[widest]):.2g}): standardize=True (of load, from_array), in a shell --standardize"
         )
     centre = rows.mean(0).abs()
     if float(varied.max() if len(varied) else 0.0) > _FAR or float(centre.max()) > _FAR:
         return (
             f"features are far from a scale of 1 (means up to {float(centre.max()):.2g}, standard deviations up to "
-            f"{float(spread.max()):.2g}): standardize=True, in a shell --standardize"
+            f"{float(spread.max()):.2g}): standardize=True (of load, from_array), in a shell --standardize"
         )
     return ""
 

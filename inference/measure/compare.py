@@ -32,7 +32,7 @@ from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
 from jensen.results.records import Record
-from jensen.results.standard_errors import mc_error, standard_error_of_mean, within_t
+from jensen.results.standard_errors import MANY, mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
 
 from ..exact.log_evidence import cheap_evidence
@@ -107,7 +107,8 @@ class Comparison(Record):
     def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
         """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
 
-        Of rows of several training runs, the error holds the variance between the runs' means, too.
+        Of rows of several training runs, the error holds the variance between the runs' means, too; a row of one run
+        beside such rows is taken to vary as these do.
 
         For ``"log_evidence"`` the exact values are taken where they are known, and estimates, which are below log p(x)
         in expectation, elsewhere. Where each pair has one number only
@@ -124,17 +125,25 @@ class Comparison(Record):
         """
         first, second = (self._values(name, quantity) for name in (a, b))
         delta = first - second
-        error = standard_error_of_mean(delta)
+        parts: list[tuple[float, float]] = [(standard_error_of_mean(delta) ** 2, len(delta) - 1)]
         if len(delta) == 1:
-            error = math.hypot(*(self._noise(name, quantity) for name in (a, b)))
-        parts = [(error**2, max(1, len(delta) - 1))]
-        for name in (a, b):
-            if runs := self.rows[name].runs:
-                means = torch.stack([_of(run, quantity).mean() for run in runs])
-                parts.append((float(means.var()) / len(means), len(means) - 1))
+            parts = [(sum(self._noise(name, quantity) ** 2 for name in (a, b)), math.inf)]
+        varied = {name: self._between_runs(name, quantity) for name, row in self.rows.items() if row.runs}
+        trained = [name for name in (a, b) if name in varied or self._is_trained(name)]
+        if all(name in varied for name in trained):
+            parts += [(varied[name][0] / len(self.rows[name].runs), varied[name][1]) for name in trained]
+        elif varied:  # one variance for all rows, as far as it is known
+            freedom = sum(freedom for _, freedom in varied.values())
+            pooled = sum(variance * freedom for variance, freedom in varied.values()) / freedom
+            parts.append((pooled * sum(1 / max(1, len(self.rows[name].runs)) for name in trained), freedom))
         total = sum(variance for variance, _ in parts)
         spread = sum(variance**2 / freedom for variance, freedom in parts)
         return float(delta.mean()), math.sqrt(total), total**2 / spread if spread else math.inf
+
+    def _between_runs(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> tuple[float, int]:
+        """The variance between the training runs of a row, and its degrees of freedom."""
+        means = torch.stack([_of(run, quantity).mean() for run in self.rows[name].runs])
+        return float(means.var()), len(means) - 1
 
     @property
     def joint(self) -> bool:
@@ -157,34 +166,37 @@ class Comparison(Record):
         quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
         best, *others = sorted(self.rows, key=lambda name: -float(self._values(name, quantity).mean()))
         differences = {name: self.difference(best, name, quantity) for name in others}
-        over_runs = all(self.rows[name].runs or not self._is_trained(name) for name in (best, others[0]))
         listed = ", ".join(f"{name} {with_error(mean, error)}" for name, (mean, error) in differences.items())
         paired = len(self._first.elbo) > 1
         over = "paired over test points, nats" if paired else f"{self.unit}, ± Monte Carlo error"
         below = f"below `{best}` ({over}): {listed}."
         if self.shared_model:
             text = f"All rows share one model, so ELBO differences measure the guides. ELBO {below}"
-            text += self._scope(over_runs)
+            text += self._scope()
         else:
             mean, error, freedom = self._difference(best, others[0], quantity)
-            rule = f"Student's t, {decimals(freedom, 1)} degrees of freedom" if over_runs else "two standard errors"
+            rule = (
+                f"Student's t, {decimals(freedom, 1)} degrees of freedom" if freedom < MANY else "two standard errors"
+            )
             ranking = f"`{best}` and `{others[0]}` do not differ significantly ({rule})"
-            if _significant(mean, error, freedom if over_runs else math.inf):
+            if significant(mean, error, freedom):
                 by = f"{decimals(mean / error, 1)} standard errors" if error else "the same amount at every test point"
                 ranking = f"`{best}` is {by} above `{others[0]}`"
+                if not error and not paired:
+                    ranking = f"`{best}` is above `{others[0]}` at this test point"
             text = (
                 f"Each row is a different model: compare log p(x), not the ELBO. {ranking}; log p(x) {below}"
-                f"{self._scope(over_runs)}{self._mixed()}"
+                f"{self._scope()}{self._mixed()}"
             )
         return text + self._warnings()
 
-    def _scope(self, over_runs: bool) -> str:
+    def _scope(self) -> str:
         """A sentence that says over what the errors hold."""
         paired = "test points" if len(self._first.elbo) > 1 else "particles"
         counts = {name: len(row.runs) or 1 for name, row in self.rows.items() if self._is_trained(name)}
         if not counts:
             return f" Errors cover {paired}."
-        if over_runs and min(counts.values()) > 1:
+        if min(counts.values()) > 1:
             least, most = min(counts.values()), max(counts.values())
             many = f"{least} of each row" if least == most else f"{least} to {most} of a row"
             return f" Errors cover {paired} and training runs ({many})."
@@ -192,7 +204,8 @@ class Comparison(Record):
         if max(counts.values()) == 1:
             return f" {only}, one training run: other seeds may differ by more."
         one = [name for name, count in counts.items() if count == 1]
-        return f" {only} for {', '.join(one)}, one training run; for the other rows the runs' variance counts, too."
+        rows = f"{', '.join(one)}, one training run{' each' * (len(one) > 1)}"
+        return f" Errors cover {paired} and training runs; {rows}, taken to vary as the other rows do."
 
     def _is_trained(self, name: str) -> bool:
         """Whether another seed might have given other numbers: not where a row has no parameters of its own."""
@@ -223,11 +236,14 @@ class Comparison(Record):
         text = f" The log p(x) of {', '.join(low)} is probably too low: k-hat > 0.7{far}." if low else ""
         if below:
             kind = self.rows[next(iter(below))].evidence.baseline_kind
-            rows: dict[str, list[str]] = {}  # rows of one model have one number, and one reason
-            for name, reason in below.items():
-                rows.setdefault(reason, []).append(name)
-            said = "; ".join(f"{', '.join(each)} {reason}" for reason, each in rows.items())
-            text += f" Below one {kind}: {said}."
+            reasons: dict[str, dict[str, list[str]]] = {}  # rows of one model have one number, and one reason
+            for name, (by, _, reason) in ((name, words.partition(": ")) for name, words in below.items()):
+                reasons.setdefault(reason, {}).setdefault(by, []).append(name)
+            listed = "; ".join(
+                ", ".join(", ".join(names) + f" {by}" for by, names in of.items()) + f": {reason}"
+                for reason, of in reasons.items()
+            )
+            text += f" Below one {kind}: {listed}."
         if above:
             names = ", ".join(above)
             text += f" The approximation gap of {names} is an upper bound: local optimization did not converge{many}."
@@ -329,16 +345,6 @@ def _over(row: Row, unit: float) -> str:
         return "-"
     error = _run_error([_mean_of(run)["log_evidence"] for run in row.runs]) / unit
     return decimals(error, digits_of(error))
-
-
-def _significant(mean: float, error: float, freedom: float) -> bool:
-    """Whether a difference is beyond two standard errors, or as unlikely under Student's t."""
-    if not error or freedom >= _MANY:
-        return mean > 2 * error
-    return within_t(mean / error, max(1, math.floor(freedom))) > within_t(2.0, _MANY)
-
-
-_MANY = 1000  # degrees of freedom from which on Student's t is the normal distribution
 
 
 def _pooled(runs: Sequence[Evidence]) -> Evidence:

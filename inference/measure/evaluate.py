@@ -41,7 +41,7 @@ from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import facts_of, observed_numbers, sites_of
 from jensen.kernel.weights import Program, trace_pair
 from jensen.results.records import Measurement, Quantity
-from jensen.results.standard_errors import mc_error, standard_error_of_mean
+from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
 
 from ..exact.log_evidence import cheap_evidence
@@ -441,20 +441,18 @@ def evaluate(
 def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
     """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
     fitted = None if train is None else as_tensors(train)[0]
-    found = baseline(kind, data[0], fitted)
-    if found.log_prob is None:
+    if fitted is None and len(data[0]) < 2:  # one datum has no variance to fit
         return evidence
+    found = baseline(kind, data[0], fitted)
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
     n = len(found.log_prob)
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
-    if not below > 2 * error + favour + 1e-6 * abs(float(known.mean())):
+    if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
-    reason = (
-        likely_reason(data[0] if fitted is None else fitted)
-        or "a model that is too simple, trained too short, or with too high an lr"
-    )
+    reason = likely_reason(data[0] if fitted is None else fitted) if kind == "Gaussian" else ""
+    reason = reason or "a model that is too simple, trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
 

@@ -401,6 +401,7 @@ def test_what_is_doubtful_in_a_table_is_said_once(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("warning: own: column 'rownames' counts the rows: if it is an index, leave it out") == 1
     assert "--drop rownames" in said
+    assert "counts the rows, as an index does" not in said
     assert main(["evaluate", run, "--particles", "5"]) == 0
     assert "rownames" not in capsys.readouterr().err
     assert main(["train", "--data", _table(tmp_path / "own.csv", ["0,1,2,3,4"]), *_SHORT, "--run", run]) == 2

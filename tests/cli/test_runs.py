@@ -539,8 +539,50 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
     means = [measured["runs"][f"a/seed-{seed}"]["summary"]["elbo"] for seed in (5, 6)]
     assert [run["elbo"] for run in row["runs"]] == pytest.approx(means)
     assert row["elbo"] == pytest.approx(sum(means) / 2)
-    assert "Test-set error only for b, one training run" in measured["comparison"]["sentence"]
+    assert "b, one training run, taken to vary as the other rows do" in measured["comparison"]["sentence"]
     assert (tmp_path / "a" / "seed-6" / "report.json").is_file()
     assert main(["evaluate", str(tmp_path / "a"), *quick]) == 0
     shown = capsys.readouterr().out
     assert "2 training runs" in shown and "± runs" in shown
+
+
+def test_seeds_that_are_not_begun_go_on_as_the_others(tmp_path, capsys):
+    file, run = tmp_path / "own.csv", tmp_path / "several"
+    np.savetxt(file, np.random.default_rng(0).normal(size=(60, 3)), delimiter=",", header="a,b,c", comments="")
+    quick = ["--epochs", "2", "--no-pictures"]
+    begun = ["train", "--data", str(file), "--drop", "b", "--latent", "1", "--hidden", "4", "--lr", "0.02"]
+    assert main([*begun, *quick, "--seeds", "2", "--run", str(run)]) == 0
+    again = ["train", "--run", str(run), "--seeds", "3", "--resume", "--no-pictures"]
+    assert main([*again, "--lr", "0.1"]) == 2
+    assert "--lr was 0.02 when" in capsys.readouterr().err
+    assert main(again) == 0
+    one, third = (RunFolder.open(run / f"seed-{seed}").configuration for seed in (1, 2))
+    assert third["training"] == {**one["training"], "seed": 2}
+    assert all(third[part] == one[part] for part in ("data", "facts", "pair"))
+    for mistake in (["train", "--resume", "--run", str(run)], ["evaluate", str(run / "seed-3")], ["sample", str(run)]):
+        assert main(mistake) == 2
+    said = capsys.readouterr().err
+    assert said.count("it holds the runs of --seeds 3: name one") == 2
+    assert main(["train", "--run", str(tmp_path / "none"), "--seeds", "2", "--resume"]) == 2
+    assert "holds no run of --seeds to go on with: leave --resume out" in capsys.readouterr().err
+    assert main(["train", "--resume", "--run", str(run / "seed-2"), "--epochs", "3", "--no-pictures"]) == 0
+    assert main(["evaluate", str(run), "--particles", "5"]) == 2
+    assert "differ by more than their seed (epochs 2 and 3)" in capsys.readouterr().err
+
+
+def test_runs_older_than_an_option_are_as_if_it_was_not_given(tmp_path, capsys):
+    file = tmp_path / "own.csv"
+    np.savetxt(file, np.random.default_rng(0).normal(size=(60, 3)), delimiter=",")
+    runs = [str(tmp_path / name) for name in ("old", "new")]
+    for run in runs:
+        assert main(["train", "--data", str(file), *_QUICK, "--epochs", "1", "--no-pictures", "--run", run]) == 0
+    old = RunFolder.open(tmp_path / "old")
+    for name in ("header", "drop", "only", "member"):
+        del old.configuration["data"][name]
+    old.write()
+    assert main(["evaluate", *runs, "--particles", "5"]) == 0
+    capsys.readouterr()
+    for option in (["--drop", "1"], ["--no-header"], ["--only", "0"]):
+        assert main(["train", "--resume", "--run", runs[0], *option, "--epochs", "2", "--no-pictures"]) == 2
+        assert f"{option[0].replace('no-', '')} was not given when" in capsys.readouterr().err
+    assert main(["train", "--resume", "--run", runs[0], "--epochs", "2", "--no-pictures"]) == 0

@@ -143,7 +143,7 @@ def test_masked_values_are_missing():
             ValueError,
             r"columns 't' .*, 'u' .* are not numeric: .*x.drop\(columns=\['t', 'u'\]\).*labels='t'",
         ),
-        (lambda: from_array(_frame(), "0"), ValueError, "the DataFrame has no column '0' for label="),
+        (lambda: from_array(_frame(), "0"), ValueError, "the DataFrame has no column '0' for labels="),
     ],
 )
 def test_what_is_not_read_comes_with_what_is(make, error, message):

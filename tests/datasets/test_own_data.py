@@ -226,7 +226,7 @@ def test_torch_datasets_are_measured_before_they_are_collected():
         (lambda: from_array(X, Y[:-1]), r"labels of array have the shape \(49,\), but there are 50 data"),
         (lambda: from_array(X, X[:, 0]), "labels of array are classes"),
         (lambda: from_array(X, "kind"), "x is no DataFrame"),
-        (lambda: from_array(_frame(), "sort"), "no column 'sort' for label=; it has a, b, c, kind"),
+        (lambda: from_array(_frame(), "sort"), "no column 'sort' for labels=; it has a, b, c, kind"),
         (lambda: from_array(_frame().assign(kind="a")), "column 'kind' .* is not numeric"),
         (lambda: from_array(X, dequantize=True), "how many levels array has: levels=256"),
         (lambda: from_array(X, levels=256), "where levels=256 means whole numbers from 0 to 255"),

@@ -16,6 +16,7 @@ import torch
 from jensen.datasets import from_array, load
 from jensen.datasets.counters import Counters
 from jensen.datasets.delimited import read_csv
+from jensen.datasets.stand_ins import StandIns
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(30, 4)).round(3)
@@ -74,6 +75,30 @@ def test_a_count_above_fractions_is_a_question(tmp_path, first):
 def test_numbers_like_those_below_are_data(tmp_path, text):
     table = _read(tmp_path, text)
     assert table.x.shape[0] == len(text.strip().splitlines())
+
+
+@pytest.mark.parametrize("first", ["400.5,401.25,402,403.1", "30,-31,40,25.5"])
+def test_a_line_far_from_all_below_it_is_a_question(tmp_path, first):
+    with pytest.raises(ValueError, match=QUESTION):
+        _read(tmp_path, f"{first}\n{ROWS}")
+    assert _read(tmp_path, f"4,-1,0.2,0.1\n{ROWS}").x.shape == (31, 4)  # one number far off is an outlier
+
+
+def test_an_index_without_a_name_beside_names_that_count(tmp_path):
+    """As pandas writes a frame whose columns have no names of their own."""
+    frame = pd.DataFrame(np.column_stack([np.arange(30) % 3, X]))
+    frame.to_csv(tmp_path / "own.csv")
+    for drop in (0, "Unnamed: 0"):
+        table = read_csv(tmp_path / "own.csv", label="0", drop=drop)
+        assert table.x.shape == (30, 4) and table.columns == ("1", "2", "3", "4")
+        assert table.labels.tolist() == [i % 3 for i in range(30)]
+    with pytest.raises(ValueError, match=r"column Unnamed: 0 has no name|column 0 has no name: .*--drop 'Unnamed: 0'"):
+        read_csv(tmp_path / "own.csv")
+    assert _read(tmp_path, ",0,1\n3,0,1\n4,1,0\n", drop=0).x.shape == (3, 2)  # counts below as well: a missing value
+    frame.columns = [2000, 2001, 2002, 2003, 2004]
+    frame.to_csv(tmp_path / "own.csv")
+    with pytest.raises(ValueError, match=QUESTION):
+        read_csv(tmp_path / "own.csv", drop=0)
 
 
 def test_a_line_that_rises_where_no_other_does_is_a_question(tmp_path):
@@ -196,6 +221,21 @@ def test_separators_of_thousands_are_named(tmp_path):
             _read(tmp_path, text)
 
 
+def test_advice_on_commas_lines_and_titles_fits(tmp_path):
+    with pytest.raises(ValueError, match="a decimal comma is read only between semicolons or tabs: write a point"):
+        _read(tmp_path, 'a,b\n"0,126",2\n"1,5",3\n')
+    with pytest.raises(ValueError, match="4 fields, but the first has 2; if every second comma is a decimal sign"):
+        _read(tmp_path, "a,b\n0,126,2,5\n1,5,3,5\n")
+    for text in ("Report\na,b\n1,2\n", "Report\n\na,b\n1,2\n"):
+        with pytest.raises(ValueError, match="if the first lines are a title, take them out"):
+            _read(tmp_path, text)
+    for footer, what in (("Total,2", "1 is no number; mend that line"), (".,1\n.,2", "2 are no numbers; mend those")):
+        with pytest.raises(ValueError, match=rf"of its \d+ fields {what}.*or leave it out: drop='a'.*encode it as"):
+            _read(tmp_path, "a,b\n1,2\n3,4\n5,6\n" + footer)
+    with pytest.raises(ValueError, match="line 2 has 'x'; leave it out"):
+        _read(tmp_path, "a,b\nx,2\ny,4\n")
+
+
 def test_delimiters_without_anything_between_them_are_no_data(tmp_path):
     rows = "\n".join(f"{a};{b};;".replace(".", ",") for a, b in X[:, :2].tolist())
     table = _read(tmp_path, f"a;b;;\n{rows}\n;;;\n;;;\n")
@@ -286,6 +326,11 @@ def test_as_many_classes_as_data_are_a_warning():
         ("time", np.arange(30) * 0.05, "rises by 0.05 from row to row"),
         ("k", RNG.permutation(30), "holds each of 0 to 29 once"),
         ("k", RNG.permutation(30) + 1, "holds each of 1 to 30 once"),
+        (
+            "k",
+            20000100 + RNG.integers(1, 29, 30) + 10_000 * RNG.integers(0, 25, 30),
+            r"holds days as whole numbers, such as 20\d{6}",
+        ),
         ("PassengerId", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
         ("sample_id", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
         ("Unnamed: 0", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
@@ -303,6 +348,48 @@ def test_columns_that_number_the_rows_are_named(tmp_path, name, column, what):
     if not name.endswith(("d", "0")):
         with pytest.warns(UserWarning, match=f"array: feature 2 {what}"):
             from_array(frame.to_numpy())
+
+
+def test_numbers_that_stand_for_missing_values_are_told():
+    for code, count in ((-999, 1), (-99, 5), (99999, 2), (9999.0, 29 - 10)):
+        x = X.copy()
+        x[:count, 2] = code
+        with pytest.warns(UserWarning, match=rf"feature 2 holds {code:g} in {count} rows?, far from its other values"):
+            from_array(x)
+    x[:, 2] = np.arange(30) % 15 - 9  # -9 is one of its values
+    from_array(x)
+    x[:, 2] = np.where(np.arange(30) == 3, 99, X[:, 2] * 40)
+    from_array(x)
+    found = []
+    for step in (30, 7):
+        codes = StandIns(2)
+        for start in range(0, 30, step):
+            codes.look(np.column_stack([X[:, 0], np.where(X[:, 0] > 0, -999, X[:, 1])])[start : start + step], 0)
+        found.append(codes.found())
+    assert found[0] == found[1] == {1: (-999.0, int((X[:, 0] > 0).sum()))}
+
+
+def test_advice_holds_for_names_that_look_like_options(tmp_path):
+    text = "a,--x,-y\n1,u,v\n2,w,v\n"
+    with pytest.raises(ValueError, match=r"drop='--x', in a shell --drop=--x; .*label='--x', in a shell --label=--x"):
+        _read(tmp_path, text, drop=2)
+    with pytest.raises(ValueError, match=r"drop=\['--x', '-y'\], in a shell --drop and their positions"):
+        _read(tmp_path, text)
+
+
+def test_the_number_of_a_column_of_a_frame_is_its_name():
+    data = from_array(pd.DataFrame({**dict(enumerate(X.T)), 7: np.arange(30) % 3}), 7)
+    assert data.train.shape[1] == 4 and data.labels["train"].unique().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="labels=3 names a column, but x is no DataFrame"):
+        from_array(X, 3)
+
+
+def test_labels_in_another_order_than_the_data_are_refused():
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    labels = pd.Series(np.arange(30) % 3)
+    with pytest.raises(ValueError, match=r"the index of x in another order: give labels\.loc\[x\.index\]"):
+        from_array(frame, labels.sample(frac=1, random_state=0))
+    assert len(from_array(frame, labels.set_axis(np.arange(30) + 100)).labels["train"]) == 24
 
 
 def test_counting_does_not_depend_on_pieces():

@@ -171,6 +171,8 @@ def test_data_of_another_precision_are_named():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(ValueError, match=r"data\[0\] is torch.float64, but the pair's parameters are torch.float32"):
         evaluate(model, guide, x.double(), 10, progress=False)
+    with pytest.raises(ValueError, match=r"convert the pair \(model.double\(\), guide.double\(\)\), or standardize"):
+        evaluate(model, guide, x.double() + 1e7, 10, progress=False)  # float32 has steps of 1 there
 
 
 @pytest.mark.parametrize(("latent", "scale"), [(16, 1.0), (40, 1.0), (8, 255.0)])

@@ -44,8 +44,30 @@ def test_a_value_that_training_data_lack_keeps_a_probability():
     train = torch.zeros(20, 3)
     for kind in ("Bernoulli", "Poisson"):
         assert bool(baseline(kind, torch.ones(2, 3), train).log_prob.isfinite().all())
-    constant = baseline("Gaussian", torch.ones(2, 3), train)
-    assert constant.log_prob is None and constant.without == "constant: features 0, 1, 2"
+
+
+def test_a_constant_feature_has_a_finite_density():
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 1] = 0.1
+    found = baseline("Gaussian", x)
+    torch.testing.assert_close(found.log_prob, baseline("Gaussian", x[:, ::2]).log_prob)
+    x[0, 1] += 1.0  # measured beside training data in which it is constant
+    other = stats.norm(0.1, (2 * math.pi) ** -0.5).logpdf(1.1)
+    shifted = baseline("Gaussian", x[:1], x[1:]).log_prob - baseline("Gaussian", x[:1, ::2], x[1:, ::2]).log_prob
+    assert float(shifted) == pytest.approx(float(other))
+
+
+def test_one_datum_is_beside_none_of_its_own():
+    model = PPCA(4, 2)
+    evidence = evaluate(model, PriorGuide(model), torch.ones(1, 4), **_QUICK)
+    assert evidence.baseline is None and not evidence.below
+    beside = evaluate(model, PriorGuide(model), torch.ones(1, 4), train=_data("Gaussian"), **_QUICK)
+    assert beside.baseline.shape == (1,)
+
+
+def test_a_small_spread_far_from_zero_is_no_constant():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(baseline("Gaussian", x + 1e6).log_prob, baseline("Gaussian", x).log_prob)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +142,16 @@ def test_a_model_below_it_is_said_to_be_with_the_likely_reason(float64):
     assert evidence.below.startswith(f"by {lower:.0f}"[:4])
     assert "features differ in scale by a factor of" in evidence.below and "--standardize" in evidence.below
     assert "below the baseline" in str(evidence)
+
+
+def test_bytes_with_a_constant_margin_are_told_and_counts_are_no_bytes():
+    x = torch.randint(0, 256, (80, 9), generator=torch.Generator().manual_seed(0)).float()
+    x[:, 0] = 0.0
+    model = PPCA(9, 2)
+    assert "levels=256" in evaluate(model, PriorGuide(model), x, **_QUICK).below
+    counts = VAE(mlp(2, [8]), Poisson(9, 8), latent=2)
+    below = evaluate(counts, PriorGuide(counts), x, **_QUICK).below
+    assert below.endswith("trained too short, or with too high an lr")
 
 
 def test_the_maximum_of_likelihood_is_not_below_it(float64):

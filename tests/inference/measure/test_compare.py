@@ -16,9 +16,10 @@ from torch import nn
 from jensen.families import Gaussian, MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.inference import Comparison, Evidence, Gaps, History, Row, compare, evaluate, exact_log_evidence, fit
-from jensen.inference.measure.compare import _pooled, _significant
+from jensen.inference.measure.compare import _pooled
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+from jensen.results.standard_errors import significant
 
 
 @pytest.fixture
@@ -282,7 +283,19 @@ def test_models_that_cannot_be_told_apart_are_not_ranked():
     a, b = _made(elbo=-5.0, log_evidence=-4.0), _made(elbo=-6.0, log_evidence=-4.5)
     b = replace(b, log_evidence=a.log_evidence + torch.tensor([-1.0, 0.0, 0.9]).double())
     sentence = Comparison({"a": Row(a, 1, 1.0), "b": Row(b, 1, 1.0)}, False).sentence()
-    assert "`a` and `b` do not differ significantly (two standard errors)" in sentence
+    assert "`a` and `b` do not differ significantly (Student's t, 2.0 degrees of freedom)" in sentence
+
+
+def test_one_datum_is_ranked_as_one():
+    one = torch.zeros(1).double()
+    rows = {
+        name: Row(Evidence(one, one, one, one, one + 9, one, one - i, particles=100, features=4), 1, 1.0)
+        for i, name in enumerate("ab")
+    }
+    assert "`a` is above `b` at this test point" in Comparison(rows, False).sentence()
+    model = PPCA(4, 2)
+    with pytest.raises(TypeError, match=r"its name, .*, but a name is 1 \(an int\)"):
+        compare({1: (model, PriorGuide(model))}, torch.randn(5, 4))
 
 
 def test_exact_values_ranked_against_estimates_are_said_to_be_that():
@@ -411,7 +424,22 @@ def test_the_variance_of_training_runs_is_in_the_verdict():
     assert "standard errors above `b`" in one or "the same amount at every test point above `b`" in one
     assert one.endswith("Test-set error only, one training run: other seeds may differ by more.")
     mixed = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).sentence()
-    assert "Test-set error only for b, one training run; for the other rows the runs' variance counts, too." in mixed
+    assert mixed.endswith("training runs; b, one training run, taken to vary as the other rows do.")
+    pooled = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).difference("a", "b", "log_evidence")
+    assert pooled[1] == pytest.approx(float(torch.tensor(a).var() * (1 / 3 + 1)) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_a_verdict_on_few_data_is_wrong_as_seldom_as_it_says(n):
+    generator = torch.Generator().manual_seed(n)
+    one, wrong, tries = torch.full((n,), 0.1).double(), 0, 1500
+    for _ in range(tries):
+        rows = {
+            name: Row(Evidence(x, one, x, one, 90 * one, one, None, particles=100, features=4), 1, 1.0)
+            for name, x in zip("ab", torch.randn(2, n, generator=generator).double(), strict=True)
+        }
+        wrong += "standard errors above" in Comparison(rows, False).sentence()
+    assert 0.02 < wrong / tries < 0.0455 + 3 * math.sqrt(0.0455 * 0.9545 / tries)
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
@@ -422,7 +450,7 @@ def test_a_verdict_over_runs_is_wrong_as_seldom_as_it_says(runs):
         a, b = torch.randn(2, runs, generator=generator, dtype=torch.float64).tolist()
         table = Comparison({"a": _with_runs(a), "b": _with_runs(b)}, False)
         mean, error, freedom = table._difference("a", "b", "log_evidence")
-        wrong += _significant(abs(mean), error, freedom)
+        wrong += significant(abs(mean), error, freedom)
     assert wrong / tries < 0.0455 + 3 * math.sqrt(0.0455 * 0.9545 / tries)
     assert wrong / tries > 0.004  # and yet it says something
 
