@@ -24,7 +24,7 @@ from torch import Tensor
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import base_of, sites_of
-from jensen.kernel.weights import Program, model_sites
+from jensen.kernel.weights import Program, model_sites, trace_pair
 
 
 def without_funnels(model: Program, *data: Tensor) -> tuple[Program, list[str]]:
@@ -48,11 +48,10 @@ def drawn(
     """So many draws of the guide, as coordinates [C, N, F] of the model without its funnels."""
     draws = []
     for _ in range(count):
-        sites = sites_of(poutine.trace(guide).get_trace(*data))
-        values: dict[str, Any] = {s["name"]: s["value"] for s in sites if not s["is_observed"]}
-        given = poutine.trace(poutine.condition(model, data=values)).get_trace(*data).nodes if funnels else {}
+        of_model, of_guide = ({s["name"]: s for s in sites_of(trace)} for trace in trace_pair(model, guide, data))
+        values: dict[str, Any] = {name: site["value"] for name, site in of_guide.items()}
         for name in funnels:
-            fn = base_of(given[name]["fn"])
+            fn = base_of(of_model[name]["fn"])
             values[f"{name}_decentered"] = (values[name] - fn.loc) / fn.scale
         draws.append(values)
     return coordinates.free({name: torch.stack([draw[name] for draw in draws]) for name in coordinates.pieces})
