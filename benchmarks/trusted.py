@@ -206,7 +206,7 @@ def save(sections, options, start):
     by = "\n\n".join(made)
     text = (
         f"log p(x) of {options.data} test data by the guide and by proposals of each datum's own, in nats per datum; "
-        f"standard errors of log p(x), the 95th percentile and the largest over the data.\n\n{'\n\n'.join(made)}\n\n"
+        f"standard errors of log p(x), the 95th percentile and the largest over the data.\n\n{by}\n\n"
         f"{common.table(COLUMNS, [[cell(row[c]) for c in COLUMNS] for row in rows])}\n\n"
         f"Coverage at two standard errors, budget of 5,000 evaluations, {options.repeats} seeds.\n\n"
         f"{common.table(COVERAGE, [[cell(row[c]) for c in COVERAGE] for row in covered])}\n\n"
