@@ -31,7 +31,7 @@ extensions = [
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store"]
 nitpicky = True
 # Overloads are written as their source has them.
-nitpick_ignore = [("py:class", "Data"), ("py:class", "Program"), ("py:class", "Tensor")]
+nitpick_ignore = [("py:class", name) for name in ("Data", "Kind", "Program", "Split", "Tensor", "Wanted", "_Name")]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3

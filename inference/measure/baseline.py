@@ -19,7 +19,8 @@ from __future__ import annotations
 __all__ = ["Baseline", "Kind", "baseline", "kind_of", "likely_reason"]
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pyro.distributions import constraints
@@ -33,7 +34,8 @@ from jensen.kernel.weights import Program, trace_pair
 Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
 
 
-class Baseline(NamedTuple):
+@dataclass(frozen=True)
+class Baseline:
     """What one distribution per feature says of data.
 
     Attributes:
