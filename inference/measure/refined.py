@@ -94,7 +94,7 @@ def refine(
             return blocks
         for block, given in blocks:
             if target is None:
-                made = target_of(part, budget, compile and not funnels, program, block, given)
+                made = target_of(part, budget, False if funnels else compile, program, block, given)
                 if isinstance(made, str):
                     return made
                 target, plan = made
