@@ -308,10 +308,10 @@ def simulated(name, model, guide, options):
         true = target.free({site: z[None, part.rows] for site, z in latents.items()})
         proposal, _ = propose(target, plan)
         (block,) = target.blocks_of(target.rows)
-        n, count = len(target), int((plan.estimate - plan.witness - target.spent).amin())
+        n, count = len(target), int((plan.budget - plan.witness - target.spent).amin())
         own = proposal.of(block.rows)
         log_w = own.log_joint_weights(target, block, count)[:, :n]
-        given = torch.cat([w for w, _ in own.weighed(target, block, true[:, block.rows], own.counts(count))])[0, :n]
+        given = own.log_weights_at(target, block, true[:, block.rows], own.counts(count))[0, :n]
         below = (log_w.softmax(0) * (log_w < given)).sum(0)
         ranks.append(below)
         beyond.append(given > log_w.logsumexp(0))

@@ -22,6 +22,7 @@ __all__ = [
     "log_joint",
     "log_weights",
     "model_sites",
+    "observed_sites",
     "parameters_of",
     "scaled_elbo",
     "terms",
@@ -47,7 +48,7 @@ from .lifts import Call, Half, Lifted, LiftedPair, Run, Way, for_proof, slowest
 from .modes import watched_modes
 from .parameters import ParametersRead, claim_parameters, claiming, own_modules, store_kept, trainable
 from .randomness import forked_rng
-from .sites import AtMode, Program, Scored, Site, folded, nesting_of, shared_plates, sites_of
+from .sites import AtMode, Program, Scored, Site, facts_of, folded, nesting_of, shared_plates, sites_of
 from .terms import Terms, stopped_log_q
 
 
@@ -391,6 +392,15 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
         with ParametersRead() as of_model:
             poutine.replay(model, trace=q)(*data)
     return trainable(model, guide, of_model.parameters, of_guide.parameters)
+
+
+@torch.no_grad()
+def observed_sites(model: Program, guide: Program, data: tuple[Tensor, ...]) -> list[Site]:
+    """The sites at which the model observes data itself: without values that the guide draws, and factors."""
+    with forked_rng():
+        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
+    drawn = {site["name"] for site in q}
+    return [s for s in p if s["is_observed"] and s["name"] not in drawn and not facts_of(s).point]
 
 
 def trace_pair(model: Program, guide: Program, data: tuple[Tensor, ...]) -> tuple[Trace, Trace]:

@@ -27,9 +27,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from jensen.checked import check_data, checked
-from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import base_of, facts_of, sites_of
-from jensen.kernel.weights import Program, trace_pair
+from jensen.kernel.sites import base_of
+from jensen.kernel.weights import Program, observed_sites
 
 Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
 
@@ -55,15 +54,11 @@ class Baseline:
     favour: float = 0.0
 
 
-@torch.no_grad()
 def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | None:
     """Which distribution compares with a model's likelihood: where it observes the first tensor, whole and unmasked."""
     if not data:
         return None
-    with forked_rng():
-        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
-    drawn = {site["name"] for site in q}
-    seen = [s for s in p if s["is_observed"] and s["name"] not in drawn and not facts_of(s).point]
+    seen = observed_sites(model, guide, data)
     if len(seen) != 1 or seen[0]["mask"] is not None:
         return None
     fn, value = seen[0]["fn"], seen[0]["value"]

@@ -37,9 +37,8 @@ from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, p
 from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
-from jensen.kernel.randomness import forked_rng
-from jensen.kernel.sites import facts_of, observed_numbers, sites_of
-from jensen.kernel.weights import Program, trace_pair
+from jensen.kernel.sites import observed_numbers
+from jensen.kernel.weights import Program, observed_sites
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
@@ -96,7 +95,7 @@ class Evidence(Measurement):
         missed: whether a few chains annealed from the prior, where the budget has room for them, found a part of the
             posterior that the proposal of a datum misses: bool [N]. A mode that nothing visited is not excluded.
         baseline: log p(x) of one distribution per feature, fitted in closed form, [N]; None where nothing of the kind
-            compares with the model: masks, several observed sites, features that are constant.
+            compares with the model: masks, several observed sites.
         baseline_kind: which one, and to which data it was fitted.
         below: where log p(x) is below the baseline, by how much, and the likely reason; else empty.
 
@@ -329,8 +328,8 @@ def evaluate(
             numbers are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature,
             a short local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at
             most ``particles`` evaluations of log p(x, z) for each datum more, a gradient counting three; an integer is
-            another such budget (with many latents several thousand). ``"auto"``: where it can be done,
-            without a tolerance, and where the weights are not constant at the exact value; ``True``: also with one, and
+            another such budget (with many latents several thousand). ``"auto"``: where it can be done, without a
+            tolerance, and where the weights are not constant at the exact value; ``True``: also with a tolerance, and
             a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
         train: training data, which the baseline is fitted to: one distribution per feature. None: it is fitted to the
             measured data, which favours it, and its row says so.
@@ -522,10 +521,7 @@ def _observed(model: Program, guide: Program) -> int:
 
 def _observed_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> float:
     """How many numbers of these data the model observes; all of the first tensor where it observes nothing itself."""
-    with torch.no_grad(), forked_rng():
-        p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
-    drawn = {site["name"] for site in q}
-    seen = [s for s in p if s["is_observed"] and s["name"] not in drawn and not facts_of(s).point]  # no factors
+    seen = observed_sites(model, guide, data)
     return sum(map(observed_numbers, seen)) if seen else float(data[0].numel() if data else 0)
 
 

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
         newton: Newton's steps.
         pilot: draws that say which data need more work.
         proposal: how many evaluations may be spent before the fresh draws.
-        estimate: how many may be spent in all.
+        budget: how many may be spent in all.
         witness: how many go to chains from the prior, which look for modes that were missed.
     """
 
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     newton: int
     pilot: int
     proposal: int
-    estimate: int
+    budget: int
     witness: int
 
     @classmethod

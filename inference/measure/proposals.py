@@ -86,6 +86,12 @@ class Proposal:
     shares: tuple[float, float, float, float]
     widened: float
 
+    @property
+    def main(self) -> Tensor:
+        """The Cholesky factor of the mode with the largest share of each datum, [N, F, F]."""
+        best = self.log_weights.argmax(0)
+        return self.modes.lower[best, torch.arange(len(best), device=best.device)]
+
     def of(self, rows: Tensor) -> Proposal:
         """The proposals of some of the data."""
         some = Mode(*(part[:, rows] for part in self.modes))
@@ -103,9 +109,11 @@ class Proposal:
     def log_joint_weights(self, target: Target, block: Block, count: int) -> Tensor:
         """Log weights [K, N] of stratified draws."""
         counts = self.counts(count)
-        return torch.cat(
-            [log_w for u in self.draw(target, block, counts) for log_w, _ in self.weighed(target, block, u, counts)]
-        )
+        return torch.cat([self.log_weights_at(target, block, u, counts) for u in self.draw(target, block, counts)])
+
+    def log_weights_at(self, target: Target, block: Block, u: Tensor, counts: list[int], calls: int = 1) -> Tensor:
+        """Log weights of points [C, N, F] beside strata of so many draws: [C, N], float64."""
+        return torch.cat([log_w for log_w, _ in self.weighed(target, block, u, counts, calls)])
 
     def draw(self, target: Target, block: Block, counts: list[int], most: int = 0) -> Iterator[Tensor]:
         """Draws of a block's data, one stratum after the other, piece by piece: [C, N, F].
@@ -538,10 +546,8 @@ def _grown(proposal: Proposal, components: int) -> Proposal:
 @torch.no_grad()
 def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Locations [L, N, F], Cholesky factors and log weights of a mixture that follows the weights of its draws."""
-    features, n = target.features, len(block.rows)
-    best = proposal.log_weights.argmax(0)  # [N]
-    rows = torch.arange(n, device=best.device)
-    lower = proposal.modes.lower[best, rows]  # [N, F, F]
+    features = target.features
+    lower = proposal.main  # [N, F, F]
     prior = (lower @ lower.mT).double() / 4  # what covariances are shrunk to
     draws: list[tuple[Tensor, Tensor, Tensor]] = []  # coordinates, log p, log q of the round
     for number in range(_ROUNDS):

@@ -175,7 +175,7 @@ def _refined(target: Target, plan: Plan) -> Refined:
     numbers = [full.clone() for _ in range(4)]
     draws = full.long()
     doubts = missed(target, proposal) if plan.witness else full.bool()
-    left = (plan.estimate - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before these draws
+    left = (plan.budget - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before these draws
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
@@ -183,7 +183,7 @@ def _refined(target: Target, plan: Plan) -> Refined:
             counts = own.counts(count)
             strata, weights = Strata(counts, target.spent), RunningWeights(count)
             for u in own.draw(target, block, counts, _piece(target, block)):
-                found = torch.cat([part for part, _ in own.weighed(target, block, u, counts, target.blocks)])
+                found = own.log_weights_at(target, block, u, counts, target.blocks)
                 strata.update(found)
                 weights.update(found)
             log_evidence, noise = strata.results()
@@ -206,14 +206,14 @@ def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor,
     """
     proposal, _ = propose(target, plan)
     made = torch.zeros(4, len(target), dtype=torch.float64, device=target.spent.device)
-    count = int((plan.estimate - target.spent).amin().clamp_min(FRESH))
+    count = int((plan.budget - target.spent).amin().clamp_min(FRESH))
     for block in target.blocks_of(target.rows):
         own = proposal.of(block.rows)
         counts = own.counts(count)
         log_w, slot = own.slot_of(target, block, true[block.rows], counts)
         lower, upper = Strata(counts, target.spent), Strata(counts, target.spent)
         for u in own.draw(target, block, counts, _piece(target, block)):
-            found = torch.cat([part for part, _ in own.weighed(target, block, u, counts)])
+            found = own.log_weights_at(target, block, u, counts)
             here = torch.arange(lower.seen, lower.seen + len(found), device=slot.device)[:, None] == slot
             lower.update(found)
             upper.update(torch.where(here, log_w, found))

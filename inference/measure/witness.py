@@ -52,9 +52,9 @@ def missed(target: Target, proposal: Proposal) -> Tensor:
         own, here = proposal.of(block.rows), block.rows[: block.real]
         path = target.path(block, target.blocks)
         point = path(ends[block.rows].expand(_COPIES, -1, -1))
-        step, scale = _step(point), own.modes.lower[own.log_weights.argmax(0), torch.arange(len(block.rows))]
+        step = _step(point)
         for _ in range(_MOVES):
-            point, _, _ = move(path, point, 1.0, step, scale, 1)
+            point, _, _ = move(path, point, 1.0, step, own.main, 1)
         stay = _above(target, block, own, point.u) > means[block.rows]
         doubts[here] = (stay.double().mean(0) > 0.5)[: block.real]
     return doubts
@@ -64,8 +64,7 @@ def _annealed(target: Target, block: Block, proposal: Proposal) -> tuple[Point, 
     """Where chains from the prior end, and their log weights [C, N]."""
     path = target.path(block, target.blocks * TEMPERATURES)
     point = path(target.of_prior(WITNESSES, block))
-    best, rows = proposal.log_weights.argmax(0), torch.arange(len(block.rows))
-    of_mode = torch.cholesky_inverse(proposal.modes.lower[best, rows].double())
+    of_mode = torch.cholesky_inverse(proposal.main.double())
     spread = target.of_prior(32, block).double().var(0).clamp_min(1e-8)
     of_prior = spread.reciprocal().diag_embed()
     step = _step(point)
@@ -86,4 +85,4 @@ def _step(point: Point) -> Tensor:
 
 def _above(target: Target, block: Block, proposal: Proposal, u: Tensor) -> Tensor:
     """A hundredth of the importance weights of points [C, N, F], their logs: [C, N]."""
-    return torch.cat([part for part, _ in proposal.weighed(target, block, u, proposal.counts(1000))]) - _ABOVE
+    return proposal.log_weights_at(target, block, u, proposal.counts(1000)) - _ABOVE
