@@ -146,8 +146,7 @@ def fit(
             that does not fit what the pair takes.
         FileExistsError: if another run writes the same checkpoint.
         FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of what is not
-            finite first; the parameters are those of the last good
-            epoch, and so is the checkpoint.
+            finite first; the parameters are those of the last good epoch, and so is the checkpoint.
 
     Example:
         >>> from jensen.families import FullCovariance
