@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
+__all__ = ["run"]
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -22,14 +22,13 @@ from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
 from .memory import training_memory
-from .pairs import FAMILIES, suggestion
+from .names import GUIDES, suggestion
+from .pairs import FAMILIES
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
 from .terminal import report as deliver
 
-GUIDES = ("prior", *FAMILIES, "laplace", "exact")
-DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
 ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
 Pair = tuple[nn.Module, nn.Module]
 Rows = dict[str, list[Pair]]  # by name, the pair that each seed gave

@@ -6,6 +6,7 @@ __all__ = [
     "SCHEMA",
     "Unkept",
     "command",
+    "fail",
     "finite",
     "report",
     "say",
@@ -23,8 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jensen.results.files import whole
-
 SCHEMA = 1  # of the JSON documents of the commands
 
 
@@ -35,6 +34,14 @@ class Unkept(OSError):
 def say(text: str) -> None:
     """A line beside the progress bars, or in their place in a log."""
     print(text, file=sys.stderr, flush=True)
+
+
+def fail(message: str, status: int, as_json: bool) -> int:
+    """Say what went wrong, in a document too if one is wanted; the exit status."""
+    say(f"jensen: {message}")
+    if as_json:
+        print(strict_json({"error": message.removeprefix("error: "), "status": status}))
+    return status
 
 
 def command(*words: object) -> str:
@@ -77,6 +84,8 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, document: Any) -> None:
     """Write strict JSON, whole or not at all."""
+    from jensen.results.files import whole  # torch comes with it, and terminal is there before
+
     with whole(path) as partial:
         partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -193,3 +193,31 @@ def test_the_version_is_said_once():
 
     assert jensen.__version__ == importlib.metadata.version("jensen")
     assert f"## {jensen.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_jensen_gives_the_main_names_and_its_subpackages():
+    import jensen
+
+    for name in set(jensen.__all__) - {"__version__", *ROOMS}:
+        home = importlib.import_module(f"jensen.{jensen._HOMES[name]}")
+        assert getattr(jensen, name) is getattr(home, name)
+        assert name in home.__all__
+    assert {*ROOMS} < {*jensen.__all__} == {*dir(jensen)}
+    assert all(getattr(jensen, room) is importlib.import_module(f"jensen.{room}") for room in ROOMS)
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        _ = jensen.evalute
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import jensen; dir(jensen); jensen.__version__",
+        "from jensen.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+        "from jensen.cli import main; main(['trian'])",
+    ],
+    ids=["import", "help", "misspelt"],
+)
+def test_what_answers_at_once_imports_neither_torch_nor_numpy(code):
+    code += "\nimport sys; print(sorted({'torch', 'numpy', 'pyro', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
