@@ -1,0 +1,112 @@
+"""The report.html of a command: what it measured, on one page that opens from a disk."""
+
+from __future__ import annotations
+
+__all__ = ["about", "curves_of", "page_of", "shown_by"]
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import jensen
+from jensen.inference import Bounds, Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
+from jensen.kernel.randomness import private_randomness
+from jensen.reports import Code, Report, Text
+from jensen.reports.page import Grid
+
+from .terminal import command, said, versions
+
+_FEW = 200  # data points of the bounds
+_SHOWN = 12  # images
+_FEATURES = 8  # of a row
+
+
+def page_of(title: str, facts: Mapping[str, Any], x: Tensor) -> Report:
+    """A report on data points [N, ...], shown as the facts of their data set say.
+
+    Args:
+        title: of the page.
+        facts: of the data set, as :func:`jensen.cli.sources.facts` has them.
+        x: what was measured.
+    """
+    shape = facts["image_shape"]
+    known = facts["value_range"]
+    return Report(
+        title,
+        data=x,
+        image_shape=None if shape is None else tuple(shape),
+        value_range=None if known is None else tuple(known),
+    )
+
+
+def curves_of(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor, seed: int) -> dict[str, Bounds]:
+    """Bounds on log p(x) of some of the data points, by name; without guides whose weights are joint, and the like."""
+    found = {}
+    for name, (model, guide) in pairs.items():
+        try:
+            found[name] = bounds(model, guide, x[:_FEW], particles=1024, seed=seed, progress=False)
+        except (ValueError, NotImplementedError):
+            continue
+    return found
+
+
+def shown_by(page: Report, model: nn.Module, guide: nn.Module, x: Tensor, evidence: Evidence | None, seed: int) -> None:
+    """Add what a model and a guide make of data points: calibration, samples, reconstructions."""
+    try:
+        page.add(calibrate(model, guide, _FEW, seed=seed, progress=False))
+    except (ValueError, NotImplementedError, TypeError) as error:
+        page.section("Calibration", Text(f"Not measured: {error}."))
+    with private_randomness(seed, "pictures"), torch.no_grad():
+        latents, drawn = simulate(model, _SHOWN)
+        means = decode(model, latents)
+    again = reconstruct(model, guide, x[:_SHOWN], seed=seed)
+    if isinstance(means, dict) or isinstance(again, dict):  # of several sites
+        return
+    made = evaluate(model, guide, drawn[0], 500, seed=seed, progress=False)
+    if page.material.images is not None:
+        rows = [((mean,), f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
+        page.images("Samples", rows, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z).")
+        numbers = [""] * _SHOWN if evidence is None else [
+            f"#{n}: log p(x) {evidence.best[n]:.1f}, ELBO {evidence.elbo[n]:.1f}" for n in range(len(again))
+        ]
+        both = [((x[n], image), numbers[n]) for n, image in enumerate(again)]
+        page.images("Reconstructions", both, "Left the data point, right E[x | z] averaged over samples from the guide.")
+        return
+    columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0][0].numel())))]
+    rows = [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn[0])]
+    page.section("Samples", Grid(columns, rows))
+    rows = []
+    for n, row in enumerate(again):
+        rows += [(f"#{n}", "", _cells(x[n]), None), ("reconstruction", "", _cells(row), None)]
+    page.section("Reconstructions", Grid(columns, rows), note="E[x | z] averaged over samples from the guide.")
+
+
+def _cells(row: Tensor) -> list[str]:
+    return [f"{value:.4g}" for value in row.flatten()[:_FEATURES].tolist()]
+
+
+def about(page: Report, words: Sequence[str], settings: Mapping[str, Any], citation: str) -> None:
+    """Add what the command said, how to repeat it, and whom to cite."""
+    if lines := said():
+        page.section("Messages", Code("\n".join(lines)))
+    page.made_by(command(*words), settings, versions())
+    sources = [f"jensen {jensen.__version__}: latent-variable models for Pyro whose likelihoods can be trusted"]
+    sources += [citation] if citation else []
+    sources += [*_references(evaluate)]
+    page.section("What to cite", *(Text(source) for source in sources))
+
+
+def _references(function: Callable[..., Any]) -> list[str]:
+    """The papers that a docstring names."""
+    section = re.search(r"^References:\n((?:[ \t]+\S.*(?:\n|\Z))+)", inspect.getdoc(function) or "", re.M)
+    entries: list[str] = []
+    for line in section[1].splitlines() if section else []:
+        if re.search(r"\(\d{4}\)", line) or not entries:
+            entries.append(line.strip())
+        else:
+            entries[-1] += f" {line.strip()}"
+    return entries
