@@ -9,16 +9,22 @@ __all__ = [
     "WIDTH",
     "at_least_one",
     "by_name",
+    "close_own",
     "number",
     "own_axes",
     "own_figure",
     "plain",
     "text_size",
+    "without_pyplot",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
+from weakref import WeakSet
 
+from matplotlib import is_interactive
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,6 +56,9 @@ _DPI = 200  # on a screen; print has its own
 
 T = TypeVar("T")
 
+_made: WeakSet[Figure] = WeakSet()
+_pyplot: ContextVar[bool] = ContextVar("pyplot", default=True)
+
 
 def at_least_one(columns: int) -> int:
     """The number of pictures per row. Raises ValueError for fewer than one."""
@@ -58,9 +67,33 @@ def at_least_one(columns: int) -> int:
     return columns
 
 
+@contextmanager
+def without_pyplot() -> Iterator[None]:
+    """New figures are not registered with pyplot: for commands, reports and callbacks, which write or show them."""
+    token = _pyplot.set(False)
+    try:
+        yield
+    finally:
+        _pyplot.reset(token)
+
+
 def own_figure(width: float = WIDTH, height: float = 2.6) -> Figure:
-    """A new figure (in inches) that pyplot does not keep."""
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    """A new figure (in inches) of pyplot, so that a notebook and ``plt.show()`` show it."""
+    if not _pyplot.get():
+        return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    import matplotlib.pyplot as plt  # imported here, since `import jensen.plots` would be slower by its backends
+
+    figure = plt.figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    _made.add(figure)
+    return figure
+
+
+def close_own(figure: Figure) -> None:
+    """Take a figure of :func:`own_figure` out of pyplot, unless a notebook or a window is still to show it."""
+    if figure in _made and not is_interactive():
+        import matplotlib.pyplot as plt
+
+        plt.close(figure)
 
 
 def own_axes(ax: Axes | None, height: float = 2.6) -> Axes:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from jensen.checked import checked
 from jensen.inference import History
 
-from .axes import own_figure, plain
+from .axes import own_figure, plain, without_pyplot
 from .training import plot_training
 
 _PANELS = (("elbo", "shaped", "validation"), ("rate",), ("distortion",))
@@ -84,6 +84,7 @@ class LiveCurves:
         self._next = now + max(self.seconds, (_SHARE - 1) * (now - began))
 
 
+@without_pyplot()
 def _picture(history: History) -> Figure:
     """The panels that the history has curves for, one above the other."""
     columns = history.per_epoch()
