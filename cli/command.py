@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from . import compare, datasets, evaluate, sample, train
 from .memory import memory_told
-from .terminal import Unkept, fail
+from .terminal import Unkept, fail, forget_notices, note
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
     "compare": compare.run,
@@ -27,6 +27,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
 def main(options: argparse.Namespace) -> int:
     """Run a command, and say in one line what went wrong; the exit status, as :func:`jensen.cli.main` has it."""
     as_json = options.json
+    forget_notices()
     try:
         with memory_told(), _warnings_as_lines():
             _COMMANDS[options.command](options, sys.stderr.isatty())
@@ -50,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
 def _warnings_as_lines() -> Iterator[None]:
     """Print a warning as a line of the command, without the place in the code that it comes from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"jensen: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: note(f"jensen: warning: {message}") + "\n"
     try:
         yield
     finally:

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"error: {error}", 2, as_json)
     with _on_interrupt(_stopping(as_json)):
         from .command import main as run
+    options.words = arguments
     status = run(options)
     if argv is None and _is_ours():  # what Python still does at its end is not interrupted by a page of its own
         signal.signal(signal.SIGINT, lambda *_: os._exit(status))

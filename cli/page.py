@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import jensen
 from jensen.inference import Bounds, Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
 from jensen.kernel.randomness import private_randomness
-from jensen.reports import Code, Report, Text
-from jensen.reports.page import Grid
+from jensen.reports import Report
+from jensen.reports.page import Code, Grid, Text
 
-from .terminal import command, said, versions
+from .terminal import command, notices, versions
 
 _FEW = 200  # data points of the bounds
 _SHOWN = 12  # images
@@ -64,20 +64,25 @@ def shown_by(page: Report, model: nn.Module, guide: nn.Module, x: Tensor, eviden
         latents, drawn = simulate(model, _SHOWN)
         means = decode(model, latents)
     again = reconstruct(model, guide, x[:_SHOWN], seed=seed)
-    if isinstance(means, dict) or isinstance(again, dict):  # of several sites
+    if isinstance(again, dict):  # of several sites
         return
-    made = evaluate(model, guide, drawn[0], 500, seed=seed, progress=False)
+    made = evaluate(model, guide, drawn, 500, seed=seed, progress=False)
     if page.material.images is not None:
-        rows = [((mean,), f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
-        page.images("Samples", rows, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z).")
-        numbers = [""] * _SHOWN if evidence is None else [
-            f"#{n}: log p(x) {evidence.best[n]:.1f}, ELBO {evidence.elbo[n]:.1f}" for n in range(len(again))
-        ]
-        both = [((x[n], image), numbers[n]) for n, image in enumerate(again)]
-        page.images("Reconstructions", both, "Left the data point, right E[x | z] averaged over samples from the guide.")
+        shown = [([mean], f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
+        page.images("Samples", shown, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z).")
+        numbers = (
+            [""] * _SHOWN
+            if evidence is None
+            else [f"#{n}: log p(x) {evidence.best[n]:.1f}, ELBO {evidence.elbo[n]:.1f}" for n in range(len(again))]
+        )
+        shown = [([x[n], image], numbers[n]) for n, image in enumerate(again)]
+        page.images(
+            "Reconstructions", shown, "Left the data point, right its mean E[x | z] over samples from the guide."
+        )
         return
-    columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0][0].numel())))]
-    rows = [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn[0])]
+    columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0].numel())))]
+    rows: list[tuple[str, str, list[str], None]] = []
+    rows += [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn)]
     page.section("Samples", Grid(columns, rows))
     rows = []
     for n, row in enumerate(again):
@@ -91,7 +96,7 @@ def _cells(row: Tensor) -> list[str]:
 
 def about(page: Report, words: Sequence[str], settings: Mapping[str, Any], citation: str) -> None:
     """Add what the command said, how to repeat it, and whom to cite."""
-    if lines := said():
+    if lines := notices():
         page.section("Messages", Code("\n".join(lines)))
     page.made_by(command(*words), settings, versions())
     sources = [f"jensen {jensen.__version__}: latent-variable models for Pyro whose likelihoods can be trusted"]

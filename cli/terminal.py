@@ -8,6 +8,10 @@ __all__ = [
     "command",
     "fail",
     "finite",
+    "forget_notices",
+    "note",
+    "notices",
+    "progress",
     "report",
     "say",
     "strict_json",
@@ -31,9 +35,33 @@ class Unkept(OSError):
     """A result that was shown could not be written to its file."""
 
 
+_notices: list[str] = []
+
+
 def say(text: str) -> None:
-    """A line beside the progress bars, or in their place in a log."""
+    """A line beside the progress bars, or in their place in a log, which a report repeats."""
+    progress(note(text))
+
+
+def note(text: str) -> str:
+    """The same text, which a report repeats."""
+    _notices.append(text)
+    return text
+
+
+def progress(text: str) -> None:
+    """A line that says how far a command is."""
     print(text, file=sys.stderr, flush=True)
+
+
+def notices() -> list[str]:
+    """The lines of this command that a report repeats, each once."""
+    return list(dict.fromkeys(_notices))
+
+
+def forget_notices() -> None:
+    """Begin a command, in a process that may have run another one."""
+    _notices.clear()
 
 
 def fail(message: str, status: int, as_json: bool) -> int:

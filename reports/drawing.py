@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
-from matplotlib import pyplot, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.legend import Legend
@@ -44,7 +44,6 @@ def drawn(ax: Axes | Canvas, caption: str = "", points: Sequence[int] = ()) -> F
         text = text.replace(colour.lower(), f"var(--c{i})")
     prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"  # names of one page are told apart
     text = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}", text)
-    pyplot.close(figure)  # which does nothing to a figure that pyplot does not keep
     return Figure(Markup(text), round(_SCALE * width / 72 * 96), caption, points)
 
 
@@ -109,14 +108,20 @@ def panel(
 def gap_bars(rows: Mapping[str, tuple[float, float]]) -> Axes:
     """Bars of the variational gap, one for each row; whiskers are two standard errors over the data."""
     ax = own_axes(None, height=0.9 + 0.32 * len(rows))
+    ends = [mean + 2 * (error if error == error else 0.0) for mean, error in rows.values()]
     for i, (mean, error) in enumerate(rows.values()):
         ax.barh(i, mean, color=COLOURS[0], height=0.6)
         if error == error:
             ax.errorbar(mean, i, xerr=2 * error, fmt="none", ecolor=COLOURS[1], elinewidth=1.5, capsize=3)
-        ax.annotate(f" {mean:.3g}", (max(mean + 2 * (error if error == error else 0), 0), i), va="center", fontsize=7)
     ax.set_yticks(range(len(rows)), labels=list(rows))
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.margins(x=0.15)
+    largest, second = sorted(ends, reverse=True)[:2] if len(ends) > 1 else (*ends, *ends)
+    ax.set_xlim(right=1.25 * (largest if largest < 8 * second or second <= 0 else 2 * second))  # one bar may be cut off
+    for i, ((mean, _), end) in enumerate(zip(rows.values(), ends, strict=True)):
+        cut = end > ax.get_xlim()[1]
+        words = {"ha": "right", "color": "white"} if cut else {"ha": "left", "color": "black"}
+        shown = f"{mean:.3g} \N{RIGHTWARDS ARROW}" if cut else f" {mean:.3g}"
+        ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, shown, va="center", fontsize=7, **words)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per data point)")
     return ax

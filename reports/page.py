@@ -184,20 +184,19 @@ class Thumbnails:
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def grid_of(table: Table, *, sortable: bool = False, without: Sequence[str] = ()) -> Grid:
+def grid_of(table: Table, *, sortable: bool = False) -> Grid:
     """The grid of a printed table, with the meaning of each heading and name.
 
     Args:
         table: of a result.
         sortable: whether a click on a heading sorts the rows.
-        without: notes that stand elsewhere on the page.
     """
     return Grid(
         columns=[(name, meaning_of(name)) for name in table.columns],
         rows=[(name.strip(), "" if sortable else meaning_of(name), cells, None) for name, *cells in table.rows],
         facts=[(name, meaning_of(name), value) for name, value in table.facts],
         head=table.head,
-        notes=[note for note in table.notes if note and note not in without],
+        notes=[note for note in table.notes if note],
         sortable=sortable,
     )
 

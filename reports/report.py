@@ -14,12 +14,14 @@ from typing import Any, Self
 from torch import Tensor
 
 from jensen.checked import checked
+from jensen.inference import Bounds, History
+from jensen.plots.axes import without_pyplot
 from jensen.plots.images import Shape
 from jensen.results.files import whole
 from jensen.results.tables import Printed
 
-from .page import Block, Code, Images, Section, Thumbnails, render
-from .sections import Material, findings_of, sections_of
+from .page import Block, Code, Figure, Images, Section, Thumbnails, render
+from .sections import Material, bounds_of, findings_of, sections_of
 
 
 class Report:
@@ -74,8 +76,9 @@ class Report:
             name: of its sections, where a report holds several results of a kind.
         """
         self.find(*findings_of(result), name=name)
-        for section in sections_of(result, self.material):
-            self.sections.append(replace(section, title=f"{name}: {section.title.lower()}") if name else section)
+        with without_pyplot():
+            found = sections_of(result, self.material)
+        self.sections += [replace(s, title=f"{name}: {s.title.lower()}") if name else s for s in found]
         return self
 
     def find(self, *sentences: str, name: str = "") -> Self:
@@ -86,6 +89,27 @@ class Report:
     def section(self, title: str, *blocks: Block, note: str = "") -> Self:
         """Add a section."""
         self.sections.append(Section(title, blocks, note))
+        return self
+
+    def training(self, histories: Mapping[str, History]) -> Self:
+        """Add a section with the curves of several trainings, by name."""
+        with without_pyplot():
+            figures = [
+                replace(block, caption=f"{name}: {history._line()}")
+                for name, history in histories.items()
+                for section in sections_of(history, self.material)
+                for block in section.blocks
+                if isinstance(block, Figure)
+            ]
+        return self.section("Training", *figures)
+
+    def bounds(self, curves: Mapping[str, Bounds], name: str = "") -> Self:
+        """Add a figure of several bounds on log p(x), by name, if there are any."""
+        if not curves:
+            return self
+        with without_pyplot():
+            section = bounds_of(curves)
+        self.sections.append(replace(section, title=f"{name}: bounds") if name else section)
         return self
 
     def images(self, title: str, rows: Sequence[tuple[Sequence[Tensor], str]], caption: str = "") -> Self:

@@ -5,8 +5,9 @@ from __future__ import annotations
 __all__ = ["Material", "bounds_of", "findings_of", "sections_of"]
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -135,12 +136,15 @@ def _(result: Evidence, material: Material) -> list[Section]:
 
 @findings_of.register
 def _(result: Comparison) -> list[str]:
-    return [result.sentence()]
+    if len(result.rows) < 2:
+        return findings_of(result._first)
+    _, verdict, *more = re.split(r"(?<=\.) (?=[A-Z`])", result.sentence())  # the first says what rows have in common
+    return [verdict, *(sentence for sentence in more if "k-hat" in sentence)]
 
 
 @sections_of.register
 def _(result: Comparison, material: Material) -> list[Section]:
-    table = grid_of(result._table(), sortable=True, without=[result.sentence()])
+    table = grid_of(result._table(), sortable=True)
     blocks: list[Block] = [table]
     split = {name: row.gaps for name, row in result.rows.items() if row.gaps is not None}
     whole = {
@@ -148,16 +152,18 @@ def _(result: Comparison, material: Material) -> list[Section]:
         for name, row in result.rows.items()
         if math.isfinite(float(row.evidence.gap.mean()))
     }
-    if len(whole) > 1:
-        blocks.append(drawn(gap_bars(whole), "Variational gap of each row; whiskers are two standard errors."))
     if split:
         blocks.append(drawn(plot_gaps(split), "The gap, split into the guide family's and the encoder's part."))
+    elif whole:
+        blocks.append(drawn(gap_bars(whole), "Variational gap of each row; whiskers are two standard errors."))
     found = [Section("Table", blocks)]
     if result.joint or len(result._first.best) < 2:
         return found
     series = {name: row.evidence.by_guide or row.evidence for name, row in result.rows.items()}
-    first = max(result.rows.values(), key=lambda row: float(row.evidence.best.mean()))
-    return [*found, _points(series, material), _worst(first.evidence, material)]
+    of = {name: row.evidence for name, row in result.rows.items()}
+    best = max(of, key=lambda name: (float(of[name].best.mean()), float(of[name].elbo.mean())))
+    worst = _worst(of[best], material)
+    return [*found, _points(series, material), replace(worst, note=f"Of {best}. {worst.note}")]
 
 
 @sections_of.register
@@ -257,6 +263,7 @@ def _extremes(evidence: Evidence) -> dict[str, list[int]]:
     return {
         name: values.nan_to_num(-math.inf).argsort(descending=True, stable=True)[:_WORST].tolist()
         for name, values in respects.items()
+        if float(values.max()) > float(values.min())
     }
 
 
