@@ -20,6 +20,7 @@ from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit, likely_reason
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+from jensen.progress import named
 
 from .memory import training_memory
 from .pairs import FAMILIES, suggestion
@@ -199,8 +200,8 @@ class _Job:
             torch.manual_seed(seed)
             model, guide = make()
             pairs.append((model, guide))
-            histories.append(
-                fit(
+            with named(name + f", seed {seed}" * (len(self.seeds) > 1)):
+                history = fit(
                     model,
                     guide,
                     self.data.train,
@@ -213,7 +214,7 @@ class _Job:
                     seed=seed,
                     progress=self.progress,
                 )
-            )
+            histories.append(history)
         self.histories[name] = histories
         return pairs, histories
 
