@@ -20,6 +20,7 @@ from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit, likely_reason
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+from jensen.progress import named
 
 from .memory import training_memory
 from .names import GUIDES, suggestion
@@ -214,8 +215,8 @@ class _Job:
             torch.manual_seed(seed)
             model, guide = make()
             pairs.append((model, guide))
-            histories.append(
-                fit(
+            with named(name + f", seed {seed}" * (len(self.seeds) > 1)):
+                history = fit(
                     model,
                     guide,
                     self.data.train,
@@ -228,7 +229,7 @@ class _Job:
                     seed=seed,
                     progress=self.progress,
                 )
-            )
+            histories.append(history)
         self.histories[name] = histories
         return pairs, histories
 

@@ -54,12 +54,15 @@ def curves_of(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor, seed:
     return found
 
 
-def shown_by(page: Report, model: nn.Module, guide: nn.Module, x: Tensor, evidence: Evidence | None, seed: int) -> None:
-    """Add what a model and a guide make of data points: calibration, samples, reconstructions."""
+def shown_by(
+    page: Report, model: nn.Module, guide: nn.Module, x: Tensor, evidence: Evidence | None, seed: int, name: str = ""
+) -> None:
+    """Add what a model and a guide make of data points: calibration, samples, reconstructions; under a name."""
+    of = f" of {name}" if name else ""
     try:
-        page.add(calibrate(model, guide, _FEW, seed=seed, progress=False))
+        page.add(calibrate(model, guide, _FEW, seed=seed, progress=False), name)
     except (ValueError, NotImplementedError, TypeError) as error:
-        page.section("Calibration", Text(f"Not measured: {error}."))
+        page.section(f"Calibration{of}", Text(f"Not measured: {error}."))
     with private_randomness(seed, "pictures"), torch.no_grad():
         latents, drawn = simulate(model, _SHOWN)
         means = decode(model, latents)
@@ -69,7 +72,9 @@ def shown_by(page: Report, model: nn.Module, guide: nn.Module, x: Tensor, eviden
     made = evaluate(model, guide, drawn, 500, seed=seed, progress=False)
     if page.material.images is not None:
         shown = [([mean], f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
-        page.images("Samples", shown, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z).")
+        page.images(
+            f"Samples{of}", shown, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z)."
+        )
         numbers = (
             [""] * _SHOWN
             if evidence is None
@@ -77,17 +82,17 @@ def shown_by(page: Report, model: nn.Module, guide: nn.Module, x: Tensor, eviden
         )
         shown = [([x[n], image], numbers[n]) for n, image in enumerate(again)]
         page.images(
-            "Reconstructions", shown, "Left the data point, right its mean E[x | z] over samples from the guide."
+            f"Reconstructions{of}", shown, "Left the data point, right its mean E[x | z] over samples from the guide."
         )
         return
     columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0].numel())))]
     rows: list[tuple[str, str, list[str], None]] = []
     rows += [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn)]
-    page.section("Samples", Grid(columns, rows))
+    page.section(f"Samples{of}", Grid(columns, rows))
     rows = []
     for n, row in enumerate(again):
         rows += [(f"#{n}", "", _cells(x[n]), None), ("reconstruction", "", _cells(row), None)]
-    page.section("Reconstructions", Grid(columns, rows), note="E[x | z] averaged over samples from the guide.")
+    page.section(f"Reconstructions{of}", Grid(columns, rows), note="E[x | z] averaged over samples from the guide.")
 
 
 def _cells(row: Tensor) -> list[str]:

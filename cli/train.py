@@ -20,6 +20,7 @@ from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit, likely_reason
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
+from jensen.progress import named
 
 from .memory import memory_told, training_memory
 from .page import about, page_of, shown_by
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.run / f"seed-{seed}"
         own = {"seed": seed, "run": folder, "given": options.given - {"seed", "seeds"}, "whole": options}
-        made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
+        with named(f"seed {seed}"):
+            made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
     text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
     documents = {"runs": {name: document for name, (_, document) in made.items()}}
     report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)

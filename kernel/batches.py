@@ -38,9 +38,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jensen.checked import shown
+from jensen.progress import progress_bar
 
 from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
 from .caller import outside
@@ -272,7 +272,7 @@ def stream(
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
     pair = Pair(model, guide, layout)
-    with tqdm(total=total, disable=not progress, desc=what, unit_scale=True) as bar:
+    with progress_bar(what, n if data else 0, total=total, progress=progress, unit_scale=True) as bar:
         for first in range(0, n, rows):
             if first % looked_at == 0:
                 some = tuple(x[first : first + looked_at] for x in data)

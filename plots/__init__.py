@@ -3,6 +3,10 @@
 Without an ``Axes`` a new figure is made through pyplot, as wide as a column of a paper: a notebook shows it below the
 cell, and a script shows it with ``plt.show()``. ``save(ax, "figures/bounds")`` writes PNG and PDF. Lines that differ in
 colour also differ in marker or dashes.
+
+New figures have the style of ``jensen.mplstyle``: 8 points, 200 dots per inch, no frame at the top and at the right,
+colours that colour-blind readers tell apart. ``plt.style.use("jensen.plots.jensen")`` takes it for figures of your own.
+Axes that you give (``ax=``) keep the style in which you made them.
 """
 
 from .bounds import plot_bounds

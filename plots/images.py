@@ -14,12 +14,13 @@ from torch import Tensor
 
 from jensen.checked import checked
 
-from .axes import WIDTH, at_least_one, own_axes, text_size
+from .axes import WIDTH, at_least_one, own_axes, styled, text_size
 
 Shape = tuple[int, int] | tuple[int, int, int]
 
 
 @checked
+@styled
 def plot_images(
     images: Tensor,
     shape: Shape,

@@ -12,7 +12,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jensen.checked import checked
 from jensen.kernel.arguments import explained
@@ -23,6 +22,7 @@ from jensen.kernel.modes import running
 from jensen.kernel.parameters import own_modules
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, model_sites
+from jensen.progress import progress_bar
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, with_error
@@ -204,7 +204,7 @@ def exact_log_evidence(
         latents = read_latents(model, tensors)
         _check_size(latents, method)
         parts = []
-        with tqdm(total=n, disable=not progress, desc="exact") as bar:
+        with progress_bar("exact", n, total=n, progress=progress) as bar:
             for part in _parts(model, tensors, latents, tolerance, max_evaluations, chunk_size):
                 parts.append(part)
                 bar.update(len(part.value))

@@ -31,6 +31,7 @@ from jensen.kernel.batches import Data, Part, Transform, as_tensors, place_of, p
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
+from jensen.progress import named
 from jensen.results.records import Record
 from jensen.results.standard_errors import MANY, mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
@@ -507,14 +508,15 @@ def compare(
         gap_parts = None
         try:
             alone = (key[0], 1) not in each
-            if gaps and alone and has_local(guide) and not _some(model, guide, here).joint:
-                with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
-                    gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
-            evidence = (
-                gap_parts.evidence
-                if gap_parts
-                else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
-            )
+            with named(_called(key, each)):
+                if gaps and alone and has_local(guide) and not _some(model, guide, here).joint:
+                    with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
+                        gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
+                evidence = (
+                    gap_parts.evidence
+                    if gap_parts
+                    else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
+                )
         except Exception as error:
             error.add_note(f"in compare, at the pair '{_called(key, each)}'")
             raise
@@ -638,7 +640,8 @@ def _refined(
         try:
             guide, how = pairs[best][1], {name: settings[name] for name in ("seed", "max_plate_nesting", "progress")}
             running_so = running(model, guide, "refine", seed=settings["seed"], device=settings["device"])
-            with running_so, product_route(place_of(data, settings["device"], model, guide)):
+            place = place_of(data, settings["device"], model, guide)
+            with running_so, product_route(place), named(_called(best, pairs)):
                 first = refined(rows[best].evidence, model, guide, data, refine, **how)
         except Exception as error:
             error.add_note(f"in compare, at the pair '{_called(best, pairs)}'")

@@ -26,7 +26,6 @@ from pyro.infer import (
     TraceEnum_ELBO,
 )
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
@@ -52,6 +51,7 @@ from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
+from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
 from .checkpoint import MakeScheduler, Run, mark_of, read_contents
@@ -232,7 +232,8 @@ def fit(
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
-        with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
+        points = train.n if train.tensors else 0
+        with progress_bar("fit", points, range(good_epoch, epochs), progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:

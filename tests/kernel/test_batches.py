@@ -152,16 +152,6 @@ def test_nothing_is_drawn_from_the_users_stream():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_bar_counts_every_unit_once(capsys):
-    model, x = PPCA(5, latent=2), torch.randn(4, 5)
-    for part in stream(model, PriorGuide(model), (x,), "walk", at_once=2, units=10):
-        if not part.first:
-            part.advance(20)  # of a part that says nothing all is done at its end
-    last = capsys.readouterr().err.split("\r")[-1]
-    assert last.startswith("walk: 100%")
-    assert "40.0/40.0" in last
-
-
 def test_a_guide_that_reads_rows_by_their_number_is_run_on_all_data():
     """On a part it raises IndexError, which is as good a sign as any other."""
     x = torch.randn(300, 2)
