@@ -24,7 +24,7 @@ from jensen.progress import named
 
 from .memory import training_memory
 from .names import GUIDES, suggestion
-from .page import about, curves_of, page_of, shown_by
+from .page import about, add_bounds, page_of, shown_by
 from .pairs import FAMILIES
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
@@ -95,7 +95,8 @@ def _report(job: _Job, guides: list[str]) -> None:
     page = page_of(f"{job.data.name}: models and guides compared", facts(job.data), job.test)
     for name, block in blocks.items():
         page.add(block, title := name.replace("-", " ").capitalize())
-        page.bounds(curves_of(shown[name], job.test, options.seed), title)
+        measured = {row: found.evidence for row, found in block.rows.items()}
+        add_bounds(page, shown[name], measured, job.test, options.seed, title)
     block, pairs = list(zip(blocks.values(), shown.values(), strict=True))[-1]
     name, (model, guide) = list(pairs.items())[-1]
     shown_by(page, model, guide, job.test, block.rows[name].evidence, options.seed, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["about", "curves_of", "page_of", "shown_by"]
+__all__ = ["about", "add_bounds", "page_of", "shown_by"]
 
 import inspect
 import re
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jensen
-from jensen.inference import Bounds, Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
+from jensen.inference import Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
 from jensen.kernel.randomness import private_randomness
 from jensen.reports import Report
 from jensen.reports.page import Code, Grid, Text
@@ -43,15 +43,24 @@ def page_of(title: str, facts: Mapping[str, Any], x: Tensor) -> Report:
     )
 
 
-def curves_of(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor, seed: int) -> dict[str, Bounds]:
-    """Bounds on log p(x) of some of the data points, by name; without guides whose weights are joint, and the like."""
-    found = {}
+def add_bounds(
+    page: Report,
+    pairs: Mapping[str, tuple[nn.Module, nn.Module]],
+    measured: Mapping[str, Evidence],
+    x: Tensor,
+    seed: int,
+    title: str = "",
+) -> None:
+    """Add bounds on log p(x) of some of the data points, where weights are not joint, and log p(x) as a line."""
+    curves, levels = {}, {}
     for name, (model, guide) in pairs.items():
         try:
-            found[name] = bounds(model, guide, x[:_FEW], particles=1024, seed=seed, progress=False)
+            curves[name] = bounds(model, guide, x[:_FEW], particles=1024, seed=seed, progress=False)
         except (ValueError, NotImplementedError):
             continue
-    return found
+        if measured[name].exact is None:  # an exact value has its line
+            levels[name] = float(measured[name].best[:_FEW].mean())
+    page.bounds(curves, levels, title)
 
 
 def shown_by(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.legend import Legend
 from torch import Tensor
 
-from jensen.plots.axes import COLOURS, MARKERS, own_axes
+from jensen.plots.axes import COLOURS, MARKERS, own_axes, styled
 
 from .page import Figure
 
@@ -74,8 +74,21 @@ def panel(
     Returns:
         The figure; None where no number is finite.
     """
-    ax = own_axes(None, height=2.5)
     places: list[int] = []
+    ax = _scattered(series, label, line, log, places)
+    return drawn(ax, caption, places) if places else None
+
+
+@styled
+def _scattered(
+    series: Mapping[str, tuple[Tensor, Tensor, Sequence[int]]],
+    label: str,
+    line: tuple[float, str] | None,
+    log: bool,
+    places: list[int],
+) -> Axes:
+    """Marks of the finite numbers; their items are added to the places."""
+    ax = own_axes(None, height=2.5)
     for i, (name, (x, y, items)) in enumerate(series.items()):
         good = (x.isfinite() & y.isfinite() & ((y > 0) if log else True)).nonzero().squeeze(-1)
         if not len(good):
@@ -92,8 +105,6 @@ def panel(
             gid=f"points-{i}",
         )
         places += [items[n] for n in good.tolist()]
-    if not places:
-        return None
     if log:
         ax.set_yscale("log")
     if line is not None:
@@ -102,9 +113,10 @@ def panel(
     ax.set_ylabel(label)
     if len(series) > 1 or line is not None:
         ax.legend(fontsize=6.5)
-    return drawn(ax, caption, places)
+    return ax
 
 
+@styled
 def gap_bars(rows: Mapping[str, tuple[float, float]]) -> Axes:
     """Bars of the variational gap, one for each row; whiskers are two standard errors over the data."""
     ax = own_axes(None, height=0.9 + 0.32 * len(rows))
@@ -119,9 +131,9 @@ def gap_bars(rows: Mapping[str, tuple[float, float]]) -> Axes:
     ax.set_xlim(right=1.25 * (largest if largest < 8 * second or second <= 0 else 2 * second))  # one bar may be cut off
     for i, ((mean, _), end) in enumerate(zip(rows.values(), ends, strict=True)):
         cut = end > ax.get_xlim()[1]
-        words = {"ha": "right", "color": "white"} if cut else {"ha": "left", "color": "black"}
-        shown = f"{mean:.3g} \N{RIGHTWARDS ARROW}" if cut else f" {mean:.3g}"
-        ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, shown, va="center", fontsize=7, **words)
+        shown = ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, f" {mean:.3g}", va="center", fontsize=7)
+        if cut:
+            shown.set(text=f"{mean:.3g} \N{RIGHTWARDS ARROW}", ha="right", color="white")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per data point)")
     return ax

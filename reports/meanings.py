@@ -34,8 +34,8 @@ _MEANINGS = {
     r"delta-corrected": "The estimate with its bias of order 1/K added back.",
     r"jackknifed": "The jackknife estimate: less bias, more variance.",
     r"Pareto-smoothed": "The estimate with its largest weights smoothed by a fitted Pareto distribution.",
-    r".* per feature, fitted .*": "Baseline: log p(x) of independent features, fitted in closed form. A model below it "
-    "has learned less than the mean and the variance of each feature.",
+    r".* per feature(, fitted .*)?": "Baseline: log p(x) of independent features, fitted in closed form. A model "
+    "below it has learned less than the mean and the variance of each feature.",
     r"evaluations.*": "Evaluations of log p(x, z) for each data point that the refined estimate took; a gradient "
     "counts three.",
     r"modes missed": "Data points for which chains from the prior found a part of the posterior that the proposal "
@@ -46,6 +46,10 @@ _MEANINGS = {
     r"weights of zero": "Samples from the guide at which the model has no density.",
     r"exact log p\(x\) left out": "Why the exact value is not shown, though the model gives one.",
     r"below the baseline": "By how much log p(x) is below the baseline, and the likely reason.",
+    # of a calibration
+    r"p": "p-value of a test of uniform ranks: below 0.01 / the number of features, the guide is miscalibrated.",
+    r"\d+ %": "Share of the true values inside the guide's central interval of this level.",
+    r"± of one feature": "Standard error of one feature's share.",
     # curves of training
     r"epoch": "Passes over the training data.",
     r"elbo": "Bound on the training data that the objective reports, averaged over the epoch.",

@@ -103,12 +103,12 @@ class Report:
             ]
         return self.section("Training", *figures)
 
-    def bounds(self, curves: Mapping[str, Bounds], name: str = "") -> Self:
-        """Add a figure of several bounds on log p(x), by name, if there are any."""
+    def bounds(self, curves: Mapping[str, Bounds], levels: Mapping[str, float], name: str = "") -> Self:
+        """Add a figure of several bounds on log p(x), by name, if there are any, and lines at estimates of log p(x)."""
         if not curves:
             return self
         with without_pyplot():
-            section = bounds_of(curves)
+            section = bounds_of(curves, levels)
         self.sections.append(replace(section, title=f"{name}: bounds") if name else section)
         return self
 

@@ -30,6 +30,7 @@ from jensen.plots import (
     plot_rate_distortion,
     plot_training,
 )
+from jensen.plots.axes import COLOURS, LINES
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import decimals, percent, with_error
 
@@ -105,15 +106,16 @@ def _(result: Evidence) -> list[str]:
         mean, gap = decimals(float(result.best.mean())), decimals(float(result.gap.mean()))
     sentences = [f"Log p(x) of {over} is {mean} nats{unit} ({kind}); the ELBO is {gap} nats below it."]
     if result.exact is None and result.unreliable is not None:
-        share = percent(result.unreliable)
-        sentence = f"For {share} of the data points, k-hat is above 0.7: their log p(x) is unreliable"
+        sentence = f"It is unreliable (k-hat > 0.7) for {percent(result.unreliable)} of the data points"
         if result.by_guide is not None:
             share = percent(result.by_guide.unreliable)
-            sentence += f"; with {result.particles:,} samples of the guide alone it would be {share}"
+            sentence += f"; with {result.particles:,} samples from the guide alone it would be for {share}"
         sentences.append(f"{sentence}.")
     elif result.exact is not None and result.unreliable is not None:
         share = percent(result.unreliable)
-        sentences.append(f"The importance-weighted estimate has k-hat above 0.7 for {share} of the data points.")
+        sentences.append(
+            f"The importance-weighted estimate is unreliable (k-hat > 0.7) for {share} of the data points."
+        )
     if result.baseline is not None:
         difference = result.best - result.baseline
         by = with_error(float(difference.mean()), standard_error_of_mean(difference)).removeprefix("-")
@@ -207,8 +209,11 @@ _RANKS = (
 def bounds_of(curves: Mapping[str, Bounds], levels: Mapping[str, float] | None = None) -> Section:
     """Bounds on log p(x) against the number of samples, with log p(x) as a line."""
     ax = plot_bounds(curves)
-    for name, level in (levels or {}).items():
-        ax.axhline(level, color="black", linestyle="--", linewidth=1, label=name)
+    for i, (name, level) in enumerate((levels or {}).items()):
+        label = f"log p(x), {name}"
+        ax.axhline(
+            level, color=COLOURS[list(curves).index(name) if name in curves else 6], ls=LINES[i + 1], lw=1, label=label
+        )
     ax.legend(fontsize=6.5)
     caption = "Importance-weighted bounds rise from the ELBO (K = 1) to log p(x); bands are two Monte Carlo errors."
     return Section("Bounds", [drawn(ax, caption)])
