@@ -21,7 +21,7 @@ from jensen.plots.axes import COLOURS, MARKERS, own_axes, styled
 from .page import Figure
 
 _SCALE = 1.6  # pixels of the screen for a pixel of the figure, at most
-_INK = re.compile(r"(?<=[:\"\s])(#000000|#262626|black)(?=[;\"])")
+_INK = re.compile(r"(?<=[:\"\s])#([0-5][0-9a-f])\1\1(?=[;\"])")  # black and dark greys
 PANEL = 1000
 """The most points of a series in a panel."""
 

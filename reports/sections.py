@@ -30,7 +30,7 @@ from jensen.plots import (
     plot_rate_distortion,
     plot_training,
 )
-from jensen.plots.axes import COLOURS, LINES
+from jensen.plots.axes import LINES
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import decimals, percent, with_error
 
@@ -113,9 +113,7 @@ def _(result: Evidence) -> list[str]:
         sentences.append(f"{sentence}.")
     elif result.exact is not None and result.unreliable is not None:
         share = percent(result.unreliable)
-        sentences.append(
-            f"The importance-weighted estimate is unreliable (k-hat > 0.7) for {share} of the data points."
-        )
+        sentences.append(f"The importance-weighted estimate is unreliable (k-hat > 0.7) for {share} of them.")
     if result.baseline is not None:
         difference = result.best - result.baseline
         by = with_error(float(difference.mean()), standard_error_of_mean(difference)).removeprefix("-")
@@ -210,10 +208,7 @@ def bounds_of(curves: Mapping[str, Bounds], levels: Mapping[str, float] | None =
     """Bounds on log p(x) against the number of samples, with log p(x) as a line."""
     ax = plot_bounds(curves)
     for i, (name, level) in enumerate((levels or {}).items()):
-        label = f"log p(x), {name}"
-        ax.axhline(
-            level, color=COLOURS[list(curves).index(name) if name in curves else 6], ls=LINES[i + 1], lw=1, label=label
-        )
+        ax.axhline(level, color="black", ls=LINES[1 + i % 5], lw=1, label=f"log p(x), {name}")
     ax.legend(fontsize=6.5)
     caption = "Importance-weighted bounds rise from the ELBO (K = 1) to log p(x); bands are two Monte Carlo errors."
     return Section("Bounds", [drawn(ax, caption)])
