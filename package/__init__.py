@@ -4,8 +4,8 @@ A generative model p(x, z) and a guide q(z | x) are an ordinary Pyro pair. Train
 beside an importance-weighted estimate of log p(x), beside the exact value where there is one.
 
 The subpackages: :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families`, :mod:`jensen.networks`,
-:mod:`jensen.inference`, :mod:`jensen.datasets`, :mod:`jensen.plots`,
-:mod:`jensen.reports`, :mod:`jensen.cli`.
+:mod:`jensen.inference`, :mod:`jensen.datasets`, :mod:`jensen.plots`, :mod:`jensen.reports`,
+:mod:`jensen.cli`.
 
 ``jensen`` itself gives :func:`~jensen.datasets.load`, :func:`~jensen.guides.amortize`, :func:`~jensen.inference.fit`,
 :func:`~jensen.inference.evaluate` and :func:`~jensen.inference.compare`, and the subpackages as attributes. Each is
