@@ -13,7 +13,7 @@ from pyro.optim import Adam
 
 from jensen.inference import ELBO, IWAE, fit, log_joint, log_weights, terms
 
-pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # says where its Gaussian is a poor guide
+pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # a warning where its Gaussian is a poor guide
 each_pair = pytest.mark.parametrize(("model_name", "guide_name"), CASES)
 each_trained_pair = pytest.mark.parametrize(("model_name", "guide_name"), TRAINED_CASES)
 each_model = pytest.mark.parametrize("model_name", MODELS)

@@ -303,10 +303,10 @@ def test_masked_data_outside_the_support_are_not_in_the_message():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Binomial(3, 8, trials=0), "trials is the number of trials"),
-        (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got 256 and 0"),
-        (lambda: Categorical(3, 8, levels=1), "levels is the number of levels"),
-        (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count is a positive number, "shared"'),
+        (lambda: Binomial(3, 8, trials=0), "trials must be at least 1"),
+        (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got levels=256, components=0"),
+        (lambda: Categorical(3, 8, levels=1), "levels must be at least 2"),
+        (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count must be a positive number, "shared"'),
         (lambda: Laplace(3, 8, scale="free"), "scale is a number, 'shared'"),
     ],
 )

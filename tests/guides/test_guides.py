@@ -201,15 +201,15 @@ def test_what_makes_no_sense_is_named():
     with pytest.raises(ValueError, match=r"the sites \['top', 'low'\] have 5 unconstrained .* family has 4 features"):
         Joint(mlp(4, [H]), FullCovariance(4, H), model.latents)
     for joint in (False, True):
-        with pytest.raises(ValueError, match=r"got \['lwo'\] for the sites \['top', 'low'\]"):
+        with pytest.raises(ValueError, match=r"which are \['top', 'low'\], but got \['lwo'\]"):
             amortize(model, mlp(4, [H]), MeanField, H, constraints={"lwo": constraints.positive}, joint=joint)
-    with pytest.raises(ValueError, match=r"got \['z'\] for the sites"):
+    with pytest.raises(ValueError, match=r"constraints must name latent sites, .* got \['z'\]"):
         Laplace(model, constraints={"z": constraints.positive})
     with pytest.raises(ValueError, match=r"event shape \[3\] under Simplex\(\) has 2 .* the family has 3 features"):
         Constrained(MeanField(3, H), constraints.simplex)
     with pytest.raises(ValueError, match="needs at least one latent site"):
         Amortized(mlp(4, [H]), {})
-    with pytest.raises(TypeError, match=r"but Linear does not: give it .* self\.latents = \{'z': \(8,\)\}"):
+    with pytest.raises(TypeError, match=r"but Linear has no attribute latents: .* self\.latents = \{'z': \(8,\)\}"):
         amortize(nn.Linear(4, 4), mlp(4, [H]), MeanField, H)
 
 
@@ -433,5 +433,5 @@ def test_one_datum_without_its_first_dimension_is_refused():
     model = TwoLevels()
     for joint in (False, True):
         guide = amortize(model, mlp(4, [8]), MeanField, context=8, joint=joint)
-        with pytest.raises(ValueError, match=r"x\[i : i \+ 1\] for one datum"):
+        with pytest.raises(ValueError, match=r"x\[i : i \+ 1\] for one point"):
             guide(torch.randn(4))

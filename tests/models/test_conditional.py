@@ -100,11 +100,11 @@ def test_what_does_not_fit_is_named():
     x, y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.long)
     with pytest.raises(ValueError, match="call it with"):
         model(x)
-    with pytest.raises(ValueError, match="5 where there are 6 data"):
+    with pytest.raises(ValueError, match="5 rows for 6 data points"):
         model(x, y[:5])
-    with pytest.raises(ValueError, match="6 where there are 2 data"):
+    with pytest.raises(ValueError, match="6 rows for 2 data points"):
         model(None, y, n=2)
-    with pytest.raises(ValueError, match="classes 0 to 2, but got 0 to 3"):
+    with pytest.raises(ValueError, match="classes from 0 to 2, but got 0 to 3"):
         model(None, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=r"vectors \[N, 3\], but got torch.float32 of shape \[6, 2\]"):
         model(x, torch.zeros(6, 2))

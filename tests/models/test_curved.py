@@ -209,7 +209,7 @@ def test_data_beyond_one_chunk_are_the_same(float64):
         (lambda: Banana(curvature=math.inf), "curvature is a finite number, but got inf"),
         (lambda: Ring().log_evidence(torch.zeros(3)), r"Ring expects data x of shape \[N, 1\], but got \[3\]"),
         (lambda: Banana()(torch.zeros(3, 2)), r"Banana expects data x of shape \[N, 1\], but got \[3, 2\]"),
-        (lambda: Banana()(n=0), "Banana needs at least one datum, but got 0"),
+        (lambda: Banana()(n=0), "Banana needs at least one data point, but got 0"),
     ],
 )
 def test_what_makes_no_sense_is_named(make, message):

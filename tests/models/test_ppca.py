@@ -195,9 +195,13 @@ def test_data_without_noise_are_refused(float64):
 @pytest.mark.parametrize(
     ("x", "latent", "remedy"),
     [
-        (torch.randn(50, 2) @ torch.randn(2, 5), 2, r"take latent=1 or less, or add noise \(dequantize\)$"),
-        (torch.randn(2, 3), 1, r"outside 1 direction, .*: take more data \(2 of them have at most 1 direction\)$"),
-        (torch.cat([torch.randn(50, 2), torch.ones(50, 1)], 1), 2, r"; constant are the features \[2\]$"),
+        (torch.randn(50, 2) @ torch.randn(2, 5), 2, r"use latent=1 or less, or add noise \(dequantize\)$"),
+        (
+            torch.randn(2, 3),
+            1,
+            r"outside 1 direction, .*: use more data points \(2 of them span at most 1 direction\)$",
+        ),
+        (torch.cat([torch.randn(50, 2), torch.ones(50, 1)], 1), 2, r"; constant features: \[2\]$"),
         (torch.ones(5, 3), 1, "every feature of the data is constant"),
     ],
 )

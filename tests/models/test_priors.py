@@ -236,10 +236,13 @@ def test_training_with_a_vamp_prior_raises_the_bound_above_that_of_the_standard_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LearnedPrior(MeanField(2, 8)), r"a family without context, MeanField\(..., context=None\)"),
-        (lambda: LearnedPrior(MeanField(2, None), spread=0.0), "spread is a positive"),
-        (lambda: LearnedPrior(Sylvester(2, None)), "Sylvester has the log-density of its own draws only: take MAF"),
-        (lambda: _vamp(Sylvester), "this posterior has the log-density of its own draws only"),
+        (
+            lambda: LearnedPrior(MeanField(2, 8)),
+            r"a family without context: build it as MeanField\(..., context=None\)",
+        ),
+        (lambda: LearnedPrior(MeanField(2, None), spread=0.0), "spread must be a positive"),
+        (lambda: LearnedPrior(Sylvester(2, None)), "Sylvester has it only at its own samples: use MAF"),
+        (lambda: _vamp(Sylvester), "this posterior has it only at its own samples"),
         (lambda: VampPrior(nn.Sequential(mlp(5, [16]), MeanField(2, 16)), torch.randn(5)), "give pseudo_inputs as"),
         (lambda: vae(StandardNormal(3)), r"2 latent features, but its prior has event shape \(3,\)"),
     ],

@@ -217,7 +217,7 @@ def test_wrong_lengths_are_named():
         model.log_evidence(x, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="n=3"):
         model(None, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="lengths are integers"):
+    with pytest.raises(ValueError, match="lengths must be integers"):
         model(x, torch.ones(3))
     with pytest.raises(ValueError, match=r"shape \[N, 8, 3\]"):
         model.log_evidence(torch.zeros(3, T + 1, X))
