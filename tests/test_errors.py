@@ -390,7 +390,10 @@ def test_bounds_need_a_power_of_two_and_data():
         (lambda: residual_mlp(4, -1), r"widths of layers must be at least 1, but got 4 and \[-1\]"),
         (lambda: conv_encoder((1, 4, 4), [2, -1], 8), r"channels of at least 1, but got \[2, -1\]"),
         (lambda: conv_decoder(3, (1, 4, 4), [2]), r"at least one layer, and channels of at least 1, but got \[2\]"),
-        (lambda: from_array((torch.zeros(6, 4), torch.zeros(5))), "x is a tuple of 2, which NumPy takes for no array"),
+        (
+            lambda: from_array((torch.zeros(6, 4), torch.zeros(5))),
+            "x is a tuple of 2, which NumPy does not read as a numeric array",
+        ),
         (
             lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
             r"observed at site 'x' of Normal are torch.bool, with which it does not compute: convert them",
