@@ -64,8 +64,8 @@ class Card:
           citation  Bishop and James (1993), Analysis of Multiphase Flows Using Dual-Energy Gamma Densitometry
                     and Neural Networks
           address   https://inverseprobability.com/3PhaseData
-          note      No address whose file could be checked is known: put the file in place, the error of load says
-                    where.
+          note      There is no download with a known checksum: put the file in place; the error of load names
+                    the folder.
     """
 
     name: str

@@ -176,7 +176,7 @@ _OIL_FLOW = Card(
     "Neural Networks",
     address="https://inverseprobability.com/3PhaseData",
     access=_PUT,
-    note="No address whose file could be checked is known: put the file in place, the error of load says where.",
+    note="There is no download with a known checksum: put the file in place; the error of load names the folder.",
 )
 _SPLITS = {"train": 4_000, "validation": 500, "test": 500}
 _NOTE = "Made when asked for, by seed; its log_density is exact. The sizes are those of load, and arguments of "

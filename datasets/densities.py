@@ -1,4 +1,4 @@
-"""Exact log-densities of the synthetic data, in float64: callables from data to nats per datum, [N]."""
+"""Exact log-densities of the synthetic data, in float64: functions from data to nats per data point, [N]."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def read_table(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: for a folder, another format (the message tells how to convert it), an argument that does not apply
-            to the format, or an error of the reader.
+        ValueError: for a folder, another format (the message has a remedy), an argument that does not apply to the
+            format, or an error of the reader.
     """
     path = path.expanduser()
     if path.is_dir():

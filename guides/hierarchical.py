@@ -89,7 +89,7 @@ class BottomUp(Amortized):
             activation: constructor of the activation of the deterministic layers.
 
         Raises:
-            ValueError: if there are not as many ``latents`` as ``hidden``.
+            ValueError: unless ``latents`` and ``hidden`` have the same length.
 
         Example:
             >>> sum(p.numel() for p in BottomUp.of_widths(784).parameters())

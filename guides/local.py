@@ -57,7 +57,7 @@ class Constant(nn.Module):
         if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
                 f"this guide has parameters for {len(self.context)} data points, but got {len(data[0])} other data "
-                "points: pass all of its own data in their order, or call guide.local(*data) for other data"
+                "points: pass the data of the guide in the same order, or call guide.local(*data) for other data"
             )
 
 

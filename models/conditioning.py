@@ -1,4 +1,4 @@
-r"""Conditioning in linear-Gaussian models, in units of the noise.
+r"""Exact posterior and evidence of linear-Gaussian models, in units of the noise.
 
 .. math::
     z \sim \mathcal{N}(0, I), \quad y = V z + \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)

@@ -28,7 +28,7 @@ from jensen.module import UniqueModule
 from .base import check_reals, data_plate
 from .priors import StandardNormal
 
-_POINTS = 128  # of the trapezoidal rule; half as many give the same digits
+_POINTS = 128  # of the trapezoidal rule; 64 points give the same digits
 _RADII = 1024  # of the rule along the radius: the integrand may have a peak and a long tail
 _NATS = 40.0  # the integrand is cut off this far below its maximum: e^-40 vanishes in float64
 _ROOT_TWO_PI = math.sqrt(2 * math.pi)

@@ -93,7 +93,7 @@ class Hierarchical(UniqueModule):
             activation: constructor of the activation of the deterministic layers.
 
         Raises:
-            ValueError: if there are not as many ``latents`` as ``hidden``, or none.
+            ValueError: unless ``latents`` and ``hidden`` have the same length, at least 1.
 
         Example:
             >>> sum(p.numel() for p in Hierarchical.of_widths(784).parameters())

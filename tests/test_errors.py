@@ -1,4 +1,4 @@
-"""What a user gets wrong, and hears about: one exception each, by its message."""
+"""Typical mistakes of users: one exception each, checked by its message."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""The house: arrows between rooms, names, docstrings, the README."""
+"""Conventions of the package: imports between subpackages, names, docstrings, the README."""
 
 import ast
 import doctest
@@ -19,7 +19,7 @@ import torch
 ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "cli")
 FOLDERS = (*ROOMS, "kernel", "results", "graphs")
 BELOW = {"kernel", "graphs", "results"}
-MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
+MAY_IMPORT = {  # and every subpackage the argument checks, jensen.checked
     "checked": set(),
     "module": set(),
     "networks": set(),
@@ -51,7 +51,7 @@ MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FILES = ("checked", "module")  # files of the package itself, which rooms stand on
+FILES = ("checked", "module")  # files of the package itself, used by the subpackages
 SOURCES = {
     **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room not in FILES},
     **{name: [ROOT / "package" / f"{name}.py"] for name in FILES},
@@ -68,7 +68,7 @@ def _modules():
 
 
 def _imports(path, room):
-    """The rooms that a file of a room imports, its own left out, and the top-level modules."""
+    """The other subpackages that a file imports, and the top-level modules."""
     rooms, tops = set(), set()
     here = ["jensen", *room.split(".")]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -113,7 +113,7 @@ def test_only_models_and_guides_sample_and_only_the_kernel_traces():
 
 
 class _Finder(doctest.DocTestFinder):
-    """Finds the examples of functions that are wrapped by a decorator of another module, too."""
+    """Also finds the examples of functions wrapped by a decorator of another module."""
 
     def _from_module(self, module, object):
         return super()._from_module(module, inspect.unwrap(object) if inspect.isroutine(object) else object)

@@ -1,4 +1,4 @@
-"""What holds data in memory, and files that hold several arrays: what is read, and what is said of the rest."""
+"""Containers of data in memory, and files with several arrays: supported ones, and errors for the others."""
 
 import os
 from decimal import Decimal
@@ -64,7 +64,7 @@ def test_other_containers_give_the_same_data(make):
 
 
 class AnnData:
-    """As much of one as is read."""
+    """The part of the interface that is used."""
 
     def __init__(self, x):
         self.X, self.obs, self.var_names = x, pd.DataFrame({"kind": Y}), pd.Index(["g1", "g2", "g3"])

@@ -1,4 +1,4 @@
-"""Data sets: what they hold, where their files are found, what is said when they are not."""
+"""Data sets: their contents, the search for their files, and errors for missing files."""
 
 import functools
 import gzip
@@ -90,7 +90,7 @@ def test_binarized_mnist():
 
 @pytest.mark.data("binarized_mnist")
 def test_the_published_text_files_hold_the_same_images(tmp_path, monkeypatch):
-    """The SHA-256 of the text that the loader would download, and its reading, from the archive's arrays."""
+    """The SHA-256 of the text that the loader would download, and its contents, from the archive's arrays."""
     expected = load("binarized_mnist", dtype=torch.uint8)
     folder = tmp_path / "binarized_mnist"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_fashion_mnist():
     assert (data.train.shape, data.validation.shape, data.test.shape) == ((50000, 784), (10000, 784), (10000, 784))
     both = torch.cat([data.labels["train"], data.labels["validation"]])
     assert torch.bincount(both).tolist() == [6000] * 10
-    assert data.train.mean().item() * 255 == pytest.approx(72.94, abs=0.2)  # known of the 60,000 together
+    assert data.train.mean().item() * 255 == pytest.approx(72.94, abs=0.2)  # known for the 60,000 together
     assert data.licence == "MIT (Zalando SE)"
     grey, drawn = data.test, load("fashion_mnist", binarize="sample").test
     assert drawn.unique().tolist() == [0, 1]
@@ -140,7 +140,7 @@ def test_frey_faces():
     together = torch.cat([data.train, data.validation, data.test]) * 255
     assert sorted(map(tuple, together.round().long().tolist())) == sorted(map(tuple, raw.tolist()))
     images, wrong = data.train.unflatten(1, (28, 20)), data.train.unflatten(1, (20, 28))
-    assert images.diff(dim=1).abs().mean() < 0.8 * wrong.diff(dim=1).abs().mean()  # neighbours are alike
+    assert images.diff(dim=1).abs().mean() < 0.8 * wrong.diff(dim=1).abs().mean()  # neighbours are similar
     assert torch.equal(load("frey_faces", split=(0.5, 0.25, 0.25), dtype=torch.float64).train[:3], data.train[:3])
     assert load("frey_faces", dequantize=True).bits_offset == 8
 
@@ -168,7 +168,7 @@ def test_omniglot_is_read_from_the_published_format(folder):
         "target": _one_hot(50, n),
         "testtarget": _one_hot(50, test),
     }
-    arrays["data"][783] = np.arange(n) % 50 == 7  # a mark that goes with the label
+    arrays["data"][783] = np.arange(n) % 50 == 7  # a mark that encodes the label
     (folder / "omniglot").mkdir()
     path = folder / "omniglot" / "chardata.mat"
     scipy.io.savemat(path, arrays)

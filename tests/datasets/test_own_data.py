@@ -1,4 +1,4 @@
-"""Your own data: what is read, what is done on request, what is refused; files that lie."""
+"""Your own data: reading, requested transformations, errors; files with wrong headers."""
 
 import io
 import re
@@ -303,7 +303,7 @@ def test_csv_with_and_without_a_header(tmp_path):
     assert data.classes == ("blue", "red")
     assert data.labels["train"][data.train[:, 0] == 3].tolist() == [0]
     path.write_text("\ufeff2001,2002,kind\n1,2,0\n3,4,7\n", encoding="utf-8")
-    data = load(path, label="kind", split=(1.0, 0, 0))  # numbers as names: the label's name tells
+    data = load(path, label="kind", split=(1.0, 0, 0))  # numbers as names: identified by the label's name
     assert _sorted(data.train) == [(1, 2), (3, 4)]
     assert sorted(data.labels["train"].tolist()) == [0, 7]
 
@@ -390,7 +390,7 @@ def test_csv_encodings(tmp_path, encoding):
     ("labels", "expected"),
     [
         (["3", "-1"], [3, -1]),
-        (["007", "7"], ["007", "7"]),  # words: as numbers they were one class
+        (["007", "7"], ["007", "7"]),  # words: as numbers they would be one class
         (["+", "-"], ["+", "-"]),
         (["True", "False"], ["True", "False"]),
         (["1.0", "2.0"], [1, 2]),
@@ -406,7 +406,7 @@ def test_labels_of_a_csv_file_stay_as_they_are_written(tmp_path, labels, expecte
 def test_parquet_is_measured_by_its_own_word_first(tmp_path):
     path = tmp_path / "own.parquet"
     pq.write_table(pa.table({"a": pa.array(np.zeros(3_000_000))}), path)
-    assert path.stat().st_size < 100_000  # repetition packs well
+    assert path.stat().st_size < 100_000  # repetition compresses well
     with pytest.raises(ValueError, match="more than the limit of 20000000: pass limit="):
         load(path, limit=20_000_000)
     pq.write_table(pa.table({"a": [1.0, None], "b": pa.array(["x", "y"]).dictionary_encode()}), path)
@@ -451,7 +451,7 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
 
 
 class _Bomb:
-    """Pickled, it would write a file when loaded."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -462,7 +462,7 @@ class _Bomb:
 
 @contextmanager
 def refused(message):
-    """A ValueError, raised before more than 8 MiB were allocated, however much the file claims."""
+    """A ValueError before more than 8 MiB are allocated, for any size in the file's header."""
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=message):
@@ -596,7 +596,7 @@ def test_matlab_files_give_the_arrays_asked_for(tmp_path, level, packed):
 
 
 def test_no_reader_unpickles():
-    """No reader calls a loader that may run what it loads, nor NumPy's without forbidding it."""
+    """No reader calls a loader that can run code, or NumPy's loader without allow_pickle=False."""
     for path in Path(own.__file__).parent.glob("*.py"):
         source = path.read_text()
         for door in ("torch.load", "pickle.", "read_pickle", "allow_pickle=True", "extractall"):
@@ -633,7 +633,7 @@ def test_names_of_arrays_are_described_without_reading_them(tmp_path):
 
 @pytest.mark.parametrize("at", [-5, -1000, -200_000])
 def test_every_checksum_of_a_compressed_matlab_file_is_reached(tmp_path, at):
-    """Also behind the arrays that are asked for."""
+    """Also after the requested arrays."""
     path = tmp_path / "x.mat"
     arrays = {"data": np.eye(20, 30), "more": np.random.default_rng(0).random((300, 400))}
     scipy.io.savemat(path, arrays, do_compression=True)
@@ -698,6 +698,6 @@ def test_an_array_is_copied_once(tmp_path):
         data = load(str(tmp_path / "own.npy"))
         torch_bytes = sum(part.nbytes for part in (data.train, data.validation, data.test))
         assert torch_bytes == 2**25
-        assert tracemalloc.get_traced_memory()[1] < 0.5 * torch_bytes  # NumPy's part of it; that of torch is the result
+        assert tracemalloc.get_traced_memory()[1] < 0.5 * torch_bytes  # memory of NumPy only; torch holds the result
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Synthetic data: each density against another way to the same number, and the data against the density."""
+"""Synthetic data: each density against an independent computation, and the data against the density."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def test_pinwheel_density_integrates_to_one():
 
 
 def test_pinwheel_density_is_that_of_the_data():
-    """A histogram of many draws, and the mean over arms of the normal density at the point turned back, by autograd."""
+    """A histogram of many samples, and the mean over arms of the normal density at the unrotated point, by autograd."""
     data = pinwheel(200_000, arms=5, split=(1.0, 0.0, 0.0), dtype=torch.float64)
     x = data.train
     centre = data.log_density.warp(torch.tensor([1.1, 0.0], dtype=torch.float64), torch.tensor(3))
@@ -120,7 +120,7 @@ def test_linear_dynamics_density_is_a_big_normal_and_the_kalman_filter_of_pyro()
     normal = [
         MultivariateNormal(torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)) for n in (2, 3)
     ]
-    hmm = GaussianHMM(  # it makes a transition before the first observation: N(0, I) stays what it is
+    hmm = GaussianHMM(  # it makes a transition before the first observation, which leaves N(0, I) unchanged
         normal[0],
         density.transition.T,
         MultivariateNormal(torch.zeros(2, dtype=torch.float64), density.drive**2 * eye),
@@ -156,7 +156,7 @@ def test_synthetic_sets_are_seeded_have_cards_and_load_by_name(name):
 
 @pytest.mark.parametrize("name", ["linear_gaussian", "pinwheel", "linear_dynamics"])
 def test_standardized_data_keep_their_density(name):
-    """Its mean is the old one plus the log of what each feature was divided by, at every step."""
+    """Its mean is the old one plus the log of each feature's scale, at every step."""
     plain, scaled = load(name, dtype=torch.float64), load(name, standardize=True, dtype=torch.float64)
     rows = scaled.train.flatten(0, -2)
     torch.testing.assert_close(rows.mean(0), torch.zeros_like(rows[0]), atol=1e-12, rtol=0)

@@ -1,4 +1,4 @@
-"""Tables that people bring: headers or none, labels and columns by name or position, columns that are no features."""
+"""Users' tables: with or without header, labels and columns by name or position, columns that are not features."""
 
 import bz2
 import gzip
@@ -48,7 +48,7 @@ def test_a_first_line_that_may_be_names_is_a_question(tmp_path, first):
     with pytest.raises(ValueError, match=QUESTION):
         _read(tmp_path, f"{first}\n{ROWS}")
     assert _read(tmp_path, f"{first}\n{ROWS}", header=True, only=0).columns == (first.split(",")[0],)
-    if first[0].isdigit() and "unknown" not in first:  # a word would be no number
+    if first[0].isdigit() and "unknown" not in first:  # a word would not be a number
         assert _read(tmp_path, f"{first}\n{ROWS}", header=False).x.shape == (31, 4)
 
 
@@ -64,7 +64,7 @@ def test_a_count_above_fractions_is_a_question(tmp_path, first):
     [
         "\n".join(f"{4 * i},{4 * i + 1},{4 * i + 2},{4 * i + 3}" for i in range(10)),  # every line is even
         "\n".join(",".join(map(str, np.sort(row).tolist())) for row in RNG.normal(size=(10, 12))),  # every line rises
-        "0,1\n1,0\n1,1\n0,0\n",  # below are whole numbers too
+        "0,1\n1,0\n1,1\n0,0\n",  # below are also integers
         "0\n1\n1\n",
         "5.1,3.5,1.4,0.2\n4.9,3.0,1.4,0.2\n",
         "-1,0\n2.5,3\n",
@@ -85,7 +85,7 @@ def test_a_line_far_from_all_below_it_is_a_question(tmp_path, first):
 
 
 def test_an_index_without_a_name_beside_names_that_count(tmp_path):
-    """As pandas writes a frame whose columns have no names of their own."""
+    """As pandas writes a frame without column names."""
     frame = pd.DataFrame(np.column_stack([np.arange(30) % 3, X]))
     frame.to_csv(tmp_path / "own.csv")
     for drop in (0, "Unnamed: 0"):
@@ -94,7 +94,7 @@ def test_an_index_without_a_name_beside_names_that_count(tmp_path):
         assert table.labels.tolist() == [i % 3 for i in range(30)]
     with pytest.raises(ValueError, match=r"column Unnamed: 0 has no name|column 0 has no name: .*--drop 'Unnamed: 0'"):
         read_csv(tmp_path / "own.csv")
-    assert _read(tmp_path, ",0,1\n3,0,1\n4,1,0\n", drop=0).x.shape == (3, 2)  # counts below as well: a missing value
+    assert _read(tmp_path, ",0,1\n3,0,1\n4,1,0\n", drop=0).x.shape == (3, 2)  # also counts below: a missing value
     frame.columns = [2000, 2001, 2002, 2003, 2004]
     frame.to_csv(tmp_path / "own.csv")
     with pytest.raises(ValueError, match=QUESTION):
@@ -113,7 +113,7 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
         table = _read(tmp_path, IRIS, label=label)
         assert table.x.shape == (30, 3) and set(table.labels) == {"kind0", "kind1", "kind2"}
     unlike = "15.0,8,300.5,130.0,car0\n" + "\n".join(f"{15 + i},{i},{300 + i / 2},{i},car{i}" for i in range(1, 20))
-    assert _read(tmp_path, unlike, drop=4).x.shape == (20, 4)  # fractions in no order are no names
+    assert _read(tmp_path, unlike, drop=4).x.shape == (20, 4)  # unordered fractions are not names
     table = _read(tmp_path, "?,red\n1,blue\n2,red\n", label=1)
     assert table.x.shape == (3, 1) and table.labels.tolist() == ["red", "blue", "red"]
     pixels = "\n".join(f"{i % 10}," + ",".join(map(str, RNG.integers(0, 256, 5).tolist())) for i in range(20))
@@ -122,7 +122,7 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
 
 
 def test_the_label_is_never_looked_for_among_the_data(tmp_path):
-    """The number of the column stands in the first line as a value."""
+    """The number of the column is a value in the first line."""
     x = np.column_stack([RNG.integers(5, 60, 99), RNG.normal(size=(99, 2)).round(3), RNG.integers(0, 3, 99)])
     x[0] = [3, 0.7, 0.1, 2]
     np.savetxt(tmp_path / "own.csv", x, delimiter=",", fmt="%g")
@@ -204,7 +204,7 @@ def test_columns_of_one_name_and_without_a_name(tmp_path):
 
 @pytest.mark.parametrize("sep", [" ", "\t", ","])
 def test_rows_that_have_names(tmp_path, sep):
-    """R writes a name fewer than there are columns."""
+    """R writes one name fewer than columns."""
     rows = "\n".join(sep.join([f'"r{i}"', *map(str, row)]) for i, row in enumerate(X.tolist()))
     text = sep.join(['"a"', '"b"', '"c"', '"d"']) + "\n" + rows
     with pytest.raises(ValueError, match="column 0 has no name: if it is an index"):

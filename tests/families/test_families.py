@@ -1,4 +1,4 @@
-"""What every family must do, without a model."""
+"""The contract of every family, without a model."""
 
 import itertools
 import math
@@ -83,7 +83,7 @@ def test_without_context_h_holds_the_parameters(family, float64):
 def test_integrates_to_one(family, float64):
     q = family(2, 4)(torch.randn(3, 4))
     t = torch.linspace(-7.0, 7.0, 400)
-    axis, weight = t.sinh(), t.cosh() * (t[1] - t[0])  # dense in the middle, and far enough for Student's tails
+    axis, weight = t.sinh(), t.cosh() * (t[1] - t[0])  # dense in the middle, and wide enough for Student's tails
     grid = torch.cartesian_prod(axis, axis)  # [n^2, 2]
     mass = (q.log_prob(grid.unsqueeze(1)).exp() * torch.cartesian_prod(weight, weight).prod(-1, keepdim=True)).sum(0)
     torch.testing.assert_close(mass, torch.ones(3), atol=1e-3, rtol=0)
@@ -96,7 +96,7 @@ def test_log_q_of_a_foreign_value_is_refused_where_there_is_none(family):
         q.log_prob(torch.zeros(3, 2))
     with torch.no_grad():
         z = q.rsample()
-    with pytest.raises(NotImplementedError, match="rsample"):  # the derivative at a fixed z is that of a foreign value
+    with pytest.raises(NotImplementedError, match="rsample"):  # the derivative at a fixed z is that of any value
         q.log_prob(z)
 
 
@@ -303,7 +303,7 @@ def test_mean_field_is_a_diagonal_gaussian(float64):
 
 
 def _raw(scale):
-    """What softplus, shifted and floored, turns into this scale."""
+    """The inverse of the shifted, floored softplus."""
     return torch.log(torch.expm1(scale - 1e-6)) - math.log(math.e - 1)
 
 
@@ -367,7 +367,7 @@ def test_low_rank_is_the_gaussian_that_it_says(float64):
 
 
 def test_low_rank_keeps_its_digits_in_float32():
-    """Columns a million times the diagonal: Woodbury's difference has no digit left, the sum of squares keeps them."""
+    """Columns a million times the diagonal: the Woodbury form loses all digits, the sum of squares does not."""
     family = LowRank(8, None, rank=4)
     parameters = torch.randn(7, family.size, dtype=torch.float64)
     parameters[:, 16:] *= 1e6

@@ -1,4 +1,4 @@
-"""Guides that search: against known optima, and as functions of their data that leave nothing behind."""
+"""Guides with searches: against known optima, and as functions of their data without side effects."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ from jensen.models import PPCA, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def rotated(n=6):
@@ -41,20 +41,20 @@ def rotated(n=6):
 
 
 def q_of(guide, *data, site="z"):
-    """The distribution that a guide draws a site from."""
+    """The guide's distribution of a site."""
     with torch.no_grad():
         return poutine.trace(guide).get_trace(*data).nodes[site]["fn"]
 
 
 def searches(guide):
-    """The list that grows whenever the guide searches."""
+    """A list that grows with every search of the guide."""
     name, calls = ("_refine", "_search")[isinstance(guide, Laplace)], []
     search = getattr(guide, name)
     object.__setattr__(guide, name, lambda *data: calls.append(1) or search(*data))
     return calls
 
 
-# semi-amortized: what it finds
+# semi-amortized: results
 
 
 def test_steps_approach_the_best_of_the_family(float64):
@@ -104,7 +104,7 @@ def test_refined_parameters_are_the_encoders_plus_what_was_found(float64):
     torch.testing.assert_close(q_of(guide, x).mean, family.distribution(family.project(context) + offsets["z"]).mean)
 
 
-# semi-amortized: a function of its data, and nothing else
+# semi-amortized: a function of its data only
 
 
 def test_q_is_the_same_at_every_call_inside_and_outside_of_plates(float64):
@@ -128,7 +128,7 @@ def test_a_search_leaves_the_users_random_stream_alone(make, float64):
     model, plain, x = rotated()
     guide = make(model, plain)
     draws = []
-    for _ in range(2):  # searched for, and remembered
+    for _ in range(2):  # searched and cached
         torch.manual_seed(3)
         draws.append((guide(x)["z"], torch.randn(3)))
     assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
@@ -204,7 +204,7 @@ def test_every_measurement_takes_it(float64):
 
 
 class Sub(UniqueModule):
-    """A model with a plate of its own inside that of the data."""
+    """A model with another plate inside the data plate."""
 
     def __init__(self):
         super().__init__()
@@ -234,12 +234,12 @@ def test_models_that_are_functions(how):
     plain = Amortized(mlp(8, [16]), {"latent": MeanField(3, 16)})
     guide = SemiAmortized(plain, model, steps=30, lr=0.1)
     calls = searches(guide)
-    vae.eval()  # a search is remembered for one mode
+    vae.eval()  # a search is cached for one mode
     guide.eval()
     with torch.no_grad():
         before, after = (log_weights(vae.model, g, x, particles=200).mean() for g in (plain, guide))
     assert after > before + 0.05
-    assert len(calls) == 1 if how == "bound method" else len(calls) > 1  # of unknown parameters: not remembered
+    assert len(calls) == 1 if how == "bound method" else len(calls) > 1  # unknown parameters: not cached
 
 
 # graphs
@@ -247,7 +247,7 @@ def test_models_that_are_functions(how):
 
 @pytest.mark.parametrize("kind", ["Amortized", "Joint", "Laplace"])
 def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
-    """The graph holds the same operations: bit by bit what eager steps find, also for parameters that moved since."""
+    """The graph has the same operations: bitwise identical to eager steps, also after parameters have changed."""
     monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
     model, _, x = _remembering(kind)
     plain = amortized(model, FullCovariance, joint=kind == "Joint")
@@ -292,7 +292,7 @@ def test_a_model_that_is_a_function_is_not_captured(float64):
 
 
 class Coin(UniqueModule):
-    """Draws of its own, by a probability that is a parameter."""
+    """A model that samples with a probability that is a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -337,7 +337,7 @@ def test_the_same_question_is_answered_once(kind, float64):
         log_weights(model, guide, data, particles=3)
     assert len(calls) == 1
     evaluate(model, guide, x, 5000, seed=0, progress=False)
-    assert len(calls) == 2  # evaluation mode is another question
+    assert len(calls) == 2  # evaluation mode has a separate cache entry
 
 
 def _write_data(model, guide, x):
@@ -484,7 +484,7 @@ def test_mode_and_curvature_are_those_of_a_search_by_scipy(likelihood, normalise
     q = q_of(Laplace(model), x, site="joint")
     for n, total in enumerate(x.sum(-1).tolist()):
 
-        def energy(z, total=total):  # minus the log-density, but for a constant
+        def energy(z, total=total):  # minus the log-density, up to a constant
             return z * z / 2 - total * (1.5 * z + 0.5) + 6 * normaliser(1.5 * z + 0.5)
 
         mode = minimize_scalar(energy, bounds=(-20, 20), method="bounded", options={"xatol": 1e-12}).x
@@ -541,7 +541,7 @@ def test_where_there_is_no_mode_the_search_says_so_and_ends():
 
 
 class Steep(UniqueModule):
-    """Z ~ N(0, 1), and x given it from a distribution whose parameters soon run out of float32."""
+    """Z ~ N(0, 1), and x given z from a distribution whose parameters easily overflow float32."""
 
     def __init__(self, likelihood):
         super().__init__()
@@ -600,7 +600,7 @@ def test_the_search_starts_where_it_is_told_to(kind, float64):
         guide = Laplace(model, start=start)
         mean = q_of(guide, x, site="joint").mean
         assert (mean[:, 0] * side > 2).all()
-        assert not list(guide.parameters())  # a guide that it starts from is not trained
+        assert not list(guide.parameters())  # the guide used as the start is not trained
     model = GammaPoisson()
     x = model(n=4)
     near = Laplace(model, constraints=model.constraints, start=lambda x: {"z": torch.full((len(x),), 30.0)})

@@ -1,4 +1,4 @@
-"""Autoencoders as pairs with a point estimate: their losses by the book, and what they find where that is known."""
+"""Autoencoders as models with a point-estimate guide: their losses against formulas, and known solutions."""
 
 import math
 from functools import partial
@@ -17,13 +17,13 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import PPCA, VAE, FlatPrior, LaplacePrior, StandardNormal
 from jensen.networks import GaussianNoise, MaskingNoise, Transposed, mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 X, D, SCALE, B, WEIGHT = 4, 2, 0.7, 0.6, 0.3
 
 
 def autoencoder(prior, decoder=None, encoder=None):
-    """A pair of linear halves, or of the given ones: the decoder ends in X features, the encoder in D."""
+    """A model and guide with linear networks, or the given ones: the decoder ends in X features, the encoder in D."""
     decoder = nn.Linear(D, X) if decoder is None else decoder
     model = VAE(decoder, Gaussian(X, None, scale=SCALE), D, prior)
     encoder = nn.Linear(X, D) if encoder is None else encoder
@@ -175,7 +175,7 @@ def test_the_penalized_linear_one_finds_the_posterior_mode(float64):
 
 
 def test_the_sparse_one_thresholds(float64):
-    """With orthonormal directions the best code is W^T x, moved towards 0 by sigma^2 / b and stopped there."""
+    """With orthonormal directions the best code is W^T x, soft-thresholded by sigma^2 / b."""
     directions = torch.linalg.qr(torch.randn(X, D)).Q
     model, _ = autoencoder(LaplacePrior(D, B))
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_the_sparse_one_thresholds(float64):
 
 
 class _At(Delta):
-    """A point whatever the context."""
+    """The same point for every context."""
 
     def __init__(self, z):
         super().__init__(D, X)
@@ -211,7 +211,7 @@ def score(model, x):
 
 
 def test_denoising_learns_the_score(float64):
-    """On data of a linear model (reconstruction - x) / s^2 is the score of x + noise, that of x but for O(s^2)."""
+    """On data of a linear model (reconstruction - x) / s^2 is the score of x + noise: that of x up to O(s^2)."""
     truth = PPCA(3, 1)
     with torch.no_grad():
         truth.weight.copy_(torch.tensor([[1.5], [-1.0], [0.5]]))

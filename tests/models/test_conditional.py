@@ -1,4 +1,4 @@
-"""Models of x given y: exact answers of a linear one, samples per class, what y may be."""
+"""Models of x given y: exact results of a linear model, samples per class, checks of y."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from jensen.inference import exact_log_evidence, fit, simulate
 from jensen.models import ConditionalVAE
 from jensen.networks import Conditioned, mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def linear(x_features=3, classes=4):
@@ -75,7 +75,7 @@ def test_class_indices_are_one_hot_vectors(float64):
 
 
 def test_training_finds_the_classes():
-    """Classes that differ by their mean alone: the samples of each class come to have it."""
+    """Classes that differ only in their mean: the samples of each class must have it after training."""
     centres = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 3.0]])
     y = torch.arange(3).repeat(100)
     x = centres[y] + 0.3 * torch.randn(300, 2)

@@ -1,4 +1,4 @@
-"""Banana and ring against sums over a grid, against special functions, against their own samples."""
+"""Banana and ring against sums over a grid, special functions, and their own samples."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import Banana, Ring
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 MODELS = {
     "Banana": Banana,

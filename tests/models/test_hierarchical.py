@@ -1,4 +1,4 @@
-"""Several stochastic layers: the networks of the paper, guides that are exact where mathematics says so."""
+"""Several stochastic layers: the networks of the paper, and guides with known exact results."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_one_layer_is_a_vae(float64):
 
 
 def linear_pair():
-    """z_2 ~ N(0, I), z_1 ~ N(a z_2 + b, 0.6^2), x ~ N(z_1, 0.5^2), feature by feature; guide: what the data say."""
+    """z_2 ~ N(0, I), z_1 ~ N(a z_2 + b, 0.6^2), x ~ N(z_1, 0.5^2), feature by feature; guide: the likelihood."""
     model = Hierarchical([(nn.Identity(), Gaussian(3, None, scale=0.5)), (nn.Identity(), Gaussian(3, 3, scale=0.6))], 3)
     a, b = torch.tensor([0.5, -1.0, 2.0]), torch.randn(3)
     guide = Ladder(model, [(nn.Identity(), MeanField(3, 3)), (nn.Identity(), MeanField(3, 3))])

@@ -1,4 +1,4 @@
-"""Probabilistic PCA against scikit-learn, its closed forms against each other."""
+"""Probabilistic PCA against scikit-learn, and its closed forms against each other."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.inference import fit, log_weights
 from jensen.models import PPCA
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def _oil_flow():
@@ -24,7 +24,7 @@ def _oil_flow():
 
 
 def _from_sklearn(x, latent, prior_scale=1.0):
-    """Our model at scikit-learn's parameters, and its score of every datum."""
+    """Our model at scikit-learn's parameters, and scikit-learn's log-likelihood of every data point."""
     pca = PCA(latent, svd_solver="full").fit(x.numpy())
     model = PPCA(x.shape[1], latent, prior_scale).double()
     excess = torch.as_tensor(pca.explained_variance_ - pca.noise_variance_).sqrt()

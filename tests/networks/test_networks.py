@@ -1,4 +1,4 @@
-"""Networks: shapes under leading dimensions, data that stay apart, what they compute, errors."""
+"""Networks: shapes with leading dimensions, independence of data points, values, errors."""
 
 from functools import partial
 
@@ -95,7 +95,7 @@ def test_a_residual_block_adds_to_what_it_reads(float64):
 
 
 def test_a_parameter_is_made_for_each_value_of_its_own_pixel(float64):
-    """What reaches the parameters of a family without context: means before scales, level by level, pixel by pixel."""
+    """The order of the parameters of a family without context: means before scales, level by level, pixel by pixel."""
     image = (3, 8, 8)
     for family, numbers in (
         (Gaussian(image, None, scale="context"), 2),
@@ -126,7 +126,7 @@ def test_a_convolutional_pair_trains_on_images_and_on_flat_ones(flat):
     x = (torch.rand(32, 1) > 0.5).float().expand(-1, 64).contiguous()  # all black, or all white
     x = x if flat else x.view(-1, 1, 8, 8)
     history = fit(model, guide, x, epochs=60, batch_size=32, lr=1e-2, seed=0, progress=False)
-    assert history.elbo[-1] / 32 > -8.0  # -44 at the start; log 2 is the least
+    assert history.elbo[-1] / 32 > -8.0  # -44 at the start; log 2 is the minimum
     assert log_weights(model, guide, x, particles=3).shape == (3, 32)
 
 
