@@ -391,7 +391,7 @@ def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], 
 
 
 def _plain(name: str) -> str:
-    """A name without case and hyphens, so that the command line's mean-field is MeanField."""
+    """A name in lower case without hyphens and underscores, so that mean-field and MeanField are the same."""
     return name.replace("-", "").replace("_", "").lower()
 
 
