@@ -134,7 +134,7 @@ class SemiAmortized(UniqueModule):
         return self.guide.local(*data, offsets=self._offsets(context, data))
 
     def _offsets(self, context: Tensor, data: tuple[Tensor, ...]) -> Any:
-        long = f"{self.steps} steps are too many to unroll into a graph: the limit is {_UNROLLED}"
+        long = f"{self.steps} steps are too many for a graph around them: the limit is {_UNROLLED}"
         obstacle = long if self.steps > _UNROLLED else ""
         return self._memory(self._refine, [self.guide, *self._model], (context, *data), obstacle)
 

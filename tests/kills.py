@@ -23,8 +23,8 @@ from jensen import cli
 from jensen.datasets import load
 from jensen.results import files
 
-ROUTES = {"eager": False, "captured": "auto", "compiled": True}  # the argument compile of fit for each
-_EPOCHS = {"eager": 12, "captured": 70, "compiled": 90}  # of 3 full batches: a graph is built after 200 steps
+ROUTES = {"eager": False, "captured": "auto", "compiled": True}  # what each is asked for by fit(compile=...)
+_EPOCHS = {"eager": 12, "captured": 70, "compiled": 90}  # of 3 full batches: a graph pays for 200
 _LONGEST = 300  # seconds of a run
 
 
