@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Every test starts from the same seed and an empty parameter store."""
+    """Every test starts from the same seed and without anybody's parameters."""
     torch.manual_seed(0)
     pyro.clear_param_store()
 

@@ -19,7 +19,7 @@ import torch
 ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "cli")
 FOLDERS = (*ROOMS, "kernel", "results", "graphs")
 BELOW = {"kernel", "graphs", "results"}
-MAY_IMPORT = {  # and every subpackage the argument checks, jensen.checked
+MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
     "checked": set(),
     "module": set(),
     "networks": set(),
@@ -51,7 +51,7 @@ MAY_IMPORT = {  # and every subpackage the argument checks, jensen.checked
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FILES = ("checked", "module")  # files of the package itself, used by the subpackages
+FILES = ("checked", "module")  # files of the package itself, which rooms stand on
 SOURCES = {
     **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room not in FILES},
     **{name: [ROOT / "package" / f"{name}.py"] for name in FILES},
