@@ -119,7 +119,7 @@ class SemiAmortized(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How the steps of the search are run: ``"captured and compiled"``, ``"captured: ..."`` or ``"eager: ..."``."""
+        """How the steps of the search are run: from a compiled graph, a traced graph, or eagerly, with the reason."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
@@ -254,7 +254,7 @@ class Laplace(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How derivatives are computed: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``."""
+        """How derivatives are computed: from a compiled graph, a traced graph, or eagerly, with the reason."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
