@@ -1,7 +1,7 @@
-"""Attacks on arguments and threads, for faults.py: ``ATTACKS |= _calls.ATTACKS``, with the options ``calls``, ``seed``.
+"""Attacks on arguments and threads for faults.py, which adds ``_calls.ATTACKS``; options ``calls`` and ``seed``.
 
-A call that raised a sentence of jensen's own is ``refused``, one that returned is ``same``; what is ``short`` is listed
-whole.
+A call that raised an error message of jensen counts as ``refused``, one that returned as ``same``; failures are listed
+as ``short``.
 """
 
 import collections
@@ -32,7 +32,7 @@ def _row(attack, tries, short, refused=0):
 
 
 def generated_calls(options):
-    """Calls of everything public with arguments that do not suit: none may end in a foreign error, or not at all."""
+    """Calls of all public names with unsuitable arguments: none may raise an error of another library, or hang."""
     calls, short, refused = Calls(options.seed), [], 0
     for i in range(getattr(options, "calls", 100_000)):
         failure = calls.one()
@@ -45,7 +45,7 @@ def generated_calls(options):
 
 
 def two_threads(options):
-    """Two threads that measure one model: the numbers of one thread, and the modes of before."""
+    """Two threads that measure one model: the same numbers as with one thread, and unchanged training modes."""
     model, guide, x = pair("VAE, Bernoulli", "MeanField")
     expected = [evaluate(model, guide, x, 50, seed=s, compile=False, progress=False).log_evidence for s in range(2)]
     modes, tries, failures = (model.training, guide.training), collections.Counter(), []

@@ -1,8 +1,8 @@
-"""What the benchmarks of speed share: contenders in processes of their own, timed in turn, and where a result is from.
+"""Helpers of the speed benchmarks: contenders in separate processes, timed in turn, and the provenance of results.
 
-A contender is a function of a setting that gives back ``run(units) -> seconds``: how long that many units of work took
-(steps, or data). Each lives in a process of its own, so that no thread pool, allocator or parameter store is shared,
-and waits while another is timed. All are confined to the same processor cores.
+A contender is a function of a setting that returns ``run(units) -> seconds``, the time of that many units of work
+(steps, or data points). Each has a separate process, so that no thread pool, allocator or parameter store is shared,
+and waits while another is timed. All use the same processor cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PACKAGES = ("jensen", "torch", "pyro-ppl", "numpy", "numpyro", "jax", "pythae")
 
 
 def confine(threads):
-    """Keep this process and its children to so many cores and threads; to be called before torch or jax come in."""
+    """Limit this process and its children to ``threads`` cores and threads; call it before importing torch or jax."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -31,12 +31,12 @@ def confine(threads):
 
 
 class Contender:
-    """A contender in a process of its own, made by ``script --contender name``.
+    """A contender in a separate process, started by ``script --contender name``.
 
     Args:
-        script: the script, which calls :func:`serve` when it is started so.
+        script: the script, which then calls :func:`serve`.
         name: the name of the contender.
-        route: the route of float32 products of those that use torch; "" leaves it as it is.
+        route: the implementation of float32 products for contenders that use torch; "" keeps the default.
     """
 
     def __init__(self, script, name, route=""):
@@ -45,7 +45,7 @@ class Contender:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **question):
-        """The answer to a question; {"error": why} where there is none."""
+        """Send a question; return the answer, or {"error": why}."""
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
@@ -55,15 +55,15 @@ class Contender:
         return json.loads(answer) if answer else {"error": f"{self.name} is not running"}
 
     def close(self):
-        """Let it end."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def serve(contenders, name, route):
-    """Be a contender: a line of JSON in, {"setting": ..., "units": ...}, a line out, {"seconds": ..., ...}."""
+    """Run as a contender: read lines of JSON {"setting": ..., "units": ...}, and answer {"seconds": ..., ...}."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     runs = {}
     for line in sys.stdin:
         question = json.loads(line)
@@ -79,34 +79,34 @@ def serve(contenders, name, route):
             answer |= getattr(runs[key], "said", {})
         except ImportError as error:
             answer = {"error": f"{error}"}
-        except Exception as error:  # a peer that fails leaves a dash in the table, and says why
+        except Exception as error:  # a contender that fails gets a dash in the table, and the reason
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=out, flush=True)
 
 
 class Clock:
-    """A scheduler for ``fit`` that leaves rates alone and notes when every epoch ended."""
+    """A scheduler for ``fit`` that does not change rates but records the end of every epoch."""
 
     def __init__(self):
         self.times = []
 
     def __call__(self, optimizer):
-        """Be the scheduler of this optimizer."""
+        """Attach to this optimizer."""
         return self
 
     def step(self):
-        """An epoch has ended."""
+        """Record the end of an epoch."""
         self.times.append(time.perf_counter())
 
     def state_dict(self):
-        """Nothing to keep."""
+        """Empty: there is no state."""
         return {}
 
     def load_state_dict(self, state):
-        """Nothing was kept."""
+        """Empty: there is no state."""
 
     def after_first(self):
-        """Seconds of all epochs but the first, in which the pair is captured and compiled."""
+        """Seconds of all epochs except the first, in which model and guide are traced and compiled."""
         return self.times[-1] - self.times[0]
 
 
@@ -115,20 +115,20 @@ def in_turn(contenders, setting, rounds, seconds, multiple=1):
 
     Args:
         contenders: by name.
-        setting: what they are asked to run.
-        rounds: how many times each is timed.
-        seconds: about how long each is to run in a round.
-        multiple: what the units of a round are a multiple of.
+        setting: the setting to run.
+        rounds: the number of timings of each.
+        seconds: the approximate time of each in a round.
+        multiple: the units of a round are a multiple of this.
 
     Returns:
         By name: {"first": seconds of the first call (building, compiling), "each": seconds per unit in each round,
-        "median", "least", "most"} or {"error": why it is missing}.
+        "median", "least", "most"} or {"error": the reason}.
     """
     found, units = {}, {}
     for name, contender in contenders.items():
         first = contender.ask(setting=setting, units=multiple)
         if "error" not in first:
-            trial = contender.ask(setting=setting, units=4 * multiple)["seconds"] / 4  # of so many units
+            trial = contender.ask(setting=setting, units=4 * multiple)["seconds"] / 4  # per ``multiple`` units
             units[name] = multiple * min(60, max(1, round(seconds / trial))) if trial > 0 else 10 * multiple
             first = {"first": first["wall"], **{k: v for k, v in first.items() if k not in ("seconds", "wall")}}
         found[name] = {**first, "each": []}
@@ -142,20 +142,20 @@ def in_turn(contenders, setting, rounds, seconds, multiple=1):
 
 
 def ratio(found, name, over):
-    """A contender's median over another's; None where one is missing."""
+    """The ratio of a contender's median to another's; None if one is missing."""
     a, b = (found.get(n, {}).get("median") for n in (name, over))
     return None if a is None or b is None else a / b
 
 
 def slope(sizes, costs):
-    """The exponent of a power law through costs against sizes: least squares of their logarithms."""
+    """The exponent of a power law of costs in sizes, by least squares of logarithms."""
     import numpy as np
 
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def provenance(script, options, start, **more):
-    """All there is to know about how a result was made; ``start`` is what :func:`started` gave."""
+    """The provenance of a result: command, versions, machine; ``start`` is the result of :func:`started`."""
     return {
         "command": " ".join(["python", f"benchmarks/{Path(script).name}", *_arguments()]),
         "date": datetime.date.today().isoformat(),
@@ -173,12 +173,12 @@ def provenance(script, options, start, **more):
 
 
 def started():
-    """The time and the load of the machine, to be taken first."""
+    """The time and the load of the machine; call it first."""
     return {"time": time.perf_counter(), "load": os.getloadavg()}
 
 
 def made_by(about):
-    """A sentence on provenance for the top of a table."""
+    """A sentence about the provenance, for the top of a table."""
     versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v and name != "jensen")
     return (
         f"Made by `{about['command']}` on {about['date']}, commit {about['commit']}, {about['processor']}, "
@@ -194,27 +194,27 @@ def table(head, rows):
 
 
 def write(options, name, about, results, text):
-    """The tables to NAME.md, everything to NAME.json."""
+    """Write the tables to NAME.md, and all results to NAME.json."""
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps({"provenance": about, **results}, indent=2) + "\n")
     (options.out / f"{name}.md").write_text(text + "\n")
 
 
 def add_arguments(parser, rounds=5):
-    """The options that all scripts have."""
+    """Add the options of all scripts."""
     add = parser.add_argument
-    add("--rounds", type=int, default=rounds, help="how often each contender is timed")
+    add("--rounds", type=int, default=rounds, help="number of timings of each contender")
     add("--threads", type=int, default=2)
     add("--only", default="", help="names of contenders, separated by semicolons; all if empty")
-    add("--seconds", type=float, default=1.0, help="about how long a contender runs in a round")
-    add("--quick", action="store_true", help="a smoke run: little work, figures of no worth")
+    add("--seconds", type=float, default=1.0, help="approximate time of a contender in a round")
+    add("--quick", action="store_true", help="a smoke test: little work, meaningless numbers")
     add("--out", type=Path, default=HERE / "results")
-    add("--contender", default="", help="be this contender and wait for questions (used by the script itself)")
-    add("--route", default="", help="the route of float32 products of a contender")
+    add("--contender", default="", help="run as this contender (used by the script itself)")
+    add("--route", default="", help="the implementation of float32 products of a contender")
 
 
 def _arguments():
-    """What was given on the command line, but for where the results go."""
+    """The command-line arguments except for the output folder."""
     given = sys.argv[1:]
     return [a for before, a in zip(["", *given], given, strict=False) if "--out" not in (before, a)]
 
@@ -238,20 +238,20 @@ def _processor():
 
 
 def run_all(script, about, name, contenders, settings, targets, ours, unit, scale, multiple, also=None):
-    """Read the command line; be the contender that it names, or time all of them, in turn, and write the tables.
+    """Main function of a script: run as the contender in the options, or time all contenders and write the tables.
 
     Args:
         script: the script.
-        about: what it does, for its help.
+        about: its description, for its help.
         name: the name of the results.
         contenders: by name.
         settings: by title.
-        targets: by title and contender: the most that ours may take of its time.
+        targets: by title and contender: the largest ratio of our time to its time.
         ours: the name of the contender that is compared with the others.
-        unit: what a unit of work is counted in, for the table.
-        scale: seconds to that; a function of the setting, or a number.
-        multiple: the entry of a setting that the units of a round are a multiple of.
-        also: called in the end for more results and more text: ``also(options) -> (dict, str)``.
+        unit: the unit of the times in the table.
+        scale: the factor from seconds to ``unit``; a function of the setting, or a number.
+        multiple: the entry of a setting of which the units of a round are a multiple.
+        also: called at the end for further results and text: ``also(options) -> (dict, str)``.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     add_arguments(parser)
@@ -284,7 +284,7 @@ def run_all(script, about, name, contenders, settings, targets, ours, unit, scal
 
 
 def faster_products():
-    """The route of float32 products that jensen takes on this machine."""
+    """The implementation of float32 products that jensen uses on this machine."""
     import torch
 
     from jensen.graphs.products import product_route
@@ -298,7 +298,7 @@ def _spread(row, factor):
 
 
 def _report(about, results, names, ours, targets, unit, text):
-    """Three tables: costs, what jensen takes of another's time beside the target, compilation."""
+    """Three tables: times, ratios of jensen's time to the others' with targets, compilation times."""
     head = ["", *(title for title in results)]
     costs, ratios = [], []
     for n in names:
@@ -317,11 +317,11 @@ def _report(about, results, names, ours, targets, unit, text):
     return "\n\n".join(
         [
             f"{made_by(about)} Float32 products: {about['products']}.",
-            f"Cost, {unit}: median of {about['settings']['rounds']} rounds in turn (least to most).",
+            f"Time, {unit}: median of {about['settings']['rounds']} rounds in turn (min to max).",
             table(head, costs),
-            f"The part that {ours} takes of another's time (and the most it is to take).",
+            f"Time of {ours} relative to the others (below 1: {ours} is faster; in parentheses the target).",
             table(head, ratios),
-            f"Capturing and compiling, by {ours}: the first call less one like it.",
+            f"Tracing and compilation by {ours}: the first call minus a later one.",
             table(head, rows),
             *(f"Missing: {why}." for why in sorted(missing)),
             *([text] if text else []),

@@ -1,15 +1,15 @@
-"""What particles that go where they are needed save: MNIST, against the same number for every image.
+"""Evaluations saved by an adaptive number of particles per image, compared with an equal number, on MNIST.
 
     JENSEN_DATA=... python benchmarks/adaptive.py
 
 Data: statically binarized MNIST (Salakhutdinov and Murray 2008; Larochelle and Murray 2011). Model: the 784-200-200-50
 Bernoulli VAE with a mean-field guide, a few epochs. Measured on random test images, in decoder evaluations and in nats:
-the 95th percentile and the largest over the images (those that missed the tolerance too) of three errors of log p(x):
-the standard error that is reported; the jackknife's, which does not saturate at 1; and the deviation (root mean square
-over the repeats) from a reference, the pooled estimate of all repeats of K = 5000 and of as many draws again: it has an
-error of its own, not small for the hardest images.
+the 95th percentile and the maximum over the images (including those that missed the tolerance) of three errors of log
+p(x): the reported standard error; the jackknife error, which does not saturate at 1; and the deviation (root mean
+square over the repeats) from a reference. The reference pools all repeats of K = 5000 and as many further samples; its
+own error is not small for the hardest images.
 
-The table goes to results/adaptive.md, everything to results/adaptive.json.
+Output: the table in results/adaptive.md, all results in results/adaptive.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LATENT = 50
 COLUMNS = (
     ("draws", "name"),
     ("evaluations per image", "evaluations"),
-    ("of the first row's", "share"),
+    ("relative to first row", "share"),
     ("tolerance reached", "converged"),
     ("reported error, 95 %", "reported_95"),
     ("largest", "reported_worst"),
@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 def main():
-    """Train the pair, then measure it with equal numbers of particles and with tolerances."""
+    """Train model and guide, then measure them with equal numbers of particles and with tolerances."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--epochs", type=int, default=5)
@@ -87,7 +87,7 @@ def main():
 
 
 def _runs(model, guide, test, options, **how):
-    """Repeats of one way to measure, each with the seconds it took."""
+    """Repeats of one measurement, each with its time in seconds."""
     found = []
     for repeat in range(options.repeats):
         begin = time.perf_counter()
@@ -99,7 +99,7 @@ def _runs(model, guide, test, options, **how):
 
 
 def _row(name, found, reference):
-    """One row: means over the repeats of the 95th percentile and the largest over the images."""
+    """One row: means over the repeats of the 95th percentile and the maximum over the images."""
     runs = [evidence for evidence, _ in found]
     deviation = torch.stack([e.log_evidence - reference for e in runs]).square().mean(0).sqrt()
     converged = [float(e.converged.double().mean()) for e in runs if e.converged is not None]
@@ -123,15 +123,15 @@ def _row(name, found, reference):
 
 
 def _write(options, history, rows, start):
-    """The table, and all there is to know about how it was made."""
+    """Write the table and its provenance."""
     about = common.provenance(
         __file__, options, start, model_seconds=round(history.seconds), model_training_elbo=history.elbo[-1]
     )
     text = (
         f"Statically binarized MNIST, a 784-200-200-50 Bernoulli VAE, mean-field guide, {options.epochs} epochs; "
         f"{options.images} random test images, {options.repeats} repeats, errors of log p(x) in nats per image: the "
-        "95th percentile and the largest over the images. The deviation is from a pooled reference, whose own error is "
-        f"not small for the hardest. k-hat is above 0.7 for {100 * rows[0]['unreliable']:.0f} % of the images.\n"
+        "95th percentile and the maximum over the images. The deviation is from a pooled reference; its own error is "
+        f"not small for the hardest images. k-hat is above 0.7 for {100 * rows[0]['unreliable']:.0f} % of the images.\n"
     )
     table = common.table(
         [title for title, _ in COLUMNS], [[_cell(row[key], key) for _, key in COLUMNS] for row in rows]

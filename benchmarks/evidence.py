@@ -1,24 +1,24 @@
-"""What an importance-weighted log p(x) costs: `evaluate` beside others' ways to the same number.
+"""Runtime of an importance-weighted log p(x): `evaluate` compared with other implementations.
 
     python benchmarks/evidence.py              # about 8 minutes; --quick for a smoke run
 
-The 784-200-200-50 Bernoulli VAE with tanh networks, as it starts, on random bits; float32; K particles per datum.
-Contenders take turns, each in a process of its own, on the same cores; torch takes the same route of float32 products
-in all of them. A row of the table is the median of the rounds, in ns per datum and particle.
+An untrained 784-200-200-50 Bernoulli VAE with tanh networks on random bits; float32; K particles per data point.
+Contenders are timed in turn, in separate processes on the same cores; torch uses the same implementation of float32
+products in all of them. A row of the table is the median of the rounds, in ns per data point and particle.
 
 | contender | what it is |
 | --- | --- |
-| jensen | `evaluate(..., compile=True)`: many data less a few, so that capture and compilation cancel |
-| products | the decoder's matrix products and nothing else |
-| by hand | compiled PyTorch, the encoder once per datum, the best of three sizes of chunk |
-| JAX | the same as one `jax.jit`, chunks in `lax.scan`, the best of three sizes; if it is installed |
+| jensen | `evaluate(..., compile=True)`: time of many data points minus a few, without tracing and compilation |
+| products | only the decoder's matrix products |
+| by hand | compiled PyTorch, the encoder once per data point, the best of three chunk sizes |
+| JAX | the same in one `jax.jit`, chunks in `lax.scan`, the best of three sizes; if installed |
 | Pyro | traces of guide and model in a plate of particles, without validation |
-| pythae | `get_nll`; if it is installed |
+| pythae | `get_nll`; if installed |
 
-Then, for `evaluate` alone: the peak of its memory against K, and the time to a given Monte Carlo error on the digits
-that scikit-learn ships, with particles where they are needed and with the same number for all.
+For `evaluate` alone also: peak memory against K, and the time to a given Monte Carlo error on scikit-learn's digits,
+with adaptive and with equal numbers of particles.
 
-The tables go to results/evidence.md, everything to results/evidence.json.
+Output: the tables in results/evidence.md, all results in results/evidence.json.
 """
 
 import gc
@@ -30,14 +30,14 @@ import time
 import _common as common
 
 HIDDEN, LATENT = [200, 200], 50
-SETTINGS = {  # rows: the data that are run at once; jensen finds the same number for 784 features by itself
+SETTINGS = {  # rows: data points per batch; jensen chooses the same number for 784 features
     "K = 5000": {"particles": 5000, "rows": 41, "data": 41},
     "K = 500": {"particles": 500, "rows": 41, "data": 410},
     "K = 50": {"particles": 50, "rows": 53, "data": 4240},
 }
 OURS = "jensen"
 TARGETS = {"K = 5000": {"Pyro": 0.3, "by hand": 0.75, "JAX": 0.6, "products": 2.0}}
-CHUNKS = (1000, 2500, 6000)  # pairs of datum and particle at once
+CHUNKS = (1000, 2500, 6000)  # data points times particles at once
 
 
 def data(units):
@@ -63,7 +63,7 @@ def pair(features=784, hidden=None, latent=LATENT):
 
 
 def jensen(setting):
-    """A call of evaluate, less what a call on few data takes (the median of such calls)."""
+    """The time of a call of evaluate, minus that of a call on few data points (median)."""
     from jensen.inference import evaluate
 
     model, guide = pair()
@@ -86,7 +86,7 @@ def jensen(setting):
 
 
 def best_of(make, setting):
-    """The fastest of functions of how many data, made for several sizes of chunk; a chunk divides K."""
+    """The fastest of several chunk sizes, as a function of the number of data points; a chunk divides K."""
     runs = {}
     for chunk in CHUNKS:
         most = max(1, min(setting["particles"], chunk // setting["rows"]))
@@ -105,7 +105,7 @@ def best_of(make, setting):
 
 
 def timing(step, setting):
-    """A function of how many data, timed, that takes them a batch of rows after the other."""
+    """A timed function of the number of data points, which processes them in batches of rows."""
 
     def run(units):
         x = data(units)
@@ -118,7 +118,7 @@ def timing(step, setting):
 
 
 def products(setting):
-    """The decoder's products, at the best size of chunk."""
+    """The decoder's products, with the best chunk size."""
     import torch
 
     shapes = list(itertools.pairwise([LATENT, *HIDDEN[::-1], 784]))
@@ -148,7 +148,7 @@ def networks():
 
 
 def by_hand(setting):
-    """Compiled PyTorch: log weights of a chunk; the log of their mean in the end."""
+    """Compiled PyTorch: log weights of each chunk; the log of their mean at the end."""
     import torch
     import torch.nn.functional as F
 
@@ -176,7 +176,7 @@ def by_hand(setting):
 
 
 def jax_jit(setting):
-    """One compiled function of a batch."""
+    """One compiled function per batch."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -264,7 +264,7 @@ def pyro_traces(setting):
 
 
 def pythae_nll(setting):
-    """The get_nll of pythae, which takes a datum at a time."""
+    """The get_nll of pythae, which processes one data point at a time."""
     import torch
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -310,7 +310,7 @@ CONTENDERS = {
 
 
 def memory(quick):
-    """The peak of resident memory during `evaluate`, and what it is above that before, against K; 41 data."""
+    """Peak resident memory during `evaluate`, and its increase, against K; 41 data points."""
     from jensen.inference import evaluate
 
     model, guide = pair()
@@ -320,7 +320,7 @@ def memory(quick):
         gc.collect()
         try:
             with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # the peak begins anew
+                file.write("5")  # reset the peak
         except OSError:
             return []
         before = _kilobytes("VmRSS")
@@ -339,7 +339,7 @@ def _kilobytes(name):
 
 
 def to_error(quick):
-    """Seconds until as many data have reached an error: particles where they are needed, against the same K for all."""
+    """Seconds until the same share of data points reaches an error, with adaptive and with equal K."""
     from jensen.datasets import load
     from jensen.inference import evaluate, fit
 
@@ -378,25 +378,25 @@ def _reached(evidence, tolerance):
 
 
 def also(options):
-    """What is measured of `evaluate` alone."""
+    """The measurements of `evaluate` alone."""
     import torch
 
     torch.set_num_threads(options.threads)
     peaks, times = memory(options.quick), to_error(options.quick)
     megabytes = ("peak_mb", "above_mb", "all_at_once_mb")
-    head = ["K", "peak, MB", "above before, MB", "a float per pair and feature, MB", "seconds"]
+    head = ["K", "peak, MB", "increase, MB", "a float per particle and feature, MB", "seconds"]
     cells = [[f"{r['particles']:,}", *(f"{r[name]:,.0f}" for name in megabytes), f"{r['seconds']:.2f}"] for r in peaks]
-    other = ["error, nats", "data that reach it", "draws per datum", "seconds", "the same K for all", "seconds"]
+    other = ["error, nats", "share that reaches it", "samples per data point", "seconds", "equal K", "seconds"]
     found = []
     for r in times:
         ours = [f"{100 * r['reached']:.0f} %", f"{r['spent']:,.0f}", f"{r['seconds']:.2f}"]
         found.append([f"{r['tolerance']:g}", *ours, f"{r['K']:,}", f"{r['equal_seconds']:.2f}"])
     text = "\n\n".join(
         [
-            "Peak of resident memory against K, 41 data of 784 features; after a call that compiled.",
+            "Peak resident memory against K, for 41 data points of 784 features, after compilation.",
             common.table(head, cells),
             "Time to a Monte Carlo error (jackknife) of log p(x): binarized digits, a 64-128-8 VAE, not compiled; "
-            "particles where they are needed, then the least K = 256, 512, ... that brings as many data there.",
+            "adaptive particles, then the smallest equal K = 256, 512, ... with the same share of data points.",
             common.table(other, found),
         ]
     )
@@ -405,7 +405,7 @@ def also(options):
 
 def main():
     """Time all contenders at every K, measure memory and time to an error, and write the tables."""
-    unit = "ns per datum and particle"
+    unit = "ns per data point and particle"
     scale = lambda setting: 1e9 / setting["particles"]  # noqa: E731
     common.run_all(__file__, __doc__, "evidence", CONTENDERS, SETTINGS, TARGETS, OURS, unit, scale, "data", also)
 

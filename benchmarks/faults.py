@@ -1,13 +1,15 @@
-"""Attacks on files and runs: what came back whole, what was refused in one sentence, and what fell short.
+"""Robustness tests on files and runs: counts of unchanged results, of clear errors, and of failures.
 
     python benchmarks/faults.py --mutations 10000 --kills 20 --attacks mutations kills
 
-Every attack is a function of the options in ``ATTACKS``. It gives back a row for each thing attacked: ``attack``,
-``tries``, ``refused`` (the documented error), ``same`` (the undamaged result), ``other`` (another result that no digest
-can tell from the undamaged one) and ``short``, the failures: foreign errors, crashes, losses, silent differences.
+Every attack in ``ATTACKS`` is a function of the options. It returns a row for each target: ``attack``, ``tries``,
+``refused`` (the documented error), ``same`` (the undamaged result), ``other`` (another result that no digest can
+distinguish from the undamaged one) and ``short``, the failures: undocumented errors, crashes, lost data, silent
+differences.
 
-The table goes to results/faults.md, everything to results/faults.json after each attack, in the place of what the same
-attack and seed gave before, so that a long attack may run in parts. The exit status is 1 where anything fell short.
+Output: the table in results/faults.md, all results in results/faults.json. They are written after each attack and
+replace earlier results of the same attack and seed, so a long attack can run in parts. The exit status is 1 if there
+were failures.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import _common as common
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import damage  # of the tests, which run a few of these
+import damage  # a module of the tests, which run a few of these attacks
 import kills
 
 from jensen.families import Bernoulli, MeanField
@@ -38,7 +40,7 @@ _GROWTH = 16 * 2**20  # bytes
 
 
 def damaged(options):
-    """Mutations of a file of each kind, in equal shares."""
+    """Mutations of files of each kind, in equal numbers."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JENSEN_DATA"] = str(Path(folder).parent)
         damage.make_files(Path(folder))
@@ -47,7 +49,7 @@ def damaged(options):
 
 
 def killed(options):
-    """Runs that are killed, half of them inside a write, and go on: they end as a run that nothing stopped."""
+    """Runs that are killed, half of them during a write, and resumed: the result must equal an uninterrupted run."""
     rows = []
     for route in kills.ROUTES:
         began = time.monotonic()
@@ -68,7 +70,7 @@ def _python(code, *arguments):
 
 
 def full(options):
-    """Runs whose files may have so many bytes, from none to all that they need: status 2 and one line, or 0."""
+    """Runs with a limit on file size, from zero to sufficient: status 2 and one line, or 0."""
     row = {"attack": "full disk", "tries": 0, "refused": 0, "same": 0, "other": 0, "short": []}
     code = (
         "import resource, signal, sys; from jensen.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -88,7 +90,7 @@ def full(options):
 
 
 def endured(options):
-    """Many steps of one run, and many evaluations: memory stays what it was after the first tenth of them."""
+    """Many steps of one run, and many evaluations: memory must not grow after the first tenth."""
     model = VAE(mlp(2, [16]), Bernoulli(20, 16), latent=2)
     guide = amortize(model, mlp(20, [16]), MeanField, context=16)
     x = (torch.rand(1_000, 20) > 0.5).float()
@@ -115,13 +117,13 @@ def endured(options):
 
 
 def _resident():
-    """Bytes of memory that this process has in use."""
+    """Bytes of memory in use by this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Memory(Callback):
-    """A callback that notes the memory in use after each epoch."""
+    """A callback that records the memory in use after each epoch."""
 
     def __init__(self, seen):
         self.seen = seen
@@ -134,7 +136,7 @@ ATTACKS = {"mutations": damaged, "kills": killed, "full": full, "long runs": end
 
 
 def main():
-    """Run the attacks that are named, all by default."""
+    """Run the attacks in the options, by default all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
@@ -160,7 +162,7 @@ def main():
 
 
 def write(options, name, about, rows):
-    """Put the rows of an attack into the results, in the place of what the same attack and seed gave before."""
+    """Write the rows of an attack, replacing earlier results of the same attack and seed."""
     path = options.out / "faults.json"
     known = json.loads(path.read_text())["attacks"] if path.exists() else {}
     known[f"{name}, seed {options.seed}"] = {"provenance": about, "rows": rows}

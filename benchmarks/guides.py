@@ -1,13 +1,13 @@
-"""What each family of guides costs: one trained, frozen decoder, every guide, both gaps, in one table.
+"""Approximation and amortization gaps of every guide family, for one trained and frozen decoder.
 
     JENSEN_DATA=... python benchmarks/guides.py
 
 Data: statically binarized MNIST (Salakhutdinov and Murray 2008; Larochelle and Murray 2011). Model: the 784-200-200-50
-Bernoulli VAE, trained with a mean-field guide, then frozen. Every guide has an encoder 784-200-200 that starts at the
-one trained with the model, and a head of its own; all are trained for the same number of passes. Measured on random
-test images: ELBO, importance-weighted log p(x), the gap split in two (Cremer, Li and Duvenaud 2018).
+Bernoulli VAE, trained with a mean-field guide, then frozen. Every guide has a 784-200-200 encoder, initialised from the
+one trained with the model, and a separate head; all are trained for the same number of epochs. Measured on random test
+images: ELBO, importance-weighted log p(x), and both parts of the gap (Cremer, Li and Duvenaud 2018).
 
-The table goes to results/guides.md, everything else to results/guides.json, after every guide.
+Output after every guide: the table in results/guides.md, all results in results/guides.json.
 """
 
 import argparse
@@ -157,16 +157,16 @@ def _measure(name, model, guide, test, seconds, options):
 
 
 def _write(options, history, rows, start):
-    """The table, and all there is to know about how it was made."""
+    """Write the table and its provenance."""
     about = common.provenance(
         __file__, options, start, model_seconds=round(history.seconds), model_training_elbo=history.elbo[-1]
     )
     s = options
     text = (
         f"Statically binarized MNIST, one frozen 784-200-200-50 decoder, {s.images} random test images, {s.particles} "
-        "particles, nats per image. ± is the standard error over the images; k>0.7 the share of images where neither "
-        "the guide's estimate of log p(x) nor that of the local optimum is reliable. The approximation gap is an upper "
-        "bound, and a poor one for a family of which few images had converged.\n"
+        "particles, nats per image. ± is the standard error over the images; k>0.7 is the share of images where both "
+        "the guide's estimate of log p(x) and that of the local optimum are unreliable. The approximation gap is an "
+        "upper bound, and a loose one for a family with few converged images.\n"
     )
     table = common.table([title for title, _ in COLUMNS], [[_cell(row, key) for _, key in COLUMNS] for row in rows])
     common.write(options, "guides", about, {"rows": rows}, f"{text}{common.made_by(about)}\n\n{table}")

@@ -1,14 +1,15 @@
-"""What the ways of running many particles cost, per datum and particle, and what it costs to prove one.
+"""Runtime of the ways to run many particles, per data point and particle, and of the check that selects one.
 
     python benchmarks/particles.py              # about 4 minutes; --quick for a smoke run
 
-The 784-200-200-50 Bernoulli VAE on random bits, float32. The same model is written in three ways: so that it takes an
-outer plate of particles; counting dimensions from the left, so that `torch.vmap` runs it; and reading a value, so that
-it runs one particle after the other. Each is timed as it stands and from its compiled graph, in turn in every round.
+The 784-200-200-50 Bernoulli VAE on random bits, float32. The same model is written in three ways: so that an outer
+plate of particles works; with dimensions counted from the left, so that `torch.vmap` is used; and with a branch on a
+value, so that particles run one after the other. Each is timed eagerly and compiled, in turn in every round.
 
-The proof is what a pair's first log weights take more than the next ones do, for pairs of jensen's own.
+The time of the check is that of the first log weights of a model and guide minus that of later ones, for models of
+jensen.
 
-The tables go to results/particles.md, everything to results/particles.json.
+Output: the tables in results/particles.md, all results in results/particles.json.
 """
 
 import argparse
@@ -21,7 +22,7 @@ STYLES = ("outer plate", "torch.vmap", "one after the other")
 
 
 def pair(style):
-    """Model and guide as functions of one module, so that both are found."""
+    """Model and guide as methods of one module, so that both are recognised."""
     import pyro
     import pyro.distributions as dist
     from torch import nn
@@ -54,7 +55,7 @@ def pair(style):
 
 
 def timed(run, calls):
-    """Seconds of a call."""
+    """Seconds per call."""
     begin = time.perf_counter()
     for _ in range(calls):
         run()
@@ -62,7 +63,7 @@ def timed(run, calls):
 
 
 def ways(options):
-    """By style and route: nanoseconds per datum and particle in each round."""
+    """By style and route: nanoseconds per data point and particle in each round."""
     import warnings
 
     import torch
@@ -79,11 +80,11 @@ def ways(options):
         x = (torch.rand(n, 784) > 0.5).float()
         for route in ("eager", "compiled"):
             weights = LogWeights(Pair(vae.model, vae.guide), route == "compiled")
-            weights((x,), particles)  # proves the way, captures, compiles
+            weights((x,), particles)  # selects the way, traces, compiles
             weights((x,), particles)
             assert weights.pair.way == style, weights.pair.way
             if route == "compiled" and not weights.route.startswith("captured and compiled"):
-                continue  # it reads values
+                continue  # it branches on values
             runs[style, route] = lambda weights=weights, x=x: weights((x,), particles)
     calls = {key: max(1, round(options.seconds / max(1e-6, timed(run, 1)))) for key, run in runs.items()}
     each = {key: [] for key in runs}
@@ -94,7 +95,7 @@ def ways(options):
 
 
 def proofs(options):
-    """By pair: milliseconds of the first log weights, of the next ones, and of the check that comes before."""
+    """By model and guide: milliseconds of the first log weights, of later ones, and of the check before them."""
     import torch
 
     from jensen.families import IAF, Bernoulli, FullCovariance, Gaussian
@@ -145,13 +146,13 @@ def main():
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         rows.append([style, route, f"{statistics.median(times):,.0f}", spread])
     text = (
-        f"{common.made_by(about)}\n\nNanoseconds per datum and particle, medians of the rounds; and the ratio to the "
-        f"outer plate by the same route, round by round (least to most).\n\n"
+        f"{common.made_by(about)}\n\nNanoseconds per data point and particle, medians of the rounds; and the ratio to "
+        f"the outer plate with the same route, per round (min to max).\n\n"
         f"{common.table(['way', 'route', 'ns', 'ratio'], rows)}\n\n"
-        "Milliseconds that the first log weights of 64 data and 64 particles take, proof included, and the next ones:"
-        "\n\n"
+        "Milliseconds for the first log weights of 64 data points and 64 particles, including the check, and for later "
+        "ones:\n\n"
         + common.table(
-            ["pair", "first", "next", "proof"],
+            ["model and guide", "first", "later", "check"],
             [[name, f"{a:.1f}", f"{b:.1f}", f"{a - b:.1f}"] for name, (a, b) in proof.items()],
         )
     )

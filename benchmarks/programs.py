@@ -1,9 +1,9 @@
-"""The ELBO of guides that `amortize` makes for programs of other people, beside Pyro's AutoGuides.
+"""The ELBO of guides from `amortize` for general Pyro programs, compared with Pyro's AutoGuides.
 
-Five models, none of which says its latents: eight schools (Rubin 1981), baseball (Efron and Morris 1975), a Bayesian
+Five models without an attribute ``latents``: eight schools (Rubin 1981), baseball (Efron and Morris 1975), a Bayesian
 linear regression, a logistic regression with group effects, a topic model with known topics. Every guide is trained
-from every seed with the same steps, particles and optimiser; differences are paired by seed. The table goes to
-results/programs.md, everything else to results/programs.json.
+from every seed with the same steps, particles and optimiser; differences are paired by seed. Output: the table in
+results/programs.md, all results in results/programs.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def schools():
 
 
 def baseball():
-    """Hits of 18 players in 45 times at bat, with partial pooling on the scale of log odds."""
+    """Hits of 18 players in 45 times at bat, with partial pooling of log odds."""
 
     def model(hits, at_bats):
         mu = pyro.sample("mu", dist.Normal(-1.0, 1.0))
@@ -141,7 +141,7 @@ def main():
 
 
 def _elbo(model, make, data, seed, options):
-    """Train a guide; its ELBO, the Monte Carlo error of that, and the seconds."""
+    """Train a guide; return its ELBO, its Monte Carlo error, and the seconds."""
     pyro.clear_param_store()
     torch.manual_seed(seed)
     begin = time.perf_counter()
@@ -160,7 +160,7 @@ def _elbo(model, make, data, seed, options):
 
 
 def _write(options, rows, start):
-    """The table, and all there is to know about how it was made."""
+    """Write the table and its provenance."""
     about = common.provenance(__file__, options, start)
     cells = []
     for row in rows:
@@ -178,7 +178,7 @@ def _write(options, rows, start):
             ]
         )
     text = (
-        f"ELBO in nats for all data, mean over {options.seeds} seeds of training, {options.steps} steps of "
+        f"ELBO in nats for all data, mean over {options.seeds} training seeds, {options.steps} steps of "
         f"{options.particles} particles; the difference is paired by seed, ± the larger of its error over seeds and "
         "its Monte Carlo error.\n"
     )

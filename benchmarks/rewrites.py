@@ -1,19 +1,16 @@
-"""What each rule of `graphs/rewrites.py` is worth: compiled graphs with all rules, beside those without one of them.
+"""Speedup of each rule of `graphs/rewrites.py`: compiled graphs with all rules, compared with one rule removed.
 
     python benchmarks/rewrites.py              # about 40 minutes; --quick for a smoke run
 
-Graphs of log weights (K = 500 of 20 data) and of training steps (loss and gradients, 128 data), float32, random data.
-Every graph is compiled with all three rules and without each in turn, and the two take turns in one process: a pair of
-times is the time with the rule and, right before or after it, the time without. A ratio below 1: the rule pays. A rule
-that meets none of its operations in a graph leaves it as it is, and has a dash.
+Graphs of log weights (K = 500, 20 data points) and of training steps (loss and gradients, 128 data points), float32,
+random data. Every graph is compiled with all three rules and without each of them. Both versions are timed directly one
+after the other in one process, in alternating order. A ratio below 1 means that the rule is faster; a dash, that the
+rule does not change the graph.
 
-| rule | what it does |
-| --- | --- |
-| bias | a product with a bias added becomes a product and a sum |
-| tanh | tanh becomes a quotient of polynomials |
-| bernoulli | the log-likelihood of Bernoulli features takes one logarithm for many of them |
+| rule | effect | | --- | --- | | bias | a product with a bias added becomes a product and a sum | | tanh | tanh becomes
+a quotient of polynomials | | bernoulli | the log-likelihood of Bernoulli features uses one logarithm for many of them |
 
-The table goes to results/rewrites.md, everything to results/rewrites.json.
+Output: the table in results/rewrites.md, all results in results/rewrites.json.
 """
 
 import argparse
@@ -35,11 +32,11 @@ NETWORKS = {  # activation, observation model
 }
 SIZES = {"evidence": (20, 500), "training": (128, 1)}  # data, particles
 QUICK = {"evidence": (2, 10), "training": (8, 1)}
-FEW = {("ReLU, Categorical", "evidence"): (20, 50), ("convolutions, Bernoulli", "evidence"): (20, 50)}  # dear ones
+FEW = {("ReLU, Categorical", "evidence"): (20, 50), ("convolutions, Bernoulli", "evidence"): (20, 50)}  # expensive ones
 
 
 def pair(activation, observation, n):
-    """A 784-200-200-50 model, its guide and n data."""
+    """A 784-200-200-50 model, its guide and n data points."""
     import torch
     from torch import nn
 
@@ -63,7 +60,7 @@ def pair(activation, observation, n):
 
 
 def graph_of(kind, model, guide, x, particles):
-    """A captured graph of log weights or of a training step, and the tensors that it is called with."""
+    """A traced graph of log weights or of a training step, and its input tensors."""
     import torch
 
     from jensen.graphs.capture import capture
@@ -87,7 +84,7 @@ def graph_of(kind, model, guide, x, particles):
 
 
 def compiled(module, inputs):
-    """A function without arguments: a run of the compiled graph."""
+    """A function without arguments that runs the compiled graph."""
     import torch
     import torch._inductor
 
@@ -102,7 +99,7 @@ def compiled(module, inputs):
 
 
 def timed(run, calls):
-    """Seconds of a call."""
+    """Seconds per call."""
     begin = time.perf_counter()
     for _ in range(calls):
         run()
@@ -110,7 +107,7 @@ def timed(run, calls):
 
 
 def ratios(module, inputs, rounds, seconds):
-    """By rule: the times with it and without, in pairs, and their ratios; None where it changes nothing."""
+    """By rule: the paired times with and without it, and their ratios; None if it changes nothing."""
     from jensen.graphs.rewrites import rewritten
 
     everything = rewritten(module)
@@ -122,7 +119,7 @@ def ratios(module, inputs, rounds, seconds):
             rows[rule] = None
             continue
         other, pairs = compiled(rest, inputs), []
-        for i in range(rounds):  # who is first changes from pair to pair
+        for i in range(rounds):  # the order alternates
             times = {first: timed((other, run)[first], calls) for first in ((True, False) if i % 2 else (False, True))}
             pairs.append((times[True], times[False]))
         each = [a / b for a, b in pairs]
@@ -157,7 +154,7 @@ def main():
     about = common.provenance(__file__, options, start, products=route, rounds=rounds)
     text = (
         f"{common.made_by(about)} Float32 products: {route}.\n\nTime with a rule over time without it: median of "
-        f"{rounds} pairs (least to most). Below 1 the rule pays; a dash: it changes nothing."
+        f"{rounds} pairs (min to max). Below 1 the rule is faster; a dash: it changes nothing."
     )
     head = ["network", "graph", *RULES]
     common.write(options, "rewrites", about, {"results": results}, f"{text}\n\n{common.table(head, table)}")

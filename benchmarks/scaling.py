@@ -1,13 +1,14 @@
-"""How the cost of `fit` and `evaluate` grows: with the data N, the particles K, the latent features D, the width.
+"""Scaling of the runtime of `fit` and `evaluate` with the data N, the particles K, the latent features D, the width.
 
     python benchmarks/scaling.py               # about 8 minutes; --quick for a smoke run
 
 Bernoulli VAEs of 784 features with two tanh layers each way, random bits, float32, compiled. One size is varied, the
-others stay at K = 500 (in training: 1), D = 50, width 200. A cost is the time of a long call less that of a short one
-(in training: of all epochs but the first), so that capture and compilation cancel: the median of rounds in which sizes
-take turns. The slope is the exponent of the power law through all costs, and through the last two (1: proportional).
+others stay at K = 500 (in training: 1), D = 50, width 200. A runtime is the time of a long call minus that of a short
+one (in training: of all epochs except the first), so that tracing and compilation cancel; it is the median of rounds
+over all sizes. The slope is the exponent of a power law through all runtimes, and through the last two (1:
+proportional).
 
-The tables go to results/scaling.md, everything to results/scaling.json.
+Output: the tables in results/scaling.md, all results in results/scaling.json.
 """
 
 import argparse
@@ -16,15 +17,15 @@ import time
 
 import _common as common
 
-ROWS = 41  # as many data of 784 features as evaluate takes at once: other numbers compile a graph for what is left over
+ROWS = 41  # the batch size of evaluate for 784 features; other numbers need another graph for the remainder
 BATCH, STEPS = 100, 20
-NOTE = "At K = 50 `evaluate` takes more data at once than 41, and captures a graph for those left over."
+NOTE = "At K = 50 `evaluate` uses batches of more than 41 data points, and traces another graph for the remainder."
 USUAL = {"particles": 500, "latent": 50, "width": 200}
 AXES = {
     "evaluate: ms against N": ("n", [ROWS * k for k in (1, 2, 4, 8, 16)]),
-    "evaluate: ms per datum against K": ("particles", [50, 100, 200, 500, 1000, 5000]),
-    "evaluate: ms per datum against D": ("latent", [2, 8, 32, 128, 512]),
-    "evaluate: ms per datum against width": ("width", [64, 128, 256, 512, 1024]),
+    "evaluate: ms per data point against K": ("particles", [50, 100, 200, 500, 1000, 5000]),
+    "evaluate: ms per data point against D": ("latent", [2, 8, 32, 128, 512]),
+    "evaluate: ms per data point against width": ("width", [64, 128, 256, 512, 1024]),
     "fit: ms per epoch against N": ("n", [BATCH * k for k in (10, 20, 40, 80)]),
     "fit: ms per step against K (IWAE)": ("particles", [1, 4, 16, 64]),
     "fit: ms per step against D": ("latent", [2, 8, 32, 128, 512]),
@@ -54,7 +55,7 @@ def bits(n):
 
 
 def measuring(n=None, particles=500, latent=50, width=200):
-    """A function without arguments: the cost of measuring n data, or of one more datum; in ms."""
+    """A function without arguments: the runtime of measuring n data points, or per data point; in ms."""
     from jensen.inference import evaluate
 
     model, guide = pair(latent, width)
@@ -71,7 +72,7 @@ def measuring(n=None, particles=500, latent=50, width=200):
 
 
 def training(n=None, particles=1, latent=50, width=200):
-    """A function without arguments: the cost of an epoch of n data, or of a step; in ms."""
+    """A function without arguments: the runtime of an epoch of n data points, or of a step; in ms."""
     from jensen.inference import IWAE, fit
 
     x = bits(BATCH * STEPS if n is None else n)

@@ -1,12 +1,12 @@
-"""What the searches for each datum cost, by this checkout and by another one, in turn: ``gaps`` and ``Laplace``.
+"""Runtime of the searches per data point in ``gaps`` and ``Laplace``, for this checkout and another version.
 
     JENSEN_DATA=... python benchmarks/searches.py --against FOLDER
 
-FOLDER is what PYTHONPATH needs, to import another version of jensen. Data: statically binarized MNIST. Model: the
-784-200-200-50 Bernoulli VAE, trained for a few passes and frozen; guides with an encoder of the same size. Each run
-is a process of its own, on the same core; processor seconds are those of the process alone, whatever else runs.
+FOLDER is the PYTHONPATH of another version of jensen. Data: statically binarized MNIST. Model: the 784-200-200-50
+Bernoulli VAE, trained for a few epochs and frozen; guides with an encoder of the same size. Each run has a separate
+process, on the same core; processor seconds are those of this process alone.
 
-The table goes to results/searches.md, everything else to results/searches.json.
+Output: the table in results/searches.md, all results in results/searches.json.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COLUMNS = ("seconds", "processor", "elbo", "approximation", "approximation_mc_er
 
 
 def main():
-    """Train the pairs, run both versions in turn, and write the table; or be one run."""
+    """Train models and guides, run both versions in turn, and write the table; or perform one run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common.add_arguments(parser, rounds=3)
     add = parser.add_argument
@@ -36,7 +36,7 @@ def main():
     add("--images", type=int, default=500)
     add("--particles", type=int, default=500)
     add("--epochs", type=int, default=4)
-    add("--pairs", default="", help="the file of the trained pairs (used by the script itself)")
+    add("--pairs", default="", help="the file of the trained models and guides (used by the script itself)")
     options = parser.parse_args()
     common.confine(options.threads)
     if options.contender:
@@ -61,7 +61,8 @@ def main():
     rows = [[name, *(_cell(runs, key) for key in COLUMNS)] for name, runs in found.items()]
     text = (
         f"`gaps` of two guides, and the search of `Laplace`, {options.images} images, {options.particles} particles: "
-        f"medians of {options.rounds} runs in turn. elbo is that of the family's best.\n\n{common.made_by(about)}\n\n"
+        f"medians of {options.rounds} runs in turn. elbo is that of the best member of the family.\n\n"
+        f"{common.made_by(about)}\n\n"
     )
     common.write(options, "searches", about, {"runs": found}, text + common.table(["", *COLUMNS], rows))
 
@@ -124,7 +125,7 @@ def _run(options):
     wall, processor = time.perf_counter(), time.process_time()
     row = {}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # data that did not converge: the table says how many
+        warnings.simplefilter("ignore")  # data points that did not converge are counted in the table
         if name == "Laplace":
             Laplace(model)(kept["x"])
         else:

@@ -1,22 +1,22 @@
-"""What a training step costs: a pair in `fit`, beside others' ways to take the same step.
+"""Runtime of a training step in `fit`, compared with other implementations of the same step.
 
     python benchmarks/train_step.py            # about 8 minutes; --quick for a smoke run
 
 Bernoulli VAEs with tanh networks and Adam, random bits as data, rows shuffled and gathered by every contender; float32.
-Contenders take turns, each in a process of its own, on the same cores; torch takes the same route of float32 products
-in all of them. A row of the table is the median of the rounds.
+Contenders are timed in turn, in separate processes on the same cores; torch uses the same implementation of float32
+products in all of them. A row of the table is the median of the rounds.
 
 | contender | what it is |
 | --- | --- |
-| jensen | `fit(..., compile=True)`: all epochs but the first, which captures and compiles |
-| products | the matrix products of the step and nothing else |
-| by hand, usual | PyTorch as people write it: `torch.compile` of the loss, autograd, fused Adam |
-| by hand, best | PyTorch with loss, gradients and Adam's update in one compiled function |
+| jensen | `fit(..., compile=True)`: all epochs except the first, which traces and compiles |
+| products | only the matrix products of the step |
+| by hand, usual | usual PyTorch: `torch.compile` of the loss, autograd, fused Adam |
+| by hand, best | optimised PyTorch: loss, gradients and Adam's update in one compiled function |
 | Pyro | `SVI(..., Trace_ELBO())`, or `RenyiELBO(alpha=0)` with its particles vectorized |
-| NumPyro | `jit(svi.update)`; if it is installed |
-| pythae | an epoch of its trainer; if it is installed |
+| NumPyro | `jit(svi.update)`; if installed |
+| pythae | an epoch of its trainer; if installed |
 
-The tables go to results/train_step.md, everything to results/train_step.json.
+Output: the tables in results/train_step.md, all results in results/train_step.json.
 """
 
 import itertools
@@ -34,7 +34,7 @@ SETTINGS = {
     "784-200-200-50, batch 20, IWAE K = 50": {**VAE_200, "particles": 50, "batch": 20, "steps": 50},
 }
 OURS = "jensen"
-TARGETS = {  # the most that jensen may take of another's time
+TARGETS = {  # the largest ratio of jensen's time to another's
     "784-400-20, batch 20": {"Pyro": 0.2, "by hand, usual": 0.7, "by hand, best": 1.1, "NumPyro": 1.0},
     "784-400-20, batch 128": {
         "Pyro": 0.35, "by hand, usual": 0.75, "by hand, best": 1.05, "NumPyro": 1.0, "products": 1.6,
@@ -46,7 +46,7 @@ TARGETS = {  # the most that jensen may take of another's time
 
 
 def bits(setting):
-    """The data: as many batches as an epoch has steps."""
+    """The data of one epoch."""
     import torch
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def bits(setting):
 
 
 def batches(setting, x, units):
-    """Shuffled rows, batch by batch, for so many steps."""
+    """Shuffled rows in batches, for ``units`` steps."""
     import torch
 
     epochs = (torch.randperm(len(x)).split(setting["batch"]) for _ in itertools.count())
@@ -62,7 +62,7 @@ def batches(setting, x, units):
 
 
 def jensen(setting):
-    """A call of fit, without its first epoch. The first call of all, less one like it, is what compiling took."""
+    """A call of fit without its first epoch. The very first call minus a later one is the compilation time."""
     from torch import nn
 
     from jensen.families import Bernoulli, MeanField
@@ -91,14 +91,14 @@ def jensen(setting):
 
 
 def layers(setting):
-    """Rows, inputs and outputs of every layer; the encoder's heads are one."""
+    """Rows, inputs and outputs of every layer; the encoder's heads count as one."""
     encoder, decoder = [784, *setting["hidden"]], [setting["latent"], *setting["hidden"][::-1], 784]
     shapes = [(setting["batch"], i, o) for i, o in itertools.pairwise([*encoder, 2 * setting["latent"]])]
     return shapes + [(setting["batch"] * setting["particles"], i, o) for i, o in itertools.pairwise(decoder)]
 
 
 def products(setting):
-    """Forward, gradient by weights, gradient by inputs (but for the data) of every layer."""
+    """Forward pass, gradient in weights, and gradient in inputs (except the data) of every layer."""
     import torch
 
     found = [(torch.randn(n, i), torch.randn(o, i), torch.randn(n, o)) for n, i, o in layers(setting)]
@@ -114,7 +114,7 @@ def products(setting):
 
 
 def timing(steps):
-    """A function of how many units, timed."""
+    """A timed function of the number of units."""
 
     def run(units):
         begin = time.perf_counter()
@@ -207,7 +207,7 @@ def by_hand_best(setting):
 
 
 def pyro_svi(setting):
-    """Pyro's own step."""
+    """Pyro's step."""
     import pyro
     import pyro.distributions as dist
     from pyro.infer import SVI, RenyiELBO, Trace_ELBO
@@ -323,7 +323,7 @@ def pythae_epochs(setting):
     )
     trainer = BaseTrainer(model, BaseDataset(x, torch.zeros(len(x))), training_config=settings, callbacks=[])
     trainer.prepare_training()
-    trainer.callback_handler.callbacks.clear()  # progress bars, and lines of figures
+    trainer.callback_handler.callbacks.clear()  # progress bars and printed numbers
     return timing(lambda units: [trainer.train_step(1) for _ in range(units // setting["steps"])])
 
 

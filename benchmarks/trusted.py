@@ -1,25 +1,25 @@
-"""What the number that papers report is worth, log p(x) by K = 5000 draws of the guide, and what a trusted one costs.
+"""Accuracy and runtime of log p(x) from K = 5000 samples of the guide, as papers report, and of refined estimates.
 
     JENSEN_DATA=... python benchmarks/trusted.py
 
-Every pair is trained, then measured on random test data in three ways in turn: by the guide alone (``refine=False``);
-by K = 256 draws of the guide and proposals of each datum's own with a budget of 5,000 evaluations of log p(x, z); and
-with a budget of 12,000. Shown are log p(x), the share of data with k-hat above 0.7, the share whose posterior has parts
-that the proposal misses by the witness of annealed chains, the 95th percentile and the largest of the standard errors,
-and the seconds of the processor.
+Every model and guide is trained, then measured on random test points in three ways: by the guide alone
+(``refine=False``); by K = 256 samples of the guide and one proposal per data point with a budget of 5,000 evaluations
+of log p(x, z); and with a budget of 12,000. The table shows log p(x), the share of data points with k-hat above 0.7,
+the share where annealed chains found posterior mass that the proposal misses, the 95th percentile and the maximum of
+the standard errors, and the processor seconds.
 
-Coverage: the share of data whose estimate lies within two standard errors of a reference, of all data and of those that
-k-hat does not flag, and the shares that lie low and high. References are exact values where there are some; else
-refined estimates from other seeds, and so from other starts, with ``--reference`` evaluations (their error is allowed
-for).
+Coverage: the share of data points whose estimate is within two standard errors of a reference, among all data points
+and among those not flagged by k-hat, and the shares below and above. References are exact values if available;
+otherwise refined estimates from other seeds, and so from other starts, with ``--reference`` evaluations (their error is
+included).
 
-Then against what shares nothing with proposals: annealed importance sampling from the prior, with ``--temperatures``.
-On data simulated from each trained model: how far the refined bounds lie apart, whether the rank of the latents that
-made a datum, by their weight among the proposal's weighted draws, is uniform, and for how many data their weight is
-more than all draws together have. And whether the error of the *mean* over the data covers, in ``--reruns`` of it.
+An independent check is annealed importance sampling from the prior, with ``--temperatures``. On data simulated from
+each trained model: the distance between the refined bounds; whether the rank of the true latents, by their weight among
+the weighted samples of the proposal, is uniform; and the share of data points where their weight exceeds that of all
+samples together. Finally the coverage of the error of the *mean* over the data, in ``--reruns`` repetitions.
 
-The tables go to results/trusted.md, everything to results/trusted.json, where rows of pairs that were not measured now
-stay.
+Output: the tables in results/trusted.md, all results in results/trusted.json, which keeps rows of models not measured
+in this run.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def mnist(options, data="binarized_mnist", latent=50, family=MeanField, activati
 
 
 def digits(options, family=FullCovariance):
-    """The pair of the README."""
+    """The model and guide of the README."""
     model = VAE(mlp(8, [128]), Gaussian(64, 128, scale="shared"), latent=8)
     guide = amortize(model, mlp(64, [128]), family, context=128)
     return model, guide, load("digits"), {"epochs": options.epochs * 30, "lr": 5e-3}
@@ -87,7 +87,7 @@ def hierarchical(options):
 
 
 def poisson(options):
-    """Counts of a decoder that reads positive latents, Gamma(2, 1) each."""
+    """Counts from a decoder of positive latents, Gamma(2, 1) each."""
     decoder = mlp(4, [64])
     rate = nn.Linear(64, 64)
 
@@ -134,17 +134,17 @@ def main():
     add("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
     add("--exact", nargs="*", default=list(EXACT), choices=list(EXACT), help="models whose log p(x) is known")
     add("--epochs", type=int, default=10)
-    add("--data", type=int, default=200, help="how many test data; 0: train alone")
-    add("--reference", type=int, default=60_000, help="evaluations of a reference; 0 leaves coverage out")
+    add("--data", type=int, default=200, help="number of test points; 0: only train")
+    add("--reference", type=int, default=60_000, help="evaluations of a reference; 0: no coverage")
     add("--repeats", type=int, default=3, help="seeds of coverage")
     add("--chains", type=int, default=50)
-    add("--temperatures", type=int, default=2000, help="of annealed importance sampling; 0 leaves it out")
-    add("--simulated", type=int, default=1000, help="how many data are simulated")
-    add("--annealed", type=int, default=50, help="how many data are annealed")
-    add("--reruns", type=int, default=400, help="how often a mean over data is measured again")
+    add("--temperatures", type=int, default=2000, help="temperatures of annealed importance sampling; 0: none")
+    add("--simulated", type=int, default=1000, help="number of simulated data points")
+    add("--annealed", type=int, default=50, help="number of annealed data points")
+    add("--reruns", type=int, default=400, help="number of repeated measurements of a mean")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
-    add("--trained", help="a folder where trained pairs are kept")
+    add("--trained", help="a folder to store trained models and guides")
     add("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     start = common.started()
@@ -189,11 +189,11 @@ def main():
 
 
 def save(sections, options, start):
-    """Write what there is so far."""
+    """Write the results so far."""
     about = common.provenance(__file__, options, start)
     sections, made = dict(sections), [common.made_by(about)]
     earlier = options.out / "trusted.json"
-    if earlier.exists():  # rows of other pairs stay, with the run that they come from
+    if earlier.exists():  # rows of other models are kept, with their provenance
         old = json.loads(earlier.read_text())
         measured = {row["pair"] for rows in sections.values() for row in rows}
         sections = {
@@ -205,29 +205,29 @@ def save(sections, options, start):
     rows, covered, annealed, simulated_rows, reruns = sections.values()
     by = "\n\n".join(made)
     text = (
-        f"log p(x) of {options.data} test data by the guide and by proposals of each datum's own, in nats per datum; "
-        f"standard errors of log p(x), the 95th percentile and the largest over the data.\n\n{by}\n\n"
+        f"log p(x) of {options.data} test points by the guide and by one proposal per data point, in nats; standard "
+        f"errors of log p(x): the 95th percentile and the maximum over the data points.\n\n{by}\n\n"
         f"{common.table(COLUMNS, [[cell(row[c]) for c in COLUMNS] for row in rows])}\n\n"
         f"Coverage at two standard errors, budget of 5,000 evaluations, {options.repeats} seeds.\n\n"
         f"{common.table(COVERAGE, [[cell(row[c]) for c in COVERAGE] for row in covered])}\n\n"
         f"Refined, 5,000 evaluations, minus AIS from the prior, {options.chains} chains, {options.temperatures} "
         f"temperatures.\n\n{common.table(ANNEALED, [[cell(row[c]) for c in ANNEALED] for row in annealed])}\n\n"
-        f"{options.simulated} data simulated from each model, 5,000 evaluations.\n\n"
+        f"{options.simulated} data points simulated from each model, 5,000 evaluations.\n\n"
         f"{common.table(SIMULATED, [[cell(row[c]) for c in SIMULATED] for row in simulated_rows])}\n\n"
-        f"The mean over 50 data, {options.reruns} times, 1,000 evaluations.\n\n"
+        f"The mean over 50 data points, {options.reruns} times, 1,000 evaluations.\n\n"
         f"{common.table(RERUNS, [[cell(row[c]) for c in RERUNS] for row in reruns])}"
     )
     common.write(options, "trusted", about, {**sections, "made": made}, text)
 
 
 def trained(name, model, guide, train, how, options):
-    """Train a pair, or read what an earlier run trained."""
+    """Train a model and guide, or load those of an earlier run."""
     kept = options.trained and Path(options.trained) / f"{name}, {how['epochs']} epochs, seed {options.seed}.pt"
     fit(model, guide, train, **how, seed=options.seed, progress=False, checkpoint=kept, resume=kept is not None)
 
 
 def measured(name, way, model, guide, x, options):
-    """One pair measured in one way."""
+    """Measure one model and guide in one way."""
     begin = time.process_time()
     found = evaluate(model, guide, x, **WAYS[way], seed=options.seed, progress=False)
     seconds = time.process_time() - begin
@@ -247,7 +247,7 @@ def measured(name, way, model, guide, x, options):
 
 
 def coverage(name, method, model, guide, x, reference, options):
-    """How often estimates lie within two standard errors of a reference, over some seeds."""
+    """The share of estimates within two standard errors of a reference, over several seeds."""
     off, wide, flagged = [], [], []
     for repeat in range(options.repeats):
         found = evaluate(model, guide, x, 256, refine=5000, seed=1000 + repeat, progress=False)
@@ -271,7 +271,7 @@ def coverage(name, method, model, guide, x, reference, options):
 
 
 def by_annealing(name, model, guide, x, options):
-    """Refined evidence beside annealing from the prior."""
+    """Refined evidence compared with annealing from the prior."""
     x = x[: options.annealed]
     found = evaluate(model, guide, x, 256, refine=5000, seed=2000, progress=False)
     begin = time.process_time()
@@ -295,7 +295,7 @@ def by_annealing(name, model, guide, x, options):
 
 
 def simulated(name, model, guide, options):
-    """Bounds from both sides, and the rank of the latents that made the data."""
+    """Bounds from both sides, and the rank of the true latents."""
     torch.manual_seed(7)
     latents, x = simulate(model, options.simulated)
     how = {"particles": 256, "refine": 5000, "chains": 4, "temperatures": 4, "progress": False}
@@ -328,7 +328,7 @@ def simulated(name, model, guide, options):
 
 
 def rerun(name, model, guide, x, values, errors, options):
-    """How often the mean over the data lies within two of its errors."""
+    """The coverage of the mean over the data at two standard errors."""
     z = []
     for repeat in range(options.reruns):
         found = evaluate(model, guide, x, 25, refine=1000, seed=10_000 + repeat, progress=False)
@@ -341,7 +341,7 @@ def rerun(name, model, guide, x, values, errors, options):
 
 
 def share(true):
-    """Per cent, with the standard error of a share."""
+    """A share in per cent, with its standard error."""
     p = float(true.double().mean())
     return f"{100 * p:.1f} ± {100 * (p * (1 - p) / max(1, len(true))) ** 0.5:.1f} %"
 

@@ -1,8 +1,9 @@
-"""Data as tensors: ``load(name)`` gives train, validation and test [N, X], labels, value range, licence, citation.
+"""Data sets as tensors: ``load(name)`` returns train, validation and test [N, X], labels, licence and citation.
 
-Published sets come from files that are looked for in the folder ``JENSEN_DATA``, then in the user's cache, then
-downloaded and checked; synthetic sets know their own log-density; your own data come from arrays and files. No pickled
-data are loaded, no archive is expanded beyond a limit, and nothing is binarized, dequantized or scaled unasked.
+Files of published sets are searched for in the folder ``JENSEN_DATA``, then in the user's cache, and otherwise
+downloaded and checked. Synthetic sets have an exact log-density. Your own data come from arrays and files. Pickled data
+are never loaded, archives are expanded only up to a limit, and data are binarized, dequantized or standardized only on
+request.
 """
 
 from .cards import Card, Result, cards

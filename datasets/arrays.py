@@ -1,7 +1,6 @@
-"""Arrays in files: ``.npy`` and ``.npz`` by NumPy, ``.mat`` by SciPy. Pickled objects are never loaded.
+"""Readers of array files: ``.npy`` and ``.npz`` by NumPy, ``.mat`` by SciPy. Pickled objects are never loaded.
 
-``.npy`` and ``.npz`` files are read a piece at a time (:class:`Pieces`), so that what is made of them is the only whole
-copy in memory.
+``.npy`` and ``.npz`` files are read in pieces (:class:`Pieces`), so that memory holds only one whole copy of the data.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 LIMIT = 4 * 2**30
-BLOCK = 2**22  # bytes that are read, checked or copied at once
-_SHOWN = 10  # arrays that a message names
+BLOCK = 2**22  # bytes read, checked or copied at once
+_SHOWN = 10  # arrays named in a message
 _MATLAB = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
 def check_size(path: Path | str, size: int, limit: int) -> None:
-    """Hold the bytes that data would take in memory against a limit.
+    """Check the bytes that data would take in memory against a limit.
 
     Raises:
         ValueError: if they exceed it.
@@ -44,13 +43,13 @@ def check_size(path: Path | str, size: int, limit: int) -> None:
 
 @dataclass(frozen=True)
 class Pieces:
-    """An array that is read a piece at a time.
+    """An array that is read in pieces.
 
     Attributes:
         shape: of the whole array.
         dtype: of the whole array.
-        read: reads it: pairs of a place and the values there, until each place was met once. A place is an index,
-            ``(rows, ..., columns)`` where the array has at least two dimensions.
+        read: reads it: yields pairs of an index and the values there, which together cover the array once. The index is
+            ``(rows, ..., columns)`` if the array has at least two dimensions.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +58,7 @@ class Pieces:
 
     @staticmethod
     def of(x: NDArray[np.generic]) -> Pieces:
-        """The pieces of an array that is in memory.
+        """The pieces of an array in memory.
 
         Example:
             >>> x = np.arange(6.0).reshape(3, 2)
@@ -102,7 +101,7 @@ class Pieces:
 
 
 def _place(shape: tuple[int, ...], start: int, step: int, fortran: bool) -> tuple[Any, ...]:
-    """Where so many rows stand, or columns, if the array lies column by column."""
+    """The index of ``step`` rows, or of columns if the array is stored column by column."""
     some, every = slice(start, start + step), slice(None)
     if len(shape) < 2:
         return (some,) * len(shape)
@@ -114,18 +113,19 @@ def read_npy(path: Path, limit: int = LIMIT) -> Pieces:
 
     Args:
         path: the file.
-        limit: bytes that the array may have.
+        limit: the maximal bytes of the array.
 
     Returns:
-        The array, to be read in pieces.
+        The array, readable in pieces.
 
     Raises:
-        ValueError: if the file is of another kind, is cut short or too long, holds objects, or exceeds the limit.
+        ValueError: if the file has another format, is truncated or too long, contains objects, or exceeds the limit.
     """
 
     def refuse(error: Exception) -> ValueError:
         return ValueError(
-            f"{path} is no whole .npy file of numbers (pickled objects are never loaded), save the array again: {error}"
+            f"{path} is not a complete .npy file of numbers (pickled objects are never loaded): save the array again "
+            f"({error})"
         )
 
     x = _pieces(path.stat().st_size, lambda: path.open("rb"), refuse)
@@ -136,21 +136,21 @@ def read_npy(path: Path, limit: int = LIMIT) -> Pieces:
 def read_npz(
     path: Path, label: str | int | None = None, limit: int = LIMIT, member: str | None = None
 ) -> tuple[Pieces, NDArray[np.generic] | None]:
-    """The data of a ``.npz`` file, and their labels; what else it holds is not read.
+    """Read the data and labels of a ``.npz`` file; other arrays are not read.
 
     Args:
         path: the file.
-        label: the name of the array of labels; what else it is, is a column of the data.
-        limit: bytes that its arrays together may take in memory.
-        member: the name of the array of data. None: that called ``x``, or the only one of numbers beside the labels.
+        label: the name of the array of labels; any other value is a column of the data.
+        limit: the maximal bytes of its arrays in memory.
+        member: the name of the array of data. None: the one called ``x``, or the only numeric one besides the labels.
 
     Returns:
-        The data, to be read in pieces (a sparse matrix, as ``scipy.sparse.save_npz`` writes it, too); and the labels,
-        if ``label`` names an array.
+        The data, readable in pieces (also of a sparse matrix from ``scipy.sparse.save_npz``); and the labels, if
+        ``label`` names an array.
 
     Raises:
-        ValueError: if the file is no whole ``.npz`` file, exceeds the limit, has no such array or several of data, or
-            the array holds objects.
+        ValueError: if the file is not a complete ``.npz`` file, exceeds the limit, has no such array or several arrays
+            of data, or the array contains objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -163,7 +163,7 @@ def read_npz(
             x = _member(path, archive, named)
             return x, _member(path, archive, str(label)).whole() if label in names else None
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # OSError: an offset before the file
-        raise ValueError(f"{path} is no whole .npz file, save the arrays again: {error}") from error
+        raise ValueError(f"{path} is not a complete .npz file: save the arrays again ({error})") from error
 
 
 def _member_of(
@@ -174,7 +174,7 @@ def _member_of(
     member: str | None,
     described: Callable[[str], str],
 ) -> str:
-    """Which array of a file holds the data."""
+    """The name of the data array of a file."""
     held = ", ".join(map(described, names[:_SHOWN])) + f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
     if isinstance(label, str) and label not in names and not re.fullmatch("-?[0-9]+", label):
         raise ValueError(f"{path} has no array {label!r} for label=; it has {held}")
@@ -189,13 +189,13 @@ def _member_of(
         return rest[0]
     named = next(iter(rest), "x")
     raise ValueError(
-        f"{path} holds {held}: one array of data is read, or the one called x; say which it is, as by "
+        f"{path} contains {held}: it must have one array of data or one called x; select one, for example with "
         f"member={named!r}, in a shell --member {named}"
     )
 
 
 def _is_numeric(archive: zipfile.ZipFile, name: str) -> bool:
-    """Whether a member is an array of numbers with data in rows."""
+    """Whether a member is a numeric array with data points in rows."""
     try:
         with archive.open(f"{name}.npy") as stream:
             shape, _, dtype = _header(stream)
@@ -205,28 +205,26 @@ def _is_numeric(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _read_sparse(path: Path, limit: int) -> Pieces:
-    from scipy import sparse  # here, since it takes long to import
+    from scipy import sparse  # imported here because it is slow
 
     try:
         return of_sparse(sparse.load_npz(path), path, limit)
     except (*_TORN, KeyError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is no whole sparse matrix, save it again: {error}") from error
+        raise ValueError(f"{path} is not a complete sparse matrix: save it again ({error})") from error
 
 
 def of_sparse(x: Any, source: Path | str, limit: int) -> Pieces:
-    """A sparse matrix of SciPy's, made dense a piece at a time.
+    """A SciPy sparse matrix, made dense in pieces.
 
     Raises:
-        ValueError: if the dense one would exceed the limit, or its indices lie beyond its shape.
+        ValueError: if the dense matrix would exceed the limit, or indices are out of range.
     """
     check_size(source, math.prod(x.shape) * x.dtype.itemsize, limit)
     if x.format in ("csr", "csc", "bsr"):
         try:
-            x.check_format(
-                full_check=True
-            )  # which stand beyond its shape would be written beyond the dense one's memory
+            x.check_format(full_check=True)  # indices out of range would be written outside the dense array
         except (ValueError, IndexError, TypeError) as error:
-            raise ValueError(f"{source} is no whole sparse matrix, save it again: {error}") from error
+            raise ValueError(f"{source} is not a complete sparse matrix: save it again ({error})") from error
     if len(x.shape) != 2:
         return Pieces.of(x.toarray())
     rows = x.tocsr()
@@ -240,27 +238,29 @@ def of_sparse(x: Any, source: Path | str, limit: int) -> Pieces:
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile, limit: int) -> None:
-    """Refuse members that would grow beyond what the directory says, two of one name, and more than a limit."""
+    """Raise ValueError for an unknown compression, duplicate names, and total sizes above the limit."""
     members = archive.infolist()
     check_size(path, sum(member.file_size for member in members), limit)
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(
-                f"{path}: {member.filename} is compressed by method {member.compress_type}, where numpy.savez and "
+                f"{path}: {member.filename} has compression method {member.compress_type}, but numpy.savez and "
                 "numpy.savez_compressed write 0 or 8: save it again"
             )
     names = [member.filename for member in members]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path} holds several members called {', '.join(twice)}: save each array under its own name")
+        raise ValueError(
+            f"{path} contains several members called {', '.join(twice)}: save each array under a different name"
+        )
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Pieces:
-    """An array; what its header claims is held against the size of the member before it is read."""
+    """An array; the size in its header is checked against the size of the member before it is read."""
 
     def refuse(error: Exception) -> ValueError:
         return ValueError(
-            f"{path}: {name} is no whole array of numbers (pickled objects are never loaded), save it again, words as "
-            f"x.astype(str): {error}"
+            f"{path}: {name} is not a complete numeric array (pickled objects are never loaded): save it again, words "
+            f"as x.astype(str) ({error})"
         )
 
     @contextmanager
@@ -269,22 +269,22 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Pieces:
             yield stream
 
     if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"{path} holds {name!r}, which is no array: save it with numpy.savez")
+        raise ValueError(f"{path} contains {name!r}, which is not an array: save it with numpy.savez")
     return _pieces(archive.getinfo(f"{name}.npy").file_size, opened, refuse)
 
 
 def _pieces(
     size: int, opened: Callable[[], AbstractContextManager[IO[bytes]]], refuse: Callable[[Exception], ValueError]
 ) -> Pieces:
-    """An array in NumPy's format, of which the header alone is read now, and held against the size of it all."""
+    """An array in NumPy's format; now only the header is read, and checked against the total size."""
     try:
         with opened() as stream:
             shape, fortran, dtype = _header(stream)
             claimed, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
         if dtype.hasobject:
-            raise ValueError("it holds objects")
+            raise ValueError("it contains objects")
         if claimed != held:
-            raise ValueError(f"its header claims {claimed} bytes, {shape} of {dtype}, but {held} are there")
+            raise ValueError(f"its header claims {claimed} bytes, {shape} of {dtype}, but it has {held}")
     except _TORN as error:
         raise refuse(error) from error
     fortran = fortran and len(shape) > 1
@@ -303,7 +303,7 @@ def _pieces(
                         raise EOFError("its values end early")
                     values = np.frombuffer(body, dtype).reshape(n, *rest)
                     yield _place(shape, start, step, fortran), values.T if fortran else values.reshape(-1, *shape[1:])
-                stream.read(1)  # at its end a member's checksum is compared
+                stream.read(1)  # reading to the end checks the member's checksum
         except _TORN as error:
             raise refuse(error) from error
 
@@ -324,10 +324,10 @@ _TORN = (
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether it lies column by column, and dtype, as the header of an array claims."""
+    """The shape, column-by-column order and dtype from the header of an array."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"its format is version {version}, in which NumPy writes no arrays of numbers")
+        raise ValueError(f"its format version {version} is not one that NumPy uses for numeric arrays")
     found = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
     shape, fortran, dtype = found
     if min(shape, default=0) < 0:
@@ -340,12 +340,12 @@ def _described(path: Path, archive: zipfile.ZipFile, name: str) -> str:
         with archive.open(f"{name}.npy") as stream:
             shape, _, dtype = _header(stream)
     except (KeyError, *_TORN):
-        return f"{name} (no array of numbers)"
-    return f"{name} {shape}" if dtype.kind in "biufcUS" else f"{name} (no array of numbers)"
+        return f"{name} (not a numeric array)"
+    return f"{name} {shape}" if dtype.kind in "biufcUS" else f"{name} (not a numeric array)"
 
 
 def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArray[np.generic]]:
-    """Numeric arrays of a MATLAB file, by SciPy; its other arrays are not read.
+    """Read numeric arrays of a MATLAB file by SciPy; its other arrays are not read.
 
     Args:
         path: the file, of level 4 or 5 (``save -v6`` or ``-v7``).
@@ -355,10 +355,10 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
         The arrays, by name.
 
     Raises:
-        ValueError: if the file is of another kind or cut short, or an array is missing, has another shape, or holds no
-            real numbers (text, cells, structs and objects do not).
+        ValueError: if the file has another format or is truncated, or an array is missing, has another shape, or is not
+            of real numbers (text, cells, structs, objects).
     """
-    from scipy import io  # here, since it takes long to import
+    from scipy import io  # imported here because it is slow
 
     try:
         _check_streams(path)
@@ -366,50 +366,51 @@ def read_mat(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, NDArra
         numeric = [name for name in shapes if name in held and held[name][1] in _MATLAB]
         fit = [name for name in numeric if held[name][0] == shapes[name]]
         arrays = io.loadmat(path, appendmat=False, variable_names=fit)
-    except Exception as error:  # a torn file raises whatever the parser meets
+    except Exception as error:  # a damaged file can raise any error in the parser
         raise _not_matlab(path, error) from error
     if absent := [f"{name} ({held[name][1]})" if name in held else name for name in shapes if name not in numeric]:
-        raise ValueError(f"{path} holds no numeric array called {', '.join(absent)}: it is another file")
+        raise ValueError(f"{path} has no numeric array called {', '.join(absent)}: it is not the expected file")
     for name in numeric:
         if name not in fit:
             raise ValueError(
-                f"{path}: {name} has the shape {held[name][0]}, but {shapes[name]} was expected: it is another file"
+                f"{path}: {name} has the shape {held[name][0]}, but {shapes[name]} was expected: it is not the "
+                "expected file"
             )
         if arrays[name].dtype.kind not in "biuf":
-            raise ValueError(f"{path}: {name} holds {arrays[name].dtype}, where real numbers were expected")
+            raise ValueError(f"{path}: {name} contains {arrays[name].dtype}, but real numbers were expected")
     return {name: arrays[name].astype(arrays[name].dtype.newbyteorder("="), copy=False) for name in shapes}
 
 
 def read_matlab(
     path: Path, label: str | int | None = None, limit: int = LIMIT, member: str | None = None
 ) -> tuple[Pieces, NDArray[np.generic] | None]:
-    """The data of a MATLAB file of your own, and their labels, by SciPy; what else it holds is not read.
+    """Read the data and labels of your own MATLAB file by SciPy; other arrays are not read.
 
     Args:
         path: the file, of level 4 or 5 (``save -v6`` or ``-v7``).
-        label: the name of the array of labels; what else it is, is a column of the data.
-        limit: bytes that its arrays may take in memory.
-        member: the name of the array of data. None: that called ``x``, or the only one of numbers beside the labels.
+        label: the name of the array of labels; any other value is a column of the data.
+        limit: the maximal bytes of its arrays in memory.
+        member: the name of the array of data. None: the one called ``x``, or the only numeric one besides the labels.
 
     Returns:
         The data, rows first, and the labels, if ``label`` names an array.
 
     Raises:
-        ValueError: as :func:`read_mat` does, and if there is no such array, or several of data.
+        ValueError: as for :func:`read_mat`, and if there is no such array, or several arrays of data.
     """
-    from scipy import io, sparse  # here, since they take long to import
+    from scipy import io, sparse  # imported here because they are slow
 
     try:
         _check_streams(path, limit)
         held = {name: (shape, kind) for name, shape, kind in io.whosmat(path, appendmat=False)}
-    except Exception as error:  # a torn file raises whatever the parser meets
+    except Exception as error:  # a damaged file can raise any error in the parser
         raise _not_matlab(path, error) from error
     numeric = [name for name, (_, kind) in held.items() if kind in _MATLAB or kind == "sparse"]
     named = _member_of(path, list(held), numeric, label, member, lambda name: f"{name} {held[name][0]}")
     wanted = [named, str(label)] if label in held else [named]
     for name in wanted:
         if name not in numeric:
-            raise ValueError(f"{path}: {name} holds {held[name][1]}, where an array of numbers was expected")
+            raise ValueError(f"{path}: {name} contains {held[name][1]}, but a numeric array was expected")
         check_size(path, 8 * math.prod(held[name][0]), limit)
     try:
         arrays = io.loadmat(path, appendmat=False, variable_names=wanted)
@@ -422,27 +423,28 @@ def read_matlab(
 
 def _not_matlab(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is no whole MATLAB file of level 4 or 5, get it again, or save it with -v7 in MATLAB: {error}"
+        f"{path} is not a complete MATLAB file of level 4 or 5: download it again, or save it with -v7 in MATLAB "
+        f"({error})"
     )
 
 
 def _check_streams(path: Path, limit: int = LIMIT) -> None:
-    """Inflate every compressed element of a MATLAB file of level 5 to its end, where its checksum stands.
+    """Decompress every element of a level 5 MATLAB file to its end, which checks its checksum.
 
-    SciPy stops at the last byte that it needs.
+    SciPy stops at the last byte that it needs, before the checksum.
 
     Raises:
-        ValueError: if an element is cut short, its checksum is wrong, or the elements exceed the limit.
+        ValueError: if an element is truncated, its checksum is wrong, or the elements exceed the limit.
     """
     with path.open("rb") as file:
         order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
-        if order is None:  # level 4, which compresses nothing
+        if order is None:  # level 4 has no compression
             return
         total, end = 0, path.stat().st_size
         while tag := file.read(8):
             kind, size = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, end)
             if file.tell() + size > end:
-                raise ValueError("its last element is cut short")
+                raise ValueError("its last element is truncated")
             if kind != _COMPRESSED:
                 file.seek(size, 1)
                 continue
@@ -457,4 +459,4 @@ def _check_streams(path: Path, limit: int = LIMIT) -> None:
                 raise ValueError("an element has no end")
 
 
-_COMPRESSED = 15  # the type of an element that is a zlib stream
+_COMPRESSED = 15  # the type of a compressed element (a zlib stream)

@@ -1,4 +1,4 @@
-"""Cards: what a data set is, where it comes from, under which terms, and what others measured on it."""
+"""Data set cards: description, source, licence, and published results of each data set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Result:
     """A published result on the test split of a data set.
 
     Attributes:
-        model: the model, and what matters of how it was trained.
-        value: what was reported, in ``unit``.
-        unit: ``"nats"`` per datum or ``"bits/dim"``, of minus log p(x), so that less is better.
-        source: authors and year of the publication that reports it, with its address.
+        model: the model, with relevant details of its training.
+        value: the reported value, in ``unit``.
+        unit: ``"nats"`` per data point or ``"bits/dim"``, of minus log p(x): lower is better.
+        source: authors, year and address of the publication that reports it.
 
     Example:
         >>> print(cards()["mnist"].results[0])
@@ -38,34 +38,34 @@ class Result:
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to know of a data set before it is loaded.
+    """The description of a data set, available without loading it.
 
     Attributes:
-        name: what :func:`load` calls it.
-        summary: what the data are, in a line.
-        splits: number of data by split name; shares, where their number is an argument.
-        shape: shape of a datum before it is flattened to X features: (28, 28), (3, 32, 32), (12,).
+        name: its name for :func:`load`.
+        summary: a one-line description.
+        splits: number of data points by split name; shares, if the total is an argument.
+        shape: shape of a data point before it is flattened to X features: (28, 28), (3, 32, 32), (12,).
         value_range: the smallest and largest value after loading, if bounded.
         levels: grey levels of the raw images; 2 for binary ones; None for measurements.
-        classes: number of classes; 0 where data have no labels.
+        classes: number of classes; 0 if there are no labels.
         licence: the licence as its distributor states it, or "none stated".
-        citation: whom to cite.
-        address: where it is published; empty where it is made here.
-        access: how the data come: "embedded", "synthetic", "downloaded", or "put in place" by the user.
-        note: what a reader of results must know.
-        results: published results, each with its source.
+        citation: the publication to cite.
+        address: where it is published; empty for synthetic data.
+        access: how to get the data: "embedded", "synthetic", "downloaded", or "put in place" by the user.
+        note: remarks needed to interpret results.
+        results: published results with their sources.
 
     Example:
         >>> print(cards()["oil_flow"])
-        oil_flow: three-phase oil flow in a pipe, seen by twelve gamma-ray densitometers
+        oil_flow: three-phase oil flow in a pipe, measured by twelve gamma-ray densitometers
           data      1000 train, 1000 validation, 1000 test; shape 12; unbounded; 3 classes
           access    put in place
           licence   none stated
           citation  Bishop and James (1993), Analysis of Multiphase Flows Using Dual-Energy Gamma Densitometry
                     and Neural Networks
           address   https://inverseprobability.com/3PhaseData
-          note      No address whose file could be checked is known: put the file in place, the error of load says
-                    where.
+          note      There is no download with a known checksum: put the file in place; the error of load names
+                    the folder.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Card:
         return f"<table><caption><b>{escape(self.name)}</b>: {escape(self.summary)}</caption>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain values, as JSON takes them.
+        """The card as JSON-compatible values.
 
         Returns:
             Its attributes by name; tuples as lists, results as dicts.
@@ -119,7 +119,7 @@ class Card:
 
 @checked
 def cards() -> dict[str, Card]:
-    """The cards of all data sets, by the names that :func:`load` takes.
+    """The cards of all data sets, by their names for :func:`load`.
 
     Returns:
         Name to :class:`Card`: real data first, then synthetic ones.
@@ -134,7 +134,7 @@ def cards() -> dict[str, Card]:
 
 
 def _linked(text: str) -> str:
-    """Escaped text whose addresses are links."""
+    """Escape text and turn its addresses into links."""
     words = []
     for word in escape(text).split(" "):
         address = word.rstrip(").,;")

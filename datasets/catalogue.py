@@ -1,4 +1,4 @@
-"""The cards themselves. A result stands here only where its publication is known to report it on these data."""
+"""The catalogue of data set cards. A result is listed only if its publication reports it on exactly these data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DIGITS = Card(
     citation="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI ML Repository",
     address="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     access="embedded",
-    note="Dequantized unless told otherwise; the split is drawn by seed.",
+    note="Dequantized by default; the split is random, fixed by seed.",
 )
 _MNIST = Card(
     name="mnist",
@@ -39,8 +39,8 @@ _MNIST = Card(
     citation="LeCun, Bottou, Bengio and Haffner (1998), Gradient-Based Learning Applied to Document Recognition",
     address="https://yann.lecun.com/exdb/mnist/",
     access="downloaded",
-    note="The published results are for pixels binarized at random each time they are seen "
-    "(batch_transform=torch.bernoulli), with 400 of the training data held out.",
+    note="The published results use pixels binarized anew in each epoch (batch_transform=torch.bernoulli), with 400 "
+    "training points held out.",
     results=(
         Result("VAE, 1 stochastic layer", 86.76, "nats", _BURDA),
         Result("VAE, 2 stochastic layers", 85.33, "nats", _BURDA),
@@ -50,7 +50,7 @@ _MNIST = Card(
 )
 _BINARIZED_MNIST = Card(
     name="binarized_mnist",
-    summary="handwritten digits, binarized at random once and for all",
+    summary="handwritten digits, binarized at random once",
     splits={"train": 50_000, "validation": 10_000, "test": 10_000},
     shape=(28, 28),
     value_range=_UNIT,
@@ -61,7 +61,7 @@ _BINARIZED_MNIST = Card(
     "Larochelle and Murray (2011), The Neural Autoregressive Distribution Estimator",
     address="https://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
     access="downloaded",
-    note="The test data are sorted by class. Results on MNIST binarized anew at every sight do not compare.",
+    note="The test data are sorted by class. Results on MNIST binarized anew in each epoch are not comparable.",
     results=(
         Result("NADE", 88.33, "nats", _MADE),
         Result("MADE, 2 hidden layers, 32 masks", 86.64, "nats", _MADE),
@@ -97,8 +97,8 @@ _OMNIGLOT = Card(
     "Induction; Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders",
     address="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
     access=_PUT,
-    note="Grey values are averages, usually binarized at random at every sight, as for the published results. "
-    "Labels are alphabets. No SHA-256 of the file is known: its arrays are checked for shape and range instead.",
+    note="Grey values are averages, usually binarized anew in each epoch, as for the published results. Labels are "
+    "alphabets. No SHA-256 of the file is known: its arrays are checked for shape and range instead.",
     results=(
         Result("VAE, 1 stochastic layer", 108.11, "nats", _BURDA),
         Result("VAE, 2 stochastic layers", 107.58, "nats", _BURDA),
@@ -119,7 +119,7 @@ _CALTECH = Card(
     "Learning",
     address="https://people.cs.umass.edu/~marlin/data.shtml",
     access=_PUT,
-    note="Zeros and ones as published; some authors exchange them. No SHA-256 of the file is known: its arrays are "
+    note="Zeros and ones as published; some authors swap them. No SHA-256 of the file is known: its arrays are "
     "checked for shape and range instead.",
 )
 _FREY_FACES = Card(
@@ -134,8 +134,8 @@ _FREY_FACES = Card(
     citation="Roweis, Saul and Hinton (2002), Global Coordination of Local Linear Models",
     address="https://cs.nyu.edu/~roweis/data.html",
     access="downloaded",
-    note="The split is drawn by seed, and frames that follow each other are alike: a test datum has near copies among "
-    "the training data.",
+    note="The split is random, fixed by seed, and successive frames are similar: a test image has near copies among "
+    "the training images.",
 )
 _CIFAR10 = Card(
     name="cifar10",
@@ -149,8 +149,8 @@ _CIFAR10 = Card(
     citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
     address="https://www.cs.toronto.edu/~kriz/cifar.html",
     access="downloaded",
-    note="Red, green and blue planes one after the other in each row. The last 5,000 training data are held out. "
-    "740 MB in float32.",
+    note="Each row has the red, green and blue planes one after the other. The last 5,000 training images are held "
+    "out. 740 MB in float32.",
     results=(
         Result("Real NVP", 3.49, "bits/dim", "Dinh et al. 2017, https://arxiv.org/abs/1605.08803"),
         Result("Glow", 3.35, "bits/dim", "Kingma & Dhariwal 2018, https://arxiv.org/abs/1807.03039"),
@@ -165,7 +165,7 @@ _CIFAR10 = Card(
 )
 _OIL_FLOW = Card(
     name="oil_flow",
-    summary="three-phase oil flow in a pipe, seen by twelve gamma-ray densitometers",
+    summary="three-phase oil flow in a pipe, measured by twelve gamma-ray densitometers",
     splits={"train": 1_000, "validation": 1_000, "test": 1_000},
     shape=(12,),
     value_range=None,
@@ -176,14 +176,14 @@ _OIL_FLOW = Card(
     "Neural Networks",
     address="https://inverseprobability.com/3PhaseData",
     access=_PUT,
-    note="No address whose file could be checked is known: put the file in place, the error of load says where.",
+    note="There is no download with a known checksum: put the file in place; the error of load names the folder.",
 )
 _SPLITS = {"train": 4_000, "validation": 500, "test": 500}
 _NOTE = "Made when asked for, by seed; its log_density is exact. The sizes are those of load, and arguments of "
 _OURS = "Apache-2.0 (jensen)"
 _LINEAR_GAUSSIAN = Card(
     name="linear_gaussian",
-    summary="a plane in eight dimensions seen with noise: probabilistic PCA is exactly right",
+    summary="a noisy linear subspace of eight dimensions: probabilistic PCA is the true model",
     splits=_SPLITS,
     shape=(8,),
     value_range=None,

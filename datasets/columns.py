@@ -1,4 +1,4 @@
-"""Columns of a table: which are data, which the label, by name or by position from either end."""
+"""Selection of the data and label columns of a table, by name or by position from either end."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Wanted = str | int | Sequence[str | int] | None
-_LISTED = 10  # columns that a message names
+_LISTED = 10  # columns named in a message
 
 
 def select(
     source: str | Path, columns: Sequence[str], label: str | int | None, drop: Wanted = None, only: Wanted = None
 ) -> tuple[int | None, list[int]]:
-    """The column of labels, and those of the data in their order.
+    """The column of labels, and the columns of the data in their order.
 
     Args:
-        source: the file, as messages name it.
+        source: the name of the file for messages.
         columns: the names.
-        label: the column of labels, which is no data.
-        drop: columns that are left out.
-        only: columns that are the data, where not all others are.
+        label: the column of labels, which is not part of the data.
+        drop: columns to omit.
+        only: the columns of the data, if not all others.
 
     Raises:
-        ValueError: for a column that is not there, both ``drop`` and ``only``, a label that is dropped, or if no data
-            are left.
+        ValueError: for an unknown column, both ``drop`` and ``only``, a dropped label, or if no data are left.
 
     Example:
         >>> select("own.csv", ("id", "a", "b", "kind"), label=-1, drop="id")
@@ -35,14 +34,16 @@ def select(
     """
     at = None if label is None else position(source, label, columns)
     if drop is not None and only is not None:
-        raise ValueError(f"drop={drop!r} leaves columns out, only={only!r} keeps columns: take one of them")
+        raise ValueError(f"got both drop={drop!r} and only={only!r}: pass only one of them")
     out = _positions(source, drop, columns, "drop")
     if at is not None and at in out:
-        raise ValueError(f"drop={drop!r} leaves out the column of labels, {columns[at]!r}: give one of label and drop")
+        raise ValueError(
+            f"drop={drop!r} contains the column of labels, {columns[at]!r}: pass it as label or in drop, not both"
+        )
     kept = range(len(columns)) if only is None else sorted(_positions(source, only, columns, "only"))
     data = [i for i in kept if i != at and i not in out]
     if not data:
-        raise ValueError(f"{source} holds no column of data" + " beside those left out" * bool(out))
+        raise ValueError(f"{source} has no column of data" + " besides the omitted ones" * bool(out))
     return at, data
 
 
@@ -52,12 +53,12 @@ def _positions(source: str | Path, wanted: Wanted, columns: Sequence[str], argum
 
 
 def position(source: str | Path, column: str | int, columns: Sequence[str], argument: str = "label") -> int:
-    """The place of a column: of a name, or of a number, which counts from 0, and from -1 at the end.
+    """The position of a column, given by name or by a number from 0, or from -1 at the end.
 
-    A string is a name before it is a number, an int a number before it is a name.
+    A string is first tried as a name, then as a number; an int first as a number, then as a name.
 
     Raises:
-        ValueError: if there is none, or several of that name.
+        ValueError: if there is none, or several with that name.
 
     Example:
         >>> position("own.csv", "2", ("a", "b", "c")), position("own.csv", "2", ("1", "2", "3"))
@@ -73,7 +74,7 @@ def position(source: str | Path, column: str | int, columns: Sequence[str], argu
         return named[0]
     if named:
         raise ValueError(
-            f"{source} has columns of one name, {column!r}, at positions {', '.join(map(str, named))}: give the "
+            f"{source} has several columns called {column!r}, at positions {', '.join(map(str, named))}: give the "
             f"position for {argument}="
         )
     raise ValueError(
@@ -90,7 +91,7 @@ def _number(column: str | int) -> int | None:
 
 
 def check_names(source: str | Path, names: Sequence[object], remedy: str = "rename them") -> None:
-    """Hold the names of columns against each other.
+    """Check that the names of columns are unique.
 
     Raises:
         ValueError: if two are the same.
@@ -99,13 +100,13 @@ def check_names(source: str | Path, names: Sequence[object], remedy: str = "rena
     if twice := [word for word, count in Counter(words).items() if count > 1]:
         places = [i for i, word in enumerate(words) if word == twice[0]]
         raise ValueError(
-            f"{source} has columns of one name: {listed(twice)} (the first at positions "
+            f"{source} has several columns with the same name: {listed(twice)} (the first at positions "
             f"{', '.join(map(str, places[:_LISTED]))}); {remedy}"
         )
 
 
 def listed(names: Sequence[object], most: int = _LISTED) -> str:
-    """Names with commas between; of many the first, and how many more there are.
+    """Names separated by commas; of many, only the first ones and the number of the others.
 
     Example:
         >>> listed(range(12), most=3)
@@ -116,20 +117,20 @@ def listed(names: Sequence[object], most: int = _LISTED) -> str:
 
 
 def advise_label(name: str) -> str:
-    """How to say that a column holds the labels, in Python and in a shell."""
+    """Advice on naming the column of labels, in Python and in a shell."""
     return f"name it: label={name!r}, in a shell {_option('label', [name])}"
 
 
 def advise_drop(names: Sequence[str]) -> str:
-    """How to leave columns out, in Python and in a shell; of many, how to keep others."""
+    """Advice on dropping columns, in Python and in a shell; for many columns, on keeping the others."""
     if len(names) > _LISTED:
-        return "name those to keep: only=[...], in a shell --only COLUMN ..."
+        return "name the columns to keep: only=[...], in a shell --only COLUMN ..."
     python = repr(names[0]) if len(names) == 1 else repr(list(names))
     return f"leave {'it' if len(names) == 1 else 'them'} out: drop={python}, in a shell {_option('drop', names)}"
 
 
 def _option(name: str, values: Sequence[str]) -> str:
-    """An option with its values as a shell takes it; a value that begins with a dash would be an option itself."""
+    """An option with its values in shell syntax; a value that begins with a dash would be read as an option."""
     if not any(value.startswith("-") for value in values):
         return f"--{name} {shlex.join(values)}"
     return f"--{name}={shlex.quote(values[0])}" if len(values) == 1 else f"--{name} and their positions"

@@ -1,4 +1,4 @@
-"""What holds data in memory: arrays, tensors, tables, sparse and masked arrays, AnnData, torch data sets."""
+"""Conversion of data in memory: arrays, tensors, tables, sparse and masked arrays, AnnData, torch data sets."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .columns import listed
 from .dataset import Dataset
 from .tables import Table, is_frame, of_frame
 
-_TABLES = ("polars", "pyarrow")  # whose tables become those of pandas
+_TABLES = ("polars", "pyarrow")  # their tables are converted to pandas
 
 
 def of_memory(x: Any, labels: Any, limit: int) -> Table:
-    """Data and labels, whatever holds them.
+    """Data and labels from any supported container.
 
     Args:
         x: the data.
         labels: their labels, or the name of a column of ``x``.
-        limit: bytes that a dense array of them may take.
+        limit: the maximal bytes of a dense array of the data.
 
     Raises:
-        ValueError: for what is no data, has labels of its own, or exceeds the limit.
-        TypeError: for what has no length, batches, or is read elsewhere.
+        ValueError: for anything that is not data, labels given twice, or data above the limit.
+        TypeError: for a data set without a length, a data loader, or data for another function.
     """
     if isinstance(x, Table):
         return x
     _check_kind(x)
     if type(x).__module__.partition(".")[0] in _TABLES and hasattr(x, "to_pandas"):
         x = x.to_pandas()
-    if isinstance(x, np.ndarray) and x.dtype.names:  # columns of names
+    if isinstance(x, np.ndarray) and x.dtype.names:  # named columns
         import pandas
 
         x = pandas.DataFrame(x if x.ndim == 1 else x.ravel())
@@ -53,22 +53,22 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
     if _is_anndata(x):
         return _of_anndata(x, labels, limit)
     if isinstance(labels, str | int | float):
-        raise ValueError(f"labels={labels!r} names a column, but x is no DataFrame: pass the labels themselves")
+        raise ValueError(f"labels={labels!r} names a column, but x is not a DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
         values, own = _collect(x, limit)
         if own is not None and labels is not None:
-            raise ValueError("x brings labels of its own: leave labels out")
+            raise ValueError("x already contains labels: omit the argument labels")
         return _labelled(Pieces.of(values), own if labels is None else labels)
     return _labelled(_pieces(x, limit), labels)
 
 
 def _check_order(frame: Any, labels: Any) -> None:
-    """Refuse labels whose index is that of the data in another order: rows go by position."""
+    """Raise ValueError if the index of the labels has another order than the data: rows match by position."""
     index = getattr(labels, "index", None)
     if not isinstance(index, sys.modules["pandas"].Index) or index.equals(frame.index):
         return
     if len(index) == len(frame) and index.sort_values().equals(frame.index.sort_values()):
-        raise ValueError("labels have the index of x in another order: give labels.loc[x.index]")
+        raise ValueError("labels have the index of x in another order: pass labels.loc[x.index]")
 
 
 def _labelled(x: Pieces, labels: Any, columns: tuple[str, ...] = ()) -> Table:
@@ -76,29 +76,29 @@ def _labelled(x: Pieces, labels: Any, columns: tuple[str, ...] = ()) -> Table:
 
 
 def _check_kind(x: Any) -> None:
-    """Raise an error for what holds data in a way that is not read, with what is."""
+    """Raise an error with a remedy for containers that are not supported."""
     if isinstance(x, Dataset):
-        raise TypeError(f"x is a Dataset in splits already, {x!r}: use x.train, x.validation and x.test")
+        raise TypeError(f"x is already a Dataset with splits, {x!r}: use x.train, x.validation and x.test")
     if isinstance(x, torch.utils.data.DataLoader):
-        raise TypeError("x is a DataLoader, which makes batches: give what it reads, x.dataset")
+        raise TypeError("x is a DataLoader, which makes batches: pass its data set, x.dataset")
     if isinstance(x, str | PathLike):
-        raise TypeError(f"x is {shown(x)}, and files are read by load: load(x)")
+        raise TypeError(f"x is {shown(x)}, but from_array takes data in memory: use load(x) for files")
     if isinstance(x, Mapping):
         raise ValueError(
-            f"x is a {type(x).__name__} with the entries {listed(list(x))}: give one of them, x[...], or "
+            f"x is a {type(x).__name__} with the entries {listed(list(x))}: pass one of them, x[...], or "
             "pandas.DataFrame(x) if each is a column"
         )
 
 
 def _pieces(x: Any, limit: int) -> Pieces:
-    """Data that are one array, sparse or dense."""
+    """Data in one array, sparse or dense."""
     if _is_sparse(x):
         return of_sparse(x, "x", limit)
     values = _array(x)
     if values.dtype.kind == "O":
         raise ValueError(
-            f"x is {shown(x)}, which NumPy takes for no array of numbers: give rows of one length, and numbers held as "
-            "objects as x.astype(float)"
+            f"x is {shown(x)}, which NumPy does not read as a numeric array: pass rows of equal length, and numbers "
+            "stored as objects as x.astype(float)"
         )
     return Pieces.of(values)
 
@@ -113,7 +113,7 @@ def _is_anndata(x: object) -> bool:
 
 
 def _of_anndata(x: Any, labels: Any, limit: int) -> Table:
-    """The matrix of an AnnData, its variables for names, and labels from its observations."""
+    """The matrix of an AnnData with its variable names, and labels from its observations."""
     if isinstance(labels, str):
         if labels not in x.obs:
             raise ValueError(f"x.obs has no column {labels!r} for labels=; it has {listed(list(x.obs.columns))}")
@@ -125,16 +125,16 @@ def _array(x: Any, name: str = "x") -> NDArray[np.generic]:
     if isinstance(x, Tensor):
         check_tensor(x, name)
         x = x.detach().cpu()
-        x = x.float() if x.dtype == torch.bfloat16 else x  # of which NumPy knows nothing
+        x = x.float() if x.dtype == torch.bfloat16 else x  # bfloat16 does not exist in NumPy
     try:
         values: NDArray[np.generic] = x.numpy() if isinstance(x, Tensor) else np.ma.asanyarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:  # of parts that have different shapes, or other types
-        raise ValueError(f"{name} is {shown(x)}, which NumPy takes for no array of numbers: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # parts have different shapes or types
+        raise ValueError(f"{name} is {shown(x)}, which NumPy does not read as a numeric array: {error}") from error
     return _filled(values)
 
 
 def _filled(x: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Masked values as missing ones."""
+    """Replace masked values by missing ones."""
     if not isinstance(x, np.ma.MaskedArray):
         return np.asarray(x)
     if not np.ma.is_masked(x):
@@ -149,11 +149,11 @@ def _filled(x: NDArray[np.generic]) -> NDArray[np.generic]:
 def _collect(
     dataset: torch.utils.data.Dataset[Any], limit: int
 ) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
-    """All items of a map-style dataset, after a look at the first one."""
+    """All items of a map-style data set, checked against the first one."""
     kind = type(dataset).__name__
     streams = isinstance(dataset, torch.utils.data.IterableDataset)
     if streams or not isinstance(dataset, Sized):
-        raise TypeError(f"{kind} has no length: collect its items into an array, and pass that")
+        raise TypeError(f"{kind} has no length: collect its items in an array, and pass the array")
     n = len(dataset)
     if not n:
         raise ValueError(f"{kind} is empty")
@@ -172,20 +172,20 @@ def _collect(
 
 
 def _item(item: Any) -> tuple[NDArray[np.generic], Any]:
-    """The datum and the label of an item: a datum, a pair, or a mapping with the entries data and perhaps labels."""
+    """The data point and label of an item: a data point, a tuple of both, or a mapping with data and labels."""
     if isinstance(item, Mapping):
         if "data" not in item:
             raise ValueError(
-                f"an item of x is a {type(item).__name__} with the entries {listed(list(item))}, where a datum, a "
-                "(datum, label) pair or the entries data and labels were expected: give an array of one entry, as by "
-                f"numpy.stack([item[{next(iter(item), '...')!r}] for item in x])"
+                f"an item of x is a {type(item).__name__} with the entries {listed(list(item))}, but a data point, a "
+                "(data point, label) tuple, or the entries data and labels were expected: pass an array of one "
+                f"entry, such as numpy.stack([item[{next(iter(item), '...')!r}] for item in x])"
             )
         return _array(item["data"]), item.get("labels")
     if isinstance(item, Sequence) and not isinstance(item, str):
         if len(item) not in (1, 2):
             raise ValueError(
-                f"an item of x is a datum or a (datum, label) pair, but has {len(item)} parts: give an array of the "
-                "data, as by numpy.stack([item[0] for item in x])"
+                f"an item of x must be a data point or a (data point, label) tuple, but it has {len(item)} parts: "
+                "pass an array of the data, such as numpy.stack([item[0] for item in x])"
             )
         return _array(item[0]), item[1] if len(item) == 2 else None
     return _array(item), None

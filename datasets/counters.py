@@ -1,4 +1,4 @@
-"""Columns that number the rows: indices and identifiers, which as features rule all others."""
+"""Detection of columns that number the rows (indices, identifiers), which would dominate the other features."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAST = 10  # rows, below which columns count by chance
-_EARLY = 64  # rows, by which most columns are told to be none
+_LEAST = 10  # with fewer rows, a column may count by chance
+_EARLY = 64  # rows after which most columns are excluded
 _OFF = 0.01  # of a step
-_FIRST, _LAST = 1900_01_01, 2100_12_31  # days as whole numbers, year, month and day
+_FIRST, _LAST = 1900_01_01, 2100_12_31  # dates as integers: year, month and day
 _NAME = re.compile(r"(?i:(^|[\W_])(id|idx|index|row_?(names?|id|number)|unnamed.*)$)|[a-z]I[dD]$")
 
 
 class Counters:
-    """Finds columns that rise by one step from row to row, hold each of 1 ... N once, or are days or identifiers.
+    """Finds columns with a constant step between rows, a permutation of 1 ... N, dates or identifiers.
 
     Args:
         shape: of the table, [N, X].
-        columns: the names, if there are any.
+        columns: the column names, if any.
 
     Example:
         >>> counters = Counters((20, 2), ("id", "x"))
@@ -46,7 +46,7 @@ class Counters:
         }
 
     def look(self, values: NDArray[np.generic], row: int, column: int) -> None:
-        """Look at a piece of finite numbers that begins at this row and column; rows come in their order."""
+        """Process a piece of finite numbers that begins at this row and column; rows must come in order."""
         if not self._active or values.dtype.kind not in "iuf" or not len(values):
             return
         here = slice(column, column + values.shape[1])
@@ -83,18 +83,18 @@ class Counters:
             self._seen[i] = np.zeros(self._n + 1, bool)
 
     def found(self) -> dict[int, str]:
-        """What columns do, by position; none where all of them do, which are then what was asked for."""
+        """A description of each column found, by position; empty if these are all columns of the data."""
         found = {i: f"rises by {self._step[i]:g} from row to row" for i in np.flatnonzero(self._even).tolist()}
         for i, seen in self._seen.items():
             if seen.sum() == self._n:
                 first = int(not seen[0])
                 found.setdefault(i, f"holds each of {first} to {self._n - 1 + first} once")
         for i in np.flatnonzero(self._days).tolist():
-            found.setdefault(i, f"holds days as whole numbers, such as {self._start[i]:.0f}")
+            found.setdefault(i, f"holds dates as integers, such as {self._start[i]:.0f}")
         for i, pieces in self._names.items():
             values = np.concatenate(pieces) if pieces else np.zeros(0)
             if len(values) == self._n and not (values % 1).any() and len(np.unique(values)) == self._n:
-                found.setdefault(i, "holds another whole number in each row")
+                found.setdefault(i, "holds a different integer in each row")
         for i in found:
             if self._even[i] and self._step[i] == 1 and self._start[i] in (0, 1):
                 found[i] = "counts the rows"
@@ -102,7 +102,7 @@ class Counters:
 
 
 def _are_days(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which numbers are days, written as 20240131."""
+    """Whether numbers are dates such as 20240131."""
     month, day = values // 100 % 100, values % 100
     days: NDArray[np.bool_] = (values >= _FIRST) & (values <= _LAST) & (month >= 1) & (month <= 12)
     days &= (day >= 1) & (day <= 31) & (values % 1 == 0)

@@ -1,4 +1,4 @@
-"""What every loader returns: three splits of tensors, and what has been done to them."""
+"""The data set object that every loader returns: three splits of tensors and their description."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ class Dataset:
         train: training data, [N, X]; sequences are [N, T, X].
         validation: validation data, [N, X].
         test: test data, [N, X].
-        labels: class of each datum by split name, int64 [N]; empty where there are no classes.
-        image_shape: height and width of an image, or None where the data are no images.
-        value_range: the smallest and largest value that data of this kind can have, if bounded.
+        labels: class of each data point by split name, int64 [N]; empty without classes.
+        image_shape: height and width of an image, or None if the data are not images.
+        value_range: the smallest and largest possible value, if bounded.
         levels: grey levels of the raw images; 2 for binary ones; None for measurements.
-        dequantized: whether uniform noise fills the steps between levels, so that the data have a density.
+        dequantized: whether uniform noise was added to the levels, so that the data have a density.
         licence: the licence as its distributor states it, or "none stated".
-        citation: whom to cite.
-        channels: planes of an image, one after the other in a row of X = channels * height * width features.
-        classes: the names of the classes, in the order of their numbers; empty where they have none.
-        binarized: how grey values were made 0 or 1, "threshold" or "sample"; None where nothing was done.
-        location: what standardization took off each feature, [X] in float64; None where the data were not standardized.
-        scale: what it divided each feature by, [X] in float64.
-        log_density: for synthetic data, the exact log-density of what made them, in nats: x of shape [N, X] to [N].
+        citation: the publication to cite.
+        channels: number of channels of an image, stored one after the other in a row of X = channels * height * width
+            features.
+        classes: the names of the classes, in the order of their numbers; empty if they have no names.
+        binarized: how grey values were binarized, "threshold" or "sample"; None if they were not.
+        location: the means subtracted by standardization, [X] in float64; None if the data were not standardized.
+        scale: the standard deviations that it divided by, [X] in float64.
+        log_density: for synthetic data, the exact log-density of the true distribution, in nats: x of shape [N, X] to
+            [N].
 
     Example:
         >>> from jensen.datasets import load
@@ -70,9 +72,9 @@ class Dataset:
 
     @property
     def bits_offset(self) -> float:
-        """Bits per dimension to be added, so that they speak of the data as they were before scaling.
+        """Bits per dimension to add, to refer to the data before scaling.
 
-        log2 of the number of grey levels for dequantized data, and the mean log2 of what standardization divided by.
+        log2 of the number of grey levels for dequantized data, and the mean log2 of the scales of standardization.
         """
         levels = math.log2(self.levels) if self.dequantized and self.levels else 0.0
         return levels + (float(self.scale.double().log2().mean()) if self.scale is not None else 0.0)

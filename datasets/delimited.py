@@ -1,8 +1,8 @@
-"""Tables written as text (CSV): a record a line, with commas, semicolons, tabs, bars or blanks between its fields.
+"""A reader of text tables (CSV) with fields separated by commas, semicolons, tabs, bars or blanks.
 
-The standard library splits the text, to see that all records have as many fields as the first and to say where a field
-is no number; pandas reads the numbers. It guesses nothing: the encoding, the delimiter, the decimal sign and the names
-are found here, and what could mean two numbers is refused.
+The standard library splits the text, to check that all records have as many fields as the first and to locate fields
+that are not numbers; pandas then reads the numbers. Encoding, delimiter, decimal sign and names are determined here,
+not by pandas, and ambiguous numbers raise an error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .columns import Wanted, advise_drop, advise_label, check_names, listed, sel
 from .tables import Table
 
 _MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null"})
-_MARKERS = sorted({*_MISSING, *map(str.upper, _MISSING), *map(str.title, _MISSING), "NaN"})  # pandas minds the case
+_MARKERS = sorted({*_MISSING, *map(str.upper, _MISSING), *map(str.title, _MISSING), "NaN"})  # pandas is case-sensitive
 _NUMBER = {
     sign: re.compile(rf"[+-]?(({digits})(e[+-]?[0-9]+)?|inf(inity)?|nan)", re.IGNORECASE)
-    for sign, digits in ((".", r"[0-9]+\.?[0-9]*|\.[0-9]+"), (",", r"[0-9]+(,[0-9]+)?"))  # 3, is a number and a comma
+    for sign, digits in ((".", r"[0-9]+\.?[0-9]*|\.[0-9]+"), (",", r"[0-9]+(,[0-9]+)?"))  # "3," is a number and a comma
 }
-_REAL = {  # without zeros before, which numbers of houses and codes have
+_REAL = {  # without leading zeros, which occur in house numbers and codes
     sign: re.compile(rf"[+-]?((0|[1-9][0-9]*)([{sign}][0-9]*)?|[{sign}][0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
     for sign in ".,"
 }
@@ -46,14 +46,14 @@ _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}([., '\u00a0\u202f][0-9]{3})+([.,][0
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _RENAME = (
-    "rename them, leave them out by position (drop=), or say that the first line holds no names: header=False, in a "
-    "shell --no-header"
+    "rename them, drop them by position (drop=), or pass header=False if the first line has no names, in a shell "
+    "--no-header"
 )
-_SAMPLE = 20  # records by which delimiters are judged, and whether those before them are names
-_FEW, _FAR = 10, 3.0  # records by which a range is known, and ranges that no number of theirs is off
-_RISING = 8  # numbers that rise by chance once in 40,000
-_LINE = 2**26  # characters of a line of a packed file
-_CHUNK = 2**19  # numbers or characters at once
+_SAMPLE = 20  # records used to detect the delimiter and the header
+_FEW, _FAR = 10, 3.0  # records needed for a range, and the multiple of a range that counts as far
+_RISING = 8  # this many numbers rise by chance once in 40,000
+_LINE = 2**26  # maximal characters of a line of a compressed file
+_CHUNK = 2**19  # numbers or characters read at once
 
 
 def read_csv(
@@ -64,60 +64,60 @@ def read_csv(
     drop: Wanted = None,
     only: Wanted = None,
 ) -> Table:
-    """Read a table of numbers from a text file, which may be packed (.gz, .bz2, .xz).
+    """Read a table of numbers from a text file, which may be compressed (.gz, .bz2, .xz).
 
-    Fields are separated by commas, semicolons, tabs, bars or blanks: by what gives every record as many fields as the
-    first, and the most numbers. Between semicolons, tabs and bars the decimal sign may be a comma. The text is UTF-8,
-    UTF-16 with a byte order mark, or else Latin-1. Lines that begin with # above the table are comments, the last of
-    them the header if it has a name for each column; a line ``sep=;`` is obeyed. Records without any field, and columns
-    without name and fields at the end of every line, hold nothing and are left out.
+    The delimiter is a comma, semicolon, tab, bar or blank: the one that gives every record the same number of fields,
+    and the most numbers. With semicolons, tabs and bars the decimal sign may be a comma. The text is UTF-8, UTF-16 with
+    a byte order mark, or otherwise Latin-1. Lines above the table that begin with # are comments; the last one is the
+    header if it has a name for each column. A line ``sep=;`` sets the delimiter. Empty records, and empty unnamed
+    columns at the end of every line, are dropped.
 
     Args:
         path: the file.
-        label: name or position of the column of labels; their values may be words.
-        header: whether the first line holds names. None: detected, where it is unambiguous.
-        limit: bytes that the numbers may take in memory, and the text of a packed file on the way.
-        drop: columns to leave out, whatever they hold.
-        only: the columns of the data, where they are not all others.
+        label: name or position of the column of labels; labels may be words.
+        header: whether the first line has names. None: detected if unambiguous.
+        limit: the maximal bytes of the numbers in memory, and of the text of a compressed file.
+        drop: columns to omit, of any content.
+        only: the columns of the data, if not all others.
 
     Returns:
-        The table; columns without names are called 0, 1, ..., and missing values (empty, NA, NaN, ?, - and the like)
-        are NaN.
+        The table. Columns without names are called 0, 1, ...; missing values (empty, NA, NaN, ?, - and similar) are
+        NaN.
 
     Raises:
-        ValueError: if there are no data, a line has another number of fields than the first, a column that is not
-            the label is not numeric (the message names them all), the first line may or may not be a header, or commas
-            may be decimal or separate thousands.
+        ValueError: if there are no data, a line has another number of fields than the first, a column other than the
+            label is not numeric (the message names all), the header is ambiguous, or commas may be decimal signs or
+            thousands separators.
     """
-    from pandas.errors import ParserError, ParserWarning  # here, since pandas takes long to import
+    from pandas.errors import ParserError, ParserWarning  # imported here because pandas is slow to import
 
     try:
         texts = _texts(path, limit)
         text = max(texts, key=_fit)
         layout = _lay_out(text, label, header, drop, only)
         if not layout.rows or not layout.kept:
-            raise ValueError(f"{path} holds no {'column of ' if layout.rows else ''}data")
+            raise ValueError(f"{path} has no {'column of ' if layout.rows else ''}data")
         check_size(path, 8 * layout.rows * len(layout.kept), limit)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # pandas would leave fields out
+            warnings.simplefilter("error", ParserWarning)  # pandas would drop fields
             x = _numbers(text, layout)
     except (csv.Error, ParserError, ParserWarning, UnicodeError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path} is no table of numbers as text: {error}") from error
+        raise ValueError(f"{path} is not a text table of numbers: {error}") from error
     except OSError as error:
-        if error.errno is not None:  # of the disk, where others are of a packed file that is torn
+        if error.errno is not None:  # an error of the disk; others are from a damaged compressed file
             raise
-        raise ValueError(f"{path} is no table of numbers as text: {error}") from error
+        raise ValueError(f"{path} is not a text table of numbers: {error}") from error
     names = tuple(layout.columns[i] for i in layout.kept)
     return Table(x, names, _classes(layout.labels, text.decimals) if layout.labels else None)
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The file, its encoding, and what stands between fields, where a blank is any number of blanks and tabs.
+    """The file, its encoding, and its delimiter; a blank means any number of blanks and tabs.
 
     Attributes:
-        skip: the lines before the table.
-        comment: the last of them, if it is a comment, without its sign.
+        skip: the number of lines before the table.
+        comment: the last of these lines without its #, if it is a comment.
     """
 
     path: Path
@@ -128,18 +128,18 @@ class _Text:
 
     @property
     def decimals(self) -> str:
-        """The decimal signs that numbers may have."""
+        """The possible decimal signs."""
         return ".," if self.delimiter in ";\t|" else "."
 
     def open(self) -> TextIO:
-        """The text from the first line of the table on."""
+        """The text from the first line of the table."""
         file = _opened(self.path, self.encoding)
         for _ in range(self.skip):
             file.readline()
         return file
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """The fields of every record and the line where it ends; a blank line has no fields."""
+        """The fields of every record, and the line where it ends; a blank line has no fields."""
         with self.open() as file:
             reader = self._reader(file)
             for fields in reader:
@@ -155,14 +155,14 @@ class _Text:
 
 
 def _opened(path: Path, encoding: str, newline: str | None = "") -> TextIO:
-    """A text file, unpacked on the way."""
+    """Open a text file, decompressed while reading."""
     unpack: Any = PACKED.get(path.suffix.lower(), open)
     file: TextIO = unpack(path, "rt", encoding=encoding, newline=newline)
     return file
 
 
 def _texts(path: Path, limit: int) -> list[_Text]:
-    """The file in its encoding, by each delimiter that it may have."""
+    """The file in its encoding, for each possible delimiter."""
     encoding = _encoding(path, limit)
     skip, comment, delimiters = 0, "", "\t;,| "
     with _opened(path, encoding) as file:
@@ -177,14 +177,14 @@ def _texts(path: Path, limit: int) -> list[_Text]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What stands where in a table.
+    """The layout of a table.
 
     Attributes:
         columns: the names of the columns, or 0, 1, ...
-        width: the number of fields of a record, with those at its end that never hold anything.
+        width: the number of fields of a record, including empty ones at the end.
         kept: the columns of the data.
-        start: the record where the data begin, after that of the names.
-        rows: the number of data.
+        start: the record where the data begin, after the names.
+        rows: the number of data points.
         blank: the blank records among the data.
         labels: the labels as text.
     """
@@ -207,34 +207,34 @@ def _encoding(path: Path, limit: int) -> str:
         with _opened(path, encoding, newline=None) as text:
             for piece in iter(lambda: text.read(_CHUNK), ""):
                 if "\0" in piece:
-                    raise ValueError(f"{path} is no table of numbers as text: it holds zero bytes")
+                    raise ValueError(f"{path} is not a text table of numbers: it contains zero bytes")
                 size, end = size + len(piece), piece.rfind("\n")
                 line = line + len(piece) if end < 0 else len(piece) - end
                 if packed and (size > limit or line > _LINE):
                     what = f"expands to more than {limit} bytes" if size > limit else f"has a line above {_LINE} bytes"
-                    raise ValueError(f"{path} {what}: unpack it, or pass a larger limit=")
+                    raise ValueError(f"{path} {what}: decompress it, or pass a larger limit=")
     except UnicodeDecodeError:
         return "latin-1"
     return encoding
 
 
 def _fit(text: _Text) -> tuple[int, float]:
-    """Best is a delimiter that all records have equally often, and of those the one that leaves most numbers."""
+    """Score a delimiter: first whether all records have it equally often, then the share of numbers."""
     try:
         sample = [fields for _, fields in islice(text.records(), _SAMPLE) if fields]
-    except csv.Error:  # a line of many fields is too long for one
+    except csv.Error:  # a line of many fields is too long for one field
         return 0, 0.0
     if not sample or len(sample[0]) < 2:
         return 1, float(text.delimiter == ",")  # one column
     if any(len(fields) != len(sample[0]) for fields in sample):
         likely = text.delimiter not in " |" or len(sample[1]) == len(sample[0]) or _has_row_names(text, sample)
-        return 2 if likely else 0, 0.0  # names hold blanks too
+        return 2 if likely else 0, 0.0  # names may contain blanks
     fields = [field for record in sample[1:] or sample for field in record]
     return 3, sum(any(_is_value(field, sign) for sign in text.decimals) for field in fields) / len(fields)
 
 
 def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wanted, only: Wanted) -> _Layout:
-    """The layout of a table, all of whose records have as many fields as the first."""
+    """Determine the layout of a table; all records must have as many fields as the first."""
     sample = list(islice((fields for _, fields in text.records() if _holds(fields)), _SAMPLE + 1))
     if not sample:
         return _Layout((), 0, [], 0, 0, [], [])
@@ -248,7 +248,7 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
     if names and (nameless := [j for j in kept if not names[j]]):
         raise ValueError(
             f"{text.path}: column {nameless[0]} has no name: if it is an index, "
-            f"{advise_drop([columns[j] for j in nameless])} (or write the file without, in pandas: index=False)"
+            f"{advise_drop([columns[j] for j in nameless])} (or write the file without it, in pandas: index=False)"
         )
     used = [columns[j] for j in sorted([*kept, *([] if at is None else [at])])]
     check_names(text.path, used, _RENAME)
@@ -273,15 +273,15 @@ def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wa
 
 
 def _called(j: int, names: Sequence[str]) -> str:
-    """What a column without a name is called: its position, unless another has that name."""
+    """The name given to an unnamed column: its position, unless another column has that name."""
     return f"Unnamed: {j}" if str(j) in names else str(j)
 
 
 def _other_width(text: _Text, width: int, fields: int, rows: int) -> str:
-    """What may be wrong with a line of another number of fields."""
+    """A hint about a line with another number of fields."""
     if fields == 2 * width > 2 and text.delimiter == ",":
-        return "; if every second comma is a decimal sign, write points, or semicolons between the fields"
-    return "; if the first lines are a title, take them out" if width < fields and not rows else ""
+        return "; if every second comma is a decimal sign, use decimal points, or semicolons as delimiters"
+    return "; if the first lines are a title, remove them" if width < fields and not rows else ""
 
 
 def _holds(fields: Sequence[str]) -> bool:
@@ -289,19 +289,19 @@ def _holds(fields: Sequence[str]) -> bool:
 
 
 def _has_row_names(text: _Text, sample: list[list[str]]) -> bool:
-    """Whether the names in the first record leave out the first column, as R writes them."""
+    """Whether the first record has no name for the first column, as in files written by R."""
     first, *rest = sample
     more = bool(rest) and {len(fields) for fields in rest} == {len(first) + 1}
     return (
         more
         and all(_kind(text, field) == "word" for field in first)
         and any(_kind(text, fields[-1]) != "missing" for fields in rest)
-        and any(_kind(text, field) != "word" for field in rest[0])  # else these are the names, below a title
+        and any(_kind(text, field) != "word" for field in rest[0])  # otherwise these are the names, below a title
     )
 
 
 def _ending(text: _Text, first: Sequence[str]) -> int:
-    """Where the columns end: what has no name, and never a field, is what a delimiter at the end of lines makes."""
+    """The number of columns without empty unnamed ones at the end, which come from a delimiter at the end of lines."""
     end = len(first)
     while end and not first[end - 1].strip():
         end -= 1
@@ -316,7 +316,7 @@ def _ending(text: _Text, first: Sequence[str]) -> int:
 def _names(
     text: _Text, sample: list[list[str]], label: str | int | None, header: bool | None
 ) -> tuple[tuple[str, ...], bool]:
-    """The names of the columns, none if there are none, and whether they stand in a comment above the table."""
+    """The names of the columns, if any, and whether they are in a comment above the table."""
     first, *rest = sample
     if header is None and text.comment:
         names = text.names()
@@ -328,19 +328,20 @@ def _names(
 
 
 def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str | int | None) -> bool:
-    """Whether the first record holds names, judged by those below it; what may be either is a question.
+    """Whether the first record has names, judged by the records below it; an ambiguous one raises ValueError.
 
-    Names are words, and data are numbers. A line of both holds data if its words come again below them, or its numbers
-    have fractions and no order; it holds names if the label has the name of such a word, or the words stand above
-    numbers and the numbers count the columns. A line of numbers holds data, unless they count the columns, are an even
-    grid (wavelengths, years), or rise from column to column, and no other line does, or are far from all below them.
+    Names are words, and data are numbers. A line with both is data if its words occur again below, or its numbers have
+    fractions and are unordered. It is a header if the label has the name of such a word, or if the words are above
+    numbers and the numbers count the columns. A line of numbers is data, unless no other line is like it and its
+    numbers count the columns, form an even grid (wavelengths, years) or rise from column to column, or unless they are
+    far from all numbers below.
 
     Raises:
-        ValueError: for a line that may be names or data.
+        ValueError: for a line that may be either.
     """
     kinds = [_kind(text, field) for field in first]
     below = [fields for fields in rest if len(fields) == len(first)]
-    if len(first) > 1 and not first[0].strip() and all(fields[0].strip() for fields in below):  # an index, unnamed
+    if len(first) > 1 and not first[0].strip() and all(fields[0].strip() for fields in below):  # an unnamed index
         first, kinds, below = first[1:], kinds[1:], [fields[1:] for fields in below]
         numbers = [_value(text, field) for field in first]
         if _counts(numbers) and _looks_like_names(text, first, numbers, below):
@@ -365,13 +366,13 @@ def _is_header(text: _Text, first: list[str], rest: list[list[str]], label: str 
     elif numbers and not _looks_like_names(text, first, numbers, below):
         return False
     raise ValueError(
-        f"{text.path}: the first line may be names or data: {text.delimiter.join(first)[:80]!r}; say header=True or "
+        f"{text.path}: the first line may be names or data: {text.delimiter.join(first)[:80]!r}; pass header=True or "
         "header=False, in a shell --header or --no-header"
     )
 
 
 def _looks_like_names(text: _Text, first: list[str], numbers: list[float], below: list[list[str]]) -> bool:
-    """Whether a line of numbers alone is other than the lines below, and such as the names of columns are."""
+    """Whether a line of numbers differs from the lines below and looks like column names."""
     others = [[_value(text, field) for field in fields] for fields in below]
     if not others or len(numbers) != len(others[0]):  # a field is missing
         return False
@@ -384,7 +385,7 @@ def _looks_like_names(text: _Text, first: list[str], numbers: list[float], below
 
 
 def _is_far_off(numbers: list[float], others: list[list[float]]) -> bool:
-    """Whether each number lies farther from those below it than these from each other, by far."""
+    """Whether each number is much farther from the numbers below it than these are from each other."""
     if len(others) < _FEW:
         return False
     below = np.array(others)
@@ -398,7 +399,7 @@ def _counts(numbers: list[float]) -> bool:
 
 
 def _is_even(numbers: list[float]) -> bool:
-    """Whether three rising numbers or more of any order have one distance."""
+    """Whether three rising numbers, or more in any order, are equally spaced."""
     with np.errstate(invalid="ignore"):  # of infinities
         steps = np.diff(numbers)
     step = steps.mean() if len(steps) > 2 else max(0.0, steps.mean() if len(steps) > 1 else 0.0)
@@ -410,7 +411,7 @@ def _rises(numbers: list[float]) -> bool:
 
 
 def _kind(text: _Text, field: str) -> str:
-    """What a field is: a number, missing, or a word."""
+    """The kind of a field: number, missing, or word."""
     if any(_is_number(field, sign) for sign in text.decimals):
         return "number"
     return "missing" if field.strip().lower() in _MISSING else "word"
@@ -421,18 +422,18 @@ def _value(text: _Text, field: str) -> float:
 
 
 class _NoNumbers(Exception):
-    """A column holds anything else, or pandas sees other records."""
+    """Raised if a column is not numeric, or pandas finds other records."""
 
 
 def _numbers(text: _Text, layout: _Layout) -> Pieces:
-    """The numbers [N, X], to be read in pieces; NaN where they are missing."""
+    """The numbers [N, X], readable in pieces; NaN for missing values."""
     wrong: list[tuple[dict[str, _Fault], dict[str, int]]] = []
     for decimal in text.decimals:
         faults: dict[str, _Fault] = {}
         missing: dict[str, int] = {}
         x = Pieces((layout.rows, len(layout.kept)), np.dtype(np.float64), partial(_parsed, text, layout, decimal))
         try:
-            for _ in x.read():  # all of it once, since what it holds is known in the end
+            for _ in x.read():  # one full pass, because errors are only known at the end
                 pass
         except _NoNumbers:
             faults, missing = _faults(text, layout, decimal)
@@ -446,10 +447,13 @@ def _numbers(text: _Text, layout: _Layout) -> Pieces:
 
 
 def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
-    """The numbers by pandas, piece by piece; _NoNumbers if they are none."""
+    """The numbers read by pandas in pieces; raises _NoNumbers if they are not numeric."""
     import pandas
 
-    exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # correct rounding was an option before
+    exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (
+        3,
+        1,
+    )  # in earlier versions correct rounding was an option
     blank = np.array(layout.blank, np.int64) - layout.start
     done = kept = 0
     with (
@@ -472,7 +476,7 @@ def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[
         ) as frames,
     ):
         for frame in frames:
-            # The types are those that pandas finds: told to read floats, it takes True for 1.
+            # pandas infers the types, because with dtype=float it reads True as 1.
             stop = done + len(frame)
             if any(dtype.kind not in "iuf" for dtype in frame.dtypes) or stop > layout.rows + len(blank):
                 raise _NoNumbers
@@ -484,7 +488,7 @@ def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[
 
 
 def _fields(text: _Text, layout: _Layout) -> Iterator[tuple[int, int, str]]:
-    """Line, column and text of all fields that should be numbers."""
+    """Line, column and text of all fields of the data."""
     blank = set(layout.blank)
     for record, (line, fields) in enumerate(text.records()):
         if record >= layout.start and record not in blank:
@@ -492,14 +496,14 @@ def _fields(text: _Text, layout: _Layout) -> Iterator[tuple[int, int, str]]:
 
 
 def _spell(text: _Text, layout: _Layout, decimal: str) -> NDArray[np.float64]:
-    """The numbers field by field, where pandas finds no type for them: whole ones of more than 64 bits."""
+    """Convert the numbers field by field if pandas has no type for them: integers of more than 64 bits."""
     texts = (field for _, _, field in _fields(text, layout))
     values = (float(field.replace(decimal, ".")) if _is_number(field, decimal) else np.nan for field in texts)
     return np.fromiter(values, np.float64).reshape(layout.rows, len(layout.kept))
 
 
 class _Fault(NamedTuple):
-    """Fields of a column that are no numbers: line and text of the first, and how many there are."""
+    """Fields of a column that are not numbers: line and text of the first, and their count."""
 
     line: int
     text: str
@@ -507,7 +511,7 @@ class _Fault(NamedTuple):
 
 
 def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, _Fault], dict[str, int]]:
-    """The fields that are no numbers, and how many are missing, by column."""
+    """The non-numeric fields, and the number of missing ones, by column."""
     faults: dict[str, _Fault] = {}
     missing: Counter[str] = Counter()
     for line, column, field in _fields(text, layout):
@@ -527,18 +531,20 @@ def _complaint(text: _Text, rows: int, faults: dict[str, _Fault], missing: dict[
     which = f" (nor are {listed([repr(other) for other, _ in others])})" if others else ""
     few = count <= rows / 2
     if few:
-        which += f"; of its {rows} fields {count} {'is' if count == 1 else 'are'} no number{'s' * (count > 1)}"
+        which += f"; of its {rows} fields {count} {'is not a number' if count == 1 else 'are not numbers'}"
     if missing:
         which += f", and values are missing: {listed([f'{count} of {column!r}' for column, count in missing.items()])}"
     comma = field not in _MISSING and _is_number(field, ",")
-    hint = "; a decimal comma is read only between semicolons or tabs: write a point" if comma else ""
+    hint = "; a decimal comma is supported only with semicolons or tabs as delimiters: write a point" if comma else ""
     if _GROUPED.fullmatch(field):
-        hint = "; write it without separators of thousands"
+        hint = "; write it without thousands separators"
     if any(_is_value(field, sign) for sign in text.decimals):
-        hint = "; in other places the decimal sign is another: write one of the two"
+        hint = "; other numbers use another decimal sign: use only one of the two"
     out = [*faults, *missing]
     mend = (
-        f"mend {'that line' if count == 1 else 'those lines'} (a missing value is an empty field), or " if few else ""
+        f"correct {'that line' if count == 1 else 'those lines'} (a missing value is an empty field), or "
+        if few
+        else ""
     )
     return (
         f"column {name!r} is not numeric: line {line} has {field!r}{which}; {mend}{advise_drop(out)}; encode "
@@ -547,18 +553,18 @@ def _complaint(text: _Text, rows: int, faults: dict[str, _Fault], missing: dict[
 
 
 def _check_commas(text: _Text, layout: _Layout) -> None:
-    """Refuse 1,234 where nothing in the table tells whether it is more than a thousand or more than one."""
+    """Raise ValueError if a comma as in 1,234 may be a decimal sign or a thousands separator."""
     commas = ((line, field) for line, _, field in _fields(text, layout) if "," in field)
     line, first = next(commas)
     if _THOUSANDS.fullmatch(first) and all(_THOUSANDS.fullmatch(field) for _, field in commas):
         raise ValueError(
-            f"{text.path}: line {line} has {first!r}, and every comma here may be decimal or separate thousands: "
-            "write decimal points, or leave the separators out"
+            f"{text.path}: line {line} has {first!r}, and every comma here may be a decimal sign or a thousands "
+            "separator: write decimal points, or remove the separators"
         )
 
 
 def _classes(labels: list[str], decimals: str) -> NDArray[np.generic]:
-    """Numbers as numbers, words as words, None where they are missing; - is a class beside +, and 007 a word."""
+    """Labels as numbers or words, None if missing; "-" is a class if "+" is one, and 007 is a word."""
     if all(re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", label) for label in labels):
         return np.array([int(label) for label in labels], dtype=np.int64)
     for sign in decimals:
@@ -573,5 +579,5 @@ def _is_number(field: str, decimal: str) -> bool:
 
 
 def _is_value(field: str, decimal: str) -> bool:
-    """Whether it is a number, or stands for a missing one."""
+    """Whether a field is a number or a marker of a missing value."""
     return _is_number(field, decimal) or field.strip().lower() in _MISSING

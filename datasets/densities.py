@@ -1,4 +1,4 @@
-"""Exact log-densities of the synthetic data, in float64: callables from data to nats per datum, [N]."""
+"""Exact log-densities of the synthetic data, in float64: functions from data to nats per data point, [N]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LinearGaussianDensity:
 
 @dataclass(frozen=True, eq=False)
 class PinwheelDensity:
-    """The mean over arms of a Gaussian density, turned by an angle that grows with the radius.
+    """The mean over arms of a Gaussian density, rotated by an angle that grows with the radius.
 
     Attributes:
         arms: their number A.
@@ -60,7 +60,7 @@ class PinwheelDensity:
         return (-scaled.square().sum(-1) / 2).logsumexp(-1) - normalizer
 
     def warp(self, u: Tensor, arm: Tensor, back: bool = False) -> Tensor:
-        """Turn points [..., 2] to their arms, or back."""
+        """Rotate points [..., 2] to their arms, or back."""
         angle = 2 * math.pi * arm.double() / self.arms + self.rate * u.norm(dim=-1).exp()
         cos, sin = angle.cos(), angle.sin() * (-1 if back else 1)
         return torch.stack([cos * u[..., 0] - sin * u[..., 1], sin * u[..., 0] + cos * u[..., 1]], -1)
@@ -82,18 +82,18 @@ class BarsDensity:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 12:
-            raise ValueError(f"size is between 1 and 12, but got {self.size}")
+            raise ValueError(f"size must be between 1 and 12, but got {self.size}")
         if not 0 < self.probability < 1:
-            raise ValueError(f"probability is between 0 and 1, but got {self.probability}")
+            raise ValueError(f"probability must be between 0 and 1, but got {self.probability}")
         if not 0 < self.flip < 0.5:
-            raise ValueError(f"flip is between 0 and 1/2, but got {self.flip}")
+            raise ValueError(f"flip must be between 0 and 1/2, but got {self.flip}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Log-probability of x, [N]."""
         _check(x, (self.size**2,))
         images = x.double().unflatten(-1, (self.size, self.size))
         if not ((images == 0) | (images == 1)).all():
-            raise ValueError("bars are images of zeros and ones, but x has other values")
+            raise ValueError("x must be images of zeros and ones, but it has other values")
         return (
             torch.cat([self._sum(part) for part in images.split(max(1, 2**18 >> self.size))])
             if len(x)
@@ -115,7 +115,7 @@ class BarsDensity:
 
 @dataclass(frozen=True, eq=False)
 class LinearDynamicsDensity:
-    """A linear-Gaussian state space model that starts at N(0, I), for x of shape [N, T, X].
+    """A linear-Gaussian state space model with z_1 ~ N(0, I), for x of shape [N, T, X].
 
     Attributes:
         transition: A, [D, D].
@@ -133,7 +133,7 @@ class LinearDynamicsDensity:
         """Log-density of each sequence, [N], by the Kalman filter."""
         features, latent = self.emission.shape
         if x.dim() != 3:
-            raise ValueError(f"x is sequences of shape [N, T, {features}], but got {list(x.shape)}")
+            raise ValueError(f"x must be sequences of shape [N, T, {features}], but got {list(x.shape)}")
         _check(x, (x.shape[1], features))
         mean = x.new_zeros(len(x), latent, dtype=torch.float64)
         covariance = torch.eye(latent, dtype=torch.float64)
@@ -153,4 +153,4 @@ class LinearDynamicsDensity:
 
 def _check(x: Tensor, shape: tuple[int, ...]) -> None:
     if x.shape[1:] != shape or x.dim() < 2:
-        raise ValueError(f"x has the shape [N, {', '.join(map(str, shape))}], but got {list(x.shape)}")
+        raise ValueError(f"x must have the shape [N, {', '.join(map(str, shape))}], but got {list(x.shape)}")

@@ -1,4 +1,4 @@
-"""Files of data sets: found in ``JENSEN_DATA`` or the user's cache, else downloaded from a mirror and checked."""
+"""Files of data sets: found in ``JENSEN_DATA`` or the user's cache, or downloaded from a mirror and checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pooch
 
 from jensen.progress import progress_bar
 
-LARGEST = 2**30  # bytes of a download: several times the largest file of the catalogue
+LARGEST = 2**30  # maximal bytes of a download: several times the largest file of the catalogue
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class File:
     Attributes:
         folder: the data set's folder under ``JENSEN_DATA`` and in the cache.
         name: the file's name.
-        sha256: what its bytes hash to; None where nobody published it, and then the loader checks the contents, and the
-            file is never downloaded.
-        mirrors: addresses of folders that hold it, tried in order.
+        sha256: its SHA-256; None if it is not published. The loader then checks the contents, and the file is never
+            downloaded.
+        mirrors: addresses of folders with the file, tried in order.
     """
 
     folder: str
@@ -36,21 +36,21 @@ class File:
     mirrors: tuple[str, ...] = ()
 
     def is_at(self, path: Path) -> bool:
-        """Whether a path holds this file, as far as can be told before it is read."""
+        """Whether a path has this file, as far as can be checked without reading it."""
         return path.is_file() and self.sha256 in (None, pooch.file_hash(str(path), alg="sha256"))
 
 
 def locate(file: File) -> Path:
-    """The path of a file whose SHA-256 is right.
+    """The path of a file with the correct SHA-256.
 
     Raises:
-        FileNotFoundError: if it is nowhere and no mirror answers; the message says where to put it.
-        ValueError: if the file in ``JENSEN_DATA`` is another one.
+        FileNotFoundError: if it is not found and no mirror responds; the message gives the place to put it.
+        ValueError: if the file in ``JENSEN_DATA`` is not the expected one.
     """
     given = os.environ.get("JENSEN_DATA")
     if given and (path := Path(given) / file.folder / file.name).is_file():
         if not file.is_at(path):
-            raise ValueError(f"{path} is not the file expected: its SHA-256 is not {file.sha256}; replace or remove it")
+            raise ValueError(f"{path} is not the expected file: its SHA-256 is not {file.sha256}; replace or remove it")
         return path
     cache = Path(pooch.os_cache("jensen")) / file.folder
     cached = cache / file.name
@@ -61,15 +61,15 @@ def locate(file: File) -> Path:
         try:
             url, known = mirror + file.name, f"sha256:{file.sha256}"
             return Path(pooch.retrieve(url, known, fname=file.name, path=cache, downloader=_download))
-        except (OSError, ValueError) as error:  # no network, no such file there, or another file: the next mirror
+        except (OSError, ValueError) as error:  # no network, no such file, or another file: try the next mirror
             failures.append(f"{mirror}: {error}")
     place = Path(given or "$JENSEN_DATA") / file.folder / file.name
-    where = f"at {place} with the environment variable JENSEN_DATA naming that folder, or at {cached}."
+    where = f"at {place} with the environment variable JENSEN_DATA set to that folder, or at {cached}."
     if file.sha256 is None:
         sources = " or ".join(mirror + file.name for mirror in file.mirrors)
         raise FileNotFoundError(
-            f"{file.name} was not found, and is not downloaded, since no SHA-256 of it is known. Get it from {sources} "
-            f"and put it {where}"
+            f"{file.name} was not found, and is not downloaded because its SHA-256 is not known. Download it from "
+            f"{sources} and put it {where}"
         )
     raise FileNotFoundError(
         f"{file.name} was not found and could not be downloaded. Put it (SHA-256 {file.sha256}) {where} "
@@ -78,11 +78,11 @@ def locate(file: File) -> Path:
 
 
 def _download(url: str, output: Any, pool: object) -> None:
-    """Write what an address holds to a file, over https alone, and never more than :data:`LARGEST` bytes.
+    """Download an address to a file, only by https, and at most :data:`LARGEST` bytes.
 
     Raises:
-        ValueError: for another kind of address, also behind a redirection, and for more bytes.
-        OSError: if nothing answers.
+        ValueError: for another kind of address, also after a redirection, and for more bytes.
+        OSError: if there is no response.
     """
     _check_address(url)
     with urllib.request.urlopen(url, timeout=30) as response:
@@ -93,7 +93,7 @@ def _download(url: str, output: Any, pool: object) -> None:
             while part := response.read(2**16):
                 done += len(part)
                 if max(done, size) > LARGEST:
-                    raise ValueError(f"it sends more than {LARGEST} bytes")
+                    raise ValueError(f"it has more than {LARGEST} bytes")
                 target.write(part)
                 bar.update(len(part))
 
@@ -101,4 +101,4 @@ def _download(url: str, output: Any, pool: object) -> None:
 def _check_address(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname == "127.0.0.1"):  # this machine
-        raise ValueError(f"{url} is no https address, and only such are downloaded from")
+        raise ValueError(f"{url} is not an https address: only https is allowed for downloads")

@@ -1,4 +1,4 @@
-"""What values are, found while they are read, a piece at a time; and what is refused or named because of it."""
+"""Checks of data values while they are read in pieces: errors and warnings about unsuitable values."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .tables import Table
 
 
 class IndexColumnWarning(UserWarning):
-    """A column numbers the rows."""
+    """Warns of a column that numbers the rows."""
 
 
 class Findings:
-    """What values are, found a piece at a time: where some are missing or infinite, their ends, any fractions.
+    """Statistics of values from pieces: missing and infinite ones, the range, and whether there are fractions.
 
-    Also the moments of the training data, where they are to be standardized or may be rounded, columns that count, and
-    numbers that stand for missing values.
+    Also the moments of the training data if they are standardized or may be rounded, columns that number the rows, and
+    placeholders of missing values such as -999.
 
     Args:
-        table: what is read.
+        table: the table that is read.
         train: the rows of the training data.
-        dtype: of the data that come of it.
-        levels: the number of grey levels, if the values are such.
-        images: whether data are images.
-        spread: whether moments are needed in any case.
-        of_file: whether the table is that of a file, for what messages advise.
+        dtype: the dtype of the resulting data.
+        levels: the number of grey levels, if the values are grey levels.
+        images: whether the data are images.
+        spread: whether moments are always needed.
+        of_file: whether the table is from a file, for the advice in messages.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Findings:
     ) -> None:
         shape = table.x.shape
         self._columns, self._dtype, self._levels, self._of_file = table.columns, dtype, levels, of_file
-        self._whole = levels is not None or not dtype.is_floating_point  # whether fractions matter
+        self._whole = levels is not None or not dtype.is_floating_point  # whether fractions are errors
         self._spread = spread or _may_round(table.x.dtype, dtype)
         self._train = np.zeros(shape[0], bool)
         self._train[train] = True
@@ -64,13 +64,13 @@ class Findings:
         self._stand_ins = StandIns(shape[1] if len(shape) == 2 and not images else 0)
         self._missing = self._infinite = 0
         self._at: Counter[int] = Counter()  # missing and infinite values, by column
-        self._places: list[tuple[int, ...]] = []  # the first of them
+        self._places: list[tuple[int, ...]] = []  # positions of the first of them
         self._low: float = math.inf
         self._high: float = -math.inf
         self._fractions = False
 
     def look(self, place: tuple[Any, ...], values: NDArray[np.generic]) -> None:
-        """Look at a piece, and where it stands."""
+        """Process a piece and its position."""
         some, _, columns = place
         start = (some.start or 0, columns.start or 0)
         finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
@@ -97,14 +97,14 @@ class Findings:
         if not self._spread:
             return
         train = values[self._train[some]].astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):  # of numbers whose squares are too large
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers whose squares overflow
             self.moments.add(train.reshape(-1, train.shape[-1]) if self._vectors else train, columns)
 
     def check(self, name: str, rounded: bool = True) -> None:
-        """Refuse values that are not there, or that a dtype (if they are rounded to it) or levels would change.
+        """Raise ValueError for missing values, and for values that the dtype (if ``rounded``) or levels would change.
 
         Raises:
-            ValueError: for such values; the message says how many and where.
+            ValueError: for such values; the message gives their number and positions.
         """
         columns, dtype, levels = self._columns, self._dtype, self._levels
         if self._places:
@@ -117,13 +117,13 @@ class Findings:
             counts = listed([f"{self._at[i]} of {columns[i]!r}" for i in sorted(self._at) if self._at[i]])
             out = f" ({counts})" if bad else ""
             out += f"; or {advise_drop(bad)}" if self._of_file and 0 < len(bad) < len(columns) else ""
-            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill them{out}")
+            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill in values{out}")
         ends = f"values from {self._low:g} to {self._high:g}"
         if dtype.is_floating_point:
             largest = max(abs(self._low), abs(self._high))
             if rounded and largest > torch.finfo(dtype).max:
                 raise ValueError(
-                    f"{name} has values as large as {largest:g}, which {dtype} does not hold: take dtype=torch.float64"
+                    f"{name} has values up to {largest:g}, which {dtype} cannot represent: use dtype=torch.float64"
                 )
             if rounded and levels is None:
                 self._check_rounding(name)
@@ -131,14 +131,14 @@ class Findings:
             least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
             if self._fractions or self._low < least or self._high > most:
                 raise ValueError(
-                    f"{name} has {'fractions' if self._fractions else ends}, which {dtype} does not hold: take "
+                    f"{name} has {'fractions' if self._fractions else ends}, which {dtype} cannot represent: use "
                     "dtype=torch.float32 or torch.float64"
                 )
         if levels is not None and (self._low < 0 or self._high > levels - 1 or self._fractions):
-            raise ValueError(f"{name} has {ends}, where levels={levels} means whole numbers from 0 to {levels - 1}")
+            raise ValueError(f"{name} has {ends}, but levels={levels} requires integers from 0 to {levels - 1}")
 
     def _check_rounding(self, name: str) -> None:
-        """Refuse a dtype whose steps are not small beside the spread of a feature."""
+        """Raise ValueError if the rounding steps of the dtype are not small compared with the spread of a feature."""
         location, scale = self.moments.location.reshape(-1), self.moments.scale.reshape(-1)
         about = torch.finfo(self._dtype)
         step = np.maximum(about.eps * abs(location), about.tiny * (scale > 0))
@@ -147,32 +147,32 @@ class Findings:
             i, more = coarse[0], f" (and {len(coarse) - 1} more)" if len(coarse) > 1 else ""
             raise ValueError(
                 f"{self._dtype} would round {_which(i, self._columns)} of {name}{more} to steps of {step[i]:.2g}: its "
-                f"values lie near {location[i]:g} with a standard deviation of {scale[i]:.2g}; take standardize=True, "
+                f"values are near {location[i]:g} with a standard deviation of {scale[i]:.2g}; use standardize=True, "
                 "in a shell --standardize, or dtype=torch.float64"
             )
 
     def warn(self, name: str) -> None:
-        """Warn of columns that number the rows, and of numbers that stand for missing values."""
+        """Warn of columns that number the rows, and of placeholders of missing values."""
         for i, what in list(self._counters.found().items())[:_SHOWN]:
-            out = advise_drop([self._columns[i] if self._columns else str(i)]) if self._of_file else "leave it out of x"
+            out = advise_drop([self._columns[i] if self._columns else str(i)]) if self._of_file else "remove it from x"
             text = f"{name}: {_which(i, self._columns)} {what}: if it is an index, {out}"
             warnings.warn(text, IndexColumnWarning, stacklevel=4)
         for i, (code, count) in list(self._stand_ins.found().items())[:_SHOWN]:
             warnings.warn(
                 f"{name}: {_which(i, self._columns)} holds {code:g} in {count} row{'s' * (count > 1)}, far from its "
-                "other values: if that stands for missing values, drop those rows, or fill them",
+                "other values: if it marks missing values, drop those rows, or fill in values",
                 stacklevel=4,
             )
 
 
 def _may_round(given: np.dtype[Any], dtype: torch.dtype) -> bool:
-    """Whether a dtype holds fewer digits than another: those of bytes it always holds."""
+    """Whether a dtype has fewer digits than the given one; bytes are always exact."""
     narrow = given.itemsize <= (dtype.itemsize if given.kind == "f" else 2)
     return dtype.is_floating_point and given.kind in "iuf" and not narrow
 
 
-_SHOWN = 5  # places that a message names
-_COARSE = 0.05  # of a standard deviation, to which rounding is no harm
+_SHOWN = 5  # positions named in a message
+_COARSE = 0.05  # harmless rounding, in standard deviations
 
 
 def _place(place: tuple[int, ...], columns: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Kinds of files: which reader reads them, and what to do with those that none reads."""
+"""File formats: the reader of each, and advice for formats without a reader."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .columns import Wanted, select
 from .delimited import PACKED, read_csv
 from .tables import Table, read_parquet
 
-READ = ".npy, .npz, .mat, .parquet, and text such as .csv, .tsv, .txt, .data (also packed as .gz, .bz2, .xz)"
+READ = ".npy, .npz, .mat, .parquet, and text such as .csv, .tsv, .txt, .data (also compressed as .gz, .bz2, .xz)"
 _TEXT = frozenset({".csv", ".tsv", ".txt", ".data", ".dat", ".test", ".tab", ".asc", ".prn"})
 _BEGIN = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".zip", b"PAR1": ".parquet", b"MATLAB": ".mat", b"\x89HDF": ".h5"}
 _FRAME, _ARRAY = (
-    "give {} to from_array, or save it by its .to_parquet",
-    "give {} to from_array, or save it by numpy.save",
+    "pass {} to from_array, or save it with its .to_parquet",
+    "pass {} to from_array, or save it with numpy.save",
 )
-_FRAMES = {  # what a kind of file is, and what reads it
+_FRAMES = {  # description of a format, and code that reads it
     ".json": ("a JSON file", "pandas.read_json({!r})"),
     ".jsonl": ("a JSON file", "pandas.read_json({!r}, lines=True)"),
     ".feather": ("a Feather file", "pandas.read_feather({!r})"),
@@ -39,29 +39,29 @@ _ARRAYS = {
     ".nc": ("a NetCDF file", "xarray.open_dataset({!r})['name'].to_numpy()"),
     ".h5ad": ("an AnnData file", "anndata.read_h5ad({!r})"),
 }
-_OTHERS: dict[str, tuple[str, str]] = {  # and what to do
+_OTHERS: dict[str, tuple[str, str]] = {  # description and remedy
     **{kind: (what, _FRAME.format(code)) for kind, (what, code) in _FRAMES.items()},
     **{kind: (what, _ARRAY.format(code)) for kind, (what, code) in _ARRAYS.items()},
     **dict.fromkeys(
         (".pt", ".pth", ".pkl", ".pickle", ".joblib"),
         (
             "a pickled file",
-            "unpickling runs what it says: where you trust it, load it, and save the array by numpy.save",
+            "unpickling can run any code: if you trust it, load it, and save the array with numpy.save",
         ),
     ),
     **dict.fromkeys(
         (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
         (
             "one image",
-            "stack all of them into an array [N, height, width], or with channels, and save it by numpy.save",
+            "stack all images into an array [N, height, width], or with channels, and save it with numpy.save",
         ),
     ),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".z"), ("an archive", "unpack it, and give a file of it")),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".z"), ("an archive", "unpack it, and pass a file of it")),
 }
 
 
 def is_path(name: str) -> bool:
-    """Whether a name that is no data set's is that of a file or folder: it is there, or is written like one.
+    """Whether a name (not of a data set) is a file or folder: it exists, or looks like a path.
 
     Example:
         >>> is_path("own.csv"), is_path("digist")
@@ -79,36 +79,36 @@ def read_table(
     only: Wanted = None,
     member: str | None = None,
 ) -> Table:
-    """Read a file of numbers by the reader of its kind, which its ending tells, or else its first bytes.
+    """Read a file of numbers in the format given by its suffix, or otherwise by its first bytes.
 
     Args:
         path: the file.
         label: the labels: a column by name or position, or in an ``.npz`` or ``.mat`` file an array by name.
-        header: whether the first line of a text holds names; None: detected.
-        limit: bytes that the data may take in memory.
-        drop: columns to leave out, by name or position.
-        only: the columns of the data, where they are not all others.
+        header: whether the first line of a text has names; None: detected.
+        limit: the maximal bytes of the data in memory.
+        drop: columns to omit, by name or position.
+        only: the columns of the data, if not all others.
         member: the array of the data in an ``.npz`` or ``.mat`` file.
 
     Returns:
         Its data and labels.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: for a folder, another kind of file (the message says how to convert it), an argument that does not
-            belong to the kind, or what its reader finds.
+        FileNotFoundError: if the file does not exist.
+        ValueError: for a folder, another format (the message has a remedy), an argument that does not apply to the
+            format, or an error of the reader.
     """
     path = path.expanduser()
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder, and one file is read: join what it holds into one array (of images [N, height, "
-            "width], by numpy.stack), and save it by numpy.save"
+            f"{path} is a folder, but one file was expected: join its contents into one array (for images [N, height, "
+            "width], with numpy.stack), and save it with numpy.save"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"the file {path} does not exist")
     kind = _kind(path)
     if header is not None and kind != ".csv":
-        raise ValueError(f"header belongs to text files such as .csv, but got {path}")
+        raise ValueError(f"header applies to text files such as .csv, but got {path}")
     if member is not None and kind not in (".npz", ".mat"):
         raise ValueError(f"member names an array of an .npz or .mat file, but got {path}")
     if kind == ".csv":
@@ -125,12 +125,12 @@ def read_table(
 
 
 def _of_array(path: Path, x: Pieces, label: str | int | None, drop: Wanted, only: Wanted) -> Table:
-    """The columns of an array that are data, and the one that is the label."""
+    """The data columns of an array, and the label column."""
     if label is None and drop is None and only is None:
         return Table(x, (), None)
     if len(x.shape) != 2:
         raise ValueError(
-            f"label, drop and only are positions of columns of an array [N, X], but {path} holds one of shape {x.shape}"
+            f"label, drop and only select columns of an array [N, X], but {path} has an array of shape {x.shape}"
         )
     names = tuple(map(str, range(x.shape[1])))
     at, kept = select(path, names, label, drop, only)
@@ -138,12 +138,12 @@ def _of_array(path: Path, x: Pieces, label: str | int | None, drop: Wanted, only
 
 
 def _kind(path: Path) -> str:
-    """The ending that stands for the reader of a file."""
+    """The suffix of the format of a file."""
     kind = path.suffix.lower()
     if kind in PACKED:
         inner = Path(path.stem).suffix.lower()
         if inner in (*_OTHERS, ".npy", ".npz", ".mat", ".parquet", ".pq"):
-            raise ValueError(f"{path} is a packed file that is no text: unpack it")
+            raise ValueError(f"{path} is a compressed file that is not text: decompress it")
         return ".csv"
     if kind in _TEXT:
         return ".csv"
@@ -158,9 +158,9 @@ def _kind(path: Path) -> str:
         _refuse(path, *_OTHERS[found])
     wide = begin[:2] in (b"\xff\xfe", b"\xfe\xff")  # UTF-16, which has zero bytes
     if found is None and not wide and any(byte < 32 and byte not in b"\t\n\r\f" for byte in begin):
-        _refuse(path, "no text and of no known kind", "save what it holds by numpy.save")
+        _refuse(path, "not text and of unknown format", "save its contents with numpy.save")
     return found or ".csv"
 
 
 def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
-    raise ValueError(f"{path} is {what}, which is not read: {remedy.format(path.name)} ({READ} are read)")
+    raise ValueError(f"{path} is {what}, which is not supported: {remedy.format(path.name)} (supported: {READ})")

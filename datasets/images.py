@@ -1,4 +1,4 @@
-"""Images as rows of pixels, plane after plane, whether their channels come first or last."""
+"""Conversion of images to rows of pixels, channel after channel, for channels first or last."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Images:
-    """How data become rows of pixels, plane after plane.
+    """The conversion of data to rows of pixels, channel after channel.
 
     Attributes:
         shape: channels, height and width.
         last: whether the channels come last in the data.
-        order: where each pixel goes, if the data are rows of pixels whose channels come last.
+        order: the new position of each pixel, if the data are rows of pixels with channels last.
     """
 
     shape: tuple[int, int, int]
@@ -33,10 +33,10 @@ class Images:
 
 
 def images_of(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -> Images:
-    """What data of a shape are as images: channels may come first or last, in the data and in ``image_shape``."""
+    """The conversion for data of a given shape: channels may be first or last, in the data and in ``image_shape``."""
     if len(image_shape) not in (2, 3) or min(image_shape) < 1:
         raise ValueError(
-            "image_shape is (height, width), (channels, height, width) or (height, width, channels), but got "
+            "image_shape must be (height, width), (channels, height, width) or (height, width, channels), but got "
             f"{image_shape}"
         )
     told_last = len(image_shape) == 3 and image_shape[0] > _CHANNELS >= image_shape[2]
@@ -50,10 +50,10 @@ def images_of(name: str, sizes: tuple[int, ...], image_shape: tuple[int, ...]) -
         return Images(shape, False, None)
     if sizes == (height, width, channels):
         return Images(shape, True, None)
-    remedy = f": image_shape={sizes} is what they have" if len(sizes) in (2, 3) else ""
+    remedy = f": use image_shape={sizes}" if len(sizes) in (2, 3) else ""
     if sizes == (pixels + 1,):
-        remedy = ": there is one column more; name it if it holds the classes (label=, in a shell --label)"
-    raise ValueError(f"{name} has data of shape {sizes}, which are no images of image_shape={image_shape}{remedy}")
+        remedy = ": there is one extra column; if it has the classes, name it with label= (in a shell --label)"
+    raise ValueError(f"{name} has data of shape {sizes}, which do not match image_shape={image_shape}{remedy}")
 
 
-_CHANNELS = 4  # of an image, at most, where a third size is told to be that of the channels
+_CHANNELS = 4  # a dimension of at most this size counts as the channels

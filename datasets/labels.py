@@ -1,4 +1,4 @@
-"""Labels as numbers of classes: whole numbers as they are, words in alphabetical order."""
+"""Encoding of labels as class numbers: integers are unchanged, words are numbered alphabetically."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from numpy.typing import NDArray
 def encode(
     name: str, labels: NDArray[np.generic], n: int, sizes: list[int]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels as whole numbers, and the names of the classes where labels are words."""
+    """Labels as integers, and the names of the classes if labels are words."""
     if labels.shape not in ((n,), (n, 1)):
-        hint = "; for one-hot labels take labels.argmax(1)" if labels.ndim == 2 and len(labels) == n else ""
-        hint = "; data are rows: transpose them" if sizes and labels.size == sizes[0] else hint
-        raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data{hint}")
+        hint = "; for one-hot labels use labels.argmax(1)" if labels.ndim == 2 and len(labels) == n else ""
+        hint = "; data points must be rows: transpose the data" if sizes and labels.size == sizes[0] else hint
+        raise ValueError(f"labels of {name} have the shape {labels.shape}, but there are {n} data points{hint}")
     labels = labels.reshape(n)
     if labels.dtype.kind in "mM":
-        raise ValueError(f"labels of {name} are dates or times, {labels.dtype}, and labels are classes: leave them out")
+        raise ValueError(f"labels of {name} must be classes, but they are dates or times, {labels.dtype}: omit them")
     if labels.dtype.kind == "O" and all(isinstance(label, Number) for label in labels.tolist()):
         labels = labels.astype(np.float64) if any(label % 1 for label in labels.tolist()) else labels.astype(np.int64)
     if labels.dtype.kind in "biuf":
         if labels.dtype.kind == "f" and (missing := np.flatnonzero(np.isnan(labels)).tolist()):
             raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
-        if labels.dtype.kind == "f" and (labels % 1 != 0).any():  # of infinity NaN
+        if labels.dtype.kind == "f" and (labels % 1 != 0).any():  # NaN for infinity
             other = labels[labels % 1 != 0]
             raise ValueError(
-                f"labels of {name} are classes: whole numbers or words, but {len(other)} are other numbers, such as "
-                f"{other[0]:g}: a column of measurements is data, or make classes of it, as by numpy.digitize"
+                f"labels of {name} must be classes (integers or words), but {len(other)} are other numbers, such as "
+                f"{other[0]:g}: keep a column of measurements as data, or convert it to classes, for example with "
+                "numpy.digitize"
             )
         if len(labels) and labels.dtype.kind in "uf" and not -(2**63) <= int(labels.min()) <= int(labels.max()) < 2**63:
-            raise ValueError(f"labels of {name} are as large as {labels.max()}, beyond int64: number the classes anew")
+            raise ValueError(f"labels of {name} are as large as {labels.max()}, above int64: renumber the classes")
         return labels.astype(np.int64), ()
     missing = [i for i, label in enumerate(labels.tolist()) if _is_missing(label)]
     if missing:
         raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
-    words = [_word(label) for label in labels.tolist()]  # as an array, each would be as long as the longest
+    words = [_word(label) for label in labels.tolist()]  # in an array, each would be as long as the longest
     classes = sorted(set(words))
     code = {word: i for i, word in enumerate(classes)}
     return np.fromiter((code[word] for word in words), np.int64, len(words)), tuple(classes)
 
 
 def _word(label: Any) -> str:
-    """A label as text; bytes in UTF-8, or else Latin-1."""
+    """A label as text; bytes are decoded as UTF-8, or otherwise Latin-1."""
     if not isinstance(label, bytes):
         return str(label)
     try:
@@ -57,19 +58,19 @@ def _word(label: Any) -> str:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a label is None, NaN, or what pandas writes in their place, which equals nothing and is not false."""
+    """Whether a label is None, NaN, or the missing value of pandas."""
     return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
 
 
 def warn_of_many(name: str, labels: NDArray[np.generic]) -> None:
-    """Warn of labels of which most differ: names and measurements are no classes."""
+    """Warn if most labels are different, because names and measurements are not classes."""
     different = len(set(np.ravel(labels).tolist())) if len(labels) >= _MANY else 0
     if different > len(labels) / 2:
         warnings.warn(
-            f"{name}: the {len(labels)} labels have {different} different values, and labels are classes: leave them "
-            "out if they are names or measurements",
+            f"{name}: the {len(labels)} labels have {different} different values, but labels should be classes: omit "
+            "them if they are names or measurements",
             stacklevel=4,
         )
 
 
-_MANY = 50  # labels, below which they may all differ
+_MANY = 50  # with fewer labels, all may differ

@@ -1,4 +1,4 @@
-"""One door to all data: published and synthetic sets by name, your own by path."""
+"""The function ``load``: published and synthetic data sets by name, your own files by path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .preparation import Split, prepare
 from .published import READERS
 from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
 
-if TYPE_CHECKING:  # so that load itself says what to do with data in memory
+if TYPE_CHECKING:  # a Path only for type checkers: load has its own error for data in memory
     _Name = str | PathLike[str]
 _WITHOUT_SPLIT = ("digits", "frey_faces")
 _SYNTHETIC: dict[str, Callable[..., Dataset]] = {
@@ -54,50 +54,49 @@ def load(
     image_shape: tuple[int, ...] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    r"""A data set by name, one of :func:`cards`, or your own from a file.
+    r"""Load a data set by name, one of :func:`cards`, or your own data from a file.
 
     Grey images with L levels 0 ... L - 1 become x / (L - 1), or dequantized (x + u) / L with u uniform on [0, 1):
 
     .. math:: \log_2 P(\text{levels}) \ge \log_2 p\left(\tfrac{x + u}{L}\right) - X \log_2 L
               \quad\text{in expectation over } u
 
-    Files of published sets are looked for in the folder that ``JENSEN_DATA`` names, then in the user's cache, then
-    downloaded and checked. A file of your own (``.npy``, ``.npz``, ``.mat``, ``.parquet``, or a table as text such as
-    ``.csv``, packed or not) is used as :func:`from_array` uses an array. No pickled data are ever loaded.
+    Files of published sets are searched for in the folder ``JENSEN_DATA``, then in the user's cache, and otherwise
+    downloaded and checked. Your own file (``.npy``, ``.npz``, ``.mat``, ``.parquet``, or a text table such as ``.csv``,
+    also compressed) is treated like an array in :func:`from_array`. Pickled data are never loaded.
 
     References:
         Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models.
 
     Args:
-        name: the data set, such as ``"digits"`` (embedded) or ``"mnist"``, or the path of a file of yours.
-        binarize: None; ``"threshold"``: 1 where a value exceeds one half; or ``"sample"``: drawn once from
-            Bernoulli(x). For a new draw at every sight pass ``batch_transform=torch.bernoulli`` to ``fit``.
-        dequantize: for grey images, whether to dequantize. None: digits unless binarized (a density is fitted to
-            them), others not.
-        standardize: whether to take off the mean and divide by the standard deviation of each training feature.
-        split: shares that sum to 1, or numbers that sum to N, of training, validation and test data; for sets without
-            a published split. None: their usual one, or (0.8, 0.1, 0.1).
-        seed: fixes u, the draws of ``"sample"``, the split where none is published, and synthetic data.
+        name: the data set, such as ``"digits"`` (embedded) or ``"mnist"``, or the path of your own file.
+        binarize: None; ``"threshold"``: 1 where a value exceeds one half; or ``"sample"``: sampled once from
+            Bernoulli(x). For new samples in each epoch pass ``batch_transform=torch.bernoulli`` to ``fit``.
+        dequantize: for grey images, whether to dequantize. None: only digits, unless binarized.
+        standardize: whether to subtract the mean and divide by the standard deviation of each training feature.
+        split: shares that sum to 1, or numbers that sum to N, of training, validation and test data; only for sets
+            without a published split. None: their default, or (0.8, 0.1, 0.1).
+        seed: fixes u, the samples of ``"sample"``, a split that is not published, and synthetic data.
         dtype: of the data.
         label: of a file, the column of the classes: its name, or its position from 0, or from -1 at the end; of an
-            ``.npz`` or ``.mat`` file also the name of their array. A string is a name before it is a position.
-        header: whether the first line of a text holds names; None: detected where it is unambiguous. Its delimiter
-            (comma, semicolon, tab, bar, blanks), decimal sign and encoding are detected too.
-        drop: of a file, columns to leave out, by name or position.
-        only: of a file, the columns of the data, where they are not all but the label.
-        member: of an ``.npz`` or ``.mat`` file, the array of the data; None: the only one, or that called ``x``.
-        levels: of a file, the number of grey levels, if the data are such.
+            ``.npz`` or ``.mat`` file also the name of an array. A string is first tried as a name.
+        header: whether the first line of a text has names; None: detected if unambiguous. Delimiter (comma, semicolon,
+            tab, bar, blanks), decimal sign and encoding are detected too.
+        drop: of a file, columns to omit, by name or position.
+        only: of a file, the columns of the data, if not all but the label.
+        member: of an ``.npz`` or ``.mat`` file, the array of the data; None: the only one, or the one called ``x``.
+        levels: of a file, the number of grey levels, if the data are grey levels.
         image_shape: of a file, (height, width) or (channels, height, width), if the data are images.
-        limit: bytes that a file's data may take in memory; 4 GiB if None.
+        limit: the maximal bytes of a file's data in memory; 4 GiB if None.
 
     Returns:
         The :class:`Dataset`.
 
     Raises:
-        ValueError: for a name that is none, ``dequantize`` of data that are no grey images, ``binarize`` of data
-            outside [0, 1], a ``split`` of a set whose split is published, an argument for files beside a name, or a
-            file that holds no numbers, or other ones than it claims.
-        FileNotFoundError: if the files are not there and cannot be downloaded; the message says where to put them.
+        ValueError: for an unknown name, ``dequantize`` of data that are not grey images, ``binarize`` of data outside
+            [0, 1], ``split`` for a set with a published split, an argument for files together with a name, or a file
+            without numbers or with unexpected contents.
+        FileNotFoundError: if the files are missing and cannot be downloaded; the message gives the place to put them.
         ImportError: for a ``.parquet`` file, if pyarrow is not installed.
 
     Example:
@@ -108,11 +107,11 @@ def load(
     """
     if not isinstance(name, str | PathLike):
         raise TypeError(
-            f"name is the name of a data set or the path of a file, but got {shown(name)}: data in memory are given to "
-            "from_array(x)"
+            f"name must be the name of a data set or the path of a file, but got {shown(name)}: use from_array(x) for "
+            "data in memory"
         )
     if "://" in str(name):
-        raise ValueError(f"{name} is an address: download the file, and give its path")
+        raise ValueError(f"{name} is an address: download the file, and pass its path")
     if not isinstance(name, str) or (name not in cards() and is_path(name)):
         table = read_table(Path(name), label, header, limit or LIMIT, drop, only, member)
         return from_array(
@@ -139,7 +138,7 @@ def load(
         "limit": limit,
     }
     if given := [argument for argument, value in for_files.items() if value is not None]:
-        raise ValueError(f"{', '.join(given)} belong to files of your own, but {card.name} is a data set by name")
+        raise ValueError(f"{', '.join(given)} apply only to your own files, but {card.name} is the name of a data set")
     if dequantize is None:
         dequantize = card.name == "digits" and binarize is None
     if card.name in _SYNTHETIC:
@@ -156,13 +155,13 @@ def _card(name: str) -> Card:
     close = get_close_matches(name, known, n=1)
     raise ValueError(
         f"there is no data set {name!r}; " + (f"did you mean {close[0]!r}? " if close else "") + "there are "
-        f"{', '.join(known)}; and files of your own: {READ}"
+        f"{', '.join(known)}; and your own files: {READ}"
     )
 
 
 def _published(card: Card, split: Split | None, seed: int) -> Dataset:
     if split is not None and card.name not in _WITHOUT_SPLIT:
-        raise ValueError(f"{card.name} has a published split, but got split={split}: leave split out")
+        raise ValueError(f"{card.name} has a published split, but got split={split}: omit split")
     values, labels = READERS[card.name](split, seed)
     *channels, height, width = card.shape if len(card.shape) > 1 else (0, 0)
     return Dataset(

@@ -1,4 +1,4 @@
-"""Your own data: arrays, DataFrames and torch datasets as a :class:`Dataset`; nothing is done to them unasked."""
+"""The function ``from_array``: your own arrays, DataFrames and torch data sets as a :class:`Dataset`."""
 
 from __future__ import annotations
 
@@ -41,40 +41,41 @@ def from_array(
     dtype: torch.dtype = torch.float32,
     limit: int = LIMIT,
 ) -> Dataset:
-    r"""Your own data in random splits. Values are left as they are, unless an argument says what to do with them.
+    r"""Your own data in random splits. Values are unchanged unless an argument requests a transformation.
 
     Args:
-        x: a NumPy array, a tensor, or whatever NumPy takes for an array of numbers, of shape [N, X] or [N, T, X];
-            images [N, height, width], or with channels before or behind these, with ``image_shape``; a DataFrame of
-            pandas or polars, a table of pyarrow or a structured array, a column a feature; a sparse matrix of SciPy's,
-            which is made dense; an ``AnnData``; or a torch ``Dataset`` with a length, whose items are data, (datum,
-            label) pairs or mappings with the entries ``data`` and ``labels``.
-        labels: class of each datum, [N], whole numbers or words; of what has columns of names also the name of one (of
-            an ``AnnData``, of its ``obs``). Words are numbered in alphabetical order.
-        name: what to call the data.
+        x: a NumPy array, a tensor, or anything that NumPy reads as a numeric array, of shape [N, X] or [N, T, X];
+            images [N, height, width], or with channels first or last, together with ``image_shape``; a DataFrame of
+            pandas or polars, a table of pyarrow or a structured array, with one column per feature; a SciPy sparse
+            matrix, which is made dense; an ``AnnData``; or a torch ``Dataset`` with a length, whose items are data
+            points, (data point, label) tuples or mappings with the entries ``data`` and ``labels``.
+        labels: class of each data point, [N], integers or words; for data with named columns also the name of a column
+            (for an ``AnnData``, of ``obs``). Words are numbered in alphabetical order.
+        name: the name of the data.
         split: shares that sum to 1, or numbers that sum to N, of training, validation and test data.
-        seed: fixes the split and whatever else is random.
-        levels: if the data are grey levels 0, ..., L - 1: their number L. They become x / (L - 1), or
-            (x + u) / L if dequantized.
+        seed: fixes the split and all other random steps.
+        levels: the number L of levels, if the data are grey levels 0, ..., L - 1. They become x / (L - 1), or (x + u) /
+            L if dequantized.
         image_shape: if the data are images: (height, width), (channels, height, width) or (height, width, channels).
             They become rows of X pixels, channel after channel.
-        binarize: None; ``"threshold"``: 1 where a value exceeds one half; or ``"sample"``: drawn once from
-            Bernoulli(x). Values have to lie between 0 and 1 (see ``levels``).
+        binarize: None; ``"threshold"``: 1 where a value exceeds one half; or ``"sample"``: sampled once from
+            Bernoulli(x). Values must lie between 0 and 1 (see ``levels``).
         dequantize: whether to add uniform noise to grey levels, so that they have a density (:func:`load`).
-        standardize: whether to take off the mean and divide by the standard deviation of each training feature, in
+        standardize: whether to subtract the mean and divide by the standard deviation of each training feature, in
             float64, before the values are stored.
         dtype: of the data.
-        limit: bytes that the items of a torch ``Dataset``, or a sparse matrix made dense, may take in memory; 4 GiB by
-            default.
+        limit: the maximal bytes in memory of the items of a torch ``Dataset`` or of a sparse matrix made dense; 4 GiB
+            by default.
 
     Returns:
         The :class:`Dataset`.
 
     Raises:
-        ValueError: if the data are empty, not numeric, of another shape, missing or infinite in places (the message
-            says how many and where), no grey levels though ``levels`` is given, or would be rounded visibly; if labels
-            do not fit them or are no classes; if they take more memory than ``limit``; and as :func:`load` does.
-        TypeError: for a torch ``Dataset`` without a length, a ``DataLoader``, a path, or data in splits already.
+        ValueError: if the data are empty, not numeric, of another shape, have missing or infinite values (the message
+            gives their number and positions), are not grey levels although ``levels`` is given, or would lose precision
+            by rounding; if labels do not match the data or are not classes; if the data exceed ``limit``; and as for
+            :func:`load`.
+        TypeError: for a torch ``Dataset`` without a length, a ``DataLoader``, a path, or data that already have splits.
 
     Example:
         >>> data = from_array(torch.arange(40.0).reshape(20, 2), [0, 1] * 10, standardize=True)
@@ -87,14 +88,14 @@ def from_array(
     n, *sizes = _checked_shape(name, table.x)
     images = None if image_shape is None else images_of(name, tuple(sizes), image_shape)
     if dequantize and levels is None:
-        raise ValueError(f"dequantize needs to know how many levels {name} has: levels=256 for bytes")
+        raise ValueError(f"dequantize needs the number of levels of {name}: pass levels, for bytes levels=256")
     if levels is not None and levels < 2:
-        raise ValueError(f"levels is at least 2, but got {levels}")
+        raise ValueError(f"levels must be at least 2, but got {levels}")
     if dtype.is_complex:
-        raise ValueError(f"dtype is {dtype}, but data are real: take torch.float32 or torch.float64")
+        raise ValueError(f"dtype is {dtype}, but data are real: use torch.float32 or torch.float64")
     rows = draw_split(n, split, seed)
     codes, classes = (None, ()) if table.labels is None else encode(name, table.labels, n, sizes)
-    direct = standardize and levels is None and binarize is None  # by statistics of what is not yet rounded
+    direct = standardize and levels is None and binarize is None  # with statistics of the values before rounding
     found = Findings(table, rows["train"], dtype, levels, images=images is not None, spread=direct, of_file=table is x)
     if direct:
         for place, values in _native(table.x):
@@ -130,23 +131,23 @@ def from_array(
 
 
 def _checked_shape(name: str, x: Pieces) -> tuple[int, ...]:
-    """The shape of what may be data: numbers, [N, X] or more."""
+    """The shape of valid data: numbers, [N, X] or more dimensions."""
     if x.dtype.names:
         raise ValueError(
-            f"{name} holds a structured array with the fields {listed(x.dtype.names)}: give it to from_array as an "
-            "array (numpy.load), or save its fields as the columns of one array"
+            f"{name} has a structured array with the fields {listed(x.dtype.names)}: load it with numpy.load and pass "
+            "it to from_array, or save its fields as the columns of one array"
         )
     if x.dtype.kind not in "biuf":
-        hint = ": if they are numbers as text, x.astype(float)" if x.dtype.kind in "SU" else ""
-        raise ValueError(f"{name} holds {x.dtype}, where numbers were expected{hint}")
+        hint = ": for numbers as text, use x.astype(float)" if x.dtype.kind in "SU" else ""
+        raise ValueError(f"{name} has dtype {x.dtype}, but numbers were expected{hint}")
     if len(x.shape) < 2 or not math.prod(x.shape):
         hint = "x[:, None]" if len(x.shape) == 1 else "no data"
-        raise ValueError(f"{name} has the shape {x.shape}, where [N, X] was expected: {hint}")
+        raise ValueError(f"{name} has the shape {x.shape}, but [N, X] was expected: {hint}")
     return x.shape
 
 
 def _native(x: Pieces) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
-    """The pieces, in a byte order and precision that PyTorch has."""
+    """The pieces, in a byte order and precision that PyTorch supports."""
     for place, values in x.read():
         wanted = values.dtype.newbyteorder("=") if values.dtype.itemsize <= 8 else np.dtype(np.float64)
         yield place, values.astype(wanted, copy=False)
@@ -160,7 +161,7 @@ def _placed(
     moments: Moments | None,
     images: Images | None,
 ) -> dict[str, Tensor]:
-    """The rows of each split as a tensor, each piece of them looked at and converted on its own."""
+    """The rows of each split as a tensor; each piece is checked and converted separately."""
     sizes = x.shape[1:] if images is None else (math.prod(x.shape[1:]),)
     made = {part: torch.empty((len(order), *sizes), dtype=dtype) for part, order in rows.items()}
     targets = [part if images is None else images.view(part, x.shape[1:]) for part in made.values()]
@@ -188,7 +189,7 @@ def _placed(
 
 
 def _flat(features: NDArray[np.float64], images: Images | None) -> Tensor:
-    """What there is of each feature, in the order of the features that come of it."""
+    """Statistics of each input feature, in the order of the resulting features."""
     values = torch.from_numpy(features)
     if images is None:
         return values

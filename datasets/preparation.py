@@ -1,4 +1,4 @@
-"""What may be done to data before they are used, each on request: split, scaled, dequantized, binarized, standardized.
+"""Preparation of data on request: splitting, scaling, dequantization, binarization, standardization.
 
 Grey images with L levels 0 ... L - 1 become x / (L - 1), or dequantized (x + u) / L with u uniform on [0, 1).
 """
@@ -27,7 +27,7 @@ def draw_split(n: int, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
     """Rows of a random split.
 
     Args:
-        n: number of data.
+        n: number of data points.
         split: shares that sum to 1, or numbers that sum to ``n``, of training, validation and test data.
         seed: fixes the permutation.
 
@@ -35,7 +35,7 @@ def draw_split(n: int, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
         Row numbers by split name; each row is in one split.
 
     Raises:
-        ValueError: if the three do not sum to 1 or to ``n``, one is negative, or no training datum remains.
+        ValueError: if the three do not sum to 1 or to ``n``, one is negative, or no training data remain.
     """
     total = sum(split) if len(split) == 3 and all(part >= 0 for part in split) else -1.0
     if total == n and all(part == int(part) for part in split):
@@ -44,9 +44,9 @@ def draw_split(n: int, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
         ends = [round(n * sum(split[: i + 1])) for i in range(3)]
         sizes = [ends[0], ends[1] - ends[0], n - ends[1]]
     else:
-        raise ValueError(f"split is three shares that sum to 1, or three numbers that sum to {n}, but got {split}")
+        raise ValueError(f"split must be three shares that sum to 1, or three numbers that sum to {n}, but got {split}")
     if not sizes[0]:
-        raise ValueError(f"split {split} leaves no training datum of {n}: give training a larger share")
+        raise ValueError(f"split {split} leaves no training data of {n} data points: give training a larger share")
     order = np.random.default_rng(seed).permutation(n)
     return dict(zip(SPLITS, np.split(order, [sizes[0], sizes[0] + sizes[1]]), strict=True))
 
@@ -60,26 +60,26 @@ def prepare(
     seed: int,
     dtype: torch.dtype,
 ) -> Dataset:
-    """Scale raw data, and binarize, dequantize or standardize them as the arguments say.
+    """Scale raw data, and binarize, dequantize or standardize them on request.
 
     Args:
-        raw: data as they were read: levels 0 ... L - 1 where ``levels`` is set, else anything. They are overwritten
-            where they have the ``dtype`` already, since two copies may not fit into memory.
+        raw: data as read: levels 0 ... L - 1 if ``levels`` is set, otherwise any values. Data that already have the
+            ``dtype`` are overwritten, because two copies may not fit into memory.
         binarize: None, ``"threshold"`` at one half, or ``"sample"`` from Bernoulli(x).
         dequantize: whether to add uniform noise to levels.
-        standardize: whether to take off the mean and divide by the standard deviation of each training feature.
+        standardize: whether to subtract the mean and divide by the standard deviation of each training feature.
         seed: fixes the noise.
         dtype: of the data.
 
     Returns:
-        The data set, and in its attributes what was done to it.
+        The data set, with these transformations in its attributes.
 
     Raises:
-        ValueError: if the data have no levels to dequantize, values outside [0, 1] to binarize, features without
-            spread to standardize, or if two of the three exclude each other.
+        ValueError: to dequantize data without levels, to binarize values outside [0, 1], to standardize constant
+            features, or for two options that exclude each other.
     """
     if binarize not in (None, "threshold", "sample"):
-        raise ValueError(f"binarize is None, 'threshold' or 'sample', but got {binarize!r}")
+        raise ValueError(f"binarize must be None, 'threshold' or 'sample', but got {binarize!r}")
     if binarize and (dequantize or standardize):
         other = "dequantize" if dequantize else "standardize"
         raise ValueError(f"binarize and {other} exclude each other: zeros and ones have no density; choose one of them")
@@ -92,7 +92,7 @@ def prepare(
 
 
 def _each(data: Dataset, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Dataset:
-    """The data with every row changed, some rows at a time, in the order of the splits."""
+    """Apply a change to all rows, some rows at a time, in the order of the splits."""
 
     def changed(x: Tensor) -> Tensor:
         made = x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
@@ -110,7 +110,7 @@ def _blocks(x: Tensor) -> Sequence[Tensor]:
 def _scaled(raw: Dataset, dequantize: bool, seed: int, dtype: torch.dtype) -> Dataset:
     levels = raw.levels
     if dequantize and levels is None:
-        raise ValueError(f"{raw.name} holds measurements: there is nothing to dequantize")
+        raise ValueError(f"{raw.name} has measurements, not levels: there is nothing to dequantize")
     if dequantize and levels == 2:
         raise ValueError(f"{raw.name} is binary: there is nothing to dequantize")
     if levels is None or levels == 2:
@@ -134,7 +134,7 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
         if x.numel() and (x.min() < 0 or x.max() > 1):
             raise ValueError(
                 f"binarize needs values between 0 and 1, but {data.name} has values from {x.min():g} to {x.max():g}; "
-                "if they are grey levels, say how many: levels=256"
+                "if they are grey levels, pass their number, such as levels=256"
             )
     noise = torch.Generator().manual_seed(seed)
     change = {
@@ -147,7 +147,7 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
 
 
 def _standardized(data: Dataset, dtype: torch.dtype) -> Dataset:
-    """Data of any dtype, standardized by float64 statistics of what they are before they are stored."""
+    """Standardize data of any dtype with float64 statistics of the values before rounding."""
     moments = Moments((data.train.shape[-1],))
     for part in _blocks(data.train):
         moments.add(part.flatten(0, -2).double().numpy())
@@ -164,7 +164,7 @@ def _standardized(data: Dataset, dtype: torch.dtype) -> Dataset:
 
 
 class Moments:
-    """Mean and standard deviation of features in float64, from some rows at a time.
+    """Mean and standard deviation of features in float64, accumulated over blocks of rows.
 
     Args:
         shape: of the features.
@@ -186,7 +186,7 @@ class Moments:
         if not len(x):
             return
         here, n, m = (..., columns), self._rows[columns], len(x)
-        self._first[here] = np.where(n > 0, self._first[here], x[0])  # near the mean, so that no digits are lost to it
+        self._first[here] = np.where(n > 0, self._first[here], x[0])  # a shift near the mean, to avoid loss of digits
         x = x - self._first[here]
         mean = x.mean(0)
         off = mean - self._mean[here]
@@ -201,37 +201,39 @@ class Moments:
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """The standard deviations: exactly zero where a feature is constant."""
+        """The standard deviations: exactly zero for a constant feature."""
         return np.asarray(np.sqrt(self._squares / np.maximum(1, self._rows - 1)))
 
 
 def check_scale(name: str, moments: Moments, n: int, dtype: torch.dtype, columns: tuple[str, ...] = ()) -> None:
-    """Refuse to standardize by what is no scale.
+    """Raise ValueError if standardization is not possible.
 
     Raises:
-        ValueError: for fewer than two data, whole numbers, or features that are constant or too large to be squared.
+        ValueError: for fewer than two data points, an integer dtype, or features that are constant or too large to be
+            squared.
     """
     if not dtype.is_floating_point or n < 2:
         raise ValueError(
-            f"standardize needs at least two training data in a floating-point dtype, but {name} has {n} in {dtype}"
+            f"standardize needs at least two training data points in a floating-point dtype, but {name} has {n} in "
+            f"{dtype}"
         )
     scale = moments.scale.reshape(-1)
     if not np.isfinite(scale).all():
-        raise ValueError(f"standardize needs numbers whose squares are finite, but {name} has larger ones: scale them")
+        raise ValueError(f"standardize needs numbers with finite squares, but {name} has larger ones: rescale them")
     if not scale.all():
         constant = np.flatnonzero(scale == 0).tolist()
         names = [columns[i] for i in constant] if columns else []
-        where = listed([repr(c) for c in names]) if columns else f"the first of them feature {constant[0]} of 0 ... "
+        where = listed([repr(c) for c in names]) if columns else f"the first is feature {constant[0]} of 0 ... "
         remedy = advise_drop(names) if columns else "drop them first"
         raise ValueError(
-            f"standardize needs features that vary, but {len(constant)} of {name} are constant over the training data, "
+            f"standardize needs features that vary, but {len(constant)} of {name} are constant in the training data, "
             f"{where}{'' if columns else len(scale) - 1}: {remedy}"
         )
 
 
 @dataclass(frozen=True)
 class _Rescaled:
-    """The log-density of y = (x - location) / scale, from that of x."""
+    """The log-density of y = (x - location) / scale, given that of x."""
 
     density: Callable[[Tensor], Tensor]
     location: Tensor

@@ -1,4 +1,4 @@
-"""Published sets, each read from the files of its distributor: raw values, scaled later."""
+"""Readers of the published data sets from their distributors' files; values are raw and scaled later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Reader = Callable[[Split | None, int], tuple[Arrays, Arrays]]
 
 
 def _digits(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
-    from sklearn.datasets import load_digits  # here, since it takes long to import
+    from sklearn.datasets import load_digits  # imported here because it is slow
 
     images, classes = load_digits(return_X_y=True)
     rows = draw_split(len(images), split or (1197, 200, 400), seed)
@@ -31,7 +31,7 @@ def _digits(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 
 def _read_idx(file: File) -> NDArray[np.uint8]:
-    """A file of LeCun's format for unsigned bytes: two zeros, the type 8, the rank, the shape, the values."""
+    """Read a file in LeCun's idx format for unsigned bytes: two zeros, the type 8, the rank, the shape, the values."""
     path = locate(file)
     try:
         with gzip.open(path) as stream:
@@ -39,11 +39,11 @@ def _read_idx(file: File) -> NDArray[np.uint8]:
             shape = tuple(np.frombuffer(stream.read(4 * head[3]), ">u4").tolist()) if head[:3] == b"\0\0\x08" else ()
             size = math.prod(shape)
             check_size(path, size, LIMIT)
-            body = stream.read(size + 1)  # one more, so that the end is met, where the checksum stands
+            body = stream.read(size + 1)  # one more byte, so that the checksum at the end is read
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole idx file: {error}; get it again") from error
+        raise ValueError(f"{path} is not a complete idx file: {error}; download it again") from error
     if not shape or len(shape) != head[3] or len(body) != size:
-        raise ValueError(f"{path} is no whole idx file: {len(body)} bytes for shape {shape}; get it again")
+        raise ValueError(f"{path} is not a complete idx file: {len(body)} bytes for shape {shape}; download it again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
@@ -69,10 +69,10 @@ def _binarized_mnist(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
         with np.load(locate(_BINARIZED), allow_pickle=False) as archive:
             return {part: archive[key] for part, key in zip(SPLITS, ("train", "valid", "test"), strict=True)}, {}
     except FileNotFoundError as absent:
-        try:  # the published text files: a line an image, digits with a space between
+        try:  # the published text files: one line per image, digits separated by spaces
             return {part: _read_amat(file) for part, file in zip(SPLITS, _AMAT, strict=True)}, {}
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{absent} Or else: {error}") from None
+            raise FileNotFoundError(f"{absent} Alternatively: {error}") from None
 
 
 def _read_amat(file: File) -> NDArray[np.uint8]:
@@ -94,7 +94,7 @@ def _omniglot(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     arrays = read_mat(path, {"data": (784, n), "target": (50, n), "testdata": (784, test), "testtarget": (50, test)})
     _check_range(path, "data", arrays["data"], 0, 1)
     _check_range(path, "testdata", arrays["testdata"], 0, 1)
-    order = np.random.RandomState(123).permutation(n)  # as Burda et al. drew their validation data
+    order = np.random.RandomState(123).permutation(n)  # the validation split of Burda et al.
     images = _upright(arrays["data"].T[order]), _upright(arrays["testdata"].T)
     labels = arrays["target"].argmax(0)[order], arrays["testtarget"].argmax(0)
     return _hold_out(*images, held), _hold_out(*labels, held)
@@ -117,19 +117,19 @@ def _caltech(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 
 def _upright(images: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Images [N, 784] whose pixels MATLAB laid out column by column, row by row."""
+    """Convert images [N, 784] from MATLAB's column-by-column order to rows."""
     return images.reshape(-1, 28, 28).swapaxes(1, 2).reshape(-1, 784)
 
 
 def _check_range(
     path: Path, name: str, values: NDArray[np.generic], low: float, high: float, whole: bool = False
 ) -> None:
-    """For files whose SHA-256 nobody published."""
+    """Check the range of values, for files without a published SHA-256."""
     if not (low <= values.min() and values.max() <= high) or (whole and (values % 1).any()):
-        kind = "whole numbers" if whole else "values"
+        kind = "integers" if whole else "values"
         raise ValueError(
             f"{path}: {name} has values from {values.min():g} to {values.max():g}, but {kind} from {low} to {high} "
-            "were expected: it is another file"
+            "were expected: it is not the expected file"
         )
 
 
@@ -142,7 +142,7 @@ def _cifar10(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
     names = [*(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)), "cifar-10-batches-bin/test_batch.bin"]
     contents = {}
     with tarfile.open(locate(_CIFAR)) as archive:
-        for member in archive:  # in the archive's order, so that it is inflated once
+        for member in archive:  # in the archive's order, so that it is decompressed once
             if member.name in names and (file := archive.extractfile(member)):
                 contents[member.name] = file.read()
     batches = [np.frombuffer(contents[name], dtype=np.uint8).reshape(-1, 3073) for name in names]
@@ -151,7 +151,7 @@ def _cifar10(split: Split | None, seed: int) -> tuple[Arrays, Arrays]:
 
 
 def _hold_out(train: NDArray[np.generic], test: NDArray[np.generic], held: int = 10_000) -> Arrays:
-    """The last training rows are the validation split."""
+    """Use the last training rows as the validation split."""
     return {"train": train[:-held], "validation": train[-held:], "test": test}
 
 

@@ -1,4 +1,4 @@
-"""Numbers that stand for missing values: -999, 9999 and the like, far from all other values of their column."""
+"""Detection of placeholders of missing values: -999, 9999 and similar, far from all other values of a column."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CODES = np.array([-9.0, -99.0, -999.0, -9999.0, -99999.0, -200.0, 99.0, 999.0, 9999.0, 99999.0])
-_LONG = 900  # above which one value is enough
-_LEAST = 10  # other values of a column, below which nothing is far from them
+_LONG = 900  # above this, one value is enough
+_LEAST = 10  # with fewer other values in a column, nothing counts as far
 
 
 class StandIns:
-    """Finds columns whose smallest or largest value is such a number, and lies far from all others.
+    """Finds columns whose smallest or largest value is such a placeholder, far from all others.
 
-    Far is farther than the others lie from each other.
+    Far means farther than the others are from each other.
 
     Args:
         width: the number of columns.
@@ -33,7 +33,7 @@ class StandIns:
         self._others = np.zeros(width, np.int64)
 
     def look(self, values: NDArray[np.generic], column: int) -> None:
-        """Look at a piece of finite numbers [n, X] that begins at this column."""
+        """Process a piece of finite numbers [n, X] that begins at this column."""
         if values.ndim != 2 or values.dtype.kind not in "if" or not len(values):
             return
         here = slice(column, column + values.shape[1])
@@ -50,7 +50,7 @@ class StandIns:
         self._high[here] = np.maximum(self._high[here], high)
 
     def found(self) -> dict[int, tuple[float, int]]:
-        """The number of each such column, and how often it is there."""
+        """The placeholder of each such column, and its count."""
         found: dict[int, tuple[float, int]] = {}
         for i in np.flatnonzero(self._count.any(0) & (self._others >= _LEAST)).tolist():
             code = float(_CODES[self._count[:, i].argmax()])

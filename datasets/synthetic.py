@@ -1,7 +1,7 @@
-"""Synthetic data whose density is known: what a model's log p(x) is worth can be read off against the truth.
+"""Synthetic data with an exact log-density, to compare a model's log p(x) with the truth.
 
-Each function draws n data and returns a :class:`Dataset` whose ``log_density`` is the exact log-density, in nats, of
-the process that made them. ``seed`` fixes the process (its weights, say) and the data.
+Each function samples n data points and returns a :class:`Dataset` whose ``log_density`` is the exact log-density of the
+generating process, in nats. ``seed`` fixes the process (such as its weights) and the data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def linear_gaussian(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    r"""Data of a linear-Gaussian model: probabilistic PCA is exactly right for them.
+    r"""Data of a linear-Gaussian model: probabilistic PCA is the true model.
 
     .. math:: x = W z + \mu + \sigma \epsilon, \quad z, \epsilon \sim \mathcal N(0, I),
               \qquad p(x) = \mathcal N(x; \mu, W W^T + \sigma^2 I)
@@ -47,7 +47,7 @@ def linear_gaussian(
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
 
     Args:
-        n: number of data, N.
+        n: number of data points, N.
         features: observed features X.
         latent: latent features D.
         noise: sigma.
@@ -87,24 +87,24 @@ def pinwheel(
 ) -> Dataset:
     r"""Curved clusters in the plane, the arms of a pinwheel.
 
-    A Gaussian beside the origin is turned to its arm k, and further the further out it lies:
+    A Gaussian next to the origin is rotated to its arm k, by an angle that grows with the radius:
 
     .. math:: x = R\big(\tfrac{2 \pi k}{A} + r e^{|u|}\big)\, u, \quad
               u \sim \mathcal N\big((1, 0), \mathrm{diag}(\sigma_r^2, \sigma_t^2)\big)
 
-    Turning keeps |x| = |u|, so that u can be had back from x, and areas: the density is the mean over arms of the
-    Gaussian density at u. (Johnson et al. turn by the first coordinate of u, which folds the plane here and there.)
+    The rotation preserves |x| = |u|, so u can be recovered from x, and it preserves areas: the density is the mean over
+    arms of the Gaussian density at u. (Johnson et al. rotate by the first coordinate of u, which is not one-to-one.)
 
     References:
         Johnson, Duvenaud, Wiltschko, Adams and Datta (2016), Composing Graphical Models with Neural Networks for
         Structured Representations and Fast Inference.
 
     Args:
-        n: number of data, N.
+        n: number of data points, N.
         arms: number of arms A.
         radial: standard deviation along an arm.
         tangential: standard deviation across it.
-        rate: how strongly the arms are bent, r.
+        rate: r, the bend of the arms.
         split: shares that sum to 1, or numbers that sum to n.
         seed: fixes the data.
         dtype: of the data.
@@ -139,19 +139,19 @@ def bars(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    r"""Binary images of horizontal and vertical bars, each there or not, whose pixels are then flipped now and then.
+    r"""Binary images of random horizontal and vertical bars, with randomly flipped pixels.
 
     .. math:: p(x) = \sum_{h, v} p(h)\, p(v) \prod_{ij} \mathrm{flip}(x_{ij}; h_i \vee v_j)
 
-    Given the horizontal bars h the columns are independent, so that 2^size terms give the sum over all 4^size pictures.
+    Given the horizontal bars h the columns are independent, so 2^size terms give the sum over all 4^size images.
 
     References:
         Földiák (1990), Forming Sparse Representations by Local Anti-Hebbian Learning.
 
     Args:
-        n: number of data, N.
+        n: number of data points, N.
         size: height and width of the images, at most 12.
-        probability: that a bar is there; 1 / size if None, one bar of each direction on average.
+        probability: the probability of each bar; if None, 1 / size: on average one bar of each direction.
         flip: probability that a pixel is flipped, between 0 and 1/2.
         split: shares that sum to 1, or numbers that sum to n.
         seed: fixes the data.
@@ -194,7 +194,7 @@ def linear_dynamics(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    r"""Sequences of a linear-Gaussian state space model that turns and decays, and is driven by noise.
+    r"""Sequences of a linear-Gaussian state space model with rotating, decaying states driven by noise.
 
     .. math:: z_1 \sim \mathcal N(0, I), \quad z_t = \rho Q z_{t-1} + \sqrt{1 - \rho^2}\, \eta_t, \quad
               x_t = C z_t + \sigma \epsilon_t
@@ -230,7 +230,7 @@ def linear_dynamics(
     """
     _positive(n=n, steps=steps, features=features, latent=latent, noise=noise)
     if not 0 <= decay < 1:
-        raise ValueError(f"decay is at least 0 and below 1, but got {decay}")
+        raise ValueError(f"decay must be at least 0 and below 1, but got {decay}")
     g = torch.Generator().manual_seed(seed)
     rotation = torch.linalg.qr(_normal(g, latent, latent)).Q
     density = LinearDynamicsDensity(decay * rotation, _normal(g, features, latent), math.sqrt(1 - decay**2), noise)
@@ -248,7 +248,7 @@ def _normal(g: torch.Generator, *shape: int) -> Tensor:
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name} is positive, but got {value}")
+            raise ValueError(f"{name} must be positive, but got {value}")
 
 
 def _dataset(

@@ -1,4 +1,4 @@
-"""Tables: columns of numbers, one of which may be labels, from Parquet files and from pandas DataFrames."""
+"""Tables of numeric columns, with an optional label column, from Parquet files and pandas DataFrames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .columns import Wanted, advise_drop, advise_label, check_names, listed, sel
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers [N, X], the names of their columns, and labels [N] where a column holds them."""
+    """Numbers [N, X], the names of their columns, and labels [N] if there is a label column."""
 
     x: Pieces
     columns: tuple[str, ...]
@@ -31,28 +31,28 @@ class Table:
 def read_parquet(
     path: Path, label: str | int | None = None, limit: int = LIMIT, drop: Wanted = None, only: Wanted = None
 ) -> Table:
-    """Read columns of numbers of a Parquet file, by pyarrow.
+    """Read the numeric columns of a Parquet file with pyarrow.
 
     Args:
         path: the file.
         label: name or position of the column of labels.
-        limit: bytes that the columns may take in memory.
-        drop: columns to leave out.
-        only: the columns of the data, where they are not all others.
+        limit: the maximal bytes of the columns in memory.
+        drop: columns to omit.
+        only: the columns of the data, if not all others.
 
     Returns:
         The table.
 
     Raises:
         ImportError: if pyarrow is not installed.
-        ValueError: if there are no data, a column that is not the label is not numeric, two have one name, or the
-            file is torn or exceeds the limit.
+        ValueError: if there are no data, a column other than the label is not numeric, two columns have the same name,
+            or the file is damaged or exceeds the limit.
     """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ImportError("reading Parquet files takes pyarrow: pip install pyarrow") from error
+        raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow") from error
     try:
         with ParquetFile(path) as file:
             meta = file.metadata
@@ -61,7 +61,7 @@ def read_parquet(
             at, kept = select(path, columns, label, drop, only)
             if index := [columns[i] for i in kept if columns[i] in _index(file.schema_arrow)]:
                 raise ValueError(
-                    f"{path} holds the index of a DataFrame as a column: write it with index=False, or "
+                    f"{path} has the index of a DataFrame as a column: write it with index=False, or "
                     f"{advise_drop(index)}"
                 )
             used = kept if at is None else [*kept, at]
@@ -69,20 +69,20 @@ def read_parquet(
             check_size(path, max(held, 8 * meta.num_rows * len(kept)), limit)
             _check_columns(path, file.schema_arrow, at, kept)
             if not meta.num_rows:
-                raise ValueError(f"{path} holds no data")
+                raise ValueError(f"{path} has no data")
             labels = None if at is None else _labels(path, columns[at], meta.num_rows)
             kinds = [np.dtype(file.schema_arrow.field(i).type.to_pandas_dtype()) for i in kept]
             names = tuple(columns[i] for i in kept)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: the names of its columns are no text in UTF-8: rename them ({error})") from error
+        raise ValueError(f"{path}: the names of its columns are not UTF-8 text: rename them ({error})") from error
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a complete Parquet file: {error}") from error
     shape, dtype = (meta.num_rows, len(kept)), np.result_type(*kinds)
     return Table(Pieces(shape, dtype, lambda: _numbers(path, names, meta.num_rows)), names, labels)
 
 
 def _bytes_of(meta: Any, names: set[str] | None) -> int:
-    """What columns, or all, take when they are unpacked."""
+    """The uncompressed bytes of some columns, or of all."""
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     if names is None:
         return sum(group.total_byte_size for group in groups)
@@ -95,13 +95,13 @@ def _bytes_of(meta: Any, names: set[str] | None) -> int:
 
 
 def _index(schema: Any) -> set[str]:
-    """The columns that pandas wrote for an index."""
+    """The columns that contain a pandas index."""
     about = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
     return {name for name in about.get("index_columns", []) if isinstance(name, str)}
 
 
 def _check_columns(path: Path, schema: Any, at: int | None, kept: list[int]) -> None:
-    """Refuse columns that are no numbers, before anything is read; of labels, those that hold several values each."""
+    """Raise ValueError for columns that are not numeric, and for labels with several values per row, before reading."""
     from pyarrow import types
 
     number = (types.is_integer, types.is_floating, types.is_boolean)
@@ -109,11 +109,14 @@ def _check_columns(path: Path, schema: Any, at: int | None, kept: list[int]) -> 
     if wrong:
         _refuse_columns(str(path), {field.name: str(field.type) for field in wrong})
     if at is not None and types.is_nested(schema.field(at).type):
-        raise ValueError(f"{path}: column {schema.field(at).name!r} holds {schema.field(at).type}, which are no labels")
+        raise ValueError(
+            f"{path}: column {schema.field(at).name!r} has type {schema.field(at).type}, which cannot be labels: name "
+            "another column"
+        )
 
 
 def _batches(path: Path, names: list[str], n: int, **how: Any) -> Iterator[tuple[int, Any]]:
-    """Some rows of columns at a time, and how many came before them."""
+    """Yield blocks of rows, with the number of rows before them."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -122,17 +125,17 @@ def _batches(path: Path, names: list[str], n: int, **how: Any) -> Iterator[tuple
         with ParquetFile(path, pre_buffer=False, buffer_size=2**16, **how) as file:
             for batch in file.iter_batches(batch_size=_ROWS, columns=names):
                 if done + batch.num_rows > n:
-                    raise ValueError(f"{path} holds more than the {n} rows that it claims")
+                    raise ValueError(f"{path} has more than the {n} rows in its metadata: write it again")
                 yield done, batch
                 done += batch.num_rows
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a complete Parquet file: {error}") from error
     if done < n:
-        raise ValueError(f"{path} holds {done} of the {n} rows that it claims: write it again")
+        raise ValueError(f"{path} has {done} of the {n} rows in its metadata: write it again")
 
 
 def _numbers(path: Path, names: Sequence[str], n: int) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
-    """The pieces of columns of numbers, a few columns at a time."""
+    """The pieces of numeric columns, a few columns at a time."""
     for first in range(0, len(names), _COLUMNS):
         some = list(names[first : first + _COLUMNS])
         for done, batch in _batches(path, some, n):
@@ -142,13 +145,13 @@ def _numbers(path: Path, names: Sequence[str], n: int) -> Iterator[tuple[tuple[A
 
 def _values(column: Any) -> NDArray[np.generic]:
     values: NDArray[np.generic] = column.to_numpy(zero_copy_only=False)
-    if values.dtype.kind == "O":  # booleans of which some are missing
+    if values.dtype.kind == "O":  # booleans with missing values
         return np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
     return values
 
 
 def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
-    """Labels as an array; words that repeat are one object."""
+    """Labels as an array; repeated words share one object."""
     from pyarrow import ArrowInvalid, DictionaryArray
 
     labels: list[NDArray[np.generic]] = []
@@ -158,8 +161,8 @@ def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
             column.validate(full=True)
         except ArrowInvalid as error:
             raise ValueError(
-                f"{path}: the labels, column {name!r}, are no text in UTF-8, or torn: write them again, as text that "
-                f"was read in its encoding ({error})"
+                f"{path}: the labels, column {name!r}, are not UTF-8 text, or are damaged: write them again as "
+                f"correctly decoded text ({error})"
             ) from error
         if isinstance(column, DictionaryArray):
             words: NDArray[np.generic] = np.array([*column.dictionary.to_pylist(), None], dtype=object)
@@ -170,7 +173,7 @@ def _labels(path: Path, name: str, n: int) -> NDArray[np.generic]:
     return np.concatenate(labels)
 
 
-_ROWS, _COLUMNS = 16_384, 8  # that are in memory at once, and a page of each of these columns
+_ROWS, _COLUMNS = 16_384, 8  # in memory at once, with one page of each of these columns
 
 
 def _refuse_columns(source: str, wrong: dict[str, str]) -> NoReturn:
@@ -192,16 +195,16 @@ _FRAME = "the DataFrame"
 
 
 def is_frame(x: object) -> bool:
-    """Whether x is a pandas DataFrame; pandas is not imported for the question."""
+    """Whether x is a pandas DataFrame, without importing pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(x, pandas.DataFrame)
 
 
 def of_frame(frame: Any, label: str | int | None = None) -> Table:
-    """The columns of a DataFrame; its index is left out.
+    """The columns of a DataFrame, without its index.
 
     Raises:
-        ValueError: if a column that is not the label is not numeric, or two have one name.
+        ValueError: if a column other than the label is not numeric, or two columns have the same name.
     """
     check_names(_FRAME, list(frame.columns))
     columns = {str(name): _plain(frame.iloc[:, i]) for i, name in enumerate(frame.columns)}
@@ -211,7 +214,7 @@ def of_frame(frame: Any, label: str | int | None = None) -> Table:
 def _plain(column: Any) -> NDArray[np.generic]:
     if column.dtype.kind not in "biuf":
         return np.asarray(column, dtype=object)
-    if column.isna().any():  # nullable numbers too
+    if column.isna().any():  # also for nullable numbers
         return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
     values = np.asarray(column)
     return values if values.dtype.kind in "biuf" else values.astype(np.float64)
@@ -227,6 +230,6 @@ def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str
     if wrong:
         _refuse_columns(source, wrong)
     if not kept:
-        raise ValueError(f"{source} holds no column of data")
+        raise ValueError(f"{source} has no column of data")
     labels = None if at is None else columns[names[at]]
     return Table(Pieces.of(np.stack([columns[name] for name in kept], 1)), tuple(kept), labels)

@@ -1,7 +1,7 @@
 """Families of conditional distributions: a module that turns a context [..., H] into a Pyro distribution.
 
-``family(h)`` has ``batch_shape == h.shape[:-1]`` and ``event_shape == (features,)``. No Pyro effect happens here.
-Guides use families for q(z | x), models for p(x | z).
+``family(h)`` has ``batch_shape == h.shape[:-1]`` and ``event_shape == (features,)``. Families contain no Pyro
+statements. Guides use them for q(z | x), models for p(x | z).
 """
 
 from . import divergence as divergence  # registers KL divergences

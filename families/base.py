@@ -1,4 +1,4 @@
-"""The contract of a family, and what its members share.
+"""The abstract base class of families, and helpers that they share.
 
 | symbol | meaning |
 | --- | --- |
@@ -28,14 +28,14 @@ _ONE = math.log(math.e - 1.0)  # softplus(_ONE) == 1
 
 
 class Family(nn.Module, ABC):
-    r"""A conditional distribution p(y | h), in two halves: h to parameters, parameters to distribution.
+    r"""A conditional distribution p(y | h), in two steps: h to parameters, parameters to distribution.
 
     .. math:: \lambda = A h + b, \qquad p(y \mid h) = p(y; \lambda)
 
-    The affine map is the family's own. A member says how many parameters it needs and what they mean.
+    The base class has the affine map. A subclass defines the number of parameters and their meaning.
 
     Args:
-        features: the number of features of y, or a tuple: its event shape.
+        features: the number of features of y, or its event shape as a tuple.
         context: the width H of the context, or None: h already holds the parameters.
         size: the number P of parameters.
 
@@ -54,7 +54,7 @@ class Family(nn.Module, ABC):
     """
 
     reaches: Literal["", "near", "diagonal", "full"] = ""
-    """Which Gaussians ``parameters_of`` reaches: none; one near each; those with a diagonal covariance; all."""
+    """The Gaussians that ``parameters_of`` can represent: none; one near each; diagonal ones; all."""
 
     @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, size: int) -> None:
@@ -63,25 +63,25 @@ class Family(nn.Module, ABC):
         self.features = self.event_shape.numel()
         if self.features < 1 or (context is not None and context < 1):
             raise ValueError(
-                f"{type(self).__name__} needs features and context of at least 1, got features={features}, "
+                f"{type(self).__name__} needs features and context of at least 1, but got features={features}, "
                 f"context={context}"
             )
         if size < 1:
             raise ValueError(
-                f"{type(self).__name__} has no parameters with these settings: numbers such as layers, components and "
-                f"reads are at least 1; features are {features}, context is {context}"
+                f"{type(self).__name__} has no parameters with these settings (features={features}, "
+                f"context={context}): layers, components, reads and the like must be at least 1"
             )
         self.context = context
         self.size = size
         self.affine: nn.Module = nn.Identity() if context is None else nn.Linear(context, size)
 
     def project(self, h: Tensor) -> Tensor:
-        """The first half: contexts [..., H] to parameters [..., P]."""
+        """The first step: contexts [..., H] to parameters [..., P]."""
         check_features(h, "h", getattr(self.affine, "weight", None))
         width = self.size if self.context is None else self.context
         if h.shape[-1:] != (width,):
             raise ValueError(
-                f"{type(self).__name__} reads a context of width {width}, but got shape {tuple(h.shape)}; build it "
+                f"{type(self).__name__} expects a context of width {width}, but got shape {tuple(h.shape)}: build it "
                 f"with context={h.shape[-1] if h.dim() else 'the width of its input'}"
             )
         parameters: Tensor = self.affine(h)
@@ -89,36 +89,38 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def distribution(self, parameters: Tensor) -> TorchDistribution:
-        """The second half: parameters [..., P] to a distribution of batch shape [...] and the family's event shape."""
+        """The second step: parameters [..., P] to a distribution of batch shape [...] and the family's event shape."""
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
         """The parameters [..., P] of a member near a Gaussian of mean [..., D] and Cholesky factor [..., D, D].
 
         Raises:
-            NotImplementedError: where the family :attr:`reaches` none.
+            NotImplementedError: if the family :attr:`reaches` none.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say which of its members is near a given Gaussian")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no parameters_of: its member near a given Gaussian is not known"
+        )
 
     def forward(self, h: Tensor) -> TorchDistribution:
         """Contexts [..., H] to a distribution of batch shape [...] and the family's event shape."""
         return self.distribution(self.project(h))
 
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that the second half reads beside lambda, by name: a flow's networks, a shared scale."""
+        """The parameters of the second step other than lambda, by name: a flow's networks, a shared scale."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("affine.")}
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"features={tuple(self.event_shape)}, context={self.context}"
 
 
 def positive(raw: Tensor) -> Tensor:
-    """A positive number from any real one: softplus, shifted so that 0 goes to 1 and floored at 1e-6."""
+    """Map any real number to a positive one: softplus, shifted so that 0 maps to 1, at least 1e-6."""
     return F.softplus(raw + _ONE) + 1e-6
 
 
 def raw_of(value: Tensor) -> Tensor:
-    """The number that :func:`positive` turns into this one, which is above 1e-6."""
+    """The inverse of :func:`positive`, for values above 1e-6."""
     value = (value - 1e-6).clamp_min(1e-12)
     return value + torch.log(-torch.expm1(-value)) - _ONE
 
@@ -147,13 +149,13 @@ def lower_triangle(entries: Tensor, size: int) -> Tensor:
 
 
 class Drawn(TorchDistribution):
-    r"""A distribution that knows the log-density of its own last draw from the noise that made it.
+    r"""A distribution that computes the log-density of its last sample from the sample's noise.
 
     .. math:: z = f(\epsilon), \qquad \log q(z) = \log p(\epsilon) - \log |\det f'(\epsilon)|
 
-    No inverse of f is needed for it, and none of its rounding reaches log q: in float32 an ill-conditioned inverse
-    loses all digits, and SVI learns to exploit that. Parameters keep their own batch shape, however the distribution
-    is expanded; they are broadcast.
+    This needs no inverse of f, so log q has no rounding error of an inverse: in float32 an ill-conditioned inverse
+    loses all digits, and SVI exploits such errors. Parameters keep their batch shape and are broadcast when the
+    distribution is expanded.
 
     Args:
         batch_shape: the batch shape.
@@ -170,29 +172,29 @@ class Drawn(TorchDistribution):
 
     @abstractmethod
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
-        """A draw [*shape], and its log-density."""
+        """A sample [*shape], and its log-density."""
 
     @abstractmethod
     def density(self, value: Tensor) -> Tensor:
         """The log-density of any value."""
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Drawn:
-        """The same distribution under another batch shape."""
+        """The same distribution with another batch shape."""
         new = copy.copy(self)
         new._batch_shape, new._last = Size(batch_shape), None
         return new
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
-        """A reparameterized draw."""
+        """A reparameterized sample."""
         z, log_q = self.draw(self._extended_shape(Size(sample_shape)))
         self._last = (z, log_q, torch.is_grad_enabled())
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density: of the last draw from its noise, of any other value from the inverse.
+        """Log-density: of the last sample from its noise, of any other value from the inverse.
 
-        A value drawn without gradient (``sample``) is any other value once gradients are asked for: log q at a fixed z
-        has another derivative than log q along a draw.
+        A value from ``sample`` (without gradient) counts as any other value if gradients are needed: the derivative of
+        log q at a fixed z differs from that along a reparameterized sample.
         """
         if self._last is not None and value is self._last[0] and self._last[2] >= torch.is_grad_enabled():
             return self._last[1]

@@ -1,11 +1,11 @@
-r"""Gaussian Markov chains: a vector per step, each given the one before.
+r"""Gaussian Markov chains over time steps, as distributions and as a family.
 
 .. math::
     z_t = b_t + A_t z_{t-1} + L_t \epsilon_t, \qquad \epsilon_t \sim \mathcal{N}(0, I), \qquad z_0 = 0, \qquad
     t = 1, \dots, T
 
-Stacked over time that is one Gaussian, whose precision is B^T B with B block-bidiagonal: the prior and the posterior of
-a linear-Gaussian state space model are both of this form. A draw and its density cost O(T).
+Stacked over time this is one Gaussian with precision B^T B, where B is block-bidiagonal. The prior and the posterior of
+a linear-Gaussian state space model have this form. A sample and its density take O(T).
 
 | symbol | meaning | shape |
 | --- | --- | --- |
@@ -33,7 +33,7 @@ class GaussMarkovChain(Drawn):
 
     Args:
         offset: b, [..., T, D].
-        transition: A, [..., T, D, D]; the first of them is not read.
+        transition: A, [..., T, D, D]; the first one is not used.
         scale_tril: L, [..., T, D, D].
         event_shape: [T, D], or [T D]; [T, D] if None.
     """
@@ -70,7 +70,7 @@ class GaussMarkovChain(Drawn):
         return self.covariance.diagonal(dim1=-2, dim2=-1).reshape(self.batch_shape + self.event_shape)
 
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
-        """A draw, and its log-density from the noise."""
+        """A sample, and its log-density from the noise."""
         steps = shape[: len(shape) - len(self.event_shape)] + self.offset.shape[-2:]
         noise = torch.randn(steps, dtype=self.offset.dtype, device=self.offset.device)
         z = self._run(self.offset + matvec(self.scale_tril, noise))
@@ -83,7 +83,7 @@ class GaussMarkovChain(Drawn):
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         inverse = torch.linalg.solve_triangular(
             self.scale_tril, eye, upper=False
-        )  # of few matrices, not of many values
+        )  # invert few matrices instead of solving for many values
         return self._log_density(matvec(inverse, z - self.offset - matvec(self.transition, before)))
 
     def _run(self, pushes: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ class GaussMarkov(Family):
 
     .. math:: q(z \mid h) = \prod_t \mathcal{N}(z_t; b(h_t) + A(h_t) z_{t-1}, L(h_t) L(h_t)^\top)
 
-    One affine map makes the parameters of all steps from the context; or, with ``per_step``, the context is T pieces
-    side by side, as :func:`~jensen.networks.recurrent` makes them, and one map of a T-th of the size reads each. Where
-    h_t has seen the data from t on (as in a bidirectional network), the exact posterior of a linear-Gaussian state
-    space model is a member. A starts at zero: one that the data move at random makes a chain explode.
+    One affine map gives the parameters of all steps from the context. With ``per_step``, the context is the
+    concatenation of T vectors, as :func:`~jensen.networks.recurrent` returns it, and one smaller map is applied to
+    each. If h_t depends on the data from t on (as in a bidirectional network), the family contains the exact posterior
+    of a linear-Gaussian state space model. A is initialised at zero, because random transitions make a chain explode.
 
     References:
         Archer, Park, Buesing, Cunningham and Paninski (2015), Black Box Variational Inference for State Space Models.
@@ -116,16 +116,16 @@ class GaussMarkov(Family):
         https://arxiv.org/abs/1609.09869
 
     Args:
-        features: the shape (T, D) of z; or the number T D, where ``steps`` is given.
+        features: the shape (T, D) of z; or the number T D, together with ``steps``.
         context: the width H of the context, or None: h already holds the parameters.
         steps: the number T of steps.
-        per_step: whether the context is that of every step side by side: H is a multiple of T.
+        per_step: whether the context concatenates one vector per step; H is then a multiple of T.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [T, D], or [T D].
 
     Raises:
-        ValueError: without a number of steps, or if ``features`` (or ``context``, per step) is no multiple of it.
+        ValueError: without a number of steps, or if ``features`` (or ``context``, per step) is not a multiple of it.
 
     Example:
         >>> import torch
@@ -153,13 +153,13 @@ class GaussMarkov(Family):
         size = Size(shape).numel()
         if not steps or steps < 1 or size % steps or (len(shape) == 2 and steps != shape[0]) or len(shape) > 2:
             raise ValueError(
-                "GaussMarkov takes features=(T, D), or features=T * D and steps=T, but got "
-                f"features={features}, steps={steps}"
+                f"GaussMarkov needs features=(T, D), or features=T * D and steps=T, but got features={features}, "
+                f"steps={steps}"
             )
         if per_step and (context is None or context % steps):
             raise ValueError(
-                f"GaussMarkov reads, per step, the contexts of {steps} steps side by side, all of one width, but got "
-                f"context={context}; with per_step=False it reads a context of any width"
+                f"with per_step=True, GaussMarkov needs a context that is a multiple of its {steps} steps, but got "
+                f"context={context}: use per_step=False for a context of any width"
             )
         D = size // steps
         each = 2 * D + D * (D - 1) // 2 + D * D
@@ -182,12 +182,12 @@ class GaussMarkov(Family):
         return GaussMarkovChain(offset, entries.unflatten(-1, (D, D)), scale_tril, self.event_shape)
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, steps={self.steps}, per_step={self.per_step}"
 
 
 class _EachStep(nn.Linear):
-    """One affine map for every piece of a vector [..., T H]: [..., T P]."""
+    """One affine map for each of the T parts of a vector [..., T H]: [..., T P]."""
 
     def forward(self, h: Tensor) -> Tensor:
         return super().forward(h.unflatten(-1, (-1, self.in_features))).flatten(-2)

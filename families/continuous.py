@@ -1,4 +1,4 @@
-r"""Continuous observation families beside the Gaussian: heavy tails, and numbers between 0 and 1.
+r"""Continuous observation families other than the Gaussian: heavy tails, and values between 0 and 1.
 
 | family | density of one feature | support |
 | --- | --- | --- |
@@ -25,7 +25,7 @@ from .scaled import Scale, Scaled
 
 
 class Laplace(Scaled):
-    r"""Independent Laplace features: absolute instead of squared error, so a median instead of a mean.
+    r"""Independent Laplace features: absolute instead of squared error, so it fits medians instead of means.
 
     .. math:: p(x \mid h) = \prod_d \frac{1}{2 s_d} \exp(-|x_d - \mu_d(h)| / s_d)
 
@@ -60,7 +60,7 @@ class Laplace(Scaled):
 
 
 class _Laplace(Univariate):  # type: ignore[misc]
-    """Draws without writing in place, so that the family can be mapped over data (``torch.func.vmap``)."""
+    """Samples without in-place writes, so that the family can be mapped over data points (``torch.func.vmap``)."""
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
@@ -70,11 +70,11 @@ class _Laplace(Univariate):  # type: ignore[misc]
 
 
 class ContinuousBernoulli(Family):
-    r"""Independent features between 0 and 1, given by their logits: a Bernoulli's formula, normalised for grey pixels.
+    r"""Independent features between 0 and 1 with logits: the Bernoulli's formula, normalised for grey values.
 
     .. math:: p(x \mid h) = \prod_d \frac{l_d \, e^{l_d x_d}}{e^{l_d} - 1}, \qquad x_d \in [0, 1], \; l = l(h)
 
-    A logit of 0 is the uniform density; from there the mass moves to 1 or to 0. With a = l / 2,
+    A logit of 0 gives the uniform density; larger logits move the mass to 1, smaller ones to 0. With a = l / 2,
 
     .. math:: \log p(x) = l (x - \tfrac12) - \log \frac{\sinh a}{a}, \qquad
               \mathbb{E} x = \tfrac12 + \tfrac12 (\coth a - 1 / a)
@@ -108,7 +108,7 @@ class ContinuousBernoulli(Family):
 
 
 class _ContinuousBernoulli(UnivariateBernoulli):  # type: ignore[misc]
-    """Written in the logit, not in its sigmoid, which float32 rounds to 1 at a logit of 17."""
+    """Computed from the logit, because float32 rounds its sigmoid to 1 at a logit of 17."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -116,7 +116,7 @@ class _ContinuousBernoulli(UnivariateBernoulli):  # type: ignore[misc]
         small, large = _apart(self.logits, 0.5)
         t, size = small.square() / 4, large.abs()
         log_sinhc = t / 6 * (1 - t / 30 * (1 - 4 * t / 63 * (1 - 3 * t / 40 * (1 - 8 * t / 99))))
-        end = (large > 0).to(large.dtype)  # where the density is largest; it falls from there
+        end = (large > 0).to(large.dtype)  # where the density is largest
         closed = large * (value - end) + size.log() - (-(-size).exp()).log1p()
         return torch.where(self.logits.abs() < 0.5, small * (value - 0.5) - log_sinhc, closed)
 
@@ -137,28 +137,28 @@ class _ContinuousBernoulli(UnivariateBernoulli):  # type: ignore[misc]
         return torch.where(self.logits.abs() < 0.5, series, closed)
 
     def entropy(self) -> Tensor:
-        """Minus the log-density at the mean, since that is a linear function."""
+        """Minus the log-density at the mean, because the log-density is linear."""
         return -self.log_prob(self.mean)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """The share of the mass below a value in [0, 1]."""
+        """The probability below a value in [0, 1]."""
         small, large = _apart(self.logits, 1e-3)
         series = value - small / 2 * value * (1 - value) * (1 - small * (1 - 2 * value) / 6)
-        depth = torch.where(large > 0, 1 - value, value)  # how far from the larger end
+        depth = torch.where(large > 0, 1 - value, value)  # distance from the end of larger density
         share = (-large.abs() * depth).expm1() / (-large.abs()).expm1()
         return torch.where(self.logits.abs() < 1e-3, series, torch.where(large > 0, 1 - share, share))
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The inverse of the distribution function: a draw, from a uniform number in [0, 1)."""
+        """The inverse of the distribution function: it maps a uniform number in [0, 1) to a sample."""
         small, large = _apart(self.logits, 1e-3)
         series = value + small / 2 * value * (1 - value) * (1 + small * (1 - 2 * value) / 3)
-        u = torch.where(large > 0, 1 - value, value)  # the density falls from its larger end
+        u = torch.where(large > 0, 1 - value, value)  # counted from the end of larger density
         u = u.clamp(max=1 - torch.finfo(u.dtype).eps)
-        depth = (u * (-large.abs()).expm1()).log1p() / -large.abs()  # how far from that end
+        depth = (u * (-large.abs()).expm1()).log1p() / -large.abs()  # distance from that end
         return torch.where(self.logits.abs() < 1e-3, series, torch.where(large > 0, 1 - depth, depth))
 
 
 def _apart(a: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """The values below the limit, for a series, and those above it; in the place of the others, a harmless one."""
+    """The values below the limit, for a series, and those above it; the others are replaced by a harmless value."""
     below = a.abs() < limit
     return torch.where(below, a, torch.zeros_like(a)), torch.where(below, torch.ones_like(a), a)

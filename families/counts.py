@@ -1,15 +1,15 @@
-r"""Families of whole numbers: counts without and with an upper limit, and levels in no order.
+r"""Families for integers: counts without and with an upper limit, and unordered levels.
 
 | family | probability of one feature | support |
 | --- | --- | --- |
 | Poisson | m^x e^-m / x! | 0, 1, 2, ... |
-| NegativeBinomial | that of a Poisson whose mean is Gamma distributed: mean m, variance m + m^2 / r | 0, 1, 2, ... |
-| Binomial | of n trials, each a success with probability sigmoid(l) | 0, ..., n |
+| NegativeBinomial | a Poisson whose mean is Gamma distributed: mean m, variance m + m^2 / r | 0, 1, 2, ... |
+| Binomial | number of successes in n trials, each with probability sigmoid(l) | 0, ..., n |
 | Categorical | softmax(l)_x | 0, ..., C - 1 |
 
-Draws are whole numbers in the precision of the context, so that a network can read them. Means are the softplus of what
-is read from the context, not its exponential: no context overflows. Log-probabilities of large counts are small
-differences of large numbers, and are taken in float64.
+Samples are integers stored in the floating-point type of the context, so that a network can take them as input. Means
+are a softplus of the affine map of the context, not an exponential, which could overflow. Log-probabilities of large
+counts are small differences of large numbers, and are computed in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Poisson(Family):
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.
-        context: the width H of the context, or None: h already holds the D parameters (0 is the mean 1).
+        context: the width H of the context, or None: h already holds the D parameters (0 gives the mean 1).
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -71,7 +71,7 @@ class _Poisson(dist.Poisson):
 
 
 class NegativeBinomial(Scaled):
-    r"""Independent counts whose variance exceeds their mean, as in the counts of genes of single cells.
+    r"""Independent counts with a variance above their mean, such as gene counts of single cells.
 
     .. math::
         p(x \mid h) = \prod_d \frac{\Gamma(x_d + r_d)}{x_d! \, \Gamma(r_d)}
@@ -87,8 +87,8 @@ class NegativeBinomial(Scaled):
     Args:
         features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the parameters.
-        total_count: r: a number: fixed; ``"shared"``: one learned number; ``"diagonal"``: one learned number per
-            feature; ``"context"``: read from the context.
+        total_count: r. A number: fixed; ``"shared"``: one learned number; ``"diagonal"``: one learned number per
+            feature; ``"context"``: a function of the context.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -124,7 +124,7 @@ class _NegativeBinomial(dist.NegativeBinomial):  # type: ignore[misc]
 
 
 class Binomial(Family):
-    r"""Independent numbers of successes among n trials: grey levels in their order, counts with a limit.
+    r"""Independent numbers of successes in n trials: ordered grey levels, counts with a limit.
 
     .. math:: p(x \mid h) = \prod_d \binom{n}{x_d} \pi_d^{x_d} (1 - \pi_d)^{n - x_d}, \qquad \pi = \sigma(A h + b)
 
@@ -151,7 +151,7 @@ class Binomial(Family):
     @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, trials: int) -> None:
         if trials < 1:
-            raise ValueError(f"trials is the number of trials, at least 1, but got {trials}")
+            raise ValueError(f"trials must be at least 1, but got {trials}")
         super().__init__(features, context, size=_numel(features))
         self.trials = trials
 
@@ -161,7 +161,7 @@ class Binomial(Family):
         return Independent(_Binomial(logits.new_tensor(self.trials), logits=logits), len(self.event_shape))
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, trials={self.trials}"
 
 
@@ -175,7 +175,7 @@ class _Binomial(dist.Binomial):
 
 
 class Categorical(Family):
-    r"""Independent features of C levels without an order: grey levels, amino acids, answers to a question.
+    r"""Independent features with C unordered levels: grey levels, amino acids, answers to a question.
 
     .. math:: p(x \mid h) = \prod_d \operatorname{softmax}(l_d(h))_{x_d}, \qquad x_d \in \{0, \dots, C - 1\}
 
@@ -203,7 +203,7 @@ class Categorical(Family):
     @checked
     def __init__(self, features: int | tuple[int, ...], context: int | None, levels: int) -> None:
         if levels < 2:
-            raise ValueError(f"levels is the number of levels, at least 2, but got {levels}")
+            raise ValueError(f"levels must be at least 2, but got {levels}")
         super().__init__(features, context, size=levels * _numel(features))
         self.levels = levels
 
@@ -213,7 +213,7 @@ class Categorical(Family):
         return Independent(_Categorical(logits=logits), len(self.event_shape))
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, levels={self.levels}"
 
 

@@ -1,10 +1,10 @@
-r"""Discrete families: binary observations, and discrete latent vectors whose states can be listed.
+r"""Discrete families: binary observations, and discrete latent vectors that can be enumerated.
 
 .. math:: \log p(x \mid h) = \sum_d x_d \log \pi_d(h) + (1 - x_d) \log (1 - \pi_d(h)), \qquad x_d \in \{0, 1\}
 
 | family | states |
 | --- | --- |
-| Bernoulli | D independent features, for observations: its states cannot be listed |
+| Bernoulli | D independent features, for observations: not enumerable |
 | BinaryVector | the 2^D vectors of D independent binary features |
 | OneHotCategorical | the D vectors with a single one |
 """
@@ -57,16 +57,16 @@ class Bernoulli(Family):
 
 
 class BinaryVector(Family):
-    r"""A vector of D independent binary features as one discrete variable, with 2^D states that can be enumerated.
+    r"""A vector of D independent binary features as one discrete variable with 2^D enumerable states.
 
-    A latent site with it under ``pyro.infer.config_enumerate`` is summed out exactly.
+    With ``pyro.infer.config_enumerate``, a latent site of this family is summed out exactly.
 
     References:
         Saul, Jaakkola and Jordan (1996), Mean Field Theory for Sigmoid Belief Networks.
         https://arxiv.org/abs/cs/9603102
 
     Args:
-        features: the number D of features, at most 16 where states are enumerated.
+        features: the number D of features, at most 16 if states are enumerated.
         context: the width H of the context, or None: h already holds the D logits.
 
     Returns:
@@ -95,7 +95,9 @@ class _BinaryVector(dist.Independent):
         """All states, [2^D, *batch_shape, D], or [2^D, 1, ..., D] without expanding."""
         (D,) = self.event_shape
         if D > 16:
-            raise NotImplementedError(f"{D} binary features have 2^{D} states; at most 16 features are enumerated")
+            raise NotImplementedError(
+                f"{D} binary features have 2^{D} states, but at most 16 features can be enumerated: use fewer features"
+            )
         logits = self.base_dist.logits
         states = torch.tensor(list(itertools.product([0.0, 1.0], repeat=D)), dtype=logits.dtype, device=logits.device)
         states = states.reshape(-1, *(1,) * len(self.batch_shape), D)
@@ -107,7 +109,7 @@ class _BinaryVector(dist.Independent):
 
 
 class OneHotCategorical(Family):
-    r"""A choice of one among D, as a vector with a single one.
+    r"""One of D categories as a one-hot vector.
 
     .. math:: q(z = e_d \mid h) = \operatorname{softmax}(l(h))_d
 
@@ -116,7 +118,7 @@ class OneHotCategorical(Family):
         https://arxiv.org/abs/1406.5298
 
     Args:
-        features: the number D of choices.
+        features: the number D of categories.
         context: the width H of the context, or None: h already holds the D logits.
 
     Returns:

@@ -4,8 +4,8 @@ r"""KL divergences of Gaussians in closed form, registered for ``torch.distribut
     \text{KL}(\mathcal{N}(\mu, \Sigma) \,\|\, \mathcal{N}(m, \text{diag}(s^2))) = \frac{1}{2} \Big(
     \sum_d \frac{\Sigma_{dd} + (\mu_d - m_d)^2}{s_d^2} - D + \sum_d \log s_d^2 - \log |\Sigma| \Big)
 
-PyTorch registers that of two full covariances, and of two factorized ones; here are those of a full and of a low-rank
-covariance to a factorized one, which a standard normal prior is.
+PyTorch has the KL between two full-covariance Gaussians and between two factorized ones. This module adds the KL from a
+full and from a low-rank covariance to a factorized Gaussian, such as a standard normal prior.
 
 References:
     Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, appendix A.5.
@@ -39,7 +39,7 @@ def _kl(loc: Tensor, variance: Tensor, log_det: Tensor, p: Any) -> Tensor:
     """From mean and variances [..., D] and log |Sigma| [...] to the KL [...]."""
     base = p.base_dist
     if not isinstance(base, Normal) or p.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(f"no KL of a Gaussian to {type(base).__name__} is known in closed form")
+        raise NotImplementedError(f"the KL of a Gaussian to {type(base).__name__} has no closed form here")
     scaled = (variance + (loc - base.loc).square()) / base.scale.square()
     kl: Tensor = 0.5 * ((scaled - 1 + 2 * base.scale.log()).sum(-1) - log_det)
     return kl

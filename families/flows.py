@@ -1,15 +1,15 @@
-r"""Normalizing flows for posteriors: noise, bent by a flow, then placed by the context's own affine map.
+r"""Normalizing flows for posteriors: a flow of standard normal noise, then an affine map given the context.
 
 .. math::
     z = \mu(h) + L(h) \, f_h(\epsilon), \qquad \epsilon \sim \mathcal{N}(0, I), \qquad
     \log q(z \mid h) = \log \mathcal{N}(\epsilon; 0, I) - \log |\det f_h'(\epsilon)| - \log \det L(h)
 
-The affine map comes last: the flow bends a standardized shape, whose place it need not follow. A draw is one pass; the
-log-density of a value that the flow did not draw needs the inverse of f, where there is one.
+The affine map comes last, so the flow only transforms a standardized shape and need not learn location and scale. A
+sample takes one pass; the log-density of any other value needs the inverse of f, if it exists.
 
 | symbol | meaning |
 | --- | --- |
-| G | what the flow reads of the context beside the affine map: its share of lambda, [..., G] |
+| G | number of parameters of the flow in lambda, beside those of the affine map: [..., G] |
 | L | diagonal, or lower triangular with its rows in units of the diagonal |
 """
 
@@ -33,13 +33,13 @@ from .base import Drawn, Family, lower_triangle, matvec, positive
 
 
 class Flow(Family):
-    """What flows share: the affine map, the noise, and log q from the log-determinant that a member declares.
+    """The base class of flows: the affine map, the noise, and log q from the log-determinant of the subclass.
 
     Args:
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
-        reads: the number G of parameters that f reads.
-        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
+        reads: the number G of parameters of f.
+        triangular: whether L is triangular, so that the base Gaussian has a full covariance.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class Flow(Family):
         """The inverse of f: y to noise, and log|det f'| there; NotImplementedError if there is none."""
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
-        """Parameters [..., P]: locations, scales, lower triangle, and what the flow reads."""
+        """Parameters [..., P]: locations, scales, lower triangle, and the flow's parameters."""
         loc, raw, below, g = parameters.split(self._parts, dim=-1)
         return _Pushed(self, loc, positive(raw), below if self._parts[2] else None, g)
 
@@ -80,7 +80,7 @@ class _Pushed(Drawn):
         self.log_scale = scale.log().sum(-1)
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise to the value it makes, and the log-determinant of that map's Jacobian."""
+        """Map noise to a value; also the log-determinant of the map's Jacobian."""
         y, log_det = self.flow.bend(noise, self.g)
         if self.below is not None:
             y = y + matvec(self.below, y)
@@ -104,7 +104,7 @@ def _standard_normal(noise: Tensor) -> Tensor:
 
 
 class _Affine(Flow):
-    """What the two affine autoregressive flows share: their networks, and the way through them in both directions."""
+    """The common part of the two affine autoregressive flows: their networks, and the maps in both directions."""
 
     @checked
     def __init__(
@@ -120,7 +120,7 @@ class _Affine(Flow):
         self.networks = nn.ModuleList(autoregressive(features, reads, hidden, 2) for _ in range(layers))
 
     def at_once(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Through every layer, one pass of each network, and the log-determinant."""
+        """The map through every layer, one pass of each network, and the log-determinant."""
         log_det = x.new_zeros(())
         for network in self.networks:
             shift, log_scale = _affine(network, x, g)
@@ -129,11 +129,11 @@ class _Affine(Flow):
         return x, log_det
 
     def by_feature(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse, D passes of each network, and the log-determinant of the way there."""
+        """The inverse, D passes of each network, and the log-determinant of the forward map."""
         log_det = y.new_zeros(())
         for network in reversed(self.networks):
             y, x = y.flip(-1), torch.zeros_like(y)
-            for _ in range(self.features):  # pass d makes feature d right
+            for _ in range(self.features):  # pass d completes feature d
                 shift, log_scale = _affine(network, x, g)
                 x = (y - shift) * (-log_scale).exp()
             y = x
@@ -142,13 +142,13 @@ class _Affine(Flow):
 
 
 class IAF(_Affine):
-    r"""Inverse autoregressive flow: a few layers, each an affine map of one feature given those before it.
+    r"""Inverse autoregressive flow: layers that map each feature affinely given the preceding features.
 
     .. math:: y_d = m_d(\epsilon_{<d}, g) + e^{a_d(\epsilon_{<d}, g)} \epsilon_d, \qquad
               \log |\det f'| = \sum_d a_d, \qquad |a_d| < 3
 
-    The order of the features turns around from layer to layer. A draw is one pass of the networks; the log-density of a
-    foreign value takes D passes.
+    The order of the features is reversed from layer to layer. A sample takes one pass of the networks; the log-density
+    of any other value takes D passes.
 
     References:
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow.
@@ -159,9 +159,9 @@ class IAF(_Affine):
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
         layers: the number of layers.
-        hidden: the widths of the hidden layers of each network (widened to D where they are narrower).
-        reads: the number G of parameters that the networks read of the context.
-        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
+        hidden: the widths of the hidden layers of each network (at least D).
+        reads: the number G of context parameters that are inputs of the networks.
+        triangular: whether L is triangular, so that the base Gaussian has a full covariance.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -184,12 +184,12 @@ class IAF(_Affine):
 
 
 class MAF(_Affine):
-    r"""Masked autoregressive flow: the inverse autoregressive flow turned around, for the density of foreign values.
+    r"""Masked autoregressive flow: a fast log-density of any value but slow samples, the opposite of :class:`IAF`.
 
     .. math:: \epsilon_d = m_d(y_{<d}, g) + e^{a_d(y_{<d}, g)} y_d, \qquad
               \log |\det f'| = -\sum_d a_d, \qquad |a_d| < 3
 
-    The log-density of any value is one pass of the networks, as a prior needs it; a draw takes D passes.
+    The log-density of any value takes one pass of the networks, as a prior needs it; a sample takes D passes.
 
     References:
         Papamakarios, Pavlakou and Murray (2017), Masked Autoregressive Flow for Density Estimation.
@@ -200,9 +200,9 @@ class MAF(_Affine):
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
         layers: the number of layers.
-        hidden: the widths of the hidden layers of each network (widened to D where they are narrower).
-        reads: the number G of parameters that the networks read of the context.
-        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance.
+        hidden: the widths of the hidden layers of each network (at least D).
+        reads: the number G of context parameters that are inputs of the networks.
+        triangular: whether L is triangular, so that the base Gaussian has a full covariance.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -226,7 +226,7 @@ class MAF(_Affine):
 
 
 def _affine(network: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and log-scale of each feature given those before it; the log-scale stays within (-3, 3)."""
+    """Shift and log-scale of each feature given the preceding features; the log-scale lies within (-3, 3)."""
     shift, raw = network(x, g.tanh())
     return shift, 3 * torch.tanh(raw / 3)
 
@@ -238,11 +238,11 @@ def autoregressive(features: int, reads: int, hidden: Sequence[int], outputs: in
     """
     if reads < 1 or not hidden or min(hidden) < 1:
         raise ValueError(
-            "hidden is the widths of the layers of a flow's network, and reads what it reads of the context: all at "
-            f"least 1, but got hidden={list(hidden)} and reads={reads}"
+            "hidden (the widths of the layers of a flow's network) and reads (its number of context inputs) must be "
+            f"at least 1, but got hidden={list(hidden)} and reads={reads}"
         )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")  # g alone is left to read
+        warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")  # g is then the only input
         network = ConditionalAutoRegressiveNN(
             features,
             reads,

@@ -8,7 +8,7 @@ r"""Gaussian families: diagonal, low-rank and full covariance, and the Gaussian 
 | MeanField | diag(s)^2 | 2 D |
 | LowRank | diag(s) (I + U U^T) diag(s), U of R columns | 2 D + D R |
 | FullCovariance | L L^T, L lower triangular | D + D (D + 1) / 2 |
-| Gaussian | s^2 I or diag(s)^2, fixed, learned or read from the context | D or 2 D |
+| Gaussian | s^2 I or diag(s)^2, fixed, learned or a function of the context | D or 2 D |
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .scaled import Scale, Scaled
 
 
 class MeanField(Family):
-    r"""Diagonal Gaussian: every feature independent given the context.
+    r"""Diagonal Gaussian: the features are independent given the context.
 
     .. math:: q(z \mid h) = \prod_d \mathcal{N}(z_d; \mu_d(h), s_d(h)^2)
 
@@ -70,7 +70,7 @@ class MeanField(Family):
         return Independent(_Normal(loc, positive(raw)), 1)
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
-        """The parameters [..., P] of the diagonal Gaussian q with the least KL(q || that of this Cholesky factor)."""
+        """The parameters [..., P] of the diagonal Gaussian q that minimises KL(q || p), p the given Gaussian."""
         return torch.cat([loc, raw_of(conditional_scale(scale_tril))], dim=-1)
 
 
@@ -83,7 +83,7 @@ def conditional_scale(scale_tril: Tensor) -> Tensor:
 
 
 class _Normal(Normal):
-    """Draws without writing in place, so that a family can be mapped over data (``torch.func.vmap``)."""
+    """Samples without in-place writes, so that a family can be mapped over data points (``torch.func.vmap``)."""
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
@@ -97,13 +97,13 @@ class LowRank(Family):
     .. math:: q(z \mid h) = \mathcal{N}(z; \mu, \operatorname{diag}(s) (I + U U^\top) \operatorname{diag}(s)), \qquad
               z = \mu + s \odot (\epsilon_1 + U \epsilon_2)
 
-    With rank D it reaches every Gaussian but those at the edge. With Q R the QR decomposition of U stacked on the
+    With rank D it covers every Gaussian except for limit cases. With Q R the QR decomposition of U stacked on the
     identity, and e that of :math:`\epsilon_1` on :math:`-\epsilon_2`,
 
     .. math:: \log\det(I + U U^\top) = 2 \log |\det R|, \qquad
               (z - \mu)^\top \Sigma^{-1} (z - \mu) = |e - Q Q^\top e|^2
 
-    a sum of squares, which keeps its digits where Woodbury's difference loses them.
+    a sum of squares, which is accurate where the difference of the Woodbury form suffers from cancellation.
 
     References:
         Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
@@ -142,9 +142,9 @@ class LowRank(Family):
         return LowRankGaussian(loc, positive(raw), columns.unflatten(-1, (self.rank, D)).transpose(-1, -2))
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
-        """Parameters [..., P] near this mean [..., D] and Cholesky factor [..., D, D]: its largest R directions.
+        """Parameters [..., P] near this mean [..., D] and Cholesky factor [..., D, D], with its largest R directions.
 
-        They are taken in units of the scale that each feature has given all others, which is s.
+        The directions are in units of s, the conditional standard deviation of each feature given all others.
         """
         scale = conditional_scale(scale_tril)  # [..., D]
         directions, sizes, _ = torch.linalg.svd(scale_tril / scale.unsqueeze(-1))
@@ -155,7 +155,7 @@ class LowRank(Family):
         return torch.cat([loc, raw_of(scale), columns.transpose(-1, -2).flatten(-2)], dim=-1)
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
@@ -171,7 +171,7 @@ class LowRankGaussian(Drawn):
         self.log_det = scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """A draw, and its log-density from the noise."""
+        """A sample, and its log-density from the noise."""
         D, rank = self.factor.shape[-2:]
         noise = torch.randn(*shape[:-1], D + rank, dtype=self.loc.dtype, device=self.loc.device)
         one, two = noise.split([D, rank], -1)
@@ -185,7 +185,7 @@ class LowRankGaussian(Drawn):
         return self._log_density(torch.cat([y, y.new_zeros(*y.shape[:-1], rank)], -1))
 
     def _log_density(self, e: Tensor) -> Tensor:
-        """Log-density, where e [..., D + R] differs from (y, 0) by a combination of the columns of U over I."""
+        """Log-density from e [..., D + R], which equals (y, 0) up to a combination of the columns of U over I."""
         rest = e - matvec(self.basis, matvec(self.basis.transpose(-1, -2), e))
         log_density: Tensor = -0.5 * (rest.square().sum(-1) + self.loc.shape[-1] * math.log(2 * math.pi)) - self.log_det
         return log_density
@@ -196,8 +196,8 @@ class FullCovariance(Family):
 
     .. math:: q(z \mid h) = \mathcal{N}(z; \mu(h), L L^\top), \qquad L = \operatorname{diag}(s)\,(I + U)
 
-    with s > 0 and U strictly lower triangular: row d is measured in units of s_d. It serves a posterior, and as the
-    observation model p(x | z) whose features correlate: ``VAE(decoder, FullCovariance(features, context), latent)``.
+    with s > 0 and U strictly lower triangular: row d is in units of s_d. It is used for posteriors, and as an
+    observation model p(x | z) with correlated features: ``VAE(decoder, FullCovariance(features, context), latent)``.
 
     References:
         Kingma and Welling (2019), An Introduction to Variational Autoencoders, section 2.5.1.
@@ -231,7 +231,7 @@ class FullCovariance(Family):
         return RememberingNormal(loc, scale_tril=scale_tril)
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
-        """The parameters [..., P] whose distribution has this mean [..., D] and Cholesky factor [..., D, D]."""
+        """The parameters [..., P] of the Gaussian with this mean [..., D] and Cholesky factor [..., D, D]."""
         rows, columns = torch.tril_indices(self.features, self.features, offset=-1, device=loc.device)
         scale = scale_tril.diagonal(dim1=-2, dim2=-1)  # [..., D]
         below = (scale_tril / scale.unsqueeze(-1))[..., rows, columns]
@@ -239,16 +239,16 @@ class FullCovariance(Family):
 
 
 class RememberingNormal(MultivariateNormal):
-    """A Gaussian that knows the noise of its last draw, so that the log-density of that draw needs no triangular solve.
+    """A Gaussian that stores the noise of its last sample, so that its log-density needs no triangular solve.
 
-    For an ill-conditioned L the solve loses all digits in float32: log q comes out far too low, and the ELBO, which a
-    guide then learns to exploit, above log p(x).
+    For an ill-conditioned L the solve loses all digits in float32: log q is far too low and the ELBO exceeds log p(x),
+    an error that training exploits.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
-        """A reparameterized draw, whose noise is kept."""
+        """A reparameterized sample, with its noise stored."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z: Tensor = self.loc + matvec(self._unbroadcasted_scale_tril, noise)
@@ -256,7 +256,7 @@ class RememberingNormal(MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density: of the last draw from its noise, of any other value by a triangular solve."""
+        """Log-density: of the last sample from its noise, of any other value by a triangular solve."""
         if self._drawn is None or value is not self._drawn[0]:
             log_density: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
             return log_density
@@ -270,11 +270,11 @@ class RememberingNormal(MultivariateNormal):
 
 
 class Gaussian(Scaled):
-    r"""The Gaussian observation model, with four ways to its scale.
+    r"""The Gaussian observation model, with four kinds of scale.
 
     .. math:: p(x \mid h) = \prod_d \mathcal{N}(x_d; \mu_d(h), s_d^2)
 
-    With a full covariance that depends on the context, :class:`FullCovariance` is the observation model.
+    For a full covariance that depends on the context use :class:`FullCovariance`.
 
     References:
         Rybkin, Daniilidis and Levine (2021), Simple and Effective VAE Training with Calibrated Decoders.
@@ -283,8 +283,8 @@ class Gaussian(Scaled):
     Args:
         features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the parameters.
-        scale: a number: that scale, fixed, in the units of x; ``"shared"``: one learned scale; ``"diagonal"``: one
-            learned scale per feature; ``"context"``: scales read from the context.
+        scale: a number: a fixed scale in the units of x; ``"shared"``: one learned scale; ``"diagonal"``: one learned
+            scale per feature; ``"context"``: scales as a function of the context.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].

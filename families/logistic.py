@@ -1,12 +1,13 @@
-r"""Grey levels in their order: a mixture of logistic distributions, cut into steps of one level.
+r"""A family for ordered grey levels: a discretized mixture of logistic distributions.
 
 With sigma the logistic function, mu_c and s_c the mean and scale of component c in levels, and x one of 0 ... L - 1,
 
 .. math:: p(x) = \sum_c \pi_c \Big( \sigma\big(\tfrac{x + 1/2 - \mu_c}{s_c}\big)
           - \sigma\big(\tfrac{x - 1/2 - \mu_c}{s_c}\big) \Big)
 
-where the first sigma is 1 at x = L - 1 and the second one 0 at x = 0: the ends take the tails. The difference is taken
-as a product, :math:`\sigma(a) - \sigma(b) = \sigma(a) \, \sigma(-b) \, (1 - e^{b - a})`, which loses no digit.
+where the first sigma is 1 at x = L - 1 and the second one 0 at x = 0, so that the end levels have the tails. The
+difference is computed as a product, :math:`\sigma(a) - \sigma(b) = \sigma(a) \, \sigma(-b) \, (1 - e^{b - a})`, without
+cancellation.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from .base import Family, positive
 
 
 class DiscretizedLogistic(Family):
-    r"""Independent grey levels, each from a mixture of logistics: neighbouring levels are alike, all levels reachable.
+    r"""Independent grey levels from mixtures of logistics: neighbouring levels have similar probabilities.
 
-    Read from the context are logits, means in units of half the range, 0 being its middle, and raw scales, 0 being a
-    quarter of half the range.
+    The parameters are logits, means in units of half the range (0 is its middle), and raw scales (0 is a quarter of
+    half the range).
 
     References:
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow: one component.
@@ -38,7 +39,7 @@ class DiscretizedLogistic(Family):
     Args:
         features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the 3 C D parameters.
-        levels: the number L of levels: data are the whole numbers from 0 to L - 1.
+        levels: the number L of levels: data are the integers from 0 to L - 1.
         components: the number C of logistics in the mixture.
 
     Returns:
@@ -60,8 +61,7 @@ class DiscretizedLogistic(Family):
     ) -> None:
         if levels < 2 or components < 1:
             raise ValueError(
-                f"levels is the number of levels, at least 2, and components at least 1, but got {levels} and "
-                f"{components}"
+                f"levels must be at least 2 and components at least 1, but got levels={levels}, components={components}"
             )
         size = Size((features,) if isinstance(features, int) else features).numel()
         super().__init__(features, context, size=3 * components * size)
@@ -77,7 +77,7 @@ class DiscretizedLogistic(Family):
         return Independent(p, len(self.event_shape))
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, levels={self.levels}, components={self.components}"
 
 

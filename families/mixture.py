@@ -1,4 +1,4 @@
-r"""Mixtures of Gaussians: a guide with more than one mode.
+r"""A family of Gaussian mixtures, for posteriors with more than one mode.
 
 .. math:: q(z \mid h) = \sum_{c=1}^C \pi_c(h) \, \mathcal{N}(z; \mu_c(h), \operatorname{diag}(s_c(h))^2)
 """
@@ -20,10 +20,10 @@ from .base import Drawn, Family, positive
 
 
 class Mixture(Family):
-    r"""Mixture of C diagonal Gaussians, with pathwise gradients of its draws.
+    r"""Mixture of C diagonal Gaussians, with pathwise gradients of its samples.
 
-    A draw follows all parameters, the weights included, by implicit reparameterization: with F_d the distribution
-    function of feature d given those before it, F(z; lambda) = u stays constant,
+    A sample has gradients in all parameters, including the weights, by implicit reparameterization. With F_d the
+    distribution function of feature d given the preceding features, F(z; lambda) = u is constant,
 
     .. math:: F_d = \sum_c r_{cd} \, \Phi((z_d - \mu_{cd}) / s_{cd}), \quad
               r_{cd} \propto \pi_c \prod_{j < d} \mathcal{N}(z_j; \mu_{cj}, s_{cj}^2), \qquad
@@ -65,14 +65,14 @@ class Mixture(Family):
         return _Mixture(logits, loc.unflatten(-1, (C, D)), positive(raw).unflatten(-1, (C, D)))
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, components={self.components}"
 
 
 class _Mixture(Drawn):
-    """The mixture, with draws whose gradient is that of the implicit function F(z; lambda) = u.
+    """The mixture, with gradients of samples from the implicit function F(z; lambda) = u.
 
-    Pyro's ``MixtureOfDiagNormals`` transports its draws along another field; its gradient in the logits came out wrong.
+    Pyro's ``MixtureOfDiagNormals`` uses another transport field; its gradient in the logits was found to be wrong.
     """
 
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:

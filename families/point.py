@@ -1,4 +1,4 @@
-r"""The point estimate: all mass at one place.
+r"""Point estimates as a family: a point mass at a function of the context.
 
 .. math:: q(z \mid h) = \delta(z - \mu(h))
 """
@@ -17,10 +17,10 @@ from .base import Family
 
 
 class Delta(Family):
-    r"""A point estimate given the context: trained by SVI, the posterior's mode (MAP).
+    r"""A point estimate given the context; SVI trains it to the posterior mode (MAP).
 
-    Its log-density at the point counts as 0, so the mean log weight is log p(x, z) at that point. That is no bound on
-    log p(x), and :func:`jensen.inference.evaluate` refuses it.
+    Its log-density at the point counts as 0, so the mean log weight is log p(x, z) at that point. This is not a bound
+    on log p(x), and :func:`jensen.inference.evaluate` raises an error.
 
     References:
         Gelman et al. (2013), Bayesian Data Analysis, third edition, section 13.1.

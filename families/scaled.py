@@ -1,4 +1,4 @@
-"""What families of two numbers per feature share: one read from the context, and a positive one that need not be."""
+"""The base class of families with a location per feature and a positive scale of four kinds."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Scale = float | Literal["shared", "diagonal", "context"]
 
 
 class Scaled(Family):
-    """A family whose parameters are a number per feature, and a positive number with four ways to it.
+    """A family with one number per feature from the context, and a positive number of four kinds.
 
     Args:
         features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the parameters.
         scale: the positive number: fixed; ``"shared"``: one learned number; ``"diagonal"``: one learned number per
-            feature; ``"context"``: read from the context, behind the first number of every feature.
-        name: what the member calls it, for errors.
-        more: how many more numbers per feature are read from the context.
+            feature; ``"context"``: a function of the context, after the first numbers of all features.
+        name: its argument name in the subclass, for errors.
+        more: how many further numbers per feature are functions of the context.
 
     Raises:
         ValueError: if ``scale`` is not one of these, or a number that is not positive.
@@ -55,7 +55,7 @@ class Scaled(Family):
         elif scale == "diagonal":
             self.raw_scale = nn.Parameter(torch.zeros(self.event_shape))
         elif scale != "context":
-            raise ValueError(f'{name} is a positive number, "shared", "diagonal" or "context", but got {scale!r}')
+            raise ValueError(f'{name} must be a positive number, "shared", "diagonal" or "context", but got {scale!r}')
 
     def split(self, parameters: Tensor) -> tuple[Tensor, ...]:
         """Parameters [..., P] to the first number, the positive one, and the others: each [..., *event_shape]."""
@@ -66,5 +66,5 @@ class Scaled(Family):
         return first, positive(self.raw_scale) if isinstance(self.scale, str) else self.fixed, *rest
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, {self._name}={self.scale!r}"

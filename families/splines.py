@@ -1,4 +1,4 @@
-r"""Neural spline flows: every feature bent by a monotone rational-quadratic spline that a network shapes.
+r"""Neural spline flows: each feature is mapped by a monotone rational-quadratic spline with parameters from a network.
 
 On a box [-B, B] cut into bins, with widths w, heights h and slopes d at the knots, and s = h / w in the bin of x,
 
@@ -6,8 +6,8 @@ On a box [-B, B] cut into bins, with widths w, heights h and slopes d at the kno
     \theta = (x - x_k) / w_k, \qquad
     y = y_k + h_k \frac{s \theta^2 + d_k \theta (1 - \theta)}{s + (d_{k+1} + d_k - 2 s) \theta (1 - \theta)}
 
-Outside the box the spline is the identity. Everything is written with ``torch.where``, never with a boolean mask, so
-that a graph captured from it fits any values.
+Outside the box the spline is the identity. The code uses ``torch.where`` instead of boolean masks, so that a traced
+graph is valid for any values.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def rational_quadratic(x: Tensor, raw: Tensor, bound: float, inverse: bool = Fal
 
     Args:
         x: values, [...].
-        raw: what shapes each of them, [..., 3 bins - 1]: logits of the widths, of the heights, raw inner slopes.
+        raw: the parameters of each spline, [..., 3 bins - 1]: logits of the widths, of the heights, raw inner slopes.
         bound: B.
         inverse: whether to invert it.
 
     Returns:
-        The values mapped, and log of the slope of the (forward) spline there, both [...].
+        The mapped values, and the log slope of the (forward) spline there, both [...].
 
     Example:
         >>> x, raw = torch.linspace(-6, 6, 50), torch.randn(50, 23)
@@ -53,7 +53,7 @@ def rational_quadratic(x: Tensor, raw: Tensor, bound: float, inverse: bool = Fal
     slopes = F.pad(positive(raw_slope) + _SMALLEST, (1, 1), value=1.0)  # [..., bins + 1]
 
     inside = x.abs() < bound
-    at = torch.where(inside, x, torch.zeros_like(x))  # no gradient of what is thrown away is infinite
+    at = torch.where(inside, x, torch.zeros_like(x))  # avoids infinite gradients of discarded values
     edges = (y_knots if inverse else x_knots)[..., 1:-1]
     k = (at.unsqueeze(-1) >= edges).sum(-1, keepdim=True)  # [..., 1], the bin
 
@@ -65,7 +65,7 @@ def rational_quadratic(x: Tensor, raw: Tensor, bound: float, inverse: bool = Fal
     d0, d1 = pick(slopes, k), pick(slopes, k + 1)
     s = h / w
     curve = d0 + d1 - 2 * s
-    if inverse:  # the root of a theta^2 + b theta + c that lies in [0, 1], without cancellation
+    if inverse:  # the root of a theta^2 + b theta + c in [0, 1], without cancellation
         rise = at - y0
         a, b, c = h * (s - d0) + rise * curve, h * d0 - rise * curve, -s * rise
         theta = 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
@@ -94,9 +94,9 @@ class NeuralSpline(Flow):
     .. math:: y_d = \text{spline}(\epsilon_d; \text{network}(\epsilon_{<d}, g)) \quad\text{or}\quad
               y_b = \text{spline}(\epsilon_b; \text{network}(\epsilon_a, g)), \; y_a = \epsilon_a
 
-    The order of the features turns around from layer to layer. L is triangular by default, since splines, which
-    end in the identity, do not turn or stretch space. A draw is one pass of the networks; the log-density of a foreign
-    value takes D passes of the autoregressive ones, one of the coupling ones.
+    The order of the features is reversed from layer to layer. L is triangular by default, because splines end in the
+    identity and cannot rotate or stretch space. A sample takes one pass of the networks; the log-density of any other
+    value takes D passes of autoregressive networks, or one of coupling networks.
 
     References:
         Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows. https://arxiv.org/abs/1906.04032
@@ -104,20 +104,20 @@ class NeuralSpline(Flow):
     Args:
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
-        coupling: whether each layer bends half of the features given the other half, at twice as many layers.
+        coupling: whether each layer maps half of the features given the other half, with twice as many layers.
         layers: the number of layers; None: 2, and 4 for coupling.
         bins: the number of bins of a spline.
-        bound: B, in standard deviations of the noise. Far out, so that hardly any noise falls outside: the splines
-            within may stretch, the identity beyond cannot follow, and the rare draw there would cost much of the ELBO.
+        bound: B, in standard deviations of the noise. It should be large, so that almost no noise falls outside: the
+            map is the identity there, and the rare samples outside would lower the ELBO much.
         hidden: the widths of the hidden layers of each network.
-        reads: the number G of parameters that the networks read of the context.
+        reads: the number G of context parameters that are inputs of the networks.
         triangular: whether L is triangular, else diagonal.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
 
     Raises:
-        ValueError: if there are fewer than 2 bins, or more than 500, for a bound that is not positive, no layers.
+        ValueError: for fewer than 2 or more than 500 bins, a bound that is not positive, or no layers.
 
     Example:
         >>> import torch
@@ -143,10 +143,10 @@ class NeuralSpline(Flow):
         if not 2 <= bins <= 500:
             raise ValueError(f"NeuralSpline needs between 2 and 500 bins, but got {bins}")
         if not 0 < bound < float("inf") or (layers is not None and layers < 1):
-            raise ValueError(f"bound is positive and layers at least 1, but got {bound} and {layers}")
+            raise ValueError(f"bound must be positive and layers at least 1, but got bound={bound}, layers={layers}")
         super().__init__(features, context, reads, triangular)
         self.coupling, self.bins, self.bound = coupling, bins, bound
-        self.kept = features // 2 if coupling else 0  # the features before this one stay, and shape the others
+        self.kept = features // 2 if coupling else 0  # the features before this index are inputs, left unchanged
         make: Callable[[], nn.Module] = (
             (lambda: _Coupling(features, self.kept, reads, hidden, 3 * bins - 1))
             if coupling
@@ -167,18 +167,18 @@ class NeuralSpline(Flow):
         log_det = y.new_zeros(())
         for network in reversed(self.networks):
             x = y = y.flip(-1)
-            for _ in range(1 if self.coupling else self.features):  # pass d makes feature d right
+            for _ in range(1 if self.coupling else self.features):  # pass d completes feature d
                 x, log_slope = self._spline(y, network(x, g.tanh()), inverse=True)
             y, log_det = x, log_det + log_slope.sum(-1)
         return y, log_det
 
     def _spline(self, x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Map the features from ``kept`` on, given what shapes them, [..., 3 bins - 1, D - kept]."""
+        """Map the features from ``kept`` on, given the spline parameters [..., 3 bins - 1, D - kept]."""
         mapped, log_slope = rational_quadratic(x[..., self.kept :], raw.transpose(-1, -2), self.bound, inverse)
         return torch.cat([x[..., : self.kept], mapped], -1), log_slope
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, coupling={self.coupling}, bins={self.bins}, bound={self.bound:g}"
 
 

@@ -1,4 +1,4 @@
-r"""Student's t: a Gaussian's shape with heavier tails.
+r"""Student's t as a family: like a Gaussian with heavier tails.
 
 .. math:: \log t(y; \nu, \mu, s) = \log \Gamma(\tfrac{\nu + 1}{2}) - \log \Gamma(\tfrac{\nu}{2})
           - \tfrac12 \log (\nu \pi) - \log s - \tfrac{\nu + 1}{2} \log (1 + ((y - \mu) / s)^2 / \nu)
@@ -25,11 +25,11 @@ from .scaled import Scale, Scaled
 
 
 class StudentT(Scaled):
-    r"""Independent Student's t: importance weights whose variance stays finite where a Gaussian's tails are too thin.
+    r"""Independent Student's t, whose importance weights have finite variance where a Gaussian's tails are too thin.
 
     .. math:: q(z \mid h) = \prod_d t(z_d; \nu, \mu_d(h), s_d(h))
 
-    As an observation model it forgives outliers: a datum far from its location moves it no more than a near one.
+    As an observation model it is robust: an outlier far from the location has no more influence than a near point.
 
     References:
         Geweke (1989), Bayesian Inference in Econometric Models Using Monte Carlo Integration.
@@ -39,8 +39,8 @@ class StudentT(Scaled):
     Args:
         features: the number D of features, or a tuple: the shape of an image.
         context: the width H of the context, or None: h already holds the parameters.
-        df: nu, the degrees of freedom: a number above 0, or ``"context"``: above 1, one per feature, read from the
-            context (2 where its parameter is 0).
+        df: nu, the degrees of freedom: a number above 0, or ``"context"``: one per feature, above 1, as a function of
+            the context (2 if its parameter is 0).
         scale: s: a number, ``"shared"``, ``"diagonal"`` or ``"context"``, as for :class:`~jensen.families.Gaussian`.
 
     Returns:
@@ -64,7 +64,7 @@ class StudentT(Scaled):
         scale: Scale = "context",
     ) -> None:
         if not (df == "context" or (isinstance(df, int | float) and df > 0)):
-            raise ValueError(f'df is a positive number or "context", but got {df!r}')
+            raise ValueError(f'df must be a positive number or "context", but got {df!r}')
         super().__init__(features, context, scale, more=int(df == "context"))
         self.df = df
         self.reaches = "near" if scale == "context" and len(self.event_shape) == 1 else ""
@@ -82,15 +82,15 @@ class StudentT(Scaled):
         return Independent(_StudentT(df, loc, scale), len(self.event_shape))
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its layers."""
+        """The arguments shown when the module is printed."""
         return f"{super().extra_repr()}, df={self.df!r}"
 
 
 class _StudentT(Univariate):  # type: ignore[misc]
-    """Draws without writing in place, so that the family can be mapped over data (``torch.func.vmap``).
+    """Samples without in-place writes, so that the family can be mapped over data points (``torch.func.vmap``).
 
-    The difference of the two log Gammas is taken in float64: at a million degrees of freedom float32 has no digit of it
-    left.
+    The difference of the two log Gammas is computed in float64: at a million degrees of freedom, float32 loses all its
+    digits.
     """
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008

@@ -1,4 +1,4 @@
-r"""Sylvester flows: residual layers of any width whose log-determinant costs no more than their width.
+r"""Sylvester flows: residual layers of width M with a log-determinant in O(M).
 
 .. math::
     f(x) = x + Q R \tanh(\tilde R Q^\top x + b), \qquad
@@ -24,19 +24,19 @@ from jensen.checked import checked
 from .base import lower_triangle, matvec
 from .flows import Flow
 
-_EDGE = 1 - 1e-3  # a product of diagonals at -1 would flatten space
+_EDGE = 1 - 1e-3  # a product of diagonals at -1 would make the map singular
 
 
 class Sylvester(Flow):
-    r"""Sylvester normalizing flow, all of whose parameters are read from the context.
+    r"""Sylvester normalizing flow, with all parameters as functions of the context.
 
     | kind | Q | M |
     | --- | --- | --- |
-    | ``"orthogonal"`` | the Q of a QR decomposition, read from the context | ``rank`` |
+    | ``"orthogonal"`` | the Q of a QR decomposition, a function of the context | ``rank`` |
     | ``"householder"`` | a product of ``rank`` reflections | D |
-    | ``"triangular"`` | the identity, or the features turned around | D |
+    | ``"triangular"`` | the identity, or the features in reverse order | D |
 
-    Log q is known for the flow's own draws only: of any other value it raises ``NotImplementedError``.
+    Log q is known only for the flow's own samples; for any other value it raises ``NotImplementedError``.
 
     References:
         van den Berg, Hasenclever, Tomczak and Welling (2018), Sylvester Normalizing Flows for Variational Inference.
@@ -45,11 +45,10 @@ class Sylvester(Flow):
     Args:
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
-        kind: which Q.
+        kind: the kind of Q.
         layers: the number of layers.
         rank: columns of an orthogonal Q, at most D, or the number of reflections; None: D, at most 8.
-        triangular: whether L is triangular, so that the flow bends a Gaussian with full covariance; diagonal in the
-            paper.
+        triangular: whether L is triangular, so that the base Gaussian has a full covariance; diagonal in the paper.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -75,16 +74,16 @@ class Sylvester(Flow):
         triangular: bool = True,
     ) -> None:
         if kind not in ("orthogonal", "householder", "triangular"):
-            raise ValueError(f'kind is "orthogonal", "householder" or "triangular", but got {kind!r}')
+            raise ValueError(f'kind must be "orthogonal", "householder" or "triangular", but got {kind!r}')
         rank = min(features, 8) if rank is None else rank
         if not 1 <= rank <= features:
-            raise ValueError(f"rank lies between 1 and the number of features, {features}, but got {rank}")
+            raise ValueError(f"rank must lie between 1 and the number of features, {features}, but got {rank}")
         self.kind, self.layers, self.rank = kind, layers, rank
         width = rank if kind == "orthogonal" else features
         turn = 0 if kind == "triangular" else features * rank
         self._layer = [turn, *(width * (width - 1) // 2,) * 2, width, width, width]
         super().__init__(features, context, layers * sum(self._layer), triangular)
-        if isinstance(self.affine, nn.Linear):  # it starts close to its Gaussian, whatever x
+        if isinstance(self.affine, nn.Linear):  # it starts close to its base Gaussian for every x
             with torch.no_grad():
                 self.affine.weight[-layers * sum(self._layer) :] *= 0.01
                 self.affine.bias[-layers * sum(self._layer) :] *= 0.3
@@ -108,10 +107,10 @@ class Sylvester(Flow):
         return y, log_det
 
     def straighten(self, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Not known in closed form."""
+        """Not available in closed form."""
         raise NotImplementedError(
-            "a Sylvester flow has no inverse in closed form: its log q is known for its own draws (rsample) only; for "
-            "the log q of any value take FullCovariance, IAF or NeuralSpline"
+            "a Sylvester flow has no inverse in closed form, so log q is known only for its own samples (rsample): "
+            "for log q of any value use FullCovariance, IAF or NeuralSpline"
         )
 
     def _orthonormal(self, turn: Tensor) -> tuple[_Map, _Map]:
@@ -133,7 +132,7 @@ _Map = Callable[[Tensor], Tensor]
 
 
 def _reflect(normals: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Reflect x [..., D] at the planes with these unit normals, the last one first."""
+    """Reflect x [..., D] at the hyperplanes with these unit normals, the last one first."""
     for normal in reversed(normals):
         x = x - 2 * normal * (normal * x).sum(-1, keepdim=True)
     return x

@@ -1,8 +1,8 @@
-r"""Any flow of the zuko library as a family.
+r"""A family from any flow of the zuko library.
 
 .. math:: z = \mu(h) + s(h) \odot y, \qquad y \sim \text{flow}(g(h))
 
-Nothing of zuko is imported here: the flow is handed in. (Importing zuko turns off the argument checks of every torch
+This module does not import zuko: the flow is an argument. (Importing zuko disables the argument checks of every torch
 distribution in the process.)
 """
 
@@ -25,10 +25,10 @@ from .base import Drawn, Family, positive
 
 
 class Zuko(Family):
-    """A flow of zuko's, placed and scaled by the context's own affine map.
+    """A zuko flow, followed by an affine map given the context.
 
-    Most of zuko's flows are made for fast densities, and draw in D passes; its coupling flows (``passes=2``) do both
-    fast, and ``IAF`` and ``NeuralSpline`` here draw in one.
+    Most of zuko's flows have fast densities but need D passes for a sample. Its coupling flows (``passes=2``) are fast
+    at both; ``IAF`` and ``NeuralSpline`` of jensen sample in one pass.
 
     References:
         Rozet et al. (2022), Zuko: Normalizing flows in PyTorch. https://github.com/probabilists/zuko
@@ -36,8 +36,9 @@ class Zuko(Family):
     Args:
         features: the number D of features.
         context: the width H of the context, or None: h already holds the parameters.
-        flow: makes the flow, called as ``flow(features, reads)``: ``zuko.flows.NSF``, or a ``functools.partial``.
-        reads: the number G of parameters that the flow reads of the context.
+        flow: constructor of the flow, called as ``flow(features, reads)``: ``zuko.flows.NSF``, or a
+            ``functools.partial``.
+        reads: the number G of context parameters that are inputs of the flow.
 
     Returns:
         When called on [..., H], a distribution of batch shape [...] and event shape [D].
@@ -57,12 +58,12 @@ class Zuko(Family):
             self.flow = flow(features, reads)
         except TypeError as error:
             raise TypeError(
-                f"flow is called as flow(features, reads) and makes a conditional flow, such as zuko.flows.NSF, but it "
-                f"fails: {error}"
+                "flow must be callable as flow(features, reads) and return a conditional flow, such as "
+                f"zuko.flows.NSF, but the call failed: {error}"
             ) from error
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
-        """Parameters [..., P]: locations, scales, and what the flow reads."""
+        """Parameters [..., P]: locations, scales, and the flow's inputs."""
         D = self.features
         loc, raw, g = parameters.split([D, D, self.size - 2 * D], dim=-1)
         return _Placed(self.flow, loc, positive(raw), g)
@@ -75,7 +76,7 @@ class _Placed(Drawn):
         self.base = flow(g)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Drawn:
-        """The same distribution under another batch shape, which zuko's base has to have too."""
+        """The same distribution with another batch shape, which zuko's base must also have."""
         loc, scale, g = (part.expand(*batch_shape, -1) for part in (self.loc, self.scale, self.g))
         return _Placed(self.flow, loc, scale, g)
 

@@ -1,6 +1,6 @@
 """Guides q(z | x): a Pyro module called with the model's data that samples the model's latent sites.
 
-A guide meets its model through the Pyro protocol alone. The families meant for posteriors are re-exported here.
+A guide and its model share only the Pyro protocol. The families that suit posteriors are re-exported here.
 """
 
 from jensen.families import (

@@ -1,4 +1,4 @@
-r"""Amortized guides: one encoder, then a chain of families over the latent sites, or one family over all of them.
+r"""Amortized guides: one encoder, and one family per latent site or one family over all sites.
 
 .. math:: q(z_1, \dots, z_L \mid x) = \prod_l q(z_l \mid h, z_{<l}), \qquad h = \text{encoder}(x)
 """
@@ -32,18 +32,19 @@ from .programs import Structured, encoder_for
 
 
 class Amortized(UniqueModule):
-    r"""An amortized guide: the encoder reads the data once, the sites are drawn one after the other.
+    r"""An amortized guide: one encoder for the data, and latent sites sampled one after the other.
 
-    The context of the first site is ``encoder(*data)``, [N, H]; that of the next is the concatenation of the context
-    and the value just drawn, leading dimensions broadcast. The encoder runs once, whatever the number of particles.
+    The context of the first site is ``encoder(*data)``, [N, H]; the context of the next site is the concatenation of
+    this context and the sampled value, with leading dimensions broadcast. The encoder runs once for any number of
+    particles.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes. https://arxiv.org/abs/1312.6114
 
     Args:
         encoder: a network from the data [N, X] to the context [N, H].
-        families: for each latent site, in the order of drawing, a family (or :class:`Through`, :class:`Constrained`)
-            whose context has the width H plus the widths of the sites drawn before.
+        families: for each latent site, in sampling order, a family (or :class:`Through`, :class:`Constrained`) whose
+            context has width H plus the widths of the earlier sites.
 
     Raises:
         ValueError: without sites.
@@ -66,18 +67,18 @@ class Amortized(UniqueModule):
         self.families = nn.ModuleDict(dict(families))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: draws every site for the rows of ``x``; returns the values by site."""
+        """The Pyro guide: samples every site for the rows of ``x``; returns the values by site."""
         return self.draw(self.encoder(x, *covariates), {})
 
     def draw(self, context: Tensor, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw every site given the encoder's output [N, H].
+        """Sample every site given the encoder's output [N, H].
 
         Args:
             context: the encoder's output, [N, H].
-            offsets: what is added to the parameters [N, P] of a site's family, by site.
+            offsets: offsets added to the parameters [N, P] of a site's family, by site.
         """
         check_context(context)
-        parts = [context]  # [N, H], then a [K, N, D] for each site drawn
+        parts = [context]  # [N, H], then a [K, N, D] for each sampled site
         values: dict[str, Tensor] = {}
         with data_plate(len(context)):
             for site, family in self.families.items():
@@ -91,14 +92,15 @@ class Amortized(UniqueModule):
         return {site: family.size for site, family in self.families.items()}  # type: ignore[misc]
 
     def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Amortized:
-        """The same families with parameters of their own for each of these data, starting at the encoder's answer.
+        """The same families with free parameters for each of these data points, starting at the encoder's output.
 
-        Parameters that depend on x alone are free numbers for each datum; every other weight of the families (a flow's
-        networks, what reads the sites drawn before) becomes one copy for each datum. The guide runs on these data only.
+        Parameters that depend on x alone become free numbers for each data point. Every other weight of the families
+        (the networks of a flow or of the dependence on earlier sites) gets one copy for each data point. The guide
+        accepts these data only.
 
         Args:
             data: the data.
-            offsets: what is added to the parameters [N, P] of a site's family at the start, by site.
+            offsets: initial offsets of the parameters [N, P] of a site's family, by site.
         """
         with torch.no_grad():
             context = self.encoder(*data)
@@ -111,12 +113,12 @@ class Amortized(UniqueModule):
 
     @property
     def reaches(self) -> str:
-        """Which Gaussians :meth:`move_to` reaches; none, but for a guide of one site that :meth:`local` made."""
+        """Which Gaussians :meth:`move_to` can represent; none, except for a guide of one site from :meth:`local`."""
         own = list(self.families.values())
         return own[0].reaches if len(own) == 1 and isinstance(own[0], PerDatum) else ""
 
     def move_to(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Give each datum a Gaussian of its own, or one near it: means [N, D], Cholesky factors [N, D, D]."""
+        """Set the guide to, or near, one Gaussian for each data point: means [N, D], Cholesky factors [N, D, D]."""
         (own,) = self.families.values()
         own.move_to(self.encoder.context, loc, scale_tril)  # type: ignore[operator]
 
@@ -131,11 +133,11 @@ def _shifted(family: nn.Module, context: Tensor, offset: Tensor | None) -> Torch
 
 
 class Joint(UniqueModule):
-    r"""One family over all continuous latent sites at once, so that sites and levels correlate.
+    r"""One family over all continuous latent sites, so that sites and levels can be correlated.
 
     .. math:: u \sim q(u \mid \text{encoder}(x)), \qquad (z_1, \dots, z_L) = t(u)
 
-    The draw is an auxiliary site, ``"joint"``; the model's sites are its pieces, each mapped onto its support.
+    The joint sample is an auxiliary site, ``"joint"``; the model's sites are its parts, each mapped onto its support.
 
     References:
         Kucukelbir, Tran, Ranganath, Gelman and Blei (2017), Automatic Differentiation Variational Inference.
@@ -143,12 +145,12 @@ class Joint(UniqueModule):
 
     Args:
         encoder: a network from the data [N, X] to the context [N, H].
-        family: a family with as many features as all sites have unconstrained coordinates.
+        family: a family whose features are the unconstrained coordinates of all sites.
         sites: the event shape of each site.
-        constraints: the support of the sites that are not all of R^D, by site.
+        constraints: the support of each site with constrained values, by site.
 
     Raises:
-        ValueError: without sites, if the family's features are not as many as needed, or a constraint of no site.
+        ValueError: without sites, for a wrong number of features, or for a constraint on an unknown site.
 
     Example:
         >>> import torch
@@ -176,15 +178,15 @@ class Joint(UniqueModule):
         if family.features != (needed := sum(coordinates(sites, self.constraints).values())):
             raise ValueError(
                 f"the sites {list(sites)} have {needed} unconstrained coordinates, but the family has "
-                f"{family.features} features"
+                f"{family.features} features: build it with {needed}"
             )
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: draws all sites for the rows of ``x``; returns the values by site."""
+        """The Pyro guide: samples all sites for the rows of ``x``; returns the values by site."""
         return self.draw(self.encoder(x, *covariates), {})
 
     def draw(self, context: Tensor, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw all sites given the encoder's output [N, H], and an offset on the family's parameters: ``"joint"``."""
+        """Sample all sites given the encoder's output [N, H]; ``offsets["joint"]`` shifts the family's parameters."""
         check_context(context)
         q = _shifted(self.family, context, offsets.get("joint"))  # type: ignore[arg-type]
         return draw_jointly(q, len(context), self.sites, self.constraints)
@@ -194,7 +196,7 @@ class Joint(UniqueModule):
         return {"joint": self.family.size}
 
     def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Joint:
-        """The same family with parameters of their own for each of these data, as for :class:`Amortized`."""
+        """The same family with free parameters for each of these data points, as for :class:`Amortized`."""
         with torch.no_grad():
             context = self.encoder(*data)
         family = PerDatum(self.family, context, first=True, offset=(offsets or {}).get("joint"))
@@ -202,11 +204,11 @@ class Joint(UniqueModule):
 
     @property
     def reaches(self) -> str:
-        """Which Gaussians :meth:`move_to` reaches; none, but for a guide that :meth:`local` made."""
+        """Which Gaussians :meth:`move_to` can represent; none, except for a guide from :meth:`local`."""
         return self.family.reaches if isinstance(self.family, PerDatum) else ""
 
     def move_to(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """Give each datum a Gaussian of its own, or one near it: means [N, D], Cholesky factors [N, D, D]."""
+        """Set the guide to, or near, one Gaussian for each data point: means [N, D], Cholesky factors [N, D, D]."""
         assert isinstance(self.family, PerDatum)
         assert isinstance(self.encoder, Constant)
         self.family.move_to(self.encoder.context, loc, scale_tril)
@@ -220,7 +222,7 @@ def coordinates(sites: Mapping[str, Sequence[int]], supports: Mapping[str, Const
 def draw_jointly(
     q: TorchDistribution, n: int, sites: Mapping[str, Size], supports: Mapping[str, Constraint]
 ) -> dict[str, Tensor]:
-    """Draw a vector from q as the auxiliary site ``"joint"``, and set the sites to its pieces, mapped."""
+    """Sample a vector from q as the auxiliary site ``"joint"``, and set the sites to its mapped parts."""
     values: dict[str, Tensor] = {}
     with data_plate(n):
         u = pyro.sample("joint", q, infer={"is_auxiliary": True})  # [K, N, D]
@@ -234,15 +236,15 @@ def draw_jointly(
 
 
 def supports_of(sites: Mapping[str, Sequence[int]], given: Mapping[str, Constraint] | None) -> dict[str, Constraint]:
-    """The support of every site: what is given, else all reals."""
+    """The support of every site: the given one, or all reals."""
     given = given or {}
     if not sites or set(given) - set(sites):
-        raise ValueError(f"constraints belong to latent sites, but got {list(given)} for the sites {list(sites)}")
+        raise ValueError(f"constraints must name latent sites, which are {list(sites)}, but got {list(given)}")
     return {site: given.get(site, constraints.real) for site in sites}
 
 
 class _SaysLatents(Protocol):
-    """All that is read of a model which says its latents."""
+    """The part of a model with ``latents`` that ``amortize`` uses."""
 
     latents: dict[str, Sequence[int]]
 
@@ -258,33 +260,34 @@ def amortize(
     constraints: Mapping[str, Constraint] | None = None,
     joint: bool = False,
 ) -> Amortized | Joint | Structured:
-    """An amortized guide for all latent sites of a model, every one in the same family.
+    """Build an amortized guide for all latent sites of a model, with the same family for each.
 
-    A model that says its ``latents`` gets a guide that draws each of them for each data point. For any other Pyro
-    program, one run on ``data`` says what there is, and the guide is a :class:`Structured` one.
+    For a model with the attribute ``latents``, the guide samples each of these sites for each data point. For any other
+    Pyro program the sites are read from one run on ``data``, and the guide is a :class:`Structured` one.
 
     Args:
-        model: a model that says its ``latents``, or any Pyro model, called as ``model(*data)``.
-        encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron that standardizes
-            ``data``.
+        model: a model with ``latents``, or any Pyro model, called as ``model(*data)``.
+        encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron on standardized
+            data.
         family: the family, called as ``family(features, context)``: a class, a ``functools.partial`` of one, or the
             name of a class of ``jensen.families`` (``"mean-field"`` is ``MeanField``).
-        context: the width of the encoder's output; found out by running it on ``data``, or on draws of the model, if
-            None.
-        data: a tensor, or the tensors that the model is called with. A model with ``latents`` needs them only where
-            ``encoder`` is left out, or the encoder does not run on draws of the model.
-        constraints: the support of latent sites that are not all of R^D, by site, of a model with ``latents``. Those of
-            other programs are read from the model.
-        joint: whether one family draws all sites at once. In a guide for other programs it does so on each level.
+        context: the width of the encoder's output; if None, found by running it on ``data``, or on samples of the
+            model.
+        data: a tensor, or the tensors that the model is called with. A model with ``latents`` needs them only if
+            ``encoder`` is None, or if the encoder does not run on samples of the model.
+        constraints: the support of each latent site with constrained values, by site, for a model with ``latents``. For
+            other programs the supports are read from the model.
+        joint: whether one family samples all sites jointly; always true within each level of a :class:`Structured`
+            guide.
 
     Returns:
-        An :class:`Amortized` guide that draws the sites in the model's order, each given those before it; or a
+        An :class:`Amortized` guide, which samples the sites in the model's order, each given the earlier ones; or a
         :class:`Joint` guide; or a :class:`Structured` one.
 
     Raises:
-        ValueError: for another ``context`` than the width of the encoder's output, for a constraint of no site, or of
-            a program whose supports are read; and for sites that no such guide can draw.
-        TypeError: for a model without ``latents`` where there are no data, and a name of no family.
+        ValueError: if ``context`` is not the width of the encoder's output; for a constraint on an unknown site, or on
+            a program whose supports are read; and for sites that such a guide cannot sample.
+        TypeError: for a model without ``latents`` if ``data`` is None, and for an unknown family name.
 
     Example:
         >>> import torch
@@ -308,14 +311,14 @@ def amortize(
     if not hasattr(model, "latents"):
         if tensors is None:
             raise TypeError(
-                f"amortize needs a model that says its latents, but {_name(model)} does not: give it the "
-                "attribute, a dict from each latent site to its event shape, such as self.latents = {'z': (8,)}; or "
-                "give amortize the data that the model is called with (data=x), to read its sites from a run"
+                f"amortize needs the latent sites of the model, but {_name(model)} has no attribute latents: pass "
+                "data=x, so that the sites are read from a run, or set a dict of event shapes, such as self.latents "
+                "= {'z': (8,)}"
             )
         if constraints is not None:
             raise ValueError(
-                f"the supports of {_name(model)} are read from the model, but got constraints for {list(constraints)}: "
-                "leave them out"
+                f"the supports of {_name(model)} are read from the model, but got constraints for "
+                f"{list(constraints)}: remove the constraints"
             )
         return Structured(model, tensors, encoder, made, context)
     if encoder is None or context is None:
@@ -323,15 +326,15 @@ def amortize(
         if found is None:
             if tensors is None:
                 raise TypeError(
-                    "amortize finds the encoder and the width of its output from data, but got none: give it data=x, "
-                    "or both encoder and context"
+                    "amortize needs data to build the encoder or to find its output width, but got none: pass "
+                    "data=x, or both encoder and context"
                 )
             encoder, found = encoder_for(tensors, encoder, context)
         context = found
     elif (found := _width(model, encoder, tensors)) not in (None, context):
         raise ValueError(
-            f"context is the width of the encoder's output, which is {found}, but got {context}: leave it out, and it "
-            "is found out"
+            f"context must be the width of the encoder's output, {found}, but got {context}: omit it, and the width "
+            "is inferred"
         )
     assert encoder is not None
     sites = {site: Size(shape) for site, shape in model.latents.items()}
@@ -350,9 +353,9 @@ def amortize(
 
 @torch.no_grad()
 def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None) -> int | None:
-    """The width of an encoder's output on data, or on draws of the model; None where the encoder does not run on them.
+    """The width of an encoder's output on data, or on samples of the model; None if the encoder fails on them.
 
-    Modules, Pyro's store and the random stream are afterwards what they were before.
+    Modules, Pyro's parameter store and the random state are restored afterwards.
     """
     modules = [part for part in (model, encoder) if isinstance(part, nn.Module)]
     with store_kept(), forked_rng(), modes_kept(modules), buffers_kept(*modules):
@@ -361,17 +364,17 @@ def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = Non
         try:
             drawn = model(n=2) if data is None else data
             h = encoder(*(drawn if isinstance(drawn, tuple) else (drawn,)))
-        except Exception:  # of a model and an encoder that are not written for this; it is no more than a look
+        except Exception:  # a user's model or encoder may fail here in any way; the width is then unknown
             return None
     return h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None
 
 
 def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:
-    """A family, which may be given by its name."""
+    """A family, given as a class or by its name."""
     if isinstance(family, families.Family):
         raise TypeError(
-            f"family is a class such as {type(family).__name__}, but got one that is made already: it takes its "
-            "features and the width of its context from model and encoder"
+            f"family must be a class such as {type(family).__name__}, but got an instance: pass the class, because "
+            "amortize sets its features and context"
         )
     if not isinstance(family, str):
         return family
@@ -381,17 +384,17 @@ def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], 
         close = get_close_matches(_plain(family), plain, n=1)
         hint = f"; did you mean {plain[close[0]].__name__}?" if close else ":"
         raise TypeError(
-            f"family is a family or the name of one, but got '{family}'{hint} jensen.families has {list(known)}"
+            f"family must be a family or its name, but got '{family}'{hint} jensen.families has {list(known)}"
         )
     made: Callable[[int, Any], Member] = plain[_plain(family)]
     return made
 
 
 def _plain(name: str) -> str:
-    """A name as the command line writes it, too: mean-field is MeanField."""
+    """A name in lower case without hyphens and underscores, so that mean-field and MeanField are the same."""
     return name.replace("-", "").replace("_", "").lower()
 
 
 def _name(model: object) -> str:
-    """What a message calls a model."""
+    """The name of a model in messages."""
     return getattr(model, "__name__", type(model).__name__)

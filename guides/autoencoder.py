@@ -1,4 +1,4 @@
-r"""Guides that regularize themselves: a penalty on how an encoder answers, as a factor of q.
+r"""Guides with a penalty on the encoder: contractive autoencoders.
 
 .. math:: \log q(z \mid x) = \log q_0(z \mid x) + \lambda \left\| \partial g(x) / \partial x \right\|_F^2
 """
@@ -24,8 +24,7 @@ class Contractive(UniqueModule):
     .. math:: \text{loss}(x) = -\text{ELBO}(x) + \lambda \sum_{i, j} \left(\partial g_i(x) / \partial x_j\right)^2
 
     g are the parameters of the site's family: with the family ``Delta``, z itself. In training mode the penalty is a
-    ``pyro.factor`` in the guide, which counts as log q; the loss is no bound then. In evaluation mode, where a pair is
-    measured, it is left out.
+    ``pyro.factor`` in the guide and part of log q, so the loss is not a bound. In evaluation mode there is no penalty.
 
     References:
         Rifai, Vincent, Muller, Glorot and Bengio (2011), Contractive Auto-Encoders.
@@ -52,15 +51,15 @@ class Contractive(UniqueModule):
     @checked
     def __init__(self, guide: Amortized, weight: float) -> None:
         if len(guide.families) != 1:
-            raise ValueError(f"Contractive needs a guide with one latent site, but this has {list(guide.families)}")
+            raise ValueError(f"Contractive needs a guide with one latent site, but got one with {list(guide.families)}")
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight is a number of at least 0, but got {weight}")
+            raise ValueError(f"weight must be a finite number of at least 0, but got {weight}")
         super().__init__()
         self.guide = guide
         self.weight = float(weight)
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: draws the site for the rows of ``x`` under the penalty; returns the values by site."""
+        """The Pyro guide: samples the site for the rows of ``x`` with the penalty; returns the values by site."""
         if not self.training:
             return self.guide(x, *covariates)  # type: ignore[no-any-return]
         context, squared = self._look(x, covariates)
@@ -73,7 +72,7 @@ class Contractive(UniqueModule):
         return self._look(x, covariates)[1]
 
     def _look(self, x: Tensor, covariates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The encoder's answer, [N, H], and the squared Jacobian, [N]."""
+        """The encoder's output, [N, H], and the squared Jacobian, [N]."""
         (family,) = self.guide.families.values()
         trained = torch.is_grad_enabled()
         with torch.enable_grad():

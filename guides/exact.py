@@ -1,8 +1,8 @@
-r"""Guides that come with the model: its exact posterior, and its prior.
+r"""Guides defined by the model: its exact posterior and its prior.
 
 With q(z | x) = p(z | x) the log weights are constant, log w = log p(x), and one particle is enough. With the prior,
-q(z | x) = p(z), they are log p(x | z): naive Monte Carlo, unbiased for p(x) and useless as soon as the data say much
-about z.
+q(z | x) = p(z), they are log p(x | z): naive Monte Carlo, which is unbiased for p(x) but useless if the data are
+informative about z.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class _HasPosterior(Protocol):
 
 
 class ExactPosterior(UniqueModule):
-    r"""The model's own posterior as its guide: the oracle, for models that know it.
+    r"""The model's exact posterior as a guide, for models with a known posterior.
 
     .. math:: q(z \mid x) = p(z \mid x) \quad\Rightarrow\quad \log w = \log p(x)
 
-    It has no parameters of its own, holds the model without registering it again, and follows its parameters, so
-    training the pair follows the gradient of the exact log p(x).
+    It has no parameters, holds the model without registering it again, and uses the model's current parameters.
+    Training therefore follows the gradient of the exact log p(x).
 
     References:
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis: the posterior of PPCA.
@@ -63,28 +63,32 @@ class ExactPosterior(UniqueModule):
     def __init__(self, model: _HasPosterior) -> None:
         super().__init__()
         if len(model.latents) != 1:
-            raise ValueError(f"ExactPosterior draws one latent site, but the model has {list(model.latents)}")
+            raise ValueError(
+                f"ExactPosterior needs a model with one latent site, but this model has {list(model.latents)}"
+            )
         if not callable(getattr(model, "posterior", None)):
-            raise TypeError(f"{type(model).__name__} has no posterior(x): its exact posterior is not known")
+            raise TypeError(
+                f"{type(model).__name__} has no posterior(x): use a model with a known posterior, or another guide"
+            )
         (self.site,) = model.latents
-        self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
+        self._model = (model,)  # in a tuple, so not registered: saved and optimised once, with the model
 
     def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
-        """The Pyro guide: draws the latent site of each row of ``x``."""
+        """The Pyro guide: samples the latent site for each row of ``x``."""
         (model,) = self._model
         with data_plate(len(x)):
             return pyro.sample(self.site, model.posterior(x, *covariates))  # [N, D]
 
     def local(self, *data: Tensor) -> ExactPosterior:
-        """Itself: it has nothing to optimise."""
+        """The guide itself: it has no parameters."""
         return self
 
 
 class PriorGuide(UniqueModule):
     r"""The model's prior as its guide: naive Monte Carlo, log w = log p(x | z).
 
-    It runs the model and hides what the model observes, so it serves any Pyro model, at the price of running the
-    likelihood's network twice.
+    It runs the model without its observed sites, so it works for any Pyro model, but the likelihood's network runs
+    twice.
 
     Args:
         model: any Pyro model.
@@ -101,15 +105,15 @@ class PriorGuide(UniqueModule):
     @checked
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
+        self._model = (model,)  # in a tuple, so not registered: saved and optimised once, with the model
 
     def forward(self, *data: Tensor) -> None:
-        """The Pyro guide: draws every latent site from the model."""
+        """The Pyro guide: samples every latent site from the model."""
         (model,) = self._model
         poutine.block(model, hide_fn=_is_observed)(*data)
 
     def local(self, *data: Tensor) -> PriorGuide:
-        """Itself: it has nothing to optimise."""
+        """The guide itself: it has no parameters."""
         return self
 
 

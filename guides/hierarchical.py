@@ -1,12 +1,11 @@
-r"""Guides of hierarchical models, whose sites are ``"z_1"``, the layer next to the data, to ``"z_L"``, the top.
+r"""Guides for hierarchical models with sites ``"z_1"`` (the layer next to the data) to ``"z_L"`` (the top layer).
 
-| guide | q(z given x) | draws |
-| --- | --- | --- |
-| BottomUp | q(z_1 given x) q(z_2 given z_1) ... q(z_L given z_{L-1}) | from the data up |
-| Ladder | q(z_L given x) q(z_{L-1} given x, z_L) ... q(z_1 given x, z_2) | from the top down, as the model |
+| guide | q(z given x) | sampling order | | --- | --- | --- | | BottomUp | q(z_1 given x) q(z_2 given z_1) ...
+q(z_L given z_{L-1}) | from the data up | | Ladder | q(z_L given x) q(z_{L-1} given x, z_L) ... q(z_1 given x, z_2) |
+from the top down, like the model |
 
-A top-down guide of any family, which reads x and all layers above but not the model, is
-``amortize(model, encoder, family, context)``.
+``amortize(model, encoder, family, context)`` makes a top-down guide of any family. It conditions on x and all layers
+above, without the model's networks.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Layers = Sequence[tuple[nn.Module, Member]]
 
 
 class BottomUp(Amortized):
-    r"""A Markov chain from the data up: each layer reads the one below alone.
+    r"""A Markov chain from the data up: each layer depends only on the layer below.
 
     .. math:: q(z \mid x) = q(z_1 \mid x) \, q(z_2 \mid z_1) \cdots q(z_L \mid z_{L-1})
 
@@ -43,7 +42,7 @@ class BottomUp(Amortized):
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
 
     Args:
-        layers: for l = 1, ..., L a network that reads x or z_{l-1}, [..., H_l], and the family of z_l with context H_l.
+        layers: for l = 1, ..., L a network from x or z_{l-1} to [..., H_l], and the family of z_l with context H_l.
 
     Raises:
         ValueError: without layers.
@@ -77,20 +76,20 @@ class BottomUp(Amortized):
         family: Callable[[int, int], Member] = MeanField,
         activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> BottomUp:
-        """A guide of multilayer perceptrons, by the widths of its layers from the data up.
+        """Build a guide of multilayer perceptrons from the widths of its layers, from the data up.
 
         The defaults are the two-layer network of Burda et al. (2016), for
         :meth:`jensen.models.Hierarchical.of_widths`.
 
         Args:
-            features: the number X of features of a datum.
+            features: the number X of features of a data point.
             latents: the number of latent features of each layer.
             hidden: the widths of the deterministic layers below each layer of latents.
             family: called as ``family(features, context)`` for each layer.
-            activation: what makes the activation of the deterministic layers.
+            activation: constructor of the activation of the deterministic layers.
 
         Raises:
-            ValueError: if there are not as many ``latents`` as ``hidden``.
+            ValueError: unless ``latents`` and ``hidden`` have the same length.
 
         Example:
             >>> sum(p.numel() for p in BottomUp.of_widths(784).parameters())
@@ -98,8 +97,8 @@ class BottomUp(Amortized):
         """
         if len(latents) != len(hidden):
             raise ValueError(
-                "latents and hidden say the widths of each layer and are equally many, but got "
-                f"{len(latents)} and {len(hidden)}"
+                f"latents and hidden must have the same length, one entry for each layer, but got {len(latents)} and "
+                f"{len(hidden)}"
             )
         inputs = [features, *latents]
         return cls(
@@ -111,7 +110,7 @@ class BottomUp(Amortized):
 
 
 class _Last(nn.Module):
-    """The last features of a context: what was drawn just before."""
+    """The last features of a context: the value sampled just before."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -131,22 +130,23 @@ class _Conditionals(Protocol):
 
 
 class Ladder(UniqueModule):
-    r"""The guide of a ladder VAE: what the data say of a layer is merged with what the model expects of it.
+    r"""The guide of a ladder VAE: each layer combines a Gaussian from the data with the model's conditional prior.
 
     A deterministic pass from the data up, d_l = g_l(d_{l-1}) with d_0 = x, gives a Gaussian for every layer. From the
-    top down each is multiplied with the model's own p(z_l | z_{l+1}), precisions adding up:
+    top down, each is multiplied by the model's p(z_l | z_{l+1}), so that the precisions add:
 
     .. math::
         q(z_L \mid x) &= \mathcal{N}(\hat\mu_L, \hat\sigma_L^2) \\
         q(z_l \mid x, z_{l+1}) &\propto \mathcal{N}(z_l; \hat\mu_l, \hat\sigma_l^2) \, p(z_l \mid z_{l+1}), \qquad
         \sigma^{-2} = \hat\sigma_l^{-2} + \sigma_p^{-2}
 
-    So the guide reads the model's networks and follows their parameters; it holds the model without registering it
-    again. Objectives that move shared parameters twice (``gradient="dreg"``) refuse it.
+    The guide therefore uses the model's networks with their current parameters; it holds the model without registering
+    it again. Objectives that need separate parameters (``gradient="dreg"``) raise an error.
 
-    It collapses easily: where the data's Gaussian is wide, q is narrower than p(z_l | z_{l+1}) for no reason but the
-    product, p is fitted to q, and both shrink until q is p. A start with small hat sigma and a beta that grows from
-    near 0 (``ELBO(beta=LinearAnnealing(...))``, as in the paper) help; ``rate_distortion`` shows what happened.
+    It collapses easily: if the Gaussian from the data is wide, the product still makes q narrower than
+    p(z_l | z_{l+1}), p is fitted to q, and both shrink until q equals p. A small initial hat sigma helps, and so does a
+    beta that grows from near 0 (``ELBO(beta=LinearAnnealing(...))``, as in the paper). ``rate_distortion`` detects the
+    collapse.
 
     References:
         Sønderby, Raiko, Maaløe, Sønderby and Winther (2016), Ladder Variational Autoencoders.
@@ -159,7 +159,7 @@ class Ladder(UniqueModule):
             :class:`~jensen.families.MeanField` over z_l with context H_l.
 
     Raises:
-        ValueError: if the layers do not fit the model's latents; when called, if a layer is no diagonal Gaussian.
+        ValueError: if the layers do not match the model's latents; when called, if a layer is not a diagonal Gaussian.
 
     Example:
         >>> from jensen.families import Gaussian
@@ -176,7 +176,7 @@ class Ladder(UniqueModule):
         expected = [shape.numel() for shape in reversed(model.latents.values())]
         if (features := [family.features for _, family in layers]) != expected:
             raise ValueError(
-                f"the model's layers have {expected} latent features, from the data up, but those of the guide "
+                f"the model's layers have {expected} latent features, from the data up, but the guide's layers have "
                 f"{features}"
             )
         self._model = (model,)  # in a tuple: not registered, so saved and optimised once, with the model
@@ -192,17 +192,17 @@ class Ladder(UniqueModule):
         activation: Callable[[], nn.Module] = nn.Tanh,
         scale: float = 0.01,
     ) -> Ladder:
-        """A guide of multilayer perceptrons for a model, by the widths of its deterministic layers from the data up.
+        """Build a guide of multilayer perceptrons for a model from its deterministic widths, from the data up.
 
         Args:
             model: as for the class.
-            features: the number X of features of a datum.
+            features: the number X of features of a data point.
             hidden: the widths of the deterministic layers below each layer of latents.
-            activation: what makes their activation.
-            scale: where hat sigma starts, in every layer: small, so that the data are heard at first.
+            activation: constructor of their activation.
+            scale: the initial hat sigma of every layer: small, so that the data determine q at first.
 
         Raises:
-            ValueError: if ``hidden`` has not one entry for each of the model's layers, or ``scale`` is not above 1e-6.
+            ValueError: unless ``hidden`` has one entry for each of the model's layers, and ``scale`` is above 1e-6.
 
         Example:
             >>> from jensen.models import Hierarchical
@@ -210,9 +210,12 @@ class Ladder(UniqueModule):
         """
         latents = [shape.numel() for shape in reversed(model.latents.values())]
         if len(latents) != len(hidden):
-            raise ValueError(f"the model has {len(latents)} layers of latents, but hidden {len(hidden)} entries")
+            raise ValueError(
+                f"the model has {len(latents)} layers of latents, but hidden has {len(hidden)} entries: give one for "
+                "each layer"
+            )
         if not 1e-6 < scale < float("inf"):
-            raise ValueError(f"scale is a standard deviation above 1e-6, but got {scale}")
+            raise ValueError(f"scale must be a standard deviation above 1e-6, but got {scale}")
         layers: list[tuple[nn.Module, Member]] = []
         below = features
         for latent, widths in zip(latents, hidden, strict=True):
@@ -224,7 +227,7 @@ class Ladder(UniqueModule):
         return cls(model, layers)
 
     def forward(self, x: Tensor, *covariates: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: draws every site for the rows of ``x``, from the top down; returns the values by site."""
+        """The Pyro guide: samples every site for the rows of ``x`` from the top down; returns the values by site."""
         (model,) = self._model
         bottom_up = [family(d) for d, family in zip(self._up(x, *covariates), self.families, strict=True)]
         values: dict[str, Tensor] = {}
@@ -237,7 +240,7 @@ class Ladder(UniqueModule):
         return values
 
     def local(self, *data: Tensor) -> Ladder:
-        """The same guide with Gaussians of their own for each of these data, starting at the networks' answers."""
+        """The same guide with free Gaussians for each of these data points, starting at the networks' outputs."""
         (model,) = self._model
         with torch.no_grad():
             passed = self._up(*data)
@@ -263,8 +266,8 @@ def _product(one: TorchDistribution, other: TorchDistribution, level: int) -> To
     for q in (one, other):
         if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal)):
             raise ValueError(
-                f"a ladder merges diagonal Gaussians, but site 'z_{level}' has a {type(q).__name__}: take MeanField in "
-                "the model and in the guide, or a guide that does not merge (BottomUp, amortize)"
+                f"Ladder multiplies diagonal Gaussians, but site 'z_{level}' has a {type(q).__name__}: use MeanField "
+                "in the model and in the guide, or another guide (BottomUp, amortize)"
             )
     a, b = one.base_dist, other.base_dist
     weight, other_weight = a.scale**-2, b.scale**-2  # precisions, [K, N, D]

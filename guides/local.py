@@ -1,9 +1,9 @@
-r"""Parameters of their own for each datum: what a family can do when no encoder has to find them.
+r"""Guides with free parameters for each data point, without an encoder.
 
 .. math:: \lambda_n = \lambda(h_n) + \delta_n
 
-with a free offset for each datum. Weights that the distribution reads beside lambda (a flow's networks) become one copy
-for each datum, and the family is mapped over the data.
+with a free offset delta_n for each data point. Other weights of the distribution (a flow's networks) get one copy for
+each data point, and the family is mapped over the data points.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from jensen.families.base import Drawn
 
 
 class Constant(nn.Module):
-    """An encoder that remembers its answer for N data, and answers for these only.
+    """An encoder that stores its output for N data points and accepts only these.
 
     Args:
-        context: the answer, [N, H].
-        data: the data that it is the answer for; N stands first.
+        context: the stored output, [N, H].
+        data: the data of this output; N is the first dimension.
     """
 
     context: Tensor
@@ -38,15 +38,15 @@ class Constant(nn.Module):
         self.register_buffer("context", context)
         self._count = len(data)
         for i, x in enumerate(data):
-            self.register_buffer(f"data_{i}", x.detach().clone(), persistent=False)  # a checkpoint need not hold them
+            self.register_buffer(f"data_{i}", x.detach().clone(), persistent=False)  # not needed in a checkpoint
 
     def forward(self, *data: Tensor) -> Tensor:
-        """The remembered contexts, [N, H]."""
+        """The stored contexts, [N, H]."""
         if get_proxy_mode() is None:
             self._check(data)
             return self.context
         same = torch.stack([(own == x).all() for own, x in zip(self._known, data, strict=True)]).all()
-        return torch.where(same, self.context, torch.nan)  # a captured function must not read values
+        return torch.where(same, self.context, torch.nan)  # a traced function must not branch on values
 
     @property
     def _known(self) -> tuple[Tensor, ...]:
@@ -56,20 +56,19 @@ class Constant(nn.Module):
         known = tuple(own.to(x) for own, x in zip(self._known, data, strict=True))
         if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
-                f"this guide holds parameters for each of {len(self.context)} data, but got {len(data[0])} that are "
-                "not these: give it the data it was made for, all of them and in their order; guide.local(*data) "
-                "makes one for other data"
+                f"this guide has parameters for {len(self.context)} data points, but got {len(data[0])} other data "
+                "points: pass the data of the guide in the same order, or call guide.local(*data) for other data"
             )
 
 
 class PerDatum(nn.Module):
-    """A family, or what wraps one, with parameters of their own for each datum.
+    """A family, or a wrapper of one, with free parameters for each data point.
 
     Args:
         member: the family; it is copied, and its own parameters are frozen.
-        context: the encoder's answer for the N data, [N, H].
-        first: whether its context depends on x alone, so that offsets alone are all of the first half's freedom.
-        offset: where the offsets start, [N, P]; at zero if None.
+        context: the encoder's output for the N data points, [N, H].
+        first: whether its context depends on x alone, so that offsets can replace the map from context to parameters.
+        offset: the initial offsets, [N, P]; zero if None.
     """
 
     def __init__(self, member: Any, context: Tensor, first: bool, offset: Tensor | None = None) -> None:
@@ -84,12 +83,12 @@ class PerDatum(nn.Module):
 
     @property
     def reaches(self) -> str:
-        """Which Gaussians :meth:`move_to` reaches: see :class:`~jensen.families.base.Family`."""
+        """Which Gaussians :meth:`move_to` can represent: see :class:`~jensen.families.base.Family`."""
         return "" if self.names else getattr(self.member, "reaches", "")
 
     @torch.no_grad()
     def move_to(self, h: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
-        """Give each datum, of context h, the parameters near a Gaussian of its own: [N, H], [N, D], [N, D, D]."""
+        """Set the parameters of each data point, with context h, near a Gaussian: [N, H], [N, D], [N, D, D]."""
         self.offset.copy_(self.member.parameters_of(loc, scale_tril) - self.member.project(h))
 
     def forward(self, h: Tensor) -> TorchDistribution:
@@ -101,7 +100,7 @@ class PerDatum(nn.Module):
 
 
 def _frozen(member: Any) -> Any:
-    """A copy whose parameters are buffers: moved and saved with the rest, but not trained."""
+    """A copy whose parameters are buffers, so that they are moved and saved but not trained."""
     member = copy.deepcopy(member)
     for part in member.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
@@ -111,7 +110,7 @@ def _frozen(member: Any) -> Any:
 
 
 class _Mapped(Drawn):
-    """The distribution of N data, each with weights of its own: the family's, mapped over the data."""
+    """The distribution for N data points with separate weights: the family's, mapped over the data points."""
 
     def __init__(self, owner: PerDatum, h: Tensor) -> None:
         with torch.no_grad():
@@ -135,7 +134,7 @@ class _Mapped(Drawn):
         return self._over_data(Size(), value)[1]
 
     def _over_data(self, sample_shape: Size, value: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Draw, or score a value, datum by datum: N stands before the event in z, and last in log q."""
+        """Sample, or evaluate a value, per data point: N is before the event in z, and last in log q."""
         z_dim = -1 - len(self.event_shape)
 
         def one(weights: dict[str, Tensor], h: Tensor, offset: Tensor, value: Tensor | None) -> Any:
@@ -154,14 +153,14 @@ class _Mapped(Drawn):
                 if "vmap" not in str(error) and "functorch" not in str(error):
                     raise
                 raise NotImplementedError(
-                    f"{type(self.law.member).__name__} cannot have weights for each datum: torch.vmap does not run it "
-                    f"({str(error).splitlines()[0]})"
+                    f"{type(self.law.member).__name__} cannot have separate weights for each data point, because "
+                    f"torch.vmap does not support it ({str(error).splitlines()[0]}): use another family"
                 ) from error
         return drawn
 
 
 class _Law(nn.Module):
-    """One datum's draw and its log-density, as a module, so that its weights can be replaced."""
+    """The sample and log-density of one data point, as a module, so that its weights can be replaced."""
 
     def __init__(self, member: Any) -> None:
         super().__init__()

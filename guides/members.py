@@ -1,7 +1,7 @@
-r"""What a guide draws a site from: a family, read through a network, mapped to a constrained support.
+r"""Members of a guide: a family, optionally with a network before it or a map onto a constrained support.
 
-All offer a family's two halves, context to parameters and parameters to distribution, so guides need not tell them
-apart, and refine the parameters between the halves.
+All have the two steps of a family, context to parameters and parameters to distribution. Guides treat them alike and
+can refine the parameters between the steps.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ M = TypeVar("M")
 
 
 class Member(Protocol):
-    """The two halves of a family."""
+    """The two steps of a family."""
 
     features: int
     size: int
 
     @property
     def reaches(self) -> str:
-        """Which Gaussians ``parameters_of`` reaches: see :class:`~jensen.families.base.Family`."""
+        """Which Gaussians ``parameters_of`` can represent: see :class:`~jensen.families.base.Family`."""
         ...
 
     def project(self, h: Tensor) -> Tensor:
@@ -44,16 +44,16 @@ class Member(Protocol):
         ...
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
-        """The parameters [..., P] of a member near a Gaussian, where ``reaches`` says that there is one."""
+        """The parameters [..., P] of a member near a Gaussian, for the Gaussians of ``reaches``."""
         ...
 
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that the second half reads beside lambda, by name."""
+        """The parameters of the second step other than lambda, by name."""
         ...
 
 
 class _Wrapped(nn.Module):
-    """What holds a family and hands its second half on."""
+    """A wrapper that shares the second step of its family."""
 
     def __init__(self, family: Member) -> None:
         super().__init__()
@@ -70,11 +70,11 @@ class _Wrapped(nn.Module):
         return self.family.distribution(parameters)
 
     def parameters_of(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
-        """The parameters [..., P] of the family's member near a Gaussian, before it is mapped."""
+        """The parameters [..., P] of the family near a Gaussian, before the map onto the support."""
         return self.family.parameters_of(loc, scale_tril)
 
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that the second half reads beside lambda, by name."""
+        """The parameters of the second step other than lambda, by name."""
         return {f"family.{name}": value for name, value in self.family.own_weights().items()}
 
     def forward(self, h: Tensor) -> TorchDistribution:
@@ -83,7 +83,7 @@ class _Wrapped(nn.Module):
 
 
 class Through(_Wrapped):
-    """A family that reads its context through a network of its own.
+    """A family with a network applied to its context.
 
     Args:
         network: a network from [..., H] to [..., G].
@@ -117,12 +117,12 @@ class Constrained(_Wrapped):
         https://arxiv.org/abs/1603.00788
 
     Args:
-        family: a family whose features are the coordinates of the unconstrained space (a simplex of 3 numbers has 2).
+        family: a family whose features are the unconstrained coordinates (2 for a simplex of 3 numbers).
         constraint: the support, as in ``torch.distributions.constraints``.
-        event_shape: the event shape of the site; a vector of the family's features if None. ``()`` for a scalar.
+        event_shape: the event shape of the site; if None, a vector of the family's features. ``()`` for a scalar.
 
     Raises:
-        ValueError: if the family's features are not those of the unconstrained space.
+        ValueError: unless the family's features match the unconstrained coordinates.
 
     Example:
         >>> import torch
@@ -141,7 +141,7 @@ class Constrained(_Wrapped):
         if self.features != expected:
             raise ValueError(
                 f"a site of event shape {list(self.event_shape)} under {constraint} has {expected} unconstrained "
-                f"coordinates, but the family has {self.features} features"
+                f"coordinates, but the family has {self.features} features: build it with {expected}"
             )
 
     def distribution(self, parameters: Tensor) -> TorchDistribution:
@@ -151,17 +151,17 @@ class Constrained(_Wrapped):
         return mapped
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its parts."""
+        """The arguments shown when the module is printed."""
         return f"{self.constraint}, event_shape={tuple(self.event_shape)}"
 
 
 def site_transform(
     event_shape: Sequence[int], constraint: Constraint = constraints.real, inner: Size | None = None
 ) -> Transform:
-    """The bijection from a vector of unconstrained coordinates onto the support of a site of this event shape.
+    """The bijection from a vector of unconstrained coordinates onto the support of a site.
 
-    ``inner`` is the event shape of the coordinates, where bounds with batch dimensions do not tell it. It remembers its
-    last value, so that the inverse of a value that it made is the very coordinates it came from.
+    ``inner`` is the event shape of the coordinates, needed for bounds with batch dimensions. The transform caches its
+    last value, so that the inverse returns exactly the coordinates that produced it.
     """
     onto = biject_to(constraint)
     if isinstance(onto, ComposeTransform):
@@ -175,7 +175,7 @@ def site_transform(
 
 
 class _Exp(ExpTransform):
-    """exp within the range of its precision: a far draw is a very large or small number, not infinity or zero."""
+    """exp clamped to the range of its precision: extreme samples become very large or small, not infinite or zero."""
 
     def _call(self, x: Tensor) -> Tensor:
         limits = torch.finfo(x.dtype)
@@ -183,33 +183,35 @@ class _Exp(ExpTransform):
 
 
 def check_context(context: Tensor) -> None:
-    """Raise ValueError unless the encoder answered with one row for each datum."""
+    """Raise ValueError unless the encoder's output has one row for each data point."""
     if context.dim() != 2:
         raise ValueError(
-            f"the encoder's output is a context [N, H], one row for each datum, but has shape {list(context.shape)}: "
-            "give data with a first dimension N (x[i : i + 1] for one datum), and an encoder that flattens images"
+            "the encoder's output must be a context [N, H], one row for each data point, but has shape "
+            f"{list(context.shape)}: give data with a first dimension N (x[i : i + 1] for one point), and an encoder "
+            "that flattens images"
         )
 
 
 def made_by(family: Callable[[int, Any], M], features: int, context: int | None) -> M:
-    """What a family makes. Raises TypeError where it takes no features and context."""
+    """Call a family with features and context. Raises TypeError if it does not accept them."""
     try:
         return family(features, context)
     except TypeError as error:
         raise TypeError(
-            f"family is called as family(features, context) and makes one of jensen.families, but it fails: {error}"
+            "family must be callable as family(features, context), like the classes of jensen.families, but the call "
+            f"failed: {error}"
         ) from error
 
 
 def data_plate(n: int) -> pyro.plate:
-    """The plate of a guide over so many data; ValueError for none."""
+    """The plate of a guide over n data points; ValueError for none."""
     if n < 1:
-        raise ValueError("data have a first dimension N of at least 1, but there are no rows")
+        raise ValueError("data must have a first dimension N of at least 1, but have no rows")
     return pyro.plate("data", n, dim=-1)
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """Concatenate contexts [..., H], [..., D], ... along their last dimension, leading ones broadcast."""
+    """Concatenate contexts [..., H], [..., D], ... along the last dimension; leading dimensions are broadcast."""
     if len(parts) == 1:
         return parts[0]
     leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))

@@ -1,20 +1,20 @@
-r"""A guide for any Pyro program: what its sites are is read from one run, and each level is drawn given those above it.
+r"""A guide for any Pyro program: its sites are read from one run, and each level is sampled given the levels above.
 
 .. math:: q(\theta) \, q(a \mid \theta) \, \prod_n q(z_n \mid e(x_n), \theta, a)
 
 | level | sites | parameters |
 | --- | --- | --- |
 | theta, global | in no plate | free numbers |
-| a, of groups | in other plates | free numbers for each group; for many groups, pooled from their rows |
-| z, local | in the plate of the data | read from the data by an encoder |
+| a, of groups | in other plates | free numbers for each group; for many groups, pooled from the group's rows |
+| z, local | in the data plate | output of an encoder of the data |
 
-All unconstrained coordinates of a level (of a row, for z and pooled groups) are drawn jointly,
+All unconstrained coordinates of a level (of one row, for z and pooled groups) are sampled jointly,
 
 .. math:: u = m(h) + A(h) \tilde\theta + s \odot v, \qquad v \sim \text{family}(h, \tilde\theta), \qquad z = t(u)
 
 with :math:`\tilde\theta` the standardized coordinates of the levels above. With a Gaussian family of full covariance
-this contains the best joint Gaussian over all sites wherever rows are independent given the levels above: the
-precision of the best Gaussian has the sparsity of the model.
+this contains the best joint Gaussian over all sites if rows are independent given the levels above, because the
+precision of that Gaussian has the sparsity of the model.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from jensen.networks import mlp
 from .local import Constant, PerDatum
 from .members import Member, check_context, join, made_by, site_transform
 
-_FEW = 256  # coordinates of all groups together that are drawn jointly
-_READ = 64  # linear features of the levels above that a level reads
-_CATEGORIES = 64  # groups that the default encoder tells apart
-_START = 0.1  # the scale that draws start with, in unconstrained coordinates
-_DRAWS = 15  # of the prior, whose median they start at
+_FEW = 256  # the most coordinates of all groups that are sampled jointly
+_READ = 64  # linear features of the levels above that a level conditions on
+_CATEGORIES = 64  # groups that the default encoder distinguishes
+_START = 0.1  # the initial scale of samples, in unconstrained coordinates
+_DRAWS = 15  # samples of the prior, whose median is the initial location
 
 
 class _Plate(NamedTuple):
-    """A plate of the model: its subsample's size, and the size of all of it (None where it has no size)."""
+    """A plate of the model: the size of its subsample, and its full size (None if it has no size)."""
 
     name: str
     dim: int
@@ -67,7 +67,7 @@ class _Plate(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A latent site: its inner plates from left to right, its support (None: it moves with other values)."""
+    """A latent site: its inner plates from left to right, its support (None if it depends on other values)."""
 
     name: str
     event: Size
@@ -82,7 +82,7 @@ class _Piece(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """Where the data hold the group of each row: which tensor, and which of its columns."""
+    """The column of the data with the group of each row: index of the tensor, and of its column."""
 
     tensor: int
     column: int | None
@@ -94,18 +94,17 @@ class _Column(NamedTuple):
 
 
 class Structured(UniqueModule):
-    r"""A guide for a Pyro program as its author wrote it.
+    r"""A guide for an arbitrary Pyro program.
 
-    One run of the model on ``data`` tells its sites. The plate of the data is the one around what is observed, with
-    a place for each row. Continuous sites inside it are local: drawn for each row from what the encoder says of it,
-    given all others. Sites outside every plate are global, and drawn jointly without a context. Sites in other plates
-    belong to groups: jointly if there are few; else each group has parameters of its own, which are pooled from its
-    rows where a column of the data tells the group of each row. Discrete sites are left to be enumerated
-    (``TraceEnum_ELBO`` and ``config_enumerate``), and listed in ``enumerated``.
-
-    Supports that depend on the values of other sites are read from the model at every run, at the values drawn. The
-    guide opens the model's plates by their names, so subsampling is that of the model: the encoder reads the rows that
-    the plate chose. Of all plates, only that of the data follows the number of rows that the guide is called with.
+    The sites are read from one run of the model on ``data``. The data plate is the one around the observed sites, with
+    one index for each row. Continuous sites inside it are local: sampled for each row from the encoder's output for
+    that row, given all other sites. Sites outside every plate are global, and sampled jointly without a context. Sites
+    in other plates belong to groups. A few groups are sampled jointly; otherwise each group has separate parameters,
+    pooled from the group's rows if a column of the data gives the group of each row. Discrete sites are not sampled but
+    listed in ``enumerated`` (use ``TraceEnum_ELBO`` and ``config_enumerate``). Supports that depend on other sites are
+    read from the model in every run, at the sampled values. The guide uses the names of the model's plates, so
+    subsampling is that of the model: the encoder gets the rows chosen by the plate. Only the size of the data plate
+    follows the number of rows in a call.
 
     References:
         Hoffman and Blei (2015), Structured Stochastic Variational Inference. https://arxiv.org/abs/1404.4114
@@ -115,16 +114,16 @@ class Structured(UniqueModule):
     Args:
         model: a Pyro model, called as ``model(*data)``.
         data: the tensors that the model is called with.
-        encoder: a network from the data to a context [N, context]; a multilayer perceptron on standardized data if
-            None. It is built for, and used by, local sites and pooled groups alone.
-        family: the family, called as ``family(features, context)``. Its draws are vectors of real numbers.
-        context: the width of the encoder's output; found out, or chosen by the width of the data, if None.
+        encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron on standardized
+            data. Only local sites and pooled groups use it.
+        family: the family, called as ``family(features, context)``. Its samples are real vectors.
+        context: the width of the encoder's output; if None, inferred, or chosen by the width of the data.
 
     Raises:
-        ValueError: for a site that cannot be drawn so: a discrete one without an end, one whose distribution does not
-            say its support, one under a mask, one in a subsampled plate inside the plate of the data; and for a model
+        ValueError: for a site that this guide cannot sample: a discrete site with infinitely many values, a site
+            without a known support, under a mask, or in a subsampled plate inside the data plate; and for a model
             without continuous latent sites.
-        TypeError: for a family of points or of discrete values.
+        TypeError: for a family of point masses or of discrete values.
 
     Example:
         >>> import pyro.distributions as dist
@@ -151,15 +150,15 @@ class Structured(UniqueModule):
         context: int | None = None,
     ) -> None:
         super().__init__()
-        with forked_rng():  # one stream: the second run draws other values
+        with forked_rng():  # one random stream: the second run samples other values
             sites, again = _run(model, data), _run(model, data)
         latent = [site for site in sites if not site["is_observed"]]
         self.enumerated = tuple(s["name"] for s in latent if _to_enumerate(s))
         latent = [site for site in latent if site["name"] not in self.enumerated]
         if not latent:
             raise ValueError(
-                "amortize needs a continuous latent site, but the model draws none: its latent sites are "
-                f"{list(self.enumerated)}, which are summed out"
+                "amortize needs a continuous latent site, but the model has none: its latent sites "
+                f"{list(self.enumerated)} are discrete and summed out, so write a guide"
             )
         rows = _data_plate(sites, len(data[0]) if data else None)
         self._rows = rows
@@ -169,7 +168,7 @@ class Structured(UniqueModule):
         moving = any(piece.support is None for piece in pieces.values())
         self._model: tuple[Program, ...] = (
             (model,) if moving else ()
-        )  # in a tuple: not registered, so saved and optimised once
+        )  # in a tuple, so not registered: saved and optimised once
         self._order = [site["name"] for site in latent]
 
         local = [s["name"] for s in latent if rows is not None and rows in _plates(s)]
@@ -184,7 +183,7 @@ class Structured(UniqueModule):
             if subsampled and len(plates) > 1:
                 raise ValueError(
                     f"latent site '{name}' is in the plates {[p.name for p in plates]}, of which {subsampled} are "
-                    "subsampled: a guide of amortize takes a subsampled plate alone; write a guide"
+                    "subsampled: amortize supports a subsampled plate only without other plates; write a guide"
                 )
             if subsampled or (wide and len(plates) == 1):
                 apart.setdefault(plates[0], []).append(name)
@@ -211,7 +210,7 @@ class Structured(UniqueModule):
             begin = torch.cat([_flat(starts[name], rows) for name in names], -1)
             return _Level(family, sum(widths), width, rows, reads, begin).to(start)
 
-        # a level and its pieces, the plate whose places are its rows, and whether an encoder is read
+        # for each level its name, its sites, and the plate that its rows index
         self._levels: list[tuple[str, list[_Piece], _Plate | None]] = []
         self.levels = nn.ModuleDict()
         self.pools = nn.ModuleDict()
@@ -252,7 +251,7 @@ class Structured(UniqueModule):
         return self._columns.get(plates[0].name) if len(plates) == 1 else None
 
     def _readable(self, plate: _Plate) -> bool:
-        """Whether local sites can read the values of this plate's groups: all of them are there, and not too many."""
+        """Whether local sites can condition on this plate's groups: not subsampled, and not too many."""
         return plate.full == plate.size and (plate.name in self._columns or plate.size <= _FEW)
 
     def __repr__(self) -> str:
@@ -271,10 +270,12 @@ class Structured(UniqueModule):
             yield f"{', '.join(self.enumerated)} enumerated"
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: draws every continuous site for these data; returns the values by site."""
+        """The Pyro guide: samples every continuous site for these data; returns the values by site."""
         plates, index = self._open(data)
         rows = data if index is None else tuple(x[index] for x in data)
-        everything = self._encoded(data) if self.pools else None  # groups pool all their rows, chosen or not
+        everything = (
+            self._encoded(data) if self.pools else None
+        )  # groups pool all their rows, also those not in the subsample
         h = None
         if "local" in self.levels:
             h = self._encoded(rows) if everything is None else everything if index is None else everything[index]
@@ -283,7 +284,7 @@ class Structured(UniqueModule):
         }
         given = set(values)
         theta: list[Tensor] = []  # standardized coordinates of the global level
-        groups: list[Tensor] = []  # those of the groups as local sites read them
+        groups: list[Tensor] = []  # those of the groups, as inputs of local sites
         for key, pieces, plate in self._levels:
             level: _Level | _Own = self.levels[key]  # type: ignore[assignment]
             context = chosen = None
@@ -311,23 +312,23 @@ class Structured(UniqueModule):
         return {name: values[name] for name in self._order if name not in given}
 
     def local(self, *data: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Structured:
-        """The same family with parameters of their own for each of these data, as for :class:`Amortized`.
+        """The same family with free parameters for each of these data points, as for :class:`Amortized`.
 
         Args:
             data: the data.
-            offsets: what is added to location, log scale and parameters of the family [N, P] at the start, as ``"z"``
-                or, for several sites, ``"joint_local"``.
+            offsets: initial offsets of location, log scale and parameters of the family [N, P], as ``"z"`` or, for
+                several sites, ``"joint_local"``.
 
         Raises:
-            ValueError: where there are other sites than local ones, or rows are subsampled: then no datum has
-                parameters that are its own.
+            ValueError: if there are sites other than local ones, or rows are subsampled: data points then have no
+                separate parameters.
         """
         rows = self._rows
         full = rows is not None and self._follows and rows.full in (None, rows.size) and rows.dim == -1
         if [key for key, *_ in self._levels] != ["local"] or not full:
             raise ValueError(
-                f"{self} has no parameters of their own for each datum: that takes latent sites in the plate of the "
-                "data alone, at dim=-1 and not subsampled"
+                f"{self} cannot have separate parameters for each data point: all latent sites must be in the data "
+                "plate, at dim=-1 and not subsampled"
             )
         with torch.no_grad():
             context = self._encoded(data)
@@ -339,20 +340,20 @@ class Structured(UniqueModule):
         return local
 
     def _encoded(self, data: tuple[Tensor, ...]) -> Tensor:
-        assert self.encoder is not None  # where a level reads it
+        assert self.encoder is not None  # if a level uses it
         h: Tensor = self.encoder(*data)
         check_context(h)
         return h
 
     def _for_rows(self, standard: Tensor, piece: _Piece, rows: tuple[Tensor, ...]) -> Tensor:
-        """What the rows read of a site of groups, [..., W]: their own group's values, or all."""
+        """The values of a site of groups as inputs of the rows, [..., W]: of the row's group, or of all."""
         column = self._column_of(piece.plates)
         if column is None or self._rows is None:
             return standard
         return self._gather(standard.unflatten(-1, (-1, piece.free.numel())), column, rows)
 
     def _gather(self, standard: Tensor, column: _Column | None, rows: tuple[Tensor, ...]) -> Tensor:
-        """Values of G groups [..., G, F] as rows read them: their own group's, or those of all groups."""
+        """Values of G groups [..., G, F] as inputs of the rows: of the row's group, or of all groups."""
         if column is None:
             return standard.flatten(-2)
         assert self._rows is not None
@@ -360,7 +361,7 @@ class Structured(UniqueModule):
         return _place(own.flatten(-2), (self._rows.dim,), (own.shape[-2],), own.shape[-1])
 
     def _open(self, data: tuple[Tensor, ...]) -> tuple[dict[str, Any], Tensor | None]:
-        """The model's plates as the guide opens them, and the rows that the plate of the data chose (None: all)."""
+        """The model's plates for use in the guide, and the rows chosen by the data plate (None: all)."""
         plates: dict[str, Any] = {}
         index = None
         if (rows := self._rows) is not None:
@@ -373,7 +374,7 @@ class Structured(UniqueModule):
                 plate = pyro.plate(rows.name, n, subsample_size=min(rows.size, n), dim=rows.dim)
                 index = plate._indices
             else:
-                with poutine.block(hide=[rows.name]):  # the rows are chosen before the model is called
+                with poutine.block(hide=[rows.name]):  # the subsample is chosen before the model is called
                     plate = pyro.plate(rows.name, rows.full, subsample_size=n, dim=rows.dim)
             plates[rows.name] = plate
         for _, pieces, own in self._levels:
@@ -392,7 +393,7 @@ class Structured(UniqueModule):
         values: dict[str, Tensor],
         data: tuple[Tensor, ...],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw a level's coordinates [..., D], and set its sites to their pieces, mapped onto the supports."""
+        """Sample a level's coordinates [..., D], and set its sites to their parts, mapped onto the supports."""
         own = [plates[plate.name]] if plate is not None else []
         first = pieces[0]
         if len(pieces) == 1 and not first.plates and first.support is not None:
@@ -415,14 +416,17 @@ class Structured(UniqueModule):
         return u, drawn
 
     def _support(self, name: str, values: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Constraint:
-        """The support of a site at the values of others, from the model."""
+        """The support of a site given the values of others, from a run of the model."""
         model = self._model[0]
         with poutine.block(), At(values), AtMode(), _Until(name) as seen:
             try:
                 model(*data)
             except _Reached:
                 return seen.support
-        raise ValueError(f"the model did not reach site '{name}' in this run, but did when the guide was made")
+        raise ValueError(
+            f"site '{name}' was in the model's run when the guide was made, but not in this run: make the guide "
+            "again, or write one by hand"
+        )
 
 
 class _Level(nn.Module):
@@ -431,10 +435,10 @@ class _Level(nn.Module):
     Args:
         family: the family.
         features: the number D of coordinates.
-        context: the width H of the context that each row has; None where parameters are free numbers.
-        rows: the number R of rows with free numbers each; None for one, and with a context.
-        reads: how many coordinates of the levels above it reads.
-        start: the location it starts at, [D] or [R, D].
+        context: the width H of each row's context; None if the parameters are free numbers.
+        rows: the number R of rows with separate free numbers; None for one, and with a context.
+        reads: how many coordinates of the levels above are inputs.
+        start: the initial location, [D] or [R, D].
     """
 
     def __init__(
@@ -475,7 +479,7 @@ class _Level(nn.Module):
         Args:
             context: the rows' contexts [R, 1, ..., H], None for free numbers.
             reads: standardized coordinates of the levels above, [..., T], None without.
-            chosen: for many rows of free numbers, the dimension of their plate, and which rows (None: all).
+            chosen: for many rows of free numbers, the dimension of their plate and the chosen rows (None: all).
         """
         loc, log_scale = self._at(self.loc, chosen), self._at(self.log_scale, chosen)
         if reads is not None and self.project is not None:
@@ -495,7 +499,7 @@ class _Level(nn.Module):
         return _placed(self.family.distribution(parameters), loc, log_scale.exp().expand(loc.shape))
 
     def standard(self, u: Tensor, q: TransformedDistribution) -> Tensor:
-        """Coordinates in units of their scale from where they are centred: what the levels below read."""
+        """Coordinates standardized by location and scale: the inputs of the levels below."""
         place: Any = q.transforms[0]
         standard: Tensor = (u - place.loc) / place.scale
         return standard
@@ -508,7 +512,7 @@ class _Level(nn.Module):
 
 
 class _Rows(nn.Module):
-    """A level that reads a context and nothing else, as one family: its parameters are location and scale too."""
+    """A level with a context as its only input, as one family whose parameters include location and scale."""
 
     def __init__(self, level: _Level) -> None:
         super().__init__()
@@ -531,12 +535,12 @@ class _Rows(nn.Module):
         return _placed(self.level.family.distribution(inner), loc, log_scale.exp())
 
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """What the family reads beside its parameters."""
+        """The family's other weights."""
         return {f"level.family.{name}": value for name, value in self.level.family.own_weights().items()}
 
 
 class _Own(nn.Module):
-    """A level whose rows have parameters of their own; no level below reads it."""
+    """A level whose rows have separate parameters; it is not an input of other levels."""
 
     def __init__(self, family: PerDatum) -> None:
         super().__init__()
@@ -548,7 +552,7 @@ class _Own(nn.Module):
         return q
 
     def standard(self, u: Tensor, q: TorchDistribution) -> Tensor:
-        """The coordinates as they are."""
+        """The coordinates, unchanged."""
         return u
 
 
@@ -563,11 +567,11 @@ def _zero(layer: nn.Linear) -> nn.Linear:
 
 
 def _checked(member: Any, features: int, context: int | None) -> Any:
-    """A family whose draws are vectors of real numbers with a density."""
+    """Check that the family samples real vectors with a density."""
     if not all(hasattr(member, name) for name in ("size", "project", "distribution")):
         raise TypeError(
-            "family is called as family(features, context) and makes a family of jensen.families, but it made "
-            f"{shown(member)}"
+            "family must be callable as family(features, context) and return a family of jensen.families, but it "
+            f"returned {shown(member)}"
         )
     with torch.no_grad():
         q = member.distribution(torch.zeros(1, member.size))
@@ -575,8 +579,8 @@ def _checked(member: Any, features: int, context: int | None) -> Any:
     real = support is not None and support.event_dim == 1 and not support.is_discrete
     if isinstance(base_of(q), Delta) or not real:
         raise TypeError(
-            f"the family {type(member).__name__} draws {'points' if real else 'no vectors of real numbers'}: a guide "
-            "of amortize takes one with a density over them, such as MeanField or FullCovariance (for points, Pyro's "
+            f"the family {type(member).__name__} samples {'points without a density' if real else 'no real vectors'}: "
+            "amortize needs a density over real vectors, such as MeanField or FullCovariance (for points use Pyro's "
             "AutoDelta)"
         )
     return member
@@ -590,12 +594,12 @@ def _inside(plates: list[Any]) -> ExitStack:
 
 
 def _at(rows: Tensor, dim: int, inner: int = 1) -> Tensor:
-    """Rows [R, *inner] at the place of their plate: [R, 1, ..., *inner]."""
+    """Rows [R, *inner] at the dimension of their plate: [R, 1, ..., *inner]."""
     return rows.reshape(rows.shape[:1] + (1,) * (-dim - 1) + rows.shape[rows.dim() - inner :])
 
 
 def _place(part: Tensor, dims: tuple[int, ...], sizes: tuple[int, ...], width: int) -> Tensor:
-    """Coordinates [*batch, sizes * width], one place at ``dims`` of the batch: [*batch with sizes at dims, width]."""
+    """Coordinates [*batch, sizes * width] with ``sizes`` moved to ``dims``: [*batch with sizes at dims, width]."""
     batch = part.shape[:-1]
     batch = Size((1,) * (max((-dim for dim in dims), default=0) - len(batch))) + batch
     part = part.reshape(*batch, *sizes, width)
@@ -605,21 +609,21 @@ def _place(part: Tensor, dims: tuple[int, ...], sizes: tuple[int, ...], width: i
 
 
 def _pool(h: Tensor, group: Tensor, size: int) -> Tensor:
-    """What the rows [N, H] of each group say, [G, 2 H + 1]: their mean, sum over the root of their number, number."""
+    """Pool the rows [N, H] of each group to [G, 2 H + 1]: mean, sum over root of the count, and count."""
     total = h.new_zeros(size, h.shape[-1]).index_add(0, group.reshape(-1), h)
     count = h.new_zeros(size, 1).index_add(0, group.reshape(-1), h.new_ones(len(h), 1))
     return torch.cat([total / count.clamp_min(1), total / (count + 1).sqrt(), count.log1p()], -1)
 
 
-# what one run tells
+# what is read from one run
 
 
 class _Reached(Exception):
-    """The model has come to the site."""
+    """Raised when the model reaches the site."""
 
 
 class _Until(Messenger):
-    """A handler that ends the run at a site, and keeps its support."""
+    """A handler that stops the run at a site and stores its support."""
 
     support: Constraint
 
@@ -643,15 +647,15 @@ def _to_enumerate(site: Site) -> bool:
         return False
     if not getattr(site["fn"], "has_enumerate_support", False):
         raise ValueError(
-            f"latent site '{site['name']}' is drawn from {type(base_of(site['fn'])).__name__}, a discrete distribution "
-            "with no end of values, which cannot be enumerated: sum it out in the model, or write a guide"
+            f"latent site '{site['name']}' has the discrete distribution {type(base_of(site['fn'])).__name__} with "
+            "infinitely many values, which cannot be enumerated: sum it out in the model, or write a guide"
         )
     return True
 
 
 def _plates(site: Site) -> list[_Plate]:
     """The vectorized plates around a site, from left to right."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]  # as opened: perhaps without a size
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]  # a plate may be opened without a size
     return sorted(map(_plate, frames), key=lambda plate: plate.dim)
 
 
@@ -662,7 +666,7 @@ def _plate(frame: CondIndepStackFrame) -> _Plate:
 
 
 def _data_plate(sites: list[Site], n: int | None) -> _Plate | None:
-    """The plate with a place for each row around what is observed: all of it rather than some, the outermost first."""
+    """The plate around observed sites with one index for each row; not subsampled and outermost preferred."""
     if n is None:
         return None
     observed = [site for site in sites if site["is_observed"] and plates_of(site)]
@@ -676,21 +680,22 @@ def _piece(site: Site, again: Site, rows: _Plate | None) -> _Piece:
     name, fn = site["name"], site["fn"]
     if isinstance(site["mask"], Tensor):
         raise ValueError(
-            f"latent site '{name}' is under a mask: where the mask is False it has no prior, and no guide of amortize "
-            "can draw it; take the site out of the mask, and mask what is observed alone"
+            f"latent site '{name}' is under a mask and has no prior where the mask is False, so amortize cannot "
+            "sample it: move the site out of the mask, and mask only observed sites"
         )
     try:
         support = fn.support
         onto = biject_to(support)
     except NotImplementedError:
         raise ValueError(
-            f"latent site '{name}': {type(base_of(fn)).__name__} says no support that real numbers map onto"
+            f"latent site '{name}': the support of {type(base_of(fn)).__name__} has no map from the real numbers; "
+            "write a guide"
         ) from None
     plates = tuple(plate for plate in _plates(site) if plate != rows)
     if rows in _plates(site) and (subsampled := [p.name for p in plates if p.full != p.size]):
         raise ValueError(
-            f"latent site '{name}' is in the plate of the data and in {subsampled}, which are subsampled: a guide of "
-            "amortize draws a row's values all at once; take the subsampling out of the inner plate, or write a guide"
+            f"latent site '{name}' is in the data plate and in the subsampled plates {subsampled}, but amortize "
+            "samples all values of a row together: remove the inner subsampling, or write a guide"
         )
     shape, event_dim = site["value"].shape, fn.event_dim
     event = shape[len(shape) - event_dim :]
@@ -704,14 +709,14 @@ def _piece(site: Site, again: Site, rows: _Plate | None) -> _Piece:
 
 
 def _bounds(support: Any) -> list[Tensor]:
-    """The tensors that a support is made of."""
+    """The tensors that define a support."""
     own = [value.detach() for value in vars(support).values() if isinstance(value, Tensor)]
     inner = [_bounds(value) for value in vars(support).values() if isinstance(value, Constraint)]
     return own + [bound for bounds in inner for bound in bounds]
 
 
 def _scalar(support: Any) -> Constraint:
-    """The same support with each bound, equal everywhere, as one number: it holds for rows of any number."""
+    """The same support with each constant bound as a scalar, so that it fits any number of rows."""
     if isinstance(support, constraints.independent):
         base = _scalar(support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
@@ -726,7 +731,7 @@ def _scalar(support: Any) -> Constraint:
 def _starts(
     model: Program, data: tuple[Tensor, ...], latent: list[Site], pieces: Mapping[str, _Piece], first: list[str]
 ) -> dict[str, Tensor]:
-    """Where each site starts: medians of the prior, of all but the first sites with these at their own starts."""
+    """The initial values of the sites: medians of the prior, for all but ``first`` given the values of those."""
     starts, values = {}, {}
     with forked_rng():
         for site in latent:
@@ -742,7 +747,7 @@ def _starts(
 
 
 def _start(site: Site, piece: _Piece) -> Tensor:
-    """The median of the prior's draws in unconstrained coordinates: [*sizes of inner plates, F], rows averaged."""
+    """The median of prior samples in unconstrained coordinates: [*sizes of inner plates, F], averaged over rows."""
     fn, value = site["fn"], site["value"].detach()
     with torch.no_grad():
         try:
@@ -761,7 +766,7 @@ def _start(site: Site, piece: _Piece) -> Tensor:
 
 
 def _flat(start: Tensor, rows: int | None) -> Tensor:
-    """A site's start as a level's: [D], or for many rows [R, D]."""
+    """A site's initial value in the shape of its level: [D], or for many rows [R, D]."""
     if rows is None:
         return start.reshape(-1)
     return start if len(start) == rows else start.mean(0).expand(rows, -1)
@@ -770,9 +775,9 @@ def _flat(start: Tensor, rows: int | None) -> Tensor:
 def _group_column(
     model: Program, data: tuple[Tensor, ...], sites: list[Site], rows: _Plate | None, plate: _Plate, name: str
 ) -> _Column | None:
-    """Where the data hold each row's group in a plate: a column of whole numbers that tells which rows depend on one.
+    """Find the column of integers with the group of each row of a plate.
 
-    The value of one group is moved, and the rows whose densities move with it must be those of the group.
+    It changes the value of one group; the rows whose densities change must be those of the group.
     """
     if rows is None or plate.full != plate.size or len(data[0]) != rows.size:
         return None
@@ -805,7 +810,7 @@ def _group_column(
 
 
 def _columns(data: tuple[Tensor, ...]) -> Iterator[_Column]:
-    """The columns that may hold whole numbers."""
+    """The columns that may hold integers."""
     for i, x in enumerate(data):
         if x.dim() == 1:
             yield _Column(i, None)
@@ -821,12 +826,12 @@ def _counts(group: Tensor, size: int) -> bool:
 
 
 class _Encoder(nn.Module):
-    """A multilayer perceptron on standardized data; a column that holds groups is one column for each group.
+    """A multilayer perceptron on standardized data; a column of groups becomes one-hot columns.
 
     Args:
-        data: the data whose means and standard deviations are kept.
-        groups: which columns hold groups, and how many.
-        width: the width of its layers; one that goes with the data's if None.
+        data: the data that give the means and standard deviations.
+        groups: the columns of groups, and the number of groups.
+        width: the width of its layers; if None, chosen by the width of the data.
     """
 
     loc: Tensor
@@ -843,7 +848,7 @@ class _Encoder(nn.Module):
         features = len(scale) + sum(self.groups.values())
         if features == 0:
             raise ValueError(
-                "the data hold nothing but groups, so there is nothing to encode: give amortize an encoder"
+                "the data have only group columns, so there is nothing to encode: pass an encoder to amortize"
             )
         self.width = width or min(256, max(32, 2 ** math.ceil(math.log2(2 * features))))
         self.network = mlp(features, [self.width, self.width])
@@ -857,7 +862,7 @@ class _Encoder(nn.Module):
         return h
 
     def _numbers(self, data: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """All columns but those of groups, [N, F]; NaN, where a value is missing, as 0."""
+        """All columns except those of groups, [N, F]; NaN (a missing value) becomes 0."""
         parts = []
         for i, x in enumerate(data):
             x = x.reshape(len(x), -1).to(dtype).nan_to_num()
@@ -873,14 +878,14 @@ def encoder_for(
     groups: Mapping[_Column, int] | None = None,
     like: Tensor | None = None,
 ) -> tuple[nn.Module, int]:
-    """An encoder of data and the width of its output; where there is none, a perceptron as wide as the data ask for.
+    """The encoder of data and the width of its output; if None is given, a perceptron as wide as the data need.
 
     Args:
-        data: the data that it reads.
-        encoder: the encoder that was given.
-        context: the width that was given.
-        groups: which columns hold groups, and how many.
-        like: a tensor whose precision and device a new encoder has.
+        data: its input.
+        encoder: the given encoder, or None.
+        context: the given width, or None.
+        groups: the columns of groups, and the number of groups.
+        like: a tensor with the precision and device for a new encoder.
     """
     if encoder is None:
         made = _Encoder(data, groups or {}, context)
@@ -890,6 +895,6 @@ def encoder_for(
             h = encoder(*data)
         except (IndexError, RuntimeError, TypeError) as error:
             shapes = ", ".join(str(list(x.shape)) for x in data)
-            raise ValueError(f"encoder does not run on data of shape {shapes}: {in_a_line(error)}") from error
+            raise ValueError(f"encoder cannot be called on data of shape {shapes}: {in_a_line(error)}") from error
     check_context(h)
     return encoder, h.shape[-1]

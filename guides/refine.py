@@ -1,6 +1,6 @@
-r"""Guides that look for each datum's own best answer: a few steps of SVI from the encoder's, or mode and curvature.
+r"""Guides that optimise per data point: some SVI steps from the encoder's output, or the Laplace approximation.
 
-They run the model while they draw, outside of every Pyro handler around them: nothing of that search is a site.
+They run the model inside the guide but outside the surrounding Pyro handlers, so the search adds no sites to the trace.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .amortized import Joint, coordinates, draw_jointly, supports_of
 from .local import Constant, PerDatum
 from .members import site_transform
 
-_LEAST = 200  # steps that pay for a graph
-_UNROLLED = 20  # steps that become part of another graph
-_UPHILL = 20  # steps uphill before Newton's
-_USUAL = 10  # of Newton's steps,
-_HESSIANS = 4  # and so many Hessians
+_LEAST = 200  # steps that are worth building a graph
+_UNROLLED = 20  # the most steps that are unrolled into another graph
+_UPHILL = 20  # gradient steps before Newton's
+_USUAL = 10  # expected number of Newton steps,
+_HESSIANS = 4  # and of Hessians
 
 
 class _HasLatents(Protocol):
@@ -62,14 +62,14 @@ class _Refinable(Protocol):
 
 
 class SemiAmortized(UniqueModule):
-    r"""An amortized guide whose answer is refined: each datum's parameters follow its own ELBO for some steps.
+    r"""An amortized guide with refinement: the parameters of each data point take some gradient steps on its ELBO.
 
     .. math:: \lambda_n^{(0)} = \lambda(\text{encoder}(x_n)), \qquad
               \lambda_n^{(t+1)} = \lambda_n^{(t)} + \text{Adam}(\nabla_\lambda \text{ELBO}_n(\lambda_n^{(t)}))
 
-    The steps use the same noise at every call on the same data, so q is a fixed distribution. In training what they
-    find counts as a constant: model and encoder follow the ELBO at the refined parameters, to first order. (Kim et al.
-    differentiate through the steps, at several times the price.)
+    The steps use the same noise at every call on the same data, so q is a fixed distribution. In training the offsets
+    found count as constants: model and encoder follow the ELBO at the refined parameters, to first order. (Kim et al.
+    differentiate through the steps, at several times the runtime.)
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-Amortized Variational Autoencoders.
@@ -77,12 +77,12 @@ class SemiAmortized(UniqueModule):
 
     Args:
         guide: an :class:`~jensen.guides.Amortized` or :class:`~jensen.guides.Joint` guide.
-        model: its model, which must broadcast over a leading dimension of particles.
+        model: the model, which must broadcast over a leading dimension of particles.
         steps: the number of steps.
         lr: the size of a step, in units of the family's parameters.
-        particles: draws per datum and step.
-        compile: how steps are run: ``"auto"``: from a graph once there were enough of them; ``True``: from a compiled
-            one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
+        particles: samples per data point and step.
+        compile: how steps are run. ``"auto"``: from a traced graph after enough steps; ``True``: compiled where
+            possible; ``False``: eagerly. The numbers agree up to rounding.
 
     Raises:
         ValueError: if ``steps`` or ``particles`` is less than 1.
@@ -119,34 +119,36 @@ class SemiAmortized(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How steps of the search are run: ``"captured and compiled"``, ``"captured: ..."`` or ``"eager: ..."``."""
+        """How the steps of the search are run: from a compiled graph, a traced graph, or eagerly, with the reason."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: refines, then draws every site."""
+        """The Pyro guide: refines the parameters, then samples every site."""
         context = self.guide.encoder(*data)
         return self.guide.draw(context, self._offsets(context, data))
 
     def local(self, *data: Tensor) -> Any:
-        """The guide's families with parameters of their own for each of these data, starting at the refined ones."""
+        """The guide's families with free parameters for each of these data points, starting at the refined ones."""
         with torch.no_grad():
             context = self.guide.encoder(*data)
         return self.guide.local(*data, offsets=self._offsets(context, data))
 
     def _offsets(self, context: Tensor, data: tuple[Tensor, ...]) -> Any:
-        long = f"{self.steps} steps are too many for a graph around them: up to {_UNROLLED} become part of it"
+        long = f"{self.steps} steps are too many for a graph around them: the limit is {_UNROLLED}"
         obstacle = long if self.steps > _UNROLLED else ""
         return self._memory(self._refine, [self.guide, *self._model], (context, *data), obstacle)
 
     def _refine(self, context: Tensor, *data: Tensor) -> dict[str, Tensor]:
-        """What to add to the parameters of each site's family: [N, P] by site."""
+        """The offsets for the parameters of each site's family: [N, P] by site."""
         sizes = self.guide.sizes()
         offsets = [context.new_zeros(len(context), size) for size in sizes.values()]
         moments = [(torch.zeros_like(offset), torch.zeros_like(offset)) for offset in offsets]
         now: dict[str, Any] = {"context": context, "offsets": offsets}
-        with disable_proxy_modes_tracing():  # a check reads values
+        with disable_proxy_modes_tracing():  # a check needs values
             layout = check_pair(*self._model, self._at(now), *data)
-        pair = Pair(*self._model, self._at(now), layout)  # one for all steps: its way under particles is proved once
+        pair = Pair(
+            *self._model, self._at(now), layout
+        )  # one for all steps, so that its particle vectorization is checked once
         uphill = partial(self._slopes, pair, now)
         operations = 6 * weights_of(*self._model) * self.particles * len(context)
         programs, inputs = [self.guide, *self._model], (context, *offsets, *data)
@@ -157,18 +159,18 @@ class SemiAmortized(UniqueModule):
         return dict(zip(sizes, offsets, strict=True))
 
     def _slopes(self, pair: Pair, now: dict[str, Any], context: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """The slopes of minus the ELBO in the offsets, which stand between context and data: [N, P] each."""
+        """The gradients of minus the ELBO in the offsets (the arguments between context and data): [N, P] each."""
         sites = len(self.guide.sizes())
         offsets = [offset.detach().requires_grad_() for offset in rest[:sites]]
         now.update(context=context, offsets=offsets)
         t = pair.terms(rest[sites:], self.particles)
         if stuck := [site for site, q in t.q.items() if not q.has_rsample]:
-            raise ValueError(f"draws of {stuck} have no gradient to follow: take a family that has rsample")
+            raise ValueError(f"samples of {stuck} have no gradient: use a family with rsample")
         slopes = torch.autograd.grad(-t.log_weights.mean(0).sum(), offsets)
         return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
     def _at(self, now: Mapping[str, Any]) -> Callable[..., None]:
-        """The guide at the context and offsets of the moment."""
+        """The guide at the current context and offsets."""
 
         def guide(*_: Tensor) -> None:
             self.guide.draw(now["context"], dict(zip(self.guide.sizes(), now["offsets"], strict=True)))
@@ -179,7 +181,7 @@ class SemiAmortized(UniqueModule):
 def _adam(
     value: Tensor, slope: Tensor, moments: tuple[Tensor, Tensor], step: int, lr: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A step of Adam downhill, with its usual constants, and the moments after it."""
+    """One descent step of Adam with its usual constants, and the updated moments."""
     first = moments[0].lerp(slope, 0.1)
     second = (0.999 * moments[1]).addcmul(slope, slope, value=0.001)
     size = second.sqrt() / (1 - 0.999**step) ** 0.5 + 1e-8
@@ -187,14 +189,14 @@ def _adam(
 
 
 class Laplace(UniqueModule):
-    r"""The Laplace approximation of each datum's posterior: a Gaussian at the mode, with the curvature there.
+    r"""The Laplace approximation of each data point's posterior: a Gaussian at the mode, with the curvature there.
 
     .. math:: q(u \mid x) = \mathcal{N}(u; \hat u, H^{-1}), \qquad \hat u = \arg\max_u \log p(x, t(u)) |\det t'(u)|,
               \qquad H = -\nabla_u^2 \log p(x, t(u)) |\det t'(u)| \text{ at } \hat u
 
-    over the unconstrained coordinates u of all continuous sites. The way uphill is one by slopes (of many coordinates),
-    then Newton's with a damping of its own for each datum, several steps with one Hessian; what has converged is left
-    alone. It has no parameters, and the posterior of a linear-Gaussian model exactly.
+    over the unconstrained coordinates u of all continuous sites. The search takes gradient steps (for many
+    coordinates), then Newton steps with one damping per data point and several steps per Hessian; converged data points
+    are no longer updated. The guide has no parameters, and is exact for linear-Gaussian models.
 
     References:
         Tierney and Kadane (1986), Accurate Approximations for Posterior Moments and Marginal Densities.
@@ -202,20 +204,20 @@ class Laplace(UniqueModule):
         Nocedal and Wright (2006), Numerical Optimization, second edition, sections 3.4 and 6.1.
 
     Args:
-        model: a model that says its ``latents``, and broadcasts over a leading dimension of particles.
-        constraints: the support of latent sites that are not all of R^D, by site.
-        iterations: the most Hessians of a datum on its way.
-        tolerance: a datum has converged when a Newton step promises fewer nats than this.
-        compile: how derivatives are taken: ``"auto"``: from a graph once there were enough of them; ``True``: from a
-            compiled one, wherever it can be done; ``False``: without. The numbers are the same to rounding.
-        start: where the search starts: a function of the data that gives values [N, *event] by site, such as an
-            amortized guide. None: near zero, in unconstrained coordinates.
+        model: a model with ``latents`` that broadcasts over a leading dimension of particles.
+        constraints: the support of each latent site with constrained values, by site.
+        iterations: the maximal number of Hessians per data point.
+        tolerance: a data point has converged when the predicted gain of a Newton step is fewer nats than this.
+        compile: how derivatives are computed. ``"auto"``: from a traced graph after enough of them; ``True``: compiled
+            where possible; ``False``: eagerly. The numbers agree up to rounding.
+        start: the start of the search: a function from the data to values [N, *event] by site, such as an amortized
+            guide. None: near zero, in unconstrained coordinates.
 
     Raises:
-        ValueError: if ``start`` gives other sites or shapes, or values outside of a support.
+        ValueError: if ``start`` returns other sites or shapes, or values outside a support.
 
     Warns:
-        UserWarning: for data where the search did not converge, or ended where the curvature is not that of a maximum.
+        UserWarning: for data points where the search did not converge, or ended at a point that is not a maximum.
 
     Example:
         >>> import torch
@@ -252,16 +254,16 @@ class Laplace(UniqueModule):
 
     @property
     def route(self) -> str:
-        """How derivatives are taken: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``."""
+        """How derivatives are computed: from a compiled graph, a traced graph, or eagerly, with the reason."""
         return self._memory.routes.sentence
 
     def forward(self, *data: Tensor) -> dict[str, Tensor]:
-        """The Pyro guide: finds the modes, then draws every site."""
+        """The Pyro guide: finds the modes, then samples every site."""
         loc, scale_tril = self._answer(data)
         return draw_jointly(RememberingNormal(loc, scale_tril=scale_tril), len(loc), self.sites, self.constraints)
 
     def local(self, *data: Tensor) -> Joint:
-        """A Gaussian with full covariance of its own for each of these data, starting at mode and curvature."""
+        """A free full-covariance Gaussian for each of these data points, starting at mode and curvature."""
         loc, scale_tril = self._answer(data)
         family = FullCovariance(loc.shape[-1], None)
         parameters = family.parameters_of(loc, scale_tril)
@@ -269,10 +271,10 @@ class Laplace(UniqueModule):
         return Joint(Constant(parameters, data), own, self.sites, self.constraints)
 
     def _answer(self, data: tuple[Tensor, ...]) -> Any:
-        return self._memory(self._search, self._programs, data, "Laplace searches until every datum has converged")
+        return self._memory(self._search, self._programs, data, "Laplace searches until every data point has converged")
 
     def _log_density(self, u: Tensor, *data: Tensor) -> Tensor:
-        """Log-density of unconstrained coordinates [C, N, D] and each datum: [C, N]."""
+        """Log-density of unconstrained coordinates [C, N, D] and each data point: [C, N]."""
         (model,) = self._model
         values, log_det = {}, torch.zeros((), device=u.device)
         pieces = u.split(list(coordinates(self.sites, self.constraints).values()), dim=-1)
@@ -280,7 +282,7 @@ class Laplace(UniqueModule):
             transform = site_transform(shape, self.constraints[site])
             z = values[site] = transform(piece)
             log_det = log_det + transform.log_abs_det_jacobian(piece, z)
-        with pyro.validation_enabled(False):  # a step may go too far: its density is no number then
+        with pyro.validation_enabled(False):  # a step may go too far, where the density is NaN
             return log_joint(model, values, *data) + log_det
 
     def _slopes(self, u: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,12 +292,12 @@ class Laplace(UniqueModule):
         return derivatives(self._log_density, u, *data)
 
     def _search(self, *data: Tensor) -> tuple[Tensor, Tensor]:
-        """Mode [N, D] and Cholesky factor [N, D, D] of the inverse curvature, for each datum."""
+        """Mode [N, D] and Cholesky factor [N, D, D] of the inverse curvature, for each data point."""
         u = self._first(data)
         n, features = u.shape
         size, products = block_rows(n, features), weights_of(*self._model)
         some = tuple(x[:size] for x in data)
-        steps = _UPHILL if features > _UPHILL else 0  # a Hessian costs as much as so many slopes
+        steps = _UPHILL if features > _UPHILL else 0  # a Hessian costs as much as this many gradients
         route = partial(self._memory.route, programs=self._programs)
         up = route(self._slopes, inputs=(u.unsqueeze(0), *data), operations=6 * products * n, calls=steps)
         u = climb(up, u.unsqueeze(0), data, steps)[0][0]
@@ -309,17 +311,17 @@ class Laplace(UniqueModule):
         lost = int((~near).sum())
         if lost or flat:
             warnings.warn(
-                f"Laplace: of {len(u)} data, {lost} did not converge in {self.iterations} steps, and for {flat} the "
-                "curvature is not that of a maximum (it is raised to 1e-3): q is a poor guide there",
+                f"Laplace: of {len(u)} data points, {lost} did not converge in {self.iterations} steps, and {flat} "
+                "ended at a point that is not a maximum (their curvature is raised to 1e-3): q is poor there",
                 stacklevel=outside(),
             )
         return u, inverse_root(curvature)
 
     def _first(self, data: tuple[Tensor, ...]) -> Tensor:
-        """Where the search starts, [N, D]."""
+        """The start of the search, [N, D]."""
         sizes = coordinates(self.sites, self.constraints)
         tensors = [*(t for owner in owners_of(*self._model) for t in owner.parameters()), *data, torch.zeros(())]
-        dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be counts
+        dtype = next(t.dtype for t in tensors if t.is_floating_point())  # data may be integer counts
         if not self._start:
             features = torch.arange(sum(sizes.values()), dtype=dtype, device=data[0].device)
             return 0.1 * torch.cos(features).repeat(len(data[0]), 1)  # zero itself is often a point of symmetry
@@ -327,35 +329,41 @@ class Laplace(UniqueModule):
             values = self._start[0](*data)
         if not isinstance(values, Mapping) or set(self.sites) - set(values):
             got = list(values) if isinstance(values, Mapping) else type(values).__name__
-            raise ValueError(f"start gives a value for each of the sites {list(self.sites)}, but it gave {got}")
+            raise ValueError(
+                f"start must return a value for each of the sites {list(self.sites)}, but it returned {got}"
+            )
         pieces = []
         for site, shape in self.sites.items():
             value = torch.as_tensor(values[site])
             if value.shape != (expected := (len(data[0]), *shape)):
                 raise ValueError(
-                    f"start gives a value of shape {list(expected)} for the site '{site}', but it gave one of shape "
-                    f"{list(value.shape)}"
+                    f"start must return a value of shape {list(expected)} for the site '{site}', but it returned "
+                    f"shape {list(value.shape)}"
                 )
             pieces.append(site_transform(shape, self.constraints[site]).inv(value.to(dtype)))
         u = torch.cat(pieces, dim=-1)
         if not u.isfinite().all():
-            raise ValueError("start gives values at the edge of a support, or outside of it, which have no coordinates")
+            raise ValueError(
+                "start must return values inside the support of each site, but it returned values at its edge or "
+                "outside"
+            )
         return u
 
 
 class _Memory:
-    """Remembers the last two answers of a search, as long as its inputs and all that its programs hold are the same.
+    """Cache of the last two results of a search, valid while its inputs and the state of its programs are unchanged.
 
-    Compared are values (of inputs, parameters, buffers, Pyro's store, plain numbers): a write through ``.data`` leaves
-    no other trace. The search runs outside of Pyro's handlers, with gradients, and from the same noise at every call.
-    Where a function that runs the guide is captured, the search becomes a part of its graph, and its noise constants.
+    Validity is checked by values (inputs, parameters, buffers, Pyro's store, plain numbers), because a write through
+    ``.data`` leaves no other trace. The search runs outside Pyro's handlers, with gradients, and with the same noise at
+    every call. When a function that calls the guide is traced, the search becomes part of the graph, with its noise as
+    constants.
     """
 
     def __init__(self, mode: Compile, name: str) -> None:
         check_compile(mode)
         self.options = mode, name
         self.routes = Routes(mode, _LEAST, f"{name} does not compile its search; its steps are")
-        self.known: list[tuple[int, list[Tensor], Any]] = []  # states, tensors and answers: one for each mode
+        self.known: list[tuple[int, list[Tensor], Any]] = []  # states, tensors and results: one for each mode
         self.state = PlainState()
 
     def __call__(
@@ -389,10 +397,10 @@ class _Memory:
         operations: float,
         calls: int,
     ) -> Callable[..., tuple[Tensor, ...]]:
-        """What to call in the place of a function that runs these programs, so many times now."""
+        """The function to call instead of one that runs these programs, given the number of calls."""
         if get_proxy_mode() is not None:
             return fn
-        obstacle = "" if all(map(_is_module, programs)) else "the model is a function, and what it reads is not known"
+        obstacle = "" if all(map(_is_module, programs)) else "the model is a function, so its inputs are not known"
         options: Any = {"calls": calls, "state": self._state(programs), "obstacle": obstacle}
         return self.routes(fn, tensors_of(*programs), inputs, operations, **options)
 
@@ -401,17 +409,17 @@ class _Memory:
             self.state = PlainState(*programs)
         return self.state
 
-    def __reduce__(self) -> tuple[type[_Memory], tuple[Compile, str]]:  # copies and pickles start empty
+    def __reduce__(self) -> tuple[type[_Memory], tuple[Compile, str]]:  # copies and pickles start with an empty cache
         return _Memory, self.options
 
 
 def _is_module(program: Any) -> bool:
-    """Whether a program is a module, or a method of one."""
+    """Whether a program is a module or a module's method."""
     return isinstance(getattr(program, "__self__", program), nn.Module)
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:
-    """Whether tensors have the values of earlier ones."""
+    """Whether the tensors equal the earlier ones."""
     if len(before) != len(now):
         return False
     alike = (a.dtype == b.dtype and a.device == b.device for a, b in zip(before, now, strict=True))
@@ -419,7 +427,7 @@ def _same(before: list[Tensor], now: list[Tensor]) -> bool:
 
 
 class _FixedDraws(TorchDispatchMode):
-    """While a function is captured: draws are made now, and become constants of the graph."""
+    """While a function is traced, samples are drawn now and become constants of the graph."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -430,7 +438,7 @@ class _FixedDraws(TorchDispatchMode):
             return func(*args, **kwargs)
         written = func._schema.is_mutable
         if any(isinstance(a, Tensor) for a in (*args[written:], *kwargs.values())):
-            raise CannotCapture(f"the search draws by {func}, whose draws depend on parameters")
+            raise CannotCapture(f"the search samples with {func}, whose samples depend on parameters")
         with disable_proxy_modes_tracing():
             values = func(*(a.clone() if isinstance(a, Tensor) else a for a in args), **kwargs)
         return args[0].copy_(values) if written else values
@@ -438,7 +446,7 @@ class _FixedDraws(TorchDispatchMode):
 
 @contextmanager
 def _outside_handlers() -> Iterator[None]:
-    """Run Pyro programs as if no handler and no plate stood around them."""
+    """Run Pyro programs without the surrounding handlers and plates."""
     stack, plates = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
     runtime._PYRO_STACK.clear()
     runtime._DIM_ALLOCATOR._stack.clear()

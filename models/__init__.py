@@ -1,7 +1,8 @@
 """Generative models p(x, z): a Pyro module whose ``forward(x=None, *, n=1)`` is the model function.
 
-``latents`` maps each latent site to its event shape, in generative order. Every site stands in ``pyro.plate("data")``,
-``"x"`` is observed, and ``x=None`` draws n data. A model with an exact answer has ``log_evidence(x) -> [N]``.
+``latents`` maps each latent site to its event shape, in generative order. Every site is inside ``pyro.plate("data")``,
+``"x"`` is observed, and ``x=None`` samples n data points. A model with an exact log p(x) has
+``log_evidence(x) -> [N]``.
 """
 
 from .autoencoder import FlatPrior, LaplacePrior

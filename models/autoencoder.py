@@ -1,6 +1,7 @@
-r"""Priors that make an autoencoder of a :class:`VAE` whose guide is a point estimate, z = g(x).
+r"""Priors that turn a :class:`VAE` into an autoencoder when its guide is a point estimate, z = g(x).
 
-With x given z Gaussian of scale sigma around f(z), and the family ``Delta`` in the guide, minus the ELBO of a datum is
+If x given z is Gaussian with mean f(z) and scale sigma, and the guide's family is ``Delta``, the negative ELBO of a
+data point is
 
 .. math:: \frac{1}{2 \sigma^2} |x - f(g(x))|^2 + R(g(x)) + \tfrac{X}{2} \log 2 \pi \sigma^2 + \text{const}
 
@@ -10,8 +11,8 @@ With x given z Gaussian of scale sigma around f(z), and the family ``Delta`` in 
 | StandardNormal | z^2 / 2, summed over features | D/2 log 2 pi | penalized: the mode of the posterior |
 | LaplacePrior, scale b | abs(z) / b, summed over features | D log 2 b | sparse |
 
-A guide that corrupts x before it encodes it makes the autoencoder denoising; :class:`jensen.guides.Contractive` adds
-the squared Jacobian of g.
+If the guide corrupts x before it encodes it, the autoencoder is denoising. :class:`jensen.guides.Contractive` adds the
+squared Jacobian of g.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .base import origin
 class FlatPrior(nn.Module):
     r"""No preference among latents: the improper prior p(z) = 1 on all of R^D.
 
-    It has no draws, so the model cannot draw data (``x=None``), and log p(x) is defined up to a constant at most.
+    It cannot be sampled, so the model cannot generate data (``x=None``), and log p(x) is defined only up to a constant.
 
     References:
         Baldi and Hornik (1989), Neural Networks and Principal Component Analysis: linear autoencoders.
@@ -47,7 +48,7 @@ class FlatPrior(nn.Module):
         When called, an improper distribution of batch shape [] and event shape [D] with log-density 0.
 
     Raises:
-        ValueError: when a draw is asked for.
+        ValueError: when it is sampled.
 
     Example:
         >>> import torch
@@ -79,7 +80,7 @@ class _Flat(ImproperUniform):
 
     @property
     def mode(self) -> Tensor:
-        """Zero, where every point is a mode."""
+        """Zero; every point is a mode."""
         return self.loc.expand(self.shape())  # type: ignore[no-untyped-call]
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -88,8 +89,8 @@ class _Flat(ImproperUniform):
 
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008
         raise ValueError(
-            "FlatPrior is improper and has no draws: give the model data x (not x=None) and a guide that draws the "
-            "latents, or take a prior that can be drawn from, such as StandardNormal"
+            "FlatPrior is improper and cannot be sampled: give the model data x (not x=None) and a guide that "
+            "samples the latents, or use a proper prior such as StandardNormal"
         )
 
 
@@ -133,5 +134,5 @@ class LaplacePrior(nn.Module):
         return prior
 
     def extra_repr(self) -> str:
-        """What the printed module shows."""
+        """The arguments shown when the module is printed."""
         return f"scale={self.scale}"

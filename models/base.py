@@ -1,4 +1,4 @@
-"""What every model does first: look at its data, and open the plate over them."""
+"""Helpers that the models share: checks of the data, the data plate, and sample moments."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
 
 
 def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor | None = None) -> None:
-    """Raise ValueError unless ``x`` is [N, *event_shape], real, and of no more digits than the parameters it meets."""
+    """Raise ValueError unless ``x`` is [N, *event_shape], real, and not of higher precision than ``like``."""
     check_width(x, event_shape, owner)
     if not len(x):
-        raise ValueError(f"{owner} needs at least one datum x, but got {list(x.shape)}")
+        raise ValueError(f"{owner} needs at least one data point in x, but got shape {list(x.shape)}")
     if like is not None and torch.promote_types(x.dtype, like.dtype) != like.dtype:
         raise ValueError(
             f"x is {x.dtype}, but the parameters of {owner} are {like.dtype}: use x.to({like.dtype}), or convert the "
@@ -39,14 +39,14 @@ def check_reals(x: Tensor, event_shape: Sequence[int], owner: str, like: Tensor 
 
 
 def origin(features: int) -> Tensor:
-    """The origin of so many features, [D]. Raises ValueError for fewer than one."""
+    """A zero vector of D = ``features`` entries, [D]. Raises ValueError for fewer than one."""
     if features < 1:
-        raise ValueError(f"the number of latent features is at least 1, but got {features}")
+        raise ValueError(f"the number of latent features must be at least 1, but got {features}")
     return torch.zeros(features)
 
 
 def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str) -> pyro.plate:
-    """The plate of a model's data: over the rows of ``x``, or over ``n`` new data.
+    """The plate of a model's data points: over the rows of ``x``, or over ``n`` new ones.
 
     Raises:
         ValueError: if ``x`` is empty or of another shape than [N, *event_shape], or ``n`` is less than 1.
@@ -55,7 +55,7 @@ def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str)
         check_width(x, event_shape, owner)
         n = len(x)
     if n < 1:
-        raise ValueError(f"{owner} needs at least one datum, but got {n}")
+        raise ValueError(f"{owner} needs at least one data point, but got {n}")
     return pyro.plate("data", n, dim=-1)
 
 
@@ -63,13 +63,15 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
     """Mean [X] and covariance [X, X] (divided by N) of data [N, X], in float64.
 
     Raises:
-        ValueError: for data of another shape, fewer than two, NaN and infinity.
+        ValueError: for data of another shape, fewer than two data points, NaN and infinity.
     """
     check_reals(x, event_shape, owner)
     if len(x) < 2 or not x.isfinite().all():
-        raise ValueError(f"{owner} fits at least two data without NaN or infinity, but got x of shape {list(x.shape)}")
+        raise ValueError(
+            f"{owner} needs at least two data points without NaN or infinity, but got x of shape {list(x.shape)}"
+        )
     x = x.double()
-    r = x - x[0]  # a mean that is large against the deviations would round them away
+    r = x - x[0]  # a mean much larger than the deviations would lose them to rounding
     shift = r.mean(0)
     r = r - shift
     return x[0] + shift, r.T @ r / len(x)
@@ -78,7 +80,7 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
 def check_latent(owner: str, latent: int, features: int) -> None:
     """Raise ValueError unless there are fewer latents than features, and at least one."""
     if not 1 <= latent < features:
-        alone = "; one feature leaves no room for a latent: take a VAE" if features == 1 else ""
+        alone = "; with one feature no latent is possible: use a VAE" if features == 1 else ""
         raise ValueError(f"{owner} needs 1 <= latent < features, but got latent={latent}, features={features}{alone}")
 
 

@@ -22,14 +22,14 @@ from .priors import StandardNormal
 
 
 class ConditionalVAE(UniqueModule):
-    r"""A VAE of x given y, whose decoder reads z and y side by side.
+    r"""A VAE of x given y: the decoder takes z and y concatenated.
 
     .. math:: z \sim p(z \mid y), \qquad x \sim p(x \mid f([z, y]))
 
     The data are ``(x, y)``: y holds class indices, int64 [N], which become one-hot vectors of width Y, or vectors
-    [N, Y] of the same precision as x. ``model(None, y)`` draws one datum for each row of y. What is measured is
-    log p(x | y). The guide is called with ``(x, y)`` too; :class:`jensen.networks.Conditioned` makes an encoder of a
-    network for both.
+    [N, Y] of the same precision as x. ``model(None, y)`` samples one data point for each row of y. The evidence is log
+    p(x | y). The guide is also called with ``(x, y)``; :class:`jensen.networks.Conditioned` turns a network into an
+    encoder of both.
 
     References:
         Sohn, Lee and Yan (2015), Learning Structured Output Representation Using Deep Conditional Generative Models.
@@ -43,7 +43,7 @@ class ConditionalVAE(UniqueModule):
         latent: the number D of latent features.
         covariates: the width Y of y: the number of classes.
         prior: p(z | y), a module from [N, Y] to a distribution of event shape [D]: a family with context Y, or
-            ``nn.Sequential(network, family)``. Standard normal, whatever y is, if None.
+            ``nn.Sequential(network, family)``. If None, standard normal for every y.
 
     Raises:
         ValueError: if ``covariates`` is less than 1; when called without y, with y of another length than x, and for
@@ -68,7 +68,9 @@ class ConditionalVAE(UniqueModule):
         self, decoder: nn.Module, likelihood: Family, latent: int, covariates: int, prior: nn.Module | None = None
     ) -> None:
         if covariates < 1:
-            raise ValueError(f"covariates is the width of y, the number of classes, at least 1, but got {covariates}")
+            raise ValueError(
+                f"covariates is the width of y (the number of classes) and must be at least 1, but got {covariates}"
+            )
         super().__init__()
         self.decoder = decoder
         self.likelihood = likelihood
@@ -78,12 +80,16 @@ class ConditionalVAE(UniqueModule):
         self.event_shape = likelihood.event_shape
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, *event_shape] at ``y``, or draws one datum for each row of y."""
+        """The Pyro model: observes ``x`` of shape [N, *event_shape] at ``y``, or samples one x for each row of y."""
         if y is None:
-            raise ValueError("ConditionalVAE is a model of x given y: call it with (x, y), or draw data with (None, y)")
+            raise ValueError(
+                "ConditionalVAE is a model of x given y: call it with (x, y), or with (None, y) to sample x"
+            )
         n = len(y) if n is None else n
         if (rows := n if x is None else len(x)) != len(y):
-            raise ValueError(f"y has one row for each datum, but has {len(y)} where there are {rows} data")
+            raise ValueError(
+                f"y must have one row for each data point, but it has {len(y)} rows for {rows} data points"
+            )
         dtype = next((p.dtype for p in self.parameters()), torch.get_default_dtype())
         with data_plate(x, self.event_shape, len(y), "ConditionalVAE"):
             z = pyro.sample("z", self.prior(as_vectors(y, self.covariates).to(dtype)))  # [N, D]

@@ -1,4 +1,4 @@
-r"""Conditioning in linear-Gaussian models, in units of the noise.
+r"""Exact posterior and evidence of linear-Gaussian models, in units of the noise.
 
 .. math::
     z \sim \mathcal{N}(0, I), \quad y = V z + \epsilon, \quad \epsilon \sim \mathcal{N}(0, I)
@@ -19,7 +19,7 @@ from jensen.families.base import inverse_root, matvec
 
 
 class Conditioned(NamedTuple):
-    """What a datum says of z under y = V z + noise, noise and prior standard normal.
+    """The posterior of z, and the evidence, for y = V z + noise with a standard normal prior and noise.
 
     Attributes:
         mean: of the posterior, [..., D].

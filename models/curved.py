@@ -1,4 +1,4 @@
-r"""Few latent features and one number seen: models whose posterior is curved, and whose evidence is known.
+r"""Small test models with one observed number: the posterior is curved and the evidence is known.
 
 .. math:: z \sim \mathcal{N}(0, I_D), \qquad x \mid z \sim \mathcal{N}(f(z), \sigma^2)
 
@@ -8,7 +8,7 @@ r"""Few latent features and one number seen: models whose posterior is curved, a
 | Ring | 2 | z_1^2 + z_2^2 | circles of radius sqrt(x) | closed form |
 | Ring | any | z_1^2 + ... + z_D^2 | two points, spheres | an integral over the radius |
 
-There is nothing to learn in them: they show what a guide loses of log p(x) to a posterior that is not Gaussian.
+They have no parameters to learn. They measure the variational gap of a guide when the posterior is not Gaussian.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from jensen.module import UniqueModule
 from .base import check_reals, data_plate
 from .priors import StandardNormal
 
-_POINTS = 128  # of the trapezoidal rule; half as many give the same digits
-_RADII = 1024  # of the rule along the radius, where the integrand may have a peak and a long tail
-_NATS = 40.0  # how far below its maximum the integrand is followed: e^-40 is lost in float64
+_POINTS = 128  # of the trapezoidal rule; 64 points give the same digits
+_RADII = 1024  # of the rule along the radius: the integrand may have a peak and a long tail
+_NATS = 40.0  # the integrand is cut off this far below its maximum: e^-40 vanishes in float64
 _ROOT_TWO_PI = math.sqrt(2 * math.pi)
 
 
 class _Curved(UniqueModule):
-    """What the two share: the prior, the noise, one number seen. A member says what f(z) is."""
+    """The common part: the prior, the noise, one observed number. A subclass defines f(z)."""
 
     def __init__(self, noise: float, latent: int) -> None:
         if not 0 < noise < math.inf:
@@ -51,7 +51,7 @@ class _Curved(UniqueModule):
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, 1], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, 1], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, type(self).__name__):
             z = pyro.sample("z", self.prior())  # [N, D]
             loc = self.location(z).unsqueeze(-1)  # [N, 1]
@@ -59,15 +59,15 @@ class _Curved(UniqueModule):
 
 
 class Banana(_Curved):
-    r"""A Gaussian seen through a parabola: the posterior is a banana, and breaks in two where x is large.
+    r"""A Gaussian observed through a parabola: the posterior is banana-shaped, with two separate modes for large x.
 
     .. math::
         z \sim \mathcal{N}(0, I_2), \qquad x \mid z \sim \mathcal{N}(z_2 + b z_1^2, \sigma^2), \qquad
         p(x) = \int \mathcal{N}(z_1; 0, 1) \, \mathcal{N}(x; b z_1^2, 1 + \sigma^2) \, dz_1
 
-    E x = b and var x = 1 + 2 b^2 + sigma^2. With b = 0 the model is linear and p(x) Gaussian. The integral is taken by
-    the trapezoidal rule over the region that counts for the datum, in float64, and is exact up to rounding: the
-    integrand is smooth and dies off at both ends.
+    E x = b and var x = 1 + 2 b^2 + sigma^2. With b = 0 the model is linear and p(x) Gaussian. The integral is computed
+    in float64 by the trapezoidal rule, over the region where the integrand is not negligible. It is exact up to
+    rounding, because the integrand is smooth and decays at both ends.
 
     References:
         Haario, Saksman and Tamminen (1999), Adaptive Proposal Distribution for Random Walk Metropolis Algorithm.
@@ -75,7 +75,7 @@ class Banana(_Curved):
         Trefethen and Weideman (2014), The Exponentially Convergent Trapezoidal Rule.
 
     Args:
-        curvature: b, the bend of the parabola: the sign says which way.
+        curvature: b, the curvature of the parabola; its sign is the direction of the bend.
         noise: sigma, the standard deviation of x given z: the thickness of the banana.
 
     Raises:
@@ -112,38 +112,38 @@ class Banana(_Curved):
         z = low + (high - low) * steps  # [N, P]
         likelihood = Normal(self.curvature * z.square(), math.sqrt(1 + self.noise**2))
         integrand: Tensor = Normal(0.0, 1.0).log_prob(z) + likelihood.log_prob(x)
-        integrand[:, [0, -1]] -= math.log(2)  # the ends count half
+        integrand[:, [0, -1]] -= math.log(2)  # the end points have half weight
         step = (high - low).squeeze(-1) / (_POINTS - 1)
         return integrand.logsumexp(-1) + (2 * step).log()  # twice, since z_1 and -z_1 are alike
 
     def _support(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and largest z_1 >= 0 that count, each [N, 1]: the integrand is e^-(A w^2 + B w), w = z_1^2."""
+        """The range of z_1 >= 0 to integrate over, two of [N, 1]: the integrand is e^-(A w^2 + B w), w = z_1^2."""
         variance = 1 + self.noise**2
         a = x.new_tensor(self.curvature**2 / (2 * variance))
         b = 0.5 - self.curvature * x / variance
         peak, radius = -b / (2 * a), (_NATS / a).sqrt()  # where B < 0: a parabola about a positive w
-        falling = 2 * _NATS / (b + (b.square() + 4 * a * _NATS).sqrt())  # where it falls from w = 0 on
+        falling = 2 * _NATS / (b + (b.square() + 4 * a * _NATS).sqrt())  # where it decreases from w = 0
         low = torch.where(b < 0, (peak - radius).clamp_min(0), 0.0)
         return low.sqrt(), torch.where(b < 0, peak + radius, falling).sqrt()
 
 
 class Ring(_Curved):
-    r"""A Gaussian of which only the squared length is seen: the posterior is a ring, and a blob where x is small.
+    r"""A Gaussian of which only the squared length is observed: the posterior is a ring, or a single blob for small x.
 
     .. math::
         z \sim \mathcal{N}(0, I_D), \qquad x \mid z \sim \mathcal{N}(|z|^2, \sigma^2), \qquad
         p(x) = \int_0^\infty \chi^2_D(w) \, \mathcal{N}(x; w, \sigma^2) \, dw
 
     so E x = D and var x = 2 D + sigma^2. With one latent feature the ring is two modes of equal mass, at +-sqrt(x): a
-    guide that finds one of them alone loses log 2. With two, the squared length is exponential, x exponentially
-    modified Gaussian, and with Phi the standard normal distribution function
+    guide that covers only one of them has a gap of log 2. With two, the squared length is exponential and x is
+    exponentially modified Gaussian; with Phi the standard normal distribution function,
 
     .. math:: \log p(x) = \frac{\sigma^2}{8} - \frac{x}{2} - \log 2
               + \log \Phi\left(\frac{x - \sigma^2 / 2}{\sigma}\right)
 
-    Otherwise the integral is taken by the trapezoidal rule in log w, in float64, over the region that counts for the
-    datum: there the integrand is smooth and dies off at both ends. A Gaussian guide sits on one side of the ring, or
-    fills it.
+    Otherwise the integral is computed in float64 by the trapezoidal rule in log w, over the region where the integrand
+    is not negligible: it is smooth and decays at both ends. A Gaussian guide covers one side of the ring, or its whole
+    disc.
 
     References:
         Rezende and Mohamed (2015), Variational Inference with Normalizing Flows: the ring among their potentials.
@@ -178,7 +178,7 @@ class Ring(_Curved):
         return z.square().sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Log p(x) of each row of ``x`` [N, 1], in nats, worked out in float64: [N], in the precision of ``x``."""
+        """Log p(x) of each row of ``x`` [N, 1], in nats, computed in float64: [N], in the precision of ``x``."""
         check_reals(x, self.event_shape, "Ring")
         if self.latent != 2:
             return torch.cat([self._integral(part) for part in x.split(2**11)]).to(x.dtype)
@@ -196,12 +196,12 @@ class Ring(_Curved):
         return integrand.logsumexp(-1) + step.log() - scale
 
     def _integrand(self, v: Tensor, x: Tensor) -> Tensor:
-        """Its logarithm but for a constant, at v = log w: it rises to its only peak, and falls."""
+        """The log integrand up to a constant, at v = log w: it has a single peak."""
         w = v.exp()
         return self.latent / 2 * v - w / 2 - ((x - w) / self.noise).square() / 2
 
     def _support(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and largest v = log w that count, each [N, 1], by bisection between the peak and points far off.
+        """The range of v = log w to integrate over, two of [N, 1], by bisection between the peak and distant points.
 
         At a distance s from the peak the integrand is below it by at least D/2 (e^s - 1 - s) to the right, and
         D/2 (e^-s - 1 + s) to the left.

@@ -1,12 +1,12 @@
-r"""Models with discrete latents: binary vectors, whose evidence is a sum, and a choice among Gaussians.
+r"""Models with discrete latents: binary vectors with an exact evidence, and a mixture of Gaussians.
 
 | model | latent sites, in generative order | p(x) |
 | --- | --- | --- |
 | BinaryLatentVAE | z in {0, 1}^D | a sum over 2^D states |
 | GaussianMixtureVAE | c, one of C as a one-hot vector; z in R^D | a sum over C integrals |
 
-Under ``pyro.infer.config_enumerate`` the discrete sites are summed out exactly, by ``pyro.infer.TraceEnum_ELBO``, and
-the guide leaves them out; a guide that draws them is trained by their score.
+With ``pyro.infer.config_enumerate`` and ``pyro.infer.TraceEnum_ELBO`` the discrete sites are summed out exactly, and
+the guide omits them. A guide that samples them is trained with score-function gradients.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .base import check_width, data_plate
 
 _MOST_LATENTS = 16
 _STATES = 4096  # decoded at once
-_NUMBERS = 2**20  # features of x scored at once, over states and data
+_NUMBERS = 2**20  # features of x scored at once, over states and data points
 
 
 class BinaryLatentVAE(UniqueModule):
-    r"""A VAE whose latents are bits; for D <= 16 of them p(x) is a sum that can be carried out.
+    r"""A VAE with D binary latents; p(x) is an exact sum for D <= 16.
 
     .. math::
         z_d \sim \text{Bernoulli}(\pi_d), \qquad x \sim p(x \mid f(z)), \qquad
@@ -73,7 +73,7 @@ class BinaryLatentVAE(UniqueModule):
         self.event_shape = likelihood.event_shape
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, *event_shape], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, *event_shape], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, "BinaryLatentVAE"):
             z = pyro.sample("z", self.prior(self.logits))  # [N, D]
             return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)  # [N, *event_shape]
@@ -81,7 +81,7 @@ class BinaryLatentVAE(UniqueModule):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x``, in nats, by the sum over all 2^D states: [N].
 
-        Each state is decoded once, in chunks, so that memory does not grow with their number (but for the gradient's).
+        States are decoded once, in chunks, so memory does not grow with their number, except for the gradient.
 
         Raises:
             NotImplementedError: for more than 16 latents.
@@ -90,8 +90,8 @@ class BinaryLatentVAE(UniqueModule):
         D = len(self.logits)
         if D > _MOST_LATENTS:
             raise NotImplementedError(
-                f"{D} binary latents have 2^{D} states; log p(x) is summed over those of at most {_MOST_LATENTS}: "
-                "estimate it with evaluate"
+                f"{D} binary latents have 2^{D} states; the exact sum for log p(x) takes at most {_MOST_LATENTS} "
+                "latents: estimate it with evaluate"
             )
         prior = self.prior(self.logits)
         parts = []
@@ -105,14 +105,14 @@ class BinaryLatentVAE(UniqueModule):
 
 
 class GaussianMixtureVAE(UniqueModule):
-    r"""A VAE that clusters: a choice c of one among C, a Gaussian z around the centre of c, and x from z.
+    r"""A VAE that clusters: one of C components c, a Gaussian z around the centre of c, and x from z.
 
     .. math::
         c \sim \text{Categorical}(\pi), \qquad z \mid c \sim \mathcal{N}(\mu_c, \operatorname{diag}(s_c)^2), \qquad
         x \sim p(x \mid f(z))
 
-    The weights, centres and scales of the components are learned; the centres start at draws from N(0, I). A guide
-    draws c and then z, or z alone where c is summed out by enumeration; then p(z) is the mixture itself.
+    The weights, centres and scales of the components are learned; the centres are initialised from N(0, I). A guide
+    samples c and then z, or z alone if c is summed out by enumeration; p(z) is then the mixture itself.
 
     References:
         Jiang, Zheng, Tan, Tang and Zhou (2017), Variational Deep Embedding. https://arxiv.org/abs/1611.05148
@@ -155,7 +155,7 @@ class GaussianMixtureVAE(UniqueModule):
         self.event_shape = likelihood.event_shape
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, *event_shape], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, *event_shape], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, "GaussianMixtureVAE"):
             c = pyro.sample("c", self.choice(self.logits))  # [N, C]
             prior = Normal(c @ self.loc, c @ positive(self.raw_scale)).to_event(1)

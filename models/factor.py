@@ -1,4 +1,4 @@
-r"""Linear-Gaussian models whose noise is not the same in every direction.
+r"""Linear-Gaussian models whose noise differs between directions.
 
 .. math:: z \sim \mathcal{N}(0, I), \qquad x \mid z \sim \mathcal{N}(\mu + W z, \Sigma), \qquad \Sigma = L L^\top
 
@@ -14,7 +14,7 @@ In units of the noise, V = L^{-1} W and y = L^{-1} (x - mu), all of them are one
     p(x) &= \mathcal{N}(\mu, W W^\top + \Sigma) \\
     \log p(x) &= -\tfrac12 \left(|y - V m|^2 + |m|^2 + \log\det M + X \log 2\pi\right) - \log \det L
 
-Only a D x D matrix is ever inverted, and the quadratic form is a sum of squares: it keeps its digits in float32.
+Only a D x D matrix is inverted, and the quadratic form is a sum of squares, which is accurate in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .priors import StandardNormal
 
 
 class _Linear(UniqueModule):
-    """What they share. A member says what its noise is: its root, how to undo it, how to take it from a residual."""
+    """The common part. A subclass defines its noise: its root, its inverse, and its fit to a residual."""
 
     def __init__(self, features: int, latent: int) -> None:
         if features < 1 or latent < 1:
@@ -73,11 +73,11 @@ class _Linear(UniqueModule):
         raise NotImplementedError
 
     def take_noise(self, residual: Tensor, covariance: Tensor) -> None:
-        """Set Sigma to the best fit to what W z leaves of the data's covariance, both [X, X]."""
+        """Set Sigma to the best fit to ``residual``, the part of ``covariance`` not explained by W z: both [X, X]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, X], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, X], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, type(self).__name__):
             z = pyro.sample("z", self.prior())  # [N, D]
             return pyro.sample("x", self.likelihood(self.mean + z @ self.weight.T), obs=x)  # [N, X]
@@ -101,22 +101,23 @@ class _Linear(UniqueModule):
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> Self:
-        r"""Maximum likelihood by expectation maximization, from the present W and Sigma; returns the model.
+        r"""Maximum likelihood by expectation maximization, from the current W and Sigma; returns the model.
 
         .. math::
             B = M^{-1} V^\top L^{-1}, \qquad \tilde W = S B^\top (M^{-1} + B S B^\top)^{-1}, \qquad
             \tilde\Sigma \leftarrow S - \tilde W B S
 
-        with S the covariance of the data, divided by N; a member keeps of the last matrix what its noise can be.
+        with S the covariance of the data, divided by N. The last matrix is projected onto the noise that the model
+        allows.
 
         Args:
             x: the data, [N, X].
-            iterations: the most iterations.
-            tolerance: stop when one iteration gains fewer nats per datum than this.
+            iterations: the maximal number of iterations.
+            tolerance: stop when one iteration gains fewer nats per data point than this.
 
         Raises:
-            ValueError: for fewer than two data, NaN or infinity, a feature that does not vary, or data that leave the
-                noise without a maximum.
+            ValueError: for fewer than two data points, NaN or infinity, a constant feature, or data for which the
+                likelihood has no maximum in the noise.
         """
         mean, covariance = self._moments(x)
         work = copy.deepcopy(self).to(covariance)  # in float64
@@ -129,7 +130,7 @@ class _Linear(UniqueModule):
             white = work.whiten(work.whiten(covariance).T)  # L^{-1} S L^{-T}, [X, X]
             explained = (root.T @ (weight.T @ white @ weight) @ root).trace()
             log_det = work.log_det_root() - root.diagonal().log().sum()
-            now = -float(log_det + (white.trace() - explained) / 2)  # the likelihood, but for a constant
+            now = -float(log_det + (white.trace() - explained) / 2)  # the log-likelihood, up to a constant
             if now - before < tolerance:
                 break
             before = now
@@ -147,26 +148,26 @@ class _Linear(UniqueModule):
         mean, covariance = moments(x, self.event_shape, owner)
         if (still := (x == x[0]).all(0)).any():
             raise ValueError(
-                f"{owner} has no maximum for features that do not vary: x[:, {int(still.nonzero()[0])}] is always "
-                f"{mean[still][0]:g}; leave such features out, or add noise (dequantize)"
+                f"{owner} has no maximum of the likelihood for constant features: x[:, {int(still.nonzero()[0])}] is "
+                f"always {mean[still][0]:g}; remove such features, or add noise (dequantize)"
             )
         return mean, covariance
 
 
 class FactorAnalysis(_Linear):
-    r"""Factor analysis: PPCA with a noise of its own for every feature.
+    r"""Factor analysis: PPCA with a separate noise scale for each feature.
 
     .. math:: p(x) = \mathcal{N}(\mu, W W^\top + \operatorname{diag}(s)^2)
 
-    It does not change when a feature is measured in other units; PPCA does. Where the likelihood grows without bound
-    as the noise of a feature vanishes (a Heywood case), ``fit_em`` stops at 1e-12 of that feature's variance.
+    Unlike PPCA, it does not depend on the units of the features. If the likelihood grows without bound as the noise of
+    a feature vanishes (a Heywood case), ``fit_em`` stops at 1e-12 of that feature's variance.
 
     References:
         Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis. https://doi.org/10.1007/BF02293851
         Bartholomew, Knott and Moustaki (2011), Latent Variable Models and Factor Analysis.
 
     Args:
-        features: the number X of features of a datum.
+        features: the number X of features of a data point.
         latent: the number D of factors, less than ``features``.
 
     Raises:
@@ -224,14 +225,14 @@ class LinearGaussian(_Linear):
     .. math:: x \mid z \sim \mathcal{N}(\mu + W z, \Sigma), \qquad p(x) = \mathcal{N}(\mu, W W^\top + \Sigma)
 
     W and Sigma are not identified by p(x), which is any Gaussian: at the maximum of the likelihood W W^T + Sigma is the
-    covariance of the data, and how it is shared between the two depends on where the fit started.
+    covariance of the data, and the split between the two depends on where the fit started.
 
     References:
         Roweis and Ghahramani (1999), A Unifying Review of Linear Gaussian Models.
         https://doi.org/10.1162/089976699300016674
 
     Args:
-        features: the number X of features of a datum.
+        features: the number X of features of a data point.
         latent: the number D of latent features; it may exceed X.
 
     Raises:
@@ -280,8 +281,8 @@ class LinearGaussian(_Linear):
         root, failed = torch.linalg.cholesky_ex((residual + residual.T) / 2)
         if failed or (root.diagonal().square() <= 1e-12 * covariance.diagonal()).any():
             raise ValueError(
-                "LinearGaussian has no maximum for data on a plane: their covariance is singular; give it more data, "
-                "leave features out that follow from others, or take FactorAnalysis"
+                "LinearGaussian has no maximum of the likelihood, because the covariance of the data is singular: "
+                "use more data points, remove features that are linear functions of others, or use FactorAnalysis"
             )
         rows, columns = torch.tril_indices(len(root), len(root), offset=-1, device=root.device)
         self.log_scale.copy_(root.diagonal().log())

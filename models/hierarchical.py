@@ -1,8 +1,8 @@
-r"""Several stochastic layers, one above the other.
+r"""Hierarchical models with several stochastic layers.
 
 .. math:: p(x, z) = p(z_L) \, p(z_{L-1} \mid z_L) \cdots p(z_1 \mid z_2) \, p(x \mid z_1)
 
-Layers are numbered from the data up; the sites ``"z_L"``, ..., ``"z_1"`` are drawn from the top down.
+Layers are numbered from the data up; the sites ``"z_L"``, ..., ``"z_1"`` are sampled from the top down.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Hierarchical(UniqueModule):
     .. math::
         z_L \sim p(z_L), \qquad z_{l-1} \sim p(z_{l-1} \mid f_l(z_l)), \qquad x \sim p(x \mid f_1(z_1))
 
-    Layer l is a network f_l that reads z_l and the family of what lies below: x for l = 1, z_{l-1} for the others. With
-    one layer it is a :class:`VAE`.
+    Layer l is a network f_l of z_l and the family of the variable below: x for l = 1, z_{l-1} otherwise. With one layer
+    the model is a :class:`VAE`.
 
     References:
         Rezende, Mohamed and Wierstra (2014), Stochastic Backpropagation and Approximate Inference.
@@ -78,21 +78,22 @@ class Hierarchical(UniqueModule):
         likelihood: Callable[[int, int], Family] = Bernoulli,
         activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> Hierarchical:
-        """A model of multilayer perceptrons and diagonal Gaussians, by the widths of its layers from the data up.
+        """Build a model of multilayer perceptrons and diagonal Gaussians from the widths of its layers.
 
-        The defaults are the two-layer network of Burda et al. (2016): 200-200 units between x and 100 latents, 100-100
-        between these and 50 more, with tanh. Its guide is :meth:`jensen.guides.BottomUp.of_widths`.
+        The widths go from the data up. The defaults are the two-layer network of Burda et al. (2016): 200-200 units
+        between x and 100 latents, 100-100 between these and 50 more, with tanh. The matching guide is
+        :meth:`jensen.guides.BottomUp.of_widths`.
 
         Args:
-            features: the number X of features of a datum.
+            features: the number X of features of a data point.
             latents: the number of latent features of each layer.
             hidden: the widths of the deterministic layers below each layer of latents, in the order of the guide's
                 pass from the data up; the model goes through them in the reverse order.
             likelihood: called as ``likelihood(features, context)``.
-            activation: what makes the activation of the deterministic layers.
+            activation: constructor of the activation of the deterministic layers.
 
         Raises:
-            ValueError: if there are not as many ``latents`` as ``hidden``, or none.
+            ValueError: unless ``latents`` and ``hidden`` have the same length, at least 1.
 
         Example:
             >>> sum(p.numel() for p in Hierarchical.of_widths(784).parameters())
@@ -100,7 +101,7 @@ class Hierarchical(UniqueModule):
         """
         if len(latents) != len(hidden) or not latents:
             raise ValueError(
-                "latents and hidden say the widths of each layer and are equally many, at least one, but got "
+                "latents and hidden must have the same length, one entry for each layer and at least one, but got "
                 f"{len(latents)} and {len(hidden)}"
             )
         layers: list[tuple[nn.Module, Family]] = []
@@ -122,7 +123,7 @@ class Hierarchical(UniqueModule):
         return below
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, *event_shape], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, *event_shape], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, "Hierarchical"):
             L = len(self.families)
             z = pyro.sample(f"z_{L}", self.prior())  # [N, D_L]

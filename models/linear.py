@@ -1,15 +1,15 @@
-r"""Linear-Gaussian models: the exact members.
+r"""Probabilistic PCA: a linear-Gaussian model whose evidence and posterior are known exactly.
 
-Probabilistic PCA, with prior scale nu and noise sigma:
+With prior scale nu and noise sigma:
 
 .. math:: z \sim \mathcal{N}(0, \nu^2 I), \qquad x \mid z \sim \mathcal{N}(\mu + W z, \sigma^2 I)
 
 | symbol | meaning | shape |
 | --- | --- | --- |
-| X, D | features of a datum, latent features | |
+| X, D | features of a data point, latent features | |
 | W, mu, sigma | weight, mean, noise | [X, D], [X], [] |
 | M = W^T W + (sigma / nu)^2 I | posterior precision, times sigma^2 | [D, D] |
-| A, lower triangular, A A^T = M^{-1} | its inverse root: all that is needed | [D, D] |
+| A, lower triangular, A A^T = M^{-1} | root of the inverse of M | [D, D] |
 
 With r = x - mu, everything follows from one Cholesky factor of a D x D matrix (Woodbury):
 
@@ -20,7 +20,7 @@ With r = x - mu, everything follows from one Cholesky factor of a D x D matrix (
     r^\top C^{-1} r &= \left(|r|^2 - |A^\top W^\top r|^2\right) / \sigma^2
     = \left(|r - W m|^2 + (\sigma / \nu)^2 |m|^2\right) / \sigma^2, \qquad m = A A^\top W^\top r
 
-The last form is a sum of squares, and keeps its digits in float32 where the one before cancels.
+The last form is a sum of squares and accurate in float32; the form before it suffers from cancellation.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class PPCA(UniqueModule):
 
     .. math:: p(x) = \mathcal{N}(\mu, \nu^2 W W^\top + \sigma^2 I)
 
-    Any rotation W R has the same p(x). The maximum that ``fit_closed_form`` picks has orthogonal columns, so a
-    mean-field guide is exact there; at a general rotation it is not.
+    Any rotation W R has the same p(x). ``fit_closed_form`` chooses the maximum with orthogonal columns, where a
+    mean-field guide is exact; at a general rotation it is not.
 
     References:
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis. https://www.jstor.org/stable/2680726
 
     Args:
-        features: the number X of features of a datum.
+        features: the number X of features of a data point.
         latent: the number D of latent features, less than ``features``.
         prior_scale: nu, the standard deviation of the prior.
 
@@ -90,7 +90,7 @@ class PPCA(UniqueModule):
         return self.log_noise.exp()
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, X], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, X], or samples ``n`` data points."""
         weight, mean, noise = self.weight, self.mean, self.noise
         with data_plate(x, self.event_shape, n, "PPCA"):
             prior = Normal(mean.new_zeros(weight.shape[1]), self.prior_scale).to_event(1)
@@ -115,7 +115,7 @@ class PPCA(UniqueModule):
         return MultivariateNormal(loc, scale_tril=self.noise * root)
 
     def rotated(self, seed: int) -> PPCA:
-        """The same p(x) with W turned by a random orthogonal matrix: W R has columns that are not orthogonal.
+        """A copy with the same p(x) and W rotated by a random orthogonal matrix R: W R has non-orthogonal columns.
 
         Args:
             seed: fixes R, which is uniform over rotations and reflections (Haar).
@@ -124,7 +124,7 @@ class PPCA(UniqueModule):
         generator = torch.Generator().manual_seed(seed)
         q, r = torch.linalg.qr(torch.randn(latent, latent, generator=generator, dtype=torch.float64))
         rotation = (q * r.diagonal().sign()).to(self.weight)
-        with torch.random.fork_rng(devices=[]):  # the weight that a new model draws is not used
+        with torch.random.fork_rng(devices=[]):  # the random initial weight of a new model is not used
             turned = PPCA(features, latent, self.prior_scale).to(self.weight)
         return turned._assign(self.mean, self.weight @ rotation, self.noise.square())
 
@@ -138,8 +138,8 @@ class PPCA(UniqueModule):
         The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1). Returns the model.
 
         Raises:
-            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions (sigma would
-                be 0).
+            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions (sigma
+                would be 0).
         """
         mean, covariance = self._moments(x)
         weight, variance = principal_plane(covariance, self.weight.shape[1])
@@ -147,7 +147,7 @@ class PPCA(UniqueModule):
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> PPCA:
-        r"""Maximum likelihood by expectation maximization, from the present W and sigma; returns the model.
+        r"""Maximum likelihood by expectation maximization, from the current W and sigma; returns the model.
 
         .. math::
             \tilde W = S W (\sigma^2 I + M^{-1} W^\top S W)^{-1}, \qquad
@@ -157,11 +157,11 @@ class PPCA(UniqueModule):
 
         Args:
             x: the data, [N, X].
-            iterations: the most iterations.
-            tolerance: stop when one iteration gains fewer nats per datum than this.
+            iterations: the maximal number of iterations.
+            tolerance: stop when one iteration gains fewer nats per data point than this.
 
         Raises:
-            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions.
+            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions.
         """
         mean, covariance = self._moments(x)
         weight = self.weight.double() * self.prior_scale  # the model with prior scale 1
@@ -183,14 +183,14 @@ class PPCA(UniqueModule):
         return self._assign(mean, weight / self.prior_scale, variance)
 
     def fit_gradient(self, x: Tensor, iterations: int = 2_000) -> PPCA:
-        """Maximum likelihood by L-BFGS on the exact log p(x), from the present W and sigma; returns the model.
+        """Maximum likelihood by L-BFGS on the exact log p(x), from the current W and sigma; returns the model.
 
         Args:
             x: the data, [N, X].
-            iterations: the most iterations.
+            iterations: the maximal number of iterations.
 
         Raises:
-            ValueError: for fewer than two data, NaN or infinity, or no variance left outside D directions.
+            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions.
         """
         mean, covariance = self._moments(x)
         weight = self.weight.detach().double().requires_grad_()
@@ -226,24 +226,24 @@ class PPCA(UniqueModule):
         return mean, covariance
 
     def _without_noise(self, covariance: Tensor, eigenvalues: Tensor, n: int) -> str:
-        """What to say of data that leave nothing to the noise, and what can be done about it."""
+        """The error message, with remedies, for data whose noise variance would be 0."""
         directions = int((eigenvalues > 1e-12 * eigenvalues[-1]).sum())
         if not directions:
-            return "every feature of the data is constant, so the noise would be 0: take data that vary"
+            return "every feature of the data is constant, so the noise would be 0: use data that vary"
         constant = (covariance.diagonal() == 0).nonzero().flatten().tolist()
-        remedies = [f"take latent={directions - 1} or less"] if directions > 1 else []
+        remedies = [f"use latent={directions - 1} or less"] if directions > 1 else []
         if n <= self.weight.shape[1] + 1:
-            remedies.append(f"take more data ({n} of them have at most {n - 1} direction{'s' * (n > 2)})")
+            remedies.append(f"use more data points ({n} of them span at most {n - 1} direction{'s' * (n > 2)})")
         else:
             remedies.append("add noise (dequantize)")
-        also = f"; constant are the features {constant[:10]}{' and others' * (len(constant) > 10)}" if constant else ""
+        also = f"; constant features: {constant[:10]}{' and others' * (len(constant) > 10)}" if constant else ""
         return (
             f"the data have no variance outside {directions} direction{'s' * (directions > 1)}, so the noise would be "
             f"0: {', or '.join(remedies)}{also}"
         )
 
     def _assign(self, mean: Tensor, weight: Tensor, variance: Tensor) -> PPCA:
-        """Write parameters in place, so that optimizers and Pyro's parameter store keep seeing them."""
+        """Write parameters in place, so that optimizers and Pyro's parameter store keep their references."""
         with torch.no_grad():
             self.mean.copy_(mean)
             self.weight.copy_(weight)
@@ -258,7 +258,7 @@ def _inverse_root(weight: Tensor, noise: Tensor, prior_scale: float) -> Tensor:
 
 
 def _log_density(distance: Tensor, root: Tensor, noise: Tensor, prior_scale: float, features: int) -> Tensor:
-    """The log-density at given sigma^2 r^T C^{-1} r, of any shape, or its mean at that quantity's mean."""
+    """The log-density from ``distance`` = sigma^2 r^T C^{-1} r, of any shape; or the mean of both."""
     D = len(root)
     log_det = (
         2 * (features - D) * noise.log() + 2 * D * math.log(prior_scale) - 2 * root.diagonal().log().sum()

@@ -1,4 +1,4 @@
-r"""Mixtures of linear-Gaussian models: several planes in place of one.
+r"""Mixtures of probabilistic PCA models.
 
 .. math::
     c &\sim \operatorname{Categorical}(\pi), \qquad z \sim \mathcal{N}(0, I), \qquad
@@ -27,18 +27,18 @@ from .priors import StandardNormal
 
 
 class MixtureOfPPCA(UniqueModule):
-    r"""A mixture of probabilistic principal component analysers: each component is a PPCA with a plane of its own.
+    r"""A mixture of probabilistic principal component analysers: each component is a PPCA with its own subspace.
 
-    The component is the one-hot site ``"c"``, the place in its plane the site ``"z"``. A guide draws c with
-    :class:`~jensen.families.OneHotCategorical`, then z given c; or Pyro enumerates c. With the responsibilities
-    :math:`p(c \mid x)` and the Gaussians :math:`p(z \mid x, c)` the posterior is known.
+    The component is the one-hot site ``"c"``; the coordinates in its subspace are the site ``"z"``. A guide samples c
+    with :class:`~jensen.families.OneHotCategorical`, then z given c; or Pyro enumerates c. The posterior is exact:
+    responsibilities :math:`p(c \mid x)` and Gaussians :math:`p(z \mid x, c)`.
 
     References:
         Tipping and Bishop (1999), Mixtures of Probabilistic Principal Component Analysers.
         https://doi.org/10.1162/089976699300016728
 
     Args:
-        features: the number X of features of a datum.
+        features: the number X of features of a data point.
         latent: the number D of latent features, less than ``features``.
         components: the number C of components.
 
@@ -77,7 +77,7 @@ class MixtureOfPPCA(UniqueModule):
         return self.log_noise.exp()
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, X], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, X], or samples ``n`` data points."""
         mean, weight, noise = self.mean, self.weight, self.noise
         with data_plate(x, self.event_shape, n, "MixtureOfPPCA"):
             c = pyro.sample("c", OneHotCategorical(logits=self.logits))  # [N, C]
@@ -122,33 +122,36 @@ class MixtureOfPPCA(UniqueModule):
             \pi_c = \bar r_c, \qquad \mu_c = \frac{\sum_n r_{nc} x_n}{\sum_n r_{nc}}, \qquad
             W_c = U_c (\Lambda_c - \sigma_c^2 I)^{1/2}, \qquad \sigma_c^2 = \tfrac{1}{X - D} \sum_{i > D} \lambda_{ci}
 
-        from the largest eigenvalues of its weighted covariance. The maximum is a local one, and which depends on the
-        start. No noise falls below 1e-3 of the data's standard deviation (per feature, in quadratic mean), since a
-        component on few data would shrink onto them, and the likelihood grow without bound.
+        from the largest eigenvalues of its weighted covariance. The maximum is local and depends on the start. No noise
+        scale falls below 1e-3 of the data's standard deviation (per feature, in quadratic mean). Otherwise a component
+        with few data points could shrink onto them, and the likelihood would grow without bound.
 
         Args:
             x: the data, [N, X].
-            iterations: the most iterations.
-            tolerance: stop when one iteration gains fewer nats per datum than this.
-            seed: of the k-means clusters that it starts from; None: start from the present parameters.
+            iterations: the maximal number of iterations.
+            tolerance: stop when one iteration gains fewer nats per data point than this.
+            seed: of the k-means clusters used as the start; None: start from the current parameters.
 
         Raises:
-            ValueError: for fewer data than components, NaN or infinity, or data that are all the same.
+            ValueError: for fewer data points than components, NaN or infinity, or identical data points.
         """
         check_reals(x, self.event_shape, "MixtureOfPPCA")
         C = len(self.logits)
         if len(x) < max(2, C) or not x.isfinite().all():
             raise ValueError(
-                f"MixtureOfPPCA fits at least two data, and one for each of the {C} components, without NaN or "
-                f"infinity, but got x of shape {list(x.shape)}"
+                f"MixtureOfPPCA needs at least two data points, and one for each of the {C} components, without NaN "
+                f"or infinity, but got x of shape {list(x.shape)}"
             )
         x = x.double()
         floor = 1e-6 * x.var(0, correction=0).mean()
         if not floor > 0:
-            raise ValueError("MixtureOfPPCA has no maximum for data that are all the same: its noise would be 0")
+            raise ValueError(
+                "MixtureOfPPCA has no maximum of the likelihood, because all data points are identical: use data "
+                "that vary"
+            )
         work = copy.deepcopy(self).to(x)  # in float64
         if seed is not None:
-            from sklearn.cluster import KMeans  # here, since it takes longer to import than all of Pyro
+            from sklearn.cluster import KMeans  # imported here because it takes longer than all of Pyro
 
             labels = KMeans(C, n_init=10, random_state=seed).fit(x.cpu().numpy()).labels_
             work._maximize(x, nn.functional.one_hot(torch.as_tensor(labels).long(), C).to(x), floor)
@@ -164,7 +167,7 @@ class MixtureOfPPCA(UniqueModule):
         return self
 
     def _maximize(self, x: Tensor, responsibilities: Tensor, floor: Tensor) -> None:
-        """Set the parameters to the best given responsibilities [N, C] of ``x`` [N, X], no sigma^2 below ``floor``."""
+        """Set the parameters to the optimum given ``responsibilities`` [N, C] of ``x`` [N, X]; sigma^2 >= ``floor``."""
         D = self.weight.shape[-1]
         counts = responsibilities.sum(0).clamp_min(torch.finfo(x.dtype).tiny)  # [C]
         self.logits.copy_(counts.log() - math.log(len(x)))

@@ -3,8 +3,8 @@ r"""Priors p(z): a module without input that returns a distribution of event sha
 | prior | p(z) |
 | --- | --- |
 | StandardNormal | N(z; 0, I) |
-| LearnedPrior | a family without context, its parameters learned: Gaussian, mixture, flow |
-| VampPrior | the guide's own q(z given x), averaged over pseudo-inputs x that are learned |
+| LearnedPrior | a family without context, with learned parameters: Gaussian, mixture, flow |
+| VampPrior | the guide's q(z given x), averaged over learned pseudo-inputs x |
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StandardNormal(nn.Module):
 
 
 class LearnedPrior(nn.Module):
-    r"""Any family as a prior: without a context, its parameters are learned.
+    r"""Any family as a prior with learned parameters, which do not depend on a context.
 
     .. math:: p(z) = p(z; \lambda)
 
@@ -64,8 +64,8 @@ class LearnedPrior(nn.Module):
     | ``MAF(D, None)``, ``NeuralSpline(D, None, coupling=True)`` | flow, log p(z) in one pass |
     | ``OneHotCategorical(C, None)``, ``BinaryVector(D, None)`` | learned probabilities |
 
-    A training run scores latents that the guide drew, so a flow should be one whose density is cheap: ``IAF`` and the
-    autoregressive ``NeuralSpline`` take D passes for it.
+    Training evaluates log p(z) at samples of the guide, so choose a flow with a cheap density: ``IAF`` and the
+    autoregressive ``NeuralSpline`` need D passes for it.
 
     References:
         Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
@@ -74,14 +74,14 @@ class LearnedPrior(nn.Module):
 
     Args:
         family: a family built with ``context=None``.
-        spread: the standard deviation of the parameters at the start. Components of a mixture that start alike stay
-            alike, so it is not 0.
+        spread: the standard deviation of the initial parameters. It must not be 0: identical components of a mixture
+            would stay identical.
 
     Returns:
         When called, a distribution of batch shape [] and event shape [D].
 
     Raises:
-        ValueError: if the family reads a context, has no density of values that it did not draw, or ``spread`` is not
+        ValueError: if the family takes a context, has no density at values that it did not sample, or ``spread`` is not
             positive.
 
     Example:
@@ -100,9 +100,9 @@ class LearnedPrior(nn.Module):
         super().__init__()
         name = type(family).__name__
         if family.context is not None:
-            raise ValueError(f"LearnedPrior takes a family without context, {name}(..., context=None)")
+            raise ValueError(f"LearnedPrior needs a family without context: build it as {name}(..., context=None)")
         if not 0 < spread < float("inf"):
-            raise ValueError(f"spread is a positive standard deviation, but got {spread}")
+            raise ValueError(f"spread must be a positive standard deviation, but got {spread}")
         self.family = family
         self.value = nn.Parameter(spread * torch.randn(family.size))  # lambda
         try:
@@ -111,24 +111,24 @@ class LearnedPrior(nn.Module):
                 drawn.log_prob(drawn.sample().clone())
         except NotImplementedError as error:
             raise ValueError(
-                f"a prior scores latents that the guide drew, but {name} has the log-density of its own draws only: "
-                "take MAF, or NeuralSpline(..., coupling=True)"
+                f"a prior needs its log-density at samples of the guide, but {name} has it only at its own samples: "
+                "use MAF, or NeuralSpline(..., coupling=True)"
             ) from error
 
     def forward(self) -> TorchDistribution:
-        """The distribution at the present parameters."""
+        """The distribution at the current parameters."""
         return self.family.distribution(self.value)
 
 
 class VampPrior(nn.Module):
-    r"""Variational mixture of posteriors: the guide's q(z | x), averaged over C pseudo-inputs that are learned.
+    r"""Variational mixture of posteriors: the guide's q(z | x), averaged over C learned pseudo-inputs.
 
     .. math:: p(z) = \frac{1}{C} \sum_{c=1}^C q(z \mid u_c)
 
-    The best prior for the ELBO is the average of q(z | x) over the data; this is one with few terms. Encoder and family
-    are built first, and both halves of the pair hold the same modules: their parameters are shared, are optimised once,
-    and stand in the state dict of both. Freezing the model (``fit(..., freeze=model)``) so freezes the guide too, and
-    doubly reparameterized gradients, which treat the two halves apart, refuse the pair.
+    The best prior for the ELBO is the average of q(z | x) over the data; this prior approximates it with C terms. Build
+    the encoder and the family first, and give both to the model and to the guide: the shared parameters are optimised
+    once, and appear in both state dicts. Freezing the model (``fit(..., freeze=model)``) therefore also freezes the
+    guide. Doubly reparameterized gradients need separate parameters and raise an error.
 
     References:
         Tomczak and Welling (2018), VAE with a VampPrior. https://arxiv.org/abs/1705.07120
@@ -136,13 +136,13 @@ class VampPrior(nn.Module):
     Args:
         posterior: a module from x, [C, *event_shape], to a distribution of batch shape [C] and event shape [D]:
             ``nn.Sequential(encoder, family)``.
-        pseudo_inputs: where the pseudo-inputs start, [C, *event_shape]: a few data (a copy is taken), or noise.
+        pseudo_inputs: initial pseudo-inputs, [C, *event_shape]: a few data points (they are copied), or noise.
 
     Returns:
         When called, a distribution of batch shape [] and event shape [D].
 
     Raises:
-        ValueError: if the posterior's batch shape is not [C], or it has no density of values that it did not draw.
+        ValueError: if the posterior's batch shape is not [C], or it has no density at values that it did not sample.
 
     Example:
         >>> from jensen.families import FullCovariance, Gaussian
@@ -162,8 +162,8 @@ class VampPrior(nn.Module):
     def __init__(self, posterior: nn.Module, pseudo_inputs: Tensor) -> None:
         if not pseudo_inputs.is_floating_point() or not pseudo_inputs.isfinite().all():
             raise ValueError(
-                f"pseudo_inputs are finite floating-point numbers, which are trained, but got {pseudo_inputs.dtype}"
-                f"{', NaN or infinity' if pseudo_inputs.is_floating_point() else ''}"
+                "pseudo_inputs must be finite floating-point numbers, because they are trained, but got "
+                f"{pseudo_inputs.dtype}{', NaN or infinity' if pseudo_inputs.is_floating_point() else ''}"
             )
         super().__init__()
         self.posterior = posterior
@@ -174,34 +174,34 @@ class VampPrior(nn.Module):
                 components.log_prob(components.sample().clone())
         except AttributeError as error:
             raise TypeError(
-                "posterior is a module that returns a distribution of the latents, such as a family or "
-                f"nn.Sequential(encoder, family), but calling it with pseudo_inputs made {shown(components)}"
+                "posterior must be a module that returns a distribution of the latents, such as "
+                f"nn.Sequential(encoder, family), but with pseudo_inputs it returned {shown(components)}"
             ) from error
         except NotImplementedError as error:
             raise ValueError(
-                "a prior scores latents that the guide drew from other data, but this posterior has the log-density "
-                "of its own draws only: take a family with an inverse"
+                "a prior needs its log-density at samples of the guide for other data points, but this posterior has "
+                "it only at its own samples: use a family with an inverse"
             ) from error
         except (IndexError, RuntimeError) as error:
             raise ValueError(
-                f"posterior does not run on {shown(pseudo_inputs)}, the pseudo_inputs, which are to be like the data "
-                f"that it reads: {str(error).splitlines()[0]}"
+                f"posterior cannot be called with the pseudo_inputs, {shown(pseudo_inputs)}; give them the shape and "
+                f"type of the data: {str(error).splitlines()[0]}"
             ) from error
         if components.batch_shape != (C := pseudo_inputs.shape[:1]):
             raise ValueError(
-                f"the posterior of {len(pseudo_inputs)} pseudo-inputs is a distribution of batch shape {tuple(C)}, but "
-                f"this one has {tuple(components.batch_shape)}: give pseudo_inputs as [C, *event_shape], like data"
+                f"the posterior of {len(pseudo_inputs)} pseudo-inputs must have batch shape {tuple(C)}, but it has "
+                f"{tuple(components.batch_shape)}: give pseudo_inputs as [C, *event_shape], like data"
             )
 
     def forward(self) -> TorchDistribution:
-        """The mixture at the present parameters."""
+        """The mixture at the current parameters."""
         components = self.posterior(self.pseudo_inputs)  # [C], event [D]
         weights = Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))
         return _Mixture(weights, components)
 
 
 class _Mixture(MixtureSameFamily):  # type: ignore[misc]
-    """With the support of its components, which transforms to it know."""
+    """A mixture with the support of its components, for which ``biject_to`` is registered."""
 
     @property
     def support(self) -> Constraint:

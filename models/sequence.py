@@ -1,10 +1,11 @@
-r"""The linear-Gaussian state space model, and its exact answers by a Kalman filter that runs back in time.
+r"""The linear-Gaussian state space model, with exact evidence and posterior by a backward Kalman filter.
 
 .. math::
     z_1 &\sim \mathcal{N}(m, P), \qquad z_t \mid z_{t-1} \sim \mathcal{N}(F z_{t-1}, \operatorname{diag}(q)^2), \\
     x_t \mid z_t &\sim \mathcal{N}(\mu + W z_t, \operatorname{diag}(s)^2), \qquad t = 1, \dots, T
 
-What the data from t on say of z_t is Gaussian in z_t, with precision J_t and J_t times the mean h_t:
+The likelihood of z_t given x_t, ..., x_T is Gaussian in z_t, with precision J_t and information vector h_t (J_t times
+the mean):
 
 .. math::
     J_t &= \tilde J_t + W^\top R^{-1} W, \qquad h_t = \tilde h_t + W^\top R^{-1} (x_t - \mu), \qquad
@@ -12,11 +13,12 @@ What the data from t on say of z_t is Gaussian in z_t, with precision J_t and J_
     \tilde J_{t-1} &= F^\top (I - J_t S_t) J_t F, \qquad \tilde h_{t-1} = F^\top (I - J_t S_t) h_t, \qquad
     S_t = (Q^{-1} + J_t)^{-1}
 
-with Q = diag(q)^2 (P at t = 1), and nothing known beyond the end. So the posterior is a chain that runs forward,
+with Q = diag(q)^2 (P at t = 1), starting from zero after the end. The posterior is then a forward Markov chain,
 
 .. math:: z_t \mid z_{t-1}, x \sim \mathcal{N}((I - S_t J_t) F z_{t-1} + S_t h_t, S_t)
 
-and log p(x) = log p(x, z) - log p(z | x) at any z: at its mean, where all terms are sums of squares.
+and log p(x) = log p(x, z) - log p(z | x) at any z. It is evaluated at the posterior mean, where all terms are sums of
+squares.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ from .base import check_reals, data_plate
 
 
 class LinearGaussianSSM(UniqueModule):
-    r"""A linear-Gaussian state space model of sequences, which may end early.
+    r"""A linear-Gaussian state space model of sequences of different lengths.
 
-    Data are x, [N, T, X], and lengths, [N]: what stands beyond a length is not read, and may be anything finite (zero).
-    There the states follow the prior, so that any guide of all T states has valid weights, and the exact log p(x) is
-    that of the steps observed. The states are one site, ``"z"``, of event shape [T, D].
+    Data are x, [N, T, X], and lengths, [N]: entries beyond a length are ignored, but must be finite (zero). The states
+    there follow the prior, so a guide of all T states has valid weights, and log p(x) is that of the observed steps.
+    The states are one site, ``"z"``, of event shape [T, D].
 
-    Noise of the transitions is diagonal, which is no restriction: it is a choice of coordinates for z.
+    The noise of the transitions is diagonal. This is no restriction, only a choice of coordinates for z.
 
     References:
         Kalman (1960), A New Approach to Linear Filtering and Prediction Problems. https://doi.org/10.1115/1.3662552
@@ -59,8 +61,8 @@ class LinearGaussianSSM(UniqueModule):
         steps: the number T of steps of the longest sequence.
 
     Raises:
-        ValueError: if one of them is less than 1; and (when called) for lengths that are not one integer between 1 and
-            T for each datum.
+        ValueError: if one of them is less than 1; and (when called) unless lengths has one integer between 1 and T for
+            each data point.
 
     Example:
         >>> import torch
@@ -112,13 +114,13 @@ class LinearGaussianSSM(UniqueModule):
         return GaussMarkovChain(offset, self.transition.expand(T, D, D), scale_tril)
 
     def likelihood(self, z: Tensor, observed: Tensor) -> TorchDistribution:
-        """p(x | z) of ``z`` [..., T, D], of event shape [T, X], where ``observed``, bool [..., T]."""
+        """p(x | z) for ``z`` [..., T, D] at the steps that are ``observed``, bool [..., T]: event shape [T, X]."""
         normal = Normal(self.mean + z @ self.weight.T, self.noise).to_event(1)  # [..., T] of [X]
         masked: TorchDistribution = normal.mask(observed).to_event(1)
         return masked
 
     def forward(self, x: Tensor | None = None, lengths: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` [N, T, X] up to ``lengths`` [N], or draws ``n`` data, zero beyond them."""
+        """The Pyro model: observes ``x`` [N, T, X] up to ``lengths`` [N], or samples ``n`` sequences (zero-padded)."""
         plate = data_plate(x, self.event_shape, n, "LinearGaussianSSM")
         observed = self._observed(plate.size, lengths)
         with plate:
@@ -169,12 +171,12 @@ class LinearGaussianSSM(UniqueModule):
             return (steps >= 0).unsqueeze(0)
         if lengths.is_floating_point() or lengths.shape != (n,):
             raise ValueError(
-                f"lengths are integers, one for each of {n} data, but got {lengths.dtype} of shape "
-                f"{list(lengths.shape)}" + ("" if lengths.dim() != 1 else f"; to draw data, n={len(lengths)}")
+                f"lengths must be integers, one for each of {n} data points, but got {lengths.dtype} of shape "
+                f"{list(lengths.shape)}" + ("" if lengths.dim() != 1 else f"; to sample data, pass n={len(lengths)}")
             )
         if not bool(((lengths >= 1) & (lengths <= len(steps))).all()):
             raise ValueError(
-                f"lengths lie between 1 and the {len(steps)} steps of the model, but got {int(lengths.min())} to "
+                f"lengths must lie between 1 and the {len(steps)} steps of the model, but got {int(lengths.min())} to "
                 f"{int(lengths.max())}"
             )
         return steps < lengths.unsqueeze(-1)

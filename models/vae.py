@@ -1,4 +1,4 @@
-r"""The variational autoencoder's generative half: a prior, a decoder network, an observation model.
+r"""The generative model of a variational autoencoder: a prior, a decoder network, a likelihood.
 
 .. math:: p(x, z) = p(z)\, p(x \mid f(z))
 """
@@ -59,14 +59,17 @@ class VAE(UniqueModule):
             shape = self.prior().event_shape
         except (AttributeError, TypeError) as error:
             raise TypeError(
-                f"prior is a module that is called without arguments and returns a distribution, such as "
+                "prior must be a module that is called without arguments and returns a distribution, such as "
                 f"StandardNormal({latent}), but got {shown(prior)} ({error})"
             ) from error
         if shape != (latent,):
-            raise ValueError(f"VAE has {latent} latent features, but its prior has event shape {tuple(shape)}")
+            raise ValueError(
+                f"VAE has {latent} latent features, but its prior has event shape {tuple(shape)}: use a prior of "
+                f"event shape ({latent},)"
+            )
 
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The Pyro model: observes ``x`` of shape [N, *event_shape], or draws ``n`` data."""
+        """The Pyro model: observes ``x`` of shape [N, *event_shape], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, "VAE"):
             prior: TorchDistribution = self.prior()
             z = pyro.sample("z", prior)  # [N, D]

@@ -1,6 +1,7 @@
-"""Plain torch modules, [..., features] to [..., width]: any leading dimensions, no Pyro, no batch normalisation.
+"""Neural networks, [..., features] to [..., width]: torch modules for any leading dimensions, without Pyro.
 
-A network ends in its activation; the linear layer that follows belongs to the family that reads it.
+There is no batch normalisation. A network ends in its activation; the next linear layer belongs to the family that
+takes its output as context.
 """
 
 from .conditioned import Conditioned

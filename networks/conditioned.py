@@ -1,4 +1,4 @@
-"""Networks that read covariates beside their input: class labels, or any vector."""
+"""Networks with covariates (class labels, or any vector) as additional input."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jensen.checked import checked
 
 
 class Conditioned(nn.Module):
-    r"""A network that reads its input and covariates side by side.
+    r"""A network of the concatenated input and covariates.
 
     .. math:: (x, y) \mapsto f([x, y])
 
-    Covariates are class indices, int64 [N], which become one-hot vectors, or vectors [N, Y] of any meaning.
+    Covariates are class indices, int64 [N], which become one-hot vectors, or any vectors [N, Y].
 
     References:
         Sohn, Lee and Yan (2015), Learning Structured Output Representation Using Deep Conditional Generative Models.
@@ -26,7 +26,8 @@ class Conditioned(nn.Module):
         covariates: the width Y of the covariates: the number of classes.
 
     Raises:
-        ValueError: if ``covariates`` is less than 1, or (when called) for classes or widths that it does not cover.
+        ValueError: if ``covariates`` is less than 1, or (when called) for classes outside 0, ..., Y - 1 or another
+            width.
 
     Example:
         >>> import torch
@@ -42,23 +43,25 @@ class Conditioned(nn.Module):
     @checked
     def __init__(self, network: nn.Module, covariates: int) -> None:
         if covariates < 1:
-            raise ValueError(f"covariates is the width of y, the number of classes, at least 1, but got {covariates}")
+            raise ValueError(
+                f"covariates is the width of y (the number of classes) and must be at least 1, but got {covariates}"
+            )
         super().__init__()
         self.network = network
         self.covariates = covariates
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The network's answer to [..., X] beside covariates int64 [N] or [N, Y]: [..., H]."""
+        """The network's output for x [..., X] and covariates int64 [N] or [N, Y]: [..., H]."""
         answer: Tensor = self.network(join_covariates(x, y, self.covariates))
         return answer
 
     def extra_repr(self) -> str:
-        """What the printed module shows beside its network."""
+        """The arguments shown when the module is printed."""
         return f"covariates={self.covariates}"
 
 
 def join_covariates(x: Tensor, y: Tensor, width: int) -> Tensor:
-    """[..., N, X] beside covariates, int64 [N] or [N, Y], in the precision of x: [..., N, X + Y].
+    """Concatenate x [..., N, X] and covariates, int64 [N] or [N, Y], in the precision of x: [..., N, X + Y].
 
     Raises:
         ValueError: for a class outside 0, ..., Y - 1, or covariates of another width.
@@ -69,14 +72,14 @@ def join_covariates(x: Tensor, y: Tensor, width: int) -> Tensor:
 
 
 def as_vectors(y: Tensor, width: int) -> Tensor:
-    """Covariates as vectors [N, Y]: class indices as one-hot vectors, vectors as they are."""
+    """Covariates as vectors [N, Y]: class indices become one-hot vectors, vectors are unchanged."""
     if y.dim() == 1 and not y.is_floating_point():
         if not ((y >= 0) & (y < width)).all():
-            raise ValueError(f"covariates y name classes 0 to {width - 1}, but got {y.min()} to {y.max()}")
+            raise ValueError(f"covariates y must be classes from 0 to {width - 1}, but got {y.min()} to {y.max()}")
         return F.one_hot(y.long(), width)
     if y.dim() != 2 or y.shape[1] != width:
         raise ValueError(
-            f"covariates y are class indices, integers [N], or vectors [N, {width}], but got {y.dtype} of shape "
+            f"covariates y must be class indices, integers [N], or vectors [N, {width}], but got {y.dtype} of shape "
             f"{list(y.shape)}"
         )
     return y

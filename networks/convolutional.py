@@ -1,8 +1,8 @@
-r"""Convolutional networks for images: the encoder's layers halve height and width, the decoder's double them.
+r"""Convolutional networks for images: encoder layers halve height and width, decoder layers double them.
 
-Images are [..., channels, height, width] or flat, [..., channels * height * width], as data sets give them; leading
-dimensions are kept (plain convolutions refuse [K, N, ...]). Height and width must be divisible by 2 to the number of
-layers: 28 x 28 takes two, 32 x 32 up to five. No normalisation couples the data of a batch.
+Images are [..., channels, height, width] or flat, [..., channels * height * width], as in the data sets. Any leading
+dimensions are kept. Height and width must be divisible by 2 to the power of the number of layers: 28 x 28 allows two,
+32 x 32 up to five. There is no normalisation across a batch.
 """
 
 from __future__ import annotations
@@ -33,25 +33,27 @@ def conv_encoder(
 ) -> nn.Sequential:
     r"""A convolutional encoder: images to contexts.
 
-    Each layer is a convolution of stride 2 (kernel 4) and its activation; then comes one affine map and its activation.
+    Each layer is a convolution of stride 2 (kernel 4) with an activation; the last layer is an affine map with an
+    activation.
 
     References:
         LeCun, Bottou, Bengio and Haffner (1998), Gradient-Based Learning Applied to Document Recognition.
         Radford, Metz and Chintala (2016), Unsupervised Representation Learning with Deep Convolutional Generative
-        Adversarial Networks: strides in the place of pooling. https://arxiv.org/abs/1511.06434
+        Adversarial Networks: strides instead of pooling. https://arxiv.org/abs/1511.06434
 
     Args:
         image: channels, height and width of an image.
         channels: the number of channels after each convolution.
         width: the width of the output.
         gated: whether convolutions are gated linear units (Dauphin et al. 2017) instead of using ``activation``.
-        activation: what makes the activations.
+        activation: constructor of the activations.
 
     Returns:
         A module from [..., *image], or flat [..., channels * height * width], to [..., width].
 
     Raises:
-        ValueError: without layers, if height or width cannot be halved so often, or (when called) for another image.
+        ValueError: without layers, if height or width cannot be halved that often, or (when called) for another image
+            shape.
 
     Example:
         >>> import torch
@@ -77,15 +79,15 @@ def conv_decoder(
     gated: bool = False,
     activation: Callable[[], nn.Module] = nn.SiLU,
 ) -> nn.Sequential:
-    r"""A convolutional decoder: latent features to what an observation family reads.
+    r"""A convolutional decoder: latent features to the context or parameters of an observation family.
 
     One affine map and its activation make small images of ``channels[0]`` channels. Each layer is a transposed
-    convolution of stride 2 (kernel 4) and its activation; the last leaves ``channels[-1]`` channels.
+    convolution of stride 2 (kernel 4) with an activation; the last one has ``channels[-1]`` channels.
 
-    With ``parameters=None`` it ends in that activation, and the affine map of a family follows, which reads the whole
-    picture for every pixel: ``Bernoulli((1, 28, 28), context=channels[-1] * 784)``, of many weights. With
-    ``parameters=p`` a last convolution (kernel 3, no activation) makes p numbers for every value of the image, one
-    parameter after the other, as a family with ``context=None`` reads them:
+    With ``parameters=None`` it ends in that activation. The affine map of a family then connects the whole image to
+    every pixel, with many weights: ``Bernoulli((1, 28, 28), context=channels[-1] * 784)``. With ``parameters=p`` a last
+    convolution (kernel 3, no activation) gives p numbers for every value of the image, one parameter after the other,
+    for a family with ``context=None``:
 
     | p | likelihood |
     | --- | --- |
@@ -100,18 +102,18 @@ def conv_decoder(
     Args:
         features: the width of the input, the size of its last dimension.
         image: channels, height and width of an image.
-        channels: the number of channels of the small images, then that after each layer.
-        parameters: how many numbers to make for every value of the image; None: end in the activation.
+        channels: the number of channels of the small images, then the number after each layer.
+        parameters: the number of parameters for every value of the image; None: end in the activation.
         gated: whether convolutions are gated linear units (Dauphin et al. 2017) instead of using ``activation``.
-        activation: what makes the activations.
+        activation: constructor of the activations.
 
     Returns:
         A module from [..., features] to [..., channels[-1] * height * width], or with ``parameters`` to
         [..., parameters * X], X the number of values of an image.
 
     Raises:
-        ValueError: for fewer than two ``channels`` or one of ``parameters``, if height or width cannot be halved so
-            often, or (when called) if the last dimension of the input is not ``features``.
+        ValueError: for fewer than two ``channels`` or ``parameters`` less than 1, if height or width cannot be halved
+            that often, or (when called) if the last dimension of the input is not ``features``.
 
     Example:
         >>> import torch
@@ -126,7 +128,10 @@ def conv_decoder(
     """
     small = _halved(image, channels, len(channels) - 1, "conv_decoder")
     if parameters is not None and parameters < 1:
-        raise ValueError(f"parameters is how many numbers each value of the image needs, but got {parameters}")
+        raise ValueError(
+            "parameters is the number of parameters per value of the image and must be at least 1, but got "
+            f"{parameters}"
+        )
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(channels):
         layers += _layer(nn.ConvTranspose2d, inputs, outputs, gated, activation)
@@ -137,14 +142,14 @@ def conv_decoder(
 
 
 def _halved(image: Image, channels: Sequence[int], layers: int, owner: str) -> tuple[int, int]:
-    """Height and width after so many layers."""
+    """Height and width after ``layers`` halvings."""
     if layers < 1 or min(channels) < 1:
         raise ValueError(f"{owner} needs at least one layer, and channels of at least 1, but got {list(channels)}")
     _, height, width = image
     if min(image) < 1 or height % 2**layers or width % 2**layers:
         raise ValueError(
             f"{owner} halves height and width {layers} times, but got images of (channels, height, width) = "
-            f"{tuple(image)}: take fewer channels, or pad the images"
+            f"{tuple(image)}: use fewer layers (fewer entries in channels), or pad the images"
         )
     return height // 2**layers, width // 2**layers
 
@@ -152,13 +157,13 @@ def _halved(image: Image, channels: Sequence[int], layers: int, owner: str) -> t
 def _layer(
     convolution: Callable[..., nn.Module], inputs: int, outputs: int, gated: bool, activation: Callable[[], nn.Module]
 ) -> list[nn.Module]:
-    """A convolution that halves or doubles height and width, and its activation or gate."""
+    """A convolution that halves or doubles height and width, with its activation or gate."""
     made = convolution(inputs, 2 * outputs if gated else outputs, kernel_size=4, stride=2, padding=1)
     return [made, nn.GLU(dim=-3) if gated else made_by(activation)]
 
 
 class _Flat(nn.Module):
-    """Images [..., C, H, W], or flat ones, to flat ones; names what is wrong with anything else."""
+    """Images [..., C, H, W], or flat ones, to flat ones; raises ValueError for any other shape."""
 
     def __init__(self, image: Image) -> None:
         super().__init__()
@@ -171,9 +176,9 @@ class _Flat(nn.Module):
         if x.shape[-1:] == (math.prod(self.image),):
             return x
         shape = ", ".join(map(str, self.image))
-        remedy = as_event(x, self.image, "x") or "build the network for their shape"
+        remedy = as_event(x, self.image, "x") or "build the network for this shape"
         raise ValueError(
-            f"this network reads images [..., {shape}], or flat ones [..., {math.prod(self.image)}], but got shape "
+            f"this network expects images [..., {shape}], or flat ones [..., {math.prod(self.image)}], but got shape "
             f"{tuple(x.shape)}; {remedy}"
         )
 
@@ -182,7 +187,7 @@ class _Flat(nn.Module):
 
 
 class _OnImages(nn.Module):
-    """A network of images on flat ones with any leading dimensions: [..., C * H * W] to [..., C' * H' * W']."""
+    """Apply a network of images to flat images with any leading dimensions: [..., C * H * W] to [..., C' * H' * W']."""
 
     def __init__(self, image: Image, network: nn.Module) -> None:
         super().__init__()
@@ -190,5 +195,7 @@ class _OnImages(nn.Module):
         self.network = network
 
     def forward(self, h: Tensor) -> Tensor:
-        made: Tensor = self.network(h.reshape(-1, *self.image))  # [B, C', H', W'], B the product of the leading ones
+        made: Tensor = self.network(
+            h.reshape(-1, *self.image)
+        )  # [B, C', H', W'], B the product of the leading dimensions
         return made.reshape(*h.shape[:-1], made.shape[1:].numel())

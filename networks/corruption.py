@@ -1,4 +1,4 @@
-"""Corruption of a network's input while it is trained: what a denoising autoencoder undoes."""
+"""Noise on a network's input during training, for denoising autoencoders."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from jensen.checked import checked
 
 
 class GaussianNoise(nn.Module):
-    r"""Adds Gaussian noise, fresh at every call, in training mode; in evaluation mode it passes x on.
+    r"""Adds new Gaussian noise at every call in training mode; in evaluation mode it returns x.
 
     .. math:: \tilde x = x + s \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I)
 
-    Before an encoder, ``nn.Sequential(GaussianNoise(0.1), encoder)``, it makes the guide that of a denoising
-    autoencoder. The noise is no site and is not scored: given it, the guide is a guide like any other, and its ELBO a
-    bound.
+    Placed before an encoder, ``nn.Sequential(GaussianNoise(0.1), encoder)``, it makes a denoising autoencoder. The
+    noise is not a site and has no log-density: given the noise, the guide is a valid guide and its ELBO a bound.
 
     References:
         Vincent, Larochelle, Lajoie, Bengio and Manzagol (2010), Stacked Denoising Autoencoders.
@@ -41,30 +40,30 @@ class GaussianNoise(nn.Module):
     @checked
     def __init__(self, scale: float) -> None:
         if not 0 < scale < math.inf:
-            raise ValueError(f"scale is the positive standard deviation of the noise, but got {scale}")
+            raise ValueError(f"scale must be a positive standard deviation of the noise, but got {scale}")
         super().__init__()
         self.scale = float(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """X with noise, of the same shape."""
+        """``x`` with noise, of the same shape."""
         return x + self.scale * torch.randn_like(x) if self.training else x
 
     def extra_repr(self) -> str:
-        """What the printed module shows."""
+        """The arguments shown when the module is printed."""
         return f"scale={self.scale}"
 
 
 class MaskingNoise(nn.Module):
-    """Sets a share of the features to 0, other ones at every call, in training mode; otherwise passes x on.
+    """Sets a random share of the features to 0 at every call in training mode; in evaluation mode it returns x.
 
-    Unlike dropout it does not scale up what it leaves.
+    Unlike dropout, it does not rescale the other features.
 
     References:
         Vincent, Larochelle, Bengio and Manzagol (2008), Extracting and Composing Robust Features with Denoising
         Autoencoders.
 
     Args:
-        share: the probability of each feature to be set to 0.
+        share: the probability that a feature is set to 0.
 
     Raises:
         ValueError: if ``share`` is not in [0, 1].
@@ -78,14 +77,14 @@ class MaskingNoise(nn.Module):
     @checked
     def __init__(self, share: float) -> None:
         if not 0 <= share <= 1:
-            raise ValueError(f"share is a probability, but got {share}")
+            raise ValueError(f"share must be a probability in [0, 1], but got {share}")
         super().__init__()
         self.share = float(share)
 
     def forward(self, x: Tensor) -> Tensor:
-        """X with features set to 0, of the same shape."""
+        """``x`` with features set to 0, of the same shape."""
         return torch.where(torch.rand_like(x) < self.share, 0.0, x) if self.training else x
 
     def extra_repr(self) -> str:
-        """What the printed module shows."""
+        """The arguments shown when the module is printed."""
         return f"share={self.share}"

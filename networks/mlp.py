@@ -1,4 +1,4 @@
-r"""Multilayer perceptrons: plain, residual and gated. Each ends in its activation, and keeps leading dimensions.
+r"""Multilayer perceptrons: plain, residual and gated. Each ends in an activation and keeps leading dimensions.
 
 | network | a layer |
 | --- | --- |
@@ -21,14 +21,14 @@ from jensen.checked import check_features, checked, shown
 
 @checked
 def mlp(features: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
-    r"""A multilayer perceptron that ends in its activation.
+    r"""A multilayer perceptron that ends in an activation.
 
     .. math:: h_0 = x, \qquad h_l = a(A_l h_{l-1} + b_l)
 
     Args:
         features: the width of the input, the size of its last dimension.
         widths: the width of each layer in order; the last one is the width of the output.
-        activation: what makes the activation that follows every layer.
+        activation: constructor of the activation after every layer.
 
     Returns:
         A module from [..., features] to [..., widths[-1]].
@@ -50,20 +50,20 @@ def mlp(features: int, widths: Sequence[int], activation: Callable[[], nn.Module
 
 
 def made_by(activation: Callable[[], nn.Module]) -> nn.Module:
-    """An activation. Raises TypeError where ``activation()`` makes none."""
-    remedy = "activation is a class of torch.nn such as nn.SiLU, or another function without arguments"
+    """Call ``activation()``. Raises TypeError unless it returns a module."""
+    remedy = "activation must be a class of torch.nn such as nn.SiLU, or another function without arguments"
     try:
         made = activation()
     except TypeError as error:
-        raise TypeError(f"activation() fails ({error}): {remedy}") from error
+        raise TypeError(f"activation() failed ({error}): {remedy}") from error
     if not isinstance(made, nn.Module):
-        raise TypeError(f"activation() made no module but {shown(made)}: {remedy}")
+        raise TypeError(f"activation() must return a module, but it returned {shown(made)}: {remedy}")
     return made
 
 
 @checked
 def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
-    r"""A multilayer perceptron of gated linear units: each layer is affine, times a gate that another one opens.
+    r"""A multilayer perceptron of gated linear units: each layer is an affine map times a sigmoid gate.
 
     .. math:: h_0 = x, \qquad h_l = (A_l h_{l-1} + b_l) \odot \sigma(C_l h_{l-1} + c_l)
 
@@ -99,7 +99,7 @@ def gated_mlp(features: int, widths: Sequence[int]) -> nn.Sequential:
 def residual_mlp(
     features: int, width: int, blocks: int = 2, activation: Callable[[], nn.Module] = nn.SiLU
 ) -> nn.Sequential:
-    r"""A multilayer perceptron whose layers add to what they read, so that deep ones train; it ends in its activation.
+    r"""A residual multilayer perceptron, whose layers add to their input so that deep networks train well.
 
     .. math:: h_0 = A x + b, \qquad h_l = h_{l-1} + C_l \, a(A_l \, a(h_{l-1}) + b_l) + c_l, \qquad y = a(h_L)
 
@@ -110,7 +110,7 @@ def residual_mlp(
         features: the width of the input, the size of its last dimension.
         width: the width of every block, and of the output.
         blocks: the number L of blocks, of two affine maps each.
-        activation: what makes the activations.
+        activation: constructor of the activations.
 
     Returns:
         A module from [..., features] to [..., width].
@@ -131,7 +131,7 @@ def residual_mlp(
 
 
 class _Residual(nn.Module):
-    """Two affine maps, each after an activation, added to what they read."""
+    """Two affine maps, each after an activation, added to their input."""
 
     def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -144,20 +144,22 @@ class _Residual(nn.Module):
 
 
 class _Width(nn.Module):
-    """Passes [..., features] on and names what is wrong with anything else."""
+    """Returns [..., features] unchanged; raises ValueError for any other shape."""
 
     def __init__(self, features: int, widths: Sequence[int]) -> None:
         super().__init__()
         if min(features, *widths) < 1:
-            raise ValueError(f"features and the widths of layers are at least 1, but got {features} and {list(widths)}")
+            raise ValueError(
+                f"features and the widths of layers must be at least 1, but got {features} and {list(widths)}"
+            )
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, "x")
         if x.shape[-1:] != (self.features,):
             raise ValueError(
-                f"this network reads {self.features} features in the last dimension of its input, but got shape "
-                f"{tuple(x.shape)}; flatten the data to [..., {self.features}] or build the network for its width"
+                f"this network expects {self.features} features in the last dimension of its input, but got shape "
+                f"{tuple(x.shape)}; flatten the data to [..., {self.features}], or build the network for this width"
             )
         return x
 

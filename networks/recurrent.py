@@ -1,4 +1,4 @@
-"""The recurrent encoder of sequences: a gated recurrent unit that stops at a sequence's length."""
+"""A recurrent encoder of sequences of different lengths, with gated recurrent units."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def recurrent(
     bidirectional: bool = False,
     output: Literal["steps", "flat", "last"] = "steps",
 ) -> nn.Module:
-    r"""A gated recurrent unit over sequences of any, and of different, lengths.
+    r"""A gated recurrent unit for sequences of different lengths.
 
     .. math:: h_t = (1 - u_t) \odot n_t + u_t \odot h_{t-1}, \qquad u_t, r_t = \sigma(A [x_t, h_{t-1}]), \quad
               n_t = \tanh(B x_t + r_t \odot C h_{t-1})
 
-    Called as ``network(x, lengths)`` with x of shape [..., T, features] and lengths, int64 [...], it does not read what
-    stands beyond a length, and its output there is zero. Without lengths all T steps are read.
+    Called as ``network(x, lengths)`` with x of shape [..., T, features] and lengths, int64 [...], it ignores entries
+    beyond a length, and its output there is zero. Without lengths all T steps are used.
 
     References:
         Cho, van Merrienboer, Gulcehre, Bahdanau, Bougares, Schwenk and Bengio (2014), Learning Phrase Representations
@@ -38,11 +38,12 @@ def recurrent(
     Args:
         features: the number of features of a step.
         width: the width of the output of a step; half of it for each direction of a bidirectional network.
-        layers: how many units are stacked.
-        bidirectional: whether a second unit reads the sequence from its end, so that a step knows what follows.
-        output: ``"steps"``: every step's state, [..., T, width]; ``"flat"``: the same side by side, [..., T width], the
-            context of :class:`~jensen.families.GaussMarkov` per step; ``"last"``: the state after the whole sequence,
-            [..., width].
+        layers: the number of stacked units.
+        bidirectional: whether a second unit runs from the end of the sequence, so that each step depends on later
+            steps.
+        output: ``"steps"``: the state of every step, [..., T, width]; ``"flat"``: the same states concatenated,
+            [..., T width], a context of :class:`~jensen.families.GaussMarkov` per step; ``"last"``: the state after the
+            whole sequence, [..., width].
 
     Returns:
         A module.
@@ -64,9 +65,11 @@ def recurrent(
             f"recurrent needs features, width and layers of at least 1, but got {features}, {width} and {layers}"
         )
     if bidirectional and width % 2:
-        raise ValueError(f"a bidirectional network gives half of its width to each direction: it is even, not {width}")
+        raise ValueError(
+            f"a bidirectional network uses half of its width for each direction, so width must be even, but got {width}"
+        )
     if output not in ("steps", "flat", "last"):
-        raise ValueError(f'output is "steps", "flat" or "last", but got {output!r}')
+        raise ValueError(f'output must be "steps", "flat" or "last", but got {output!r}')
     return _Recurrent(features, width, layers, bidirectional, output)
 
 
@@ -81,7 +84,7 @@ class _Recurrent(nn.Module):
         check_features(x, "x", next(self.unit.parameters()))
         if x.dim() < 2 or x.shape[-1] != self.features or not x.shape[-2]:
             raise ValueError(
-                f"this network reads sequences x of shape [..., T, {self.features}], T at least 1, but got shape "
+                f"this network expects sequences x of shape [..., T, {self.features}], T at least 1, but got shape "
                 f"{tuple(x.shape)}"
             )
         leading, steps = x.shape[:-2], x.shape[-2]
@@ -104,13 +107,13 @@ class _Recurrent(nn.Module):
 
 
 def _checked(lengths: Tensor, leading: torch.Size, steps: int) -> Tensor:
-    """Lengths as a vector on the CPU, where packing wants them."""
+    """Lengths as a vector on the CPU, as packing requires."""
     if lengths.is_floating_point() or lengths.shape != leading[len(leading) - lengths.dim() :]:
         raise ValueError(
-            f"lengths are integers, one for each sequence, of shape {list(leading)}, but got {lengths.dtype} of shape "
-            f"{list(lengths.shape)}"
+            f"lengths must be integers, one for each sequence, of shape {list(leading)}, but got {lengths.dtype} of "
+            f"shape {list(lengths.shape)}"
         )
     flat = lengths.expand(leading).reshape(-1).cpu()
     if len(flat) and not (flat.min() >= 1 and flat.max() <= steps):
-        raise ValueError(f"lengths lie between 1 and {steps}, but got {int(flat.min())} to {int(flat.max())}")
+        raise ValueError(f"lengths must lie between 1 and {steps}, but got {int(flat.min())} to {int(flat.max())}")
     return flat

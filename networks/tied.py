@@ -1,4 +1,4 @@
-"""An encoder that shares the weight of a linear decoder."""
+"""A linear encoder that shares the weight of a linear decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jensen.checked import checked
 
 
 class Transposed(nn.Module):
-    r"""The transpose of a linear layer, around the same offset: a linear encoder with tied weights.
+    r"""The transpose of a linear layer with the same offset: a linear encoder with tied weights.
 
     .. math:: f(z) = W z + b, \qquad g(x) = W^\top (x - b)
 
@@ -32,7 +32,7 @@ class Transposed(nn.Module):
     @checked
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self._layer = (layer,)  # in a tuple: not registered
+        self._layer = (layer,)  # in a tuple, so not registered
 
     def forward(self, x: Tensor) -> Tensor:
         """The code of x, [..., X]: [..., D]."""

@@ -1,8 +1,8 @@
-"""Generated calls of everything public: each returns, or raises one sentence of jensen's own that names an argument.
+"""Generated calls of all public names: each must return, or raise an error of jensen that names an argument.
 
-A call takes values that suit for all arguments but a few, and for those it draws from a pool of values that do not.
-What an exception must be: raised by a ``raise`` statement of the library, one line, and of a type that the library
-documents. Everything else (an error of torch, Pyro or NumPy, an AttributeError, a call that does not end) is foreign.
+A call has valid values for most arguments, and random unsuitable values for a few. An exception must come from a
+``raise`` statement of the library, have one line, and a type that the library documents. Everything else (an error of
+torch, Pyro or NumPy, an AttributeError, a call that does not end) is a failure.
 """
 
 import ast
@@ -179,7 +179,7 @@ POOL = {
 
 
 class World:
-    """Values that suit, made once: a pair, its data, its results."""
+    """Valid values, made once: a model and guide, data, results."""
 
     def __init__(self):
         from jensen import families, guides, inference, models, networks
@@ -206,7 +206,7 @@ class World:
         self.terms = inference.terms(model, guide, self.x, particles=2)
 
     def pair(self):
-        """A pair that nothing was done to."""
+        """An unused model and guide."""
         model = self.models.PPCA(4, 2)
         encoder = self.networks.mlp(4, [5])
         return model, self.guides.amortize(model, encoder, self.families.MeanField, context=5)
@@ -219,7 +219,7 @@ def _axes():
 
 
 def _suits(world, target):
-    """What gives a value that suits an argument, small enough that a call is short; None where its default will do."""
+    """A function that returns a valid value of an argument, small enough for a short call; None: use the default."""
     model, guide = world.pair()
     room, owner = target
     likelihood = world.families.Gaussian(4, 5)
@@ -372,7 +372,7 @@ def _flow():
 
 
 def _methods(world):
-    """Functions of instances: (name, function, the values that suit its arguments)."""
+    """Methods of instances: (name, function, valid values of its arguments)."""
     model, guide = world.pair()
     x, z = world.x, torch.randn(6, 2)
     f = world.families
@@ -411,7 +411,7 @@ def _methods(world):
 
 @functools.cache
 def targets():
-    """Everything public that can be called: room, name."""
+    """All public callables: subpackage, name."""
     found = []
     for room in ROOMS:
         module = importlib.import_module(f"jensen.{room}")
@@ -430,7 +430,7 @@ def _can_be_made(kind):
 
 
 class Outcome(typing.NamedTuple):
-    """What came of a call that should not have ended so."""
+    """The result of a call that failed the check."""
 
     call: str
     what: str
@@ -444,7 +444,7 @@ class Calls:
         seed: of the calls.
 
     Attributes:
-        refused: whether the last call was refused in a sentence.
+        refused: whether the last call raised a correct error.
     """
 
     refused = False
@@ -455,14 +455,14 @@ class Calls:
         self.methods = _methods(self.world)
 
     def one(self):
-        """Make a call; an Outcome where it ends as none should, else None."""
+        """Make a call; return an Outcome if it fails the check, else None."""
         pyro.clear_param_store()
         number = self.random.randrange(len(targets()) + len(self.methods) // 2)
         torch.manual_seed(self.random.randrange(2**31))
         if number < len(targets()):
             room, name = targets()[number]
             function = getattr(importlib.import_module(f"jensen.{room}"), name)
-            suit = _suits(self.world, (room, name))  # made anew for each call, which may change them
+            suit = _suits(self.world, (room, name))  # made for each call, which may change them
             suits = {p: suit(p, q) for p, q in _parameters(function).items()}
             if name == "save":
                 suits["picture"] = _axes()
@@ -475,7 +475,7 @@ class Calls:
         given = {**suits, **{p: POOL[key]() for p, key in drawn.items()}}
         text = f"{said}({', '.join(f'{p}={key}' for p, key in drawn.items())})"
         ended = []
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # any text may be where to save
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # any text is a valid path to save to
             found = outcome(text, function, given, ended)
         self.refused = found is None and not ended
         return found
@@ -491,7 +491,7 @@ def _parameters(function):
 
 
 def _call(function, given):
-    """Call a function with named values, those of ``*data`` among them."""
+    """Call a function with named values, including those of ``*data``."""
     positional, named = [], dict(given)
     try:
         parameters = inspect.signature(function).parameters
@@ -509,7 +509,7 @@ def _call(function, given):
 
 
 def outcome(text, function, given, ended=None):
-    """What is wrong with how a call ends; None if nothing. A call that returns is noted in ``ended``."""
+    """The failure of a call; None if there is none. A call that returns is recorded in ``ended``."""
 
     def late(*_):
         raise _Slow
@@ -529,7 +529,7 @@ def outcome(text, function, given, ended=None):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return None if failed is None else _judged(text, failed, given)  # which takes its time the first time
+    return None if failed is None else _judged(text, failed, given)  # which is slow the first time
 
 
 def _short(file: str) -> str:
@@ -558,7 +558,7 @@ def _judged(text, error, given):
 
 
 def _names(message, given):
-    """Whether a message names an argument, a site, or what is called."""
+    """Whether a message names an argument, a site, or the callable."""
     words = set(re.findall(r"\w+", message))
     return not words.isdisjoint({*given, *_ROLES})
 

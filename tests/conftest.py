@@ -1,4 +1,4 @@
-"""Fixtures of the suite: a fixed seed, an empty parameter store, real data where the machine has them."""
+"""Fixtures of the suite: a fixed seed, an empty parameter store, real data if available."""
 
 import os
 import sys
@@ -18,14 +18,14 @@ DATA_FILES = {
 
 
 def pytest_configure(config):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # no warning of a busy machine, here or in processes that tests start
-    if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the processors: a thread each
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # no warning about a busy machine, here or in subprocesses of tests
+    if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the processors: one thread each
         torch.set_num_threads(1)
     config.addinivalue_line("markers", "data(name): needs the files of a data set under JENSEN_DATA")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out (not skip) what needs data files that are not there, and say so."""
+    """Deselect (not skip) tests that need missing data files, and report it."""
     folder = Path(os.environ.get("JENSEN_DATA", "/nonexistent"))
     missing = {name for name, file in DATA_FILES.items() if not (folder / file).is_file()}
     left_out = [item for item in items if missing & {m.args[0] for m in item.iter_markers("data")}]

@@ -1,7 +1,7 @@
-"""Damage to files: bits flipped, bytes put in, taken out, repeated or zeroed, ends cut off.
+"""Damage to files: flipped bits; inserted, removed, repeated or zeroed bytes; truncation.
 
-A reader of a damaged file may give back what it gave of the whole one, or raise the documented error. ``KINDS`` says of
-each kind of file whether a digest or checksum over its contents makes every other result a failure.
+A reader of a damaged file may return the result of the undamaged one, or raise the documented error. ``KINDS`` states
+for each kind of file whether a digest or checksum of its contents makes every other result a failure.
 """
 
 import csv
@@ -73,7 +73,7 @@ _CONFIGURATION = {
 
 
 def _flat(value):
-    """Something to compare: tensors as bytes, so that NaN is NaN."""
+    """A comparable form: tensors as bytes, so that NaN equals NaN."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
     if hasattr(value, "__dict__"):
@@ -108,7 +108,7 @@ def _rows(path, **how):
     return _flat([data.train, data.validation, data.test, *data.labels.values(), list(data.classes)])
 
 
-KINDS = {  # file: (reader, whether every change of what it says can be told)
+KINDS = {  # file: (reader, whether every change of its contents is detectable)
     "checkpoint.pt": (_checkpoint, True),
     "old/checkpoint.pt": (_resumed, False),
     "configuration.json": (lambda path: _flat(RunFolder.open(path.parent).configuration), True),
@@ -123,7 +123,7 @@ KINDS = {  # file: (reader, whether every change of what it says can be told)
 
 
 def make_files(folder):
-    """A whole file of each kind."""
+    """An undamaged file of each kind."""
     torch.manual_seed(0)
     model, guide = _pair()
     x = torch.linspace(-1, 1, 60).reshape(20, 3)
@@ -152,7 +152,7 @@ def make_files(folder):
 
 
 def mutated(whole, r):
-    """The bytes with one to three wounds."""
+    """The bytes with one to three damages."""
     body = bytearray(whole)
     for _ in range(r.choice((1, 1, 1, 2, 3))):
         place, size = r.randrange(len(body) or 1), r.choice((1, 1, 4, 16, 200))
@@ -173,7 +173,7 @@ def mutated(whole, r):
 
 
 def attack(folder, name, tries, seed=0):
-    """Damage one kind of file so often: how many were refused, read the same, read otherwise, and what fell short."""
+    """Damage a file repeatedly; count errors, equal and other results, and list failures."""
     read, told = KINDS[name]
     path, r = folder / name, random.Random(f"{name} {seed}")
     whole = path.read_bytes()
@@ -188,7 +188,7 @@ def attack(folder, name, tries, seed=0):
             if outcome == "foreign":
                 short.append(f"{name} {i}: the error does not name the file: {error!r:.200}")
         except FloatingPointError:
-            outcome = "refused"  # of values that only training can tell are wrong
+            outcome = "refused"  # values that are only known to be wrong in training
         except Exception as error:
             outcome = "foreign"
             short.append(f"{name} {i}: {type(error).__name__}: {error!s:.200}")

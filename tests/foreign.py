@@ -1,4 +1,4 @@
-"""A linear model as authors write who do not know jensen: sites and plates of other names, images, no ``n``."""
+"""A linear model as written without jensen in mind: other names of sites and plates, images, no ``n``."""
 
 import pyro
 import pyro.distributions as dist

@@ -57,7 +57,7 @@ class TwoLevels(UniqueModule):
 
 
 class Levels(UniqueModule):
-    """Three sites of other shapes than vectors: a scalar, a matrix, a vector."""
+    """Three sites of different shapes: a scalar, a matrix, a vector."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class Levels(UniqueModule):
 
 
 class Conjugate(UniqueModule):
-    """One site whose support is not all of R^D, with the evidence in closed form."""
+    """One site with constrained support, and the evidence in closed form."""
 
     def __init__(self, shape, support, features):
         super().__init__()

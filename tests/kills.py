@@ -1,7 +1,7 @@
-"""Runs that are killed, half of them inside a write, and go on: they end as a run that nothing stopped, bit for bit.
+"""Runs that are killed, half of them during a write, and resumed: bitwise identical to an uninterrupted run.
 
-Every run is a fork of one process that has taken the same run once, so that what it imports and compiles is there. As a
-program, it prints what came of the kills as JSON.
+Every run is a fork of one process that has done the same run once, so that imports and compiled code are ready. As a
+program, it prints the results as JSON.
 """
 
 import argparse
@@ -29,12 +29,12 @@ _LONGEST = 300  # seconds of a run
 
 
 def attack(route, kills, seed=0, say=lambda line: None):
-    """Kill so many runs on a route: how many ended as the whole one, and what fell short."""
+    """Kill runs on a route; count equal results, and list failures."""
     r = random.Random(f"{route} {seed}")
     found = {"same": 0, "inside writes": 0, "other routes": 0, "short": []}
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        _train(route, Path(folder) / "first")  # before the clock runs
+        _train(route, Path(folder) / "first")  # before timing
         began = time.monotonic()
         status, log = _ended(_started(route, whole))
         seconds = time.monotonic() - began
@@ -63,7 +63,7 @@ def attack(route, kills, seed=0, say=lambda line: None):
 
 
 def _kill(route, run, i, r, seconds):
-    """Start a run and kill it, inside a write (every other time, first after one epoch) or at any time; how."""
+    """Start a run and kill it, during a write (every other time, first after one epoch) or at any time."""
     if i % 2:
         how = r.choice(["half of a write", "a later write", "before the file is moved"])
         cut = (2 if i == 1 else r.randint(1, _EPOCHS[route]), how, r.randint(1, 40))
@@ -79,14 +79,14 @@ def _kill(route, run, i, r, seconds):
             os.kill(child, signal.SIGKILL)
         if _ended((child, log))[0] == -signal.SIGKILL:
             return f"after {after:.1f} s"
-        for path in run.iterdir():  # it was faster than the whole run
+        for path in run.iterdir():  # it ended before the kill
             path.unlink()
         run.rmdir()
         after *= 0.7
 
 
 def _started(route, run, resume=False, cut=None):
-    """A process that trains: its number, and the file that it writes to."""
+    """A training process: its id, and its output file."""
     log = run.parent / f"{run.name}.log"
     child = os.fork()
     if child:
@@ -120,20 +120,20 @@ def _train(route, run, resume=False):
 
 
 def _ended(started):
-    """How a process ended, minus the signal that killed it; and the end of what it said."""
+    """The status of a process (minus the signal if killed), and the end of its output."""
     child, log = started
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()[-500:].strip()
 
 
 def _cut(left, how, writes):
-    """Let this process be killed when it writes its so-many-th checkpoint."""
+    """Kill this process when it writes a given checkpoint."""
     save, replace = files.torch.save, os.replace
 
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)
 
     class Cut:
-        """A file that takes so many writes, and half of one."""
+        """A file that accepts a given number of writes, and half of the next."""
 
         def __init__(self, file, whole):
             self.file, self.whole = file, whole
@@ -158,7 +158,7 @@ def _cut(left, how, writes):
             files.os.replace = lambda *_: kill()
             return save(state, file)
         save(state, Cut(file, writes if how == "a later write" else 0))
-        return kill()  # it takes fewer writes than that: killed between the last one and the digest
+        return kill()  # there are fewer writes: killed between the last one and the digest
 
     assert replace is files.os.replace
     files.torch.save = cut
@@ -173,14 +173,14 @@ def _route(run):
 
 
 def _differences(one, other):
-    """The names of what is not the same in two checkpoints; times, routes, versions and the runs' identities aside."""
+    """The names of different entries in two checkpoints, except times, routes, versions and run ids."""
     a, b = dict(_leaves(one)), dict(_leaves(other))
     timed = ("seconds", "elapsed", "route", "compiled", "versions", "identity")
     return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name) and not any(t in name for t in timed)]
 
 
 def _leaves(value, name=""):
-    """Every number of a checkpoint by its path; tensors as bytes, so that NaN is NaN."""
+    """Every number of a checkpoint by its path; tensors as bytes, so that NaN equals NaN."""
     if isinstance(value, torch.Tensor):
         yield name, (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
     elif isinstance(value, dict | list | tuple):
@@ -191,7 +191,7 @@ def _leaves(value, name=""):
 
 
 def main():
-    """Kill runs, and print what came of it."""
+    """Kill runs, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("routes", nargs="+", choices=list(ROUTES))
     parser.add_argument("--kills", type=int, default=20)

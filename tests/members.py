@@ -1,4 +1,4 @@
-"""The lists of the contract suite: a new member is one entry here."""
+"""The lists of models and guides of the contract tests: a new member needs one entry here."""
 
 from functools import partial
 
@@ -152,7 +152,7 @@ OBJECTIVES = {
 
 
 def pair(model_name, guide_name):
-    """A fresh pair and seven data drawn from the model."""
+    """A new model and guide, and seven data points sampled from the model."""
     model = MODELS[model_name]()
     guide = GUIDES[guide_name](model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The members of ``jensen.models`` for the contract of a model: a new member is one entry here."""
+"""The models of ``jensen.models`` for the contract tests: a new model needs one entry here."""
 
 import math
 from collections.abc import Callable
@@ -50,13 +50,13 @@ from jensen.networks import Conditioned, conv_decoder, conv_encoder, mlp, recurr
 
 @dataclass(frozen=True)
 class Member:
-    """How to make a small model, and what is known of it.
+    """A small model with its known properties.
 
     Attributes:
         make: a fresh model, small, in the default precision.
-        by_hand: ``by_hand(model, z, *data)``: log p(x, z), [N], at one value per site and datum, in plain torch.
+        by_hand: ``by_hand(model, z, *data)``: log p(x, z), [N], at one value per site and data point, in plain torch.
         guide: ``guide(model)``: a guide that fits its sites.
-        data: ``data(model, n)``: n data as a tuple of tensors; drawn from the model unless said otherwise.
+        data: ``data(model, n)``: n data points as a tuple of tensors; by default samples of the model.
     """
 
     make: Callable
@@ -77,7 +77,7 @@ def bernoulli(x, logits):
 
 
 def nudged(model):
-    """The model with every parameter moved off the place where it starts."""
+    """The model with all parameters perturbed from their initial values."""
     with torch.no_grad():
         for p in model.parameters():
             p += 0.5 * torch.randn_like(p)
@@ -161,7 +161,7 @@ def observed_as(family, log_density):
 
 
 def plus(raw):
-    """The positive number that a family makes of its parameter."""
+    """A family's map from a parameter to a positive number."""
     return torch.log1p(torch.exp(raw + math.log(math.e - 1))) + 1e-6
 
 

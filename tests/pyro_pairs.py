@@ -1,4 +1,4 @@
-"""Pairs that were not written for jensen."""
+"""Models and guides that were not written for jensen."""
 
 import pyro
 import pyro.distributions as dist
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class PyroVAE(nn.Module):
-    """Pyro's VAE example: bound methods, pyro.module inside, both halves with plain networks."""
+    """Pyro's VAE example: bound methods, pyro.module inside, model and guide with plain networks."""
 
     def __init__(self, z_dim=3, hidden=16):
         super().__init__()

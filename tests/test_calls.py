@@ -1,4 +1,4 @@
-"""Calls with arguments that do not suit end in a sentence of jensen's own: a seeded sample of them."""
+"""Calls with unsuitable arguments raise an error of jensen: a seeded sample of them."""
 
 import pytest
 from calls import Calls, outcome

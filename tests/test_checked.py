@@ -1,4 +1,4 @@
-"""Arguments that are not what their annotations say are refused by name."""
+"""Arguments that violate their annotations raise an error that names them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

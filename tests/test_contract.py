@@ -1,4 +1,4 @@
-"""What every model with every guide must do."""
+"""The contract of every model with every guide."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from pyro.optim import Adam
 
 from jensen.inference import ELBO, IWAE, fit, log_joint, log_weights, terms
 
-pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # says where its Gaussian is a poor guide
+pytestmark = pytest.mark.filterwarnings("ignore:Laplace")  # a warning where its Gaussian is a poor guide
 each_pair = pytest.mark.parametrize(("model_name", "guide_name"), CASES)
 each_trained_pair = pytest.mark.parametrize(("model_name", "guide_name"), TRAINED_CASES)
 each_model = pytest.mark.parametrize("model_name", MODELS)
@@ -74,7 +74,7 @@ def test_a_datum_moves_its_own_weights_only(model_name, guide_name, float64):
 
 @each_model
 def test_a_datum_moves_its_own_weights_only_where_draws_take_a_varying_number_of_random_numbers(model_name, float64):
-    """Gamma draws with degrees of freedom read from the context: one datum shifts the random stream of the others."""
+    """Gamma samples with context-dependent degrees of freedom: a data point shifts the random stream of others."""
     model, guide, x = pair(model_name, "StudentT")
     x.requires_grad_()
     (slope,) = torch.autograd.grad(log_weights(model, guide, x, particles=6)[:, 3].sum(), x)
@@ -157,7 +157,7 @@ def test_a_copy_is_a_pair_of_its_own(model_name, guide_name):
 @pytest.mark.parametrize("objective", [IWAE(3), ELBO(2, analytic_kl=True)], ids=["IWAE", "ELBO"])
 def test_objectives_serve_every_pair(model_name, guide_name, objective, float64):
     model, guide, x = pair(model_name, guide_name)
-    objective.loss(model, guide, x)  # looks at the pair first, which draws nothing from the user's stream
+    objective.loss(model, guide, x)  # first inspects model and guide, without using the user's random stream
     torch.manual_seed(1)
     loss = objective.loss_and_grads(model, guide, x)
     torch.manual_seed(1)

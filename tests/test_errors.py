@@ -1,4 +1,4 @@
-"""What a user gets wrong, and hears about: one exception each, by its message."""
+"""Typical mistakes of users: one exception each, checked by its message."""
 
 import math
 import warnings
@@ -72,7 +72,7 @@ def test_values_that_are_not_finite(use, bad):
 def test_a_wrong_width(use, guide_name):
     model, guide, x = pair("PPCA", guide_name)
     expected = (
-        r"this network reads 5 features" if guide_name == "MeanField" else r"PPCA expects data x of shape \[N, 5\]"
+        r"this network expects 5 features" if guide_name == "MeanField" else r"PPCA expects data x of shape \[N, 5\]"
     )
     with pytest.raises(ValueError, match=rf"{expected}.*got"):
         use(model, guide, x[:, :4])
@@ -363,18 +363,18 @@ def test_bounds_need_a_power_of_two_and_data():
     [
         (lambda: Gaussian(3, 4, scale="full"), r"'shared', 'diagonal' or 'context', but got 'full'"),
         (lambda: Gaussian(3, 4, scale=-1.0), "but got -1.0"),
-        (lambda: MeanField(0, 4), "features and context of at least 1, got features=0, context=4"),
+        (lambda: MeanField(0, 4), "features and context of at least 1, but got features=0, context=4"),
         (
             lambda: MeanField(2, 4)(torch.zeros(5, 3)),
-            r"MeanField reads a context of width 4, but got shape \(5, 3\)",
+            r"MeanField expects a context of width 4, but got shape \(5, 3\)",
         ),
         (lambda: mlp(4, []), "mlp needs at least one layer"),
         (
             lambda: mlp(4, [3])(torch.zeros(5, 6)),
-            r"reads 4 features in the last dimension of its input, but got shape \(5, 6\)",
+            r"expects 4 features in the last dimension of its input, but got shape \(5, 6\)",
         ),
         (lambda: Amortized(nn.Identity(), {}), "at least one latent site"),
-        (lambda: PPCA(5, 2)(n=0), "PPCA needs at least one datum, but got 0"),
+        (lambda: PPCA(5, 2)(n=0), "PPCA needs at least one data point, but got 0"),
         (
             lambda: VAE(mlp(2, [4]), Gaussian(5, 4), 2)(torch.zeros(3, 6)),
             r"VAE expects data x of shape \[N, 5\], but got \[3, 6\]",
@@ -385,17 +385,23 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: Amortized(mlp(5, [3]), {"z": MeanField(2, 3)})(torch.zeros(0, 5)),
-            "at least 1, but there are no rows",
+            "at least 1, but have no rows",
         ),
-        (lambda: residual_mlp(4, -1), r"widths of layers are at least 1, but got 4 and \[-1\]"),
+        (lambda: residual_mlp(4, -1), r"widths of layers must be at least 1, but got 4 and \[-1\]"),
         (lambda: conv_encoder((1, 4, 4), [2, -1], 8), r"channels of at least 1, but got \[2, -1\]"),
         (lambda: conv_decoder(3, (1, 4, 4), [2]), r"at least one layer, and channels of at least 1, but got \[2\]"),
-        (lambda: from_array((torch.zeros(6, 4), torch.zeros(5))), "x is a tuple of 2, which NumPy takes for no array"),
+        (
+            lambda: from_array((torch.zeros(6, 4), torch.zeros(5))),
+            "x is a tuple of 2, which NumPy does not read as a numeric array",
+        ),
         (
             lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
             r"observed at site 'x' of Normal are torch.bool, with which it does not compute: convert them",
         ),
-        (lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)), r"PPCA needs at least one datum x, but got \[0, 4\]"),
+        (
+            lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)),
+            r"PPCA needs at least one data point in x, but got shape \[0, 4\]",
+        ),
         (
             lambda: exact_log_evidence(PPCA(4, 2), (torch.zeros(6, 4), torch.zeros(6)), method="closed form"),
             r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes 2 positional arguments",
@@ -415,10 +421,13 @@ def test_bounds_need_a_power_of_two_and_data():
         (lambda: plot_latent(torch.full((6, 4), math.nan)), "z or prior holds NaN or infinity"),
         (
             lambda: LearnedPrior(MeanField(2, None), spread=math.inf),
-            "spread is a positive standard deviation, but got inf",
+            "spread must be a positive standard deviation, but got inf",
         ),
         (lambda: PPCA(4, 2, prior_scale=math.inf), "prior_scale is a positive standard deviation, but got inf"),
-        (lambda: Sylvester(3, 4, layers=-1), "Sylvester has no parameters with these settings: numbers such as layers"),
+        (
+            lambda: Sylvester(3, 4, layers=-1),
+            r"Sylvester has no parameters with these settings \(features=3",
+        ),
         (
             lambda: from_array(torch.eye(6, 4).to_sparse()),
             "x is a dense tensor, but got one of layout torch.sparse_coo",
@@ -426,7 +435,7 @@ def test_bounds_need_a_power_of_two_and_data():
         (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels is a dense tensor"),
         (
             lambda: amortize(lambda x: PPCA(4, 2)(x), nn.Linear(3, 3), data=torch.zeros(6, 4)),
-            r"encoder does not run on data of shape \[6, 4\]: RuntimeError: mat1 and mat2",
+            r"encoder cannot be called on data of shape \[6, 4\]: RuntimeError: mat1 and mat2",
         ),
         (
             lambda: exact_log_evidence(nn.Linear(4, 3), torch.zeros(6, 4, dtype=torch.uint8), progress=False),
@@ -480,20 +489,22 @@ def test_only_guides_take_objects_that_say_their_latents():
 def test_a_prior_names_pseudo_inputs_that_its_posterior_does_not_read():
     posterior = nn.Sequential(mlp(4, [5]), MeanField(2, 5))
     for other in (torch.randn(3, 4).double(), torch.randn(3, 4).half()):
-        with pytest.raises(ValueError, match=r"posterior does not run on a tensor of shape \[3, 4\] .*pseudo_inputs"):
+        with pytest.raises(
+            ValueError, match=r"posterior cannot be called with the pseudo_inputs, a tensor of shape \[3, 4\]"
+        ):
             VampPrior(posterior, other)
 
 
 def test_the_exact_posterior_draws_one_site():
     model = PPCA(5, 2)
     model.latents = {"z": torch.Size([1]), "u": torch.Size([1])}
-    with pytest.raises(ValueError, match=r"one latent site, but the model has \['z', 'u'\]"):
+    with pytest.raises(ValueError, match=r"one latent site, but this model has \['z', 'u'\]"):
         ExactPosterior(model)
 
 
 def test_the_exact_posterior_must_be_known():
     model, _, _ = pair("VAE, shared scale", "MeanField")
-    with pytest.raises(TypeError, match=r"VAE has no posterior\(x\): its exact posterior is not known"):
+    with pytest.raises(TypeError, match=r"VAE has no posterior\(x\): use a model with a known posterior"):
         ExactPosterior(model)
 
 
@@ -514,7 +525,7 @@ def test_schedulers_are_looked_at_before_the_first_epoch():
 @pytest.mark.parametrize("family", [nn.Linear(3, 3), lambda: None])
 @pytest.mark.parametrize("model", [PPCA(4, 2), lambda x: PPCA(4, 2)(x)], ids=["latents", "program"])
 def test_families_are_called_with_features_and_context(model, family):
-    with pytest.raises(TypeError, match=r"family is called as family\(features, context\) .* it fails: .*positional"):
+    with pytest.raises(TypeError, match=r"family must be callable as family\(features, .* failed: .*positional"):
         amortize(model, mlp(4, [5]), family, context=5, data=torch.zeros(6, 4))
 
 

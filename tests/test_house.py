@@ -1,4 +1,4 @@
-"""The house: arrows between rooms, names, docstrings, the README."""
+"""Conventions of the package: imports between subpackages, names, docstrings, the README."""
 
 import ast
 import doctest
@@ -71,7 +71,7 @@ def _modules():
 
 
 def _imports(path, room):
-    """The rooms that a file of a room imports, its own left out, and the top-level modules."""
+    """The other subpackages that a file imports, and the top-level modules."""
     rooms, tops = set(), set()
     here = ["jensen", *room.split(".")]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -116,7 +116,7 @@ def test_only_models_and_guides_sample_and_only_the_kernel_traces():
 
 
 class _Finder(doctest.DocTestFinder):
-    """Finds the examples of functions that are wrapped by a decorator of another module, too."""
+    """Also finds the examples of functions wrapped by a decorator of another module."""
 
     def _from_module(self, module, object):
         return super()._from_module(module, inspect.unwrap(object) if inspect.isroutine(object) else object)

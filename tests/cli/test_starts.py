@@ -98,7 +98,7 @@ def test_a_report_that_comes_to_nothing_leaves_no_folder(tmp_path, capsys):
     np.savetxt(tmp_path / "few.csv", x, delimiter=",", header="a,b,c", comments="")
     arguments = ["compare", "--data", str(tmp_path / "few.csv"), "--latent", "1", "--epochs", "1"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert "take more data (2 of them have at most 1 direction)" in capsys.readouterr().err
+    assert "use more data points (2 of them span at most 1 direction)" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["few.csv"]
 
 
@@ -120,7 +120,7 @@ def test_one_feature_leaves_no_room_for_pca(tmp_path, capsys):
     assert main(["compare", *data, "--out", str(tmp_path / "out")]) == 2
     assert "has one feature, and PPCA needs two or more: take jensen train --model vae" in capsys.readouterr().err
     assert main(["train", *data, "--model", "ppca", "--run", str(tmp_path / "run")]) == 2
-    assert "one feature leaves no room for a latent: take a VAE" in capsys.readouterr().err
+    assert "with one feature no latent is possible: use a VAE" in capsys.readouterr().err
     assert main(["train", *data, "--model", "vae", "--run", str(tmp_path / "run"), "--no-pictures"]) == 0
 
 

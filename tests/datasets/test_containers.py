@@ -1,4 +1,4 @@
-"""What holds data in memory, and files that hold several arrays: what is read, and what is said of the rest."""
+"""Containers of data in memory, and files with several arrays: supported ones, and errors for the others."""
 
 import os
 from decimal import Decimal
@@ -64,7 +64,7 @@ def test_other_containers_give_the_same_data(make):
 
 
 class AnnData:
-    """As much of one as is read."""
+    """The part of the interface that is used."""
 
     def __init__(self, x):
         self.X, self.obs, self.var_names = x, pd.DataFrame({"kind": Y}), pd.Index(["g1", "g2", "g3"])
@@ -86,10 +86,10 @@ def test_sparse_matrices_are_made_dense_a_piece_at_a_time_within_a_limit(monkeyp
 def test_a_sparse_matrix_whose_indices_lie_is_refused(tmp_path, indices):
     whole = {"format": np.array("csr"), "shape": np.array([2, 3]), "data": np.ones(2), "indptr": np.array([0, 1, 2])}
     np.savez(tmp_path / "own.npz", **whole, indices=np.array(indices, dtype=np.int32))
-    with pytest.raises(ValueError, match="is no whole sparse matrix, save it again"):
+    with pytest.raises(ValueError, match="is not a complete sparse matrix: save it again"):
         load(tmp_path / "own.npz")
     np.savez(tmp_path / "own.npz", **{**whole, "indptr": np.array([0, 9, 2])}, indices=np.array([0, 1], dtype=np.int32))
-    with pytest.raises(ValueError, match="is no whole sparse matrix, save it again"):
+    with pytest.raises(ValueError, match="is not a complete sparse matrix: save it again"):
         load(tmp_path / "own.npz")
 
 
@@ -116,28 +116,28 @@ def test_masked_values_are_missing():
         (
             lambda: from_array(DataLoader(TensorDataset(torch.zeros(30, 3)), 10)),
             TypeError,
-            "give what it reads, x.dataset",
+            "pass its data set, x.dataset",
         ),
-        (lambda: from_array(load("pinwheel")), TypeError, "in splits already.*use x.train"),
-        (lambda: from_array("own.csv"), TypeError, r"files are read by load: load\(x\)"),
-        (lambda: load(_frame()), TypeError, r"but got a DataFrame: data in memory are given to from_array\(x\)"),
-        (lambda: load(torch.zeros(3, 2)), TypeError, r"data in memory are given to from_array\(x\)"),
-        (lambda: from_array({"x": X}), ValueError, r"a dict with the entries x: give one of them, x\[...\]"),
+        (lambda: from_array(load("pinwheel")), TypeError, "already a Dataset with splits.*use x.train"),
+        (lambda: from_array("own.csv"), TypeError, r"use load\(x\) for files"),
+        (lambda: load(_frame()), TypeError, r"but got a DataFrame: use from_array\(x\) for data in memory"),
+        (lambda: load(torch.zeros(3, 2)), TypeError, r"use from_array\(x\) for data in memory"),
+        (lambda: from_array({"x": X}), ValueError, r"a dict with the entries x: pass one of them, x\[...\]"),
         (
             lambda: from_array(Items(lambda i: {"image": X[i], "y": 0})),
             ValueError,
-            r"entries image, y, where .* numpy.stack\(\[item\['image'\] for item in x\]\)",
+            r"entries image, y, but .* numpy.stack\(\[item\['image'\] for item in x\]\)",
         ),
-        (lambda: from_array(Items(lambda i: (X[i], 0, 1))), ValueError, "has 3 parts: give an array of the data"),
+        (lambda: from_array(Items(lambda i: (X[i], 0, 1))), ValueError, "has 3 parts: pass an array of the data"),
         (
             lambda: from_array(type("S", (IterableDataset,), {"__len__": lambda s: 3, "__iter__": None})()),
             TypeError,
             "S has no length",
         ),
-        (lambda: from_array(X.astype(object)), ValueError, r"no array of numbers: .*x.astype\(float\)"),
-        (lambda: from_array(None), ValueError, "x is None, which NumPy takes for no array of numbers"),
-        (lambda: from_array(X, np.eye(3)[Y]), ValueError, r"for one-hot labels take labels.argmax\(1\)"),
-        (lambda: from_array(X.T, Y), ValueError, "data are rows: transpose them"),
+        (lambda: from_array(X.astype(object)), ValueError, r"not read as a numeric array: .*x.astype\(float\)"),
+        (lambda: from_array(None), ValueError, "x is None, which NumPy does not read as a numeric array"),
+        (lambda: from_array(X, np.eye(3)[Y]), ValueError, r"for one-hot labels use labels.argmax\(1\)"),
+        (lambda: from_array(X.T, Y), ValueError, "data points must be rows: transpose the data"),
         (
             lambda: from_array(_frame().assign(t="q", u="r")),
             ValueError,
@@ -169,9 +169,9 @@ def test_labels_are_numbers_or_words_whatever_holds_them(labels, codes, classes)
 
 @pytest.mark.parametrize("labels", [[Decimal("1.25")] * 40, np.array([1.25, 2] * 20, dtype=object)])
 def test_objects_that_are_measurements_are_no_classes(labels):
-    with pytest.raises(ValueError, match=r"classes: whole numbers or words, but [24]0 are other numbers, such as 1.25"):
+    with pytest.raises(ValueError, match=r"classes \(integers or words\), but [24]0 are other numbers, such as 1.25"):
         from_array(X, labels)
-    with pytest.raises(ValueError, match="labels of array are dates or times"):
+    with pytest.raises(ValueError, match="labels of array must be classes, but they are dates or times"):
         from_array(X, pd.date_range("2020", periods=40))
 
 
@@ -189,9 +189,7 @@ def test_arrays_of_a_file_are_taken_by_name(tmp_path, kind):
         np.savez(path, **arrays, notes=np.array({"title": "sprites"}, dtype=object))
     else:
         scipy.io.savemat(path, {**arrays, "notes": "sprites"})
-    with pytest.raises(
-        ValueError, match=r"holds imgs \(40, 3\), .*say which it is, as by member='imgs', .* --member imgs"
-    ):
+    with pytest.raises(ValueError, match=r"contains imgs \(40, 3\), .*select one, .* member='imgs', .* --member imgs"):
         load(path)
     expected = from_array(X, Y, **EXACT)
     data = load(path, member="imgs", label="y", **EXACT)
@@ -208,7 +206,7 @@ def test_arrays_of_a_file_are_taken_by_name(tmp_path, kind):
 def test_structured_arrays_in_a_file_and_columns_of_structs(tmp_path):
     both = np.rec.fromarrays([*X.T], names="a,b,c")
     np.save(tmp_path / "own.npy", both)
-    with pytest.raises(ValueError, match="own holds a structured array with the fields a, b, c: give it to from_array"):
+    with pytest.raises(ValueError, match="own has a structured array with the fields a, b, c: load it"):
         load(tmp_path / "own.npy")
     assert torch.equal(from_array(np.load(tmp_path / "own.npy"), **EXACT).train, from_array(X, **EXACT).train)
     nested = [{f"field{i}": i for i in range(50)}] * 40
@@ -228,24 +226,24 @@ def test_matlab_files_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match="more than the limit of 900"):
         load(path, limit=900)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="no whole MATLAB file"):
+    with pytest.raises(ValueError, match="not a complete MATLAB file"):
         load(path)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own.xlsx", r"a spreadsheet, which is not read: give pandas.read_excel\('own.xlsx'\) to from_array"),
-        ("own.h5", r"an HDF5 file, which is not read: give h5py.File\('own.h5'\)\['name'\]\[:\] to from_array"),
+        ("own.xlsx", r"a spreadsheet, which is not supported: pass pandas.read_excel\('own.xlsx'\) to from_array"),
+        ("own.h5", r"an HDF5 file, which is not supported: pass h5py.File\('own.h5'\)\['name'\]\[:\] to from_array"),
         ("own.h5ad", r"anndata.read_h5ad\('own.h5ad'\) to from_array"),
-        ("own.pkl", "unpickling runs what it says"),
-        ("own.pt", "unpickling runs what it says"),
-        ("own.png", r"one image, which is not read: stack all of them into an array \[N, height, width\]"),
-        ("own.zip", "an archive, which is not read: unpack it"),
-        ("own.tar.gz", "a packed file that is no text: unpack it"),
-        ("own.npy.gz", "a packed file that is no text: unpack it"),
-        ("own.what", "no text and of no known kind"),
-        ("own", "no text and of no known kind"),
+        ("own.pkl", "unpickling can run any code"),
+        ("own.pt", "unpickling can run any code"),
+        ("own.png", r"one image, which is not supported: stack all images into an array \[N, height, width\]"),
+        ("own.zip", "an archive, which is not supported: unpack it"),
+        ("own.tar.gz", "a compressed file that is not text: decompress it"),
+        ("own.npy.gz", "a compressed file that is not text: decompress it"),
+        ("own.what", "not text and of unknown format"),
+        ("own", "not text and of unknown format"),
     ],
 )
 def test_files_of_other_kinds_come_with_what_to_do(tmp_path, name, message):
@@ -260,12 +258,14 @@ def test_folders_addresses_and_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("images")
     for name in ("images", tmp_path):
-        with pytest.raises(ValueError, match="is a folder, and one file is read: join what it holds into one array"):
+        with pytest.raises(
+            ValueError, match="is a folder, but one file was expected: join its contents into one array"
+        ):
             load(name)
     with pytest.raises(ValueError, match=r"https://host/own\.csv is an address: download the file"):
         load("https://host/own.csv")
     for name in ("adult.data", "folder/own", "~/no such file"):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
             load(name)
     np.save("own.npy", X)
     os.rename("own.npy", "own.array")
@@ -293,9 +293,9 @@ def test_channels_may_come_last(channels, standardize):
         assert (data.channels, data.image_shape) == (channels, (6, 5))
         if standardize:
             assert torch.equal(data.scale, right.scale) and torch.equal(data.location, right.location)
-    with pytest.raises(ValueError, match=rf"image_shape=\(5, 6\): image_shape=\(6, 5, {channels}\) is what they have"):
+    with pytest.raises(ValueError, match=rf"image_shape=\(5, 6\): use image_shape=\(6, 5, {channels}\)"):
         from_array(x, image_shape=(5, 6))
-    with pytest.raises(ValueError, match="there is one column more; name it if it holds the classes"):
+    with pytest.raises(ValueError, match="there is one extra column; if it has the classes, name it"):
         from_array(np.zeros((20, 31)), image_shape=(6, 5))
 
 
@@ -320,7 +320,7 @@ def test_statistics_are_those_of_the_values_before_they_are_rounded():
     from_array(x.astype(np.float32))  # rounded by others
     whole = from_array((x[:, :1] + [0, 1]).astype(np.int64), standardize=True)
     torch.testing.assert_close(whole.train[:, 0], exact.train[:, 0].float())
-    with pytest.raises(ValueError, match="numbers whose squares are finite"):
+    with pytest.raises(ValueError, match="numbers with finite squares"):
         from_array(X * 1e200, standardize=True, **EXACT)
 
 

@@ -1,4 +1,4 @@
-"""Data sets: what they hold, where their files are found, what is said when they are not."""
+"""Data sets: their contents, the search for their files, and errors for missing files."""
 
 import functools
 import gzip
@@ -90,7 +90,7 @@ def test_binarized_mnist():
 
 @pytest.mark.data("binarized_mnist")
 def test_the_published_text_files_hold_the_same_images(tmp_path, monkeypatch):
-    """The SHA-256 of the text that the loader would download, and its reading, from the archive's arrays."""
+    """The SHA-256 of the text that the loader would download, and its contents, from the archive's arrays."""
     expected = load("binarized_mnist", dtype=torch.uint8)
     folder = tmp_path / "binarized_mnist"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_fashion_mnist():
     assert (data.train.shape, data.validation.shape, data.test.shape) == ((50000, 784), (10000, 784), (10000, 784))
     both = torch.cat([data.labels["train"], data.labels["validation"]])
     assert torch.bincount(both).tolist() == [6000] * 10
-    assert data.train.mean().item() * 255 == pytest.approx(72.94, abs=0.2)  # known of the 60,000 together
+    assert data.train.mean().item() * 255 == pytest.approx(72.94, abs=0.2)  # known for the 60,000 together
     assert data.licence == "MIT (Zalando SE)"
     grey, drawn = data.test, load("fashion_mnist", binarize="sample").test
     assert drawn.unique().tolist() == [0, 1]
@@ -140,7 +140,7 @@ def test_frey_faces():
     together = torch.cat([data.train, data.validation, data.test]) * 255
     assert sorted(map(tuple, together.round().long().tolist())) == sorted(map(tuple, raw.tolist()))
     images, wrong = data.train.unflatten(1, (28, 20)), data.train.unflatten(1, (20, 28))
-    assert images.diff(dim=1).abs().mean() < 0.8 * wrong.diff(dim=1).abs().mean()  # neighbours are alike
+    assert images.diff(dim=1).abs().mean() < 0.8 * wrong.diff(dim=1).abs().mean()  # neighbours are similar
     assert torch.equal(load("frey_faces", split=(0.5, 0.25, 0.25), dtype=torch.float64).train[:3], data.train[:3])
     assert load("frey_faces", dequantize=True).bits_offset == 8
 
@@ -168,7 +168,7 @@ def test_omniglot_is_read_from_the_published_format(folder):
         "target": _one_hot(50, n),
         "testtarget": _one_hot(50, test),
     }
-    arrays["data"][783] = np.arange(n) % 50 == 7  # a mark that goes with the label
+    arrays["data"][783] = np.arange(n) % 50 == 7  # a mark that encodes the label
     (folder / "omniglot").mkdir()
     path = folder / "omniglot" / "chardata.mat"
     scipy.io.savemat(path, arrays)
@@ -213,7 +213,7 @@ def test_caltech_silhouettes_are_read_from_the_published_format(folder):
 def test_files_without_a_known_hash_are_never_downloaded(folder, monkeypatch, name, address):
     monkeypatch.setattr(files.pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded"))
     with pytest.raises(
-        FileNotFoundError, match=f"no SHA-256 of it is known. Get it from .*{address}.*put it at .*{name}"
+        FileNotFoundError, match=f"its SHA-256 is not known. Download it from .*{address}.*put it at .*{name}"
     ):
         load(name)
 
@@ -235,7 +235,7 @@ def test_cifar10_is_read_from_the_published_format(folder, monkeypatch):
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             info.size = len(body)
             archive.addfile(info, io.BytesIO(body))
-    with pytest.raises(ValueError, match="is not the file expected: its SHA-256 is not c4a38c50"):
+    with pytest.raises(ValueError, match="is not the expected file: its SHA-256 is not c4a38c50"):
         load("cifar10")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(published, "_CIFAR", replace(published._CIFAR, sha256=sha256))
@@ -310,7 +310,7 @@ def test_a_wrong_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("JENSEN_DATA", str(tmp_path))
     (tmp_path / "oil_flow").mkdir()
     (tmp_path / "oil_flow" / "oil_flow_3class.npz").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"is not the file expected: its SHA-256 is not 1322dda1"):
+    with pytest.raises(ValueError, match=r"is not the expected file: its SHA-256 is not 1322dda1"):
         load("oil_flow")
 
 
@@ -356,7 +356,7 @@ def test_idx_files_are_read_once_their_hash_is_right(folder):
     file = File("set", "x.gz", hashlib.sha256(body).hexdigest())
     np.testing.assert_array_equal(published._read_idx(file), np.arange(6).reshape(2, 3))
     (folder / "set" / "x.gz").write_bytes(body[:-6])
-    with pytest.raises(ValueError, match=r"x\.gz is not the file expected: its SHA-256 is not .*; replace"):
+    with pytest.raises(ValueError, match=r"x\.gz is not the expected file: its SHA-256 is not .*; replace"):
         published._read_idx(file)
 
 
@@ -366,7 +366,7 @@ def test_addresses_are_https():
     readers += published._AMAT
     assert all(mirror.startswith("https://") for file in readers for mirror in file.mirrors)
     for url in ("http://example.org/a", "ftp://example.org/a", "file:///etc/hostname"):
-        with pytest.raises(ValueError, match="no https address"):
+        with pytest.raises(ValueError, match="not an https address"):
             files._download(url, os.devnull, None)
 
 
@@ -374,7 +374,7 @@ def test_a_download_that_is_too_long_is_broken_off(tmp_path, mirror, monkeypatch
     root, address = mirror
     (root / "long.bin").write_bytes(bytes(10**6))
     monkeypatch.setattr(files, "LARGEST", 10**5)
-    with pytest.raises(ValueError, match="it sends more than 100000 bytes"):
+    with pytest.raises(ValueError, match="it has more than 100000 bytes"):
         files._download(f"{address}long.bin", tmp_path / "kept", None)
     assert (tmp_path / "kept").stat().st_size <= 10**5
     monkeypatch.setattr(files, "LARGEST", 10**6)
@@ -396,5 +396,5 @@ def test_a_download_that_is_too_long_is_broken_off(tmp_path, mirror, monkeypatch
 def test_an_idx_file_of_another_length_or_type_is_refused(body, tmp_path, monkeypatch):
     monkeypatch.setenv("JENSEN_DATA", str(tmp_path.parent))
     (tmp_path / "a.gz").write_bytes(gzip.compress(body))
-    with pytest.raises(ValueError, match=r"a\.gz is no whole idx file"):
+    with pytest.raises(ValueError, match=r"a\.gz is not a complete idx file"):
         published._read_idx(files.File(tmp_path.name, "a.gz", None))

@@ -1,4 +1,4 @@
-"""What reading a file takes of memory, beside the data that come of it."""
+"""The memory used to read a file, in addition to the resulting data."""
 
 import json
 import os
@@ -36,7 +36,7 @@ for path, how in json.loads(sys.argv[1]):
 
 
 def test_reading_takes_little_more_memory_than_the_data(tmp_path):
-    """In one process for all files, since what it imports takes long: 64 MB of float32 come of each."""
+    """One process for all files, because imports are slow: each gives 64 MB of float32."""
     x = np.random.default_rng(0).integers(0, 2**20, (40_000, 400)) / 2**10
     single = x.astype(np.float32)
     np.save(tmp_path / "single.npy", single)
@@ -61,24 +61,24 @@ def test_reading_text_takes_little_more_memory_than_the_data(tmp_path):
 
 
 def _check(asked, size):
-    """Read files in one process, and hold the most that each takes against the size of its data."""
+    """Read files in one process, and compare the peak memory of each with the size of its data."""
     done = subprocess.run(
         [sys.executable, "-c", _CODE, json.dumps(asked)],
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # what is freed is not kept for the next file
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed memory is not kept for the next file
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [path for path, *_ in found] == [path for path, _ in asked]
     for path, came, ratio in found:
         assert came == size
-        # on a busy machine the clock of the measurement may miss the peak, so that little is asked of it from below
+        # on a busy machine the measurement may miss the peak, so the lower limit is loose
         assert 0.2 < ratio < 1.5, f"{path}: {ratio:.2f} times the size of its data"
 
 
 def test_no_column_or_row_is_lost_in_pieces(tmp_path, monkeypatch):
-    """Also where a column of labels stands between two pieces, and where the array lies column by column."""
+    """Also with a column of labels between two pieces, and for arrays stored column by column."""
     monkeypatch.setattr(arrays, "BLOCK", 100)
     monkeypatch.setattr(tables, "_COLUMNS", 2)
     monkeypatch.setattr(tables, "_ROWS", 7)

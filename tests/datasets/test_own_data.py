@@ -1,4 +1,4 @@
-"""Your own data: what is read, what is done on request, what is refused; files that lie."""
+"""Your own data: reading, requested transformations, errors; files with wrong headers."""
 
 import io
 import re
@@ -98,11 +98,13 @@ def test_splits_are_seeded_and_share_no_datum():
     assert len(from_array(x, split=(0.5, 0, 0.5)).validation) == 0
     assert [len(from_array(x[:7], split=(1 / 3, 1 / 3, 1 / 3)).train)] == [2]
     for split in [(0.5, 0.1, 0.1), (80, 10, 9), (-0.1, 0.1, 1.0)]:
-        with pytest.raises(ValueError, match="split is three shares that sum to 1, or three numbers that sum to 100"):
+        with pytest.raises(
+            ValueError, match="split must be three shares that sum to 1, or three numbers that sum to 100"
+        ):
             from_array(x, split=split)
     with pytest.raises(ValueError, match="split is a tuple of 3, but got a tuple of 2"):
         from_array(x, split=(0.5, 0.5))
-    with pytest.raises(ValueError, match="leaves no training datum"):
+    with pytest.raises(ValueError, match="leaves no training data"):
         from_array(x, split=(0, 0.5, 0.5))
 
 
@@ -147,7 +149,7 @@ def test_standardization_is_that_of_the_training_data():
     torch.testing.assert_close(data.location, plain.train.mean(0))
     torch.testing.assert_close(data.test * data.scale + data.location, plain.test)
     torch.testing.assert_close(data.train.std(0), torch.ones(3, dtype=torch.float64))
-    with pytest.raises(ValueError, match="1 of array are constant over the training data, the first of them feature 1"):
+    with pytest.raises(ValueError, match="1 of array are constant in the training data, the first is feature 1"):
         from_array(np.column_stack([X[:, 0], np.ones(50)]), standardize=True)
 
 
@@ -159,7 +161,7 @@ def test_images_and_sequences_keep_or_lose_their_shape_as_told():
     flat = from_array(x[:, 0].reshape(20, 20), image_shape=(4, 5))
     assert (flat.train.shape, flat.channels, flat.image_shape) == ((16, 20), 1, (4, 5))
     assert torch.equal(from_array(x[:, :1], image_shape=(4, 5)).train, flat.train)
-    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\), which are no images of image_shape=\(5, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\), which do not match image_shape=\(5, 4\)"):
         from_array(x, image_shape=(5, 4))
 
 
@@ -219,23 +221,23 @@ def test_torch_datasets_are_measured_before_they_are_collected():
             lambda: from_array(_frame().where(_frame() < 1, np.nan)[["a"]]),
             r"array has \d+ missing values \(NaN\), at row \d+, column 'a'",
         ),
-        (lambda: from_array(np.arange(5)), r"shape \(5,\), where \[N, X\] was expected: x\[:, None\]"),
+        (lambda: from_array(np.arange(5)), r"shape \(5,\), but \[N, X\] was expected: x\[:, None\]"),
         (lambda: from_array(np.empty((0, 3))), "no data"),
-        (lambda: from_array(np.array([["a", "b"]])), "holds <U1, where numbers were expected"),
-        (lambda: from_array(X + 1e300), "which torch.float32 does not hold: take dtype=torch.float64"),
+        (lambda: from_array(np.array([["a", "b"]])), "has dtype <U1, but numbers were expected"),
+        (lambda: from_array(X + 1e300), "which torch.float32 cannot represent: use dtype=torch.float64"),
         (lambda: from_array(X, Y[:-1]), r"labels of array have the shape \(49,\), but there are 50 data"),
-        (lambda: from_array(X, X[:, 0]), "labels of array are classes"),
-        (lambda: from_array(X, "kind"), "x is no DataFrame"),
+        (lambda: from_array(X, X[:, 0]), "labels of array must be classes"),
+        (lambda: from_array(X, "kind"), "x is not a DataFrame"),
         (lambda: from_array(_frame(), "sort"), "no column 'sort' for labels=; it has a, b, c, kind"),
         (lambda: from_array(_frame().assign(kind="a")), "column 'kind' .* is not numeric"),
-        (lambda: from_array(X, dequantize=True), "how many levels array has: levels=256"),
-        (lambda: from_array(X, levels=256), "where levels=256 means whole numbers from 0 to 255"),
+        (lambda: from_array(X, dequantize=True), "the number of levels of array: pass levels, for bytes levels=256"),
+        (lambda: from_array(X, levels=256), "but levels=256 requires integers from 0 to 255"),
         (lambda: from_array(X, binarize="threshold"), "binarize needs values between 0 and 1"),
-        (lambda: from_array(X, binarize="yes"), "binarize is None, 'threshold' or 'sample', but got 'yes'"),
+        (lambda: from_array(X, binarize="yes"), "binarize must be None, 'threshold' or 'sample', but got 'yes'"),
         (lambda: from_array(Y[:, None], levels=4, binarize="sample", dequantize=True), "exclude each other"),
         (lambda: from_array(Y[:, None] % 2, levels=2, dequantize=True), "nothing to dequantize"),
-        (lambda: load("digits", label="y"), "label belong to files of your own, but digits is a data set by name"),
-        (lambda: load("bars", split=(1, 1, 1)), "split is three shares"),
+        (lambda: load("digits", label="y"), "label apply only to your own files, but digits is the name of a data set"),
+        (lambda: load("bars", split=(1, 1, 1)), "split must be three shares"),
         (lambda: load("oil_flow", split=(0.8, 0.1, 0.1)), "oil_flow has a published split"),
     ],
 )
@@ -251,10 +253,14 @@ def test_what_does_not_fit_is_named(make, message):
         ("a,b\n1,NA\n", {}, "1 missing values"),
         ("a,b\n1,x\n", {}, "column 'b' is not numeric: line 2 has 'x'"),
         ("a,b,c\n1,x,y\n2,3,z\n", {}, r"column 'b' is not numeric: line 2 has 'x' \(nor are 'c'\)"),
-        ('a,b\n1,"2,5"\n', {}, "'2,5'.*; a decimal comma is read only between semicolons or tabs: write a point"),
-        ("a;b\n1,5;2.5\n", {}, "'1,5'.*in other places the decimal sign is another: write one of the two"),
+        (
+            'a,b\n1,"2,5"\n',
+            {},
+            "'2,5'.*; a decimal comma is supported only with semicolons or tabs as delimiters: write a point",
+        ),
+        ("a;b\n1,5;2.5\n", {}, "'1,5'.*other numbers use another decimal sign: use only one of the two"),
         ("a;b\n1,5;1.234,5\n", {}, "column 'b' is not numeric: line 2 has '1.234,5'"),
-        ("a;b\n1,234;5\n1;67,890\n", {}, "line 2 has '1,234', and every comma here may be decimal or separate"),
+        ("a;b\n1,234;5\n1;67,890\n", {}, "line 2 has '1,234', and every comma here may be a decimal sign or"),
         ("a,b\n1,True\n2,False\n", {}, "column 'b' is not numeric: line 2 has 'True'"),
         ("a,b\n1,True\n2,\n", {}, "column 'b' is not numeric: line 2 has 'True'"),
         ("a,b\n1,2020-01-01\n", {}, "column 'b' is not numeric: line 2 has '2020-01-01'"),
@@ -267,20 +273,20 @@ def test_what_does_not_fit_is_named(make, message):
         ("a,b\n1,2\n3,4,\n", {}, "line 3 has 3 fields, but the first has 2"),
         ("a b\n1 2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
         ('"a","b"\n"1",2,3\n', {}, "column 0 has no name: if it is an index"),
-        ('a,b\n1,"2\n3,4\n', {}, "line 3 has 2 fields|no table of numbers as text"),
+        ('a,b\n1,"2\n3,4\n', {}, "line 3 has 2 fields|not a text table of numbers"),
         ("a,b\n1e400,1\n", {}, r"own has 1 infinite values, at row 0, column 'a'"),
-        ("a,b\n1,\0\n", {}, "no table of numbers as text: it holds zero bytes"),
+        ("a,b\n1,\0\n", {}, "not a text table of numbers: it contains zero bytes"),
         ("a,b\n1,2\n3,-\n", {"label": "b"}, "labels of own have 1 missing values, the first in row 1"),
         ("a,b\n1,2\n3\n", {}, "line 3 has 1 fields, but the first has 2"),
-        ("1,2,red\n3,4,blue\n", {}, "say header=True or header=False"),
+        ("1,2,red\n3,4,blue\n", {}, "pass header=True or header=False"),
         (",a\n0,1\n", {"header": True}, "column 0 has no name: if it is an index"),
-        ("a,a\n0,1\n", {}, "columns of one name"),
-        ("a,b\n", {}, "holds no data"),
-        ("", {}, "holds no data"),
+        ("a,a\n0,1\n", {}, "several columns with the same name"),
+        ("a,b\n", {}, "has no data"),
+        ("", {}, "has no data"),
         ("a,b\n1,2\n", {"label": "c"}, "no column 'c' for label=; it has a, b"),
         ("a,b\n1,2\n,3\n", {"label": "a"}, "labels of own have 1 missing values, the first in row 1"),
         ("a,b\n1,2\n3,4\n", {"limit": 31}, "32 bytes of memory, more than the limit of 31: pass limit=32"),
-        ("a\n" + "9" * 200_000 + "\n", {}, "no table of numbers as text: field larger"),
+        ("a\n" + "9" * 200_000 + "\n", {}, "not a text table of numbers: field larger"),
     ],
 )
 def test_csv_errors_say_where(tmp_path, text, options, message):
@@ -297,7 +303,7 @@ def test_csv_with_and_without_a_header(tmp_path):
     assert data.classes == ("blue", "red")
     assert data.labels["train"][data.train[:, 0] == 3].tolist() == [0]
     path.write_text("\ufeff2001,2002,kind\n1,2,0\n3,4,7\n", encoding="utf-8")
-    data = load(path, label="kind", split=(1.0, 0, 0))  # numbers as names: the label's name tells
+    data = load(path, label="kind", split=(1.0, 0, 0))  # numbers as names: identified by the label's name
     assert _sorted(data.train) == [(1, 2), (3, 4)]
     assert sorted(data.labels["train"].tolist()) == [0, 7]
 
@@ -384,7 +390,7 @@ def test_csv_encodings(tmp_path, encoding):
     ("labels", "expected"),
     [
         (["3", "-1"], [3, -1]),
-        (["007", "7"], ["007", "7"]),  # words: as numbers they were one class
+        (["007", "7"], ["007", "7"]),  # words: as numbers they would be one class
         (["+", "-"], ["+", "-"]),
         (["True", "False"], ["True", "False"]),
         (["1.0", "2.0"], [1, 2]),
@@ -400,7 +406,7 @@ def test_labels_of_a_csv_file_stay_as_they_are_written(tmp_path, labels, expecte
 def test_parquet_is_measured_by_its_own_word_first(tmp_path):
     path = tmp_path / "own.parquet"
     pq.write_table(pa.table({"a": pa.array(np.zeros(3_000_000))}), path)
-    assert path.stat().st_size < 100_000  # repetition packs well
+    assert path.stat().st_size < 100_000  # repetition compresses well
     with pytest.raises(ValueError, match="more than the limit of 20000000: pass limit="):
         load(path, limit=20_000_000)
     pq.write_table(pa.table({"a": [1.0, None], "b": pa.array(["x", "y"]).dictionary_encode()}), path)
@@ -409,11 +415,11 @@ def test_parquet_is_measured_by_its_own_word_first(tmp_path):
     with pytest.raises(ValueError, match=r"column 'b' .* is not numeric"):
         load(path)
     _frame().sample(frac=1, random_state=0).to_parquet(path)
-    with pytest.raises(ValueError, match="holds the index of a DataFrame as a column: write it with index=False"):
+    with pytest.raises(ValueError, match="has the index of a DataFrame as a column: write it with index=False"):
         load(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="no whole Parquet file"):
+    with pytest.raises(ValueError, match="not a complete Parquet file"):
         load(path)
 
 
@@ -425,17 +431,17 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*own\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"the file .*own\.csv does not exist"):
         load(tmp_path / "own.csv")
     np.savez(tmp_path / "two.npz", a=X, b=X)
     with pytest.raises(
-        ValueError, match=r"holds a \(50, 3\), b \(50, 3\): one array of data is read, or the one called x"
+        ValueError, match=r"contains a \(50, 3\), b \(50, 3\): it must have one array of data or one called x"
     ):
         load(tmp_path / "two.npz")
     with pytest.raises(ValueError, match="no array 'y' for label="):
         load(tmp_path / "two.npz", label="y")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(ValueError, match=r"header belongs to text files such as \.csv"):
+    with pytest.raises(ValueError, match=r"header applies to text files such as \.csv"):
         load(tmp_path / "one.npy", header=True)
     with pytest.raises(
         ValueError,
@@ -445,7 +451,7 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
 
 
 class _Bomb:
-    """Pickled, it would write a file when loaded."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -456,7 +462,7 @@ class _Bomb:
 
 @contextmanager
 def refused(message):
-    """A ValueError, raised before more than 8 MiB were allocated, however much the file claims."""
+    """A ValueError before more than 8 MiB are allocated, for any size in the file's header."""
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=message):
@@ -478,30 +484,30 @@ def test_npy_and_npz_that_lie_are_refused(tmp_path):
     with refused("pickled objects are never loaded"):
         read_npy(path)
     path.write_bytes(_header((2**40, 3)) + bytes(48))
-    with refused("no whole .npy file of numbers .*: its header claims 26388279066624 bytes"):
+    with refused("not a complete .npy file of numbers .*its header claims 26388279066624 bytes"):
         read_npy(path)
     path.write_bytes(_header((1, 3)) + bytes(48))
-    with refused(r"its header claims 24 bytes, \(1, 3\) of float64, but 48 are there"):
+    with refused(r"its header claims 24 bytes, \(1, 3\) of float64, but it has 48"):
         read_npy(path)
     for content in (_header((-1, 3)) + bytes(48), b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**16) + b"{", b"else", b""):
         path.write_bytes(content)
-        with refused(r"no whole \.npy file"):
+        with refused(r"not a complete \.npy file"):
             read_npy(path)
     np.save(path, X)
     with refused(r"would take 1200 bytes of memory, more than the limit of 1199: pass limit=1200"):
         read_npy(path, limit=1199)
     np.testing.assert_array_equal(read_npy(path).whole(), X)
     path.write_bytes(path.read_bytes()[:-1])
-    with refused(r"no whole \.npy file"):
+    with refused(r"not a complete \.npy file"):
         read_npy(path)
     np.savez(tmp_path / "objects.npz", x=np.array([_Bomb(trace)], dtype=object))
-    with refused("x is no whole array of numbers .pickled objects are never loaded"):
+    with refused("x is not a complete numeric array .pickled objects are never loaded"):
         read_npz(tmp_path / "objects.npz")
     np.savez(tmp_path / "objects.npz", x=X, notes=np.array([_Bomb(trace)], dtype=object))
     np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
     np.savez(tmp_path / "objects.npz", a=X, notes=np.array([_Bomb(trace)], dtype=object))
     np.testing.assert_array_equal(read_npz(tmp_path / "objects.npz")[0].whole(), X)
-    with refused(r"notes is no whole array of numbers"):
+    with refused(r"notes is not a complete numeric array"):
         read_npz(tmp_path / "objects.npz", member="notes")
     assert not trace.exists()
 
@@ -535,24 +541,24 @@ def test_archives_that_are_torn_or_lie_are_refused(tmp_path):
         whole = path.read_bytes()
         for end in (0, 4, 100, len(whole) - 1):
             path.write_bytes(whole[:end])
-            with refused(r"no whole \.npz file"):
+            with refused(r"not a complete \.npz file"):
                 read_npz(path)
         for at in range(60, 1000, 50):  # within the compressed or stored values
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-            with refused(r"no whole (\.npz file|array of numbers)"):
+            with refused(r"not a complete (\.npz file|numeric array)"):
                 read_npz(path)[0].whole()
     _zip(path, _header((2**50, 3)) + bytes(48))
-    with pytest.raises(ValueError, match=r"x is no whole array of numbers.*header claims 27021597764222976 bytes"):
+    with pytest.raises(ValueError, match=r"x is not a complete numeric array.*header claims 27021597764222976 bytes"):
         read_npz(path)
     _zip(path, _header((1, 3)) + bytes(48))
-    with refused(r"its header claims 24 bytes, \(1, 3\) of float64, but 48 are there"):
+    with refused(r"its header claims 24 bytes, \(1, 3\) of float64, but it has 48"):
         read_npz(path)
     _zip(path, _header((2, 3)) + bytes(47))
-    with refused("x is no whole array of numbers"):
+    with refused("x is not a complete numeric array"):
         read_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "words")
-    with refused(r"holds 'readme\.txt', which is no array"):
+    with refused(r"contains 'readme\.txt', which is not an array"):
         read_npz(path)
 
 
@@ -572,25 +578,25 @@ def test_matlab_files_give_the_arrays_asked_for(tmp_path, level, packed):
         np.testing.assert_array_equal(found[name], array)
     with refused(r"data has the shape \(7, 30\), but \(7, 31\) was expected"):
         read_mat(path, {"data": (7, 31)})
-    with refused(r"holds no numeric array called text \(char\), other: it is another file"):
+    with refused(r"has no numeric array called text \(char\), other: it is not the expected file"):
         read_mat(path, {"text": (1, 5), "other": (1, 1)})
-    with refused("z holds complex128, where real numbers were expected"):
+    with refused("z contains complex128, but real numbers were expected"):
         read_mat(path, {"z": (2, 2)})
     if level == "5":
-        with refused(r"holds no numeric array called cells \(cell\), s \(struct\)"):
+        with refused(r"has no numeric array called cells \(cell\), s \(struct\)"):
             read_mat(path, {"cells": (1, 2), "s": (1, 1)})
     whole = path.read_bytes()
     for end in (0, 3, 100, len(whole) // 2, len(whole) - 40):
         path.write_bytes(whole[:end])
-        with refused("no whole MATLAB file of level 4 or 5, get it again|holds no numeric array called"):
+        with refused("not a complete MATLAB file of level 4 or 5: download it again|has no numeric array called"):
             read_mat(path, {"w": (40, 40), "data": (7, 30)})
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
-    with refused("no whole MATLAB file of level 4 or 5, get it again, or save it with -v7 in MATLAB"):
+    with refused("not a complete MATLAB file of level 4 or 5: download it again, or save it with -v7 in MATLAB"):
         read_mat(path, {"data": (2, 2)})
 
 
 def test_no_reader_unpickles():
-    """No reader calls a loader that may run what it loads, nor NumPy's without forbidding it."""
+    """No reader calls a loader that can run code, or NumPy's loader without allow_pickle=False."""
     for path in Path(own.__file__).parent.glob("*.py"):
         source = path.read_text()
         for door in ("torch.load", "pickle.", "read_pickle", "allow_pickle=True", "extractall"):
@@ -604,7 +610,7 @@ def test_an_archive_of_another_compression_is_refused_before_it_expands(tmp_path
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(path, "w", method) as archive:
             archive.writestr("x.npy", _header((2**20, 4)) + bytes(2**25))
-        with refused(rf"x\.npy is compressed by method {method}"):
+        with refused(rf"x\.npy has compression method {method}"):
             read_npz(path)
 
 
@@ -621,31 +627,31 @@ def test_two_members_of_one_name_are_refused(tmp_path):
 def test_names_of_arrays_are_described_without_reading_them(tmp_path):
     path = tmp_path / "own.npz"
     np.savez_compressed(path, a=np.zeros((2**21, 4)), b=np.zeros(3))
-    with refused(r"holds a \(2097152, 4\), b \(3,\): one array of data is read"):
+    with refused(r"contains a \(2097152, 4\), b \(3,\): it must have one array of data"):
         read_npz(path)
 
 
 @pytest.mark.parametrize("at", [-5, -1000, -200_000])
 def test_every_checksum_of_a_compressed_matlab_file_is_reached(tmp_path, at):
-    """Also behind the arrays that are asked for."""
+    """Also after the requested arrays."""
     path = tmp_path / "x.mat"
     arrays = {"data": np.eye(20, 30), "more": np.random.default_rng(0).random((300, 400))}
     scipy.io.savemat(path, arrays, do_compression=True)
     body = bytearray(path.read_bytes())
     body[at] ^= 4
     path.write_bytes(body)
-    with pytest.raises(ValueError, match=r"x\.mat is no whole MATLAB file"):
+    with pytest.raises(ValueError, match=r"x\.mat is not a complete MATLAB file"):
         read_mat(path, {"data": (20, 30)})
 
 
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
     [
-        ([0.5, 1.0], torch.int64, "fractions, which torch.int64 does not hold"),
-        ([0.0, 300.0], torch.uint8, "values from 0 to 300, which torch.uint8 does not hold"),
+        ([0.5, 1.0], torch.int64, "fractions, which torch.int64 cannot represent"),
+        ([0.0, 300.0], torch.uint8, "values from 0 to 300, which torch.uint8 cannot represent"),
         ([-1.0, 3.0], torch.uint8, "values from -1 to 3"),
         ([0, 2], torch.bool, "values from 0 to 2, which torch.bool"),
-        ([0.0, 2.0**63], torch.int64, "which torch.int64 does not hold"),
+        ([0.0, 2.0**63], torch.int64, "which torch.int64 cannot represent"),
         ([0.0, 1.0], torch.complex64, "data are real"),
     ],
 )
@@ -666,7 +672,7 @@ def test_whole_numbers_keep_their_values_in_a_dtype_that_holds_them():
 
 @pytest.mark.parametrize("labels", [np.array([2**63 + 1, 1] * 10, np.uint64), np.array([1e30, 1.0] * 10)])
 def test_labels_that_int64_does_not_hold_are_refused(labels):
-    with pytest.raises(ValueError, match="beyond int64: number the classes anew"):
+    with pytest.raises(ValueError, match="above int64: renumber the classes"):
         from_array(np.zeros((20, 2)) + np.arange(20)[:, None], labels)
 
 
@@ -692,6 +698,6 @@ def test_an_array_is_copied_once(tmp_path):
         data = load(str(tmp_path / "own.npy"))
         torch_bytes = sum(part.nbytes for part in (data.train, data.validation, data.test))
         assert torch_bytes == 2**25
-        assert tracemalloc.get_traced_memory()[1] < 0.5 * torch_bytes  # NumPy's part of it; that of torch is the result
+        assert tracemalloc.get_traced_memory()[1] < 0.5 * torch_bytes  # memory of NumPy only; torch holds the result
     finally:
         tracemalloc.stop()

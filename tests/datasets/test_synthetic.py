@@ -1,4 +1,4 @@
-"""Synthetic data: each density against another way to the same number, and the data against the density."""
+"""Synthetic data: each density against an independent computation, and the data against the density."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def test_pinwheel_density_integrates_to_one():
 
 
 def test_pinwheel_density_is_that_of_the_data():
-    """A histogram of many draws, and the mean over arms of the normal density at the point turned back, by autograd."""
+    """A histogram of many samples, and the mean over arms of the normal density at the unrotated point, by autograd."""
     data = pinwheel(200_000, arms=5, split=(1.0, 0.0, 0.0), dtype=torch.float64)
     x = data.train
     centre = data.log_density.warp(torch.tensor([1.1, 0.0], dtype=torch.float64), torch.tensor(3))
@@ -120,7 +120,7 @@ def test_linear_dynamics_density_is_a_big_normal_and_the_kalman_filter_of_pyro()
     normal = [
         MultivariateNormal(torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)) for n in (2, 3)
     ]
-    hmm = GaussianHMM(  # it makes a transition before the first observation: N(0, I) stays what it is
+    hmm = GaussianHMM(  # it makes a transition before the first observation, which leaves N(0, I) unchanged
         normal[0],
         density.transition.T,
         MultivariateNormal(torch.zeros(2, dtype=torch.float64), density.drive**2 * eye),
@@ -156,7 +156,7 @@ def test_synthetic_sets_are_seeded_have_cards_and_load_by_name(name):
 
 @pytest.mark.parametrize("name", ["linear_gaussian", "pinwheel", "linear_dynamics"])
 def test_standardized_data_keep_their_density(name):
-    """Its mean is the old one plus the log of what each feature was divided by, at every step."""
+    """Its mean is the old one plus the log of each feature's scale, at every step."""
     plain, scaled = load(name, dtype=torch.float64), load(name, standardize=True, dtype=torch.float64)
     rows = scaled.train.flatten(0, -2)
     torch.testing.assert_close(rows.mean(0), torch.zeros_like(rows[0]), atol=1e-12, rtol=0)
@@ -170,15 +170,15 @@ def test_standardized_data_keep_their_density(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bars(10, size=13), "size is between 1 and 12, but got 13"),
-        (lambda: bars(10, flip=0.5), "flip is between 0 and 1/2, but got 0.5"),
-        (lambda: bars(10, probability=1.0), "probability is between 0 and 1"),
-        (lambda: linear_gaussian(0), "n is positive, but got 0"),
-        (lambda: linear_gaussian(10, noise=-1.0), "noise is positive"),
-        (lambda: linear_dynamics(10, decay=1.0), "decay is at least 0 and below 1"),
-        (lambda: pinwheel(10, split=(0.5, 0.5, 0.5)), "split is three shares that sum to 1"),
+        (lambda: bars(10, size=13), "size must be between 1 and 12, but got 13"),
+        (lambda: bars(10, flip=0.5), "flip must be between 0 and 1/2, but got 0.5"),
+        (lambda: bars(10, probability=1.0), "probability must be between 0 and 1"),
+        (lambda: linear_gaussian(0), "n must be positive, but got 0"),
+        (lambda: linear_gaussian(10, noise=-1.0), "noise must be positive"),
+        (lambda: linear_dynamics(10, decay=1.0), "decay must be at least 0 and below 1"),
+        (lambda: pinwheel(10, split=(0.5, 0.5, 0.5)), "split must be three shares that sum to 1"),
         (lambda: bars(20).log_density(torch.full((2, 16), 0.5)), "zeros and ones"),
-        (lambda: pinwheel(20).log_density(torch.zeros(3)), r"x has the shape \[N, 2\], but got \[3\]"),
+        (lambda: pinwheel(20).log_density(torch.zeros(3)), r"x must have the shape \[N, 2\], but got \[3\]"),
         (lambda: load("pinwheel", dequantize=True), "nothing to dequantize"),
         (lambda: load("bars", binarize="sample"), "nothing to binarize"),
     ],

@@ -1,4 +1,4 @@
-"""Tables that people bring: headers or none, labels and columns by name or position, columns that are no features."""
+"""Users' tables: with or without header, labels and columns by name or position, columns that are not features."""
 
 import bz2
 import gzip
@@ -48,7 +48,7 @@ def test_a_first_line_that_may_be_names_is_a_question(tmp_path, first):
     with pytest.raises(ValueError, match=QUESTION):
         _read(tmp_path, f"{first}\n{ROWS}")
     assert _read(tmp_path, f"{first}\n{ROWS}", header=True, only=0).columns == (first.split(",")[0],)
-    if first[0].isdigit() and "unknown" not in first:  # a word would be no number
+    if first[0].isdigit() and "unknown" not in first:  # a word would not be a number
         assert _read(tmp_path, f"{first}\n{ROWS}", header=False).x.shape == (31, 4)
 
 
@@ -64,7 +64,7 @@ def test_a_count_above_fractions_is_a_question(tmp_path, first):
     [
         "\n".join(f"{4 * i},{4 * i + 1},{4 * i + 2},{4 * i + 3}" for i in range(10)),  # every line is even
         "\n".join(",".join(map(str, np.sort(row).tolist())) for row in RNG.normal(size=(10, 12))),  # every line rises
-        "0,1\n1,0\n1,1\n0,0\n",  # below are whole numbers too
+        "0,1\n1,0\n1,1\n0,0\n",  # below are also integers
         "0\n1\n1\n",
         "5.1,3.5,1.4,0.2\n4.9,3.0,1.4,0.2\n",
         "-1,0\n2.5,3\n",
@@ -85,7 +85,7 @@ def test_a_line_far_from_all_below_it_is_a_question(tmp_path, first):
 
 
 def test_an_index_without_a_name_beside_names_that_count(tmp_path):
-    """As pandas writes a frame whose columns have no names of their own."""
+    """As pandas writes a frame without column names."""
     frame = pd.DataFrame(np.column_stack([np.arange(30) % 3, X]))
     frame.to_csv(tmp_path / "own.csv")
     for drop in (0, "Unnamed: 0"):
@@ -94,7 +94,7 @@ def test_an_index_without_a_name_beside_names_that_count(tmp_path):
         assert table.labels.tolist() == [i % 3 for i in range(30)]
     with pytest.raises(ValueError, match=r"column Unnamed: 0 has no name|column 0 has no name: .*--drop 'Unnamed: 0'"):
         read_csv(tmp_path / "own.csv")
-    assert _read(tmp_path, ",0,1\n3,0,1\n4,1,0\n", drop=0).x.shape == (3, 2)  # counts below as well: a missing value
+    assert _read(tmp_path, ",0,1\n3,0,1\n4,1,0\n", drop=0).x.shape == (3, 2)  # also counts below: a missing value
     frame.columns = [2000, 2001, 2002, 2003, 2004]
     frame.to_csv(tmp_path / "own.csv")
     with pytest.raises(ValueError, match=QUESTION):
@@ -113,7 +113,7 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
         table = _read(tmp_path, IRIS, label=label)
         assert table.x.shape == (30, 3) and set(table.labels) == {"kind0", "kind1", "kind2"}
     unlike = "15.0,8,300.5,130.0,car0\n" + "\n".join(f"{15 + i},{i},{300 + i / 2},{i},car{i}" for i in range(1, 20))
-    assert _read(tmp_path, unlike, drop=4).x.shape == (20, 4)  # fractions in no order are no names
+    assert _read(tmp_path, unlike, drop=4).x.shape == (20, 4)  # unordered fractions are not names
     table = _read(tmp_path, "?,red\n1,blue\n2,red\n", label=1)
     assert table.x.shape == (3, 1) and table.labels.tolist() == ["red", "blue", "red"]
     pixels = "\n".join(f"{i % 10}," + ",".join(map(str, RNG.integers(0, 256, 5).tolist())) for i in range(20))
@@ -122,7 +122,7 @@ def test_words_that_come_again_are_classes_and_words_above_numbers_names(tmp_pat
 
 
 def test_the_label_is_never_looked_for_among_the_data(tmp_path):
-    """The number of the column stands in the first line as a value."""
+    """The number of the column is a value in the first line."""
     x = np.column_stack([RNG.integers(5, 60, 99), RNG.normal(size=(99, 2)).round(3), RNG.integers(0, 3, 99)])
     x[0] = [3, 0.7, 0.1, 2]
     np.savetxt(tmp_path / "own.csv", x, delimiter=",", fmt="%g")
@@ -166,9 +166,9 @@ def test_columns_are_left_out_or_kept_by_name_or_position(tmp_path):
     for how, message in (
         ({"drop": "x"}, "no column 'x' for drop=; it has id, name, a, b, kind"),
         ({"only": 9}, "no column 9 for only="),
-        ({"drop": "a", "only": "b"}, "take one of them"),
-        ({"label": "a", "drop": "a"}, "leaves out the column of labels, 'a'"),
-        ({"drop": [0, 1, 2, 3, 4]}, "holds no column of data beside those left out"),
+        ({"drop": "a", "only": "b"}, "pass only one of them"),
+        ({"label": "a", "drop": "a"}, "contains the column of labels, 'a'"),
+        ({"drop": [0, 1, 2, 3, 4]}, "has no column of data besides the omitted ones"),
     ):
         with pytest.raises(ValueError, match=message):
             _read(tmp_path, text, **how)
@@ -192,10 +192,10 @@ def test_all_columns_that_cannot_be_used_are_named_at_once_and_the_advice_works(
 
 def test_columns_of_one_name_and_without_a_name(tmp_path):
     rows = "\n".join(f"{i * 0.37 % 1:.3f},{i * 0.71 % 1:.3f},{i * 0.11 % 1:.3f}" for i in range(10))
-    with pytest.raises(ValueError, match=r"one name: a \(the first at positions 0, 2\)"):
+    with pytest.raises(ValueError, match=r"the same name: a \(the first at positions 0, 2\)"):
         _read(tmp_path, f"a,b,a\n{rows}")
     assert _read(tmp_path, f"a,b,a\n{rows}", drop=2).columns == ("a", "b")
-    with pytest.raises(ValueError, match="columns of one name, 'a', at positions 0, 2: give the position for drop="):
+    with pytest.raises(ValueError, match="several columns called 'a', at positions 0, 2: give the position for drop="):
         _read(tmp_path, f"a,b,a\n{rows}", drop="a")
     with pytest.raises(ValueError, match=r"column 1 has no name: .*--drop 1"):
         _read(tmp_path, f"a,,b\n{rows}")
@@ -204,7 +204,7 @@ def test_columns_of_one_name_and_without_a_name(tmp_path):
 
 @pytest.mark.parametrize("sep", [" ", "\t", ","])
 def test_rows_that_have_names(tmp_path, sep):
-    """R writes a name fewer than there are columns."""
+    """R writes one name fewer than columns."""
     rows = "\n".join(sep.join([f'"r{i}"', *map(str, row)]) for i, row in enumerate(X.tolist()))
     text = sep.join(['"a"', '"b"', '"c"', '"d"']) + "\n" + rows
     with pytest.raises(ValueError, match="column 0 has no name: if it is an index"):
@@ -217,19 +217,24 @@ def test_rows_that_have_names(tmp_path, sep):
 
 def test_separators_of_thousands_are_named(tmp_path):
     for text in ("a;b\n1.234,5;1,5\n2.345,5;2\n", 'a,b\n"1,234,567",2\n', "a;b\n1 234,5;2\n"):
-        with pytest.raises(ValueError, match="write it without separators of thousands"):
+        with pytest.raises(ValueError, match="write it without thousands separators"):
             _read(tmp_path, text)
 
 
 def test_advice_on_commas_lines_and_titles_fits(tmp_path):
-    with pytest.raises(ValueError, match="a decimal comma is read only between semicolons or tabs: write a point"):
+    with pytest.raises(
+        ValueError, match="a decimal comma is supported only with semicolons or tabs as delimiters: write a point"
+    ):
         _read(tmp_path, 'a,b\n"0,126",2\n"1,5",3\n')
     with pytest.raises(ValueError, match="4 fields, but the first has 2; if every second comma is a decimal sign"):
         _read(tmp_path, "a,b\n0,126,2,5\n1,5,3,5\n")
     for text in ("Report\na,b\n1,2\n", "Report\n\na,b\n1,2\n"):
-        with pytest.raises(ValueError, match="if the first lines are a title, take them out"):
+        with pytest.raises(ValueError, match="if the first lines are a title, remove them"):
             _read(tmp_path, text)
-    for footer, what in (("Total,2", "1 is no number; mend that line"), (".,1\n.,2", "2 are no numbers; mend those")):
+    for footer, what in (
+        ("Total,2", "1 is not a number; correct that line"),
+        (".,1\n.,2", "2 are not numbers; correct those"),
+    ):
         with pytest.raises(ValueError, match=rf"of its \d+ fields {what}.*or leave it out: drop='a'.*encode it as"):
             _read(tmp_path, "a,b\n1,2\n3,4\n5,6\n" + footer)
     with pytest.raises(ValueError, match="line 2 has 'x'; leave it out"):
@@ -285,10 +290,10 @@ def test_text_of_any_encoding_and_name(tmp_path, name, encoding):
 def test_packed_text_that_is_torn_or_expands(tmp_path):
     packed = gzip.compress(ROWS.encode())
     (tmp_path / "own.csv.gz").write_bytes(packed[:-20])
-    with pytest.raises(ValueError, match=r"own.csv.gz is no table of numbers as text"):
+    with pytest.raises(ValueError, match=r"own.csv.gz is not a text table of numbers"):
         load(tmp_path / "own.csv.gz")
     (tmp_path / "own.csv.gz").write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match=r"own.csv.gz is no table of numbers as text"):
+    with pytest.raises(ValueError, match=r"own.csv.gz is not a text table of numbers"):
         load(tmp_path / "own.csv.gz")
     (tmp_path / "own.csv.gz").write_bytes(gzip.compress(b"1,2\n" * 10**6))
     with pytest.raises(ValueError, match="expands to more than 1000000 bytes"):
@@ -301,7 +306,7 @@ def test_measurements_are_no_classes(tmp_path, label):
     for written in (text, text.replace(".", ",")):
         (tmp_path / "own.csv").write_text(written)
         with pytest.raises(
-            ValueError, match="labels of own are classes: whole numbers or words, but 30 are other numbers"
+            ValueError, match=r"labels of own must be classes \(integers or words\), but 30 are other numbers"
         ):
             load(tmp_path / "own.csv", label=label)
     pd.DataFrame(X[:, :3], columns=["a", "b", "price"]).to_parquet(tmp_path / "own.parquet", index=False)
@@ -311,7 +316,7 @@ def test_measurements_are_no_classes(tmp_path, label):
 
 def test_as_many_classes_as_data_are_a_warning():
     x = RNG.normal(size=(60, 2))
-    with pytest.warns(UserWarning, match="the 60 labels have 60 different values, and labels are classes"):
+    with pytest.warns(UserWarning, match="the 60 labels have 60 different values, but labels should be classes"):
         from_array(x, RNG.permutation(1000)[:60])
     with pytest.warns(UserWarning, match="60 different values"):
         from_array(x, [f"n{i}" for i in range(60)])
@@ -329,11 +334,11 @@ def test_as_many_classes_as_data_are_a_warning():
         (
             "k",
             20000100 + RNG.integers(1, 29, 30) + 10_000 * RNG.integers(0, 25, 30),
-            r"holds days as whole numbers, such as 20\d{6}",
+            r"holds dates as integers, such as 20\d{6}",
         ),
-        ("PassengerId", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
-        ("sample_id", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
-        ("Unnamed: 0", RNG.permutation(10**6)[:30], "holds another whole number in each row"),
+        ("PassengerId", RNG.permutation(10**6)[:30], "holds a different integer in each row"),
+        ("sample_id", RNG.permutation(10**6)[:30], "holds a different integer in each row"),
+        ("Unnamed: 0", RNG.permutation(10**6)[:30], "holds a different integer in each row"),
     ],
 )
 def test_columns_that_number_the_rows_are_named(tmp_path, name, column, what):
@@ -342,7 +347,7 @@ def test_columns_that_number_the_rows_are_named(tmp_path, name, column, what):
     frame.to_csv(tmp_path / "own.csv", index=False)
     with pytest.warns(UserWarning, match=f"own: column '{name}' {what}: if it is an index, .*--drop"):
         load(tmp_path / "own.csv")
-    with pytest.warns(UserWarning, match=f"array: column '{name}' {what}: if it is an index, leave it out of x"):
+    with pytest.warns(UserWarning, match=f"array: column '{name}' {what}: if it is an index, remove it from x"):
         from_array(frame)
     load(tmp_path / "own.csv", drop=name)
     if not name.endswith(("d", "0")):
@@ -380,14 +385,14 @@ def test_advice_holds_for_names_that_look_like_options(tmp_path):
 def test_the_number_of_a_column_of_a_frame_is_its_name():
     data = from_array(pd.DataFrame({**dict(enumerate(X.T)), 7: np.arange(30) % 3}), 7)
     assert data.train.shape[1] == 4 and data.labels["train"].unique().tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="labels=3 names a column, but x is no DataFrame"):
+    with pytest.raises(ValueError, match="labels=3 names a column, but x is not a DataFrame"):
         from_array(X, 3)
 
 
 def test_labels_in_another_order_than_the_data_are_refused():
     frame = pd.DataFrame(X, columns=list("abcd"))
     labels = pd.Series(np.arange(30) % 3)
-    with pytest.raises(ValueError, match=r"the index of x in another order: give labels\.loc\[x\.index\]"):
+    with pytest.raises(ValueError, match=r"the index of x in another order: pass labels\.loc\[x\.index\]"):
         from_array(frame, labels.sample(frac=1, random_state=0))
     assert len(from_array(frame, labels.set_axis(np.arange(30) + 100)).labels["train"]) == 24
 
@@ -417,7 +422,7 @@ def test_what_counts_by_chance_or_on_purpose_is_left_alone():
 def test_the_index_of_a_frame_in_a_parquet_file_is_told_from_its_columns(tmp_path):
     frame = pd.DataFrame(X, columns=list("abcd"), index=pd.Index(RNG.permutation(30), name="id"))
     frame.to_parquet(tmp_path / "own.parquet")
-    with pytest.raises(ValueError, match=r"holds the index of a DataFrame as a column: .*--drop id"):
+    with pytest.raises(ValueError, match=r"has the index of a DataFrame as a column: .*--drop id"):
         load(tmp_path / "own.parquet")
     assert load(tmp_path / "own.parquet", drop="id").train.shape[1] == 4
 
@@ -429,5 +434,5 @@ def test_columns_of_text_in_another_encoding(tmp_path):
     pq.write_table(pa.table({"a": X[:, 0], "a.b": X[:, 1], "name": text}), tmp_path / "own.parquet")
     assert load(tmp_path / "own.parquet", drop="name").train.shape[1] == 2
     assert load(tmp_path / "own.parquet", only="a.b").train.shape[1] == 1
-    with pytest.raises(ValueError, match="the labels, column 'name', are no text in UTF-8"):
+    with pytest.raises(ValueError, match="the labels, column 'name', are not UTF-8 text"):
         load(tmp_path / "own.parquet", label="name")

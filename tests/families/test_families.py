@@ -1,4 +1,4 @@
-"""What every family must do, without a model."""
+"""The contract of every family, without a model."""
 
 import itertools
 import math
@@ -83,7 +83,7 @@ def test_without_context_h_holds_the_parameters(family, float64):
 def test_integrates_to_one(family, float64):
     q = family(2, 4)(torch.randn(3, 4))
     t = torch.linspace(-7.0, 7.0, 400)
-    axis, weight = t.sinh(), t.cosh() * (t[1] - t[0])  # dense in the middle, and far enough for Student's tails
+    axis, weight = t.sinh(), t.cosh() * (t[1] - t[0])  # dense in the middle, and wide enough for Student's tails
     grid = torch.cartesian_prod(axis, axis)  # [n^2, 2]
     mass = (q.log_prob(grid.unsqueeze(1)).exp() * torch.cartesian_prod(weight, weight).prod(-1, keepdim=True)).sum(0)
     torch.testing.assert_close(mass, torch.ones(3), atol=1e-3, rtol=0)
@@ -92,11 +92,11 @@ def test_integrates_to_one(family, float64):
 @_each(NO_INVERSE)
 def test_log_q_of_a_foreign_value_is_refused_where_there_is_none(family):
     q = family(2, 4)(torch.randn(3, 4))
-    with pytest.raises(NotImplementedError, match="its own draws"):
+    with pytest.raises(NotImplementedError, match="its own samples"):
         q.log_prob(torch.zeros(3, 2))
     with torch.no_grad():
         z = q.rsample()
-    with pytest.raises(NotImplementedError, match="rsample"):  # the derivative at a fixed z is that of a foreign value
+    with pytest.raises(NotImplementedError, match="rsample"):  # the derivative at a fixed z is that of any value
         q.log_prob(z)
 
 
@@ -292,7 +292,7 @@ def test_students_t_starts_at_the_diagonal_gaussian(float64):
     torch.testing.assert_close(q.scale, root.diagonal(), rtol=1e-5, atol=0)
     torch.testing.assert_close(q.df, torch.full((3,), 30.0), rtol=1e-4, atol=0)
     assert StudentT(3, None, scale=0.7).reaches == "" and MeanField(3, None).reaches == "diagonal"
-    with pytest.raises(NotImplementedError, match="IAF does not say which of its members is near"):
+    with pytest.raises(NotImplementedError, match="IAF has no parameters_of"):
         IAF(3, None).parameters_of(loc, root)
 
 
@@ -303,7 +303,7 @@ def test_mean_field_is_a_diagonal_gaussian(float64):
 
 
 def _raw(scale):
-    """What softplus, shifted and floored, turns into this scale."""
+    """The inverse of the shifted, floored softplus."""
     return torch.log(torch.expm1(scale - 1e-6)) - math.log(math.e - 1)
 
 
@@ -367,7 +367,7 @@ def test_low_rank_is_the_gaussian_that_it_says(float64):
 
 
 def test_low_rank_keeps_its_digits_in_float32():
-    """Columns a million times the diagonal: Woodbury's difference has no digit left, the sum of squares keeps them."""
+    """Columns a million times the diagonal: the Woodbury form loses all digits, the sum of squares does not."""
     family = LowRank(8, None, rank=4)
     parameters = torch.randn(7, family.size, dtype=torch.float64)
     parameters[:, 16:] *= 1e6
@@ -431,11 +431,11 @@ def test_a_flow_starts_close_to_its_gaussian(float64):
     ("make", "message"),
     [
         (lambda: LowRank(3, 8, rank=0), "rank of at least 1"),
-        (lambda: StudentT(3, 8, df=-1.0), "df is a positive number"),
+        (lambda: StudentT(3, 8, df=-1.0), "df must be a positive number"),
         (lambda: Mixture(3, 8, components=0), "at least 1 component"),
         (lambda: NeuralSpline(3, 8, bins=1), "between 2 and 500 bins"),
         (lambda: Sylvester(3, 8, kind="diagonal"), "kind is 'orthogonal'"),
-        (lambda: Sylvester(3, 8, rank=4), "rank lies between 1 and"),
+        (lambda: Sylvester(3, 8, rank=4), "rank must lie between 1 and"),
     ],
 )
 def test_wrong_options_are_named(make, message):

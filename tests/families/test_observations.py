@@ -30,7 +30,7 @@ from jensen.inference import fit, log_weights
 from jensen.models import VAE
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 CONTINUOUS = {**OBSERVATIONS, "StudentT": StudentT, "ContinuousBernoulli": ContinuousBernoulli}
 ALL = {**CONTINUOUS, **COUNTS, "Bernoulli": Bernoulli}
@@ -82,7 +82,7 @@ def test_draws_have_the_mean_of_the_distribution(family, float64):
 @each_observation
 @pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, 1e3])
 def test_float32_has_the_digits_of_float64(family, size):
-    """At the same parameters and values, for draws and for values far from them, with their gradients."""
+    """At the same parameters, for samples and for values far from them, with gradients."""
     built = family((2, 3), None)
     parameters = size * torch.randn(50, built.size)
     x = built(parameters).sample()
@@ -97,7 +97,7 @@ def test_float32_has_the_digits_of_float64(family, size):
             found.append((log_p.detach().double(), slope.double()))
         built.float()
         (single, slope), (double, exact) = found
-        sums = 1 + double.abs() + size  # what is added up: a logit times a value
+        sums = 1 + double.abs() + size  # the terms of the sum: a logit times a value
         assert ((single - double).abs() / sums < 5e-6).all()
         assert ((slope - exact).abs() / (1 + exact.abs()) < 2e-3).all()
 
@@ -303,10 +303,10 @@ def test_masked_data_outside_the_support_are_not_in_the_message():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Binomial(3, 8, trials=0), "trials is the number of trials"),
-        (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got 256 and 0"),
-        (lambda: Categorical(3, 8, levels=1), "levels is the number of levels"),
-        (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count is a positive number, "shared"'),
+        (lambda: Binomial(3, 8, trials=0), "trials must be at least 1"),
+        (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got levels=256, components=0"),
+        (lambda: Categorical(3, 8, levels=1), "levels must be at least 2"),
+        (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count must be a positive number, "shared"'),
         (lambda: Laplace(3, 8, scale="free"), "scale is a number, 'shared'"),
     ],
 )

@@ -42,7 +42,7 @@ evaluate = partial(with_refined, refine=False)  # by the guide's draws
 stepping, products = sys.modules["jensen.inference.training.steps"], sys.modules["jensen.graphs.products"]
 compiling = sys.modules["jensen.graphs.compile"]
 
-SEARCHES = ("Laplace",)  # it searches until every datum has converged: a loop on values
+SEARCHES = ("Laplace",)  # it searches until every data point has converged: a loop on values
 OBJECTIVES = {
     "Trace_ELBO, vectorized": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
     "Trace_ELBO, one by one": lambda: Trace_ELBO(num_particles=2),
@@ -101,7 +101,7 @@ def test_searches_are_left_to_python(guide_name):
     with pytest.warns(UserWarning, match="does not compile this pair"):
         history = fit(model, guide, x, epochs=1, compile=True, progress=False)
     assert not history.compiled
-    assert history.route == "eager: Laplace searches until every datum has converged"
+    assert history.route == "eager: Laplace searches until every data point has converged"
 
 
 def test_a_search_of_few_steps_is_part_of_the_graph_and_one_of_many_is_not(no_compiler, float64):

@@ -34,7 +34,7 @@ from jensen.inference import fit, log_joint, log_weights, terms
 from jensen.kernel.weights import Pair
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 N, K, H = 6, 5, 8
 
@@ -48,7 +48,7 @@ def simulated(model, n=N):
 
 
 def _chain(model):
-    """Drawn bottom up, against the model's order."""
+    """Sampled from the bottom up, in the opposite order of the model."""
     families = {"low": FullCovariance(3, H), "top": Through(mlp(H + 3, [7]), MeanField(2, 7))}
     return Amortized(mlp(4, [H]), families)
 
@@ -87,14 +87,14 @@ def test_a_chain_draws_its_sites_in_the_given_order_and_runs_its_encoder_once(fl
     assert sites == ["data", "low", "top"]
     assert seen == [(N, 4), (N, H), (N, H + 3)]
     proved = Pair(model, guide, 1)
-    proved.log_weights((x,), K)  # runs single particles too, to prove the way of many
+    proved.log_weights((x,), K)  # also runs single particles, to check the way of running many
     del seen[:]
     proved.log_weights((x,), K)
     assert seen == [(N, 4), (N, H), (K, N, H + 3)]
 
 
 def test_later_sites_read_the_values_drawn(float64):
-    """With low fixed, top moves with it; the encoder's output alone does not say it."""
+    """The site top depends on low, not only on the encoder's output."""
     model = TwoLevels()
     x, guide = simulated(model), _chain(model)
     means = []
@@ -138,7 +138,7 @@ def test_a_network_may_stand_inside_or_outside_of_a_constraint(float64):
 
 
 class Exact(nn.Module):
-    """An encoder that hands over the exact posterior's parameters."""
+    """An encoder that returns the exact posterior's parameters."""
 
     def __init__(self, model, family):
         super().__init__()
@@ -201,15 +201,15 @@ def test_what_makes_no_sense_is_named():
     with pytest.raises(ValueError, match=r"the sites \['top', 'low'\] have 5 unconstrained .* family has 4 features"):
         Joint(mlp(4, [H]), FullCovariance(4, H), model.latents)
     for joint in (False, True):
-        with pytest.raises(ValueError, match=r"got \['lwo'\] for the sites \['top', 'low'\]"):
+        with pytest.raises(ValueError, match=r"which are \['top', 'low'\], but got \['lwo'\]"):
             amortize(model, mlp(4, [H]), MeanField, H, constraints={"lwo": constraints.positive}, joint=joint)
-    with pytest.raises(ValueError, match=r"got \['z'\] for the sites"):
+    with pytest.raises(ValueError, match=r"constraints must name latent sites, .* got \['z'\]"):
         Laplace(model, constraints={"z": constraints.positive})
     with pytest.raises(ValueError, match=r"event shape \[3\] under Simplex\(\) has 2 .* the family has 3 features"):
         Constrained(MeanField(3, H), constraints.simplex)
     with pytest.raises(ValueError, match="needs at least one latent site"):
         Amortized(mlp(4, [H]), {})
-    with pytest.raises(TypeError, match=r"but Linear does not: give it .* self\.latents = \{'z': \(8,\)\}"):
+    with pytest.raises(TypeError, match=r"but Linear has no attribute latents: .* self\.latents = \{'z': \(8,\)\}"):
         amortize(nn.Linear(4, 4), mlp(4, [H]), MeanField, H)
 
 
@@ -234,13 +234,13 @@ def _constrained(family, support, shape, context=H):
 
 
 def _grid(support, shape):
-    """Points of the support [P, *shape], and the volume that each stands for (in a simplex's first coordinates)."""
+    """Points of the support [P, *shape], and the volume of each (in a simplex's first coordinates)."""
     if support is constraints.simplex:
         t = torch.linspace(-14.0, 14.0, 500 if shape == (3,) else 3000)
         axes, width = t.sigmoid(), t.sigmoid() * (-t).sigmoid() * (t[1] - t[0])
         if shape == (2,):
             return torch.stack([axes, 1 - axes], -1), width
-        one, two = torch.meshgrid(axes, axes, indexing="ij")  # a first piece, then a share of the rest
+        one, two = torch.meshgrid(axes, axes, indexing="ij")  # a first part, then a share of the rest
         volume = torch.outer(width, width) * (1 - one)
         return torch.stack([one, (1 - one) * two, (1 - one) * (1 - two)], -1).reshape(-1, 3), volume.flatten()
     t = torch.linspace(-14.0, 14.0, 400 if math.prod(shape) == 2 else 3000)
@@ -275,7 +275,7 @@ def test_constrained_draws_lie_in_the_support_and_reach_every_parameter(family, 
     (q.log_prob(z).square().sum() + z.square().sum()).backward()
     features = member.features
     for name, p in member.named_parameters():
-        if features > 1 or "networks" not in name:  # one feature alone has nothing before it to read
+        if features > 1 or "networks" not in name:  # a single feature has no preceding features
             assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
 
 
@@ -361,7 +361,7 @@ def test_auto_guides_are_guides_of_two_levels(float64):
 
 
 def _all_states(model, x):
-    """Every state, and log p(x, z) of each: [S, N]."""
+    """Every state and its log p(x, z): [S, N]."""
     states = model.family(model.logits).enumerate_support()
     return states, log_joint(model, {"z": states.unsqueeze(1).expand(-1, len(x), -1)}, x)
 
@@ -386,7 +386,7 @@ def test_enumerated_guides_sum_over_all_states(family, float64):
 
 @pytest.mark.parametrize("family", DISCRETE_LATENTS.values(), ids=DISCRETE_LATENTS.keys())
 def test_training_by_enumeration_reaches_the_best_of_the_family(family, float64):
-    """One of three is any distribution over its states: the bound becomes log p(x). Independent bits are not."""
+    """One of three can be any distribution over its states, so the bound becomes log p(x). Independent bits cannot."""
     model = Discrete(family)
     x = simulated(model)
     guide = amortize(model, mlp(4, [64]), family, context=64)
@@ -433,5 +433,5 @@ def test_one_datum_without_its_first_dimension_is_refused():
     model = TwoLevels()
     for joint in (False, True):
         guide = amortize(model, mlp(4, [8]), MeanField, context=8, joint=joint)
-        with pytest.raises(ValueError, match=r"x\[i : i \+ 1\] for one datum"):
+        with pytest.raises(ValueError, match=r"x\[i : i \+ 1\] for one point"):
             guide(torch.randn(4))

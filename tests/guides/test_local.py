@@ -1,4 +1,4 @@
-"""Guides with parameters of their own for each datum: they start where their guide stands, and go each its own way."""
+"""Guides with free parameters per data point: they start at the amortized guide, and are optimised independently."""
 
 import copy
 from functools import partial
@@ -18,7 +18,7 @@ from jensen.inference import fit, log_weights, terms
 from jensen.models import PPCA, Banana
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 N, K, H = 5, 3, 8
 MANY = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
@@ -37,19 +37,19 @@ each_family = pytest.mark.parametrize("family", POSTERIORS)
 
 
 class _Top:
-    """Only the top level's site of a model."""
+    """A guide of the top level's site only."""
 
     def __init__(self, model):
         self.latents, self.event_shape = {"top": model.latents["top"]}, model.event_shape
 
 
 def made(kind, family):
-    """Model, guide with weights away from where they start, data."""
+    """Model, guide with perturbed weights, data."""
     model = TwoLevels()
     guide = GUIDES[kind](model, POSTERIORS[family])
     with torch.no_grad():
         for p in guide.parameters():
-            p.add_(0.05 * torch.randn_like(p))  # more makes splines too steep to invert
+            p.add_(0.05 * torch.randn_like(p))  # larger values make splines too steep to invert
         x = model(n=N)
     return model, guide, x
 
@@ -87,7 +87,7 @@ def test_it_starts_at_the_guides_own_density(kind, family, float64):
 @each_guide
 @pytest.mark.parametrize("family", NO_INVERSE)
 def test_it_starts_at_the_guides_own_draws(kind, family, float64):
-    """Flows without an inverse: one draw for each datum takes the same noise, in the same order."""
+    """Flows without an inverse: one sample per data point uses the same noise in the same order."""
     model, guide, x = made(kind, family)
     found = []
     for half in (guide, guide.local(x)):
@@ -114,7 +114,7 @@ def test_each_datum_reaches_every_parameter_of_its_own_and_no_other(kind, family
 
 @each_family
 def test_weights_that_are_not_read_from_the_context_become_one_for_each_datum(family):
-    """Of a single site, the parameters lambda are free, so the layer that reads the context needs no copies."""
+    """For a single site the parameters lambda are free, so the layer of the context needs no copies."""
     _, guide, x = made("one site", family)
     own = guide.families["top"].own_weights()
     local = guide.local(x)
@@ -127,14 +127,14 @@ def test_weights_that_are_not_read_from_the_context_become_one_for_each_datum(fa
 
 @each_family
 def test_later_sites_of_a_chain_have_copies_of_all_their_weights(family):
-    """How a site follows those drawn before it is for each datum to find, too."""
+    """The dependence of a site on earlier sites is also separate for each data point."""
     _, guide, x = made("chain", family)
     local = guide.local(x)
     assert len(local.families["top"].copies) == len(guide.families["top"].own_weights())
     assert len(local.families["low"].copies) == len(list(guide.families["low"].parameters()))
 
 
-@pytest.mark.filterwarnings("ignore:training diverged")  # by steps that are long, so that something moves
+@pytest.mark.filterwarnings("ignore:training diverged")  # with large steps, so that parameters change
 @each_guide
 @pytest.mark.parametrize("family", ["MeanField", "IAF", "zuko"])
 def test_the_guide_itself_is_left_as_it_is(kind, family):
@@ -158,18 +158,18 @@ def test_other_data_are_refused(kind, family):
     model, guide, x = made("chain" if kind == "Laplace" else kind, family)
     local = (Laplace(model) if kind == "Laplace" else guide).local(x)
     for other in (x + 0.1, x[:3], x.flip(0), torch.cat([x, x])):
-        with pytest.raises(ValueError, match=r"(parameters|a value) for each of 5 data"):
+        with pytest.raises(ValueError, match=r"parameters for 5 data points|a value for each of 5 data"):
             log_weights(model, local, other)
-        refusal = "that are not these" if len(other) == 5 else "that are not these|a value for each of 5 data"
+        refusal = "other data points" if len(other) == 5 else "other data points|a value for each of 5 data"
         with pytest.raises(ValueError, match=refusal):
             fit(model, local, other, epochs=1, progress=False)
         with pytest.raises(ValueError, match=refusal):
             evaluate(model, local, other, 10, progress=False)
-    with pytest.raises(ValueError, match=r"that are not these|a value for each of 5 data"):
+    with pytest.raises(ValueError, match=r"other data points|a value for each of 5 data"):
         fit(model, local, x, epochs=1, batch_size=2, progress=False)
     evaluate(model, local, x.clone(), 10, progress=False)
     x += 1  # in place: these are other data now
-    with pytest.raises(ValueError, match="that are not these"):
+    with pytest.raises(ValueError, match="other data points"):
         log_weights(model, local, x)
 
 
@@ -210,7 +210,7 @@ def test_everything_is_of_the_datas_precision(model):
 
 
 def test_mean_field_parameters_of_their_own_reach_the_known_optimum(float64):
-    """The encoder sees nothing, so all of the answer comes from the offsets."""
+    """The encoder gets no information, so the offsets must learn everything."""
     model = PPCA(5, 2).rotated(0)
     with torch.no_grad():
         x = model(n=20)
@@ -308,5 +308,5 @@ def test_covariates_belong_to_the_data():
     x, y = torch.randn(N, 4), torch.randn(N, 2)
     local = guide.local(x, y)
     assert local(x, y)["low"].shape == (N, 3)
-    with pytest.raises(ValueError, match="that are not these"):
+    with pytest.raises(ValueError, match="other data points"):
         local(x, y + 1)

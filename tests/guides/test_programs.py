@@ -1,4 +1,4 @@
-"""Guides for programs that do not say their latents, against exact answers and the programs' own sites."""
+"""Guides for programs without an attribute ``latents``, against exact results and the programs' sites."""
 
 import copy
 import math
@@ -23,13 +23,13 @@ from jensen.inference import fit, gaps, log_weights
 from jensen.models import PPCA
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 GROUPS = 4
 
 
 def means(x):
-    """Normal means around one that is not known: log p(x) is that of one Gaussian."""
+    """Normal means with an unknown common mean: log p(x) is that of one Gaussian."""
     mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 1.0))
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Normal(mu, 1.0))
@@ -37,7 +37,7 @@ def means(x):
 
 
 def uniform(x):
-    """A local site whose support ends at a global one."""
+    """A local site with a global site as the upper end of its support."""
     end = pyro.sample("end", dist.Gamma(x.new_tensor(3.0), 1.0))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Uniform(0.0, end))
@@ -45,7 +45,7 @@ def uniform(x):
 
 
 def grouped(x, group, y):
-    """Group effects, and a value for each row around its group's."""
+    """Group effects, and a local value for each row around the effect of its group."""
     tau = pyro.sample("tau", dist.HalfNormal(x.new_tensor(1.0)))
     with pyro.plate("groups", GROUPS):
         a = pyro.sample("a", dist.Normal(0.0, tau))
@@ -55,7 +55,7 @@ def grouped(x, group, y):
 
 
 def effects(y, group):
-    """Many groups, and nothing for each row."""
+    """Many groups, without local sites."""
     tau = pyro.sample("tau", dist.HalfNormal(y.new_tensor(1.0)))
     with pyro.plate("groups", 300):
         a = pyro.sample("a", dist.Normal(0.0, tau))
@@ -134,7 +134,7 @@ def losses(model, guide, data, draws):
         return torch.tensor([Trace_ELBO().loss(model, guide, *data) for _ in range(draws)])
 
 
-# what one run tells
+# what is read from one run
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -160,7 +160,7 @@ def test_every_continuous_site_is_drawn_as_the_model_has_it(model, data, family)
 
 @each_program
 def test_log_q_is_that_of_the_coordinates_less_the_log_determinants(model, data, float64):
-    """Whether a level is drawn as one vector or a site on its own: the density of the sites, by Pyro's own maps."""
+    """The density of the sites by Pyro's maps, for a level of one vector and for a single site."""
     data = data()
     guide = amortize(model, family="FullCovariance", data=data)
     q, p = traced(model, guide, *data)
@@ -184,7 +184,7 @@ def test_log_q_is_that_of_the_coordinates_less_the_log_determinants(model, data,
 def test_the_gradient_reaches_every_parameter(model, data):
     data = data()
     guide = amortize(model, family="FullCovariance", data=data)
-    with torch.no_grad():  # what starts at zero stops the gradient of what stands before it
+    with torch.no_grad():  # a layer that starts at zero blocks the gradient of earlier layers
         for p in guide.parameters():
             p.add_(0.01 * torch.randn_like(p))
     loss = TraceEnum_ELBO(max_plate_nesting=2) if guide.enumerated else Trace_ELBO()
@@ -295,7 +295,7 @@ def test_rows_chosen_outside_of_the_model_are_all_read():
 
     guide = amortize(model, data=torch.randn(20))
     q, p = traced(model, guide, torch.randn(8))
-    assert "rows" not in q.nodes  # the model keeps its own
+    assert "rows" not in q.nodes  # the model keeps its parameters
     assert q.nodes["z"]["value"].shape == (8,) and q.nodes["z"]["scale"] == p.nodes["z"]["scale"] == 125
 
 
@@ -342,7 +342,7 @@ def test_a_column_of_outcomes_is_not_taken_for_the_groups():
 
 
 def test_many_groups_are_pooled_from_their_rows():
-    """A group's distribution moves with its own rows, and with no others."""
+    """A group's distribution depends on its own rows only."""
     y, group = torch.randn(600), torch.arange(600) % 300
     guide = amortize(effects, data=(y, group))
     with torch.no_grad():
@@ -367,7 +367,7 @@ def test_groups_that_nothing_in_the_data_tells_have_free_numbers():
 
 @pytest.mark.parametrize("family", ["FullCovariance", "IAF"])
 def test_rows_with_parameters_of_their_own_leave_what_the_encoder_costs(family):
-    """The posterior of a linear model is Gaussian: all of the gap is the encoder's, and log p(x) is exact."""
+    """The posterior of a linear model is Gaussian: the gap is an amortization gap, and log p(x) is exact."""
     torch.manual_seed(0)
     weight = torch.randn(5, 2)
 
@@ -396,7 +396,7 @@ def test_rows_beside_a_global_site_have_no_parameters_of_their_own():
             pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, scale)), 1.0), obs=x)
 
     x = torch.randn(20)
-    with pytest.raises(ValueError, match="no parameters of their own"):
+    with pytest.raises(ValueError, match="cannot have separate parameters"):
         amortize(model, data=x).local(x)
 
 
@@ -447,7 +447,7 @@ def test_a_family_has_a_name():
         assert all(torch.equal(made[0][key], other[key]) for key in made[0])
     with pytest.raises(TypeError, match=r"got 'mean-feild'; did you mean MeanField\? jensen\.families has \['Bernou"):
         amortize(model, mlp(5, [8]), "mean-feild", context=8)
-    with pytest.raises(TypeError, match="family is a class such as FullCovariance, but got one that is made already"):
+    with pytest.raises(TypeError, match="family must be a class such as FullCovariance, but got an instance"):
         amortize(model, mlp(5, [8]), FullCovariance(2, 8), context=8)
 
 
@@ -460,25 +460,25 @@ def test_a_model_that_says_its_latents_can_do_without_encoder_and_width():
     before = {name: value.clone() for name, value in normed.state_dict().items()}
     amortize(model, normed)
     assert normed.training and all(torch.equal(value, before[name]) for name, value in normed.state_dict().items())
-    assert amortize(model, normed)(x)["z"].shape == (20, 2)  # the width is read off draws of the model
+    assert amortize(model, normed)(x)["z"].shape == (20, 2)  # the width is found on samples of the model
     stream = torch.get_rng_state()
     after = amortize(model, nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU()))
     torch.set_rng_state(stream)
     told = amortize(model, nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU()), context=8)
     assert all(torch.equal(a, b) for a, b in zip(after.parameters(), told.parameters(), strict=True))
-    with pytest.raises(ValueError, match="width of the encoder's output, which is 8, but got 16: leave it"):
+    with pytest.raises(ValueError, match="width of the encoder's output, 8, but got 16: omit it"):
         amortize(model, mlp(5, [8]), context=16)
-    with pytest.raises(TypeError, match="give it data=x, or both encoder and context"):
+    with pytest.raises(TypeError, match="pass data=x, or both encoder and context"):
         amortize(model, mlp(7, [8]))
 
 
 def test_what_makes_no_sense_is_named():
     x = torch.randn(6)
-    with pytest.raises(TypeError, match=r"but means does not: .*data=x"):
+    with pytest.raises(TypeError, match=r"but means has no attribute latents: .*data=x"):
         amortize(means)
     with pytest.raises(ValueError, match=r"read from the model, but got constraints for \['z'\]"):
         amortize(means, data=x, constraints={"z": constraints.positive})
-    for family, words in ((Delta, "draws points"), (OneHotCategorical, "draws no vectors of real numbers")):
+    for family, words in ((Delta, "samples points"), (OneHotCategorical, "samples no real vectors")):
         with pytest.raises(TypeError, match=words):
             amortize(means, family=family, data=x)
 
@@ -497,7 +497,7 @@ def test_what_makes_no_sense_is_named():
             c = pyro.sample("c", dist.Bernoulli(0.5))
             pyro.sample("x", dist.Normal(c, 1.0), obs=x)
 
-    for model, words in ((counts, "no end of values"), (masked, "under a mask"), (only, "a continuous latent site")):
+    for model, words in ((counts, "infinitely many"), (masked, "under a mask"), (only, "a continuous latent site")):
         with pytest.raises(ValueError, match=words):
             amortize(model, data=x)
 

@@ -1,4 +1,4 @@
-"""Guides that search: against known optima, and as functions of their data that leave nothing behind."""
+"""Guides with searches: against known optima, and as functions of their data without side effects."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ from jensen.models import PPCA, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def rotated(n=6):
@@ -41,20 +41,20 @@ def rotated(n=6):
 
 
 def q_of(guide, *data, site="z"):
-    """The distribution that a guide draws a site from."""
+    """The guide's distribution of a site."""
     with torch.no_grad():
         return poutine.trace(guide).get_trace(*data).nodes[site]["fn"]
 
 
 def searches(guide):
-    """The list that grows whenever the guide searches."""
+    """A list that grows with every search of the guide."""
     name, calls = ("_refine", "_search")[isinstance(guide, Laplace)], []
     search = getattr(guide, name)
     object.__setattr__(guide, name, lambda *data: calls.append(1) or search(*data))
     return calls
 
 
-# semi-amortized: what it finds
+# semi-amortized: results
 
 
 def test_steps_approach_the_best_of_the_family(float64):
@@ -104,7 +104,7 @@ def test_refined_parameters_are_the_encoders_plus_what_was_found(float64):
     torch.testing.assert_close(q_of(guide, x).mean, family.distribution(family.project(context) + offsets["z"]).mean)
 
 
-# semi-amortized: a function of its data, and nothing else
+# semi-amortized: a function of its data only
 
 
 def test_q_is_the_same_at_every_call_inside_and_outside_of_plates(float64):
@@ -128,7 +128,7 @@ def test_a_search_leaves_the_users_random_stream_alone(make, float64):
     model, plain, x = rotated()
     guide = make(model, plain)
     draws = []
-    for _ in range(2):  # searched for, and remembered
+    for _ in range(2):  # searched and cached
         torch.manual_seed(3)
         draws.append((guide(x)["z"], torch.randn(3)))
     assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
@@ -161,7 +161,7 @@ def test_a_failing_search_gives_the_handlers_back():
 def test_draws_without_a_gradient_are_refused():
     model = Discrete(BinaryVector)
     guide = SemiAmortized(amortized(model, BinaryVector), model, steps=2)
-    with pytest.raises(ValueError, match=r"draws of \['z'\] have no gradient to follow"):
+    with pytest.raises(ValueError, match=r"samples of \['z'\] have no gradient"):
         guide(torch.randn(3, 4))
     with pytest.raises(ValueError, match="steps and particles of at least 1, but got 0 and 4"):
         SemiAmortized(amortized(model, MeanField), model, steps=0)
@@ -204,7 +204,7 @@ def test_every_measurement_takes_it(float64):
 
 
 class Sub(UniqueModule):
-    """A model with a plate of its own inside that of the data."""
+    """A model with another plate inside the data plate."""
 
     def __init__(self):
         super().__init__()
@@ -234,12 +234,12 @@ def test_models_that_are_functions(how):
     plain = Amortized(mlp(8, [16]), {"latent": MeanField(3, 16)})
     guide = SemiAmortized(plain, model, steps=30, lr=0.1)
     calls = searches(guide)
-    vae.eval()  # a search is remembered for one mode
+    vae.eval()  # a search is cached for one mode
     guide.eval()
     with torch.no_grad():
         before, after = (log_weights(vae.model, g, x, particles=200).mean() for g in (plain, guide))
     assert after > before + 0.05
-    assert len(calls) == 1 if how == "bound method" else len(calls) > 1  # of unknown parameters: not remembered
+    assert len(calls) == 1 if how == "bound method" else len(calls) > 1  # unknown parameters: not cached
 
 
 # graphs
@@ -247,7 +247,7 @@ def test_models_that_are_functions(how):
 
 @pytest.mark.parametrize("kind", ["Amortized", "Joint", "Laplace"])
 def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
-    """The graph holds the same operations: bit by bit what eager steps find, also for parameters that moved since."""
+    """The graph has the same operations: bitwise identical to eager steps, also after parameters have changed."""
     monkeypatch.setattr("jensen.guides.refine._LEAST", 1)
     model, _, x = _remembering(kind)
     plain = amortized(model, FullCovariance, joint=kind == "Joint")
@@ -292,7 +292,7 @@ def test_a_model_that_is_a_function_is_not_captured(float64):
 
 
 class Coin(UniqueModule):
-    """Draws of its own, by a probability that is a parameter."""
+    """A model that samples with a probability that is a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -311,7 +311,7 @@ def test_draws_that_depend_on_parameters_are_no_constants_of_a_graph(float64):
     model, x = Coin(), torch.randn(5, 3)
     guide = SemiAmortized(amortize(model, mlp(3, [8]), MeanField, 8), model, steps=2)
     log_weights(model, guide, x)
-    with pytest.raises(CannotCapture, match=r"the search draws by aten.bernoulli.default, whose draws depend"):
+    with pytest.raises(CannotCapture, match=r"the search samples with aten.bernoulli.default, whose samples depend"):
         capture(lambda x: (log_weights(model, guide, x, max_plate_nesting=1),), x)
 
 
@@ -337,7 +337,7 @@ def test_the_same_question_is_answered_once(kind, float64):
         log_weights(model, guide, data, particles=3)
     assert len(calls) == 1
     evaluate(model, guide, x, 5000, seed=0, progress=False)
-    assert len(calls) == 2  # evaluation mode is another question
+    assert len(calls) == 2  # evaluation mode has a separate cache entry
 
 
 def _write_data(model, guide, x):
@@ -484,7 +484,7 @@ def test_mode_and_curvature_are_those_of_a_search_by_scipy(likelihood, normalise
     q = q_of(Laplace(model), x, site="joint")
     for n, total in enumerate(x.sum(-1).tolist()):
 
-        def energy(z, total=total):  # minus the log-density, but for a constant
+        def energy(z, total=total):  # minus the log-density, up to a constant
             return z * z / 2 - total * (1.5 * z + 0.5) + 6 * normaliser(1.5 * z + 0.5)
 
         mode = minimize_scalar(energy, bounds=(-20, 20), method="bounded", options={"xatol": 1e-12}).x
@@ -507,7 +507,7 @@ def test_a_constrained_site_has_its_mode_in_unconstrained_coordinates(dtype, flo
 
 def test_a_flat_direction_is_warned_about_and_stays_finite(float64):
     model, x = Ring(), torch.tensor([[4.0], [9.0], [2.0]])
-    with pytest.warns(UserWarning, match="Laplace: of 3 data, 0 did not converge .* for 3 the curvature is not that"):
+    with pytest.warns(UserWarning, match="Laplace: of 3 data points, 0 did not converge .* 3 ended at a point"):
         log_w = log_weights(model, Laplace(model), x, particles=500)
     assert log_w.isfinite().all()
     assert (log_w.mean(0) < model.log_evidence(x)).all()
@@ -515,7 +515,7 @@ def test_a_flat_direction_is_warned_about_and_stays_finite(float64):
 
 def test_a_search_that_is_cut_short_is_warned_about(float64):
     model = OneDimension(LIKELIHOODS["Poisson"][0])
-    with pytest.warns(UserWarning, match="of 2 data, 2 did not converge in 1 steps, and for 0"):
+    with pytest.warns(UserWarning, match="of 2 data points, 2 did not converge in 1 steps, and 0 ended"):
         Laplace(model, iterations=1)(torch.full((2, 6), 1e9))
 
 
@@ -541,7 +541,7 @@ def test_where_there_is_no_mode_the_search_says_so_and_ends():
 
 
 class Steep(UniqueModule):
-    """Z ~ N(0, 1), and x given it from a distribution whose parameters soon run out of float32."""
+    """Z ~ N(0, 1), and x given z from a distribution whose parameters easily overflow float32."""
 
     def __init__(self, likelihood):
         super().__init__()
@@ -564,7 +564,7 @@ def test_steps_that_go_too_far_are_taken_back():
 
 def test_curvatures_that_are_not_finite_are_warned_about():
     model = Steep(lambda z: dist.Poisson((850 * z).exp()))
-    with pytest.warns(UserWarning, match="q is a poor guide there"):
+    with pytest.warns(UserWarning, match="q is poor there"):
         loc, scale_tril = Laplace(model)._search(torch.zeros(20))
     assert loc.isfinite().all() and scale_tril.isfinite().all()
 
@@ -600,7 +600,7 @@ def test_the_search_starts_where_it_is_told_to(kind, float64):
         guide = Laplace(model, start=start)
         mean = q_of(guide, x, site="joint").mean
         assert (mean[:, 0] * side > 2).all()
-        assert not list(guide.parameters())  # a guide that it starts from is not trained
+        assert not list(guide.parameters())  # the guide used as the start is not trained
     model = GammaPoisson()
     x = model(n=4)
     near = Laplace(model, constraints=model.constraints, start=lambda x: {"z": torch.full((len(x),), 30.0)})
@@ -611,10 +611,10 @@ def test_the_search_starts_where_it_is_told_to(kind, float64):
 def test_a_start_that_does_not_fit_is_refused():
     model, x = Banana(), torch.ones(3, 1)
     for start, match in (
-        (lambda x: {"u": x}, r"for each of the sites \['z'\], but it gave \['u'\]"),
-        (lambda x: x, "but it gave Tensor"),
-        (lambda x: {"z": x}, r"of shape \[3, 2\] for the site 'z', but it gave one of shape \[3, 1\]"),
-        (lambda x: {"z": torch.full((3, 2), torch.nan)}, "at the edge of a support, or outside of it"),
+        (lambda x: {"u": x}, r"for each of the sites \['z'\], but it returned \['u'\]"),
+        (lambda x: x, "but it returned Tensor"),
+        (lambda x: {"z": x}, r"of shape \[3, 2\] for the site 'z', but it returned shape \[3, 1\]"),
+        (lambda x: {"z": torch.full((3, 2), torch.nan)}, "at its edge or outside"),
     ):
         with pytest.raises(ValueError, match=match):
             Laplace(model, start=start)(x)

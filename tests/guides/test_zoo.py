@@ -1,4 +1,4 @@
-"""What every family reaches on the rotated PPCA of the main job, whose log p(x) is known."""
+"""The ELBO of every family on a rotated PPCA with a known log p(x)."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.inference import fit
 from jensen.models import PPCA
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 REACH = {  # family, epochs, learning rate
     "full covariance": (FullCovariance, 300, 2e-2),
@@ -34,7 +34,7 @@ def model(digits):
 
 
 def latent_encoder(model):
-    """The posterior mean of PPCA as a frozen encoder: what is left to learn is the family."""
+    """The posterior mean of PPCA as a frozen encoder: only the family is learned."""
     with torch.no_grad():
         inner = model.weight.T @ model.weight + model.noise.square() * torch.eye(8)
         gain = torch.linalg.solve(inner, model.weight.T)

@@ -1,4 +1,4 @@
-"""Autoencoders as pairs with a point estimate: their losses by the book, and what they find where that is known."""
+"""Autoencoders as models with a point-estimate guide: their losses against formulas, and known solutions."""
 
 import math
 from functools import partial
@@ -17,13 +17,13 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import PPCA, VAE, FlatPrior, LaplacePrior, StandardNormal
 from jensen.networks import GaussianNoise, MaskingNoise, Transposed, mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 X, D, SCALE, B, WEIGHT = 4, 2, 0.7, 0.6, 0.3
 
 
 def autoencoder(prior, decoder=None, encoder=None):
-    """A pair of linear halves, or of the given ones: the decoder ends in X features, the encoder in D."""
+    """A model and guide with linear networks, or the given ones: the decoder ends in X features, the encoder in D."""
     decoder = nn.Linear(D, X) if decoder is None else decoder
     model = VAE(decoder, Gaussian(X, None, scale=SCALE), D, prior)
     encoder = nn.Linear(X, D) if encoder is None else encoder
@@ -175,7 +175,7 @@ def test_the_penalized_linear_one_finds_the_posterior_mode(float64):
 
 
 def test_the_sparse_one_thresholds(float64):
-    """With orthonormal directions the best code is W^T x, moved towards 0 by sigma^2 / b and stopped there."""
+    """With orthonormal directions the best code is W^T x, soft-thresholded by sigma^2 / b."""
     directions = torch.linalg.qr(torch.randn(X, D)).Q
     model, _ = autoencoder(LaplacePrior(D, B))
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_the_sparse_one_thresholds(float64):
 
 
 class _At(Delta):
-    """A point whatever the context."""
+    """The same point for every context."""
 
     def __init__(self, z):
         super().__init__(D, X)
@@ -211,7 +211,7 @@ def score(model, x):
 
 
 def test_denoising_learns_the_score(float64):
-    """On data of a linear model (reconstruction - x) / s^2 is the score of x + noise, that of x but for O(s^2)."""
+    """On data of a linear model (reconstruction - x) / s^2 is the score of x + noise: that of x up to O(s^2)."""
     truth = PPCA(3, 1)
     with torch.no_grad():
         truth.weight.copy_(torch.tensor([[1.5], [-1.0], [0.5]]))
@@ -238,9 +238,9 @@ def test_denoising_learns_the_score(float64):
 def test_the_flat_prior_has_no_draws():
     model, _ = autoencoder(FlatPrior(D))
     for draw in (model, lambda: model(n=5), lambda: simulate(model, 5)):
-        with pytest.raises(ValueError, match="FlatPrior is improper and has no draws"):
+        with pytest.raises(ValueError, match="FlatPrior is improper and cannot be sampled"):
             draw()
-    with pytest.raises(ValueError, match="FlatPrior is improper and has no draws"):
+    with pytest.raises(ValueError, match="FlatPrior is improper and cannot be sampled"):
         evaluate(model, PriorGuide(model), torch.randn(6, X), 10, progress=False)
 
 
@@ -286,12 +286,12 @@ def test_a_contractive_guide_with_a_density_is_measured_without_its_penalty(floa
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="scale is the positive mean"):
         LaplacePrior(2, 0.0)
-    with pytest.raises(ValueError, match="scale is the positive standard deviation"):
+    with pytest.raises(ValueError, match="scale must be a positive standard deviation"):
         GaussianNoise(-1.0)
-    with pytest.raises(ValueError, match="share is a probability"):
+    with pytest.raises(ValueError, match="share must be a probability"):
         MaskingNoise(1.5)
     two = Amortized(mlp(X, [8]), {"a": Delta(2, 8), "b": Delta(2, 10)})
-    with pytest.raises(ValueError, match=r"one latent site, but this has \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"one latent site, but got one with \['a', 'b'\]"):
         Contractive(two, 1.0)
     with pytest.raises(ValueError, match="at least 0, but got -1"):
         Contractive(Amortized(mlp(X, [8]), {"a": Delta(2, 8)}), -1.0)

@@ -1,4 +1,4 @@
-"""Models of x given y: exact answers of a linear one, samples per class, what y may be."""
+"""Models of x given y: exact results of a linear model, samples per class, checks of y."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from jensen.inference import exact_log_evidence, fit, simulate
 from jensen.models import ConditionalVAE
 from jensen.networks import Conditioned, mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def linear(x_features=3, classes=4):
@@ -75,7 +75,7 @@ def test_class_indices_are_one_hot_vectors(float64):
 
 
 def test_training_finds_the_classes():
-    """Classes that differ by their mean alone: the samples of each class come to have it."""
+    """Classes that differ only in their mean: the samples of each class must have it after training."""
     centres = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 3.0]])
     y = torch.arange(3).repeat(100)
     x = centres[y] + 0.3 * torch.randn(300, 2)
@@ -100,11 +100,11 @@ def test_what_does_not_fit_is_named():
     x, y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.long)
     with pytest.raises(ValueError, match="call it with"):
         model(x)
-    with pytest.raises(ValueError, match="5 where there are 6 data"):
+    with pytest.raises(ValueError, match="5 rows for 6 data points"):
         model(x, y[:5])
-    with pytest.raises(ValueError, match="6 where there are 2 data"):
+    with pytest.raises(ValueError, match="6 rows for 2 data points"):
         model(None, y, n=2)
-    with pytest.raises(ValueError, match="classes 0 to 2, but got 0 to 3"):
+    with pytest.raises(ValueError, match="classes from 0 to 2, but got 0 to 3"):
         model(None, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=r"vectors \[N, 3\], but got torch.float32 of shape \[6, 2\]"):
         model(x, torch.zeros(6, 2))

@@ -1,4 +1,4 @@
-"""Banana and ring against sums over a grid, against special functions, against their own samples."""
+"""Banana and ring against sums over a grid, special functions, and their own samples."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import Banana, Ring
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 MODELS = {
     "Banana": Banana,
@@ -209,7 +209,7 @@ def test_data_beyond_one_chunk_are_the_same(float64):
         (lambda: Banana(curvature=math.inf), "curvature is a finite number, but got inf"),
         (lambda: Ring().log_evidence(torch.zeros(3)), r"Ring expects data x of shape \[N, 1\], but got \[3\]"),
         (lambda: Banana()(torch.zeros(3, 2)), r"Banana expects data x of shape \[N, 1\], but got \[3, 2\]"),
-        (lambda: Banana()(n=0), "Banana needs at least one datum, but got 0"),
+        (lambda: Banana()(n=0), "Banana needs at least one data point, but got 0"),
     ],
 )
 def test_what_makes_no_sense_is_named(make, message):

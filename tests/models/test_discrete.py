@@ -20,7 +20,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import BinaryLatentVAE, GaussianMixtureVAE, discrete
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def states_of(features):
@@ -28,7 +28,7 @@ def states_of(features):
 
 
 def no_guide(x):
-    """Nothing is left to a guide where every latent is enumerated."""
+    """The guide has no sites if every latent is enumerated."""
 
 
 @pytest.mark.parametrize("limits", [(4096, 2**20), (3, 7), (8, 1)])
@@ -68,7 +68,7 @@ def test_the_enumerated_loss_without_a_guide_is_minus_log_p(float64):
 
 
 def test_training_by_enumeration_reaches_the_optimum_of_the_likelihood(float64):
-    """Two bits and one latent: every distribution of four patterns can be had: the optimum is minus the entropy."""
+    """Two bits and one latent can represent every distribution of four patterns: the optimum is minus the entropy."""
     share = torch.tensor([0.4, 0.1, 0.15, 0.35])
     x = states_of(2).repeat_interleave((40 * share).round().long(), 0)
     optimum = (share * share.log()).sum()
@@ -94,7 +94,7 @@ def test_training_by_score_reaches_the_optimum_of_the_enumerated_bound(objective
     log_p = log_joint(model, {"z": states.unsqueeze(1).expand(4, 8, 2)}, x).detach()  # [S, N]
 
     def enumerated(logits):
-        """The bound in closed form, per datum, from the guide's logits [N, D]."""
+        """The bound in closed form, per data point, from the guide's logits [N, D]."""
         log_q = bernoulli(states.unsqueeze(1), logits)  # [S, N]
         total = 0.0
         for which in itertools.product(range(4), repeat=draws):

@@ -1,4 +1,4 @@
-"""Several stochastic layers: the networks of the paper, guides that are exact where mathematics says so."""
+"""Several stochastic layers: the networks of the paper, and guides with known exact results."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_one_layer_is_a_vae(float64):
 
 
 def linear_pair():
-    """z_2 ~ N(0, I), z_1 ~ N(a z_2 + b, 0.6^2), x ~ N(z_1, 0.5^2), feature by feature; guide: what the data say."""
+    """z_2 ~ N(0, I), z_1 ~ N(a z_2 + b, 0.6^2), x ~ N(z_1, 0.5^2), feature by feature; guide: the likelihood."""
     model = Hierarchical([(nn.Identity(), Gaussian(3, None, scale=0.5)), (nn.Identity(), Gaussian(3, 3, scale=0.6))], 3)
     a, b = torch.tensor([0.5, -1.0, 2.0]), torch.randn(3)
     guide = Ladder(model, [(nn.Identity(), MeanField(3, 3)), (nn.Identity(), MeanField(3, 3))])
@@ -114,7 +114,7 @@ def test_local_guides_start_where_the_networks_stand(kind, float64):
     values = {name: value.detach() for name, value in guide(x).items()}
     log_q = [poutine.trace(poutine.condition(g, values)).get_trace(x).log_prob_sum() for g in (guide, local)]
     torch.testing.assert_close(*log_q)
-    with pytest.raises(ValueError, match="that are not these"):
+    with pytest.raises(ValueError, match="other data points"):
         local(x + 1)
 
 
@@ -124,14 +124,14 @@ def test_what_does_not_fit_is_named():
         Hierarchical([], latent=2)
     with pytest.raises(ValueError, match="layers is empty"):
         BottomUp([])
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="must have the same length"):
         Hierarchical.of_widths(5, (3, 2), ((8,),))
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="must have the same length"):
         BottomUp.of_widths(5, (3, 2), ((8,),))
-    with pytest.raises(ValueError, match="2 layers of latents, but hidden 1"):
+    with pytest.raises(ValueError, match="2 layers of latents, but hidden has 1"):
         Ladder.of_widths(model, 5, ((8,),))
     with pytest.raises(
-        ValueError, match=r"\[3, 2\] latent features, from the data up, but those of the guide \[3, 4\]"
+        ValueError, match=r"\[3, 2\] latent features, from the data up, but the guide's layers have \[3, 4\]"
     ):
         Ladder(model, [(mlp(5, [8]), MeanField(3, 8)), (mlp(8, [7]), MeanField(4, 7))])
     bits = Hierarchical([(mlp(3, [8]), Bernoulli(5, 8)), (mlp(2, [7]), BinaryVector(3, 7))], 2)

@@ -23,7 +23,7 @@ each_linear = pytest.mark.parametrize("model_class", LINEAR.values(), ids=list(L
 
 
 def _general(model):
-    """The model at parameters where nothing is zero or one."""
+    """The model at generic parameters, none zero or one."""
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.4 * torch.randn_like(p))
@@ -99,7 +99,7 @@ def test_evidence_keeps_its_digits_in_float32():
 
 
 def test_the_noise_of_the_general_model_takes_in_any_covariance(float64):
-    """Its marginal is any Gaussian, so its likelihood reaches that of mean and covariance of the data."""
+    """Its marginal can be any Gaussian, so its likelihood must reach that of the data's mean and covariance."""
     x = torch.randn(200, 5) @ torch.randn(5, 5)
     model = LinearGaussian(5, 2).fit_em(x)
     best = _normal(x.mean(0), x.T.cov(correction=0)).log_prob(x).mean()
@@ -132,7 +132,7 @@ def test_what_cannot_be_fitted_is_named(model_class):
 
 
 def test_the_general_model_names_data_on_a_plane():
-    with pytest.raises(ValueError, match="plane"):
+    with pytest.raises(ValueError, match="covariance of the data is singular"):
         LinearGaussian(4, 2).fit_em(torch.randn(50, 2) @ torch.randn(2, 4))
 
 
@@ -213,7 +213,7 @@ def test_em_of_the_mixture_never_goes_down(float64):
 
 
 def test_svi_that_sums_over_the_component_stays_at_the_maximum_and_finds_it(float64):
-    """With the exact posterior of c and z, enumerated, the loss is minus log p(x), and SVI climbs it."""
+    """With the exact posterior of c and z, enumerated, the loss is minus log p(x), and SVI minimises it."""
     x = _latent_class_data(100)
     best = MixtureOfPPCA(3, 1, 2).fit_em(x, tolerance=1e-12)
     model = MixtureOfPPCA(3, 1, 2).fit_em(x, iterations=0)
@@ -245,7 +245,7 @@ def test_what_the_mixture_cannot_fit_is_named():
     model = MixtureOfPPCA(4, 2, 3)
     with pytest.raises(ValueError, match="one for each of the 3 components"):
         model.fit_em(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="all the same"):
+    with pytest.raises(ValueError, match="all data points are identical"):
         model.fit_em(torch.ones(10, 4))
     with pytest.raises(ValueError, match="components=0"):
         MixtureOfPPCA(4, 2, 0)
@@ -253,7 +253,7 @@ def test_what_the_mixture_cannot_fit_is_named():
 
 @pytest.mark.parametrize("model_class", [FactorAnalysis, LinearGaussian, PPCA])
 def test_features_of_a_large_mean_are_fitted_as_those_of_none(model_class, float64):
-    """Deviations of 1 about 2^30: varying features were refused as constant."""
+    """Deviations of 1 about 2^30: such features were once rejected as constant."""
     x = (torch.randn(400, 2) @ torch.randn(2, 5) + torch.randn(400, 5)).mul(2**10).round() / 2**10  # exact in both
     far = x + torch.tensor([2.0**30, -(2.0**30), 0.0, 2.0**20, 2.0**30])
     start = model_class(5, 2)

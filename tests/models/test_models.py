@@ -1,4 +1,4 @@
-"""What every model must do, on its own and with one guide that fits it."""
+"""The contract of every model, alone and with a matching guide."""
 
 import copy
 from functools import partial
@@ -14,7 +14,7 @@ from pyro.optim import Adam
 from jensen.inference import evaluate as with_refined
 from jensen.inference import log_joint, log_weights, terms
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 each_member = pytest.mark.parametrize("member", MEMBERS.values(), ids=list(MEMBERS))
 each_exact_member = pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def _pair(member, n=7):
 
 
 def _traced(model, guide, data):
-    """The sites of a run on data, at values that the guide draws, and these values."""
+    """The sites of a run on data at samples of the guide, and these samples."""
     with torch.no_grad():
         drawn = poutine.trace(guide).get_trace(*data)
         sites = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*data).nodes

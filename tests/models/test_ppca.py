@@ -1,4 +1,4 @@
-"""Probabilistic PCA against scikit-learn, its closed forms against each other."""
+"""Probabilistic PCA against scikit-learn, and its closed forms against each other."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.inference import fit, log_weights
 from jensen.models import PPCA
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def _oil_flow():
@@ -24,7 +24,7 @@ def _oil_flow():
 
 
 def _from_sklearn(x, latent, prior_scale=1.0):
-    """Our model at scikit-learn's parameters, and its score of every datum."""
+    """Our model at scikit-learn's parameters, and scikit-learn's log-likelihood of every data point."""
     pca = PCA(latent, svd_solver="full").fit(x.numpy())
     model = PPCA(x.shape[1], latent, prior_scale).double()
     excess = torch.as_tensor(pca.explained_variance_ - pca.noise_variance_).sqrt()
@@ -195,9 +195,13 @@ def test_data_without_noise_are_refused(float64):
 @pytest.mark.parametrize(
     ("x", "latent", "remedy"),
     [
-        (torch.randn(50, 2) @ torch.randn(2, 5), 2, r"take latent=1 or less, or add noise \(dequantize\)$"),
-        (torch.randn(2, 3), 1, r"outside 1 direction, .*: take more data \(2 of them have at most 1 direction\)$"),
-        (torch.cat([torch.randn(50, 2), torch.ones(50, 1)], 1), 2, r"; constant are the features \[2\]$"),
+        (torch.randn(50, 2) @ torch.randn(2, 5), 2, r"use latent=1 or less, or add noise \(dequantize\)$"),
+        (
+            torch.randn(2, 3),
+            1,
+            r"outside 1 direction, .*: use more data points \(2 of them span at most 1 direction\)$",
+        ),
+        (torch.cat([torch.randn(50, 2), torch.ones(50, 1)], 1), 2, r"; constant features: \[2\]$"),
         (torch.ones(5, 3), 1, "every feature of the data is constant"),
     ],
 )

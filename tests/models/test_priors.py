@@ -18,7 +18,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import VAE, LearnedPrior, StandardNormal, VampPrior
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 
 def _vamp(family):
@@ -107,12 +107,12 @@ def test_an_analytic_kl_is_taken_where_there_is_one_and_the_bound_stays_the_same
         torch.manual_seed(1)
         with torch.no_grad():
             bounds.append(ELBO(20_000, analytic_kl=analytic).loss(model, guide, DATA.double()))
-    assert abs(bounds[0] - bounds[1]) < 0.5  # of 12 data: 20000 draws each
+    assert abs(bounds[0] - bounds[1]) < 0.5  # of 12 data points: 20000 samples each
     assert (bounds[0] != bounds[1]) == (name in ("Gaussian", "full covariance"))
 
 
 def test_components_of_a_mixture_come_apart():
-    """Trained on draws of a mixture of two, its mean log-density is theirs: minus their entropy."""
+    """Trained on samples of a mixture of two, its mean log-density must be minus the mixture's entropy."""
     which = torch.arange(2000) % 2
     z = torch.where(which == 0, -2.0, 2.0).unsqueeze(-1) + 0.5 * torch.randn(2000, 2)
     truth = torch.distributions.Normal(torch.tensor([[-2.0], [2.0]]), 0.5)
@@ -128,7 +128,7 @@ def test_components_of_a_mixture_come_apart():
 
 
 def test_with_the_data_as_pseudo_inputs_the_rate_is_at_most_log_n(float64):
-    """The KL to the average of q over the data is the mutual information of a datum's index and z."""
+    """The KL to the average of q over the data is the mutual information of the data index and z."""
     network, family = mlp(5, [16]), MeanField(2, 16)
     nn.init.normal_(family.affine.weight, std=20.0)  # posteriors far apart
     prior = VampPrior(nn.Sequential(network, family), DATA.double())
@@ -156,7 +156,7 @@ def test_both_halves_hold_the_posterior_and_only_the_model_the_pseudo_inputs():
 
 
 def _expected_after_one_step(model, guide, lr):
-    """Parameters minus lr times the gradient, by name, with the draws of seed 1."""
+    """Parameters minus lr times the gradient, by name, with the samples of seed 1."""
     torch.manual_seed(1)
     log_weights(model, guide, DATA.double(), particles=1).sum().neg().backward()
     moved = {name: (p - lr * p.grad).detach() for name, p in [*model.named_parameters(), *guide.named_parameters()]}
@@ -203,7 +203,9 @@ def test_state_dicts_of_both_halves_agree_and_load():
     model, guide = vamp_pair()
     other, other_guide = vamp_pair()
     other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other_guide.state_dict(), guide.state_dict())  # the model's alone brings the guide's
+    torch.testing.assert_close(
+        other_guide.state_dict(), guide.state_dict()
+    )  # the model's parameters include the guide's
 
 
 def test_doubly_reparameterized_gradients_refuse_shared_parameters_by_name():
@@ -214,7 +216,7 @@ def test_doubly_reparameterized_gradients_refuse_shared_parameters_by_name():
 
 
 def test_training_with_a_vamp_prior_raises_the_bound_above_that_of_the_standard_normal():
-    """Two far clusters, latents of one feature: posteriors of two modes cost a standard normal prior."""
+    """Two distant clusters and one latent feature: a standard normal prior does not fit the two modes."""
     centre = torch.tensor([[-3.0] * 5, [3.0] * 5])
     x = centre[torch.arange(200) % 2] + 0.1 * torch.randn(200, 5)
     found = {}
@@ -226,7 +228,7 @@ def test_training_with_a_vamp_prior_raises_the_bound_above_that_of_the_standard_
         guide = Amortized(network, {"z": family})
         fit(model, guide, x, ELBO(4), epochs=80, batch_size=100, lr=2e-2, seed=0, progress=False)
         found[name] = evaluate(model, guide, x, 500, seed=0, progress=False).elbo.mean().item()
-    best = 5 * (-math.log(0.5) - math.log(2 * math.pi) / 2) - math.log(2)  # one bit is all that z has to say
+    best = 5 * (-math.log(0.5) - math.log(2 * math.pi) / 2) - math.log(2)  # z carries only one bit
     assert found["standard normal"] + 0.2 < found["VampPrior"] < best + 0.1
 
 
@@ -236,10 +238,13 @@ def test_training_with_a_vamp_prior_raises_the_bound_above_that_of_the_standard_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LearnedPrior(MeanField(2, 8)), r"a family without context, MeanField\(..., context=None\)"),
-        (lambda: LearnedPrior(MeanField(2, None), spread=0.0), "spread is a positive"),
-        (lambda: LearnedPrior(Sylvester(2, None)), "Sylvester has the log-density of its own draws only: take MAF"),
-        (lambda: _vamp(Sylvester), "this posterior has the log-density of its own draws only"),
+        (
+            lambda: LearnedPrior(MeanField(2, 8)),
+            r"a family without context: build it as MeanField\(..., context=None\)",
+        ),
+        (lambda: LearnedPrior(MeanField(2, None), spread=0.0), "spread must be a positive"),
+        (lambda: LearnedPrior(Sylvester(2, None)), "Sylvester has it only at its own samples: use MAF"),
+        (lambda: _vamp(Sylvester), "this posterior has it only at its own samples"),
         (lambda: VampPrior(nn.Sequential(mlp(5, [16]), MeanField(2, 16)), torch.randn(5)), "give pseudo_inputs as"),
         (lambda: vae(StandardNormal(3)), r"2 latent features, but its prior has event shape \(3,\)"),
     ],

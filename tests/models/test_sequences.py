@@ -15,14 +15,14 @@ from jensen.inference import evaluate as with_refined
 from jensen.models import LinearGaussianSSM
 from jensen.networks import mlp, recurrent
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 T, X, D = 8, 3, 2
 LENGTHS = torch.tensor([8, 5, 1, 7, 2, 8])
 
 
 def _model(steps=T):
-    """A model at parameters where nothing is zero or one, whose states turn."""
+    """A model at generic parameters, none zero or one, with rotating states."""
     model = LinearGaussianSSM(X, D, steps)
     with torch.no_grad():
         for p in model.parameters():
@@ -32,7 +32,7 @@ def _model(steps=T):
 
 
 def _hidden_markov(model, steps):
-    """Pyro's model of the same sequences: its first transition, from nowhere, makes the first state."""
+    """Pyro's model of the same sequences; its first transition generates the first state."""
     prior = model.prior()
     transition = model.transition.T.expand(steps, D, D).clone()  # Pyro's states are rows
     transition[0] = 0
@@ -43,7 +43,7 @@ def _hidden_markov(model, steps):
 
 
 def _chain():
-    """A chain of four steps with parameters for each of three data, and the dense Gaussian that it is."""
+    """A chain of four steps with parameters for each of three data points, and the equivalent dense Gaussian."""
     scale_tril = torch.randn(3, 4, D, D).tril(-1) + torch.rand(3, 4, D).add(0.3).diag_embed()
     chain = GaussMarkovChain(torch.randn(3, 4, D), 0.7 * torch.randn(3, 4, D, D), scale_tril)
     inverse = torch.linalg.inv(scale_tril)
@@ -124,7 +124,7 @@ def test_one_step_is_a_gaussian(float64):
 
 
 def test_posterior_is_that_of_the_dense_joint_gaussian(float64):
-    """Conditioning the Gaussian of all states on what is observed."""
+    """Conditioning of the Gaussian of all states on the observed steps."""
     model = _model()
     with torch.no_grad():
         x = model(None, LENGTHS, n=6)
@@ -134,7 +134,7 @@ def test_posterior_is_that_of_the_dense_joint_gaussian(float64):
         root = unit._run(torch.einsum("tij,ntj->nti", prior.scale_tril, basis)).flatten(1).T  # z = mean + root e
         covariance, mean = root @ root.T, prior.mean.flatten()
         for i, m in enumerate(LENGTHS):
-            w = torch.block_diag(*[model.weight] * m)  # reads the first m steps
+            w = torch.block_diag(*[model.weight] * m)  # the first m steps
             w = torch.cat([w, w.new_zeros(len(w), (T - m) * D)], 1)
             gain = covariance @ w.T @ torch.linalg.inv(w @ covariance @ w.T + model.noise.square().repeat(m).diag())
             r = (x[i, :m] - model.mean).flatten() - w @ mean
@@ -217,7 +217,7 @@ def test_wrong_lengths_are_named():
         model.log_evidence(x, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="n=3"):
         model(None, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="lengths are integers"):
+    with pytest.raises(ValueError, match="lengths must be integers"):
         model(x, torch.ones(3))
     with pytest.raises(ValueError, match=r"shape \[N, 8, 3\]"):
         model.log_evidence(torch.zeros(3, T + 1, X))

@@ -1,4 +1,4 @@
-"""Networks: shapes under leading dimensions, data that stay apart, what they compute, errors."""
+"""Networks: shapes with leading dimensions, independence of data points, values, errors."""
 
 from functools import partial
 
@@ -59,7 +59,7 @@ def test_the_gradient_reaches_every_parameter(make, reads, width):
 def test_another_width_is_refused_by_name(make, reads, width):
     network = make()
     wrong = (*reads[:-1], reads[-1] + 1)
-    with pytest.raises(ValueError, match=r"this network reads .* but got shape \(5, "):
+    with pytest.raises(ValueError, match=r"this network expects .* but got shape \(5, "):
         network(torch.zeros(5, *wrong))
 
 
@@ -95,7 +95,7 @@ def test_a_residual_block_adds_to_what_it_reads(float64):
 
 
 def test_a_parameter_is_made_for_each_value_of_its_own_pixel(float64):
-    """What reaches the parameters of a family without context: means before scales, level by level, pixel by pixel."""
+    """The order of the parameters of a family without context: means before scales, level by level, pixel by pixel."""
     image = (3, 8, 8)
     for family, numbers in (
         (Gaussian(image, None, scale="context"), 2),
@@ -126,7 +126,7 @@ def test_a_convolutional_pair_trains_on_images_and_on_flat_ones(flat):
     x = (torch.rand(32, 1) > 0.5).float().expand(-1, 64).contiguous()  # all black, or all white
     x = x if flat else x.view(-1, 1, 8, 8)
     history = fit(model, guide, x, epochs=60, batch_size=32, lr=1e-2, seed=0, progress=False)
-    assert history.elbo[-1] / 32 > -8.0  # -44 at the start; log 2 is the least
+    assert history.elbo[-1] / 32 > -8.0  # -44 at the start; log 2 is the minimum
     assert log_weights(model, guide, x, particles=3).shape == (3, 32)
 
 
@@ -140,7 +140,7 @@ def test_a_convolutional_pair_trains_on_images_and_on_flat_ones(flat):
         (lambda: conv_encoder((1, 28, 28), [2, 2, 2], 7), r"conv_encoder halves .* 3 times, but got .* \(1, 28, 28\)"),
         (lambda: conv_decoder(6, (1, 28, 28), [8]), "conv_decoder needs at least one layer"),
         (lambda: conv_decoder(6, (1, 30, 28), [8, 4, 2]), r"conv_decoder halves .* 2 times, but got .* \(1, 30, 28\)"),
-        (lambda: conv_decoder(6, (1, 28, 28), [8, 4], parameters=0), "parameters is how many numbers"),
+        (lambda: conv_decoder(6, (1, 28, 28), [8, 4], parameters=0), "parameters is the number of parameters"),
     ],
 )
 def test_wrong_options_are_named(make, message):
@@ -161,5 +161,5 @@ def test_images_of_another_shape_come_with_code_that_works():
             model.log_evidence(shaped)
         code = str(caught.value).rsplit("use ", 1)[1]
         assert torch.equal(eval(code, {"x": shaped}), x.flatten(1))
-    with pytest.raises(ValueError, match="build the network for their shape"):
+    with pytest.raises(ValueError, match="build the network for this shape"):
         network(torch.zeros(4, 5))
