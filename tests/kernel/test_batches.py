@@ -105,7 +105,7 @@ def test_joint_weights_are_run_on_all_data_or_refused():
     assert len(part) == 7
     assert not part.divisible
     with pytest.raises(
-        ValueError, match=r"test needs a number for each datum.*joint \('mean' stands outside.*open the model's plate"
+        ValueError, match=r"test needs one value per data point.*joint \('mean' stands outside.*open the model's plate"
     ):
         _parts(_global_model, _global_guide, x, at_once=2)
 

@@ -243,7 +243,7 @@ def test_digits_are_those_that_the_error_allows():
 def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller():
     text = str(some_evidence(exact=torch.tensor([-5.0, -3.5, -2.0]).double())).splitlines()
     assert text == [
-        "3 data, 100 particles each, nats per datum",
+        "3 data points, 100 particles each, nats per data point",
         "                                 mean  ± data  ± Monte Carlo",
         "------------------------------------------------------------",
         "ELBO                           -5.00    0.58           0.12",
@@ -251,7 +251,7 @@ def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller
         "log p(x), exact                -3.500   0.866",
         "gap = log p(x) - ELBO           1.50    0.29",
         "effective sample size, mean    20.0 of 100",
-        "data with k-hat > 0.7          0.0 %",
+        "data points with k-hat > 0.7   0.0 %",
     ]
 
 
@@ -320,10 +320,10 @@ def test_gaps_rates_and_annealed_weights_print_with_both_errors():
         "gap = log p(x) - ELBO         1.00    0.00",
         "  approximation (the family)  0.50    0.43           0.11",
         "  amortization (the encoder)  0.50    0.43           0.14",
-        "local optimisation converged  100.0 % of the data; last round gained 0.0100 nats",
+        "local optimisation converged  100.0 % of the data points; last round gained 0.0100 nats",
     ]
     assert str(found).splitlines() == [
-        "4 data, bits per datum",
+        "4 data points, bits per data point",
         "                     mean  ± data  ± Monte Carlo",
         "------------------------------------------------",
         "rate                3.607   0.310          0.072",
@@ -331,15 +331,15 @@ def test_gaps_rates_and_annealed_weights_print_with_both_errors():
         "active units of z  1 of 2",
     ]
     assert str(annealed).splitlines() == [
-        "4 data, 2 chains each, 1 temperatures from the prior, nats per datum",
+        "4 data points, 2 chains each, 1 temperatures from the prior, nats per data point",
         "                             mean  ± data  ± Monte Carlo",
         "--------------------------------------------------------",
         "log p(x), annealed           0.93    0.22           0.71",
         "log p(x), exact              0.50",
         "effective sample size, mean  1.3 of 2",
         "moves accepted               50.0 %",
-        "evaluations per datum        12 of log p(x, z), a gradient counting one more",
-        "reliable                     no: too few temperatures, so log p(x) is too low; take more",
+        "evaluations per data point   12 of log p(x, z), a gradient counting one more",
+        "reliable                     no: too few temperatures, so log p(x) is too low; use more",
     ]
 
 
@@ -354,7 +354,7 @@ def test_a_history_prints_few_epochs_and_the_best():
     n = 200
     history = History(elbo=[-float(n - i) for i in range(n)], validation=[-300.0] * n, best_epoch=77, seconds=3.0)
     head, columns, rule, *rows = str(history).splitlines()
-    assert head.startswith("200 epochs, 0 steps, 3.0 s: training bound -200.000 -> -1.000 nats per datum")
+    assert head.startswith("200 epochs, 0 steps, 3.0 s: training bound -200.000 -> -1.000 nats per data point")
     assert columns.split() == ["epoch", "elbo", "validation"]
     epochs = [int(row.split()[0]) for row in rows]
     assert len(epochs) == 11
@@ -368,7 +368,7 @@ def test_a_history_prints_few_epochs_and_the_best():
 def test_bounds_print_from_both_sides():
     b = Bounds([1, 2], torch.tensor([-2.5, -2.25]), torch.tensor([0.1, math.nan]), -2.0, -torch.ones(2), torch.ones(2))
     _, columns, _, one, two, exact = str(b).splitlines()
-    assert columns.split() == ["particles", "from", "below", "from", "above"]
+    assert columns.split() == ["particles", "lower", "bound", "upper", "bound"]
     assert one.split() == ["1", "-2.50", "±", "0.10", "-1.0", "±", "1.0"]
     assert two.split()[:4] == ["2", "-2.250", "±", "-"]
     assert exact.split() == ["log", "p(x),", "exact", "-2.000"]
