@@ -20,7 +20,7 @@ _MEANINGS = {
     r"amortization": "Amortization gap: what the encoder loses beside the best member of its family.",
     r"ESS|effective sample size.*": "Effective sample size: how many equally weighted samples carry as much "
     "information. The weights are even where it is close to the number of samples.",
-    r"k>0\.7|data( points)? with k-hat > 0\.7": "Share of data points whose Pareto k-hat is above 0.7: their "
+    r"k>0\.7|data points with k-hat > 0\.7": "Share of data points whose Pareto k-hat is above 0.7: their "
     "estimate of log p(x) is unreliable, and usually too low.",
     r"k-hat": "Pareto k-hat, the tail index of the importance weights: above 0.7 the estimate is unreliable.",
     r"params": "Number of trainable parameters; of the guide alone where all rows share one model.",
@@ -30,7 +30,7 @@ _MEANINGS = {
     r"log p\(x\), refined": "Log-likelihood from importance sampling with a proposal of its own for each data point.",
     r"log p\(x\), importance-weighted": "Log-likelihood from importance sampling with samples from the guide.",
     r"log p\(x\), exact": "Log-likelihood that the model knows in closed form, or that a sum or an integral gives.",
-    r"by the guide, K = .*": "Log-likelihood estimated from samples of the guide alone: the number that papers report.",
+    r"guide samples only, K = .*": "Log-likelihood estimated from samples of the guide alone: the number that papers report.",
     r"delta-corrected": "The estimate with its bias of order 1/K added back.",
     r"jackknifed": "The jackknife estimate: less bias, more variance.",
     r"Pareto-smoothed": "The estimate with its largest weights smoothed by a fitted Pareto distribution.",
@@ -44,7 +44,7 @@ _MEANINGS = {
     r"tolerance reached": "Share of the data points whose Monte Carlo error was expected to reach the tolerance.",
     r"particles spent": "How many samples were drawn in all.",
     r"weights of zero": "Samples from the guide at which the model has no density.",
-    r"exact log p\(x\) left out": "Why the exact value is not shown, though the model gives one.",
+    r"exact log p\(x\) omitted": "Why the exact value is not shown, though the model gives one.",
     r"below the baseline": "By how much log p(x) is below the baseline, and the likely reason.",
     # of a calibration
     r"p": "p-value of a test of uniform ranks: below 0.01 / the number of features, the guide is miscalibrated.",
