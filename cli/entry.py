@@ -13,10 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .options import parser
-from .parser import Misuse
-from .terminal import fail
-
 _INTERRUPTED = 130
 
 
@@ -39,11 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     as_json = "--json" in arguments
-    try:
-        options = parser().parse_args(arguments)
-    except Misuse as error:
-        return fail(f"error: {error}", 2, as_json)
     with _on_interrupt(_stopping(as_json)):
+        from .options import parser
+        from .parser import Misuse
+        from .terminal import fail
+
+        try:
+            options = parser().parse_args(arguments)
+        except Misuse as error:
+            return fail(f"error: {error}", 2, as_json)
         from .command import main as run
     options.words = arguments
     status = run(options)

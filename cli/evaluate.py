@@ -76,11 +76,13 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         folder, (model, guide, history) = folders[name], trained[name]
         try:
             write_json(folder.path / "report.json", one)
+            if options.no_pictures:
+                continue
             page = page_of(f"{name}: {_describe(folder)}, on {data.name}", folder.configuration["facts"], x)
             page.add(measured[name])
             add_bounds(page, {"guide": (model, guide)}, {"guide": measured[name]}, x, options.seed)
             if table is not None:
-                page.add(table, "all runs")
+                page.add(table, "All runs")
             shown_by(page, model, guide, x, measured[name], options.seed)
             page.add(history)
             about(page, options.words, {**one["measured"], **folder.configuration}, data.citation)

@@ -163,8 +163,12 @@ def _train(command: Parser) -> None:
         action="store_true",
         help="go on with the run in DIR, as it was begun; a larger --epochs trains it for longer",
     )
-    add("--no-pictures", action="store_true", help="leave the pictures out")
+    _pictures(command, "leave the figures and report.html out")
     add("--overwrite", action="store_true", help="begin anew where DIR holds a run")
+
+
+def _pictures(command: Parser, help: str) -> None:
+    command.add_argument("--no-pictures", action="store_true", help=help)
 
 
 def _refine(command: Parser) -> None:
@@ -202,6 +206,7 @@ def _evaluate(command: Parser) -> None:
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--gaps", action="store_true", help="of several runs: split every gap into the family's and the encoder's part")
     add("--bits", action="store_true", help="bits per dimension too; in a table in place of nats")
+    _pictures(command, "leave report.html out")
 
 
 def _sample(command: Parser) -> None:
@@ -277,3 +282,4 @@ def _compare(command: Parser) -> None:
     )
     add("--gaps", action="store_true", help="split every gap into the family's part and the encoder's part")
     add("--bits", action="store_true", help="bits per dimension instead of nats per datum")
+    _pictures(command, "leave the figures and report.html out")

@@ -17,6 +17,7 @@ from matplotlib.legend import Legend
 from torch import Tensor
 
 from jensen.plots.axes import COLOURS, MARKERS, own_axes, styled
+from jensen.results.tables import decimals, digits_of
 
 from .page import Figure
 
@@ -129,11 +130,11 @@ def gap_bars(rows: Mapping[str, tuple[float, float]]) -> Axes:
     ax.set_ylim(len(rows) - 0.4, -0.6)
     largest, second = sorted(ends, reverse=True)[:2] if len(ends) > 1 else (*ends, *ends)
     ax.set_xlim(right=1.25 * (largest if largest < 8 * second or second <= 0 else 2 * second))  # one bar may be cut off
-    for i, ((mean, _), end) in enumerate(zip(rows.values(), ends, strict=True)):
+    for i, ((mean, error), end) in enumerate(zip(rows.values(), ends, strict=True)):
         cut = end > ax.get_xlim()[1]
-        shown = ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, f" {mean:.3g}", va="center", fontsize=7)
+        shown = ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, f" {decimals(mean, digits_of(error))}", va="center", fontsize=7)
         if cut:
-            shown.set(text=f"{mean:.3g} \N{RIGHTWARDS ARROW}", ha="right", color="white")
+            shown.set(text=f"{decimals(mean, digits_of(error))} \N{RIGHTWARDS ARROW}", ha="right", color="white")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per data point)")
     return ax

@@ -64,6 +64,19 @@ def test_the_report_holds_the_numbers_and_the_pictures(report):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_of_the_report_says_what_it_was_made_from(report):
+    _, _, out = report
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for title in ("One model: table", "Trained together: table", "Trained together: bounds", "Samples of", "Training"):
+        assert f"<h2>{title}" in page, title
+    assert "jensen compare --out" in page
+    assert f"jensen {__version__}" in page
+    assert "&#34;seed&#34;: 0" in page
+    assert "Burda, Grosse and Salakhutdinov (2016)" in page
+    assert "Alpaydin and Kaynak (1998)" in page  # whom to cite for the data
+    assert str(out.parent) not in page.split("How to repeat it")[0]
+
+
 def test_guides_share_their_model_and_pairs_do_not(report):
     stored = json.loads((report[2] / "report.json").read_text())["blocks"]
     assert stored["one-model"]["shared_model"]

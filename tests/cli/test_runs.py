@@ -122,7 +122,7 @@ def test_a_run_folder_holds_all_there_is_to_know(whole):
     pictures = {
         f"{name}.{kind}" for name in ("training", "samples", "reconstructions", "latent-map") for kind in ("png", "pdf")
     }
-    assert names == {"configuration.json", "checkpoint.pt", "history.json"} | pictures
+    assert names == {"configuration.json", "checkpoint.pt", "history.json", "report.html"} | pictures
     stored = json.loads((folder / "configuration.json").read_text(), **_JSON)
     assert document["configuration"] == {name: part for name, part in stored.items() if name != "sha256"}
     assert stored["versions"]["torch"] == torch.__version__
@@ -143,6 +143,10 @@ def test_evaluate_needs_the_folder_alone(whole, capsys):
     assert json.loads((folder / "report.json").read_text(), **_JSON) == found
     again = Evidence.from_json(json.dumps(found["evidence"]))
     assert float(again.elbo.mean()) == found["summary"]["elbo"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "--split validation --particles 300" in page
+    assert "<h2>Reconstructions" in page
+    assert "Log p(x) is not measured yet" not in page
 
 
 def test_several_runs_make_one_table(run, tmp_path, capsys):

@@ -113,13 +113,13 @@ def test_em_and_gradient_reach_the_closed_form_on_oil_flow(method, tolerance, se
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_svi_reaches_the_closed_form(digits, seed):
-    """From random W, with a full-covariance guide that learns too."""
-    x = digits.train
-    best = PPCA(64, 8).double().fit_closed_form(x).log_evidence(x).mean()
+    """From random W, with a full-covariance guide that learns too, on the middle of the images."""
+    x = digits.train[:, 24:40]
+    best = PPCA(16, 4).double().fit_closed_form(x).log_evidence(x).mean()
     torch.manual_seed(seed)
-    model = PPCA(64, 8).double()
-    guide = amortize(model, nn.Identity(), FullCovariance, context=64).double()
-    _train(model, guide, x, epochs=1200, lr=2e-2, seed=seed)
+    model = PPCA(16, 4).double()
+    guide = amortize(model, nn.Identity(), FullCovariance, context=16).double()
+    _train(model, guide, x, epochs=300, lr=2e-2, seed=seed)
     assert 0 <= (best - model.log_evidence(x).mean()).item() < 0.01
 
 

@@ -128,6 +128,7 @@ def test_a_gaussian_posterior_has_its_mean_and_covariance(method):
     assert ((found.acceptance > 0.1) & (found.acceptance <= 1)).all()
 
 
+@pytest.mark.slow
 def test_more_coordinates_that_correlate():
     model, x = _ppca(4)
     found = _drawn(model, x[:1], "nuts", seed=1)
@@ -137,7 +138,12 @@ def test_more_coordinates_that_correlate():
 
 
 @pytest.mark.parametrize(
-    ("model", "x", "method"), [(Banana(), -1.0, "nuts"), (Banana(), -1.0, "rejection"), (Ring(), 2.0, "rejection")]
+    ("model", "x", "method"),
+    [
+        pytest.param(Banana(), -1.0, "nuts", marks=pytest.mark.slow),
+        (Banana(), -1.0, "rejection"),
+        (Ring(), 2.0, "rejection"),
+    ],
 )
 def test_curved_posteriors_have_the_moments_of_quadrature(model, x, method, float64):
     x = torch.tensor([[x]])

@@ -141,7 +141,7 @@ def test_a_datum_that_loses_goes_back(float64):
     assert isinstance(gaussians, Gaussians)
 
 
-@pytest.mark.parametrize("family", [MeanField, IAF])
+@pytest.mark.parametrize("family", [MeanField, pytest.param(IAF, marks=pytest.mark.slow)])
 def test_batches_share_tensors_and_graphs(family, float64, monkeypatch):
     """The second batch is searched in the place of the first, with the numbers of one that is searched alone."""
     made = []
