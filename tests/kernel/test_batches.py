@@ -1,4 +1,4 @@
-"""The walk through the data: every row once, in parts of about one size; which pairs are run on all data or none."""
+"""Batches of the data: every row once, in parts of similar size; models that need all data at once."""
 
 import pyro
 import pyro.distributions as dist
@@ -156,14 +156,14 @@ def test_the_bar_counts_every_unit_once(capsys):
     model, x = PPCA(5, latent=2), torch.randn(4, 5)
     for part in stream(model, PriorGuide(model), (x,), "walk", at_once=2, units=10):
         if not part.first:
-            part.advance(20)  # of a part that says nothing all is done at its end
+            part.advance(20)  # a part without progress counts as done at its end
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.startswith("walk: 100%")
     assert "40.0/40.0" in last
 
 
 def test_a_guide_that_reads_rows_by_their_number_is_run_on_all_data():
-    """On a part it raises IndexError, which is as good a sign as any other."""
+    """On a part it raises IndexError, one possible sign that it needs all data."""
     x = torch.randn(300, 2)
 
     def model(x):

@@ -1,4 +1,4 @@
-"""What fit says of a run that goes wrong: the first quantity that is not finite, and a bound that only falls."""
+"""Errors and warnings of fit for failing runs: the first non-finite quantity, and a falling bound."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from jensen.networks import mlp
 
 
 class _Roots(nn.Module):
-    """A pair whose guide, or model, takes the logarithm of data that a shift keeps positive."""
+    """A model and guide, one of which takes the logarithm of data that a shift keeps positive."""
 
     def __init__(self, site):
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_parameter_and_a_gradient_are_named():
     with pytest.raises(FloatingPointError, match=r"what is not finite first is the parameter model\.weight; "):
         fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=3, callbacks=_After(break_), progress=False)
     pair = _Roots("none")
-    pair._bent = lambda site, x: (pair.w * (x - 1)).abs().sqrt()  # a slope of infinity, times zero
+    pair._bent = lambda site, x: (pair.w * (x - 1)).abs().sqrt()  # an infinite derivative, times zero
     with pytest.raises(FloatingPointError, match=r"what is not finite first is the gradient of .*w; "):
         fit(pair.model, pair.guide, torch.ones(9), epochs=1, progress=False)
 
