@@ -46,7 +46,7 @@ def test_both_blocks_are_printed_with_their_sentences(report):
     assert "All rows share one model, so ELBO differences measure the guides." in printed
     assert "Each row is a different model: compare log p(x), not the ELBO." in printed
     assert "digits: 20 test data, 50 particles each, nats per datum" in printed
-    assert "training mean-field: 2 epochs" in log  # plain lines without a terminal
+    assert "training mean-field: 2 epochs" in log  # plain lines, since this is no terminal
 
 
 def test_the_report_holds_the_numbers_and_the_pictures(report):

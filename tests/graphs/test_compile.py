@@ -105,7 +105,7 @@ def test_searches_are_left_to_python(guide_name):
 
 
 def test_a_search_of_few_steps_is_part_of_the_graph_and_one_of_many_is_not(no_compiler, float64):
-    """The first steps of Adam are signs of gradients, which rounding may change; in float64 none change here."""
+    """The first steps of Adam are signs of slopes, which rounding may turn: float64 leaves none to turn here."""
     for steps, route in ((3, "captured and compiled"), (21, "eager: 21 steps are too many for a graph around them")):
         model, plain, x = _small()
         runs = []

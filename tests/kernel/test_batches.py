@@ -163,7 +163,7 @@ def test_the_bar_counts_every_unit_once(capsys):
 
 
 def test_a_guide_that_reads_rows_by_their_number_is_run_on_all_data():
-    """On a part it raises IndexError, one possible sign that it needs all data."""
+    """On a part it raises IndexError, which is as good a sign as any other."""
     x = torch.randn(300, 2)
 
     def model(x):
