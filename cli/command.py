@@ -8,13 +8,12 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import compare, datasets, evaluate, sample, train
 from .memory import memory_told
-from .options import parser
-from .terminal import Unkept, say, strict_json
+from .terminal import Unkept, fail, forget_notices, note
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
     "compare": compare.run,
@@ -25,26 +24,26 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Run a command, and say in one line what went wrong; the exit status, as :func:`jensen.cli.main` has it."""
-    as_json = "--json" in argv
+    as_json = options.json
+    forget_notices()
     try:
-        options = parser().parse_args(argv)
         with memory_told(), _warnings_as_lines():
             _COMMANDS[options.command](options, sys.stderr.isatty())
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Unkept as error:  # its document was printed already
-        return _fail(f"error: {error}", 2, False)
+        return fail(f"error: {error}", 2, False)
     except KeyboardInterrupt as stop:
-        return _fail("interrupted" + f"; {stop}" * bool(str(stop)), 130, as_json)
+        return fail("interrupted" + f"; {stop}" * bool(str(stop)), 130, as_json)
     except FloatingPointError as error:
-        return _fail(f"error: {error}", 1, as_json)
+        return fail(f"error: {error}", 1, as_json)
     except MemoryError as error:
-        return _fail(f"error: {error or 'this takes more memory than there is'}", 2, as_json)
+        return fail(f"error: {error or 'this takes more memory than there is'}", 2, as_json)
     except (ValueError, OSError, ImportError, TypeError, NotImplementedError) as error:
-        return _fail(f"error: {error}", 2, as_json)
+        return fail(f"error: {error}", 2, as_json)
     return 0
 
 
@@ -52,15 +51,8 @@ def main(argv: Sequence[str]) -> int:
 def _warnings_as_lines() -> Iterator[None]:
     """Print a warning as a line of the command, without the place in the code that it comes from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"jensen: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: note(f"jensen: warning: {message}") + "\n"
     try:
         yield
     finally:
         warnings.formatwarning = before
-
-
-def _fail(message: str, status: int, as_json: bool) -> int:
-    say(f"jensen: {message}")
-    if as_json:
-        print(strict_json({"error": message.removeprefix("error: "), "status": status}))
-    return status

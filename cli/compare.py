@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_GUIDES", "GUIDES", "run"]
+__all__ = ["run"]
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -20,16 +20,18 @@ from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
 from jensen.inference import Comparison, History, compare, fit, likely_reason
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
+from jensen.progress import named
 
 from .memory import training_memory
-from .pairs import FAMILIES, suggestion
+from .names import GUIDES, suggestion
+from .page import about, add_bounds, page_of, shown_by
+from .pairs import FAMILIES
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
+from .terminal import progress as progress_line
 from .terminal import report as deliver
 
-GUIDES = ("prior", *FAMILIES, "laplace", "exact")
-DEFAULT_GUIDES = ("prior", "mean-field", "full-covariance", "exact")
 ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
 Pair = tuple[nn.Module, nn.Module]
 Rows = dict[str, list[Pair]]  # by name, the pair that each seed gave
@@ -67,11 +69,13 @@ def _report(job: _Job, guides: list[str]) -> None:
     options, out = job.options, job.options.out
     blocks: dict[str, Comparison] = {}
     pictured: dict[str, Pair] = {}
+    shown: dict[str, dict[str, Pair]] = {}
     if options.model in ("ppca", "all"):
         rows, histories = job.one_model(guides)
         note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
         blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
         pairs = {name: of[0] for name, of in rows.items()}  # in pictures stands the first seed
+        shown["one-model"] = pairs
         job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
         job.pictures += draw_gaps(out, "one-model", blocks["one-model"])
         name, pair = list(pairs.items())[-1]
@@ -82,13 +86,26 @@ def _report(job: _Job, guides: list[str]) -> None:
         pairs = {name: of[0] for name, of in rows.items()}
         for name, (model, guide) in pairs.items():
             carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
+        shown["trained-together"] = pairs
         job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
         job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
         pictured = pairs
     job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
+    settings = {name: v for name, v in vars(options).items() if name not in ("given", "words")} | {"out": str(out)}
+    page = page_of(f"{job.data.name}: models and guides compared", facts(job.data), job.test)
+    for name, block in blocks.items():
+        page.add(block, title := name.replace("-", " ").capitalize())
+        measured = {row: found.evidence for row, found in block.rows.items()}
+        add_bounds(page, shown[name], measured, job.test, options.seed, title)
+    block, pairs = list(zip(blocks.values(), shown.values(), strict=True))[-1]
+    name, (model, guide) = list(pairs.items())[-1]
+    shown_by(page, model, guide, job.test, block.rows[name].evidence, options.seed, name)
+    page.training({name: of[0] for name, of in job.histories.items()})
+    about(page, options.words, settings, job.data.citation)
+    page.write(out / "report.html")
     report = {
         "schema": SCHEMA,
-        "settings": {name: str(v) if name == "out" else v for name, v in vars(options).items() if name != "given"},
+        "settings": settings,
         "epochs": job.epochs,
         "data": {**facts(job.data), "test": len(job.test)},
         "versions": versions(),
@@ -102,7 +119,7 @@ def _report(job: _Job, guides: list[str]) -> None:
         "pictures": job.pictures,
     }
     write_json(out / "report.json", report)
-    deliver(f"{len(job.pictures)} pictures and report.json are in {out}/", report, options.json)
+    deliver(f"{len(job.pictures)} pictures, report.html and report.json are in {out}/", report, options.json)
 
 
 _ONE_MODEL = (
@@ -195,12 +212,12 @@ class _Job:
         pairs: list[Pair] = []
         histories: list[History] = []
         for seed in self.seeds:
-            say(f"training {name}: {self.epochs} epochs" + f", seed {seed}" * (len(self.seeds) > 1))
+            progress_line(f"training {name}: {self.epochs} epochs" + f", seed {seed}" * (len(self.seeds) > 1))
             torch.manual_seed(seed)
             model, guide = make()
             pairs.append((model, guide))
-            histories.append(
-                fit(
+            with named(name + f", seed {seed}" * (len(self.seeds) > 1)):
+                history = fit(
                     model,
                     guide,
                     self.data.train,
@@ -213,13 +230,13 @@ class _Job:
                     seed=seed,
                     progress=self.progress,
                 )
-            )
+            histories.append(history)
         self.histories[name] = histories
         return pairs, histories
 
     def measure(self, title: str, note: str, pairs: Rows, histories: Histories) -> Comparison:
         """Measure the pairs and print their block."""
-        say(f"measuring {', '.join(pairs)}")
+        progress_line(f"measuring {', '.join(pairs)}")
         table = compare(
             pairs,
             self.test,

@@ -15,7 +15,7 @@ import pooch
 
 from jensen.datasets import Card, cards
 
-from .pairs import suggestion
+from .names import suggestion
 from .terminal import report
 
 

@@ -1,4 +1,4 @@
-"""The first step of the command: what takes seconds to import is imported where Ctrl-C leaves one line."""
+"""The command ``jensen``: it parses its arguments, and only then imports what takes seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from .options import parser
+from .parser import Misuse
+from .terminal import fail
 
 _INTERRUPTED = 130
 
@@ -34,10 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    stop = _stopping("--json" in arguments)
-    with _on_interrupt(stop):
+    as_json = "--json" in arguments
+    try:
+        options = parser().parse_args(arguments)
+    except Misuse as error:
+        return fail(f"error: {error}", 2, as_json)
+    with _on_interrupt(_stopping(as_json)):
         from .command import main as run
-    status = run(arguments)
+    options.words = arguments
+    status = run(options)
     if argv is None and _is_ours():  # what Python still does at its end is not interrupted by a page of its own
         signal.signal(signal.SIGINT, lambda *_: os._exit(status))
     return status

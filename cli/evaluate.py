@@ -15,6 +15,7 @@ from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
+from .page import about, add_bounds, page_of, shown_by
 from .report import carried
 from .runs import RunFolder
 from .sources import added_bits, batch_transform, pick, reopen
@@ -72,8 +73,18 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     report(text, document, options.json)
     unkept = []
     for name, one in reports.items():
+        folder, (model, guide, history) = folders[name], trained[name]
         try:
-            write_json(folders[name].path / "report.json", one)
+            write_json(folder.path / "report.json", one)
+            page = page_of(f"{name}: {_describe(folder)}, on {data.name}", folder.configuration["facts"], x)
+            page.add(measured[name])
+            add_bounds(page, {"guide": (model, guide)}, {"guide": measured[name]}, x, options.seed)
+            if table is not None:
+                page.add(table, "all runs")
+            shown_by(page, model, guide, x, measured[name], options.seed)
+            page.add(history)
+            about(page, options.words, {**one["measured"], **folder.configuration}, data.citation)
+            page.write(folder.path / "report.html")
         except OSError as error:
             unkept.append(str(error))
     if unkept:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from jensen import __version__
 
-from .compare import DEFAULT_GUIDES, GUIDES
-from .pairs import GRADIENTS, LIKELIHOODS, MODELS, OBJECTIVES, TRAINED
+from .names import DEFAULT_GUIDES, GRADIENTS, GUIDES, LIKELIHOODS, MODELS, OBJECTIVES, TRAINED
 from .parser import Parser, choices, groups, numbers, refinement, whole_or
 
 _EXITS = """exit status:

@@ -9,19 +9,15 @@ from __future__ import annotations
 __all__ = [
     "DENSITIES",
     "FAMILIES",
-    "GRADIENTS",
     "LIKELIHOODS",
     "MODELS",
     "OBJECTIVES",
-    "TRAINED",
     "Design",
     "objective_of",
-    "suggestion",
 ]
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -50,6 +46,8 @@ from jensen.inference import ELBO, IWAE, Renyi
 from jensen.models import PPCA, VAE, FactorAnalysis, GaussianMixtureVAE, Hierarchical, MixtureOfPPCA
 from jensen.networks import mlp
 
+from .names import suggestion
+
 Pair = tuple[nn.Module, nn.Module]
 MakeFamily = Callable[[int, int], Family]
 
@@ -66,7 +64,6 @@ FAMILIES: dict[str, MakeFamily] = {
     "sylvester-householder": partial(Sylvester, kind="householder"),
     "sylvester-triangular": partial(Sylvester, kind="triangular"),
 }
-TRAINED = (*FAMILIES, "exact", "bottom-up", "ladder")  # the guides of train
 LIKELIHOODS: dict[str, MakeFamily] = {
     "bernoulli": Bernoulli,
     "gaussian": partial(Gaussian, scale="shared"),
@@ -79,7 +76,6 @@ LIKELIHOODS: dict[str, MakeFamily] = {
 }
 DENSITIES = ("gaussian", "gaussian-diagonal", "laplace", "student-t", "continuous-bernoulli")
 OBJECTIVES: dict[str, Callable[..., ELBO | IWAE | Renyi]] = {"elbo": ELBO, "iwae": IWAE, "renyi": Renyi}
-GRADIENTS = ("standard", "stl", "dreg")
 
 
 @dataclass(frozen=True)
@@ -240,15 +236,3 @@ def objective_of(training: Mapping[str, Any]) -> ELBO | IWAE | Renyi:
             )
     more = {option: training[option] for option in ("alpha", "beta") if training[option] is not None}
     return OBJECTIVES[name](num_particles=training["particles"], gradient=training["gradient"], **more)
-
-
-def suggestion(name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest of the names, and all of them.
-
-    Example:
-        >>> suggestion("vea", ["ppca", "vae"])
-        'did you mean vae? There are ppca, vae'
-    """
-    names = list(names)
-    close = get_close_matches(name, names, n=1)
-    return (f"did you mean {close[0]}? There are " if close else "there are ") + ", ".join(names)

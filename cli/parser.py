@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from textwrap import wrap
 from typing import Any, NoReturn
 
-from .pairs import suggestion
+from .names import suggestion
 
 
 class Misuse(ValueError):

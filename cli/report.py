@@ -29,6 +29,7 @@ from jensen.inference import (
 )
 from jensen.kernel.randomness import derived_seed, private_randomness
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
+from jensen.plots.axes import without_pyplot
 
 from .terminal import say
 
@@ -56,6 +57,7 @@ def carried(
 
 
 @torch.no_grad()
+@without_pyplot()
 def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs, seed: int) -> list[str]:
     """Draw the bounds of one block's pairs; the file's name."""
     curves = {
@@ -74,6 +76,7 @@ def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs
     return [_keep(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
+@without_pyplot()
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
     """Draw both parts of the gap of one block's guides, where they were measured; the file's name."""
     shown = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
@@ -86,6 +89,7 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
 
 
 @torch.no_grad()
+@without_pyplot()
 def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
@@ -97,6 +101,7 @@ def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Te
     return drawn
 
 
+@without_pyplot()
 def draw_run(
     out: Path,
     facts: Mapping[str, Any],
@@ -138,6 +143,7 @@ def draw_run(
     return [_keep(ax.figure, out / f"{name}.png") for name, ax in drawn.items()]  # type: ignore[arg-type]
 
 
+@without_pyplot()
 def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10) -> Axes:
     """A picture of images [N, X], as facts of the data say."""
     return plot_images(x, tuple(facts["image_shape"]), columns=columns, value_range=_values(facts, x))

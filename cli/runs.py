@@ -38,7 +38,7 @@ from .pairs import Design, objective_of
 from .terminal import command, finite, say, versions, write_json
 
 FORMAT = 1
-_FILES = ("configuration.json", "checkpoint.pt", "history.json", "report.json")
+_FILES = ("configuration.json", "checkpoint.pt", "history.json", "report.json", "report.html")
 _LOCKS: Any = import_module("fcntl") if find_spec("fcntl") else None  # of POSIX
 _PICTURES = ("training", "samples", "reconstructions", "latent-map")
 
@@ -269,7 +269,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what a run that was killed left half-written, and what an earlier state of the run was measured as."""
-        for file in [*partials(self.path), self.path / "report.json"]:
+        for file in [*partials(self.path), self.path / "report.json", self.path / "report.html"]:
             file.unlink(missing_ok=True)
 
     def pair(self) -> tuple[nn.Module, nn.Module]:

@@ -17,7 +17,7 @@ from jensen.kernel.randomness import private_randomness
 from jensen.results.files import whole
 
 from .memory import of_machine, size_of
-from .pairs import suggestion
+from .names import suggestion
 from .report import images_of
 from .runs import RunFolder
 from .terminal import report

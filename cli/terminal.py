@@ -6,7 +6,12 @@ __all__ = [
     "SCHEMA",
     "Unkept",
     "command",
+    "fail",
     "finite",
+    "forget_notices",
+    "note",
+    "notices",
+    "progress",
     "report",
     "say",
     "strict_json",
@@ -23,8 +28,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jensen.results.files import whole
-
 SCHEMA = 1  # of the JSON documents of the commands
 
 
@@ -32,9 +35,41 @@ class Unkept(OSError):
     """A result that was shown could not be written to its file."""
 
 
+_notices: list[str] = []
+
+
 def say(text: str) -> None:
-    """A line beside the progress bars, or in their place in a log."""
+    """A line beside the progress bars, or in their place in a log, which a report repeats."""
+    progress(note(text))
+
+
+def note(text: str) -> str:
+    """The same text, which a report repeats."""
+    _notices.append(text)
+    return text
+
+
+def progress(text: str) -> None:
+    """A line that says how far a command is."""
     print(text, file=sys.stderr, flush=True)
+
+
+def notices() -> list[str]:
+    """The lines of this command that a report repeats, each once."""
+    return list(dict.fromkeys(_notices))
+
+
+def forget_notices() -> None:
+    """Begin a command, in a process that may have run another one."""
+    _notices.clear()
+
+
+def fail(message: str, status: int, as_json: bool) -> int:
+    """Say what went wrong, in a document too if one is wanted; the exit status."""
+    say(f"jensen: {message}")
+    if as_json:
+        print(strict_json({"error": message.removeprefix("error: "), "status": status}))
+    return status
 
 
 def command(*words: object) -> str:
@@ -77,6 +112,8 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, document: Any) -> None:
     """Write strict JSON, whole or not at all."""
+    from jensen.results.files import whole  # torch comes with it, and terminal is there before
+
     with whole(path) as partial:
         partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

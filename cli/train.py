@@ -6,6 +6,7 @@ __all__ = ["run"]
 
 import argparse
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,13 +20,16 @@ from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit, likely_reason
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
+from jensen.progress import named
 
 from .memory import memory_told, training_memory
+from .page import about, page_of, shown_by
 from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import carried, draw_run
 from .runs import RunFolder
 from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
 from .terminal import command, report, say, versions
+from .terminal import progress as progress_line
 
 _TRAINING = (
     "objective",
@@ -57,7 +61,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.run / f"seed-{seed}"
         own = {"seed": seed, "run": folder, "given": options.given - {"seed", "seeds"}, "whole": options}
-        made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
+        with named(f"seed {seed}"):
+            made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
     text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
     documents = {"runs": {name: document for name, (_, document) in made.items()}}
     report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)
@@ -79,7 +84,7 @@ def _train(
     """Train, keep and draw what came of it, whatever ends it."""
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
-    say(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
+    progress_line(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
     try:
         with memory_told():
             history = _fit(folder, data, options.device, progress)
@@ -116,6 +121,7 @@ def _train(
     if not options.no_pictures:
         settings = folder.configuration["facts"]
         pictures = draw_run(folder.path, settings, (model, guide), history, x, labels, data.classes, seed)
+        _write_page(folder, data, (model, guide, history), x, active, options.words)
     document = {
         "run": str(folder.path),
         "configuration": folder.configuration,
@@ -124,6 +130,29 @@ def _train(
         "pictures": pictures,
     }
     return str(history), document
+
+
+def _write_page(
+    folder: RunFolder,
+    data: Dataset,
+    trained: tuple[torch.nn.Module, torch.nn.Module, History],
+    x: Tensor,
+    active: dict[str, str],
+    words: Sequence[str],
+) -> None:
+    """Write report.html: how training went, and what the model and the guide make of data points."""
+    model, guide, history = trained
+    of, settings = folder.configuration["pair"], folder.configuration
+    page = page_of(
+        f"{folder.path.name}: {of['model']} with the guide {of['guide']}, on {data.name}", settings["facts"], x
+    )
+    page.add(history).find(
+        *(f"{count} units of {site} carry information about the data." for site, count in active.items()),
+        f"Log p(x) is not measured yet: {command('evaluate', folder.path)} does that, and replaces this page.",
+    )
+    shown_by(page, model, guide, x, None, settings["training"]["seed"])
+    about(page, words, settings, data.citation)
+    page.write(folder.path / "report.html")
 
 
 def _go_on(options: argparse.Namespace) -> str:
@@ -172,7 +201,9 @@ class _Lines(Callback):
             return
         self._printed = time.monotonic()
         held_out = f", validation {history.validation[-1]:.3f}" if history.validation else ""
-        say(f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s")
+        progress_line(
+            f"epoch {epoch} of {self._epochs}: bound {history.elbo[-1]:.3f}{held_out}, {history.seconds:.0f} s"
+        )
 
 
 def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pooch
-from tqdm import tqdm
+
+from jensen.progress import progress_bar
 
 LARGEST = 2**30  # maximal bytes of a download: several times the largest file of the catalogue
 
@@ -87,7 +88,8 @@ def _download(url: str, output: Any, pool: object) -> None:
     with urllib.request.urlopen(url, timeout=30) as response:
         _check_address(response.url)
         size, done = int(response.headers.get("Content-Length") or 0), 0
-        with open(output, "wb") as target, tqdm(total=size or None, unit="B", unit_scale=True) as bar:
+        what = f"download of {url.rpartition('/')[2]}"
+        with open(output, "wb") as target, progress_bar(what, total=size or None, unit="B", unit_scale=True) as bar:
             while part := response.read(2**16):
                 done += len(part)
                 if max(done, size) > LARGEST:

@@ -1,3 +1,3 @@
-"""A function of tensors becomes a graph that gives the same numbers faster: captured, compared, compiled."""
+"""A function of tensors becomes a graph that gives the same numbers faster: traced, compared, compiled."""
 
 __all__: list[str] = []

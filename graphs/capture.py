@@ -1,13 +1,13 @@
-r"""Capture: the Python of a pair runs once, and leaves a graph of tensor operations that gives the same numbers.
+r"""Tracing: the Python code of a function runs once and yields a graph of tensor operations with the same results.
 
 ``torch.fx.experimental.proxy_tensor.make_fx`` records the operations below autograd that a function performs: handlers,
-plates and distributions leave no trace in it, and gradients taken inside are operations like any other. Random draws
-are operations too, fresh at every call and governed by ``torch.manual_seed``.
+plates and distributions leave no trace in it, and gradients taken inside are ordinary operations. Random sampling is
+an operation too, fresh at every call and controlled by ``torch.manual_seed``.
 
-What the graph reads is passed to it: parameters and buffers by the tensors that they are, so that updates in place are
-seen, and all other tensors it met as ``constants``. What depends on a *value* (a loop until convergence, a rejection
-sampler) cannot be captured, and what Python remembers between calls is frozen: so every graph is compared with the
-function it came from, on other data and another seed, before it is used.
+The graph receives its tensors as inputs: parameters and buffers as the tensors themselves, so that in-place updates
+take effect, and all other tensors as ``constants``. Code that depends on a *value* (a loop until convergence, a
+rejection sampler) cannot be traced, and Python's state between calls is frozen: so every graph is compared with its
+original function, on other data and another seed, before it is used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _TOLERANCE = {False: 1e-3, True: 1e-7}  # relative to the norm: single, double p
 
 
 class CannotCapture(Exception):
-    """Why a function has no graph, in one sentence."""
+    """The reason why a function has no graph, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured function of flat tensors, and the tensors that it reads beside its inputs."""
+    """A traced function of flat tensors, and the tensors that it reads beside its inputs."""
 
     module: GraphModule
     constants: tuple[Tensor, ...]
@@ -48,19 +48,19 @@ class Graph:
 
 
 def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
-    """The graph of a function of tensors, at the shapes, dtypes and devices of these.
+    """The graph of a function of tensors, for the shapes, dtypes and devices of these inputs.
 
-    The function may read its inputs as arguments or by the names that they have elsewhere (a module's parameters).
+    The function may read its inputs as arguments or by other names (a module's parameters).
 
     Raises:
-        CannotCapture: if what it does depends on values.
+        CannotCapture: if the function depends on values.
     """
     try:
         with forked_rng(), pyro.validation_enabled(False):
             module = make_fx(fn)(*inputs)
     except CannotCapture:
         raise
-    except Exception as error:  # any code of the user's runs here, under a tracer that it was not written for
+    except Exception as error:  # user code runs here, under a tracer that it was not written for
         raise CannotCapture(in_a_line(error)) from error
     module.graph.eliminate_dead_code()
     constants = _lift_constants(module)
@@ -68,7 +68,7 @@ def capture(fn: Callable[..., Outputs], *inputs: Tensor) -> Graph:
 
 
 def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
-    """Turn the tensors that a graph holds into further inputs of it."""
+    """Turn the tensors that a graph holds into additional inputs."""
     lifted: dict[str, tuple[Tensor, Node]] = {}
     body = next(node for node in module.graph.nodes if node.op != "placeholder")
     for node in module.graph.find_nodes(op="get_attr"):
@@ -87,9 +87,9 @@ def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
 def agrees(
     first: Callable[[], Outputs], second: Callable[[], Outputs], tolerance: float | None = None, seed: int = 1
 ) -> bool:
-    """Whether two functions without arguments give the same numbers from the same seed, but for rounding.
+    """Whether two functions without arguments give the same numbers from the same seed, up to rounding.
 
-    The tolerance is relative to the norm of each result; None: that of its precision.
+    The tolerance is relative to the norm of each result; None: the tolerance of its precision.
 
     Raises:
         CannotCapture: if one of them fails.
@@ -101,7 +101,7 @@ def agrees(
             try:
                 results.append([value.detach() for value in fn()])
             except (RuntimeError, ValueError) as error:
-                raise CannotCapture(f"the graph cannot be compared with the pair itself: {in_a_line(error)}") from error
+                raise CannotCapture(f"the graph cannot be compared with its function: {in_a_line(error)}") from error
     return len(results[0]) == len(results[1]) and all(_close(a, b, tolerance) for a, b in zip(*results, strict=True))
 
 
@@ -118,10 +118,10 @@ def _close(a: Tensor, b: Tensor, tolerance: float | None) -> bool:
 
 
 def split_draws(graph: Graph) -> tuple[Graph, Graph]:
-    """A graph in two: what no draw goes into, and the rest, whose inputs are the graph's and what the first returns.
+    """Split a graph in two: operations that use no random sample, and the rest.
 
-    The first need not run again for new draws on the same inputs. What costs nothing (views, constants) stays in the
-    second.
+    The inputs of the rest are those of the graph and the results of the first part, which need not run again for new
+    samples on the same inputs. Operations without cost (views, constants) stay in the second part.
     """
     nodes = list(graph.module.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -158,7 +158,7 @@ def split_draws(graph: Graph) -> tuple[Graph, Graph]:
 
 
 def _depend_on_draws(nodes: list[Node]) -> set[Node]:
-    """The operations that draw, all that uses their results, and all that is ever written to in place."""
+    """The operations that sample, all that use their results, and all tensors that are ever written to in place."""
     storage: dict[Node, Node] = {}  # the node whose memory a node shares
     for node in nodes:
         storage[node] = storage[node.all_input_nodes[0]] if is_view(node) and node.all_input_nodes else node
@@ -182,7 +182,7 @@ def _writes(node: Node) -> bool:
 
 
 def is_view(node: Node) -> bool:
-    """Whether an operation returns its input's memory."""
+    """Whether an operation returns a view of its input's memory."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and any(value.alias_info is not None for value in schema.returns)
 

@@ -1,7 +1,7 @@
-"""Compilation of captured graphs: when it pays, what it takes, and graphs that were compiled before.
+"""Compilation of traced graphs: when it pays, its requirements, and the reuse of compiled graphs.
 
-A graph names all that it reads as inputs, so its code and the shapes of its inputs say everything about it: two pairs
-of one class share what was compiled, and never a parameter.
+A graph receives everything it reads as inputs, so its code and the shapes of its inputs determine it: two models of
+one class share compiled code, but never a parameter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _cache: OrderedDict[tuple[Any, ...], Callable[..., Any]] = OrderedDict()
 
 
 class CannotCompile(Exception):
-    """Why a graph could not be compiled, in one sentence."""
+    """The reason why a graph could not be compiled, in one sentence."""
 
 
 def check_compile(value: object) -> None:
@@ -49,17 +49,17 @@ def check_compile(value: object) -> None:
 
 @cache
 def ensure_cache() -> None:
-    """Let PyTorch keep compiled code in a temporary folder where the folder of its cache cannot be written.
+    """Let PyTorch keep compiled code in a temporary folder if its cache folder is not writable.
 
-    It makes that folder when a compiler or an optimizer is first imported, and its error would end a run that was to be
-    captured without compiling.
+    PyTorch creates that folder when a compiler or an optimizer is first imported, and its error would stop a run that
+    needs tracing but no compiling.
 
     Warns:
-        UserWarning: naming the folder, once in a process.
+        UserWarning: naming the folder, once per process.
     """
     try:
         usual = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    except (KeyError, OSError):  # a user without a name: PyTorch takes another one
+    except (KeyError, OSError):  # a user without a name: PyTorch uses another folder
         usual = Path(tempfile.gettempdir()) / f"torchinductor_uid_{os.getuid()}"
     folder = Path(os.environ.get(_CACHE_DIR, usual))
     try:
@@ -71,22 +71,22 @@ def ensure_cache() -> None:
         atexit.register(shutil.rmtree, made, ignore_errors=True)
         os.environ[_CACHE_DIR] = made
         warnings.warn(
-            f"the cache of compiled code, {_CACHE_DIR}={folder}, cannot be written ({error.strerror}): this process "
-            f"keeps its code in {made}, and the next one compiles anew",
+            f"the cache of compiled code, {_CACHE_DIR}={folder}, is not writable ({error.strerror}): this process "
+            f"keeps its code in {made}, and the next process compiles again",
             stacklevel=outside(),
         )
 
 
 def price(graph: Graph) -> float:
-    """The seconds that compiling a graph takes, roughly: more for flows, which have thousands of operations."""
+    """The approximate time to compile a graph in seconds: larger for flows, which have thousands of operations."""
     return 5.0 + 0.03 * len(graph.module.graph.nodes)
 
 
 def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
-    """A graph compiled for inputs like these, which its in-place operations may write to.
+    """A graph compiled for inputs like these, to which its in-place operations may write.
 
-    Random draws come from PyTorch's own generators, so the same seed gives the same numbers as without compiling. On a
-    CUDA device the graph is replayed as a CUDA graph.
+    Random samples come from PyTorch's own generators, so the same seed gives the same numbers as without compiling. On
+    a CUDA device the graph is replayed as a CUDA graph.
 
     Raises:
         CannotCompile: if there is no C++ compiler, or the compiler fails.
@@ -114,7 +114,7 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
         options["triton.cudagraphs"] = True
     copies: list[Any] = [_copy(t.detach()) for t in arguments]
     try:
-        import torch._inductor  # here, since it takes longer to import than all of Pyro
+        import torch._inductor  # here, because its import takes longer than that of Pyro
 
         with torch.no_grad(), warnings.catch_warnings(), forked_rng():
             warnings.simplefilter("ignore")
@@ -126,6 +126,6 @@ def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
 
 
 def _copy(t: Tensor) -> Tensor:
-    """A copy in the same layout in memory; a tensor that shares its memory with itself or others stays."""
+    """A copy with the same memory layout; a tensor that shares its memory with itself or others is not copied."""
     copy = t.clone(memory_format=torch.preserve_format)
     return copy if copy.stride() == t.stride() else t

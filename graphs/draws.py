@@ -1,4 +1,4 @@
-"""Log weights of one pair, many times over: captured and compiled where that pays."""
+"""Log weights of one model and guide, computed many times: traced and compiled where that pays."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LEAST = 1000  # calls
 
 
 class Draws(NamedTuple):
-    """What is drawn of a batch: [K, N] each ([K] where joint).
+    """The result for a batch: [K, N] each ([K] if joint).
 
     Attributes:
         log_weights: log w.
-        elbo: what averages to the ELBO: log w, but where the guide enumerates states.
-        observed: log p(x | z), where it is asked for.
+        elbo: the values that average to the ELBO: log w, unless the guide enumerates states.
+        observed: log p(x | z), if requested.
     """
 
     log_weights: Tensor
@@ -37,44 +37,44 @@ class Draws(NamedTuple):
 
 
 class LogWeights:
-    """``log_weights`` of a pair whose parameters stay as they are, as a function of data and K.
+    """``log_weights`` of a model and guide with constant parameters, as a function of data and K.
 
-    What does not depend on the draws (the encoder) is worked out once for a batch of data.
+    The part that does not depend on the samples (the encoder) is computed once per batch of data.
 
     Args:
-        pair: the pair.
+        pair: model and guide.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
-        observed: whether log p(x | z) of the same draws is wanted too.
+        observed: whether to return log p(x | z) of the same samples, too.
     """
 
     def __init__(self, pair: Pair, mode: Compile, observed: bool = False) -> None:
         self.pair, self.observed = pair, observed
         self.weights = weights_of(pair.model)
         self.state = PlainState(pair.model, pair.guide)
-        self.routes = Routes(mode, _LEAST, "this pair is not compiled; its draws are", split=True)
+        self.routes = Routes(mode, _LEAST, "model and guide are not compiled; they run", split=True)
 
     @property
     def held(self) -> list[Tensor]:
-        """The parameters and buffers of the pair, which an AutoGuide makes at its first call."""
+        """The parameters and buffers of model and guide; an AutoGuide makes them at its first call."""
         return tensors_of(self.pair.model, self.pair.guide)
 
     @property
     def route(self) -> str:
-        """How batches of the first size are run: ``"captured and compiled"``, ``"captured: ..."``, ``"eager: ..."``."""
+        """How batches of the first size are run: ``"traced and compiled"``, ``"traced: ..."``, ``"eager: ..."``."""
         return self.routes.sentence
 
     def __call__(self, batch: Batch, particles: int, ahead: int | None = None) -> Tensor:
-        """Log weights [K, N] ([K] where joint) of fresh draws.
+        """Log weights [K, N] ([K] if joint) of fresh samples.
 
         Args:
-            batch: the data; what does not depend on the draws is kept as long as the same tensors come.
+            batch: the data; results that do not depend on the samples are reused while the same tensors are given.
             particles: K.
-            ahead: how many calls with so many data and particles are to come; None: as many as there were.
+            ahead: how many calls with this many rows and particles will follow; None: as many as before.
         """
         return self.parts(batch, particles, ahead).log_weights
 
     def parts(self, batch: Batch, particles: int, ahead: int | None = None) -> Draws:
-        """Log weights, what averages to the ELBO, and, where ``observed`` asks for it, log p(x | z), of fresh draws."""
+        """Log weights, the values that average to the ELBO, and, if ``observed``, log p(x | z), of fresh samples."""
         out = self._parts(batch, particles, ahead)
         return Draws(out[0], out[1] if self.pair.elbo_differs else out[0], out[-1] if self.observed else None)
 
@@ -88,9 +88,9 @@ class LogWeights:
 
         first, state = None, self.state
         if self.pair.way_for(batch, particles) is None:
-            first = self._of(batch, particles)  # which finds the way
+            first = self._of(batch, particles)  # this determines the method
         operations = 2 * self.weights * particles * rows_of(batch)
-        if self.pair.way_for(batch, particles) == LOOP:  # the graph of one particle, again and again
+        if self.pair.way_for(batch, particles) == LOOP:  # repeat the graph of one particle
             if first is not None:
                 return first
             again = None if ahead is None else ahead * particles
@@ -110,5 +110,5 @@ class LogWeights:
         return (t.log_weights, *elbo, *([t.observed] if self.observed else []))
 
     def forget(self) -> None:
-        """Forget what was worked out for a batch: parameters have changed."""
+        """Forget the results computed for a batch, after parameters have changed."""
         self.routes.forget()

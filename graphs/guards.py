@@ -1,7 +1,7 @@
-"""Whether gradients are finite, at less than the cost of reading them.
+"""Check whether gradients are finite, at less cost than reading them.
 
-The gradient of a weight matrix is the product of two often smaller matrices: the slopes of a layer's output, and its
-input. Where their largest entries are finite, and the product of these times the number of terms is, the gradient is.
+The gradient of a weight matrix is the product of two, often smaller, matrices: the gradient of a layer's output, and
+its input. If their largest entries, multiplied together and by the number of terms, are finite, so is the gradient.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .capture import Graph, is_view
 
 
 class Witnesses:
-    """A graph that returns, beside its own outputs, what shows that its gradients are finite.
+    """A graph with additional outputs that show whether its gradients are finite.
 
     Args:
         graph: the graph of a loss.
-        first: the place of the first gradient among its outputs.
+        first: the index of the first gradient among its outputs.
 
     Attributes:
-        graph: the same graph with more outputs.
+        graph: the same graph with additional outputs.
     """
 
     def __init__(self, graph: Graph, first: int) -> None:
@@ -33,7 +33,7 @@ class Witnesses:
         own = copied.graph_copy(graph.module.graph, {})
         assert isinstance(own, tuple | list)
         extra: list[Node] = []
-        self._factors: list[tuple[int, ...]] = []  # per gradient: places of its factors, and the number of terms
+        self._factors: list[tuple[int, ...]] = []  # per gradient: indices of its factors, and the number of terms
         for node in own[first:]:
             factors, terms = _factors(node)
             self._factors.append((*range(len(extra), len(extra) + len(factors)), terms))
@@ -42,7 +42,7 @@ class Witnesses:
         self.graph = Graph(GraphModule(graph.module, copied), graph.constants)
 
     def finite(self, extra: Sequence[Tensor]) -> Tensor:
-        """Whether every gradient is finite, from the outputs that were added: a tensor of no dimensions."""
+        """Whether every gradient is finite, from the additional outputs: a tensor of no dimensions."""
         sizes = []
         for *places, terms in self._factors:
             largest = [extra[i].abs().amax() for i in places]
@@ -51,7 +51,7 @@ class Witnesses:
 
 
 def _factors(node: Node) -> tuple[list[Node], int]:
-    """The smaller matrices that a gradient is the product of, and how many terms its sums have; or itself."""
+    """The smaller matrices whose product is a gradient, and the number of terms of its sums; or the gradient."""
     source = node
     while is_view(source) and source.all_input_nodes:
         source = source.all_input_nodes[0]

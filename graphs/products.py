@@ -1,9 +1,9 @@
 r"""Float32 matrix products on the CPU: PyTorch's default library, or oneDNN where it is faster and as accurate.
 
-Some processors run oneDNN's float32 products at twice the pace of the default library's. The setting that sends them
-there, ``torch.set_float32_matmul_precision("medium")``, also *allows* oneDNN to round to bfloat16, which it does where
-the processor has the units for it. So products are tried out first, once per process: the route is taken only where
-its largest error against float64 is that of float32 sums.
+Some processors run oneDNN's float32 products at twice the speed of the default library. The setting that selects
+oneDNN, ``torch.set_float32_matmul_precision("medium")``, also *allows* it to round to bfloat16, which it does if the
+processor supports it. So products are tried out first, once per process: oneDNN is used only if its largest error
+against float64 is that of float32 sums.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def float32_products(route: Literal["auto", "default"]) -> None:
     """Choose how ``fit`` and ``evaluate`` multiply float32 matrices on the CPU, from now on in this process.
 
     Args:
-        route: ``"auto"``: by oneDNN where a trial on this machine shows it faster and as accurate as float32;
-            ``"default"``: by PyTorch's default. Whatever ``torch.set_float32_matmul_precision`` was set to, other than
-            ``"highest"``, is left alone, and it is as before when they return.
+        route: ``"auto"``: with oneDNN if a trial on this machine shows it faster and as accurate as float32;
+            ``"default"``: with PyTorch's default. A value of ``torch.set_float32_matmul_precision`` other than
+            ``"highest"`` is not changed; the previous setting is restored when they return.
 
     Raises:
         ValueError: for another route.
@@ -54,24 +54,24 @@ def float32_products(route: Literal["auto", "default"]) -> None:
 
 @contextmanager
 def product_route(device: torch.device, route: Route | None = None) -> Iterator[Route]:
-    """Take the faster route meanwhile, or the one asked for; yields the one taken.
+    """Use the faster library, or the requested one, inside the block; yields the one in use.
 
     Args:
-        device: where products are made.
-        route: that of a run that goes on here: it is not timed again, so that its digits stay what they were. None: the
-            one that was chosen, and else what a trial says.
+        device: the device of the products.
+        route: the library of a resumed run, which is used without a trial, so that its digits do not change. None: the
+            chosen one, else the result of a trial.
 
     Warns:
-        UserWarning: where the run that goes on took oneDNN's products, which cannot be had here.
+        UserWarning: if the resumed run used oneDNN's products, which are not available here.
     """
     begun, route = route, _chosen if route is None else route
     allowed = route != "default" and device.type == "cpu" and _setting() == "highest"
     taken: Route = "onednn" if allowed and (_is_accurate() if begun == "onednn" else _pays()) else "default"
     if begun == "onednn" != taken:
         warnings.warn(
-            "this run was begun with the float32 products of oneDNN, which are not to be had here (another processor "
-            "or device, or torch.set_float32_matmul_precision was called): it goes on with the default's, so its last "
-            "digits are not those of an uninterrupted run",
+            "this run was started with the float32 products of oneDNN, which are not available here (another processor "
+            "or device, or torch.set_float32_matmul_precision was called). It continues with the default library, so "
+            "its last digits differ from those of an uninterrupted run",
             stacklevel=outside(),
         )
     if taken == "onednn":
@@ -86,7 +86,7 @@ def product_route(device: torch.device, route: Route | None = None) -> Iterator[
 def _setting() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by backend
+    except RuntimeError:  # set separately for each backend
         return "by backend"
 
 
@@ -97,7 +97,7 @@ def _pays() -> bool:
         return False
     a, b = _factors()
     seconds = {"highest": math.inf, "medium": math.inf}
-    for _ in range(12):  # in turn, so that a busy moment slows both
+    for _ in range(12):  # alternating, so that a busy moment slows both
         for precision in seconds:
             start = time.perf_counter()
             _product(a, b, precision)
@@ -107,7 +107,7 @@ def _pays() -> bool:
 
 @cache
 def _is_accurate() -> bool:
-    """Whether oneDNN's float32 products are to be had here, with the errors of float32."""
+    """Whether oneDNN's float32 products are available here, with the errors of float32."""
     if not torch.backends.mkldnn.is_available():
         return False
     a, b = _factors()
@@ -129,7 +129,7 @@ def _product(a: Tensor, b: Tensor, precision: str) -> Tensor:
 
 
 def is_float32(error: float, terms: int) -> bool:
-    """Whether the largest error of a sum of so many products of standard normals is that of float32 arithmetic.
+    """Whether the largest error of a sum of ``terms`` products of standard normals is that of float32 arithmetic.
 
     Rounding to bfloat16 makes it a thousand times larger.
     """

@@ -1,15 +1,15 @@
-r"""Rewriting of captured graphs before they are compiled: the same numbers to rounding, by cheaper operations.
+r"""Rewriting of traced graphs before compilation: the same numbers up to rounding, with cheaper operations.
 
-- A product with a bias added becomes a product and a sum, which joins the loop of what follows it.
-- Tanh in single precision becomes a quotient of polynomials, that of the Eigen library (Guennebaud and Jacob, 2010),
+- A product with a bias added becomes a product and a sum, which is fused with the loop of the operations after it.
+- Tanh in single precision becomes a quotient of polynomials, as in the Eigen library (Guennebaud and Jacob, 2010),
   within four units in the last place.
 - The log-likelihood of Bernoulli features takes one logarithm for up to a hundred of them:
 
 .. math:: \sum_d \log(1 + e^{-|l_d|}) = \sum_j \log \prod_i (1 + e^{-|l_{ij}|})
 
-Every factor lies in [1, 2]: a product of 100 stays below 2^100, far from overflow, and what rounding takes of a factor
-it takes of single terms of the sum. Graphs are compared with what they were captured from after all this, before they
-are used.
+Every factor lies in [1, 2]: a product of 100 stays below 2^100, far from overflow, and the rounding error of a factor
+equals that of single terms of the sum. After the rewriting, graphs are compared with their original functions before
+they are used.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ops = torch.ops.aten
 _ABOVE: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
 _ABOVE += (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # x^13, x^11, ..., x
 _BELOW = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)  # x^6, ..., 1
-_LINEAR, _CERTAIN = 4e-4, 7.90531110763549805  # below the first tanh x is x, from the second on it is 1
+_LINEAR, _CERTAIN = 4e-4, 7.90531110763549805  # below the first, tanh x is x; above the second, it is 1
 _LANES, _FACTORS = (16, 8), 100
 
 
 def rewritten(module: GraphModule, rules: Iterable[str] | None = None) -> GraphModule:
-    """A copy of a captured graph with cheaper operations.
+    """A copy of a traced graph with cheaper operations.
 
     Args:
         module: the graph.
-        rules: the names of the rules that are applied, of ``"bias"``, ``"tanh"`` and ``"bernoulli"``; None: all.
+        rules: the names of the rules to apply, from ``"bias"``, ``"tanh"`` and ``"bernoulli"``; None: all.
 
     Example:
         >>> from torch.fx.experimental.proxy_tensor import make_fx
@@ -56,7 +56,7 @@ def rewritten(module: GraphModule, rules: Iterable[str] | None = None) -> GraphM
 
 
 class _Writer:
-    """Operations put before a node."""
+    """Inserts operations before a node."""
 
     def __init__(self, module: GraphModule, before: Node) -> None:
         self.graph, self.before = module.graph, before
@@ -70,7 +70,7 @@ def _unfused(write: _Writer, node: Node) -> None:
     b, a, w = node.args
     if node.kwargs or _shape(node) == _shape(b):
         return
-    product = write(_ops.mm.default, a, w)  # minus minus b: product plus b would be made one operation again
+    product = write(_ops.mm.default, a, w)  # minus minus b, because product plus b would be fused again
     _replace(node, write(_ops.sub.Tensor, product, write(_ops.neg.default, b)))
 
 
@@ -123,7 +123,7 @@ def _replace(node: Node, by: Node) -> None:
 
 
 def _shape(node: Any) -> torch.Size:
-    """The shape of what an operation gave when it was captured; of an input, which may not be known, none."""
+    """The shape of an operation's result during tracing; none for an input, whose shape may be unknown."""
     return node.meta["val"].shape if "val" in node.meta else torch.Size()
 
 

@@ -3,12 +3,12 @@ r"""Routes: the fastest way to run a function of tensors that gives the same num
 | route | what runs |
 | --- | --- |
 | ``"eager: ..."`` | the function itself |
-| ``"captured: ..."`` | its graph, operation by operation |
-| ``"captured and compiled"`` | its graph, compiled |
+| ``"traced: ..."`` | its graph, operation by operation |
+| ``"traced and compiled"`` | its graph, compiled |
 
-with the reason why the route is no faster one. A function is captured where the work ahead pays for it. Its graph is
-compared with the function itself, on other inputs and from another seed, compiled where that pays too, and compared
-again. Where the graph fails, what came before it runs.
+with the reason why no faster route is used. A function is traced if the work ahead pays for it. Its graph is
+compared with the function itself, on other inputs and another seed. It is compiled if that pays too, and compared
+again. If the graph fails, the previous route is used.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ Run = TypeVar("Run")
 Function = Callable[..., Outputs]
 Trial = Callable[[Function], Outputs]
 
-_HANDLERS = 3e-3  # seconds of a call that Python takes: Pyro's handlers, distributions, autograd
-_PER_SECOND = 1e10  # products and sums, with the elementwise work around them
-_WORTH_CAPTURE = 20.0  # seconds, however few calls take them
-_COMPILED = "captured and compiled"
+_HANDLERS = 3e-3  # seconds of Python per call: Pyro's handlers, distributions, autograd
+_PER_SECOND = 1e10  # products and sums, including elementwise work
+_WORTH_CAPTURE = 20.0  # seconds of work, in any number of calls
+_COMPILED = "traced and compiled"
 _KEPT = 100  # sizes
 
 
 class Work(NamedTuple):
-    """The work ahead: an estimate, never a measurement, so that a seed repeats every digit.
+    """The work ahead: an estimate, never a measurement, so that a seed reproduces every digit.
 
     Attributes:
         calls: how often the function will be called.
-        operations: the products and sums of a call.
-        least: how many calls pay for a graph, however short they are.
-        name: what to call the work in a sentence: "9 steps".
+        operations: the products and sums per call.
+        least: the number of calls that pays for a graph, even for short calls.
+        name: the name of the work in a sentence: "9 steps".
     """
 
     calls: float
@@ -59,11 +59,11 @@ class Work(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The seconds that it takes without a graph."""
+        """The time that it takes without a graph, in seconds."""
         return self.calls * (_HANDLERS + self.operations / _PER_SECOND)
 
     def pays_capture(self) -> bool:
-        """Whether it pays for a graph."""
+        """Whether it pays for tracing a graph."""
         return self.calls >= self.least or self.seconds > _WORTH_CAPTURE
 
     def pays_compiling(self, graph: Graph) -> bool:
@@ -72,7 +72,7 @@ class Work(NamedTuple):
 
 
 class Route(NamedTuple, Generic[Run]):
-    """What to call, and what it is in one sentence."""
+    """The function to call, and its description in one sentence."""
 
     run: Run
     sentence: str
@@ -84,7 +84,7 @@ class Route(NamedTuple, Generic[Run]):
 
 
 def weights_of(*programs: Any) -> int:
-    """The number of weights that products take in the modules behind programs."""
+    """The number of weights that enter products in the modules of programs."""
     return sum(p.numel() for p in {p for owner in owners_of(*programs) for p in owner.parameters()} if p.dim() > 1)
 
 
@@ -99,33 +99,34 @@ def fastest(
     uncompiled: str = "",
     warning: str = "",
 ) -> Route[Run]:
-    """Decide how a function is run.
+    """Choose the way in which a function is run.
 
     Args:
         eager: the function itself.
-        captured: captures it, compares, and returns how its graph is run, and the graph; may raise CannotCapture.
-        compiling: compiles that graph, compares, and returns how it is run; may raise CannotCompile.
+        captured: traces it, compares, and returns the function that runs the graph, and the graph; may raise
+            CannotCapture.
+        compiling: compiles that graph, compares, and returns the function to run; may raise CannotCompile.
         work: the work ahead.
-        mode: ``"auto"``: by the work ahead; ``True``: compiled where it can be; ``False``: eager.
-        obstacle: why it cannot be captured, if that is known.
-        uncompiled: why the graph is not to be compiled, whatever the work.
-        warning: what comes before the sentence in a warning where ``mode=True`` cannot be obeyed; none if empty.
+        mode: ``"auto"``: by the work ahead; ``True``: compiled if possible; ``False``: eager.
+        obstacle: why it cannot be traced, if that is known.
+        uncompiled: why the graph must not be compiled, whatever the work.
+        warning: the beginning of a warning if ``mode=True`` is not possible; no warning if empty.
 
     Returns:
         The :class:`Route`.
 
     Warns:
-        UserWarning: where ``mode=True`` cannot be obeyed.
+        UserWarning: if ``mode=True`` is not possible.
     """
     route: Route[Run] = Route(eager, "eager")
     ahead = f" for {work.name}" if work.name else ""
     reason = "compile=False" if mode is False else obstacle
     if not reason and mode == "auto" and not work.pays_capture():
-        reason = f"a graph would not pay{ahead}"
+        reason = f"tracing would not pay{ahead}"
     if not reason:
         try:
             run, graph = captured()
-            route, reason = Route(run, "captured"), uncompiled
+            route, reason = Route(run, "traced"), uncompiled
             if not reason and mode == "auto" and not work.pays_compiling(graph):
                 reason = f"compiling would not pay{ahead}"
             if not reason:
@@ -143,14 +144,14 @@ class Replay:
     """A function of tensors as a graph.
 
     Args:
-        fn: the function; it may read ``held`` by the names that they have elsewhere.
-        held: tensors that it reads beside its inputs (parameters, buffers), which may be written to between calls.
+        fn: the function; it may read ``held`` by other names.
+        held: tensors that it reads beside its inputs (parameters, buffers), which may change between calls.
         inputs: inputs of the shapes to come.
-        split: whether what does not depend on random draws is worked out once for the same inputs, until
+        split: whether operations without random samples are computed once for the same inputs, until
             :meth:`forget`.
 
     Raises:
-        CannotCapture: if what the function does depends on values.
+        CannotCapture: if the function depends on values.
     """
 
     def __init__(self, fn: Function, held: Sequence[Tensor], inputs: Sequence[Tensor], split: bool) -> None:
@@ -171,7 +172,7 @@ class Replay:
         self.fast = compiled(self.graph, *self._flat(inputs))
 
     def forget(self) -> None:
-        """Forget what was worked out once: what the function holds has changed."""
+        """Forget results computed once, after the function's state has changed."""
         self.known = None
 
     def _flat(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -188,9 +189,9 @@ class Routes:
 
     Args:
         mode: ``"auto"``, ``True`` or ``False``.
-        least: how many calls pay for a graph.
-        warning: what comes before the sentence in the warning where ``mode=True`` cannot be obeyed.
-        split: whether what does not depend on draws is worked out once for the same inputs.
+        least: the number of calls that pays for a graph.
+        warning: the beginning of the warning if ``mode=True`` is not possible.
+        split: whether operations without random samples are computed once for the same inputs.
 
     Attributes:
         sentence: the route of the first size.
@@ -217,21 +218,20 @@ class Routes:
         trial: Trial | None = None,
         obstacle: str = "",
     ) -> Function:
-        """What to call in the place of a function.
+        """The function to call instead of the given one.
 
         Args:
             fn: the function.
             held: tensors that it reads beside its inputs.
             inputs: its inputs.
-            operations: the products and sums of a call.
-            ahead: how many calls with inputs of this size are to come; None: as many as there were.
-            calls: how many calls follow this one question.
-            key: what the function depends on beside tensors: with another key it is another function.
-            state: that of the programs behind the function: in another state it is another function, too. Where one
-                of their attributes takes a new value again and again, each value has to pay for a graph of its own,
-                and none is compiled.
+            operations: the products and sums per call.
+            ahead: how many calls with inputs of this size will follow; None: as many as before.
+            calls: how many calls use this result.
+            key: other values on which the function depends: another key is another function.
+            state: the state of the programs in the function: another state is another function, too. If one of their
+                attributes changes repeatedly, each value has to pay for its own graph, and none is compiled.
             trial: runs a function where the graph is compared with ``fn``; None: at the inputs with rows reversed.
-            obstacle: why it cannot be captured, if that is known.
+            obstacle: why it cannot be traced, if that is known.
         """
         shape, here = (key, *((x.shape, x.dtype, x.device) for x in inputs)), tuple(map(id, held))
         size = (shape, state and state.now(), here)
@@ -244,16 +244,16 @@ class Routes:
             work = Work(before if ahead is None or often else ahead, operations, self.least)
             obstacle = obstacle or (state.changing if state else "")
             route = self._route(fn, held, inputs, work, trial, obstacle, state, first=shape == self._first)
-            if (often or self.mode == "auto") and not obstacle and not work.pays_capture():  # it may later
+            if (often or self.mode == "auto") and not obstacle and not work.pays_capture():  # it may pay later
                 return fn
-            size = (shape, state and state.now(), here)  # the first run may have made something that stays
+            size = (shape, state and state.now(), here)  # the first run may have created state
             self._routes[size] = route
             _drop_oldest(self._routes)
         run = self._routes[size].run
         return run if isinstance(run, Replay) else fn
 
     def forget(self) -> None:
-        """Forget what was worked out once for the same inputs: what functions hold has changed."""
+        """Forget results computed once for the same inputs, after the state of functions has changed."""
         for route in self._routes.values():
             if isinstance(route.run, Replay):
                 route.run.forget()
@@ -270,7 +270,7 @@ class Routes:
         first: bool,
     ) -> Route[Function]:
         made: list[tuple[Replay, Trial]] = []
-        buffers = [t for t in held if not isinstance(t, nn.Parameter)]  # which running the function may move
+        buffers = [t for t in held if not isinstance(t, nn.Parameter)]  # which a run may change
 
         def captured() -> tuple[Function, Graph]:
             with tensors_kept(buffers):
@@ -315,13 +315,13 @@ def _drop_oldest(entries: dict[Any, Any]) -> None:
 
 
 def _drawn_aside(fn: Function, inputs: Sequence[Tensor]) -> None:
-    """Run a function, and leave the random stream where it is."""
+    """Run a function without advancing the random stream."""
     with forked_rng():
         fn(*inputs)
 
 
 def _reversed(fn: Function, inputs: Sequence[Tensor]) -> Trial:
-    """Run a function at the inputs with rows reversed; as they are, where it takes no others."""
+    """Run a function at the inputs with rows reversed, or at the inputs if it does not accept others."""
     other = [x.flip(0) for x in inputs]
     try:
         with forked_rng():
@@ -332,10 +332,10 @@ def _reversed(fn: Function, inputs: Sequence[Tensor]) -> Trial:
 
 
 def _compare(trial: Trial, fn: Function, replay: Replay, error: type[CannotCapture | CannotCompile]) -> None:
-    """Raise an error unless a graph gives the numbers of its function."""
+    """Raise an error unless a graph gives the same numbers as its function."""
     try:
         if not agrees(lambda: trial(fn), lambda: trial(replay)):
-            graph = "captured" if error is CannotCapture else "compiled"
-            raise error(f"the {graph} graph gives other numbers than the pair itself")
+            graph = "traced" if error is CannotCapture else "compiled"
+            raise error(f"the {graph} graph gives other numbers than the model itself")
     finally:
         replay.forget()

@@ -1,6 +1,6 @@
-"""Training and measurement of any Pyro pair: one kernel runs it, everything else is arithmetic on its log weights.
+"""Training and measurement of any Pyro model and guide: one kernel runs them, the rest is arithmetic on log weights.
 
-Nothing here imports another room: models and guides are met through the Pyro protocol alone.
+Nothing here imports models, guides or families: they are used through the Pyro protocol alone.
 """
 
 from jensen.graphs.products import float32_products

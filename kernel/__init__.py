@@ -1,6 +1,6 @@
-"""Runs any Pyro pair and returns log weights: the only room that runs traces.
+"""Runs any Pyro model and guide and returns log weights: the only subpackage that runs traces.
 
-Nothing here knows a model, a guide, a family, or what is done with the weights.
+Nothing here depends on a particular model, guide or family, or on the use of the weights.
 """
 
 from .batches import Part, stream

@@ -1,9 +1,9 @@
-"""One thread at a time, and none of OpenMP's in a forked process: what Pyro and PyTorch have one of per process.
+"""One thread at a time, without OpenMP threads in a forked process: Pyro and PyTorch keep global state per process.
 
 Pyro's handlers and parameter store, the modes of modules and the default random stream are global: two threads that
-measure or train at once would run inside each other's handlers and leave modules in evaluation mode. So whoever runs
-pairs holds a lock, which a thread may take again (a callback of ``fit`` that evaluates). A thread that runs a pair
-without jensen (``pyro.infer.SVI.step``, ``model(x)``) does not ask for it.
+measure or train at once would run inside each other's handlers and leave modules in evaluation mode. So every function
+that runs a model and guide holds a lock, which is reentrant (a callback of ``fit`` may evaluate). A thread that runs
+programs without jensen (``pyro.infer.SVI.step``, ``model(x)``) does not take the lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .caller import outside
 
 
 class _Process:
-    """What a process has one of."""
+    """State that exists once per process."""
 
     def __init__(self, forked: bool = False) -> None:
         self.lock = threading.RLock()
@@ -33,7 +33,7 @@ _here = _Process()
 
 
 def _begin_anew() -> None:
-    """In a forked process: another thread of the parent may have held the lock, and does not exist here."""
+    """In a forked process: another thread of the parent may have held the lock, and that thread does not exist here."""
     global _here
     _here = _Process(forked=True)
 
@@ -44,19 +44,19 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Run pairs inside the block while no other thread does.
+    """Inside the block, no other thread runs a model and guide.
 
     Warns:
-        UserWarning: in a forked process, which goes on with one thread: OpenMP's do not survive a fork, and PyTorch
-            would wait for them for ever.
+        UserWarning: in a forked process, which continues with one thread: OpenMP threads do not survive a fork, and
+            PyTorch would wait for them forever.
     """
     process = _here
     with process.lock:
         if process.forked and torch.get_num_threads() > 1:
             torch.set_num_threads(1)
             warnings.warn(
-                "this process was forked, and the threads of OpenMP do not survive that: PyTorch runs on one thread "
-                "here; start processes by multiprocessing.get_context('spawn') to use more",
+                "this process was forked, and OpenMP threads do not survive a fork: PyTorch now runs on one thread. To "
+                "use more, start processes with multiprocessing.get_context('spawn')",
                 stacklevel=outside(),
             )
         process.forked = False

@@ -1,7 +1,7 @@
-"""What a pair is called with: tensors with a row for each datum, or nothing where the pair holds its data.
+"""The arguments of a model and guide: tensors with one row per data point, or none where they hold their data.
 
-What else a program takes (a dict, a number, a matrix of weights) is no data, and is fixed by a closure before the pair
-is handed over: the errors here write that closure.
+Any other argument of a program (a dict, a number, a matrix of weights) is not data. The user fixes it with a closure;
+the errors here contain the code of that closure.
 """
 
 from __future__ import annotations
@@ -33,44 +33,45 @@ from jensen.checked import as_data, check_data
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
 
-_SHAPES = "Trace Shapes:"  # what Pyro adds to an error, with those of its sites
+_SHAPES = "Trace Shapes:"  # the heading under which Pyro appends the shapes of sites to an error
 _BELOW = ("numpy", "pyro", "torch")
 _PLAINLY = as_data([], "")
 _LITERALS = (bool, int, float, str, type(None))
 
 
 def as_tensors(data: Data, held: bool = False) -> Batch:
-    """Data as a tuple of tensors that agree in their first dimension, which is not zero.
+    """Data as a tuple of tensors with the same first dimension, which is at least 1.
 
     Args:
-        data: what the user gave.
-        held: whether no data at all, ``()``, will do: those of a pair that holds its data.
+        data: the user's data.
+        held: whether no data, ``()``, is accepted, for a model and guide that hold their data.
 
     Raises:
-        TypeError: for what is no tensor, with the closure that fixes it.
-        ValueError: for tensors of other lengths, with the closure that fixes them, and where data are missing.
+        TypeError: for anything that is not a tensor, with the closure that fixes it.
+        ValueError: for tensors of different lengths, with the closure that fixes them, and for missing data.
     """
-    if isinstance(data, PackedSequence):  # a tuple, by its type
+    if isinstance(data, PackedSequence):  # a subclass of tuple
         raise TypeError(_no_tensor(data))
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors and held:
         return tensors
     if not tensors:
         raise ValueError(
-            "data is (), but data are needed here, a tensor or more: a pair that holds its data and takes no arguments "
-            "is served by fit, evaluate, compare, log_weights and terms; for the others write it as model(x), guide(x)"
+            "data is (), but at least one tensor is needed here: only fit, evaluate, compare, log_weights and terms "
+            "take a model and guide that hold their data. For other functions write model(x) and guide(x)"
         )
     check_tensors(data)
     shapes = [list(x.shape) for x in tensors]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or not shapes[0][0]:
         raise ValueError(
-            f"data need one first dimension N of at least 1, but got tensors of shape {shapes}{other_lengths(shapes)}"
+            "data must share a first dimension N of at least 1, but got tensors of shape "
+            f"{shapes}{other_lengths(shapes)}"
         )
     return tensors
 
 
 def check_tensors(data: Any) -> None:
-    """Raise TypeError for data that are not all tensors, with the closure that fixes it, ValueError for unfit ones."""
+    """Raise TypeError for data that are not tensors, with the closure that fixes it; ValueError for invalid ones."""
     tensors = data if isinstance(data, tuple) else (data,)
     if not all(isinstance(x, Tensor) for x in tensors):
         raise TypeError(_no_tensor(data))
@@ -79,21 +80,21 @@ def check_tensors(data: Any) -> None:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an error is, and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def rows_of(batch: Batch) -> int:
-    """The number of rows of a batch; 1 where there are no tensors (a pair that holds its data)."""
+    """The number of rows of a batch; 1 without tensors (model and guide hold their data)."""
     return len(batch[0]) if batch and batch[0].dim() else 1
 
 
 @contextmanager
 def explained(data: Batch) -> Iterator[None]:
-    """Say in a sentence that a program does not run on data, where what is raised inside the block is not jensen's own.
+    """Replace a foreign error inside the block by one sentence: the program does not run on these data.
 
-    What users raise themselves stays as it is.
+    Errors that the library or the user raises stay as they are.
     """
     try:
         yield
@@ -107,7 +108,7 @@ def explained(data: Batch) -> Iterator[None]:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether an error was raised by the library, or by a statement of the user's: then it says all there is to say."""
+    """Whether the library or the user's own code raised the error; its message is then kept."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -118,20 +119,20 @@ def _is_own(error: Exception) -> bool:
 
 
 def _does_not_run(data: Batch, error: Exception) -> str:
-    """That a pair does not run on data, and why, in a sentence."""
+    """The sentence that model and guide do not run on the data, and why."""
     came = " and ".join(f"data[{i}] of shape {list(x.shape)} ({x.dtype})" for i, x in enumerate(data)) or "no data, ()"
     whole = [i for i, x in enumerate(data) if not x.is_floating_point()]
     remedy = other_lengths([list(x.shape) for x in data])
     if whole and "dtype" in str(error) and not remedy:
-        remedy = "; " + ", ".join(f"data[{i}].to({torch.get_default_dtype()})" for i in whole) + " is what layers read"
-    return f"the pair does not run on {came}: {in_a_line(error)}{remedy}"
+        remedy = "; use " + ", ".join(f"data[{i}].to({torch.get_default_dtype()})" for i in whole) + " instead"
+    return f"model and guide do not run on {came}: {in_a_line(error)}{remedy}"
 
 
 def misfit(program: Callable[..., Any], half: str, data: Batch) -> str | None:
-    """What is wrong with the number of arguments that a program is called with, in a sentence; None if nothing."""
+    """A sentence about a wrong number of arguments in the call of a program; None if the number is right."""
     try:
         signature = inspect.signature(program.forward if isinstance(program, nn.Module) else program)
-    except (TypeError, ValueError):  # one that has none
+    except (TypeError, ValueError):  # no signature available
         return None
     try:
         signature.bind(*data)
@@ -148,35 +149,35 @@ def _listed(n: int) -> str:
 
 
 def _other_call(signature: inspect.Signature, half: str, n: int) -> str:
-    """How a program of this signature is called with so many tensors."""
+    """How to call a program of this signature with n tensors."""
     parameters = signature.parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not n:
-        return f"give its data, or fix them by `functools.partial({half}, x)`"
+        return f"give its data, or bind them with `functools.partial({half}, x)`"
     if not parameters:
-        return f"where it holds its data give () as data, where it needs none `lambda *data: {half}()` in its place"
+        return f"if it holds its data, give () as data; if it needs none, give `lambda *data: {half}()` instead"
     if len(named) < n:
         return (
-            f"`lambda *data: {half}(data)` gives it the tensors as one argument, `lambda x, *rest: {half}(x)` leaves "
-            "the rest out"
+            f"`lambda *data: {half}(data)` passes the tensors as one argument, `lambda x, *rest: {half}(x)` drops the "
+            "others"
         )
     listed = ", ".join(p.name for p in named[:n])
     call = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in named[:n])
     rest = [f"{p.name}=..." for p in named[n:] if p.default is p.empty]
-    return f"give `lambda {listed}: {half}({', '.join([call, *rest])})` in its place"
+    return f"give `lambda {listed}: {half}({', '.join([call, *rest])})` instead"
 
 
 def other_lengths(shapes: list[list[int]]) -> str:
-    """What to do with tensors that have not as many rows as the data."""
+    """The remedy for tensors whose number of rows differs from that of the data."""
     if shapes == [[]]:
         return (
-            "; where it is an option of a pair that holds its data, give `functools.partial(model, data)` in place of "
-            "the model, the like for the guide, and () as data; where it is one datum, give data[None]"
+            "; if it is an option of a model that holds its data, give `functools.partial(model, data)` instead of the "
+            "model, do the same for the guide, and give () as data; if it is one data point, give data[None]"
         )
     lengths = [shape[0] for shape in shapes if shape and shape[0]]
     if len(shapes) < 2 or not lengths:
         return ""
-    n = max(lengths, key=lengths.count)  # the first of them, where several are as frequent
+    n = max(lengths, key=lengths.count)  # the most frequent length; the first one if several are
     fixed = [i for i, shape in enumerate(shapes) if not shape or shape[0] != n]
     if not fixed:
         return ""
@@ -185,7 +186,7 @@ def other_lengths(shapes: list[list[int]]) -> str:
 
 
 def _no_tensor(data: Any) -> str:
-    """What to do with data that are not all tensors, in a sentence."""
+    """The remedy for data that are not all tensors, in one sentence."""
     expected = "data is a tensor or a tuple of tensors, but"
     if not isinstance(data, tuple) or isinstance(data, PackedSequence):
         return f"{expected} got {type(data).__name__}; {_one_argument(data, 'data')}"
@@ -205,19 +206,19 @@ def _no_tensor(data: Any) -> str:
     text = f"{expected} data[{i}] is {_named(data[i])}; {_closure(len(data), names)}"
     made = as_data(data[i], f"data[{i}]")
     if made != _PLAINLY or hasattr(data[i], "__array__") or isinstance(data[i], list):
-        text += f"; if it has a row for each datum, {made}" + f"(data[{i}])" * (made == _PLAINLY)
+        text += f"; if it has one row per data point, {made}" + f"(data[{i}])" * (made == _PLAINLY)
     return text
 
 
 def _written(value: Any, rows: set[int]) -> str:
-    """A value as code, where it can be written down; a number of data as the number of rows, which differs by batch."""
+    """The code of a value if it has a literal; a number equal to the number of rows becomes the expression for it."""
     if type(value) is int and value in rows:
         return "len(x)"
     return repr(value) if isinstance(value, _LITERALS) else ""
 
 
 def _one_argument(value: Any, where: str) -> str:
-    """What to do with a value that is no tensor, and all that the pair is called with."""
+    """The remedy for a value that is not a tensor and is the only argument."""
     if isinstance(value, PackedSequence):
         return _packed(where, [""])
     if isinstance(value, dict) and any(isinstance(x, Tensor) for x in value.values()):
@@ -225,55 +226,55 @@ def _one_argument(value: Any, where: str) -> str:
     if isinstance(value, tuple):
         names = ", ".join(f"x{j}" for j in range(len(value)))
         return (
-            f"give its tensors as data, {where}, and where the pair takes them as one argument `lambda {names}: "
-            f"model(({names}))` in place of the model, and the like for the guide"
+            f"give its tensors as data, {where}; if model and guide take them as one argument, give `lambda {names}: "
+            f"model(({names}))` instead of the model, and do the same for the guide"
         )
     if value is None:
-        return "a pair that holds its data, and takes no arguments, is given ()"
+        return "a model and guide that hold their data and take no arguments are given ()"
     if isinstance(value, (*_LITERALS, dict)):
         code = repr(value) if isinstance(value, _LITERALS) else "options"
         return (
-            f"where it is an option of a pair that holds its data, give `functools.partial(model, {code})` in place of "
-            "the model, the like for the guide, and () as data"
-            + (f"; where it says what the data are, {as_data(value, where)}" if isinstance(value, str) else "")
+            f"if it is an option of a model that holds its data, give `functools.partial(model, {code})` instead of "
+            "the model, do the same for the guide, and give () as data"
+            + (f"; if it names a data set, {as_data(value, where)}" if isinstance(value, str) else "")
         )
     if isinstance(value, list) and value and all(isinstance(x, Tensor) for x in value):
         if len({x.shape[:1] for x in value}) > 1:
             given = f"(pad_sequence({where}, batch_first=True), torch.tensor([len(x) for x in {where}]))"
             return (
                 f"for sequences of different lengths give {given} as data, `lambda padded, lengths: model([x[:n] for "
-                "x, n in zip(padded, lengths)])` in place of the model, and the like for the guide"
+                "x, n in zip(padded, lengths)])` instead of the model, and do the same for the guide"
             )
-        return f"use tuple({where}) for tensors with a row for each datum, torch.stack({where}) for a list of rows"
+        return f"use tuple({where}) for tensors with one row per data point, torch.stack({where}) for a list of rows"
     made = as_data(value, where)
     return f"{made}, or tuple" if made == _PLAINLY else made
 
 
 def _packed(where: str, arguments: list[str]) -> str:
-    """How a packed sequence, which stands at the empty one of the arguments, is given as data."""
+    """How to give a packed sequence as data; it stands at the empty entry of the arguments."""
     listed = ", ".join(name or "padded, lengths" for name in arguments)
     packed = "pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)"
     return (
         f"give the padded tensor and the lengths, `padded, lengths = pad_packed_sequence({where}, batch_first=True)`, "
-        f"and pack them inside: `lambda {listed}: model({', '.join(name or packed for name in arguments)})` in place "
-        "of the model, and the like for the guide"
+        f"and pack them inside: `lambda {listed}: model({', '.join(name or packed for name in arguments)})` instead of "
+        "the model, and do the same for the guide"
     )
 
 
 def _unpacked(entries: dict[Any, Any], where: str) -> str:
-    """How the entries of a dict are given as data."""
+    """How to give the entries of a dict as data."""
     tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
     named = {key: str(key) if str(key).isidentifier() else f"x{i}" for i, key in enumerate(tensors)}
     rebuilt = ", ".join(f"{key!r}: {named.get(key, f'{where}[{key!r}]')}" for key in entries)
     listed, given = ", ".join(named.values()), ", ".join(f"{where}[{key!r}]" for key in tensors)
-    code = f"`lambda {listed}: model({{{rebuilt}}})` in place of the model"
+    code = f"`lambda {listed}: model({{{rebuilt}}})` instead of the model"
     if all(isinstance(key, str) for key in entries):
-        code += f", or `lambda {listed}: model(**{{{rebuilt}}})` where they are its keyword arguments"
-    return f"give its tensors as data, ({given}{',' * (len(tensors) == 1)}), and {code}, and the like for the guide"
+        code += f", or `lambda {listed}: model(**{{{rebuilt}}})` if they are its keyword arguments"
+    return f"give its tensors as data, ({given}{',' * (len(tensors) == 1)}), and {code}, and do the same for the guide"
 
 
 def _closure(arguments: int, fixed: dict[int, str]) -> str:
-    """The code that fixes arguments which are no rows of data, by their positions."""
+    """The code that fixes the arguments that are not rows of data, by their positions."""
     rows = [i for i in range(arguments) if i not in fixed]
     names = {i: "x" if len(rows) == 1 else f"x{i}" for i in rows} | fixed
     first = ", ".join(names[i] for i in rows)
@@ -282,7 +283,7 @@ def _closure(arguments: int, fixed: dict[int, str]) -> str:
         code = f"`functools.partial(model, {', '.join(fixed.values())})`"
     given = ", ".join(f"data[{i}]" for i in rows)
     return (
-        f"fix what is no row of data: give {code} in place of the model, the like for the guide, and "
+        f"fix the argument that is not data: give {code} instead of the model, do the same for the guide, and give "
         f"{given if len(rows) == 1 else f'({given})'} as data"
     )
 

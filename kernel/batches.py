@@ -1,8 +1,8 @@
-"""The walk through the data: what is run at once, on which rows, and whether the pair can be run so.
+"""The loop over the data: how many rows run at once, and which models and guides can run on a part of the data.
 
-:func:`stream` is the only loop over data that a measurement has. It knows which pairs run on a part of their data and
-which on all or none (AutoGuides, guides with a value for each datum, joint weights, pairs that hold their data and are
-called without any), looks at every datum before it is run, and shows how far it is.
+:func:`stream` is the only loop over data in a measurement. Some models and guides run on a part of their data; others
+run on all data or none (AutoGuides, guides with a value per data point, joint weights, models that hold their data).
+The loop separates the two, checks every data point before it is run, and shows the progress.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jensen.checked import shown
+from jensen.progress import progress_bar
 
 from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
 from .caller import outside
@@ -55,34 +55,34 @@ from .weights import Pair, Program, check_pair, trace_pair
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
 
-_CACHE = 2**23  # bytes: measured to be near the best for decoders of 64 to 784 features
-_LOOKED_AT = 512  # data on which a pair is checked at once
+_CACHE = 2**23  # bytes: measured as near the optimum for decoders of 64 to 784 features
+_LOOKED_AT = 512  # data points checked at once
 
 
 def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | None) -> tuple[Tensor, ...]:
-    """Tensors on their device, the first of them transformed."""
+    """The tensors on their device, the first one transformed."""
     moved = tuple(x if device is None else x.to(device) for x in tensors)
     if transform is None:
         return moved
     if not moved:
-        raise ValueError("batch_transform is applied to the first tensor of the data, but there are none, ()")
+        raise ValueError("batch_transform is applied to the first tensor of the data, but data is ()")
     try:
         made = transform(moved[0])
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"batch_transform fails on a tensor of shape {list(moved[0].shape)} ({in_a_line(error)}): it is called "
-            "with the first tensor of a batch, and returns one with as many rows"
+            f"batch_transform fails on a tensor of shape {list(moved[0].shape)} ({in_a_line(error)}): it receives the "
+            "first tensor of a batch and must return a tensor with as many rows"
         ) from error
     if not isinstance(made, Tensor) or made.shape[:1] != moved[0].shape[:1]:
         raise TypeError(
-            f"batch_transform returns a tensor with a row for each of its input, of shape {list(moved[0].shape)}, but "
-            f"it returned {shown(made)}"
+            f"batch_transform must return one row for each row of its input, of shape {list(moved[0].shape)}, but it "
+            f"returned {shown(made)}"
         )
     return (made, *moved[1:])
 
 
 def place_of(tensors: tuple[Tensor, ...], device: Device, *programs: Program) -> torch.device:
-    """The device that data are run on; where there are none, that of the programs' parameters."""
+    """The device on which the data are run; without data, the device of the programs' parameters."""
     if device is not None:
         return torch.device(device)
     known = tensors or tensors_of(*programs)
@@ -90,9 +90,9 @@ def place_of(tensors: tuple[Tensor, ...], device: Device, *programs: Program) ->
 
 
 class Batches(NamedTuple):
-    """Data, how many rows a batch takes, where it goes, and what happens to its first tensor.
+    """The data, the rows per batch, the device, and the transform of the first tensor.
 
-    No tensors at all are one batch without any.
+    Data without tensors are one batch without tensors.
     """
 
     tensors: tuple[Tensor, ...]
@@ -102,11 +102,11 @@ class Batches(NamedTuple):
 
     @property
     def n(self) -> int:
-        """The number of data."""
+        """The number of data points."""
         return rows_of(self.tensors)
 
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The batch of these rows."""
+        """The batch of the given rows."""
         return placed((x.index_select(0, rows.to(x.device)) for x in self.tensors), self.device, self.transform)
 
     def first(self) -> tuple[Tensor, ...]:
@@ -114,14 +114,14 @@ class Batches(NamedTuple):
         return self.take(torch.arange(min(self.size, self.n)))
 
     def shuffled(self) -> tuple[Tensor, ...]:
-        """Rows of shuffled batches; all in their own order if they fit one, as guides with a value per datum need."""
+        """Rows of shuffled batches; a single batch keeps the order, as guides with a value per data point need."""
         return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
 
 
 def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:
-    """How many (datum, particle) pairs to run at once: so many that a value for each feature stays in cache.
+    """How many (data point, particle) combinations run at once, so that one value per feature stays in cache.
 
-    Without tensors: how many particles, where all data together are so many numbers.
+    Without tensors: how many particles, where ``numbers`` is the count of numbers in all data.
     """
     if not tensors:
         return max(1, 8192 // max(1, numbers))
@@ -130,43 +130,43 @@ def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:
 
 
 def chunks_of(particles: int, most: int) -> list[int]:
-    """So many particles in chunks of at most ``most``, all alike where a divisor is near: they share a graph then."""
+    """Split particles into chunks of at most ``most``, equal where a divisor is near, so that they share a graph."""
     most = max(1, min(particles, most))
     size = next((k for k in range(most, most // 2, -1) if particles % k == 0), most)
     return [min(size, particles - first) for first in range(0, particles, size)]
 
 
 def nested(layout: Layout, max_plate_nesting: int | None) -> Layout:
-    """A layout with room for so many plates, where the user says so.
+    """The layout with the user's ``max_plate_nesting``, if one is given.
 
     Raises:
-        ValueError: if that is less than the pair's plates take.
+        ValueError: if it is less than the plates need.
     """
     if max_plate_nesting is None:
         return layout
     if max_plate_nesting < layout.nesting:
         raise ValueError(
-            f"max_plate_nesting={max_plate_nesting}, but the pair's plates take {layout.nesting} dimensions: give at "
-            "least that, or leave it out"
+            f"max_plate_nesting={max_plate_nesting}, but the plates of model and guide take {layout.nesting} "
+            "dimensions: give at least that, or omit it"
         )
     return layout._replace(nesting=max_plate_nesting)
 
 
 @dataclass
 class Part:
-    """Some rows of the data, which are run together.
+    """Rows of the data that are run together.
 
     Attributes:
-        data: their tensors, the first dimension n; none where the pair holds its data, n being then what its plate
-            says (1 for joint weights).
-        first: the number of the first of them in all the data.
-        layout: how the pair is laid out on data like these.
-        size: how many rows a part has; the last one may have fewer.
-        ahead: how many parts of that size are to come, with this one.
-        at_once: how many (datum, particle) pairs are run at once.
-        joint: whether the pair's weights are joint, one for all data.
-        advance: says how many units of progress are done.
-        pair: the pair, as it is run: on all data, and without factors that are no density (see
+        data: their tensors, with first dimension n; none where the model holds its data, where n is the size of its
+            plate (1 for joint weights).
+        first: the index of the first row in all data.
+        layout: the layout of model and guide on data like these.
+        size: the number of rows of a part; the last one may have fewer.
+        ahead: how many parts of that size remain, this one included.
+        at_once: how many (data point, particle) combinations are run at once.
+        joint: whether the weights are joint, one for all data.
+        advance: reports finished units of progress.
+        pair: model and guide as they are run: on all data, without factors that are not densities (see
             :mod:`~jensen.kernel.measured`).
     """
 
@@ -186,16 +186,16 @@ class Part:
 
     @property
     def rows(self) -> slice:
-        """Its place in all the data."""
+        """The slice of all data that this part covers."""
         return slice(self.first, self.first + len(self))
 
     def chunks(self, particles: int) -> list[int]:
-        """So many particles of each of its data, in chunks that are run at once."""
+        """K particles per data point, split into chunks that run at once."""
         return chunks_of(particles, self.at_once // self.size)
 
     @cached_property
     def divisible(self) -> bool:
-        """Whether the pair runs on some of these data alone."""
+        """Whether model and guide run on some of these data alone."""
         half = len(self) // 2
         if self.joint or not self.data or is_autoguide(self.pair.guide):
             return False
@@ -220,35 +220,35 @@ def stream(
     progress: bool = True,
     seed: int | None = None,
 ) -> Iterator[Part]:
-    """Walk through the data, part after part, each of about the same size.
+    """Iterate over the data in parts of about the same size.
 
-    All data are one part for joint weights, for AutoGuides, for a guide that fits all of them only (it holds a value
-    for each), and for a pair that holds its data.
+    All data are one part for joint weights, for AutoGuides, for a guide that fits only all of them (it holds a value
+    per data point), and for a model that holds its data.
 
     Args:
         model: any Pyro model.
         guide: its guide.
-        data: tensors whose first dimension is N, on their device; none for a pair that holds its data.
-        what: what is done, in a word: what the progress bar and errors say.
-        at_once: how many (datum, particle) pairs may be run at once; without data, how many particles.
-        together: how many particles of a datum have to be run at once.
-        most: the most rows of a part.
-        weights: what the pair must yield: weights per datum; weights, be they joint; or values alone (a guide that is
-            a point will do).
-        units: the units of progress of a datum, all done at the end of its part unless ``Part.advance`` said so before;
-            None where nobody knows, so ``advance`` counts.
-        max_plate_nesting: what ``Part.layout.nesting`` is to be; None: how deep the pair's plates are nested.
+        data: tensors whose first dimension is N, on their device; none for a model that holds its data.
+        what: the name of the measurement, for the progress bar and errors.
+        at_once: how many (data point, particle) combinations may run at once; without data, how many particles.
+        together: how many particles of one data point must run at once.
+        most: the maximal number of rows of a part.
+        weights: the requirement: one weight per data point; weights of any kind, also joint ones; or values only (a
+            point estimate is then allowed).
+        units: the units of progress per data point, all counted at the end of a part unless ``Part.advance`` counted
+            them before; None if unknown, so only ``advance`` counts.
+        max_plate_nesting: the value of ``Part.layout.nesting``; None: the nesting depth of the plates.
         progress: whether to show a progress bar.
-        seed: gives each part a random stream of its own, that of (seed, what, first row), inside a stream that is
-            private already; None leaves the stream alone.
+        seed: gives each part its own random stream, that of (seed, what, first row), inside a stream that is
+            private already; None leaves the stream as it is.
 
     Yields:
         The :class:`Part`.
 
     Raises:
-        ValueError: for a guide that is a point, weights that are joint, plates that are not those of the data, a guide
-            that holds a value for each of other data, and on what :func:`~jensen.kernel.weights.check_pair` names.
-        TypeError: for a call that does not fit what the pair takes.
+        ValueError: for a guide that is a point estimate, joint weights, plates that are not those of the data, a guide
+            that holds values for other data, and the errors of :func:`~jensen.kernel.weights.check_pair`.
+        TypeError: for a call that does not match the program's arguments.
     """
     n = rows_of(data)
     rows = n if is_autoguide(guide) else min(n, max(1, at_once // together), most or n)
@@ -272,7 +272,7 @@ def stream(
     looked_at = rows * max(1, _LOOKED_AT // rows)
     total = None if units is None else n * units
     pair = Pair(model, guide, layout)
-    with tqdm(total=total, disable=not progress, desc=what, unit_scale=True) as bar:
+    with progress_bar(what, n if data else 0, total=total, progress=progress, unit_scale=True) as bar:
         for first in range(0, n, rows):
             if first % looked_at == 0:
                 some = tuple(x[first : first + looked_at] for x in data)
@@ -290,27 +290,27 @@ def stream(
 def _check_density(layout: Layout) -> None:
     if layout.points:
         raise ValueError(
-            f"the guide is a point estimate at {list(layout.points)} (Delta): it has no density, so there is neither "
-            "an ELBO nor an estimate of log p(x), nor a width to calibrate; take a guide with a density"
+            f"the guide is a point estimate at {list(layout.points)} (Delta): it has no density, so there is no ELBO, "
+            "no estimate of log p(x) and no width to calibrate; use a guide with a density"
         )
 
 
 def _as_measured(
     model: Program, guide: Program, data: Batch, rows: int, layout: Layout
 ) -> tuple[Program, Program, Layout]:
-    """The pair to be measured, and its layout: no penalties in the guide, and all data of subsampled plates."""
+    """Model and guide as measured, and their layout: no penalties in the guide, and subsampled plates run in full."""
     if layout.penalties:
         warnings.warn(
-            f"the guide's pyro.factor {listed(layout.penalties)} is no density of a draw: training by the ELBO counts "
-            "it as a penalty, but here it is left out, since the draws do not depend on it",
+            f"the guide's pyro.factor {listed(layout.penalties)} is not part of the density of a sample: training by "
+            "the ELBO counts it as a penalty, but it is omitted here, since the samples do not depend on it",
             stacklevel=outside(),
         )
         guide = without_penalties(guide, layout.penalties)
     if layout.factors:
         warnings.warn(
-            f"the guide's pyro.factor {listed(layout.factors)} is counted as a part of log q: this is right for the "
-            "log-determinant of the map from an auxiliary site to a Delta, but not for a penalty, which is no density "
-            "of a draw: measure with a guide that leaves a penalty out",
+            f"the guide's pyro.factor {listed(layout.factors)} is counted as a part of log q. This is right for the "
+            "log-determinant of a map from an auxiliary site to a Delta, but wrong for a penalty: measure with a guide "
+            "without the penalty",
             stacklevel=outside(),
         )
     if layout.subsampled:
@@ -322,7 +322,7 @@ def _as_measured(
 
 
 def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
-    """Raise ValueError for joint weights where a number for each datum is needed; warn of a factor that joins them."""
+    """Raise ValueError for joint weights where one value per data point is needed; warn of a factor that joins them."""
     if layout.sizes:
         return
     factors = (
@@ -330,64 +330,62 @@ def _check_joint(layout: Layout, what: str, per_datum: bool) -> None:
         "part of the joint density of all data, so the weights are joint"
     )
     if per_datum:
-        reason, remedy = factors, "give each datum a factor of its own inside the plate"
+        reason, remedy = factors, "give each data point its own factor inside the plate"
         if not layout.joining:
             where = f" ({listed(layout.outside)} stands outside the plate of the data)" if layout.outside else ""
-            reason = f"the weights of this pair are joint{where}"
+            reason = f"the weights of this model and guide are joint{where}"
             remedy = (
-                "open the model's plate over the data around every site of model and guide (a global latent stands "
-                "outside of it, and so does the one site of an AutoMultivariateNormal)"
+                "open the model's plate over the data around every site of model and guide (a global latent is outside "
+                "that plate, and so is the single site of an AutoMultivariateNormal)"
             )
-        raise ValueError(f"{what} needs a number for each datum, but {reason}: {remedy}")
+        raise ValueError(f"{what} needs one value per data point, but {reason}: {remedy}")
     if layout.joining:
-        warnings.warn(f"{factors}: one number for all data", stacklevel=outside())
+        warnings.warn(f"{factors}: there is one value for all data", stacklevel=outside())
 
 
 def check_rows(layout: Layout, data: Batch, rows: int) -> None:
-    """Raise ValueError unless the weights of a batch are one for each of its rows."""
+    """Raise ValueError unless a batch has one weight per row."""
     if not data and layout.full_size is not None:
         raise ValueError(
-            f"the model holds {layout.full_size} data and takes {layout.sizes[0]} of them at random at every run, so "
-            "its weights are those of other data each time: measure it with a plate over all (no subsample_size)"
+            f"the model holds {layout.full_size} data points and takes a random {layout.sizes[0]} of them in every "
+            "run, so its weights change from run to run: measure it with a plate over all data (no subsample_size)"
         )
     if not layout.sizes or layout.sizes == (rows,):
         return
     if not data:
         raise ValueError(
-            f"the plates around every site have sizes {layout.sizes}, but weights are for the data of one plate: "
-            "measure a model that has one plate over its data around every site"
+            f"the plates around every site have sizes {layout.sizes}, but weights need one plate: measure a model with "
+            "one plate over its data around every site"
         )
     x = data[0]
-    given = f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data"
+    given = f"the plates around every site have sizes {layout.sizes}, but the model was given {rows} data points"
     if len(layout.sizes) > 1:
         raise ValueError(
-            f"{given}: each datum needs one plate around every site, and others inside it: leave the plate of the data "
-            "alone around one site, or make the other dimensions events (.to_event)"
+            f"{given}: every site must be inside one plate over the data, with other plates inside it. Open other "
+            "plates around single sites, or make the other dimensions events (.to_event)"
         )
     others = [dim for dim in range(1, x.dim()) if x.shape[dim] == layout.sizes[0]]
     if others:
         dim, turned = others[0], f"x.transpose(0, {others[0]})"
         raise ValueError(
-            f"{given}: the plate seems to stand over dimension {dim} of x, of shape {list(x.shape)}, but the data are "
-            f"what the first dimension counts: give {turned}, with lambda x: model({turned}) for the model, and the "
-            "same for the guide"
+            f"{given}: the plate seems to cover dimension {dim} of x, of shape {list(x.shape)}, but data points are "
+            f"counted along the first dimension. Give {turned}, with lambda x: model({turned}) as the model, and do "
+            "the same for the guide"
         )
-    raise ValueError(
-        f"{given}: take a model that has one plate over its data around every site, and does not subsample"
-    )
+    raise ValueError(f"{given}: use a model that has one plate over its data around every site and does not subsample")
 
 
 def listed(names: tuple[str, ...]) -> str:
-    """Names of sites, in quotes."""
+    """The names of sites, in quotes."""
     return ", ".join(f"'{name}'" for name in names)
 
 
 def data_in(model: Program, guide: Program, data: Batch) -> tuple[int, int]:
-    """How many data one run of a pair speaks of, and how many with what its plates leave out (a subsample's N).
+    """How many data points one run of the programs covers, and how many with those that a subsample leaves out (N).
 
-    They are the data of its plate: the one around every site; else the one around everything observed, with a latent
-    inside, if there is such a one. Of several such plates it is the one with as many data as there are rows; else all
-    of them count. Without any plate they are the rows.
+    The count is the size of a plate: the one around every site, else the one around everything observed with a latent
+    site inside. Of several such plates, the one whose size equals the number of rows counts, else all of them. Without
+    a plate, the rows are counted.
     """
     rows = rows_of(data)
     with torch.no_grad(), forked_rng():
@@ -399,7 +397,7 @@ def data_in(model: Program, guide: Program, data: Batch) -> tuple[int, int]:
         around = set.intersection(*observed)
         latent = [plates_of(site) for site in p if not site["is_observed"] or site["name"] in drawn]
         plates = set().union(*(frames & around for frames in latent)) or around
-    plates = {frame for frame in plates if frame.size > 0}  # one without a size has that of the data
+    plates = {frame for frame in plates if frame.size > 0}  # a plate without a size has that of the data
     plates = {frame for frame in plates if frame.size == rows} if data and rows in {f.size for f in plates} else plates
     if not plates:
         return rows, rows
@@ -407,7 +405,7 @@ def data_in(model: Program, guide: Program, data: Batch) -> tuple[int, int]:
 
 
 def data_in_epoch(model: Program, guide: Program, data: Batches) -> tuple[int, int]:
-    """The sums of :func:`data_in` over all batches, which differ from the first in the size of the last alone."""
+    """The sums of :func:`data_in` over all batches; only the last batch may differ in size."""
     full, rest = divmod(data.n, min(data.size, data.n))
     first = data_in(model, guide, data.first())
     last = data_in(model, guide, data.take(torch.arange(rest))) if rest else (0, 0)

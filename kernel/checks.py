@@ -1,4 +1,4 @@
-"""What a user gets wrong about a pair and its data: each check names the argument or site, what came, the remedy."""
+"""Checks of a model, a guide and their data: each error names the argument or site, what came, and the remedy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .sites import Site, base_of, enclosing_plates, plates_of, score, sites_of, 
 from .supports import bounds_of, inside_of, log_density
 
 _NARROW = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32)
-_COARSE = 0.05  # of a standard deviation, to which rounding is no harm
-_RUNS = 8  # of the model, to see whether a support moves with the draws
+_COARSE = 0.05  # standard deviations: rounding below this is harmless
+_RUNS = 8  # of the model, to see whether a support moves with the samples
 Again = Callable[[], list[Site]]
 
 
@@ -40,17 +40,17 @@ def _check_form(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> None:
     for i, x in enumerate(data):
         if len(dtypes) == 1 and x.is_floating_point() and x.dtype not in dtypes:
             (dtype,) = dtypes
-            wide = "the pair (model.double(), guide.double())"
+            wide = "model and guide (model.double(), guide.double())"
             remedy = f"convert the data (x.to({dtype})), or {wide}"
             if _is_coarse(x, dtype):
                 remedy = f"convert {wide}, or standardize the data before x.to({dtype}), which would round them visibly"
-            raise ValueError(f"data[{i}] is {x.dtype}, but the pair's parameters are {dtype}: {remedy}")
+            raise ValueError(f"data[{i}] is {x.dtype}, but the parameters of model and guide are {dtype}: {remedy}")
         if x.dim() and len(x) == 0:
             raise ValueError(f"data[{i}] is empty: its shape is {list(x.shape)}")
 
 
 def _is_coarse(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether another dtype would round some feature to steps that are not small beside its spread."""
+    """Whether another dtype would round some feature to steps that are not small relative to its spread."""
     if len(x) < 2 or torch.finfo(x.dtype).eps >= torch.finfo(dtype).eps:
         return False
     scale = x.std(0)
@@ -67,11 +67,11 @@ def _not_finite(i: int, finite: Tensor) -> str:
 
 @contextmanager
 def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator[bool]:
-    """Check data, and that a pair runs on them inside the block if they hold NaN: yields whether they do.
+    """Check data; if they contain NaN, also that the block runs on them. Yields whether they contain NaN.
 
     Raises:
-        ValueError: for data that are empty, infinite, or of another precision than the pair's parameters, and for NaN
-            where the block raises.
+        ValueError: for data that are empty, infinite, or of another precision than the parameters, and for NaN if the
+            block raises.
     """
     _check_form(data, dtypes)
     finite = [x.isfinite() for x in data]
@@ -87,20 +87,20 @@ def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator
     except (RuntimeError, ValueError) as error:
         i = holes[0]
         raise ValueError(
-            f"{_not_finite(i, finite[i])} (NaN may stand for a missing value where every log-density of the pair is "
-            f"finite all the same, as with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
+            f"{_not_finite(i, finite[i])} (NaN may mark a missing value only if every log-density stays finite, as "
+            f"with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
         ) from error
 
 
 def check_holes(sites: list[Site]) -> None:
-    """Raise ValueError unless every log-density of a pair is finite at data that hold NaN."""
+    """Raise ValueError unless every log-density is finite at data that contain NaN."""
     for site in sites:
         if not bool(score(site).sum().isfinite()):
-            raise ValueError(f"that of site '{site['name']}' is not")
+            raise ValueError(f"the log-density of site '{site['name']}' is not finite")
 
 
 def _moves(site: Site, again: Again | None) -> bool:
-    """Whether the support of a site depends on what is drawn: its bounds differ between runs."""
+    """Whether the support of a site depends on sampled values: its bounds differ between runs."""
     bounds = bounds_of(site["fn"])
     for _ in range(_RUNS if bounds and again is not None else 0):
         assert again is not None
@@ -115,9 +115,9 @@ def _moves(site: Site, again: Again | None) -> bool:
 
 
 def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
-    """Raise ValueError for a site that one half lacks; warn of a plate that only the guide has.
+    """Raise ValueError for a site that model or guide lacks; warn of a plate that only the guide has.
 
-    ``again`` are the model's sites in another run; with it, a draw may lie outside of a support that moves with others.
+    ``again`` returns the model's sites in another run; it allows samples outside of a support that moves.
     """
     p_sites, q_sites = sites_of(p), sites_of(q)
     latent = {s["name"]: s for s in p_sites if not s["is_observed"]}
@@ -126,7 +126,7 @@ def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
     missing = {name for name, s in latent.items() if not s["infer"].get("enumerate")} - drawn
     if missing:
         listed = all(getattr(latent[name]["fn"], "has_enumerate_support", False) for name in missing)
-        summed = ", or let its states be summed over: pyro.infer.config_enumerate(model) in place of the model"
+        summed = ", or sum over its states: give pyro.infer.config_enumerate(model) instead of the model"
         raise ValueError(
             f"the guide misses {sorted(missing)} of the model's latent sites {sorted(latent)}; sample it in the guide, "
             f"or observe it in the model{summed if listed else ''}"
@@ -143,54 +143,54 @@ def check_match(p: Trace, q: Trace, again: Again | None = None) -> None:
     if foreign := {frame.name for s in q_sites for frame in plates_of(s)} - plates:
         warnings.warn(
             f"the guide's plates {sorted(foreign)} are not in the model, whose plates are {sorted(plates)}: sites in "
-            "differently named plates are not independent data, and their weights are joint",
+            "plates with different names are not independent data points, so their weights are joint",
             stacklevel=outside(),
         )
 
 
 def _check_draw(p: Site, q: Site, again: Again | None) -> None:
-    """Raise ValueError if the guide draws a site in another form than the model's."""
+    """Raise ValueError if the guide samples a site with another shape, support or event dimension than the model's."""
     name, mine, theirs = q["name"], base_of(q["fn"]), base_of(p["fn"])
     if q["fn"].event_dim != p["fn"].event_dim:
         raise ValueError(
-            f"the guide draws site '{name}' with {q['fn'].event_dim} event dimensions, but the model's has "
-            f"{p['fn'].event_dim}; give both the same to_event, and the same plates"
+            f"the guide samples site '{name}' with {q['fn'].event_dim} event dimensions, but the model's site has "
+            f"{p['fn'].event_dim}; give both the same to_event and the same plates"
         )
     if q["value"].is_floating_point() and (lost := int(q["value"].isnan().sum())):
         raise ValueError(
-            f"the guide draws NaN at site '{name}' from {name_of(mine)}, in {lost} of {q['value'].numel()} values: "
-            "look at what its parameters are made of, such as logarithms and roots of negative numbers"
+            f"the guide samples NaN at site '{name}' from {name_of(mine)}, in {lost} of {q['value'].numel()} values: "
+            "check its parameters for logarithms and roots of negative numbers"
         )
     try:
         discrete = (q["fn"].support.is_discrete, p["fn"].support.is_discrete)
         outside = not bool(inside_of(p["fn"], q["value"]).all())
-    except NotImplementedError:  # a distribution that does not know its support
+    except NotImplementedError:  # a distribution without a support
         return
     if (outside and not _moves(p, again)) or (discrete[0] != discrete[1] and not isinstance(mine, Delta)):
         raise ValueError(
-            f"the guide draws site '{name}' from {name_of(mine)}, whose support is not that of the model's "
-            f"{name_of(theirs)}; take a family with the support of the site, or map a continuous one onto it: "
-            f"constraints={{'{name}': ...}}, of amortize and of the guides that take it"
+            f"the guide samples site '{name}' from {name_of(mine)}, whose support differs from that of the model's "
+            f"{name_of(theirs)}; use a family with the support of the site, or map a continuous family onto it with "
+            f"constraints={{'{name}': ...}}, an argument of amortize and of several guides"
         )
 
 
 def check_scale(sites: list[Site]) -> None:
-    """Warn of a ``poutine.scale`` of the user's own."""
+    """Warn of the user's ``poutine.scale``."""
     scales = [(s["name"], torch.as_tensor(s["scale"]) / subsampling(set(s["cond_indep_stack"]))) for s in sites]
     own = {name: scale.flatten()[0].item() for name, scale in scales if ((scale - 1).abs() > 1e-6).any()}
     if own:
         listed = ", ".join(f"'{name}' ({scale:g})" for name, scale in own.items())
         warnings.warn(
-            f"these sites stand under a poutine.scale: {listed}; importance weights leave scales out, so they are "
-            "those of the unscaled model",
+            f"these sites are under a poutine.scale: {listed}; importance weights ignore scales, so they are those of "
+            "the unscaled model",
             stacklevel=outside(),
         )
 
 
 def check_shapes(p: list[Site], q: list[Site], again: Again | None = None) -> None:
-    """Raise ValueError for a site of the model or guide that its plates do not explain, or data that do not fit.
+    """Raise ValueError for a batch dimension without a plate, or for observations that do not fit.
 
-    ``again`` are the model's sites in another run; with it, data may lie outside of a support that moves with draws.
+    ``again`` returns the model's sites in another run; it allows data outside of a support that moves.
     """
     for site in [*p, *q]:
         _check_shape(site)
@@ -207,7 +207,7 @@ def _check_shape(site: Site) -> None:
     if loose:
         plates = f" (they have {dict(sorted(declared.items()))}, size by dimension)" if declared else ""
         raise ValueError(
-            f"site '{site['name']}' has batch shape {tuple(shape)}, but dimension {loose[0]} stands in no plate"
+            f"site '{site['name']}' has batch shape {tuple(shape)}, but dimension {loose[0]} belongs to no plate"
             f"{plates}; make it part of the event (.to_event(1)), or open a plate for it"
         )
 
@@ -227,7 +227,7 @@ def _check_observed(site: Site, again: Again | None) -> None:
         )
     try:
         inside = inside_of(fn, value)
-    except NotImplementedError:  # a distribution that does not know its support
+    except NotImplementedError:  # a distribution without a support
         return
     mask = site["mask"]
     outside = ~inside if mask is None else ~inside & mask
@@ -237,7 +237,7 @@ def _check_observed(site: Site, again: Again | None) -> None:
         support = fn.support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
-        wrong = ~support.check(value)[(..., *(None,) * support.event_dim)]  # each number, not the datum
+        wrong = ~support.check(value)[(..., *(None,) * support.event_dim)]  # each number, not the data point
         misplaced = outside[(..., *(None,) * event_dim)]
         bad = value.masked_select(wrong & misplaced if wrong.any() else misplaced)
         raise ValueError(
@@ -247,9 +247,9 @@ def _check_observed(site: Site, again: Again | None) -> None:
 
 
 def _check_dtype(site: Site) -> None:
-    """Raise ValueError for whole numbers whose density is another than that of the same real numbers.
+    """Raise ValueError for whole numbers whose density differs from that of the same real numbers.
 
-    Narrow ones wrap around where a density takes sums and differences of them: 255 + 1 is 0 in bytes.
+    Narrow integers wrap around in sums and differences inside a density: 255 + 1 is 0 in bytes.
     """
     fn, value = site["fn"], site["value"]
     if not isinstance(value, Tensor) or value.is_floating_point() or isinstance(base_of(fn), Categorical):
@@ -259,13 +259,13 @@ def _check_dtype(site: Site) -> None:
         to = torch.get_default_dtype()
         try:
             right = fn.log_prob(value.to(to))
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # it is for whole numbers alone, or for none
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # it accepts only whole numbers, or none
             return
         try:
             same = torch.allclose(fn.log_prob(value).to(to), right, rtol=1e-3, atol=1e-3, equal_nan=True)
         except (RuntimeError, ValueError, TypeError):
             same = False
-        wrong = "" if same else "with which it does not compute"
+        wrong = "" if same else "which its density does not accept"
     if wrong:
         raise ValueError(
             f"the data observed at site '{site['name']}' of {name_of(fn)} are {value.dtype}, {wrong}: convert them "
@@ -274,7 +274,7 @@ def _check_dtype(site: Site) -> None:
 
 
 def _holes(site: Site) -> Tensor:
-    """Where a site observes NaN and its log-density is finite all the same."""
+    """Where a site observes NaN and its log-density is still finite."""
     fn, value = site["fn"], site["value"]
     if not value.is_floating_point() or not (holes := value.isnan()).any():
         return torch.zeros((), dtype=torch.bool)
@@ -287,53 +287,53 @@ def _holes(site: Site) -> Tensor:
 
 
 def name_of(fn: Any) -> str:
-    """The name of a distribution as users know it: private ones are named after what they are a version of."""
+    """The name of a distribution as users know it: without the leading underscore of private versions."""
     return type(base_of(fn)).__name__.lstrip("_")
 
 
 def _remedy(support: Any) -> str:
-    """What a support is, in words, and what to do with data outside it."""
+    """The support in words, and the remedy for data outside it."""
     if support is constraints.boolean:
-        return "binarize grey images (batch_transform=torch.bernoulli, or a threshold), or take a continuous likelihood"
+        return "binarize grey images (batch_transform=torch.bernoulli, or a threshold), or use a continuous likelihood"
     ends = [getattr(support, end, None) for end in ("lower_bound", "upper_bound")]
     low, high = (None if end is None else torch.as_tensor(end).max().item() for end in ends)
     kind = "whole numbers" if support.is_discrete else "numbers"
     if low is None:
-        return "transform the data, or take a likelihood whose support they lie in"
+        return "transform the data, or use a likelihood whose support contains them"
     verb = "round, scale or shift" if support.is_discrete else "scale or shift"
     return (
-        f"it is the {kind} from {low:g} {'on' if high is None else f'to {high:g}'}: {verb} the data to such numbers, "
-        "or take a likelihood whose support they lie in"
+        f"the support is the {kind} from {low:g} {'on' if high is None else f'to {high:g}'}: {verb} the data to fit, "
+        "or use a likelihood whose support contains them"
     )
 
 
 def check_simulated(sites: list[Site], n: int) -> None:
-    """Raise ValueError unless a model that draws its data draws ``n`` values at each of these sites, and only draws."""
+    """Raise ValueError unless a model that samples its data samples ``n`` values at each site and observes nothing."""
     enclosing = {frame.dim for frame in enclosing_plates(sites)}
     for site in sites:
         name, shape = site["name"], tuple(site["fn"].batch_shape)
         if isinstance(base_of(site["fn"]), Unit):
             raise ValueError(
-                f"site '{name}' is a factor (pyro.factor): it changes the density of the model, so no draws of its "
-                "other sites are draws from it; write what it says as a distribution, or leave it out"
+                f"site '{name}' is a factor (pyro.factor): it changes the density of the model, so samples of the "
+                "other sites are not samples from the model; write it as a distribution, or omit it"
             )
         if site["is_observed"]:
             raise ValueError(
-                f"site '{name}' is observed in the run that draws data, so its draws are none given that value; give "
-                "an example of all data (data=...): the site is drawn then, too"
+                f"site '{name}' is observed in the run that samples data, so the samples ignore its value; give an "
+                "example of all data (data=...): then this site is sampled, too"
             )
         if shape != (n,) and not (shape[:1] == (n,) and -len(shape) in enclosing):
             raise ValueError(
-                f"site '{name}' is drawn with batch shape {shape}, but {n} data take {(n,)}: open one plate of size n "
-                "around every site, to the left of all others (a global latent has no value per datum)"
+                f"site '{name}' is sampled with batch shape {shape}, but {n} data points need {(n,)}: open one plate "
+                "of size n around every site, left of all others (a global latent has no value per data point)"
             )
 
 
 def fit_values(values: Mapping[str, Tensor], sites: list[Site], nesting: int) -> tuple[int, dict[str, Tensor]]:
-    """K, and the values [K, *site] of all latent sites reshaped so that K stands left of ``nesting`` plates.
+    """K, and the values [K, *site] of all latent sites, reshaped so that K is left of ``nesting`` plates.
 
     Raises:
-        ValueError: if a site has no value, a value no site, or a value another shape.
+        ValueError: for a site without a value, a value without a site, or a value of a wrong shape.
     """
     latent = {s["name"]: s for s in sites if not s["is_observed"]}
     if set(latent) != set(values) or not latent:

@@ -1,4 +1,4 @@
-"""All continuous latent values of each datum as one vector of unconstrained coordinates."""
+"""All continuous latent values of a data point as one vector of unconstrained coordinates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .weights import Program, model_sites
 
 
 class _Piece(NamedTuple):
-    """A site: its shape [*batch, *event], how it is mapped, and where N stands, counted from the right."""
+    """A site: its shape [*batch, *event], its map, and the position of N, counted from the right."""
 
     shape: Size
     transform: torch.distributions.Transform
@@ -31,24 +31,24 @@ class _Piece(NamedTuple):
 
 
 class Coordinates:
-    r"""The latent sites of a model on some data, one after the other, each mapped from all of R^d onto its support.
+    r"""The latent sites of a model on given data, concatenated, each mapped from all of R^d onto its support.
 
     .. math:: z = t(u), \qquad \log p(u) = \log p(t(u)) + \log |\det t'(u)|
 
     Args:
         model: a Pyro model with one plate over its data around every site.
         data: the data.
-        joint: whether all latent values of a model without such a plate are one vector: N is 1.
-        most: how many joint states discrete sites may have, which are left to be summed over.
+        joint: whether all latent values of a model without such a plate form one vector; N is then 1.
+        most: the maximal number of joint states of the discrete sites, which are left to be summed over.
 
     Attributes:
         rows: N.
         pieces: the continuous sites, by name.
-        states: of each discrete site the states as values of its shape, [S, *batch, *event].
+        states: the states of each discrete site as values of its shape, [S, *batch, *event].
 
     Raises:
-        ValueError: for a discrete latent site where there may be none, too many states, a site whose support is not
-            known or moves with the values of others, and a model without the plate.
+        ValueError: for a discrete latent site where none is allowed, too many states, a site whose support is
+            unknown or depends on the values of other sites, and a model without the plate.
 
     Example:
         >>> from jensen.models import PPCA
@@ -72,23 +72,23 @@ class Coordinates:
         if self.combinations > most > 0:
             raise ValueError(
                 f"the discrete latent sites {sorted(self.states)} have {self.combinations} joint states, more than the "
-                f"{most} that are summed over for each value of the others"
+                f"{most} that can be summed over for each value of the other sites"
             )
         self.pieces = {s["name"]: _piece(s, t, dim) for s, t in latent if s["name"] not in self.states}
         self.sizes = [piece.free_shape.numel() // self.rows for piece in self.pieces.values()]
 
     @property
     def fixed(self) -> bool:
-        """Whether the same map serves other data of this shape: no tensor bounds a support."""
+        """Whether the same map is valid for other data of this shape: no tensor bounds a support."""
         return all(piece.fixed for piece in self.pieces.values())
 
     @property
     def combinations(self) -> int:
-        """How many joint states the discrete sites have."""
+        """The number of joint states of the discrete sites."""
         return prod(len(states) for states in self.states.values())
 
     def with_states(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values [C, ...] of the continuous sites, and those of all sites at each joint state: [S C, ...]."""
+        """Values [C, ...] of the continuous sites, combined with each joint state: values of all sites, [S C, ...]."""
         if not self.states:
             return dict(values)
         count, chains = self.combinations, len(next(iter(values.values())))
@@ -102,7 +102,7 @@ class Coordinates:
 
     @property
     def features(self) -> int:
-        """F, how many coordinates a datum has."""
+        """F, the number of coordinates of a data point."""
         return sum(self.sizes)
 
     def free(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -128,17 +128,17 @@ class Coordinates:
 
 
 def _states_of(site: Site, most: int, rows: int) -> Tensor:
-    """The states of a discrete site with one value for each datum, as values of its shape: [S, *batch, *event]."""
+    """The states of a discrete site with one value per data point, as values of its shape: [S, *batch, *event]."""
     fn, shape = site["fn"], site["value"].shape
     try:
         states: Tensor = fn.enumerate_support(expand=False)
     except NotImplementedError:
         raise ValueError(
-            f"latent site '{site['name']}' is discrete and does not list its states ({type(base_of(fn)).__name__}), so "
-            "they are not summed over"
+            f"latent site '{site['name']}' is discrete, and {type(base_of(fn)).__name__} does not enumerate its "
+            "states, so they cannot be summed over"
         ) from None
     if shape.numel() != rows * fn.event_shape.numel():
-        raise ValueError(f"latent site '{site['name']}' is discrete, and has more than one value for each datum")
+        raise ValueError(f"latent site '{site['name']}' is discrete, with more than one value per data point")
     if len(states) > most:
         raise ValueError(f"latent site '{site['name']}' is discrete, with {len(states)} states, more than {most}")
     return states.reshape(-1, *(1,) * (len(shape) - fn.event_dim), *fn.event_shape).expand(-1, *shape)
@@ -149,28 +149,28 @@ def _piece(site: Site, again: Site, dim: int | None) -> _Piece:
     try:
         support = fn.support
     except NotImplementedError:
-        raise ValueError(f"latent site '{name}': {type(fn).__name__} does not say its support") from None
+        raise ValueError(f"latent site '{name}': {type(fn).__name__} has no support") from None
     if support.is_discrete:
         raise ValueError(
-            f"latent site '{name}' is discrete, but Hamiltonian Monte Carlo moves continuous values only: sum the site "
-            "out in the model, or measure with evaluate"
+            f"latent site '{name}' is discrete, but Hamiltonian Monte Carlo needs continuous values: sum the site out "
+            "in the model, or measure with evaluate"
         )
     if any(not torch.equal(a, b) for a, b in zip(_bounds(support), _bounds(again["fn"].support), strict=True)):
         raise ValueError(
-            f"the support of latent site '{name}' moves with the values of other sites: write it as a fixed support, "
-            "and shift and scale its values in the model"
+            f"the support of latent site '{name}' depends on the values of other sites: use a fixed support, and shift "
+            "and scale the values in the model"
         )
     support = getattr(support, "base_constraint", support) if isinstance(fn, MixtureSameFamily) else support
     try:
         transform = biject_to(support)
     except NotImplementedError as error:
         raise ValueError(
-            f"latent site '{name}': no map from unconstrained coordinates onto the support of {type(fn).__name__} is "
-            f"known ({error})"
+            f"latent site '{name}': there is no map from unconstrained coordinates onto the support of "
+            f"{type(fn).__name__} ({error})"
         ) from error
     inside, outside = transform.domain.event_dim, transform.codomain.event_dim
     shape, event = site["value"].shape, fn.event_dim
-    if dim is None:  # one more dimension, for N = 1
+    if dim is None:  # add a dimension for N = 1
         shape, dim = Size([1, *shape]), event - len(shape) - 1
     free_shape = transform.inverse_shape(shape)
     axes = dim - event, dim - event + outside - inside, dim - event + outside
@@ -178,7 +178,7 @@ def _piece(site: Site, again: Site, dim: int | None) -> _Piece:
 
 
 def _bounds(support: Constraint) -> list[Tensor]:
-    """The tensors that a support is made of."""
+    """The tensors that define a support."""
     own = [value for value in vars(support).values() if isinstance(value, Tensor)]
     inner = [_bounds(value) for value in vars(support).values() if isinstance(value, Constraint)]
     return own + [bound for bounds in inner for bound in bounds]

@@ -1,19 +1,19 @@
-r"""Sites whose states are summed out: those that a pair leaves to ``TraceEnum_ELBO``, in its model or in its guide.
+r"""Sites whose states are summed out, as in ``TraceEnum_ELBO``: sites of the model or of the guide.
 
-A site c of the model that is marked ``infer={"enumerate": ...}`` and that the guide does not draw is summed out of
-p(x, z, c). A site y of the guide that is so marked takes all its states at once, and each later draw z one value for
+A site c of the model that is marked ``infer={"enumerate": ...}`` and that the guide does not sample is summed out of
+p(x, z, c). A site y of the guide with that mark takes all its states at once, and each later site z has one sample for
 each of them:
 
 .. math::
     \log w = \log \sum_{c, y} \frac{p(x, y, z_y, c)}{q(z_y \mid x, y)}, \qquad
     \mathrm{ELBO} = \sum_y q(y \mid x) \log \frac{\sum_c p(x, y, z_y, c)}{q(y \mid x) \, q(z_y \mid x, y)}
 
-Both average over the draws z: w to p(x), the second to what ``TraceEnum_ELBO`` averages to. Without such a y the two
-are one. Pyro's handlers name the dimensions (``pyro.markov`` included), and its contraction over the tree of plates
-sums: inside a plate over the states of each of its elements, so that the cost is that of the factors.
+Both average over the samples z: w to p(x), the second to the limit of ``TraceEnum_ELBO``. Without such a y the two
+are equal. Pyro's handlers name the dimensions (``pyro.markov`` included), and its tree contraction sums: inside a
+plate, over the states of each element, so that the cost is that of the factors.
 
-Sums are taken by logsumexp. Pyro multiplies exponentials, which is infinite where no state is likely under every
-factor (a chain whose neighbours disagree by 100 nats, in single precision).
+Sums use logsumexp. Pyro multiplies exponentials, which fails where no state is likely under every factor (a chain
+whose neighbours disagree by 100 nats, in single precision).
 
 References:
     Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs. https://arxiv.org/abs/1902.03210
@@ -45,43 +45,43 @@ from .sites import Program, Site, plates_of, subsampling
 from .supports import log_density
 
 Packed = Any  # a tensor whose dimensions have names, in ``_pyro_dims``
-_TOLERANCE = {False: 1e-4, True: 1e-10}  # of one and a log-density: single, double precision
+_TOLERANCE = {False: 1e-4, True: 1e-10}  # relative to one plus the log-density: single, double precision
 
 
 def is_enumerated(site: Site) -> bool:
-    """Whether a site of such a run takes all its states at once."""
+    """Whether a site takes all its states at once."""
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
 def enumerated(program: Program, nesting: int, drawn: Mapping[str, Mapping[str, Any]] | None = None) -> Program:
-    """A program whose sites marked for enumeration take all their states at once, each in a dimension of its own.
+    """A program whose sites marked for enumeration take all their states at once, each site in its own dimension.
 
-    Those that a handler around it gives a value (the guide's draws, for a model) are left alone; those that do not list
-    their states, or are marked for ``num_samples`` draws, are drawn.
+    Sites that an outer handler gives a value (for a model: samples of the guide) are left as they are. Sites that
+    cannot enumerate their states, or are marked with ``num_samples``, are sampled.
 
     Args:
         program: a model or a guide.
-        nesting: how many dimensions its plates take. States stand left of them, and of one more for the particles.
-        drawn: for a model, ``infer`` of the guide's sites by name: needed where sites of the guide have states.
+        nesting: how many dimensions its plates take. States are left of them and of one dimension for particles.
+        drawn: for a model, ``infer`` of the guide's sites by name; needed if sites of the guide have states.
     """
     wrapped: Program = _Enumeration(nesting, drawn or {})(program)
     return wrapped
 
 
 def sampled(program: Program) -> Program:
-    """A program whose sites marked for enumeration are drawn."""
+    """A program whose sites marked for enumeration are sampled."""
     wrapped: Program = infer_config(program, lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
     return wrapped
 
 
 class _Enumeration(EnumMessenger):
-    """Pyro's handler; it also takes ``"sequential"`` for ``"parallel"`` and goes on from the guide's dimensions."""
+    """Pyro's handler; it also accepts ``"sequential"`` for ``"parallel"`` and continues the guide's dimensions."""
 
     def __init__(self, nesting: int, drawn: Mapping[str, Mapping[str, Any]]) -> None:
         self.drawn = drawn
         states = [infer for infer in drawn.values() if infer.get("_enumerate_dim") is not None]
         self.next_id = 1 + max(map(_number, states), default=-1)
-        # Those of the guide's that any site may depend on.
+        # The guide's dimensions on which any site may depend.
         self.everywhere = {i["_enumerate_dim"]: _number(i) for i in states if "_markov_scope" not in i}
         super().__init__(min((infer["_enumerate_dim"] - 1 for infer in states), default=-nesting - 2))
 
@@ -96,16 +96,16 @@ class _Enumeration(EnumMessenger):
         if infer.get("enumerate"):
             listed = not infer.get("num_samples") and getattr(msg["fn"], "has_enumerate_support", False)
             infer["enumerate"] = "parallel" if listed and msg["name"] not in self.drawn else None
-        with suppress(NotImplementedError):  # states whose number differs: they are not listed either
+        with suppress(NotImplementedError):  # the number of states differs between elements: not enumerable
             super()._pyro_sample(msg)
         self._listed = msg["value"] if infer.get("_enumerate_dim") is not None else None
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """As Pyro has it, without ``.data``, which ``torch.vmap`` does not know."""
+        """As in Pyro, without ``.data``, which ``torch.vmap`` does not support."""
         value, infer = msg["value"], msg["infer"]
         if value is None or not hasattr(msg["fn"], "event_dim"):
             return
-        if (dim := infer.get("_enumerate_dim")) is not None and value is not self._listed:  # it was given a value
+        if (dim := infer.get("_enumerate_dim")) is not None and value is not self._listed:  # it received a value
             del infer["_enumerate_dim"]
             names = infer.pop("_dim_to_id")
             if _ENUM_ALLOCATOR.dim_to_id.get(dim) == names[dim]:
@@ -121,7 +121,7 @@ class _Enumeration(EnumMessenger):
 
 
 class _Factor(NamedTuple):
-    """A site's packed log-density: each of its dimensions is a plate, or the states of a site, and has a symbol."""
+    """A site's packed log-density: each dimension has a symbol and is a plate, or the states of a site."""
 
     site: Site
     value: Packed
@@ -130,23 +130,23 @@ class _Factor(NamedTuple):
 
 
 class Summed:
-    """The sites of one run of a pair that is :func:`enumerated`, with the states summed out.
+    """The sites of one run of a model and guide that are :func:`enumerated`, with the states summed out.
 
     Args:
         p: the model's sites that count.
-        q: the guide's.
+        q: the guide's sites that count.
 
     Attributes:
-        p: sites without states, whose log-densities are those of the model. Sites that no state touches are as they
-            were. The others are one for all that hang together, like a ``pyro.factor``, under their names joined by
-            "+": the log of a sum over states, of their densities, divided by those of the draws that the guide makes
-            for each of its states. Sites that were drawn from the model are left out: it is their proposal too.
-        q: the guide's other draws. Log w is the sum of all ``p`` minus that of all ``q``.
+        p: sites without states that hold the model's log-densities. Sites without any states are unchanged. All
+            connected sites with states become one site, like a ``pyro.factor``, with their names joined by "+": its
+            log-density is the log of a sum over states, of their densities divided by those of the guide's samples
+            for each of its states. Sites that are sampled from the model are omitted: p is also their proposal.
+        q: the guide's other samples. Log w is the sum of all ``p`` minus the sum of all ``q``.
 
     Raises:
         ValueError: for a log-density with a dimension that is neither a plate's nor a site's states.
-        NotImplementedError: where a site depends on the states of one in a plate that it stands outside of, and where
-            sites that are summed together are subsampled unlike, or lie in plates that cross.
+        NotImplementedError: where a site outside a plate depends on states inside the plate, where sites that are
+            summed together are subsampled differently, or where their plates cross.
 
     Example:
         >>> from pyro import poutine
@@ -166,7 +166,7 @@ class Summed:
         self._frames = {frame.name: frame for site in [*p, *q] for frame in plates_of(site)}
         self._symbols = {name: chr(2 * i) for i, name in enumerate(self._frames)}
         drawn, latent = {s["name"] for s in q}, {s["name"] for s in p if not s["is_observed"]}
-        p = [s for s in p if s["is_observed"] or is_enumerated(s) or s["name"] in drawn]  # else its own proposal
+        p = [s for s in p if s["is_observed"] or is_enumerated(s) or s["name"] in drawn]  # else p is its proposal
         of_model = [s for s in p if is_enumerated(s) and s["name"] not in drawn]
         of_guide = [s for s in q if is_enumerated(s)]
         self._home = {_symbol(s): self._plates(s) for s in [*of_model, *of_guide]}
@@ -183,18 +183,18 @@ class Summed:
         tied = [bare for _, bare in self._p if bare.states]
         for _, f in self._q:
             if is_enumerated(f.site):
-                if f.site["name"] not in latent:  # an auxiliary site: q alone says how likely its states are
+                if f.site["name"] not in latent:  # an auxiliary site: only q gives probabilities to its states
                     tied.append(f)
             elif f.states:
                 tied.append(f._replace(value=packed.neg(f.value)))
         self.p += [self._contract(group, self._all) for group in _connected(tied, self._all)]
 
     def elbo(self) -> list[Site]:
-        """Sites whose log-densities add up to what averages to the ELBO. Without states of the guide, that is log w.
+        """Sites whose log-densities add up to a value that averages to the ELBO: log w if the guide has no states.
 
         Raises:
-            NotImplementedError: where a site of the model that is summed out stands outside of a plate with states of
-                the guide: its sum is over all of the latter at once.
+            NotImplementedError: where a summed-out site of the model is outside of a plate with states of the guide:
+                its sum then runs over all elements of the plate at once.
         """
         inside, costs = [], [self._expected(masked._replace(value=packed.neg(masked.value))) for masked, _ in self._q]
         for masked, bare in self._p:
@@ -210,7 +210,7 @@ class Summed:
         return frozenset(self._symbols[frame.name] for frame in plates_of(site))
 
     def _factors(self, site: Site) -> tuple[_Factor, _Factor]:
-        """A site's log-density under its mask, and as its states are summed: a mask would count each as certain."""
+        """A site's log-density with its mask, and as it is summed over states: a mask would count each as certain."""
         log_prob = log_density(site)
         masked = self._factor(site, scale_and_mask(log_prob, 1.0, site["mask"]))
         return masked, self._factor(site, log_prob) if is_enumerated(site) else masked
@@ -223,21 +223,22 @@ class Summed:
         if loose := [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in symbols]:
             raise ValueError(
                 f"site '{site['name']}' has a log-density of shape {list(shape)} while states are summed out, but its "
-                f"dimension {loose[0]} is neither a plate's nor that of a site's states: index and reduce from the "
-                "right (dim=-1), declare plates, and put sequences in pyro.markov"
+                f"dimension {loose[0]} is neither a plate nor the states of a site: index and reduce from the right "
+                "(dim=-1), declare plates, and put sequences in pyro.markov"
             )
         value = packed.pack(log_prob, symbols)
         self._ring.sizes.update(zip(value._pyro_dims, value.shape, strict=True))
         plates, states = self._plates(site), frozenset(value._pyro_dims) & self._all
         if any(not self._home[state] <= plates for state in states):
             raise NotImplementedError(
-                f"site '{site['name']}' depends on the states of a site in a plate that it stands outside of: their "
-                "sum is over all elements of it at once; draw that site in the guide, or make the plate sequential"
+                f"site '{site['name']}' depends on the states of a site in a plate that does not contain it, so the "
+                "sum runs over all elements of the plate at once; sample that site in the guide, or make the plate "
+                "sequential"
             )
         return _Factor(site, value, plates, states)
 
     def _sum(self, group: Sequence[_Factor], dims: frozenset[str]) -> _Factor:
-        """Connected factors summed over these states, and multiplied over the plates inside of the widest."""
+        """Connected factors summed over these states, and multiplied over the plates inside the widest one."""
         tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
         for f in group:
             tree.setdefault(f.plates, []).append(f.value)
@@ -245,16 +246,16 @@ class Summed:
             tree = contract_tensor_tree(tree, set(dims), ring=self._ring)
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"the sites {_names(group)} lie in plates that cross, so that states cannot be summed plate by plate: "
-                "make one of the plates sequential (for i in pyro.plate(...)), or draw one of the sites in the guide"
+                f"the plates of sites {_names(group)} cross, so their states cannot be summed plate by plate: make one "
+                "of the plates sequential (for i in pyro.plate(...)), or sample one of the sites in the guide"
             ) from error
         ((plates, (value,)),) = tree.items()
         whole = _Factor(group[0].site, value, plates, frozenset(value._pyro_dims) & self._all)
         inner = {frame for f in group for frame in _subsampled(f.site["cond_indep_stack"])}
         if inner != set(_subsampled(self._stack(whole))):
             raise NotImplementedError(
-                f"the sites {_names(group)} are summed over states together, but not all of them are in the subsampled "
-                f"plates {sorted(frame.name for frame in inner)}: run these plates in full"
+                f"the states of sites {_names(group)} are summed together, but not all of these sites are in the "
+                f"subsampled plates {sorted(frame.name for frame in inner)}: run these plates in full"
             )
         return whole
 
@@ -262,12 +263,12 @@ class Summed:
         return self._plain(self._sum(group, dims), "+".join(_names(group)))
 
     def _stack(self, f: _Factor) -> tuple[CondIndepStackFrame, ...]:
-        """The plates that a term is left in: of its site, those that are sequential or were not multiplied over."""
+        """The remaining plates of a term: those of its site that are sequential or were not multiplied over."""
         stack: tuple[CondIndepStackFrame, ...] = f.site["cond_indep_stack"]
         return tuple(frame for frame in stack if not frame.vectorized or self._symbols[frame.name] in f.plates)
 
     def _plain(self, f: _Factor, name: str) -> Site:
-        """A term without states as a site, like that of a ``pyro.factor``."""
+        """A term without states as a site, like a ``pyro.factor``."""
         dims = {self._symbols[plate]: frame.dim for plate, frame in self._frames.items()}
         fn = Unit(packed.unpack(f.value, dims), validate_args=False)
         site = {"type": "sample", "name": name, "fn": fn, "value": fn.sample(), "is_observed": True, "args": ()}
@@ -280,8 +281,8 @@ class Summed:
         if any(not self._home[state] <= f.plates for state in f.states):
             raise NotImplementedError(
                 f"the states of site '{f.site['name']}' are summed out outside of a plate whose sites the guide "
-                "enumerates: their sum is over all states of that plate at once; draw the latter in the guide, or have "
-                "the guide enumerate the former too"
+                "enumerates, so the sum runs over all states of that plate at once; sample the sites of the plate in "
+                "the guide, or let the guide enumerate the first site, too"
             )
         log_prob, value = packed.broadcast_all(self._marginal(f.states), f.value)
         prob = log_prob.exp()
@@ -293,7 +294,7 @@ class Summed:
     def _marginal(self, states: frozenset[str]) -> Packed:
         """Log q of these states of the guide, packed."""
         if states not in self._marginals:
-            last = max(states, key=list(self._guide_states).index)  # no other depends on it
+            last = max(states, key=list(self._guide_states).index)  # no other state depends on it
             f = self._guide_states[last]
             others = (states | f.states) - {last}
             terms = [f.value, self._marginal(others)] if others else [f.value]
@@ -302,7 +303,7 @@ class Summed:
 
 
 class _LogSpace(LogRing):
-    """Pyro's ring of log-densities, with sums by logsumexp, one dimension after the other: the one that costs least."""
+    """Pyro's ring of log-densities with sums by logsumexp, one dimension at a time, the cheapest first."""
 
     def __init__(self, dim_to_size: dict[str, int]) -> None:
         super().__init__(dim_to_size=dim_to_size)  # type: ignore[no-untyped-call]
@@ -341,7 +342,7 @@ def _add(terms: Sequence[Packed]) -> Packed:
 
 
 def _connected(factors: Sequence[_Factor], dims: frozenset[str]) -> list[list[_Factor]]:
-    """The factors, in groups that have none of these states in common."""
+    """The factors, in groups that share none of these states."""
     groups: list[tuple[set[str], list[int]]] = []
     for i, f in enumerate(factors):
         states, members = set(f.states & dims), [i]
@@ -365,24 +366,24 @@ def _subsampled(frames: Iterable[CondIndepStackFrame]) -> list[CondIndepStackFra
 
 
 def _number(infer: Mapping[str, Any]) -> int:
-    """What stands for a site's own states in a run."""
+    """The number that identifies a site's own states in a run."""
     number: int = infer["_dim_to_id"][infer["_enumerate_dim"]]
     return number
 
 
 def _symbol(site: Site) -> str:
-    """The symbol of a site's own states; empty where it has none."""
+    """The symbol of a site's own states; empty if it has none."""
     return chr(2 * _number(site["infer"]) + 1) if is_enumerated(site) else ""
 
 
 def check_states(sites: Sequence[Site], plain: Callable[[dict[str, Tensor]], Sequence[Site]]) -> None:
-    """Raise unless a program that is run at all its states at once gives the log-densities of runs at one of them.
+    """Raise unless a program run at all states at once gives the log-densities of runs at single states.
 
-    Three joint states are run: the first state of every site, the last one, and one after the other.
+    Three joint states are run: the first state of every site, the last one, and the states in turn.
 
     Args:
-        sites: of a run of a program that is :func:`enumerated`.
-        plain: the sites of a run of the program as it is, at given values of all latent sites.
+        sites: the sites of a run of an :func:`enumerated` program.
+        plain: returns the sites of a run of the original program, at given values of all latent sites.
 
     Raises:
         ValueError: naming the first site that differs.
@@ -394,19 +395,19 @@ def check_states(sites: Sequence[Site], plain: Callable[[dict[str, Tensor]], Seq
         at = {site["name"]: at_state(site, state) for site in sites}
         alone = plain({site["name"]: at[site["name"]][0] for site in sites if not site["is_observed"]})
         for site in alone:
-            with suppress(KeyError, NotImplementedError):  # of a flow that knows log q of its own draws alone
+            with suppress(KeyError, NotImplementedError):  # of a flow that knows log q of its own samples only
                 if _near(at[site["name"]][1], log_density(site)):
                     continue
                 raise ValueError(
                     f"the log-density of site '{site['name']}' with all states of "
-                    f"{[s['name'] for s in sites if is_enumerated(s)]} at once is not that of a run at one of them: "
-                    "the program counts dimensions from the left, or mixes rows; index and reduce from the right "
-                    "(dim=-1, z[..., 0]), or draw these sites in the guide"
+                    f"{[s['name'] for s in sites if is_enumerated(s)]} at once differs from that of a run at one of "
+                    "them: the program counts dimensions from the left, or mixes rows; index and reduce from the right "
+                    "(dim=-1, z[..., 0]), or sample these sites in the guide"
                 )
 
 
 def _near(got: Tensor, expected: Tensor) -> bool:
-    """Whether a log-density is that of a plain run, but for rounding and for plates that it is the same all over."""
+    """Whether a log-density equals that of a plain run, up to rounding and to plates along which it is constant."""
     sizes = zip(reversed(got.shape), reversed(expected.shape), strict=False)
     if got.dim() > expected.dim() or any(ours not in (1, size) for ours, size in sizes):
         return False
@@ -416,7 +417,7 @@ def _near(got: Tensor, expected: Tensor) -> bool:
 
 
 def state_counts(sites: Iterable[Site]) -> dict[int, int]:
-    """How many states each enumerated site has, by the number that stands for it in a run: to choose one by."""
+    """The number of states of each enumerated site, by its number in a run."""
     counts = {}
     for site in filter(is_enumerated, sites):
         dim = site["infer"]["_enumerate_dim"] - site["fn"].event_dim
@@ -425,13 +426,13 @@ def state_counts(sites: Iterable[Site]) -> dict[int, int]:
 
 
 def at_state(site: Site, state: Mapping[int, int]) -> tuple[Tensor, Tensor]:
-    """A site's value and log-density where each enumerated site takes one state: what a plain run at it would have.
+    """A site's value and log-density at one state of each enumerated site, as in a plain run at that state.
 
-    The value of an enumerated site is the same all over its plates.
+    The value of an enumerated site is constant over its plates.
 
     Args:
         site: of the model or guide.
-        state: the index of the state of each enumerated site, by its number, as :func:`state_counts` has them.
+        state: the index of the state of each enumerated site, by its number as in :func:`state_counts`.
 
     Returns:
         The value [*plates, *event] and the log-density [*plates], without scale and mask.

@@ -1,16 +1,16 @@
-"""The modules that a program holds, wherever it holds them.
+"""The modules that a program holds, in any place.
 
-| where | what is looked through |
+| where | what is searched |
 | --- | --- |
 | a module | its plain attributes (lists, tuples, functions), those of its submodules, the code of ``forward`` |
 | a function | the variables of its closure, its defaults, the globals that its code names, what it wraps |
 | a bound method | its object, and the function |
-| ``functools.partial``, a handler of Pyro | what they wrap, and their arguments |
+| ``functools.partial``, a handler of Pyro | the wrapped program and its arguments |
 | an object of the user's own, or its class | its attributes and methods |
 | lists, tuples, dictionaries, sets | their entries |
 
-The globals of libraries are left out, and the search ends after 10,000 objects of a program. It goes from near to far,
-program by program, and its order is the same in every process, but for the entries of sets.
+The globals of libraries are excluded, and the search ends after 10,000 objects of a program. It proceeds from near to
+far, program by program, and its order is the same in every process, except for the entries of sets.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OF_MODULES = frozenset(vars(nn.Module()))  # parameters, buffers, submodules, h
 
 
 def modules_held(*programs: Any) -> list[nn.Module]:
-    """The modules that programs hold, each once, without those that are parts of another one.
+    """The modules that programs hold, each once, without modules that are parts of another one.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -51,10 +51,10 @@ def modules_held(*programs: Any) -> list[nn.Module]:
         [Linear(in_features=2, out_features=3, bias=True)]
     """
     found: dict[int, nn.Module] = {}
-    seen: dict[int, Any] = {}  # the objects too: an id is theirs as long as they live
+    seen: dict[int, Any] = {}  # also keeps the objects alive, since an id is reused after deletion
     for program in programs:
         waiting, last = deque([program]), len(seen) + _MOST
-        while waiting and len(seen) < last:  # what is near comes first
+        while waiting and len(seen) < last:  # near objects first
             thing = waiting.popleft()
             if isinstance(thing, _PLAIN) or id(thing) in seen:
                 continue
@@ -67,7 +67,7 @@ def modules_held(*programs: Any) -> list[nn.Module]:
 
 
 def _held_by(thing: Any) -> Iterator[Any]:
-    """What a thing holds, one step on."""
+    """The objects that a thing holds directly."""
     if isinstance(thing, nn.Module):
         yield from _by_module(thing)
     elif isinstance(thing, dict):
@@ -111,7 +111,7 @@ def _by_function(fn: FunctionType) -> Iterator[Any]:
     for cell in fn.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # it is not set yet
+        except ValueError:  # the variable has no value yet
             continue
     yield from fn.__defaults__ or ()
     yield from (fn.__kwdefaults__ or {}).values()
@@ -127,7 +127,7 @@ def _by_function(fn: FunctionType) -> Iterator[Any]:
 
 
 def _attributes(thing: Any) -> Iterable[Any]:
-    """The values of an object's attributes; nothing is computed."""
+    """The values of an object's attributes, without computing properties."""
     slots = (name for c in type(thing).__mro__ for name in _as_names(vars(c).get("__slots__", ())))
     slotted = [getattr(thing, name, None) for name in slots if not name.startswith("__")]
     return [*getattr(thing, "__dict__", {}).values(), *slotted]
@@ -139,7 +139,7 @@ def _as_names(slots: Any) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1_000)
 def _globals_named(code: CodeType) -> tuple[tuple[str, ...], ...]:
-    """The globals that code reads, and code inside it, each with the attributes that are read from it."""
+    """The globals that code and its nested code read, each with the attributes that are read from it."""
     paths: list[list[str]] = []
     follows = False
     for step in dis.get_instructions(code):

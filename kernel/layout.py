@@ -1,4 +1,4 @@
-"""How a pair is laid out: its plates, and what its sites ask of those who run it."""
+"""The layout of a model and guide: their plates, and the properties of their sites that a run must respect."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pyro.poutine.trace_struct import Trace
 
 from .sites import Site, base_of, enclosing_plates, is_discrete, needs_score, nesting_of, sites_of
 
-_RUNS = 8  # of the guide: a value that none of them moves is a point (two coins of a scalar site agree half the time)
+_RUNS = 8  # of the guide: a value equal in all runs is a point (two coins of a scalar site agree half the time)
 Again = Callable[[], list[Site]]
 
 
 class Layout(NamedTuple):
-    """How a pair is laid out.
+    """The layout of a model and guide.
 
     Attributes:
-        nesting: how deep its plates are nested.
-        sizes: the sizes of the plates that enclose every site; empty where weights are joint.
-        full_size: the size of a subsampled plate around everything observed; None without one.
+        nesting: how deep their plates are nested.
+        sizes: the sizes of the plates that enclose every site; empty if weights are joint.
+        full_size: the full size of a subsampled plate around everything observed; None without one.
         points: the guide's sites that are points (``Delta``) without a density.
         scored: the guide's sites without ``rsample``, whose gradient needs their score.
-        enumerated: the model's latent sites that the guide leaves to be enumerated.
-        discrete: the model's latent sites whose values are discrete.
+        enumerated: the model's latent sites that are left to be enumerated.
+        discrete: the model's latent sites with discrete values.
         subsampled: the subsampled plates that do not enclose every site.
-        penalties: the guide's ``pyro.factor`` sites that are no part of the density of its draws.
-        factors: the guide's ``pyro.factor`` sites that may be, beside auxiliary sites.
-        outside: the sites that stand outside the plates around everything observed.
-        joining: the ``pyro.factor`` sites that alone stand outside the plates of all other sites.
-        summed: the guide's sites that are to be enumerated.
+        penalties: the guide's ``pyro.factor`` sites that are not part of the density of its samples.
+        factors: the guide's ``pyro.factor`` sites that may be part of it, beside auxiliary sites.
+        outside: the sites outside the plates around everything observed.
+        joining: the ``pyro.factor`` sites that are the only sites outside the plates of all other sites.
+        summed: the guide's sites to be enumerated.
     """
 
     nesting: int
@@ -52,12 +52,12 @@ class Layout(NamedTuple):
 
 
 def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
-    """The layout of a pair, from the sites of its model and those of its guide.
+    """The layout of a model and guide, from their sites.
 
     Args:
         p: the model's sites.
         q: the guide's sites.
-        again: the guide's sites in another run, with other draws at its auxiliary sites alone.
+        again: returns the guide's sites in another run that resamples only its auxiliary sites.
     """
     deltas = _deltas(p, q)
     points = _points(q, deltas, again)
@@ -87,7 +87,7 @@ def layout_of(p: list[Site], q: list[Site], again: Again) -> Layout:
 
 
 def without_auxiliary(q: Trace) -> Trace:
-    """A guide's trace without auxiliary sites and Deltas: replayed against it, the guide draws those alone again."""
+    """A guide's trace without auxiliary sites and Deltas: replayed with it, the guide resamples only those."""
     kept = q.copy()
     for site in sites_of(q):
         if site["infer"].get("is_auxiliary") or isinstance(base_of(site["fn"]), Delta):
@@ -100,17 +100,17 @@ def _is_factor(site: Site) -> bool:
 
 
 def _deltas(p: list[Site], q: list[Site]) -> dict[str, Site]:
-    """The guide's ``Delta`` sites without a log-density, but for those where the model is a ``Delta`` too."""
+    """The guide's ``Delta`` sites without a log-density, except those where the model also has a ``Delta``."""
     of_model = {s["name"] for s in p if isinstance(base_of(s["fn"]), Delta)}
     found = {s["name"]: s for s in q if isinstance(base_of(s["fn"]), Delta) and s["name"] not in of_model}
     return {name: s for name, s in found.items() if not torch.as_tensor(base_of(s["fn"]).log_density).any()}
 
 
 def _points(q: list[Site], deltas: dict[str, Site], again: Again) -> tuple[str, ...]:
-    """Those of the guide's ``Delta`` sites that are points: the others take over the density of an auxiliary site.
+    """The guide's ``Delta`` sites that are points: the others take over the density of an auxiliary site.
 
-    They do if their value moves with the draws of the auxiliary sites. (A ``pyro.factor`` is one, too: it may be the
-    density of noise that is drawn outside of Pyro's sites.)
+    A site is not a point if its value changes with samples of the auxiliary sites. (A ``pyro.factor`` counts as an
+    auxiliary site: it may be the density of noise that is sampled outside of Pyro's sites.)
     """
     points = dict(deltas)
     if not any(s["infer"].get("is_auxiliary") and s["name"] not in deltas for s in q):
@@ -124,10 +124,10 @@ def _points(q: list[Site], deltas: dict[str, Site], again: Again) -> tuple[str, 
 
 
 def _factors(q: list[Site], carried: bool, joining: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The guide's factors that are no part of the density of its draws, and those that may be.
+    """The guide's factors that are not part of the density of its samples, and those that may be.
 
-    Where each draw has the density of its own site nothing is missing. Where Deltas carry that of auxiliary sites, a
-    factor may be the log-determinant between the two, unless it alone stands outside the plates of all other sites.
+    If each sample has the density of its own site, the density is complete. If Deltas carry the density of auxiliary
+    sites, a factor may be the log-determinant of the map, unless only the factor is outside the plates of other sites.
     """
     names = [s["name"] for s in q if _is_factor(s)]
     penalties = tuple(name for name in names if not carried or name in joining)
@@ -135,12 +135,12 @@ def _factors(q: list[Site], carried: bool, joining: tuple[str, ...]) -> tuple[tu
 
 
 def _outside(sites: list[Site], observed: list[Site]) -> tuple[str, ...]:
-    """The sites that stand outside the plates around everything observed, each once."""
+    """The sites outside the plates around everything observed, each once."""
     plates = set(enclosing_plates(observed))
     return tuple(dict.fromkeys(s["name"] for s in sites if not plates <= set(enclosing_plates([s]))))
 
 
 def _joining(sites: list[Site]) -> tuple[str, ...]:
-    """The factors that alone stand outside the plates of all other sites."""
+    """The factors that are the only sites outside the plates of all other sites."""
     plates = set(enclosing_plates([s for s in sites if not _is_factor(s)]))
     return tuple(s["name"] for s in sites if _is_factor(s) and not plates <= set(enclosing_plates([s])))

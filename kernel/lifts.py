@@ -1,18 +1,18 @@
-r"""How a program is run for K particles at once: by the first way that gives the numbers of single runs.
+r"""How a program is run for K particles at once: by the first method that reproduces the numbers of single runs.
 
-| way | what the program sees |
+| method | what the program sees |
 | --- | --- |
-| alone (K = 1) | what its author wrote, and nothing else |
+| alone (K = 1) | the shapes that its author wrote |
 | an outer plate | a dimension for the particles, left of all its own plates |
-| ``torch.vmap`` | what its author wrote; PyTorch adds the dimension underneath |
-| one after the other | what its author wrote, K times |
+| ``torch.vmap`` | the shapes that its author wrote; PyTorch adds the dimension underneath |
+| one after the other | the shapes that its author wrote, K times |
 
 A program that counts dimensions from the left (``softmax(x, 1)``, ``z[:, 0]``, ``x @ w``) computes something else
-behind an outer plate, often without an error. So a way counts only where it is *proved*, for the data, the number of
-particles and the modes (training, evaluation) at hand: three particles are run again, each alone, at the values that it
-drew, and log-densities have to agree site by site. What is different from run to run has to be different from particle
-to particle, but for what is drawn in training mode alone (the dropout of an encoder), which particles may share, as
-where Pyro vectorizes them. The last way needs no proof.
+inside an outer plate, often without an error. So a method is used only after a *proof*, for the given data, number of
+particles and modes (training, evaluation): three particles are run again, each alone, at their sampled values, and
+log-densities must agree site by site. What differs between runs must differ between particles. The exception is noise
+of training mode (the dropout of an encoder), which particles may share, as where Pyro vectorizes them. The last method
+needs no proof.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ _READING = frozenset(
     ]
 )
 _TOLERANCE = {False: 1e-5, True: 1e-10}  # of the sum of the absolute terms: single, double precision
-_NUDGE = 16.0  # units in the last place by which values are moved, to see what rounding does to a log-density
-_MOST = 1e-2  # of the sum of the absolute terms: what is more is not put down to rounding
+_NUDGE = 16.0  # units in the last place: values are moved by this to measure the rounding error of a log-density
+_MOST = 1e-2  # of the sum of the absolute terms: a larger difference is not attributed to rounding
 
 
 def slowest(ways: Iterable[Way]) -> Way:
-    """The last of these ways, which several programs that are run together are said to be run by."""
+    """The slowest of these methods, which describes several programs run together."""
     return max(ways, key=WAYS.index, default=ALONE)
 
 
 class Met(NamedTuple):
-    """What a run met: its sites by name, and the indices of its plates."""
+    """The result of one run: its sites by name, and the indices of its plates."""
 
     sites: dict[str, Site]
     rows: dict[str, Tensor]
@@ -102,10 +102,10 @@ class Run(NamedTuple):
     """The sites of a program under K particles.
 
     Attributes:
-        sites: by name, in the order in which they were met.
-        ranks: how many dimensions the values of a site have where the program runs alone.
+        sites: by name, in order of execution.
+        ranks: the number of dimensions of each site's values when the program runs alone.
         rows: the indices of its plates.
-        met: the sites with their distributions, where one run met them all.
+        met: the sites with their distributions, if a single run produced them all.
     """
 
     sites: dict[str, Scored]
@@ -115,7 +115,7 @@ class Run(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a program is run with: see :meth:`Lifted.__call__`."""
+    """The arguments of a run: see :meth:`Lifted.__call__`."""
 
     data: tuple[Any, ...]
     particles: int
@@ -125,26 +125,26 @@ class Call(NamedTuple):
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """All that is not drawn, for a run behind an outer plate."""
+        """All values that are not sampled, for a run inside an outer plate."""
         return {**self.given, **self.rows}
 
     def at(self, k: int) -> dict[str, Tensor]:
-        """The given values of one particle, as a single run has them."""
+        """The given values of one particle, as in a single run."""
         return {name: _at(value, k, self.ranks[name]) for name, value in self.given.items()}
 
     def detached(self) -> Call:
-        """The same without derivatives."""
+        """The same call without derivatives."""
         return self._replace(given={name: value.detach() for name, value in self.given.items()})
 
 
 class Proof(NamedTuple):
-    """What was found out about a program, for data of these shapes, so many particles and modules in these modes.
+    """The result of the proof for a program, for given data shapes, number of particles and module modes.
 
     Attributes:
-        way: the first way that gives the numbers of single runs.
-        buffers: whether tensors that the program creates filled have to be each particle's own under ``torch.vmap``.
-        ranks: how many dimensions the values of a site have where the program runs alone.
-        subsampled: the plates that are.
+        way: the first method that reproduces single runs.
+        buffers: whether tensors created with values must be separate for each particle under ``torch.vmap``.
+        ranks: the number of dimensions of each site's values when the program runs alone.
+        subsampled: the subsampled plates.
     """
 
     way: Way
@@ -161,14 +161,14 @@ class Lifted:
 
     Args:
         program: any Pyro program.
-        nesting: how deep the plates of its pair are nested.
-        name: what it is called in a sentence.
+        nesting: how deep the plates of model and guide are nested.
+        name: the program's name in messages.
 
     Attributes:
-        reasons: why a way was refused, by way.
+        reasons: why a method was refused, by method.
 
     Warns:
-        UserWarning: once, where neither an outer plate nor ``torch.vmap`` gives the numbers of single runs.
+        UserWarning: once, if neither an outer plate nor ``torch.vmap`` reproduces single runs.
     """
 
     def __init__(self, program: Program, nesting: int, name: str = "model") -> None:
@@ -176,11 +176,11 @@ class Lifted:
         self.programs: tuple[Program, ...] = (program,)
         self.reasons: dict[Way, str] = {}
         self._proofs: dict[Any, Proof] = {}
-        self._parts: list[nn.Module] | None = None  # of all modules that the programs hold
+        self._parts: list[nn.Module] | None = None  # all modules held by the programs
 
     @property
     def way(self) -> Way:
-        """The way that it is run by; where sizes differ in it, the last of those in the table."""
+        """The method of the runs; the slowest one if it differs between sizes."""
         return slowest(proof.way for proof in self._proofs.values())
 
     def __call__(
@@ -194,11 +194,11 @@ class Lifted:
         """Run it.
 
         Args:
-            data: what the program is called with.
+            data: the arguments of the program.
             particles: K.
-            given: values [K, *plates, *event] of some latent sites; the others are drawn.
-            ranks: how many dimensions those values have where the program runs alone.
-            rows: indices of plates that are not to be drawn.
+            given: values [K, *plates, *event] of some latent sites; the others are sampled.
+            ranks: the number of dimensions of those values when the program runs alone.
+            rows: indices of plates that are not to be sampled.
         """
         call = Call(data, particles, given or {}, ranks or {}, rows or {})
         proof = self.proof_for(call)
@@ -213,18 +213,18 @@ class Lifted:
         return self._by(proof, call)
 
     def proof_for(self, call: Call) -> Proof | None:
-        """What is known of calls like this one; None if there was none yet."""
+        """The proof for calls like this one; None if there is none yet."""
         return _ALONE if call.particles == 1 else self._proofs.get(self._key(call))
 
     def _key(self, call: Call) -> tuple[Any, ...]:
-        """What a proof holds for."""
+        """The conditions under which a proof is valid."""
         shapes = [(x.shape, x.dtype) if isinstance(x, Tensor) else None for x in call.data]
         if self._parts is None:
             self._parts = _parts_of(*self.programs)
         return (call.particles, *shapes, *(part.training for part in self._parts))
 
     def read(self, proof: Proof, call: Call, read: Read) -> dict[str, Tensor]:
-        """Tensors that are read off the trace of a run, [K, ...] each."""
+        """Tensors read off the trace of a run, [K, ...] each."""
         if proof.way == PLATE:
             return read(self.meet(call.data, call.fixed, call.particles))
 
@@ -234,16 +234,16 @@ class Lifted:
         return _separately(proof.way, call, one, proof.buffers)
 
     def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
-        """Run it once, alone or in a plate of particles, at given values and indices."""
+        """Run the program once, alone or in a plate of particles, at given values and indices."""
         program = self.program if particles is None else in_plate(self.program, particles, self.nesting)
         return _met(program, data, values)
 
     def _by(self, proof: Proof, call: Call) -> Run:
-        """Run it by a way."""
+        """Run the program by the proved method."""
         way = proof.way
         facts: dict[str, SiteFacts] = {}
         ranks: dict[str, int] = {}
-        values: dict[str, Tensor] = {}  # of what is observed
+        values: dict[str, Tensor] = {}  # of observed sites
         rows: dict[str, Tensor] = dict(call.rows)
         kept: list[Met] = []
         if way in (VMAP, LOOP) and not proof.subsampled <= set(rows):  # one subsample for all particles
@@ -276,14 +276,14 @@ class Lifted:
         return Run(sites, proof.ranks if way == PLATE else ranks, rows, kept[0].sites if kept else None)
 
     def _find(self, call: Call) -> tuple[Proof, Run]:
-        """The first way that is proved, and a run by it."""
+        """The first method with a proof, and a run by it."""
         tensors = tuple(x for x in call.data if isinstance(x, Tensor))
         with explained(tensors), _Reads() as reads, validation_enabled(False):
             first, moving = self._moving(call)
         frames = {frame for site in first.values() for frame in site["cond_indep_stack"] if frame.vectorized}
         ranks = {name: site["value"].dim() for name, site in first.items()}
         subsampled = frozenset(frame.name for frame in frames if frame.full_size not in (None, -1, frame.size))
-        self._parts = _parts_of(*self.programs)  # a first run may have made some
+        self._parts = _parts_of(*self.programs)  # a first run may create modules
         start = stream()
         for way, buffers in ((PLATE, False), (VMAP, False), (VMAP, True)):
             proof = Proof(way, buffers, ranks, subsampled)
@@ -295,7 +295,7 @@ class Lifted:
                     doubt = self._doubt(proof, call, run, moving)
                     if way == PLATE and not doubt and reads.any:
                         doubt = self._reads_draws(proof, call)
-            except Exception as error:  # any code of the user's runs here, in a form that it was not written for
+            except Exception as error:  # user code runs here in a form that it was not written for
                 doubt = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
             if not doubt:
                 return proof, run
@@ -305,23 +305,23 @@ class Lifted:
             why = "; ".join(f"under {way}: {reason}" for way, reason in self.reasons.items())
             norms = any(part.training and _is_batch_norm(part) for part in self._parts or [])
             remedy = (
-                "it normalises by batches in training mode, and many particles at once are another batch: put it into "
-                "evaluation mode (.eval()), take one particle, or another normalisation (torch.nn.LayerNorm)"
+                "it uses batch normalisation in training mode, which couples particles: put it into evaluation mode "
+                "(.eval()), use one particle, or another normalisation (torch.nn.LayerNorm)"
                 if norms
-                else "write it with tensor operations that neither read values (.item(), if, boolean indices) nor "
-                "write into tensors made beforehand, or count dimensions from the right (z[..., 0], softmax(-1)) so "
-                "that a dimension for particles may stand on the left"
+                else "use tensor operations that neither read values (.item(), if, boolean indices) nor write into "
+                "tensors created before, or count dimensions from the right (z[..., 0], softmax(-1)) so that a "
+                "dimension for particles fits on the left"
             )
             warnings.warn(
-                f"the {self.name} runs one particle after the other, which is slow, since no other way gives the "
-                f"numbers of its single runs ({why}); {remedy}",
+                f"the {self.name} runs one particle after the other, which is slow, since no faster method reproduces "
+                f"the numbers of single runs ({why}); {remedy}",
                 stacklevel=outside(),
             )
         proof = Proof(LOOP, False, ranks, subsampled)
         return proof, self._by(proof, call)
 
     def _reads_draws(self, proof: Proof, call: Call) -> str:
-        """Whether values that are read off tensors depend on the draws: three particles may branch alike by chance.
+        """Why values read off tensors may depend on the samples: three particles may take the same branch by chance.
 
         Under ``torch.vmap`` such a read is an error.
         """
@@ -330,25 +330,25 @@ class Lifted:
                 with forked_rng(), self._unmoved(), validation_enabled(False):
                     self._by(proof._replace(way=VMAP, buffers=buffers), call)
                 return ""
-            except Exception as error:  # any code of the user's
+            except Exception as error:  # user code
                 doubt = f"it reads values, which all particles share ({(str(error).strip().splitlines() or [''])[0]})"
         return doubt
 
     def _unmoved(self) -> AbstractContextManager[None]:
-        """What a run in training mode writes into buffers is put back: the next is to start from the same."""
+        """Restore the buffers that a run in training mode changes, so that the next run starts from the same state."""
         parts = self._parts or []
         if not any(part.training for part in parts):
             return nullcontext()
         return tensors_kept(buffer for part in parts for buffer in part.buffers(recurse=False))
 
     def _moving(self, call: Call) -> tuple[dict[str, Site], dict[str, Tensor]]:
-        """The sites of a single run; and which of their values differ between two such runs."""
+        """The sites of a single run, and which of their values differ between two such runs."""
         with forked_rng(), torch.no_grad(), self._unmoved():
             first, again = (self.meet(call.data, {**call.rows, **call.at(0)}).sites for _ in range(2))
         return first, _moving(first, again, self.nesting)
 
     def _doubt(self, proof: Proof, call: Call, run: Run, moving: dict[str, Tensor]) -> str:
-        """Why a run does not give the numbers of single runs; nothing where it does."""
+        """Why a run does not reproduce single runs; empty if it does."""
         found = call._replace(rows=run.rows)
         shared = ""
         for name, moves in moving.items():
@@ -358,30 +358,30 @@ class Lifted:
             else:
                 first, last = (_at(site.value, k, proof.ranks[name]) for k in (0, call.particles - 1))
             if bool((first == last)[moves].all()):
-                shared = f"all particles have the same draw at site '{name}'"
+                shared = f"all particles share one sample at site '{name}'"
         with forked_rng(), torch.no_grad():
             try:
                 doubt = self._differs(proof, found, run, replay=None)
             except (KeyError, NotImplementedError):
-                doubt = "its log-density is known for its own draws only"
-            if doubt:  # perhaps it draws more than its sites, or knows log q of its own draws only
+                doubt = "its log-density is known for its own samples only"
+            if doubt:  # it may have randomness beside its sites, or know log q of its own samples only
                 with _Recorder() as tape, self._unmoved():
                     run = self._by(proof, found)
                 with under_vmap(buffers=proof.buffers) if proof.way == VMAP else nullcontext():
                     if not tape.draws or self._differs(proof, found, run, tape):
                         return doubt
                 if tape.shared:
-                    shared = shared or "what it draws beside its sites is the same for all particles"
+                    shared = shared or "randomness beside its sites is the same for all particles"
             noisy = [part for part in self._parts or [] if part.training and not _is_batch_norm(part)]
             if not (shared and noisy):
                 return shared
-            with modes_kept(noisy):  # what is shared may be dropout
+            with modes_kept(noisy):  # the shared randomness may be dropout
                 for part in noisy:
                     part.training = False
                 return self._doubt(proof, call, self._by(proof, call), self._moving(call)[1])
 
     def _differs(self, proof: Proof, call: Call, run: Run, replay: _Recorder | None) -> str:
-        """At which site three particles differ from single runs of them."""
+        """The site at which three particles differ from single runs, as a sentence."""
         K = call.particles
         for k in sorted({0, K // 2, K - 1}):
             given = {**call.rows, **call.at(k)}
@@ -411,7 +411,7 @@ class Lifted:
         return ""
 
     def _agree(self, density: Tensor, site: Site, single: Callable[[Values], dict[str, Site]], values: Values) -> bool:
-        """Whether a log-density is that of a single run, but for rounding."""
+        """Whether a log-density equals that of a single run, up to rounding."""
         alone = padded(score(site), self.nesting)
         if density.shape != alone.shape:
             return False
@@ -429,7 +429,7 @@ class Lifted:
             again, other = (
                 (padded(score(single(at)[site["name"]]), self.nesting) - alone).abs() for at in (values, moved)
             )
-        if not bool((again <= allowed)[known].all()):  # not rounding, but noise
+        if not bool((again <= allowed)[known].all()):  # noise, not rounding
             return False
         return bool((off <= allowed + (_NUDGE * other).clamp(max=_MOST * size))[known].all())
 
@@ -437,16 +437,16 @@ class Lifted:
 class LiftedPair(Lifted):
     """Model and guide as one program, with the states of enumerated sites summed out.
 
-    Its sites are those of :class:`~jensen.kernel.enumeration.Summed`, under ``"p "``, ``"q "`` or ``"elbo "`` and their
-    names; the last are there where the guide leaves states to be summed.
+    Its sites are those of :class:`~jensen.kernel.enumeration.Summed`, named ``"p "``, ``"q "`` or ``"elbo "`` plus
+    their names; ``"elbo "`` sites exist where the guide leaves states to be summed.
     """
 
     def __init__(self, model: Program, guide: Program, nesting: int) -> None:
-        super().__init__(model, nesting, "pair")
+        super().__init__(model, nesting, "model with its guide")
         self.programs = model, guide
 
     def meet(self, data: tuple[Any, ...], values: Values, particles: int | None = None) -> Met:
-        """Run it once, alone or in a plate of particles, at given values and indices."""
+        """Run both once, alone or in a plate of particles, at given values and indices."""
         p, q = self._at_all_states(data, values, particles)
         summed = Summed(list(p.sites.values()), list(q.sites.values()))
         kinds = {"p": summed.p, "q": summed.q, "elbo": []}
@@ -460,7 +460,7 @@ class LiftedPair(Lifted):
         return Met(sites, {**q.rows, **p.rows})
 
     def check(self, data: tuple[Any, ...]) -> None:
-        """Raise ValueError where a half at all its states at once is not what it is at one of them."""
+        """Raise ValueError if the model or guide at all states at once differs from its runs at single states."""
         p, q = self._at_all_states(data, {}, None)
         for half, met in zip(self.programs, (p, q), strict=True):
 
@@ -481,7 +481,7 @@ class LiftedPair(Lifted):
 
 
 class Half(NamedTuple):
-    """A half of a pair that was run, to be read off at the same values."""
+    """A run of the model or of the guide, from which tensors are read at the same values."""
 
     lifted: Lifted
     call: Call
@@ -490,12 +490,12 @@ class Half(NamedTuple):
 
     @property
     def extra(self) -> int:
-        """How many dimensions its traces have for the particles."""
+        """The number of dimensions that its traces have for the particles."""
         return int(self.way == PLATE)
 
     @property
     def way(self) -> Way:
-        """How it was run."""
+        """The method of the run."""
         return self.proof.way
 
     def read(self, make: Callable[[Mapping[str, Site]], Tensor]) -> Tensor:
@@ -507,7 +507,7 @@ class Half(NamedTuple):
 
 
 def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapping[str, Site]], Tensor]) -> Tensor:
-    """A tensor made of the sites of both halves at the same values: [K, ...]."""
+    """A tensor computed from the sites of model and guide at the same values: [K, ...]."""
     if model.run.met is not None and guide.run.met is not None and model.way == guide.way:
         made = make(model.run.met, guide.run.met)
         return made if model.extra else made.unsqueeze(0)
@@ -524,7 +524,7 @@ def read_both(model: Half, guide: Half, make: Callable[[Mapping[str, Site], Mapp
 def _separately(
     way: Way, call: Call, one: Callable[[Values], dict[str, Tensor]], buffers: bool = False
 ) -> dict[str, Tensor]:
-    """What single runs return at each particle's values, side by side: [K, ...]."""
+    """The results of single runs at each particle's values, stacked: [K, ...]."""
     native = {name: _native(value, call.ranks[name]) for name, value in call.given.items()}
     if way == ALONE:
         return {key: t.unsqueeze(0) for key, t in one({name: v[0] for name, v in native.items()}).items()}
@@ -550,12 +550,12 @@ def _place(frame: Any) -> tuple[str, int | None, int]:
 
 
 def _native(value: Tensor, rank: int) -> Tensor:
-    """Values [K, *plates, *event] as single runs have them, one after the other."""
+    """Values [K, *plates, *event] as single runs have them, one by one."""
     return value.reshape(len(value), *value.shape[value.dim() - rank :])
 
 
 def _at(value: Tensor, k: int, rank: int) -> Tensor:
-    """One of the values [K, *plates, *event], as a single run has it."""
+    """One of the values [K, *plates, *event], as in a single run."""
     return _native(value, rank)[k]
 
 
@@ -565,9 +565,9 @@ def _spread(value: Tensor, rank: int) -> Tensor:
 
 
 def _moving(first: Mapping[str, Site], again: Mapping[str, Site], nesting: int) -> dict[str, Tensor]:
-    """By site, which of its values differ between two runs (of what is observed: which log-densities).
+    """By site, which values differ between two runs (for observed sites: which log-densities).
 
-    Sites of few states are left out.
+    Sites with few states are omitted.
     """
     moving = {}
     for name in first.keys() & again.keys():
@@ -582,7 +582,7 @@ def _moving(first: Mapping[str, Site], again: Mapping[str, Site], nesting: int) 
 
 
 def _near(a: Tensor, b: Tensor) -> bool:
-    """Whether two values are the same, but for rounding."""
+    """Whether two values are equal up to rounding."""
     if a.shape != b.shape:
         return False
     if not a.is_floating_point():
@@ -622,7 +622,7 @@ def _is_batch_norm(part: nn.Module) -> bool:
 
 @contextmanager
 def set_apart(*programs: Program) -> Iterator[None]:
-    """No gradient, no tracer, a random stream of its own; buffers are put back."""
+    """No gradient, no tracer, a private random stream; buffers are restored."""
     buffers = [buffer for module in owners_of(*programs) for buffer in module.buffers()]
     with disable_proxy_modes_tracing(), torch.no_grad(), forked_rng(), tensors_kept(buffers):
         yield
@@ -630,7 +630,7 @@ def set_apart(*programs: Program) -> Iterator[None]:
 
 @contextmanager
 def for_proof(*programs: Program) -> Iterator[None]:
-    """Set apart, and in evaluation mode, but for batch norms in training mode."""
+    """As :func:`set_apart`, in evaluation mode, except batch norms in training mode."""
     parts = _parts_of(*programs)
     with set_apart(*programs), modes_kept(parts):
         for part in parts:
@@ -639,7 +639,7 @@ def for_proof(*programs: Program) -> Iterator[None]:
 
 
 def _reader(frame: FrameType | None) -> str:
-    """The library whose code reads a value, in this frame or those that it was called from."""
+    """The library whose code reads a value, in this frame or its callers."""
     while frame is not None and frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
         frame = frame.f_back
     name: str = "" if frame is None else frame.f_globals.get("__name__", "")
@@ -647,9 +647,9 @@ def _reader(frame: FrameType | None) -> str:
 
 
 class _Reads(TorchFunctionMode):
-    """Notices that a program reads values off tensors: ``if z.sum() > 0``, ``z.max().item()``.
+    """Records whether a program reads values off tensors: ``if z.sum() > 0``, ``z.max().item()``.
 
-    Loops of rejection inside PyTorch and Pyro end right for all particles.
+    Rejection loops inside PyTorch and Pyro end correctly for all particles.
 
     Attributes:
         any: whether it did.
@@ -666,17 +666,17 @@ class _Reads(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps what is drawn at random, to give a single run the draws of one particle."""
+    """Records random samples, to give a single run the samples of one particle."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.draws: list[Tensor] = []
-        self.shared = False  # whether single runs drew again what all particles have in common
+        self.shared = False  # whether single runs repeated samples that all particles share
         self._source: tuple[_Recorder, int, int] | None = None
         self._next = 0
 
     def of(self, k: int, particles: int) -> _Recorder:
-        """The same draws, those of particle k alone, in the place of new ones."""
+        """A recorder that replays the samples of particle k."""
         again = _Recorder()
         again._source = self, k, particles
         return again
@@ -691,7 +691,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _take(self, drawn: Tensor) -> None:
-        """Keep what was drawn, or put what was kept in its place."""
+        """Record a sample, or replace it by the recorded one."""
         if self._source is None:
             self.draws.append(drawn.clone())
             return
@@ -701,5 +701,5 @@ class _Recorder(TorchDispatchMode):
         if recorded.numel() == particles * drawn.numel() and len(recorded) == particles:
             recorded = recorded[k].reshape(drawn.shape)
         elif not torch.equal(recorded := recorded.reshape(drawn.shape), drawn):
-            source.shared = True  # of a seeded stream they are equal
+            source.shared = True  # samples of a seeded stream are equal
         drawn.copy_(recorded)

@@ -1,4 +1,4 @@
-"""Threads that wait by spinning: a warning where a machine has more to do than cores to do it."""
+"""A warning where the machine is overloaded and PyTorch's threads wait by spinning."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from .caller import outside
 
-_said: list[float] = []  # the load, once it was said
+_said: list[float] = []  # the load of the warning, once it was given
 
 
 def warn_if_busy() -> None:
-    """Say once per process that threads of PyTorch get into the way of other jobs, where they do.
+    """Warn once per process if PyTorch's threads compete with other jobs.
 
-    OpenMP's threads spin while they wait for each other at the end of every operation. Beside other jobs the last of
-    them waits for a core, and all others for it: two threads were 17 times slower than one. A load average can only be
-    had on Linux and macOS.
+    OpenMP's threads spin while they wait for each other at the end of every operation. On an overloaded machine the
+    last thread waits for a core, and the others wait for it: two threads were 17 times slower than one. A load average
+    exists only on Linux and macOS.
 
     Warns:
         UserWarning: if the load average of the last minute is above the number of cores, PyTorch has more than one
@@ -29,15 +29,15 @@ def warn_if_busy() -> None:
         return
     try:
         load = os.getloadavg()[0]
-    except (AttributeError, OSError):  # not known here
+    except (AttributeError, OSError):  # no load average here
         return
     cores = os.cpu_count() or 1
     if load <= cores:
         return
     _said.append(load)
     warnings.warn(
-        f"the load of this machine is {load:.1f}, above its {cores} cores, and PyTorch has {torch.get_num_threads()} "
-        "threads, which spin while they wait for each other and may take many times as long: "
-        "torch.set_num_threads(1), or set OMP_WAIT_POLICY=PASSIVE in the environment before Python starts",
+        f"the load of this machine is {load:.1f}, above its {cores} cores, and PyTorch's {torch.get_num_threads()} "
+        "threads spin while they wait for each other, which may be many times slower: call torch.set_num_threads(1), "
+        "or set OMP_WAIT_POLICY=PASSIVE in the environment before Python starts",
         stacklevel=outside(),
     )

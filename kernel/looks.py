@@ -1,7 +1,7 @@
-"""A pair looked at on given data: how it is laid out there, or why it does not run there.
+"""Check of a model and guide on given data: their layout, or the reason why they do not run.
 
-A guide that holds a value for each datum (an AutoGuide of local latents, ``pyro.param("loc", torch.zeros(50))``) fits
-the data that it was made for and no others. PyTorch then speaks of broadcasting; here the guide is named.
+A guide that holds a value per data point (an AutoGuide of local latents, ``pyro.param("loc", torch.zeros(50))``) fits
+only the data that it was made for. PyTorch's error is then about broadcasting; the error here names the guide.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .weights import Program, check_pair, model_sites, trace_pair
 
 
 def look_at(model: Program, guide: Program, data: Batch) -> Layout:
-    """:func:`check_pair`, whose errors say what they have to do with the call, or with the number of data.
+    """:func:`check_pair` with errors that relate to the arguments or to the number of data points.
 
     Raises:
-        TypeError: for a call that does not fit the arguments that a program takes.
-        ValueError: for a guide that holds a value for each of other data, and as :func:`check_pair`.
+        TypeError: for a call that does not match a program's arguments.
+        ValueError: for a guide that holds values for other data, and as :func:`check_pair`.
     """
     check_tensors(data)
     _refuse(_held_by_autoguide(model, guide, data))
@@ -50,7 +50,7 @@ def look_at(model: Program, guide: Program, data: Batch) -> Layout:
 
 
 def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout | Exception:
-    """How a pair is laid out on the first rows of its data, all checked; what it raises where it does not run there."""
+    """The layout of model and guide on the first rows of their data, all checked; or the error that they raise."""
     try:
         return look_at(model, guide, tuple(x[:rows] for x in data))
     except (IndexError, RuntimeError, ValueError) as error:
@@ -59,9 +59,9 @@ def layout_on(model: Program, guide: Program, data: Batch, rows: int) -> Layout 
 
 @torch.no_grad()
 def warn_of_no_plate(model: Program, guide: Program, data: Batch) -> None:
-    """Warn of latent values for each row, one independent of the other, without a plate: then all rows are one datum.
+    """Warn of independent latent values for each row without a plate: all rows are then one data point.
 
-    A site counts whose rows are independent in its own distribution, and become fewer with those of the data.
+    A site counts if its distribution treats rows as independent and its rows decrease with those of the data.
     """
     n = len(data[0]) if data else 0
     if n < 3:
@@ -69,7 +69,7 @@ def warn_of_no_plate(model: Program, guide: Program, data: Batch) -> None:
     try:
         with forked_rng(), buffers_kept(model, guide):
             pairs = [trace_pair(model, guide, tuple(x[:rows] for x in data)) for rows in (n, n - 1)]
-    except (IndexError, RuntimeError, TypeError, ValueError):  # it does not run on other rows
+    except (IndexError, RuntimeError, TypeError, ValueError):  # other rows do not run
         return
     if any(site["cond_indep_stack"] for trace in pairs[0] for site in sites_of(trace)):
         return
@@ -77,15 +77,15 @@ def warn_of_no_plate(model: Program, guide: Program, data: Batch) -> None:
     local = [name for name, length in lengths[0].items() if (length, lengths[1].get(name)) == ((n,), (n - 1,))]
     if local:
         warnings.warn(
-            f"no plate stands around the data, so its {n} rows are one datum: bounds and log p(x) are of all of them "
-            f"jointly. If rows are independent, draw {' and '.join(local)} (and observe x) in pyro.plate('data', "
-            "len(x), dim=-1), with one to_event dimension less",
+            f"there is no plate around the data, so its {n} rows are one data point: bounds and log p(x) are joint "
+            f"over all rows. If rows are independent, sample {' and '.join(local)} (and observe x) in "
+            "pyro.plate('data', len(x), dim=-1), with one to_event dimension less",
             stacklevel=outside(),
         )
 
 
 class Held(NamedTuple):
-    """Where a guide holds values, one for each of ``size`` data, of which ``came`` others came."""
+    """Where a guide holds values, one for each of ``size`` data points, and the number ``came`` of the given data."""
 
     guide: str
     size: int
@@ -93,26 +93,26 @@ class Held(NamedTuple):
     came: int
 
     def __str__(self) -> str:
-        return f"{self.guide} holds a value for each of {self.size} data ({self.where})"
+        return f"{self.guide} holds a value for each of {self.size} data points ({self.where})"
 
 
 def held_by(model: Program, guide: Program, data: Batch) -> Held | None:
-    """What a guide holds for each of other data than these, if that is why the pair does not run on these."""
+    """The values that a guide holds for other data, if they are why it does not run on these."""
     return _held_by_autoguide(model, guide, data) or _held_by_parameters(model, guide, data)
 
 
 def _refuse(held: Held | None) -> None:
     if held is not None:
         raise ValueError(
-            f"{held}, but {held.came} came: take a guide that computes q(z | x) from x (jensen.guides.amortize), or "
-            "fit a new one of this kind to these data"
+            f"{held}, but got {held.came}: use a guide that computes q(z | x) from x (jensen.guides.amortize), or fit "
+            "a new guide of this kind to these data"
         )
 
 
 def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | None:
-    """An AutoGuide holds values for each of other data where the plate of a latent had another size at its first call.
+    """An AutoGuide holds values for other data if the plate of a latent had another size at its first call.
 
-    Running the pair would not do: a guide made for one datum broadcasts to any number.
+    A run would not show this: a guide made for one data point broadcasts to any number.
     """
     made = [part for part in _autoguides(guide) if part.prototype_trace is not None]
     if not made:
@@ -120,7 +120,7 @@ def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | No
     try:
         with forked_rng(), AtMode():
             sites = {site["name"]: site for site in model_sites(model, *data)}
-    except Exception:  # what is wrong with the model is said where the pair is checked
+    except Exception:  # the check of the model reports its errors
         return None
     for part in made:
         for name, frames in _plates_at_first(part):
@@ -134,8 +134,8 @@ def _held_by_autoguide(model: Program, guide: Program, data: Batch) -> Held | No
 
 
 def _plates_at_first(guide: Any) -> Iterator[tuple[str, set[CondIndepStackFrame]]]:
-    """The latents of an AutoGuide that holds values, and the plates around them at its first call."""
-    if isinstance(guide, AutoStructured):  # these two empty the sites of their trace
+    """The latent sites of an AutoGuide that holds values, and the plates around them at its first call."""
+    if isinstance(guide, AutoStructured):  # both classes empty the sites of their trace
         for name, kept in guide._sorted_sites:
             yield name, {frame for frame in kept["cond_indep_stack"] if frame.vectorized}
     elif isinstance(guide, AutoGaussian):
@@ -147,7 +147,7 @@ def _plates_at_first(guide: Any) -> Iterator[tuple[str, set[CondIndepStackFrame]
 
 
 def _autoguides(guide: Program) -> Iterator[Any]:
-    """The AutoGuides that hold values: the guide, or the parts of a list of them."""
+    """The AutoGuides that hold values: the guide itself, or the parts of a list."""
     if isinstance(guide, AutoGuideList):
         for part in guide:
             yield from _autoguides(part)
@@ -156,10 +156,10 @@ def _autoguides(guide: Program) -> Iterator[Any]:
 
 
 def _held_by_parameters(model: Program, guide: Program, data: Batch) -> Held | None:
-    """A parameter of the guide's own, not a layer's, has a value for each of other data.
+    """A parameter of the guide itself, not of a layer, has a value for each of other data.
 
-    An experiment proves it: the same rows, repeated to as many as there are values, run, and repeated to the number
-    that came they do not.
+    An experiment proves it: the guide runs if the rows are repeated to the number of values, and fails if they are
+    repeated to the given number.
     """
     n = rows_of(data)
     for name, shape in _own_parameters(model, guide, data).items() if data else ():
@@ -171,7 +171,7 @@ def _held_by_parameters(model: Program, guide: Program, data: Batch) -> Held | N
 
 
 def _own_parameters(model: Program, guide: Program, data: Batch) -> dict[str, torch.Size]:
-    """Names and shapes of the parameters that a guide holds itself or reads by ``pyro.param``: no layer's weights."""
+    """Names and shapes of the parameters that a guide holds itself or reads by ``pyro.param``, without layers."""
     with forked_rng(), torch.no_grad(), ParametersRead() as reads, suppress(Exception):
         guide(*data)
     own, store = {}, pyro.get_param_store()

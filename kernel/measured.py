@@ -1,13 +1,13 @@
-r"""The pair that is measured: as its author wrote it, but on all data, and without factors that are no density.
+r"""Model and guide as they are measured: on all data, and without factors that are not densities.
 
-With a latent site outside of it, a subsampled plate gives an unbiased estimate of the ELBO, but none of log p(x):
+If a latent site is outside of it, a subsampled plate gives an unbiased estimate of the ELBO, but not of log p(x):
 
 .. math:: \log \int p(z) \exp \Big( \frac{N}{B} \sum_{n \in B} \log p(x_n \mid z) \Big) dz \ne \log p(x)
 
 for a batch B of the N data, also on average. Such a plate is run in full.
 
-What a guide draws does not depend on its ``pyro.factor``. A penalty there steers training, but it is no part of
-log q(z | x): counted as one, it would raise or lower every log weight, and the ELBO could exceed log p(x).
+A guide's samples do not depend on its ``pyro.factor``. A penalty there changes training, but it is not part of
+log q(z | x): counted as such, it would shift every log weight, and the ELBO could exceed log p(x).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .weights import Program, trace_pair
 
 
 def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Program]:
-    """A pair that runs its subsampled plates on all of their data.
+    """A model and guide that run their subsampled plates on all data.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
@@ -43,8 +43,8 @@ def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Pro
         The model and the guide, in which a subsampled ``pyro.plate`` yields every index, in order.
 
     Raises:
-        ValueError: naming plate and site, where what a model observes does not follow the index of the plate: for
-            another order of the indices, the same values and log-densities in that order.
+        ValueError: naming plate and site, if the model's observations do not follow the index of the plate: another
+            order of the indices must give the same values and log-densities in that order.
 
     Example:
         >>> import pyro
@@ -74,12 +74,12 @@ def in_full(model: Program, guide: Program, *data: Tensor) -> tuple[Program, Pro
 
 
 def without_penalties(guide: Program, penalties: tuple[str, ...]) -> Program:
-    """A guide whose ``pyro.factor`` sites of these names do not count."""
+    """A guide whose ``pyro.factor`` sites of these names are ignored."""
     return _under(BlockMessenger(hide=list(penalties)), guide) if penalties else guide
 
 
 class _InFull(Messenger):
-    """A handler under which plates of these names yield all indices, from the first to the last or backwards."""
+    """A handler under which plates of these names yield all indices, in order or reversed."""
 
     def __init__(self, names: set[str], backwards: bool = False) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _InFull(Messenger):
         return super().__exit__(*args)
 
     def _pyro_post_subsample(self, msg: Any) -> None:
-        if self.backwards:  # pyro.subsample leaves whole data in their order
+        if self.backwards:  # pyro.subsample keeps the order of whole data
             dims = [
                 frame.dim for frame in msg["cond_indep_stack"] if frame.name in self.names and frame.dim is not None
             ]
@@ -118,7 +118,7 @@ class _InFull(Messenger):
 
 
 def _under(handler: Messenger, program: Program) -> Program:
-    """A program under a handler, which stays a method of its module: its mode and parameters are still found."""
+    """A program under a handler that remains a method of its module, so that its mode and parameters are found."""
     wrapped: Any = handler(program)
     owner = getattr(program, "__self__", program)
     if isinstance(owner, nn.Module):
@@ -127,7 +127,7 @@ def _under(handler: Messenger, program: Program) -> Program:
 
 
 def _reversed(trace: Trace, names: set[str]) -> Trace:
-    """A trace with the values inside plates of these names in reversed order, and their indices."""
+    """A trace with the values inside these plates, and their indices, in reversed order."""
     turned = trace.copy()
     nodes: Any = turned.nodes
     for name, site in list(nodes.items()):
@@ -139,7 +139,7 @@ def _reversed(trace: Trace, names: set[str]) -> Trace:
 
 
 def _turned(site: Site, value: Tensor, names: set[str], event_dim: int) -> Tensor:
-    """A tensor of a site in reversed order along the plates of these names."""
+    """A tensor of a site in reversed order along these plates."""
     dims = [frame.dim for frame in plates_of(site) if frame.name in names and frame.dim is not None]
     return _flipped(value, [dim - event_dim for dim in dims])
 
@@ -149,7 +149,7 @@ def _flipped(value: Tensor, dims: list[int]) -> Tensor:
 
 
 def _follows(site: Site, other: Site, names: set[str]) -> bool:
-    """Whether a site has a value for each index, and it, and its log-density, come with the index."""
+    """Whether a site has a value for each index, and its values and log-densities follow the index."""
     event_dim = site["fn"].event_dim
     for frame in plates_of(site):
         if frame.name in names and frame.dim is not None and site["is_observed"]:
@@ -165,11 +165,11 @@ def _follows(site: Site, other: Site, names: set[str]) -> bool:
 
 
 def _refusal(sizes: dict[str, tuple[int, Any]], name: str | None = None) -> str:
-    """The sentence that refuses to measure a subsampled plate."""
+    """The error for a subsampled plate that cannot be measured."""
     listed = ", ".join(f"'{plate}' ({size} of {full})" for plate, (size, full) in sorted(sizes.items()))
-    what = "the pair cannot be run on all of them" if name is None else f"site '{name}' does not follow its index"
+    what = "model and guide do not run on all of them" if name is None else f"site '{name}' does not follow its index"
     return (
-        f"an estimate of log p(x) needs all data, but the model subsamples its plate {listed} beside sites outside of "
-        f"it, and {what}: make the plate inside the model, index by it what the model reads (with pyro.plate(...) as "
-        "rows: ... obs=x[rows]), and give all data; or measure a model that does not subsample"
+        f"an estimate of log p(x) needs all data, but the model subsamples its plate {listed} with sites outside of "
+        f"it, and {what}: create the plate inside the model, index the data by it (with pyro.plate(...) as rows: ... "
+        "obs=x[rows]), and give all data; or measure a model without subsampling"
     )

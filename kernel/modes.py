@@ -1,4 +1,4 @@
-"""The state that a pair is run in, and given back: modes, buffers, gradient, device, random stream."""
+"""The state of a run, restored afterwards: modes, buffers, gradient, device, random stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .sites import Program
 
 @contextmanager
 def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put every submodule back into the mode, training or evaluation, that it was in."""
+    """Restore the mode, training or evaluation, of every submodule afterwards."""
     before = [(part, part.training) for module in modules for part in module.modules()]
     try:
         yield
@@ -39,7 +39,7 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put back the values of tensors that are written to inside the block; the others are not touched."""
+    """Restore the values of tensors that are written to inside the block; the others are not touched."""
     kept = list(tensors)
     before = [tensor.clone() for tensor in kept]
     try:
@@ -52,7 +52,7 @@ def tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def buffers_kept(*programs: Program) -> AbstractContextManager[None]:
-    """Put back the buffers (running means, say) that looking at programs moves."""
+    """Restore the buffers (running means, for example) that checks of programs change."""
     return tensors_kept(buffer for owner in owners_of(*programs) for buffer in owner.buffers())
 
 
@@ -65,11 +65,11 @@ def running(
     seed: int | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[None]:
-    """Measure: no gradient, evaluation mode (kept from the user's), the given device, a random stream if seeded.
+    """The state of a measurement: no gradient, evaluation mode, the given device, a private random stream if seeded.
 
-    The stream is that of ``what``, the function that measures: see :func:`~jensen.kernel.randomness.derived_seed`.
+    The stream is that of ``what``, the measuring function: see :func:`~jensen.kernel.randomness.derived_seed`.
 
-    Modes, buffers and Pyro's store are afterwards what they were before; no other thread runs pairs meanwhile.
+    Modes, buffers and Pyro's store are restored afterwards; no other thread runs programs meanwhile.
     """
     warn_if_busy()
     modules = owners_of(model, guide)
@@ -84,12 +84,12 @@ def running(
 
 @contextmanager
 def watched_modes() -> Iterator[None]:
-    """Where a pair is measured: see what runs in training mode inside the block, which is one run of the pair.
+    """During a measurement: record what runs in training mode inside the block, which is one run of the programs.
 
-    Modules that were not found before are put into evaluation mode, until the measurement ends.
+    Modules that were not found before are put into evaluation mode until the measurement ends.
 
     Warns:
-        UserWarning: naming what draws or normalises by batches in training mode all the same.
+        UserWarning: naming what still samples noise or normalises by batches in training mode.
     """
     if not _open:
         yield
@@ -106,7 +106,7 @@ def watched_modes() -> Iterator[None]:
 
 @contextmanager
 def calls_seen(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
-    """Collect, into the set it yields, the modules that are called inside the block, parts too."""
+    """Collect, into the set it yields, the modules that are called inside the block, including parts."""
     seen: set[nn.Module] = set()
     parts = {part for module in modules for part in module.modules()}
     handles = [part.register_forward_pre_hook(lambda part, _: seen.add(part)) for part in parts]
@@ -118,7 +118,7 @@ def calls_seen(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
 
 
 class _Watch:
-    """The modules of a measurement: those that were put into evaluation mode, and those that run in training mode.
+    """The modules of a measurement: those in evaluation mode, and those that run in training mode.
 
     Args:
         modules: those in evaluation mode.
@@ -141,12 +141,12 @@ class _Watch:
                 part.training = True
 
     def module(self, part: nn.Module, _: Any) -> None:
-        """Look at a module that is going to be called."""
+        """Check a module that is about to be called."""
         if not part.training:
             return
         name, kind = self.names.get(part), type(part).__name__
         if name is not None or any(reference() is part for reference in self.turned):
-            if _is_noisy(part):  # it was in evaluation mode: it, or what holds it, sets itself to train()
+            if _is_noisy(part):  # it was in evaluation mode: it, or its owner, calls train() itself
                 self.found[f"{name} ({kind})" if name else kind] = None
             return
         part.training = False
@@ -155,23 +155,23 @@ class _Watch:
             self.new.append((weakref.ref(part), kind))
 
     def say(self) -> None:
-        """Warn of what ran in training mode, at the end of a run of the pair."""
+        """Warn of what ran in training mode, at the end of a run."""
         for reference, kind in self.new:
-            if reference() is None:  # made anew by every run
+            if reference() is None:  # created anew in every run
                 self.found[f"{kind} (made inside the program)"] = None
         self.new.clear()
         if self.found:
             warnings.warn(
-                f"{', '.join(self.found)} runs in training mode while the pair is measured, so estimates contain its "
-                "noise, or batches change them: make modules outside of the program and leave their mode to "
-                "train() and eval(), and pass training=module.training to functions such as dropout",
+                f"{', '.join(self.found)} runs in training mode during the measurement, so estimates contain its noise "
+                "or depend on the batch: create modules outside of the program, let train() and eval() set their mode, "
+                "and pass training=module.training to functions such as dropout",
                 stacklevel=outside(),
             )
             self.found.clear()
 
 
 class _Functions(TorchFunctionMode):
-    """Tells a watch of functions of ``torch.nn.functional`` that are called in training mode, outside of modules."""
+    """Reports functions of ``torch.nn.functional`` that are called in training mode, outside of modules."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -195,11 +195,11 @@ def _with_training(func: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _is_noisy(part: nn.Module) -> bool:
-    """Whether a module's training mode draws, or couples the data of a batch."""
+    """Whether a module in training mode samples noise, or couples the rows of a batch."""
     if isinstance(part, _NormBase):
         return part.track_running_stats
     rate = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0)
     return isinstance(part, nn.RReLU) or (isinstance(rate, float) and rate > 0)
 
 
-_open: list[_Watch] = []  # measurements, one inside the other
+_open: list[_Watch] = []  # measurements, nested

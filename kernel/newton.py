@@ -1,11 +1,11 @@
-r"""The mode of each datum's density, and the curvature there: uphill by slopes, then by Newton's steps.
+r"""The mode of each data point's density and its curvature: gradient steps, then Newton's method.
 
 .. math:: \hat u_n = \arg\max_u f_n(u), \qquad H_n = -\nabla^2 f_n(\hat u_n)
 
-A Hessian costs as much as many slopes, so one serves for several steps: each step corrects it by what it saw of the
-slopes (BFGS), and they go on as long as each promises much less than the one before. The rows of a Hessian are one
-batched product (the derivative of a slope, in D directions at once). Data that have converged are no longer worked on;
-what is left is run in blocks of one size, which share a graph.
+A Hessian costs as much as many gradients, so one serves for several steps: each step corrects it from the observed
+gradients (BFGS), and steps continue while each promises much less than the last one. The rows of a Hessian are one
+batched product (the derivative of a gradient, in D directions at once). Converged data points are no longer
+processed; the others run in blocks of one size, which share a graph.
 
 References:
     Nocedal and Wright (2006), Numerical Optimization, second edition, sections 3.4 and 6.1.
@@ -22,16 +22,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROWS = 2048  # (datum, direction) pairs at once
+_ROWS = 2048  # (data point, direction) combinations at once
 _STEPS = 12  # with one Hessian
-_SHRINKS = 1.5  # the factor by which a step has to promise less than the one before, to go on with its Hessian
+_SHRINKS = 1.5  # a step must promise less than the last one by this factor to keep its Hessian
 
 Density = Callable[..., Tensor]  # of points [C, N, D] and data: [C, N]
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Modes(NamedTuple):
-    """What a search found: points [N, D], negative Hessians there [N, D, D], whether each has converged [N]."""
+    """The result of a search: points [N, D], negative Hessians there [N, D, D], whether each has converged [N]."""
 
     loc: Tensor
     curvature: Tensor
@@ -54,33 +54,33 @@ def derivatives(log_density: Density, u: Tensor, *data: Tensor) -> tuple[Tensor,
         u = u.detach().requires_grad_()
         value = log_density(u.unsqueeze(0), *data)[0]
         (slope,) = torch.autograd.grad(value.sum() + 0 * u.sum(), u, create_graph=True)
-        slope = slope + 0 * u  # where it does not depend on u
+        slope = slope + 0 * u  # in case it does not depend on u
         directions = torch.eye(features, dtype=u.dtype, device=u.device).unsqueeze(1).expand(features, n, features)
         try:
             (rows,) = torch.autograd.grad(slope, u, directions, is_grads_batched=True, retain_graph=True)
-        except RuntimeError:  # an operation that torch.vmap does not run
+        except RuntimeError:  # an operation that torch.vmap does not support
             rows = torch.stack([torch.autograd.grad(slope, u, one, retain_graph=True)[0] for one in directions])
     slope, curvature = (t.detach().nan_to_num(0.0, 0.0, 0.0) for t in (slope, -rows.transpose(0, 1)))
     return value.detach(), slope, (curvature + curvature.mT) / 2
 
 
 def block_rows(n: int, features: int) -> int:
-    """How many of N data with D coordinates each to take at once, for Hessians in flat memory; all blocks alike."""
+    """The number of the N data points, with D coordinates each, per block: Hessians in flat memory, equal blocks."""
     blocks = math.ceil(n / max(1, _ROWS // features))
     return math.ceil(n / blocks)
 
 
 def climb(uphill: Function, u: Tensor, data: tuple[Tensor, ...], steps: int, lr: float = 0.3) -> tuple[Tensor, Tensor]:
-    """The best points [C, N, D] on the way uphill from these, by steps of Adam, and their log-densities [C, N].
+    """The best points [C, N, D] on an ascent by Adam, and their log-densities [C, N].
 
-    Without steps, the points themselves, with densities of minus infinity.
+    Without steps: the start, with log-densities of minus infinity.
 
     Args:
         uphill: :func:`slopes` of a density.
-        u: where to start, [C, N, D].
+        u: the start, [C, N, D].
         data: the data.
-        steps: how many.
-        lr: the size of the first, in the units of u; the last is a tenth of it.
+        steps: the number of steps.
+        lr: the size of the first step, in the units of u; the last one is a tenth of it.
     """
     u = u.detach()
     v = u.clone()
@@ -99,22 +99,22 @@ def climb(uphill: Function, u: Tensor, data: tuple[Tensor, ...], steps: int, lr:
 def find_modes(
     uphill: Function, second: Function, u: Tensor, data: tuple[Tensor, ...], iterations: int, tolerance: float
 ) -> Modes:
-    """Newton's steps, each datum with a damping of its own.
+    """Newton's method with a separate damping for each data point.
 
     Args:
         uphill: :func:`slopes` of a density.
-        second: :func:`derivatives` of it. Both are called with blocks of :func:`block_rows` data, and with all of them.
-        u: where to start, [N, D].
+        second: :func:`derivatives` of it. Both are called with blocks of :func:`block_rows` rows, and with all rows.
+        u: the start, [N, D].
         data: the data.
-        iterations: the most Hessians of a datum, but for that at its end.
-        tolerance: a datum has converged when a whole step, with the Hessian of its point, promises less.
+        iterations: the maximal number of Hessians per data point, without the one at its end.
+        tolerance: a data point has converged when a full step, with the Hessian at its point, promises less.
     """
     size = block_rows(*u.shape)
     u, damping = u.clone(), u.new_zeros(len(u))
     curvature = u.new_zeros(*u.shape, u.shape[-1])
     converged = torch.zeros(len(u), dtype=torch.bool, device=u.device)
     rows = torch.arange(len(u), device=u.device)
-    moved = []  # by so much that the curvature is another one
+    moved = []  # so far that the curvature has changed
     for iteration in range(iterations + 1):
         value, slope, curvature[rows] = in_blocks(second, size, u[rows], data, rows)
         step, promise = newton_step(slope, curvature[rows])
@@ -143,7 +143,7 @@ def _with_one_hessian(
     damping: Tensor,
     tolerance: float,
 ) -> None:
-    """Move u and damping of some rows, by steps with the Hessian that they have."""
+    """Move u and damping of some rows, by steps with their current Hessian."""
     rounding = 8 * torch.finfo(u.dtype).eps
     step, promise = newton_step(slope, curvature, damping[rows])
     for _ in range(_STEPS):
@@ -164,7 +164,7 @@ def _with_one_hessian(
 
 
 def _corrected(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
-    """Negative Hessians [N, D, D], corrected by how much slopes fell along usable steps, [N, D] each."""
+    """Negative Hessians [N, D, D], corrected by the change of gradients along usable steps, [N, D] each."""
     met = (curvature @ step.unsqueeze(-1)).squeeze(-1)
     expected, seen = (met * step).sum(-1), (change * step).sum(-1)
     usable = (expected > 0) & (seen > 0.01 * expected) & (seen < 100 * expected)
@@ -174,12 +174,12 @@ def _corrected(curvature: Tensor, step: Tensor, change: Tensor) -> Tensor:
 
 
 def newton_step(slope: Tensor, curvature: Tensor, damping: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A damped step uphill [N, D], and the nats that the whole step promises [N].
+    """A damped step uphill [N, D], and the gain in nats that the full step promises [N].
 
     Args:
         slope: the gradient, [N, D].
-        curvature: the negative Hessian, [N, D, D]; where it is not positive, the absolute values of its eigenvalues.
-        damping: what is added to them, [N].
+        curvature: the negative Hessian, [N, D, D]; if not positive, the absolute values of its eigenvalues are used.
+        damping: the value added to them, [N].
     """
     damped = (
         curvature
@@ -202,10 +202,10 @@ def newton_step(slope: Tensor, curvature: Tensor, damping: Tensor | None = None)
 
 
 def raised(curvature: Tensor, least: float = 1e-3) -> tuple[Tensor, int]:
-    """Curvatures with eigenvalues of at least that, and 10 roundings; and of how many some were below it."""
+    """Curvatures with eigenvalues of at least ``least`` and 10 roundings; and how many had a smaller one."""
     eye = torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
     rounding = 10 * torch.finfo(curvature.dtype).eps
-    floor = (rounding * curvature.abs().sum(-1).amax(-1)).clamp_min(least)  # no eigenvalue is above such a sum
+    floor = (rounding * curvature.abs().sum(-1).amax(-1)).clamp_min(least)  # such a sum bounds every eigenvalue
     _, info = torch.linalg.cholesky_ex(curvature - floor[:, None, None] * eye)
     low = (info != 0).nonzero().flatten()
     if not len(low):
@@ -219,7 +219,7 @@ def raised(curvature: Tensor, least: float = 1e-3) -> tuple[Tensor, int]:
 
 
 def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors [N, D, D]; and whether a matrix is positive, by more than rounding: [N]."""
+    """Cholesky factors [N, D, D]; and whether a matrix is positive, beyond rounding: [N]."""
     lower, info = torch.linalg.cholesky_ex(matrix)
     sizes = lower.diagonal(dim1=-2, dim2=-1).square()  # [N, D]
     good = (
@@ -232,7 +232,7 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def in_blocks(
     fn: Function, size: int, u: Tensor, data: tuple[Tensor, ...], rows: Tensor, dim: int = 0
 ) -> tuple[Tensor, ...]:
-    """Run a function on some rows of the data, u holding theirs alone, in blocks of one size, the last one padded."""
+    """Run a function on rows of the data (u holds only these) in blocks of one size, the last one padded."""
     n = u.shape[dim]
     parts = []
     for first in range(0, n, size):

@@ -1,10 +1,10 @@
-"""Whose values count: a module's own parameters, not what Pyro's store holds under the same name.
+"""Parameters: a module's own values count, not the values that Pyro's store holds under the same name.
 
 Pyro's store is global and works by name. A ``PyroModule`` that reads a ``PyroParam`` takes the value stored under its
-name, whoever put it there: a second nameless module silently becomes the first. Under ``pyro.module`` it is the other
-way round: the module computes with its own parameters, and optimizers are told of those in the store, which then never
-move. Here a pair's modules *claim* their names: the store holds their own parameters while they are trained or
-measured. An AutoGuide makes its parameters at its first call; from a store that was loaded it takes them, as in Pyro.
+name, whatever its origin: a second module without a name silently becomes the first. Under ``pyro.module`` the reverse
+happens: the module computes with its own parameters, while optimizers receive those of the store, which then never
+change. Here the modules *claim* their names: the store holds their own parameters while they are trained or measured.
+An AutoGuide makes its parameters at its first call; it takes them from a store that was loaded, as in Pyro.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ _trained: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters of AutoGuide
 
 
 def claim_parameters(model: Program, guide: Program) -> None:
-    """Put the parameters of the pair's PyroModules into Pyro's store, where it holds others under their names.
+    """Put the parameters of the PyroModules into Pyro's store, where it holds other values under their names.
 
     Raises:
         ValueError: if model and guide have a constrained parameter of the same name, which Pyro would merge.
 
     Warns:
-        UserWarning: if the store held other values, and if an AutoGuide is going to start from those that it holds.
+        UserWarning: if the store held other values, and if an AutoGuide will start from values that it holds.
     """
     seen: dict[str, Tensor] = {}
     for half in own_modules(model, guide):
         for name, value, constrained in _parameters(half, half._pyro_name) if isinstance(half, PyroModule) else ():
             if constrained and seen.setdefault(name, value) is not value:
                 raise ValueError(
-                    f"model and guide both have a constrained parameter named '{name}', and Pyro would make them one: "
+                    f"model and guide both have a constrained parameter named '{name}', and Pyro would merge them: "
                     "give one of the modules a name (super().__init__(name=...))"
                 )
-    own: dict[str, Tensor | None] = {}  # None: two modules of the pair stand under the name, and each reads its own
+    own: dict[str, Tensor | None] = {}  # None: two modules share the name, and each reads its own value
     limits: dict[str, Any] = {}
     plain: dict[Tensor, bool] = {}
     unmade: list[AutoGuide] = []
@@ -84,13 +84,12 @@ def claim_parameters(model: Program, guide: Program) -> None:
 
 
 def claiming(run: Callable[[], Result]) -> Result:
-    """Run a pair; put the modules that it registers by ``pyro.module`` into Pyro's store, in the place of others.
+    """Run model and guide; the modules that they register by ``pyro.module`` replace others in Pyro's store.
 
-    Where ``update_module_params=True`` read the store's values into a module, the store's are its own from the next run
-    on.
+    If ``update_module_params=True`` reads the store's values into a module, these are its own from the next run on.
 
     Returns:
-        What the run returns; what another run returns, if the first one changed modules.
+        The result of the run; of a second run, if the first one changed modules.
 
     Warns:
         UserWarning: if the store held other values under the names of modules.
@@ -108,17 +107,17 @@ def claiming(run: Callable[[], Result]) -> Result:
 
 
 def mark_trained(*programs: Program) -> None:
-    """Note that the values of AutoGuides are theirs: a new AutoGuide of the same name does not start from them."""
+    """Mark the values of AutoGuides as trained: a new AutoGuide of the same name does not start from them."""
     for guide in filter(is_autoguide, owners_of(*programs)):
         _trained.update(dict.fromkeys(guide.parameters(), True))
 
 
 @contextmanager
 def store_kept(earlier: bool = False) -> Iterator[None]:
-    """Give Pyro's store back the values that are claimed inside the block, in which no other thread runs pairs.
+    """Restore Pyro's store after values are claimed inside the block, in which no other thread runs programs.
 
     Args:
-        earlier: leave what was claimed, and keep the values of before under the prefix ``"earlier."``.
+        earlier: keep the claimed values, and store the previous ones under the prefix ``"earlier."``.
     """
     with alone():
         store = pyro.get_param_store()
@@ -130,7 +129,7 @@ def store_kept(earlier: bool = False) -> Iterator[None]:
 
 
 def _give_back(before: dict[str, Tensor], limits: dict[str, Any], earlier: bool) -> None:
-    """Enter values that were replaced into Pyro's store again; under another name where ``earlier``."""
+    """Put replaced values back into Pyro's store; under another name if ``earlier``."""
     store = pyro.get_param_store()
     for name, value in before.items():
         now = store._params.get(name)
@@ -143,7 +142,7 @@ def _give_back(before: dict[str, Tensor], limits: dict[str, Any], earlier: bool)
 class ParametersRead(Messenger):
     """Collects the parameters that Pyro programs read inside the block.
 
-    Of a module that is registered by ``pyro.module`` they are its own, whatever the store holds.
+    For a module registered by ``pyro.module``, its own parameters are collected, whatever the store holds.
 
     Attributes:
         parameters: the (unconstrained) parameters, each once.
@@ -155,7 +154,7 @@ class ParametersRead(Messenger):
         self._registered: dict[str, dict[nn.Parameter, None]] = {}
 
     def clashes(self) -> dict[str, Tensor]:
-        """The parameters of registered modules for which the store holds others; not where names stand for two."""
+        """The parameters of registered modules that differ from the store's; not if two modules share the name."""
         stored = pyro.get_param_store()._params
         own = {name: next(iter(values)) for name, values in self._registered.items() if len(values) == 1}
         return {name: value for name, value in own.items() if stored.get(name) is not value}
@@ -171,7 +170,7 @@ class ParametersRead(Messenger):
 
 
 def _claim(own: Mapping[str, Tensor], limits: Mapping[str, Any], known: Container[Tensor] = ()) -> None:
-    """Enter parameters into the store; say so where it held others that are not known, or that Pyro would read."""
+    """Enter parameters into the store; warn if it held other values that are unknown, or that Pyro would read."""
     store = pyro.get_param_store()
     taken = [name for name, value in own.items() if store._params.get(name, value) is not value]
     said = [name for name in taken if name in limits or store._params[name] not in known]
@@ -180,16 +179,16 @@ def _claim(own: Mapping[str, Tensor], limits: Mapping[str, Any], known: Containe
     if said:
         ways = dict.fromkeys(_way_in(name, name in limits) for name in said)
         warnings.warn(
-            f"Pyro's parameter store held other values under the names {_listed(said)} than this pair's modules, left "
-            "by modules of the same name, or loaded; the modules' own values count, measuring leaves the store as it "
-            f"is, and fit keeps its values under '{_EARLIER}<name>': to go on from them, read them into the modules "
-            f"({', '.join(ways)}); to forget them, call pyro.clear_param_store()",
+            f"Pyro's parameter store held other values under the names {_listed(said)} than the modules: they were "
+            "loaded, or left by other modules of the same name. The modules' own values count; measuring leaves the "
+            f"store unchanged, and fit keeps its values under '{_EARLIER}<name>'. To continue from them, read them "
+            f"into the modules ({', '.join(ways)}); to discard them, call pyro.clear_param_store()",
             stacklevel=outside(),
         )
 
 
 def _way_in(name: str, constrained: bool) -> str:
-    """How a module reads what the store holds under a name."""
+    """How a module reads the value that the store holds under a name."""
     if constrained:
         return "one call of the program"
     registered = "$$$" in name
@@ -197,7 +196,7 @@ def _way_in(name: str, constrained: bool) -> str:
 
 
 def _listed(names: list[str]) -> list[str]:
-    """Names, those of one registered module as the module's."""
+    """The names of parameters; those of a registered module become the module's name."""
     return sorted({name.partition("$$$")[0] for name in names})
 
 
@@ -212,7 +211,7 @@ def _enter(name: str, value: Tensor, constraint: Any) -> None:
 
 
 def _before_the_first_call(guide: AutoGuide) -> None:
-    """Say what an AutoGuide starts from that finds values under its name; not from those trained here for another."""
+    """Warn which values an AutoGuide starts from if the store has its names; it ignores those trained for another."""
     store = pyro.get_param_store()
     found = [name for name in store if name.startswith(f"{guide._pyro_name}.")]
     others = [name for name in found if store._params[name] in _trained]
@@ -221,15 +220,15 @@ def _before_the_first_call(guide: AutoGuide) -> None:
         del store._constraints[name]
     if others:
         warnings.warn(
-            f"Pyro's parameter store held other values under the names {others} than this pair's modules: those of "
-            f"another {type(guide).__name__}; this one starts anew, measuring leaves the store as it is, and fit keeps "
-            f"its values under '{_EARLIER}<name>'",
+            f"Pyro's parameter store held other values under the names {others}: those of another "
+            f"{type(guide).__name__}. This one starts anew; measuring leaves the store unchanged, and fit keeps its "
+            f"values under '{_EARLIER}<name>'",
             stacklevel=outside(),
         )
     elif found:
         warnings.warn(
-            f"this {type(guide).__name__} was not called yet, and takes the values that Pyro's parameter store holds "
-            f"under the names {found}, as in Pyro; to start anew, call pyro.clear_param_store() first",
+            f"this {type(guide).__name__} was not called before, so it takes the values that Pyro's parameter store "
+            f"holds under the names {found}, as in Pyro; to start anew, call pyro.clear_param_store() first",
             stacklevel=outside(),
         )
 
@@ -257,7 +256,7 @@ def _parameters(module: PyroModule, prefix: str) -> Iterator[tuple[str, Tensor, 
         elif isinstance(child, nn.Module):
             for inner, value in child.named_parameters():
                 yield f"{dotted}{name}$$${inner}", value, False
-            for part in child.modules():  # in a ModuleList, say: Pyro does not name it after its place
+            for part in child.modules():  # for example in a ModuleList: Pyro does not name it by its place
                 if isinstance(part, PyroModule):
                     yield from _parameters(part, part._pyro_name)
 
@@ -276,18 +275,18 @@ def _constraints(module: PyroModule, prefix: str) -> dict[str, Any]:
 
 
 def is_autoguide(program: object) -> TypeGuard[AutoGuide]:
-    """Whether a program is one of Pyro's AutoGuides: it is made for given data, and holds a value for each of them."""
+    """Whether a program is one of Pyro's AutoGuides, which hold a value per data point."""
     return isinstance(program, AutoGuide)
 
 
 def own_modules(*programs: Program) -> list[nn.Module]:
-    """The modules among programs, and those whose bound methods programs are."""
+    """The modules among programs, and the modules whose bound methods are programs."""
     owners = (getattr(program, "__self__", program) for program in programs)
     return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
 def owners_of(*programs: Program) -> list[nn.Module]:
-    """The modules that programs hold, wherever they hold them; their own modules first."""
+    """The modules that programs hold in any place, their own modules first."""
     return list({id(module): module for module in (*own_modules(*programs), *modules_held(*programs))}.values())
 
 
@@ -300,15 +299,15 @@ def tensors_of(*programs: Program) -> list[Tensor]:
 def trainable(
     model: Program, guide: Program, of_model: Iterable[nn.Parameter], of_guide: Iterable[nn.Parameter]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters of the model, and those of the guide alone: what they own, and what they read.
+    """The trainable parameters of the model, and those of the guide only: owned or read.
 
-    What the guide alone reads is the guide's, even where the model's module owns it; of other modules that a program
-    holds (a function's closure), what is registered counts.
+    A parameter that only the guide reads belongs to the guide, even if the model's module owns it. For other modules
+    that a program holds (in a function's closure), registration decides.
     """
     owners = [own_modules(half) for half in (model, guide)]
     owned = [[p for owner in modules for p in owner.parameters()] for modules in owners]
     of_guide_alone = set(of_guide) - set(of_model)
-    if owners[0] == owners[1]:  # bound methods of one module: first what each half reads
+    if owners[0] == owners[1]:  # bound methods of one module: first the parameters that each one reads
         halves = [*of_model, *owned[0]], of_guide
     else:
         halves = [*owned[0], *of_model], [*owned[1], *of_guide]

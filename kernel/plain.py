@@ -1,6 +1,6 @@
-"""What programs hold beside the values of tensors: plain numbers, flags, the modules and parameters under a name.
+"""The state of programs beside the values of tensors: plain numbers, flags, named modules and parameters.
 
-A graph that was captured from a program holds all this as it was then. Watched are
+A graph traced from a program contains this state as it was then. Watched are
 
 | where | what |
 | --- | --- |
@@ -9,8 +9,8 @@ A graph that was captured from a program holds all this as it was then. Watched 
 | functions that programs call | the variables that they close over, the globals that they name |
 | lists, dicts, sets | what they hold |
 
-Plain values (numbers, strings, None, tuples of them) are compared by value, everything else by identity. What is
-written into a tensor in place changes nothing here: a graph reads it.
+Plain values (numbers, strings, None, tuples of them) are compared by value, everything else by identity. In-place
+writes into tensors are not changes here: a graph reads the tensors.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _CALLED = ("forward", "__call__", "value")  # methods that run without being named
-_LONGEST = 1000  # items of a container that are looked at
+_LONGEST = 1000  # items of a container that are checked
 _MOST = 2000  # containers
-_KEPT = 8  # states that are known at once
+_KEPT = 8  # states remembered at once
 _OFTEN = 3  # new values of one attribute
 
-State = tuple[int, list[Any], list[Any]]  # its number, the values, what each of them is
+State = tuple[int, list[Any], list[Any]]  # its number, the values, their labels
 
 
 class _Space(NamedTuple):
-    """Values that stand in one place, what each is called, and a way to put them back."""
+    """Values stored in one place, their names, and a function that restores them."""
 
     place: int
     read: Callable[[], Iterable[Any]]
@@ -63,7 +63,7 @@ class PlainState:
         programs: modules, functions, and other objects whose attributes count.
 
     Attributes:
-        changing: why no graph can hold these programs, once :meth:`watch_run` has found that; else nothing.
+        changing: why no graph can represent these programs, if :meth:`watch_run` found a reason; else empty.
 
     Example:
         >>> from torch import nn
@@ -92,7 +92,7 @@ class PlainState:
         self._count = 1
 
     def now(self) -> int:
-        """The number of the present state: an earlier one, where everything is as it was then."""
+        """The number of the present state; a state that occurred before keeps its number."""
         values = self._read()
         last = self._here[1]
         filled = any(map(len, self._empty))
@@ -117,7 +117,7 @@ class PlainState:
         return number
 
     def changed(self) -> list[str]:
-        """What is not as it was in the state before this one."""
+        """The differences from the previous state."""
         states = (self._before, self._here)
         before, after = (dict(zip(labels, _key(values), strict=True)) for _, values, labels in states)
         new = (label for label, value in after.items() if before.get(label) != value)
@@ -126,17 +126,17 @@ class PlainState:
 
     @property
     def often(self) -> str:
-        """What took a new value again and again, and what to do about it; nothing if nothing did."""
+        """An attribute that changes repeatedly, with the remedy; empty if there is none."""
         name = next((name for name, n in self._new_values.items() if n > _OFTEN), "")
         return name and (
-            f"{name} changes again and again, and a graph holds one value of it: keep it in a buffer "
-            "(register_buffer, then fill_), or make it a knob of an Objective"
+            f"{name} changes repeatedly, but a graph holds one value of it: keep it in a buffer (register_buffer, then "
+            "fill_), or make it a knob of an Objective"
         )
 
     def watch_run(self, run: Callable[[], object]) -> str:
-        """Run programs, and say whether that changes their state each time: :attr:`changing`.
+        """Run programs and report whether every run changes their state: :attr:`changing`.
 
-        What changes each time is put back; what only a first run makes stays. Errors are left to the next run.
+        Changes made by every run are undone; changes made only by a first run remain. The next run reports errors.
         """
         kept = [(space, list(space.names()), list(space.read())) for space in self._spaces]
         empty = self._empty
@@ -146,7 +146,7 @@ class PlainState:
                 run()
             if self.now() == before:
                 return ""
-        self.changing = f"the pair's run changes {next(iter(self.changed()), 'what it holds')}"
+        self.changing = f"each run of model and guide changes {next(iter(self.changed()), 'their state')}"
         for container in empty:
             container.clear()
         for space, names, values in kept:
@@ -155,19 +155,19 @@ class PlainState:
         return self.changing
 
     def _read(self) -> list[Any]:
-        with suppress(KeyError, ValueError):  # a global or a variable that was deleted
+        with suppress(KeyError, ValueError):  # a deleted global or variable
             values = [*chain.from_iterable([read() for read in self._reads])]
             values += [t.requires_grad for t, _ in self._tensors]
             return values
         return []
 
     def _labels(self) -> list[Any]:
-        """For each value that is read: where it stands, under which name, and both in words."""
+        """For each value: its place, its name, and both in words."""
         named = [(space.place, name, space.text.format(name)) for space in self._spaces for name in space.names()]
         return named + [(-1, id(t), f"requires_grad of {text}") for t, text in self._tensors]
 
     def _walk(self) -> None:
-        """Find the places where programs hold something."""
+        """Find the places where programs hold state."""
         found = _Walk()
         found.through([*owners_of(*filter(callable, self.programs)), *self.programs])
         self._spaces, self._tensors, self._empty = found.spaces, found.tensors, found.empty
@@ -175,19 +175,19 @@ class PlainState:
 
 
 class _Walk:
-    """Goes from programs to all that they hold."""
+    """Visits everything that programs hold."""
 
     def __init__(self) -> None:
         self.spaces: list[_Space] = []
         self.tensors: list[tuple[Tensor, str]] = []
-        self.empty: list[Any] = []  # containers: it is enough to look whether they are
+        self.empty: list[Any] = []  # containers: only whether they are empty is checked
         self.named: set[str] = set(_CALLED)  # methods that run
-        self.idle: dict[str, list[Any]] = {}  # those that may not
+        self.idle: dict[str, list[Any]] = {}  # methods that may not run
         self.seen: dict[int, Any] = {}
         self.waiting: list[tuple[Any, str]] = []
 
     def through(self, programs: list[Any]) -> None:
-        """Look at programs, whatever they are, and at what they hold."""
+        """Visit programs of any kind, and what they hold."""
         for program in programs:
             if isinstance(program, nn.Module | types.FunctionType | types.MethodType | partial | type):
                 self.waiting.append((program, ""))
@@ -241,12 +241,12 @@ class _Walk:
 
     def _module(self, module: nn.Module) -> None:
         of = type(module).__name__
-        if is_autoguide(module):  # it makes plates at every run
+        if is_autoguide(module):  # it creates plates in every run
             plain = [k for k, v in vars(module).items() if _is_plain(v) or isinstance(v, Tensor)]
             self._picked(vars(module), plain, f"the attribute '{{}}' of {of}")
         else:
             self._attributes(of, vars(module))
-        for name in _REGISTERED:  # of a scripted module they are views of what TorchScript holds
+        for name in _REGISTERED:  # in a scripted module these are views of TorchScript's data
             registered = getattr(module, name)
             self._attributes(of, registered if isinstance(registered, dict) else dict(registered.items()))
         for hooks in (getattr(module, name) for name in _HOOKS):
@@ -314,7 +314,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _key(values: list[Any]) -> tuple[Any, ...]:
-    """What makes two states equal: plain values with their types, and which object each of the others is."""
+    """The key of a state: plain values with their types, and the identity of all others."""
     return tuple((type(v), v if _is_plain(v) else id(v)) for v in values)
 
 
@@ -326,13 +326,13 @@ def _same_objects(values: list[Any], others: list[Any]) -> bool:
 
 
 def _is_own(thing: Any) -> bool:
-    """Whether a class or a function is of the user's own."""
+    """Whether a class or a function is the user's own."""
     name = getattr(thing, "__module__", None) or ""
     return name.partition(".")[0] not in _LIBRARIES or name in _NAMESPACES
 
 
 def _names_in(code: types.CodeType) -> set[str]:
-    """The globals and attributes that code names, that of functions inside it too."""
+    """The globals and attributes that code names, including code nested in it."""
     inner = (_names_in(part) for part in code.co_consts if isinstance(part, types.CodeType))
     return set(code.co_names).union(*inner)
 

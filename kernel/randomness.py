@@ -1,7 +1,7 @@
-"""Whose random stream is drawn from: the user's, or one that leaves it alone.
+"""The random stream in use: the user's stream, or a private one that leaves the user's unchanged.
 
-A seed names many streams, one for each function, stage and part of the data: a measurement with the seed that made the
-data must not draw the latents that made them once more.
+A seed names many streams, one per function, stage and part of the data: a measurement with the seed that generated the
+data must not sample the same latent values again.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import torch
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """Give the user's random stream back as it was, on the CPU and on every CUDA device in use."""
+    """Restore the user's random stream afterwards, on the CPU and on every CUDA device in use."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 def derived_seed(seed: int, *of: str | int) -> int:
-    """The seed of one of the streams that a seed names: the same for the same function, stage and part.
+    """The seed of one of the streams of a seed: equal for the same function, stage and part.
 
     Args:
-        seed: the user's.
-        of: what draws from the stream: the function, then its stage or the first row of the part of the data, if any.
+        seed: the user's seed.
+        of: the user of the stream: the function, then its stage or the first row of the part of the data, if any.
 
     Returns:
-        An integer of 32 bits (a CPU's generator reads no more), far from small seeds but for a chance of 2^-32.
+        An integer of 32 bits (a CPU's generator reads no more), different from small seeds except by a chance of 2^-32.
 
     Example:
         >>> derived_seed(0, "evaluate") == derived_seed(0, "evaluate"), derived_seed(0, "evaluate") == 0
@@ -45,7 +45,7 @@ def derived_seed(seed: int, *of: str | int) -> int:
 
 @contextmanager
 def private_randomness(seed: int | None, *of: str) -> Iterator[None]:
-    """With a seed, a random stream of its own, :func:`derived_seed` where names are given; without, the user's."""
+    """With a seed: its random stream, or the :func:`derived_seed` stream if names are given; without: the user's."""
     if seed is None:
         yield
         return
@@ -55,7 +55,7 @@ def private_randomness(seed: int | None, *of: str) -> Iterator[None]:
 
 
 def stream() -> Callable[[], None]:
-    """A function that returns to the user's random stream as it is now, on the CPU and on the CUDA devices in use."""
+    """A function that restores the user's random stream as it is now, on the CPU and on the CUDA devices in use."""
     state = torch.get_rng_state()
     others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 

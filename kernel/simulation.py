@@ -1,9 +1,9 @@
-"""Data drawn from a model, with the latent values that made them: exact draws from its posterior.
+"""Data sampled from a model, with the latent values that generated them: exact samples from its posterior.
 
-A model draws data in one of two ways. A model of ours is run without data, ``model(None, *covariates, n=n)``. Any other
-is run on an example of its data: what it observes there (``obs=``) it draws instead, and the values drawn take the
-places of those observed among its arguments. That no draw depends on the values of the example is checked: the model is
-run again on the data that it drew, with the same random numbers, and has to draw the same.
+There are two ways to sample data. A model in jensen's style runs without data, ``model(None, *covariates, n=n)``. Any
+other model runs on an example of its data: its observed values (``obs=``) are sampled instead, and the samples replace
+them among its arguments. A second run on the sampled data with the same random numbers must give the same samples: this
+checks that no sample depends on the values of the example.
 """
 
 from __future__ import annotations
@@ -47,33 +47,33 @@ def simulate(model: Program, n: int, *, data: tuple[Tensor, ...]) -> tuple[dict[
 @checked
 @store_kept()
 def simulate(model: Program, n: int, *covariates: Tensor, data: Data | None = None) -> tuple[dict[str, Tensor], Data]:
-    r"""Draw data from a model, together with the latent values that made them.
+    r"""Sample data from a model, together with the latent values that generated them.
 
     .. math:: z_n \sim p(z), \qquad x_n \sim p(x \mid z_n)
 
-    Given x, the z that made it is an exact draw from p(z | x). Draws from the user's random stream, without gradient.
+    Given x, the z that generated it is an exact sample from p(z | x). Uses the user's random stream, without gradient.
 
-    With an example, a model of any style draws: everything that it observes is drawn, whatever its sites are called,
-    and arguments that it does not observe are covariates, which stay as they are. An observed value is an argument, or
-    its numbers reshaped or cut into slices that together are all of it. Where a mask leaves an observation out, the
+    With an example, a model of any style can sample data: all its observed sites are sampled, whatever their names,
+    and arguments that it does not observe are covariates, which stay unchanged. An observed value must be an argument,
+    or its numbers reshaped or cut into slices that together cover all of it. Where a mask excludes an observation, the
     example's value stays (padding, missing values). A model whose later sites read earlier data is run until the data
-    no longer change. Models are then run in evaluation mode.
+    stop changing. Models with an example are run in evaluation mode.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=n)`` that draws its data at site ``"x"``; with an example
-            any Pyro model, called as ``model(*data)``.
-        n: the number N of data, at least 1.
-        covariates: what the model reads beside x, tensors whose first dimension is N.
+        model: a model called as ``model(None, *covariates, n=n)`` that samples its data at site ``"x"``; with an
+            example any Pyro model, called as ``model(*data)``.
+        n: the number N of data points, at least 1.
+        covariates: the other arguments of the model, tensors whose first dimension is N.
         data: an example of the data, a tensor or a tuple of tensors as the model takes them, covariates included; its
-            rows are repeated where it has fewer than N.
+            rows are repeated if it has fewer than N.
 
     Returns:
         The latent values by site, [N, *event], and the data: x, [N, *event_shape]; with an example, data of its form,
         N rows of each argument.
 
     Raises:
-        ValueError: for ``n`` less than 1, a model without site ``"x"``, and a site that is not in the one plate of
-            the data; with an example, for draws that depend on its values, and for observed values that are neither
+        ValueError: for ``n`` less than 1, a model without site ``"x"``, and a site outside the one plate of
+            the data; with an example, for samples that depend on its values, and for observed values that are neither
             arguments nor parts of them.
         TypeError: if the model does not run as ``model(None, *covariates, n=n)`` and there is no example.
 
@@ -100,41 +100,41 @@ def simulate(model: Program, n: int, *covariates: Tensor, data: Data | None = No
     return {site["name"]: site["value"] for site in sites if site["name"] not in source.observed}, drawn
 
 
-Seen = dict[str, Any]  # what was observed, by site
-Place = tuple[int, Tensor, Tensor]  # which argument; the flat positions in it, of the site's shape; which of them count
+Seen = dict[str, Any]  # the observed value, by site
+Place = tuple[int, Tensor, Tensor]  # argument; the flat positions in it, of the site's shape; which of them count
 
 
 class DrawnData(Protocol):
-    """A model that draws its data.
+    """A model that samples its data.
 
     Attributes:
-        observed: the sites of the data, in the order in which the model draws them.
+        observed: the sites of the data, in sampling order.
     """
 
     observed: tuple[str, ...]
 
     def draw(self) -> tuple[list[Site], Data]:
-        """The sites of a run that draws everything, and its data."""
+        """The sites of a run that samples everything, and its data."""
         ...
 
     def sites(self, given: Mapping[str, Tensor]) -> list[Site]:
-        """The sites of a run at given values, by site, of latents or of data."""
+        """The sites of a run at given values, by site, of latent sites or data sites."""
         ...
 
 
 def drawn_data(model: Program, n: int, covariates: tuple[Tensor, ...], data: Data | None) -> DrawnData:
-    """How a model draws ``n`` data: without data, or as on an example."""
+    """The method by which a model samples ``n`` data points: without data, or with an example."""
     if n < 1:
-        raise ValueError(f"n is the number of data to draw, at least 1, but got {n}")
+        raise ValueError(f"n is the number of data points to sample, at least 1, but got {n}")
     if data is None:
         return WithoutData(model, n, covariates)
     if covariates:
-        raise ValueError("covariates are part of an example: give both in data, the arguments that the model takes")
+        raise ValueError("covariates are part of an example: give all arguments of the model in data")
     return OnExample(model, n, data)
 
 
 class WithoutData:
-    """A model called as ``model(None, *covariates, n=n)``, which draws its data at site ``"x"``."""
+    """A model called as ``model(None, *covariates, n=n)``, which samples its data at site ``"x"``."""
 
     observed: tuple[str, ...] = ("x",)
 
@@ -142,13 +142,13 @@ class WithoutData:
         self._model, self._n, self._covariates = model, n, covariates
 
     def draw(self) -> tuple[list[Site], Data]:
-        """The sites of a run that draws everything, and its data."""
+        """The sites of a run that samples everything, and its data."""
         sites = self.sites({})
         if "x" not in (names := [site["name"] for site in sites if not site["is_observed"]]):
             raise ValueError(
-                f"the model draws no data: none of the sites that it draws, {sorted(names)}, is 'x'; give an example "
-                "of its data, as simulate(model, n, data=...) takes it, or name the site of the data 'x', with "
-                "obs=None where there are none"
+                f"the model samples no data: none of its sampled sites, {sorted(names)}, is 'x'; give an example of "
+                "its data, simulate(model, n, data=...), or name the site of the data 'x', with obs=None if there are "
+                "none"
             )
         check_simulated(sites, self._n)
         return sites, next(site["value"] for site in sites if site["name"] == "x")
@@ -160,18 +160,18 @@ class WithoutData:
             return model_sites(model, None, *self._covariates, n=self._n)
         except (AttributeError, TypeError) as error:
             raise TypeError(
-                f"the model cannot draw data: model(None, *covariates, n={self._n}) fails ({error}); give an example "
-                "of its data, as simulate(model, n, data=...) takes it, or write it as forward(x=None, *covariates, "
-                "n=1), with obs=x at site 'x' and a plate over n data where x is None"
+                f"the model cannot sample data: model(None, *covariates, n={self._n}) fails ({error}); give an example "
+                "of its data, simulate(model, n, data=...), or write it as forward(x=None, *covariates, n=1), with "
+                "obs=x at site 'x' and a plate over n data points if x is None"
             ) from error
 
 
 class OnExample:
-    """A model that is run on an example of its data, and draws what it observes there.
+    """A model that runs on an example of its data and samples its observed sites.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
-        n: the number of data to draw.
+        n: the number of data points to sample.
         data: the example, as for :func:`simulate`.
 
     Example:
@@ -195,17 +195,17 @@ class OnExample:
             if isinstance(error, NotImplementedError) or n == len(example[0]):
                 raise
             raise ValueError(
-                f"the model does not run on n={n} data made of the {len(example[0])} rows of the example "
-                f"({_first_line(error)}); take n={len(example[0])}, or write the model for any number of data"
+                f"the model does not run on n={n} data points made of the {len(example[0])} rows of the example "
+                f"({_first_line(error)}); use n={len(example[0])}, or write the model for any number of data points"
             ) from error
         self._places = _places(sites, seen, self._data)
         self.observed = tuple(self._places)
 
     def draw(self) -> tuple[list[Site], Data]:
-        """The sites of a run that draws everything, and its data."""
+        """The sites of a run that samples everything, and its data."""
         with forked_rng():
             before, _ = self._run(self._data)
-        for settled in range(1, len(self._places) + 1):  # sites of data that do not change any more
+        for settled in range(1, len(self._places) + 1):  # sites of data that no longer change
             self._put({site["name"]: site["value"] for site in before})
             with forked_rng():
                 after, _ = self._run(self._data)
@@ -214,9 +214,9 @@ class OnExample:
                 break
             if sum(site["name"] in self._places for site in before[:changed]) < settled:
                 raise ValueError(
-                    f"the model cannot draw data: site '{before[changed]['name']}' depends on the values that the "
-                    "model observes at that site or later ones, so these are no draws from it; compute what it depends "
-                    "on from covariates (arguments of their own) and from values drawn before it"
+                    f"the model cannot sample data: site '{before[changed]['name']}' depends on values observed at "
+                    "that site or later, so these are not samples from the model; compute its parameters from "
+                    "covariates (separate arguments) and from values sampled before it"
                 )
             before = after
         self._warn_of_unread(before)
@@ -228,12 +228,12 @@ class OnExample:
         return sites, self._data[0] if self._alone else self._data
 
     def sites(self, given: Mapping[str, Tensor]) -> list[Site]:
-        """The sites of a run at given values, those of data in their places among the arguments."""
+        """The sites of a run at given values; values of data sites replace parts of the arguments."""
         self._put({name: value for name, value in given.items() if name in self._places})
         return self._run(self._data, given)[0]
 
     def _run(self, data: tuple[Tensor, ...], given: Mapping[str, Tensor] | None = None) -> tuple[list[Site], Seen]:
-        """The sites of a run that draws what it observes, and what it observed."""
+        """The sites of a run that samples its observed sites, and the values that it observed."""
         handler = _Redraw()
         program = poutine.condition(handler(self._model), data=dict(given or {}))
         with explained(data):
@@ -242,11 +242,11 @@ class OnExample:
                     return model_sites(program, *data), handler.seen
             except NotImplementedError as error:
                 raise NotImplementedError(
-                    f"the model cannot draw data: one of its distributions has no sample() ({_first_line(error)})"
+                    f"the model cannot sample data: one of its distributions has no sample() ({_first_line(error)})"
                 ) from error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
-        """Put values of sites of data in their places among the arguments."""
+        """Write the values of data sites into the arguments."""
         data = [x.clone() for x in self._data]
         for name, (i, index, counted) in self._places.items():
             if name in values:
@@ -256,24 +256,24 @@ class OnExample:
 
     @staticmethod
     def _first_change(before: list[Site], after: list[Site]) -> int | None:
-        """The first site at which two runs differ, in its value, its density there or its mask."""
+        """The first site at which two runs differ in value, density or mask."""
         for i, (one, other) in enumerate(zip(before, after, strict=False)):
             if one["name"] != other["name"] or not all(map(_same, _facts(one), _facts(other))):
                 return i
         return None if len(before) == len(after) else min(len(before), len(after)) - 1
 
     def _check_put(self, site: Site, seen: Any) -> None:
-        """Raise ValueError unless a site observes what it draws, once that is in its place among the arguments."""
+        """Raise ValueError unless a site observes its sampled value once that is in the arguments."""
         i, _, counted = self._places[site["name"]]
         if not _same(site["value"][counted], seen[counted]):
             raise ValueError(
-                f"the model observes other values at site '{site['name']}' than those drawn, once these stand in "
-                f"data[{i}] ({self._data[i].dtype}): it rounds, clips or otherwise changes that argument, or observes "
-                "another one that is equal to it; hand the model the data as it is to observe them"
+                f"the model observes other values at site '{site['name']}' than the samples written into data[{i}] "
+                f"({self._data[i].dtype}): it rounds, clips or otherwise changes that argument, or observes another "
+                "argument that is equal to it; give the model the data exactly as it observes them"
             )
 
     def _warn_of_unread(self, sites: list[Site]) -> None:
-        """Warn of arguments that the model does not observe, and whose rows may be moved without any effect."""
+        """Warn of arguments that the model does not observe and whose rows have no effect when permuted."""
         for i in set(range(len(self._data))) - {i for i, *_ in self._places.values()}:
             moved = self._data[i].roll(1, 0)
             if torch.equal(moved, self._data[i]):
@@ -285,16 +285,16 @@ class OnExample:
                 continue
             if self._first_change(sites, again) is None:
                 warnings.warn(
-                    f"the model neither observes nor reads data[{i}], which stays as in the example: if it is made "
-                    "from what the model observes (a series reversed, say), make it anew from the drawn data",
+                    f"the model neither observes nor reads data[{i}], which stays as in the example: if it is derived "
+                    "from the observed data (a reversed series, for example), derive it again from the sampled data",
                     stacklevel=outside(),
                 )
 
 
 class _Redraw(Messenger):
-    """A handler under which observed sites are drawn; ``seen`` has what was observed.
+    """A handler under which observed sites are sampled; ``seen`` holds the observed values.
 
-    Unlike ``poutine.uncondition`` it writes nothing into ``infer``, which sites may share, and leaves factors alone.
+    Unlike ``poutine.uncondition`` it writes nothing into ``infer``, which sites may share, and skips factors.
     """
 
     def __init__(self) -> None:
@@ -312,11 +312,11 @@ class _Redraw(Messenger):
 
 
 def _places(sites: list[Site], seen: Seen, data: tuple[Tensor, ...]) -> dict[str, Place]:
-    """Where among the arguments each observed value stands.
+    """The place of each observed value among the arguments.
 
     Raises:
-        ValueError: for values that are not made of an argument's numbers by reshaping and slicing alone, for numbers
-            that are observed twice, and for arguments of which only a part is observed.
+        ValueError: for values that are not an argument, reshaped or sliced, for numbers that are observed twice, and
+            for arguments that are only partly observed.
     """
     if not seen:
         raise ValueError(f"the model observes nothing in a run on data, whose sites are {[s['name'] for s in sites]}")
@@ -328,15 +328,14 @@ def _places(sites: list[Site], seen: Seen, data: tuple[Tensor, ...]) -> dict[str
         value, counted = seen[name], _counted(site)
         if not isinstance(value, Tensor) or value.shape != counted.shape:
             raise ValueError(
-                f"the value observed at site '{name}' has shape {list(getattr(value, 'shape', []))}, but values drawn "
-                f"there have {list(counted.shape)}; give both one shape (and take n of its size where a plate has a "
-                "size of its own)"
+                f"the value observed at site '{name}' has shape {list(getattr(value, 'shape', []))}, but sampled "
+                f"values have {list(counted.shape)}; give both the same shape (and use the size of the plate as n, if "
+                "it is fixed)"
             )
         if (found := _find(value, counted, data)) is None:
             raise ValueError(
-                f"the value observed at site '{name}' is no argument of the model, nor made of the numbers of one by "
-                "reshaping and slicing alone, so a drawn value cannot be put in its place; hand the model the data as "
-                "it observes them"
+                f"the value observed at site '{name}' is neither an argument of the model nor a reshaped slice of one, "
+                "so a sampled value cannot replace it; give the model the data exactly as it observes them"
             )
         places[name] = (*found, counted)
     for i, x in enumerate(data):
@@ -346,11 +345,11 @@ def _places(sites: list[Site], seen: Seen, data: tuple[Tensor, ...]) -> dict[str
         every = torch.cat([places[name][1].flatten() for name in names]).bincount(minlength=x.numel())
         drawn = torch.cat([places[name][1][places[name][2]] for name in names]).bincount(minlength=x.numel())
         if (drawn > 1).any():
-            raise ValueError(f"the model observes numbers of data[{i}] more than once, at {names}: it draws each anew")
+            raise ValueError(f"the model observes numbers of data[{i}] repeatedly, at {names}, and would sample each")
         if (every == 0).any():
             raise ValueError(
                 f"the model observes {int((every > 0).sum())} of the {x.numel()} numbers of data[{i}], at {names}, and "
-                "does not draw the others; give what it does not observe as an argument of its own, or leave it out"
+                "does not sample the others; give the unobserved numbers as a separate argument, or omit them"
             )
     return places
 
@@ -359,13 +358,13 @@ def _check_in_full(site: Site) -> None:
     for frame in plates_of(site):
         if frame.full_size is not None and frame.full_size != frame.size:
             raise ValueError(
-                f"the plate '{frame.name}' around site '{site['name']}' takes {frame.size} of {frame.full_size} data; "
-                "data are drawn from a model without subsampling (no subsample_size)"
+                f"the plate '{frame.name}' around site '{site['name']}' takes {frame.size} of {frame.full_size} data "
+                "points; sample data from a model without subsampling (no subsample_size)"
             )
 
 
 def _find(value: Tensor, counted: Tensor, data: tuple[Tensor, ...]) -> tuple[int, Tensor] | None:
-    """The argument that a value is part of, and its flat positions there: by its memory, or else by its numbers."""
+    """The argument that contains a value, and its flat positions there: found by memory, else by numbers."""
     positions = [torch.arange(x.numel(), device=x.device).view(x.shape) for x in data]
     for i, x in enumerate(data):
         if value.dtype == x.dtype and value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
@@ -385,7 +384,7 @@ def _parts(x: Tensor) -> Iterator[Tensor]:
 
 
 def _counted(site: Site) -> Tensor:
-    """Which numbers of a site's value its masks leave in, bool of the shape of the value."""
+    """Which numbers of a site's value its masks include, bool of the shape of the value."""
     value, fn = site["value"], site["fn"]
     counted = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     masks = [(site["mask"], fn.event_dim)]
@@ -400,7 +399,7 @@ def _counted(site: Site) -> Tensor:
 
 
 def _facts(site: Site) -> tuple[Tensor | None, ...]:
-    """What two runs of a site are compared in."""
+    """The quantities in which two runs of a site are compared."""
     log_prob = None
     with torch.no_grad(), suppress(NotImplementedError, ValueError):
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -408,12 +407,12 @@ def _facts(site: Site) -> tuple[Tensor | None, ...]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, without the shapes that Pyro adds to it."""
+    """The message of an error without the shapes that Pyro appends."""
     return str(error).partition("\n")[0]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors are the same up to rounding."""
+    """Whether two tensors are equal up to rounding."""
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-5, 1e-6, equal_nan=True)
@@ -424,18 +423,18 @@ def prior_quantiles(
 ) -> dict[str, Tensor]:
     """Quantiles of each continuous latent feature under the prior, by site: [L, *event].
 
-    Those of the top site are exact where its distribution knows them; the others are of draws.
+    Those of the top site are exact if its distribution has quantiles; the others are estimated from samples.
 
     Args:
         model: as for :func:`~jensen.inference.simulate`.
         levels: between 0 and 1, [L].
-        covariates: what the model reads beside x; one row.
+        covariates: the other arguments of the model; one row.
         data: an example of the data, as for :func:`~jensen.inference.simulate`; one row.
-        seed: of the draws.
+        seed: of the samples.
     """
     check_tensors(covariates)
     if other := [list(c.shape) for c in covariates if c.shape[:1] != (1,)]:
-        raise ValueError(f"covariates are of one row here, [1, ...], but got a tensor of shape {other[0]}")
+        raise ValueError(f"covariates must have one row here, [1, ...], but got a tensor of shape {other[0]}")
     rows = tuple(c.expand(_PRIOR_DRAWS, *c.shape[1:]) for c in covariates)
     with running(model, model, "prior_quantiles", seed=seed):
         claim_parameters(model, model)
@@ -456,9 +455,9 @@ def prior_quantiles(
 
 
 def _exact_quantiles(site: Site, levels: Tensor) -> Tensor | None:
-    """Quantiles of the features of a site of one row, [L, *event], if its distribution knows them."""
+    """Quantiles of the features of a site of one row, [L, *event], if its distribution has them."""
     fn, value = base_of(site["fn"]), site["value"]
-    if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf speaks of the base, or of no feature
+    if isinstance(fn, TransformedDistribution) or fn.event_shape:  # icdf is that of the base, or undefined
         return None
     try:
         quantiles: Tensor = fn.icdf(levels.to(value).reshape(-1, *[1] * value.dim()))

@@ -1,4 +1,4 @@
-"""Reading traces: which sites count, which plates enclose them, and what they are made of as tensors."""
+"""Reading traces: the sites that count, the plates that enclose them, and their tensors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PARTICLES = "jensen_particles"
 
 
 def sites_of(trace: Trace) -> list[Site]:
-    """The sample sites that count: not those of subsampling, not ``pyro.deterministic``."""
+    """The sample sites that count: without subsampling sites and ``pyro.deterministic``."""
     return [
         site
         for site in trace.nodes.values()
@@ -61,7 +61,7 @@ def sites_of(trace: Trace) -> list[Site]:
 
 
 def plates_of(site: Site) -> set[CondIndepStackFrame]:
-    """The vectorized plates around a site; one that was opened without a size has that of the site's batch."""
+    """The vectorized plates around a site; a plate opened without a size has the size of the site's batch."""
     return {frame for frame in _frames(site) if frame.vectorized}
 
 
@@ -80,22 +80,22 @@ def _sized(frame: CondIndepStackFrame, site: Site) -> CondIndepStackFrame:
 
 
 def _dim(frame: CondIndepStackFrame) -> int:
-    assert frame.dim is not None  # plates_of leaves the sequential ones out
+    assert frame.dim is not None  # plates_of excludes sequential plates
     return frame.dim
 
 
 def nesting_of(sites: list[Site]) -> int:
-    """How many dimensions the plates of these sites take."""
+    """The number of dimensions that the plates of these sites take."""
     return max((-_dim(frame) for site in sites for frame in plates_of(site)), default=0)
 
 
 def enclosing_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
-    """The plates, other than the particles, that enclose every site, from left to right."""
+    """The plates, other than the particle plate, that enclose every site, from left to right."""
     return shared_plates(map(plates_of, sites))
 
 
 def shared_plates(frames: Iterable[Iterable[CondIndepStackFrame]]) -> list[CondIndepStackFrame]:
-    """The vectorized plates, other than the particles, that are in every one of these sets, from left to right."""
+    """The vectorized plates, other than the particle plate, that are in all of these sets, from left to right."""
     sets = [set(part) for part in frames]
     common = set.intersection(*sets) if sets else set()
     return sorted((frame for frame in common if frame.vectorized and frame.name != PARTICLES), key=_dim)
@@ -115,7 +115,7 @@ def base_of(fn: Any) -> Any:
 
 
 def is_discrete(fn: Any) -> bool:
-    """Whether the values of a distribution are discrete; one that does not know its support is taken for continuous."""
+    """Whether a distribution has discrete values; without a support it counts as continuous."""
     try:
         return bool(fn.support.is_discrete)
     except NotImplementedError:
@@ -123,28 +123,28 @@ def is_discrete(fn: Any) -> bool:
 
 
 def needs_score(site: Site) -> bool:
-    """Whether the guide draws this site without a derivative."""
+    """Whether the guide samples this site without a derivative."""
     return facts_of(site).needs_score
 
 
 def subsampling(frames: Iterable[CondIndepStackFrame]) -> float:
-    """N/B over the subsampled ones of these plates."""
+    """N/B over the subsampled plates among these."""
     return prod((frame.full_size or frame.size) / frame.size for frame in frames)
 
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What a site is, beside its tensors.
+    """The properties of a site without its tensors.
 
     Attributes:
         name: its name.
         observed: whether its value is data.
-        event_dim: how many dimensions of its values are one event.
-        frames: the plates around it, the particles' not among them.
-        family: the class of its distribution, inside of ``to_event``, ``mask`` and ``expand``.
-        has_rsample: whether its draws have a derivative.
+        event_dim: how many dimensions of its values form one event.
+        frames: the plates around it, without the particle plate.
+        family: the class of its distribution, inside ``to_event``, ``mask`` and ``expand``.
+        has_rsample: whether its samples have a derivative.
         discrete: whether its values are discrete.
-        auxiliary: whether it is a guide's alone.
+        auxiliary: whether only the guide has it.
     """
 
     name: str
@@ -158,17 +158,17 @@ class SiteFacts:
 
     @property
     def point(self) -> bool:
-        """Whether it is a ``Delta`` or a factor: no normalised density of its own."""
+        """Whether it is a ``Delta`` or a factor, without a normalised density of its own."""
         return issubclass(self.family, Delta | Unit)
 
     @property
     def needs_score(self) -> bool:
-        """Whether it is drawn without a derivative."""
+        """Whether it is sampled without a derivative."""
         return not (self.observed or self.has_rsample or self.point)
 
 
 def facts_of(site: Site) -> SiteFacts:
-    """What a site of a trace is."""
+    """The properties of a site of a trace."""
     fn = site["fn"]
     return SiteFacts(
         name=site["name"],
@@ -183,10 +183,10 @@ def facts_of(site: Site) -> SiteFacts:
 
 
 class Scored(NamedTuple):
-    """A site of a run under K particles: what it is, its value, and its log-density.
+    """A site of a run under K particles: its properties, its value, and its log-density.
 
-    The value is [K, *plates, *event] for draws (observed values stand as they are); the log-density is [K, *plates],
-    with one dimension for every plate of the pair, of size 1 where the site is not in it; masked, without scale.
+    The value is [K, *plates, *event] for samples (observed values keep their shape); the log-density is [K, *plates],
+    with one dimension for every plate of model and guide, of size 1 where the site is outside; masked, without scale.
     """
 
     facts: SiteFacts
@@ -198,20 +198,20 @@ def score(site: Site) -> Tensor:
     """The log-density of a site's value, of its batch shape: without scale, with mask.
 
     Raises:
-        NotImplementedError: if the distribution does not know it at this value.
+        NotImplementedError: if the distribution cannot compute it at this value.
     """
     try:
         log_prob = log_density(site)
-    except (KeyError, NotImplementedError) as error:  # of a flow without an inverse, which remembers its draws
+    except (KeyError, NotImplementedError) as error:  # of a flow without an inverse, which stores its samples
         raise NotImplementedError(
-            f"site '{site['name']}': its distribution has no log q of a given value ({error})"
+            f"site '{site['name']}': its distribution cannot compute log q of a given value ({error})"
         ) from error
     masked: Tensor = scale_and_mask(log_prob, 1.0, site["mask"])
     return masked
 
 
 def padded(batch: Tensor, rank: int, trailing: int = 0) -> Tensor:
-    """A tensor whose batch has so many dimensions, in front of the trailing ones: with ones from the left.
+    """A tensor whose batch shape is padded with ones on the left to ``rank`` dimensions, before the trailing ones.
 
     Raises:
         ValueError: if the batch has more.
@@ -220,26 +220,26 @@ def padded(batch: Tensor, rank: int, trailing: int = 0) -> Tensor:
     if missing < 0:
         raise ValueError(
             f"a batch of shape {list(batch.shape)} has more dimensions than the {rank} of the plates: give a larger "
-            "max_plate_nesting, or leave it out"
+            "max_plate_nesting, or omit it"
         )
     return batch.reshape((1,) * missing + tuple(batch.shape))
 
 
 def folded(batch: Tensor, facts: SiteFacts, keep: list[CondIndepStackFrame]) -> Tensor:
-    """A tensor [K, *plates] of a site under its inner subsampling, summed to the particles and the plates kept."""
+    """A tensor [K, *plates] of a site, scaled by its inner subsampling and summed to the particles and kept plates."""
     inner = subsampling(facts.frames - set(keep))
     return summed_to(batch if inner == 1.0 else batch * inner, keep)
 
 
 def summed_to(batch: Tensor, keep: list[CondIndepStackFrame]) -> Tensor:
-    """A tensor [K, *plates] summed over all but the particles and the plates that are kept."""
+    """A tensor [K, *plates] summed over all dimensions but the particles and the kept plates."""
     kept = {0, *(batch.dim() + _dim(frame) for frame in keep)}
     summed = [dim for dim in range(batch.dim()) if dim not in kept]
     return batch.sum(summed) if summed else batch
 
 
 class At(Messenger):
-    """A handler under which latent sites take given values; those of subsampling too."""
+    """A handler under which latent sites, and subsampling sites, take given values."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class At(Messenger):
 
 
 class AtMode(Messenger):
-    """A handler under which a site with an improper prior takes its mode, in the place of a draw that there is not."""
+    """A handler under which a site with an improper prior, which has no samples, takes its mode."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["done"] and isinstance(msg["fn"], ImproperUniform):
@@ -259,7 +259,7 @@ class AtMode(Messenger):
 
 
 def observed_numbers(site: Site) -> float:
-    """How many numbers of the data a site observes: those under no mask, times N/B in a subsampled plate."""
+    """How many numbers of the data a site observes: the unmasked ones, times N/B in a subsampled plate."""
     fn, value = site["fn"], site["value"]
     shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     seen = _masked(torch.ones(shape, dtype=torch.bool, device=value.device), site["mask"])

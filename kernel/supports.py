@@ -1,11 +1,12 @@
-r"""Log-densities where the support moves: outside of it a density is zero.
+r"""Log-densities where the support depends on other values: outside of it a density is zero.
 
-The support of x ~ Uniform(0, theta) depends on the draw of theta, so that a datum may lie in it at some draws only. At
-the others log p(x | theta) is minus infinity, and so is the log weight, which importance sampling bears. PyTorch raises
-there, or, where its validation is off, extrapolates: Pareto and Exponential return a finite number for any value.
+The support of x ~ Uniform(0, theta) depends on the sample of theta, so a data point may lie in it for some samples
+only. For the others log p(x | theta) and the log weight are minus infinity, which importance sampling allows. PyTorch
+raises an error there, or, without validation, extrapolates: Pareto and Exponential return a finite number for any
+value.
 
-A ``TransformedDistribution`` states what its last transform may yield: all numbers, for an ``AffineTransform``. Its
-support is found by going back through the transforms to the distribution that it starts from.
+A ``TransformedDistribution`` states the codomain of its last transform: all numbers, for an ``AffineTransform``. The
+true support is found by inverting the transforms down to the base distribution.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.distributions import AffineTransform, ComposeTransform, Distribution,
 
 
 def bounds_of(fn: Any) -> list[Tensor]:
-    """The tensors that bound the support of a distribution; none where its support is known to be fixed, or unknown."""
+    """The tensors that bound the support of a distribution; none if its support is fixed or unknown."""
     if (shifted := _shifted(fn)) is not None:
         parts = [part for part in _chain(shifted) if isinstance(part, AffineTransform)]
         moved = [x for part in parts for x in (part.loc, part.scale) if isinstance(x, Tensor)]
@@ -35,10 +36,10 @@ def bounds_of(fn: Any) -> list[Tensor]:
 
 
 def inside_of(fn: Any, value: Tensor) -> Tensor:
-    """Whether a value lies in the support, of the batch shape of the two.
+    """Whether a value lies in the support, of their joint batch shape.
 
     Raises:
-        NotImplementedError: for a distribution that does not know its support.
+        NotImplementedError: for a distribution without a support.
     """
     inside: Tensor = fn.support.check(value)
     if (shifted := _shifted(fn)) is None:
@@ -53,7 +54,7 @@ def log_density(site: Any) -> Tensor:
     """Log-density of the value of a site, of its batch shape: minus infinity outside a support that tensors bound.
 
     Raises:
-        ValueError: naming the site, where the distribution refuses the value.
+        ValueError: naming the site, if the distribution rejects the value.
     """
     fn, value = site["fn"], site["value"]
     if not bounds_of(fn):
@@ -78,7 +79,7 @@ def _shifted(fn: Any) -> Any:
     """The ``TransformedDistribution`` inside a distribution, if its stated support hides a narrower one; else None."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
-    if type(fn).__name__ != "TransformedDistribution":  # those that are derived from it state their own
+    if type(fn).__name__ != "TransformedDistribution":  # subclasses state their own support
         return None
     try:
         narrower = [_innermost(c) for c in (fn.base_dist.support, *(part.codomain for part in _chain(fn)))]
@@ -89,7 +90,7 @@ def _shifted(fn: Any) -> Any:
 
 
 def _chain(fn: Any) -> list[Transform]:
-    """The transforms of a distribution, one after the other."""
+    """The transforms of a distribution, in order."""
     flat: list[Transform] = []
     waiting = list(fn.transforms)
     while waiting:
@@ -102,13 +103,13 @@ def _chain(fn: Any) -> list[Transform]:
 
 
 def _all_from(checked: Tensor, batch: int) -> Tensor:
-    """A tensor of truths whose dimensions from ``batch`` on must all be true."""
+    """A boolean tensor, reduced by all() over the dimensions from ``batch`` on."""
     return checked.flatten(batch).all(-1) if checked.dim() > batch else checked
 
 
 @contextmanager
 def _without_validation(fn: Any) -> Iterator[None]:
-    """A distribution, and those that it is made of, do not check their values inside the block."""
+    """Inside the block, a distribution and its components do not validate values."""
     parts = list(_parts(fn))
     before = [part._validate_args for part in parts]
     for part in parts:

@@ -1,4 +1,4 @@
-"""What the log weights of a pair are made of, site by site: tensors, wherever the particles stood."""
+"""The terms of log weights, site by site, as tensors whose first dimension is the particles."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from .lifts import Half, Run, read_both
 from .sites import Scored, Site, SiteFacts, folded, padded, score, subsampling, summed_to
 
-_DRAWS = 100  # in the place of a mean that a distribution does not know
+_DRAWS = 100  # samples that replace an unknown mean
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What log weights are made of, site by site. Every tensor of log-densities is [K, N] ([K] where joint).
+    """The terms of log weights, site by site. Every tensor of log-densities is [K, N] ([K] if joint).
 
     Attributes:
         log_p: log p of each site of the model given its parents, observed sites included.
         log_q: log q of each site of the guide, auxiliary sites included.
-        log_q_stopped: the same values, whose gradient reaches the guide's parameters through the draws alone: the
-            derivative in the parameters at fixed z is left out. None unless asked for.
-        p: what the model's sites are, by name.
-        q: what the guide's sites are, by name.
-        values: the values drawn and observed, by site: [K, N, *event] for draws.
-        repeated: with ``log_q_stopped``, whether log q came out the same when the guide was run again: a tensor of no
-            dimensions. A false one is raised at once, but for where a function is captured, which must not read it.
+        log_q_stopped: the same values, whose gradient reaches the guide's parameters only through the samples: the
+            derivative in the parameters at fixed z is omitted. None unless requested.
+        p: the properties of the model's sites, by name.
+        q: the properties of the guide's sites, by name.
+        values: the sampled and observed values, by site: [K, N, *event] for samples.
+        repeated: with ``log_q_stopped``, whether a second run of the guide gave the same log q: a tensor of no
+            dimensions. If false, an error is raised at once, except during tracing, which must not read it.
         particles: K.
 
     Example:
@@ -68,12 +68,12 @@ class Terms:
 
     @property
     def scale(self) -> float:
-        """N/B where the data are a subsample, else 1: what the sum over the data is to be multiplied by."""
+        """N/B if the data are a subsample, else 1: the factor of the sum over the data."""
         return subsampling(self._keep)
 
     @property
     def joint(self) -> bool:
-        """Whether no plate encloses every site, so that the weights speak of all data at once."""
+        """Whether no plate encloses every site, so that the weights are joint over all data."""
         return not self._keep
 
     @property
@@ -83,20 +83,20 @@ class Terms:
 
     @property
     def elbo(self) -> Tensor:
-        """What averages to the ELBO: the log weights, or their mean over the states that the guide enumerates."""
+        """The value that averages to the ELBO: log weights, or their mean over the states that the guide enumerates."""
         return self.log_weights if self._elbo is None else self._elbo
 
     @property
     def observed(self) -> Tensor:
-        """Log p of the sites that the guide does not draw: log p(x | z), of the shape of the weights.
+        """Log p of the sites that the guide does not sample: log p(x | z), of the shape of the weights.
 
         Raises:
-            NotImplementedError: where states are summed out together with sites that the guide draws.
+            NotImplementedError: if states are summed out together with sites that the guide samples.
         """
         if self._halves is None and (self._elbo is not None or set(self.log_q) - set(self.log_p)):
             raise NotImplementedError(
-                f"the states of enumerated sites are summed out of {sorted(self.log_p)} together, so log p(x | z) is "
-                "not known apart from p(z) and q(z | x)"
+                f"the states of enumerated sites are summed out of {sorted(self.log_p)} together, so log p(x | z) "
+                "cannot be separated from p(z) and q(z | x)"
             )
         total: Tensor = sum(self.log_p[name] for name in self.log_p if name not in self.log_q)  # type: ignore[assignment]
         return torch.as_tensor(total).expand(self.shape)
@@ -110,18 +110,18 @@ class Terms:
     def kl(self, site: str) -> Tensor:
         r"""KL(q || p) of a site in closed form, given its parents: of the shape of the weights.
 
-        Averaged over the draws of the sites before it, it is what log q - log p of the site averages to. That needs
-        the parents of p's site to be drawn before the site in the guide: given a value that the guide draws after it,
-        and draws given it, the site has another distribution than q's. Any latent site that the model draws before it
+        Averaged over the samples of the sites before it, it equals the mean of log q - log p of the site. This needs
+        the guide to sample the parents of p's site before the site: conditional on a parent that the guide samples
+        later, the distribution of the site differs from q's. Any latent site that the model samples before it
         counts as a parent.
 
         Raises:
-            NotImplementedError: if none is known for the two distributions, or the guide draws a parent later.
+            NotImplementedError: if no closed form is known, or the guide samples a parent later.
         """
         if later := self.drawn_later(site):
             raise NotImplementedError(
-                f"the KL of site '{site}' in closed form needs its parents drawn before it, but the guide draws "
-                f"{later} after it: average log q - log p of its draws"
+                f"the KL of site '{site}' in closed form needs its parents sampled before it, but the guide samples "
+                f"{later} after it: average log q - log p of its samples"
             )
 
         def whole(p: Site, q: Site) -> Tensor:
@@ -130,29 +130,29 @@ class Terms:
         return self._folded(site, self._read(site, whole))
 
     def kl_per_dimension(self, site: str) -> list[Tensor]:
-        """The KL of each dimension of a site whose two distributions factorize, each of the shape of the weights.
+        """The KL of each dimension of a site with two factorized distributions, each of the shape of the weights.
 
-        In closed form where one is known, else log q - log p of the draws, dimension by dimension.
+        In closed form if one is known, else log q - log p of the samples, dimension by dimension.
 
         Raises:
-            NotImplementedError: if the guide draws a parent later, as for :meth:`kl`.
-            ValueError: if they do not factorize, and for a site that only one half draws.
+            NotImplementedError: if the guide samples a parent later, as for :meth:`kl`.
+            ValueError: if they do not factorize, and for a site that only one of model and guide samples.
         """
         if site not in self.p:
             raise ValueError(
-                f"free_bits_per='dimension' needs the KL of each dimension, but '{site}' is no site that the model "
-                "and the guide both draw: take free_bits_per='site'"
+                f"free_bits_per='dimension' needs the KL of each dimension, but '{site}' is not a site that both the "
+                "model and the guide sample: use free_bits_per='site'"
             )
         if later := self.drawn_later(site):
             raise NotImplementedError(
-                f"site '{site}' has no KL of its own, since the guide draws {later} after it, and the model before it"
+                f"site '{site}' has no KL of its own, since the guide samples {later} after it, and the model before it"
             )
 
         def parts(p: Site, q: Site) -> Tensor:
             if not (_factorizes(p) and _factorizes(q)):
                 raise ValueError(
-                    "free_bits_per='dimension' needs the KL of each dimension, but at site "
-                    f"'{site}' guide and model do not both factorize: take free_bits_per='site', or a mean-field guide"
+                    f"free_bits_per='dimension' needs the KL of each dimension, but at site '{site}' guide and model "
+                    "do not both factorize: use free_bits_per='site', or a mean-field guide"
                 )
 
             def drawn() -> Tensor:
@@ -160,33 +160,33 @@ class Terms:
 
             try:
                 known = kl_divergence(q["fn"].base_dist, p["fn"].base_dist)
-            except NotImplementedError:  # none is registered
+            except NotImplementedError:  # no closed form is registered
                 return drawn()
             return _where_masked_alike(p, q, known, drawn, trailing=1)
 
         return [self._folded(site, part) for part in self._read(site, parts, trailing=1).unbind(-1)]
 
     def drawn_later(self, site: str) -> list[str]:
-        """The latent sites that the model draws before this one, and the guide after it."""
+        """The latent sites that the model samples before this one, and the guide after it."""
         before, after = list(self.p), list(self.q)
         before, after = before[: before.index(site)], after[after.index(site) + 1 :]
         return [name for name in before if name in after]
 
     def mean_p(self, site: str) -> Tensor:
-        """The mean of a site of the model given its parents, [K, N, *event]; of 100 draws where none is known."""
+        """The mean of a site of the model given its parents, [K, N, *event]; of 100 samples if it is unknown."""
         return self._mean(site, 0)
 
     def mean_q(self, site: str) -> Tensor:
-        """The mean of a site of the guide given its parents, [K, N, *event]; the draws where none is known."""
+        """The mean of a site of the guide given its parents, [K, N, *event]; the samples if it is unknown."""
         return self._mean(site, 1)
 
     def mode_q(self, site: str) -> Tensor:
-        """The mode of a discrete site of the guide given its parents, [K, N, *event]; of equal states, zero."""
+        """The mode of a discrete site of the guide given its parents, [K, N, *event]; zero for equal states."""
         mode = self._of_half(site, 1, lambda fn: fn.mode)
         return mode.nan_to_num(0.0)
 
     def spread(self, site: str, weights: Tensor) -> Tensor:
-        """A tensor of the shape of the weights, to be multiplied with the values of a site of the guide."""
+        """The weights, reshaped to be multiplied with the values of a site of the guide."""
         value, facts = self.values[site], self.q[site]
         shape = [1] * value.dim()
         shape[0] = self.particles
@@ -215,13 +215,13 @@ class Terms:
         return self._of_half(site, half, lambda fn: fn.sample(torch.Size([_DRAWS])).to(dtype).mean(0))
 
     def _of_half(self, site: str, half: int, make: Callable[..., Tensor]) -> Tensor:
-        """A tensor made of the distribution of a site of one half, of the shape of its values: [K, *plates, *event]."""
+        """A tensor computed from the distribution of a site of model or guide: [K, *plates, *event]."""
         source, facts = self._of(site)[half], (self.p, self.q)[half][site]
         depth = source.lifted.nesting + facts.event_dim
         return source.read(lambda sites: padded(make(sites[site]["fn"]), depth + source.extra))
 
     def _read(self, site: str, make: Callable[[Site, Site], Tensor], trailing: int = 0) -> Tensor:
-        """A tensor made of a site of both halves: [K, *plates, *trailing]."""
+        """A tensor computed from a site of model and guide: [K, *plates, *trailing]."""
         model, guide = self._of(site)
 
         def of(p: Mapping[str, Site], q: Mapping[str, Site]) -> Tensor:
@@ -246,7 +246,7 @@ def _per_dimension(site: Site) -> Tensor:
 
 
 def _where_masked_alike(p: Site, q: Site, known: Tensor, drawn: Callable[[], Tensor], trailing: int = 0) -> Tensor:
-    """A closed form where the masks of two sites agree; elsewhere log q - log p of the draws, each under its mask."""
+    """The closed form where the masks of two sites agree; elsewhere log q - log p of the samples, with their masks."""
     if p["mask"] is q["mask"] is None:
         return known
     inside, own = (
@@ -259,12 +259,12 @@ def _where_masked_alike(p: Site, q: Site, known: Tensor, drawn: Callable[[], Ten
 def stopped_log_q(
     run: Run, again: Run, leaves: Mapping[str, Tensor], log_q: Mapping[str, Tensor], keep: list[CondIndepStackFrame]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Log q at the drawn values, differentiable through the values alone; and whether it came out the same again.
+    """Log q at the sampled values, differentiable only through the values; and whether a second run repeats it.
 
-    ``again`` is the guide's run at the leaves, in the place of the values of ``run``. Log q is differentiated in the
-    leaves, and that gradient is attached to the drawn values: no parameter of any kind has to be found and stopped. A
-    ``Delta``'s log-density and a factor are no normalised densities, so their derivative in the parameters does not
-    average to zero: they keep it.
+    ``again`` is the guide's run at leaves that replace the values of ``run``. Log q is differentiated with respect to
+    the leaves, and that gradient is attached to the samples: no parameter has to be found and stopped. A ``Delta``'s
+    log-density and a factor are not normalised, so their derivative in the parameters does not average to zero and is
+    kept.
     """
     result, repeated = dict(log_q), torch.ones((), dtype=torch.bool)
     moving = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
@@ -276,8 +276,8 @@ def stopped_log_q(
         repeated = repeated.to(close.device) & close
         if get_proxy_mode() is None and not bool(close):
             raise ValueError(
-                f"log q of site '{name}' changes when the guide is run again at the same values: it draws more than "
-                "its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
+                f"log q of site '{name}' changes when the guide is run again at the same values: the guide has "
+                "randomness beside its sites (dropout: guide.eval()), or is too ill-conditioned for its precision"
             )
         result[name] = log_q[name].detach()
         if not (moving and value.requires_grad):

@@ -1,20 +1,20 @@
-r"""Programs under ``torch.vmap``: draws, writes and checks that a mapped program can do, each with its own law.
+r"""Programs under ``torch.vmap``: sampling, writes and checks that a mapped program can do, each with its own rule.
 
 ``torch.vmap(program, randomness="different")`` runs a program once for all particles, and the program sees the shapes
-that its author wrote. Almost every random operation of torch then draws for each particle; the others raise. What
+that its author wrote. Almost every random operation of torch then samples for each particle; the others raise.
 :func:`under_vmap` adds:
 
-* a tensor of no values yet (``torch.empty``) belongs to each particle, so that drawing into it in place works, as
-  ``torch.distributions`` does: ``torch.empty(shape).normal_()``;
-* a write through a boolean mask becomes a ``torch.where``, and some operations that ``torch.vmap`` has no rule for
-  become ones that it has: ``clamp_``, ``.data``, binomials of mixed shapes, fused attention, affine grids, recurrent
+* an uninitialised tensor (``torch.empty``) belongs to each particle, so that in-place sampling works, as
+  in ``torch.distributions``: ``torch.empty(shape).normal_()``;
+* a write through a boolean mask becomes a ``torch.where``, and some operations without a rule in ``torch.vmap``
+  are replaced by others: ``clamp_``, ``.data``, binomials of mixed shapes, fused attention, affine grids, recurrent
   networks;
-* a Dirichlet (hence Beta, LKJ) is drawn by normalised gammas, a straight-through value by a shifted relaxed one, since
-  their derivatives in Pyro and torch are such as ``torch.vmap`` does not run;
-* nothing is validated, since that reads values.
+* a Dirichlet (hence Beta, LKJ) is sampled by normalised gammas, a straight-through value by a shifted relaxed one,
+  since ``torch.vmap`` does not support their derivatives in Pyro and torch;
+* nothing is validated, since validation reads values.
 
-What cannot be done per particle raises: a seed or a generator inside the program, Python's or NumPy's random numbers, a
-site whose draw is the same for every particle.
+Operations that cannot be done per particle raise: a seed or a generator inside the program, Python's or NumPy's random
+numbers, a site whose sample is the same for every particle.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FILLED: set[Any] = {
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, torch.clone, Tensor.clone),
 }
 _SELECTED = (
-    "vmap: elements read or written through a boolean mask that differs between particles have no common shape: write "
+    "vmap: elements read or written through a boolean mask that differs between particles have no common shape: use "
     "torch.where(mask, a, b)"
 )
 _SMALL = 0.02  # below this concentration a gamma underflows in float64 once in a million draws
@@ -58,7 +58,7 @@ _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class NotVectorized(RuntimeError):
-    """Raised inside :func:`under_vmap` where a program does something that differs when particles run together.
+    """Raised inside :func:`under_vmap` if a program does something that differs when particles run together.
 
     Example:
         >>> issubclass(NotVectorized, RuntimeError)
@@ -68,20 +68,20 @@ class NotVectorized(RuntimeError):
 
 @contextmanager
 def under_vmap(*, buffers: bool = False) -> Iterator[None]:
-    """Let a Pyro program draw, write and trace inside ``torch.vmap(..., randomness="different")``.
+    """Allow a Pyro program to sample, write and trace inside ``torch.vmap(..., randomness="different")``.
 
     Enter it around the call of the mapped function, with ``torch.fx.experimental.proxy_tensor.make_fx`` outside of it
-    or not at all. Inside it, Pyro's and torch's validation are off, for distributions built beforehand too.
+    or not at all. Inside it, Pyro's and torch's validation are off, also for distributions built before.
 
     Args:
-        buffers: whether tensors that are created filled (``torch.zeros``, ``torch.full``, ``clone``) belong to each
-            particle as well. A program that writes its latents into ``torch.zeros`` needs it; it costs K times the
-            memory of every such tensor.
+        buffers: whether tensors created with values (``torch.zeros``, ``torch.full``, ``clone``) also belong to each
+            particle. A program that writes its latents into ``torch.zeros`` needs it; it multiplies the memory of
+            every such tensor by K.
 
     Raises:
-        NotVectorized: where the program seeds a random stream, draws from a ``torch.Generator``, from ``random`` or
-            from ``numpy.random``, takes elements by a mask of the particle's own, or has a site with one draw for all
-            particles.
+        NotVectorized: if the program seeds a random stream, samples from a ``torch.Generator``, from ``random`` or
+            from ``numpy.random``, reads elements by a mask that differs between particles, or has a site with one
+            sample for all particles.
 
     Example:
         >>> from pyro.distributions import Beta
@@ -109,14 +109,14 @@ def under_vmap(*, buffers: bool = False) -> Iterator[None]:
         yield
         if _python_streams() != before:
             raise NotVectorized(
-                "the program draws from Python's or NumPy's random numbers, which are the same for all particles under "
-                "torch.vmap: draw with torch instead"
+                "the program uses Python's or NumPy's random numbers, which are the same for all particles under "
+                "torch.vmap: sample with torch instead"
             )
 
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of a class or module, and give it back as it was: its own, or inherited."""
+    """Set an attribute of a class or module, and restore it afterwards, own or inherited."""
     own, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -130,8 +130,8 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _no_fallback_warnings() -> Iterator[None]:
-    """Without torch's warning where an operation has no batching rule and is run in a loop: slower, and right."""
-    _functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # torch tells no previous state
+    """Without torch's warning that an operation without a batching rule runs in a loop: slower, but correct."""
+    _functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # the state cannot be read
     try:
         yield
     finally:
@@ -139,7 +139,7 @@ def _no_fallback_warnings() -> Iterator[None]:
 
 
 class _Unvalidated:
-    """Stands before the ``_validate_args`` of every distribution, whoever built it, and keeps what is set."""
+    """Replaces ``_validate_args`` of every distribution, whenever built, and keeps values that are set."""
 
     def __get__(self, instance: Any, owner: Any = None) -> bool:
         return False
@@ -150,12 +150,12 @@ class _Unvalidated:
 
 def _no_seed(*args: Any, **kwargs: Any) -> Any:
     raise NotVectorized(
-        "the program seeds torch's random stream, so that each particle run alone draws the same: seed outside of it"
+        "the program seeds torch's random stream, so every particle would have the same samples: seed outside of it"
     )
 
 
 def _python_streams() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  the global stream is what is asked for
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  the global stream is needed
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
 
 
@@ -165,7 +165,7 @@ def _mapped(tensor: Any) -> bool:
 
 
 def _only_level() -> VmapInterpreter | None:
-    """The map over particles; None outside of it, and under other transforms too."""
+    """The map over particles; None outside of it, and inside other transforms."""
     stack = _functorch.get_interpreter_stack()
     if stack is None or len(stack) != 1:
         return None
@@ -174,7 +174,7 @@ def _only_level() -> VmapInterpreter | None:
 
 
 def _each(tensor: Any, filled: bool) -> Any:
-    """A fresh tensor as one of each particle's own; unchanged if it is already, or where there is no map alone."""
+    """A fresh tensor, made separate for each particle; unchanged if it already is, or without a map."""
     level = _only_level()
     if level is None or not isinstance(tensor, Tensor) or _mapped(tensor):
         return tensor
@@ -208,12 +208,12 @@ def _binomial(count: Tensor, prob: Tensor) -> Tensor:
 
 
 def _clamp_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    kept = tensor.clone() if torch.is_grad_enabled() else tensor  # autograd reads what was there before
+    kept = tensor.clone() if torch.is_grad_enabled() else tensor  # autograd reads the old values
     return tensor.copy_(kept.clamp(*args, **kwargs))
 
 
 def _affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) -> Tensor:
-    """Sampling points of affinely moved images: [B, H, W, 2] from theta [B, 2, 3]."""
+    """Sampling points of affinely transformed images: [B, H, W, 2] from theta [B, 2, 3]."""
     if not _mapped(theta) or len(size) != 4:
         return affine_grid(theta, size, align_corners)
     axes = []
@@ -226,7 +226,7 @@ def _affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) ->
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """One operation for all particles where nothing is summed: torch's rule makes twelve of it, two of them exps."""
+    """One operation for all particles if nothing is summed: torch's rule makes twelve, two of them exps."""
     level, given = _only_level(), {name for name, value in options.items() if value is not None}
     if level is None or given != {"reduction"} or options["reduction"] != "none" or logits.shape != target.shape:
         return _BCE(logits, target, **options)  # type: ignore[no-any-return]
@@ -268,7 +268,7 @@ def _cell(native: Any, step: Callable[..., tuple[Tensor, ...]]) -> Callable[...,
 
 
 def _recurrent(native: Any, step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
-    """A recurrent network over a sequence, step by step; packed sequences and projections are left to torch."""
+    """A recurrent network over a sequence, step by step; torch handles packed sequences and projections."""
 
     def run(*args: Any) -> Any:
         x, hx, weights, biased, layers, p, training, both, batch_first = args
@@ -327,7 +327,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
 
 
 class _PerParticle(TorchFunctionMode):
-    """Fresh tensors are each particle's own; masked reads and writes are ``torch.where``; generators are refused."""
+    """Fresh tensors are separate per particle; masked reads and writes are ``torch.where``; generators are refused."""
 
     def __init__(self, fresh: set[Any]) -> None:
         super().__init__()
@@ -337,8 +337,8 @@ class _PerParticle(TorchFunctionMode):
         kwargs = kwargs or {}
         if kwargs.get("generator") is not None:
             raise NotVectorized(
-                "the program draws from a torch.Generator of its own, whose draws under torch.vmap are not those of "
-                "particles run alone: draw without generator"
+                "the program samples from its own torch.Generator, which under torch.vmap does not give the samples of "
+                "particles run alone: sample without a generator"
             )
         if function in self.fresh:
             return _each(function(*args, **kwargs), function not in _EMPTY)
@@ -372,7 +372,7 @@ def _write(target: Tensor, mask: Tensor, value: Tensor) -> None:
 
 
 class _OneDrawEach(Messenger):
-    """Refuses a site that draws one value for all particles, however it draws."""
+    """Refuses a site that samples one value for all particles, by any method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,8 +389,8 @@ class _OneDrawEach(Messenger):
         value, stack = msg["value"], _functorch.get_interpreter_stack()
         if stack and isinstance(value, Tensor) and value.numel() and not _mapped(value) and not _is_point(msg["fn"]):
             raise NotVectorized(
-                f"site '{msg['name']}': {type(msg['fn']).__name__} drew one value for all particles under torch.vmap: "
-                "its sample must draw with torch's random operations, and outside of autograd functions"
+                f"site '{msg['name']}': {type(msg['fn']).__name__} sampled one value for all particles under "
+                "torch.vmap: its sample must use torch's random operations, outside of autograd functions"
             )
 
 
@@ -401,9 +401,9 @@ def _is_point(fn: Any) -> bool:
 
 
 def _dirichlet(concentration: Tensor) -> Tensor:
-    r"""Draws from a Dirichlet as normalised gammas, whose implicit derivatives ``torch.vmap`` runs: [..., C].
+    r"""Samples from a Dirichlet as normalised gammas, whose implicit derivatives ``torch.vmap`` supports: [..., C].
 
-    Where a concentration a is so small that a gamma would underflow it is drawn as
+    If a concentration a is so small that a gamma would underflow, it is sampled as
     :math:`\log g_a = \log g_{a + 1} + \log(u) / a`.
     """
     a = concentration.double()
@@ -432,6 +432,6 @@ def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def _safe_log(x: Tensor) -> Tensor:
-    """The logarithm with a derivative of at most 1 / eps, as Pyro's."""
+    """The logarithm with a derivative of at most 1 / eps, as in Pyro."""
     at = x.detach()
     return at.log() + (x - at) / at.clamp(min=torch.finfo(x.dtype).eps)

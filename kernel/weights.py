@@ -1,15 +1,15 @@
-r"""The kernel: log importance weights of any Pyro pair.
+r"""The kernel: log importance weights of any Pyro model and guide.
 
 .. math:: \log w_k = \log p(x, z_k) - \log q(z_k \mid x), \qquad z_k \sim q(z \mid x), \quad k = 1, \dots, K
 
-The guide is run, then the model at its draws: one particle as the program stands, several by the way that
+The guide is run, then the model at its samples: one particle as the program is written, several by the method that
 :mod:`jensen.kernel.lifts` proves. Log probabilities are summed over every dimension but the particles' and those of the
 plates that enclose every site (the data), so the weights are [K, N]; with a site outside every plate (a global latent)
 they are joint, [K].
 
-What counts: a mask, auxiliary sites (a ``Delta`` with a log-density, a ``pyro.factor``). What does not:
-``pyro.deterministic``, subsample sites, and scales: neither ``poutine.scale`` nor subsampling moves a weight. A plate
-that is subsampled and does *not* enclose every site still multiplies its own sites by N/B, since those are summed here.
+Included: a mask, auxiliary sites (a ``Delta`` with a log-density, a ``pyro.factor``). Excluded:
+``pyro.deterministic``, subsample sites, and scales: neither ``poutine.scale`` nor subsampling changes a weight. A
+subsampled plate that does *not* enclose every site still multiplies its own sites by N/B, since those are summed here.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from .terms import Terms, stopped_log_q
 def log_weights(
     model: Program, guide: Program, *data: Tensor, particles: int = 1, max_plate_nesting: int | None = None
 ) -> Tensor:
-    r"""Log importance weights of K draws from the guide.
+    r"""Log importance weights of K samples from the guide.
 
     .. math:: \log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} \mid x_n), \qquad z_{kn} \sim q(z \mid x_n)
 
-    Their mean over K estimates the ELBO of each datum; their logsumexp over K, minus log K, its log p(x).
+    Their mean over K estimates the ELBO of each data point; their logsumexp over K, minus log K, its log p(x).
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
@@ -70,15 +70,15 @@ def log_weights(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: tensors whose first dimension is N.
-        particles: the number K of draws, at least 1.
-        max_plate_nesting: how deep the pair's plates are nested, as in Pyro's losses. None: the pair is checked and run
-            once without particles to find out.
+        particles: the number K of samples, at least 1.
+        max_plate_nesting: how deep the plates are nested, as in Pyro's losses. None: model and guide are checked and
+            run once without particles to find out.
 
     Returns:
         The log weights in nats, [K, N]; [K] where no plate encloses every site. Differentiable in the parameters.
 
     Raises:
-        ValueError: for data, sites or observations that do not fit the pair, and for ``particles`` less than 1.
+        ValueError: for data, sites or observations that do not fit model and guide, and for ``particles`` below 1.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -101,9 +101,9 @@ def terms(
     stopped: bool = False,
     max_plate_nesting: int | None = None,
 ) -> Terms:
-    r"""What log w is made of, site by site: log p, log q, the values drawn.
+    r"""The terms of log w, site by site: log p, log q, the sampled values.
 
-    ``log_q_stopped`` is what sticking-the-landing and doubly reparameterized gradients need. Its value is log q, and
+    Sticking-the-landing and doubly reparameterized gradients need ``log_q_stopped``. Its value is log q, and
 
     .. math:: \nabla_\phi \log q_{\text{stopped}}(z_\phi) = \nabla_z \log q_\phi(z) |_{z = z_\phi} \nabla_\phi z_\phi
 
@@ -114,8 +114,8 @@ def terms(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: tensors whose first dimension is N.
-        particles: the number K of draws, at least 1.
-        stopped: whether to work out ``log_q_stopped``; the guide is run once more, at the values drawn.
+        particles: the number K of samples, at least 1.
+        stopped: whether to compute ``log_q_stopped``; the guide is run once more, at the sampled values.
         max_plate_nesting: as for :func:`log_weights`.
 
     Returns:
@@ -147,7 +147,7 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *data: Tensor) -> Te
         The log joint density in nats, [K, N]; [K] where no plate encloses every site. Differentiable in the values.
 
     Raises:
-        ValueError: if a latent site has no value, a value no site, or the values differ in their first dimension.
+        ValueError: for a missing or unknown site, or if the values differ in their first dimension.
 
     Example:
         >>> from jensen.models import PPCA
@@ -163,8 +163,8 @@ def densities(model: Program, *data: Tensor, lifted: Lifted | None = None) -> Ca
     """Log p(x, z) site by site as a function of z, for many z on the same data; values as for :func:`log_joint`.
 
     The entries are log p of each site given its parents, each of the shape of :func:`log_joint`, which is their sum.
-    The function takes other data of the same shapes after z. Where data of other shapes follow, ``lifted`` is the model
-    as it is run, whose proofs hold for them too.
+    The function accepts other data of the same shapes after z. If data of other shapes follow, give ``lifted``, the
+    model as it is run: its proofs hold for them too.
     """
     check_tensors(data)
     with forked_rng(), AtMode(), explained(data):
@@ -183,15 +183,15 @@ def densities(model: Program, *data: Tensor, lifted: Lifted | None = None) -> Ca
 
 
 class Pair:
-    """A pair that is run many times: checked once, and its way under so many particles proved once.
+    """A model and guide that are run many times: checked once, and their method for K particles proved once.
 
     Args:
         model: any Pyro model.
         guide: its guide.
-        layout: how the pair is laid out, or how deep its plates are nested; None: it is checked to find out.
+        layout: the layout of both, or the nesting depth of their plates; None: they are checked to find out.
 
     Attributes:
-        elbo_differs: whether the guide enumerates states, so that log w does not average to the ELBO; once it has run.
+        elbo_differs: whether the guide enumerates states, so that log w does not average to the ELBO; after a run.
     """
 
     def __init__(self, model: Program, guide: Program, layout: Layout | int | None = None) -> None:
@@ -199,16 +199,16 @@ class Pair:
         self.layout = layout if isinstance(layout, Layout) else None
         self.nesting = layout.nesting if isinstance(layout, Layout) else layout
         self.elbo_differs = False
-        self._lifted: tuple[Lifted, ...] = ()  # model and guide; or one for both, whose states are summed out
+        self._lifted: tuple[Lifted, ...] = ()  # model and guide; or one for both, if states are summed out
 
     def log_weights(self, data: tuple[Tensor, ...], particles: int) -> Tensor:
-        """Log weights of fresh draws, [K, N]; [K] where they are joint: see :func:`log_weights`."""
+        """Log weights of fresh samples, [K, N]; [K] if joint: see :func:`log_weights`."""
         p, q, keep, _ = self._run(data, particles, tapped=False)
         total = sum(_folded(p, keep)) - sum(_folded(q, keep))
         return torch.as_tensor(total).expand(particles, *(frame.size for frame in keep))
 
     def terms(self, data: tuple[Tensor, ...], particles: int, stopped: bool = False) -> Terms:
-        """What log weights of fresh draws are made of: see :func:`terms`."""
+        """The terms of log weights of fresh samples: see :func:`terms`."""
         state = torch.get_rng_state()
         p, q, keep, elbo = self._run(data, particles, tapped=stopped)
         model, guide = self._lifted if len(self._lifted) == 2 else (None, None)
@@ -221,10 +221,10 @@ class Pair:
         log_q_stopped = repeated = None
         if stopped and guide is None:
             raise NotImplementedError(
-                f"the states of enumerated sites are summed out of {sorted(p.sites)} together, and log q alone cannot "
-                "be differentiated: take gradient='standard', or sample them in the guide"
+                f"the states of enumerated sites are summed out of {sorted(p.sites)} together, so log q alone cannot "
+                "be differentiated: use gradient='standard', or sample these sites in the guide"
             )
-        if stopped and guide is not None:  # the guide runs again, at leaves in the place of its values
+        if stopped and guide is not None:  # the guide runs again, at leaves that replace its values
             leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in drawn.items()}
             with torch.enable_grad(), forked_rng():
                 torch.set_rng_state(state)
@@ -247,20 +247,20 @@ class Pair:
 
     @property
     def way(self) -> Way:
-        """The way that it is run by: the last of those that its halves need."""
+        """The method of the runs: the slower one of model and guide."""
         return slowest(part.way for part in self._lifted)
 
     def way_for(self, data: tuple[Tensor, ...], particles: int) -> Way | None:
-        """The way of data and particles like these; None if it is not known yet."""
+        """The method for data and particles like these; None if it is not known yet."""
         call = Call(data, particles, {}, {}, {})
         proofs = [part.proof_for(call) for part in self._lifted]
         ways = [proof.way for proof in proofs if proof is not None]
         return slowest(ways) if ways and len(ways) == len(proofs) else None
 
     def _run(self, data: tuple[Tensor, ...], particles: int, tapped: bool) -> tuple[Run, Run, list[Any], Run]:
-        """The runs of model and guide, the plates that enclose every site, and, where it is not log w, the ELBO."""
+        """The runs of model and guide, the plates that enclose every site, and the ELBO if it differs from log w."""
         if particles < 1:
-            raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
+            raise ValueError(f"particles is the number of samples from the guide, at least 1, but got {particles}")
         self.prepare(data)
         if len(self._lifted) == 1:
             whole = self._lifted[0](data, particles)
@@ -268,7 +268,7 @@ class Pair:
             return p, q, shared_plates(site.facts.frames for site in whole.sites.values()), elbo
         model, guide = self._lifted
         q = guide(data, particles)
-        if tapped:  # a derivative in a view is the partial one, of the densities alone: no draw depends on it
+        if tapped:  # a derivative in a view is the partial one, of the densities alone: no sample depends on it
             q = q._replace(sites={name: _tapped(site) for name, site in q.sites.items()})
         drawn = {name: site.value for name, site in q.sites.items() if not site.facts.observed}
         p = model(data, particles, drawn, q.ranks, q.rows)
@@ -276,7 +276,7 @@ class Pair:
         return p, q, shared_plates(site.facts.frames for site in sites), Run({}, {}, {}, None)
 
     def prepare(self, data: tuple[Tensor, ...]) -> None:
-        """Look at the pair, where it was not yet: its plates, and whether sites are marked to be enumerated."""
+        """Check model and guide once: their plates, and whether sites are marked for enumeration."""
         if self._lifted:
             return
         if self.nesting is None:
@@ -295,7 +295,7 @@ class Pair:
             self._lifted = Lifted(self.model, self.nesting), Lifted(self.guide, self.nesting, "guide")
 
     def _states(self, data: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
-        """The sites that are to be enumerated: of the model, where the guide does not draw them, and of the guide."""
+        """The sites to be enumerated: of the model, if the guide does not sample them, and of the guide."""
         with for_proof(self.model, self.guide):
             p, q = (sites_of(trace) for trace in trace_pair(self.model, self.guide, data))
         drawn = {site["name"] for site in q}
@@ -310,12 +310,12 @@ def _half(lifted: Lifted, call: Call, run: Run) -> Half:
 
 
 def _tapped(site: Scored) -> Scored:
-    """A site with a view of its value in its place."""
+    """A site whose value is replaced by a view of it."""
     return site._replace(value=site.value.view_as(site.value)) if site.value.requires_grad else site
 
 
 def _of_kind(run: Run, kind: str) -> Run:
-    """The sites of one kind of a :class:`~jensen.kernel.lifts.LiftedPair`, under their own names."""
+    """The sites of one kind of a :class:`~jensen.kernel.lifts.LiftedPair`, with their own names."""
     sites = {name.removeprefix(kind): site for name, site in run.sites.items() if name.startswith(kind)}
     return run._replace(sites=sites)
 
@@ -333,31 +333,31 @@ def model_sites(model: Program, *args: Any, **kwargs: Any) -> list[Site]:
 
 
 def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
-    """Run the pair once, without particles or gradient, and raise what is wrong with it.
+    """Run model and guide once, without particles or gradient, and raise an error for what is wrong.
 
-    Draws nothing from the user's random stream.
+    Does not use the user's random stream.
 
     Returns:
-        The pair's :class:`Layout`.
+        Their :class:`Layout`.
 
     Raises:
-        ValueError: naming the argument or site, for data that are empty or hold infinity, or NaN that does not leave
-            every log-density finite, a site of the model that the guide misses, a site of the guide that the model has
-            not, and observations outside of a support that does not move with the draws.
+        ValueError: naming the argument or site, for data that are empty or infinite, for NaN that makes a log-density
+            non-finite, for a site of the model that the guide misses, a site of the guide that the model does not have,
+            and observations outside of a fixed support.
 
     Warns:
-        UserWarning: for a ``poutine.scale`` of the user's own, which importance weights leave out, and for a plate of
+        UserWarning: for the user's ``poutine.scale``, which importance weights ignore, and for a plate of
             the guide that the model does not have.
     """
     if isinstance(poutine.unwrap(guide), Messenger):
-        raise NotImplementedError("a GuideMessenger is not traced like a guide: use an AutoGuide or a guide function")
+        raise NotImplementedError("a GuideMessenger cannot be traced: use an AutoGuide or a guide function")
     dtypes = {p.dtype for owner in own_modules(model, guide) for p in owner.parameters()}
     with torch.no_grad(), forked_rng(), checked_data(data, dtypes) as holes:
         claim_parameters(model, guide)
         try:
             with watched_modes():
                 p, q = claiming(lambda: trace_pair(model, guide, data))
-        except ValueError:  # perhaps of parameters made from a draw outside of its site's support: say so
+        except ValueError:  # perhaps of parameters computed from a sample outside of its site's support: report that
             with validation_enabled(False), suppress(RuntimeError):
                 check_match(*trace_pair(model, guide, data))
             raise
@@ -378,13 +378,13 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
 
 
 def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:
-    """The sum of all log p minus that of all log q in one draw, scales and masks included, as ``Trace_ELBO`` has it."""
+    """The sum of all log p minus the sum of all log q in one sample, with scales and masks, as in ``Trace_ELBO``."""
     p, q = trace_pair(model, guide, data)
     return torch.as_tensor(p.log_prob_sum() - q.log_prob_sum())
 
 
 def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters of the model, and those of the guide alone: of modules, and of ``pyro.param``."""
+    """The trainable parameters of the model, and those of the guide only: of modules, and of ``pyro.param``."""
     claim_parameters(model, guide)
     with torch.no_grad(), forked_rng():
         with ParametersRead() as of_guide:
@@ -396,7 +396,7 @@ def parameters_of(model: Program, guide: Program, *data: Tensor) -> tuple[list[n
 
 @torch.no_grad()
 def observed_sites(model: Program, guide: Program, data: tuple[Tensor, ...]) -> list[Site]:
-    """The sites at which the model observes data itself: without values that the guide draws, and factors."""
+    """The sites at which the model observes data: without values that the guide samples, and without factors."""
     with forked_rng():
         p, q = (sites_of(trace) for trace in trace_pair(model, guide, data))
     drawn = {site["name"] for site in q}

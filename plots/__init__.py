@@ -1,7 +1,12 @@
-"""Pictures: each function takes a result (or tensors), draws on an ``Axes`` and returns it. No global state.
+"""Figures: each function takes a result (or tensors), draws on an ``Axes`` and returns it.
 
-Without an ``Axes`` a figure of its own is made, as wide as a column of a paper, which pyplot does not know of:
-``save(ax, "figures/bounds")`` writes it as PNG and PDF. Colours differ in shape or dashes, too.
+Without an ``Axes`` a new figure is made through pyplot, as wide as a column of a paper: a notebook shows it below the
+cell, and a script shows it with ``plt.show()``. ``save(ax, "figures/bounds")`` writes PNG and PDF. Lines that differ in
+colour also differ in marker or dashes.
+
+New figures have the style of ``jensen.mplstyle``: 8 points, 200 dots per inch, no frame at the top and at the right,
+colours that colour-blind readers tell apart. ``plt.style.use("jensen.plots.jensen")`` takes it for figures of your own.
+Axes that you give (``ax=``) keep the style in which you made them.
 """
 
 from .bounds import plot_bounds

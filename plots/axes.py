@@ -1,4 +1,4 @@
-"""What pictures share: a figure of their own, a column wide, and colours and markers that all readers tell apart."""
+"""What figures share: their size, their style, and colours and markers that all readers tell apart."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ __all__ = [
     "WIDTH",
     "at_least_one",
     "by_name",
+    "close_own",
+    "house_style",
     "number",
     "own_axes",
     "own_figure",
-    "plain",
+    "settle",
+    "styled",
     "text_size",
+    "without_pyplot",
 ]
 
-from collections.abc import Mapping
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
 
+from matplotlib import is_interactive, rc_params_from_file, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#F0E442",
-    "#882255",
-    "#999999",
-)
-"""The palette of Okabe and Ito (2008), Color Universal Design, and two more: ten classes."""
+STYLE_FILE = Path(__file__).with_name("jensen.mplstyle")
+"""The style of new figures; ``plt.style.use("jensen.plots.jensen")`` takes it for figures of one's own."""
+
+_STYLE = rc_params_from_file(STYLE_FILE, use_default_template=False)
+
+COLOURS: tuple[str, ...] = tuple(_STYLE["axes.prop_cycle"].by_key()["color"])
+"""The style's colours, of ten classes, told apart by colour-blind readers."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 """Shapes that go with the colours, for readers who see no colour and for grey print."""
@@ -45,10 +50,12 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 WIDTH = 3.4
 """Width in inches of a new figure: a column of a paper in two columns."""
 
-_TEXT = 8.0  # points, in figures of our own
-_DPI = 200  # on a screen; print has its own
-
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_made: WeakSet[Figure] = WeakSet()
+_pyplot: ContextVar[bool] = ContextVar("pyplot", default=True)
 
 
 def at_least_one(columns: int) -> int:
@@ -58,22 +65,85 @@ def at_least_one(columns: int) -> int:
     return columns
 
 
+@contextmanager
+def without_pyplot() -> Iterator[None]:
+    """New figures are not registered with pyplot: for commands, reports and callbacks, which write or show them."""
+    token = _pyplot.set(False)
+    try:
+        yield
+    finally:
+        _pyplot.reset(token)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """New axes and what is drawn on them have the style of jensen; afterwards that of the caller is back."""
+    before = {name: rcParams[name] for name in _STYLE}
+    rcParams.update(_STYLE)
+    try:
+        yield
+    finally:  # of the style alone: the first figure of a notebook loads its backend, which sets parameters to stay
+        rcParams.update(before)
+
+
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that makes a figure draw it in the style of jensen; given axes keep the style of their maker."""
+    signature = inspect.signature(plot)
+
+    @wraps(plot)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        if given.get("ax") is not None or given.get("axes") is not None:
+            return plot(*args, **kwargs)
+        known = set(_made)
+        with house_style():
+            try:
+                drawn = plot(*args, **kwargs)
+            except BaseException:
+                for figure in set(_made) - known:  # a notebook would show it empty
+                    _close(figure)
+                raise
+            axes: Any = drawn[0] if isinstance(drawn, list) else drawn
+            settle(axes.figure)
+        return drawn
+
+    return call
+
+
+def settle(figure: Figure) -> None:
+    """Make the ticks of a figure now: matplotlib makes them when it draws, in the style of that time."""
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_major_ticks()
+            axis.get_minor_ticks()
+
+
 def own_figure(width: float = WIDTH, height: float = 2.6) -> Figure:
-    """A new figure (in inches) that pyplot does not keep."""
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    """A new figure (in inches) of pyplot, so that a notebook and ``plt.show()`` show it."""
+    if not _pyplot.get():
+        return Figure(figsize=(width, height))
+    import matplotlib.pyplot as plt  # imported here, since `import jensen.plots` would be slower by its backends
+
+    figure = plt.figure(figsize=(width, height))
+    _made.add(figure)
+    return figure
 
 
 def own_axes(ax: Axes | None, height: float = 2.6) -> Axes:
-    """The given axes, or those of a new figure of a column's width, with text of 8 points."""
-    return plain(own_figure(height=height).add_subplot()) if ax is None else ax
+    """The given axes, or those of a new figure of a column's width."""
+    return own_figure(height=height).add_subplot() if ax is None else ax
 
 
-def plain(ax: Axes) -> Axes:
-    """Give new axes the text of a column: labels of 8 points, ticks a little smaller."""
-    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        text.set_fontsize(_TEXT)
-    ax.tick_params(which="both", labelsize=0.875 * _TEXT)
-    return ax
+def close_own(figure: Figure) -> None:
+    """Take a figure of :func:`own_figure` out of pyplot, unless a notebook or a window is still to show it."""
+    if figure in _made and not is_interactive():
+        _close(figure)
+
+
+def _close(figure: Figure) -> None:
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
 
 
 def text_size(ax: Axes, share: float = 0.875) -> float:

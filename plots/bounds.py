@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import Bounds
 
-from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
+from .axes import COLOURS, MARKERS, by_name, own_axes, styled, text_size
 
 
 @checked
+@styled
 def plot_bounds(results: Mapping[str, Bounds], ax: Axes | None = None) -> Axes:
     """Bounds on log p(x) against K, one line a guide, with bands of two Monte Carlo standard errors.
 

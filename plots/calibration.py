@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import Calibration
 
-from .axes import COLOURS, own_axes, text_size
+from .axes import COLOURS, own_axes, styled, text_size
 
 
 @checked
+@styled
 def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | None = None) -> Axes:
     """Histograms of the ranks of true values: flat for a calibrated guide.
 

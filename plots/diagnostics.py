@@ -17,12 +17,13 @@ from torch import Tensor
 from jensen.checked import checked
 from jensen.inference import Evidence
 
-from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
+from .axes import COLOURS, MARKERS, by_name, own_axes, styled, text_size
 
 _MARKS = 8  # markers along a curve
 
 
 @checked
+@styled
 def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     r"""Pareto k-hat of the data, ranked, one curve a guide, with the limits of what can be trusted.
 
@@ -80,6 +81,7 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
 
 
 @checked
+@styled
 def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
     r"""Effective sample sizes of the data, ranked, one curve a guide, below the K draws that there were.
 

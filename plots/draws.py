@@ -16,7 +16,7 @@ from torch import Tensor
 from jensen.checked import checked
 from jensen.inference import PosteriorDraws
 
-from .axes import COLOURS, WIDTH, at_least_one, own_figure, plain, text_size
+from .axes import COLOURS, WIDTH, at_least_one, own_figure, styled, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
@@ -25,6 +25,7 @@ _PANEL = 1.7  # inches: two in a column of a paper
 
 
 @checked
+@styled
 def plot_draws(
     posterior: PosteriorDraws,
     guide: Callable[..., Any] | None = None,
@@ -81,7 +82,7 @@ def plot_draws(
         columns = min(at_least_one(columns), n)
         rows = math.ceil(n / columns)
         figure = own_figure(max(WIDTH, _PANEL * columns), 0.3 + _PANEL * rows)
-        axes = [plain(figure.add_subplot(rows, columns, i + 1)) for i in range(n)]
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
     small, large = text_size(axes[0]), text_size(axes[0], 1.0)
     for i, ax in enumerate(axes):
         u = posterior.unconstrained[i].double()  # [S, F]

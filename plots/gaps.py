@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import Gaps
 
-from .axes import COLOURS, by_name, own_axes, text_size
+from .axes import COLOURS, by_name, own_axes, styled, text_size
 
 
 @checked
+@styled
 def plot_gaps(results: Mapping[str, Gaps | None], ax: Axes | None = None) -> Axes:
     """Stacked bars, one a guide: approximation gap, then amortization gap; whiskers are two standard errors.
 

@@ -14,12 +14,13 @@ from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
 from jensen.kernel.weights import Program
 
-from .axes import at_least_one
+from .axes import at_least_one, styled
 from .images import Shape, plot_images
 from .walks import decoded
 
 
 @checked
+@styled
 def plot_samples(
     model: Program,
     shape: Shape,
@@ -73,6 +74,7 @@ def plot_samples(
 
 
 @checked
+@styled
 def plot_reconstructions(
     model: Program,
     guide: Program,

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import GradientSignal
 
-from .axes import COLOURS, MARKERS, by_name, own_axes, text_size
+from .axes import COLOURS, MARKERS, by_name, own_axes, styled, text_size
 
 
 @checked
+@styled
 def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | None = None) -> Axes:
     """Draw the signal-to-noise ratio of gradients against K, a line for each kind, on logarithmic axes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Shape", "cell_centres", "draw_grid", "gap_of", "plot_images"]
+__all__ = ["Shape", "as_images", "cell_centres", "draw_grid", "gap_of", "plot_images"]
 
 from collections.abc import Sequence
 from math import prod
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from jensen.checked import checked
 
-from .axes import WIDTH, at_least_one, own_axes, text_size
+from .axes import WIDTH, at_least_one, own_axes, styled, text_size
 
 Shape = tuple[int, int] | tuple[int, int, int]
 
 
 @checked
+@styled
 def plot_images(
     images: Tensor,
     shape: Shape,
@@ -94,7 +95,7 @@ def draw_grid(
     """
     if cmap not in colormaps:
         raise ValueError(f"cmap is the name of a colour map of matplotlib, such as 'gray_r', but got {cmap!r}")
-    canvas = _canvas(_as_images(images, shape, owner), columns, gaps or (gap_of(shape), gap_of(shape)))
+    canvas = _canvas(as_images(images, shape, owner), columns, gaps or (gap_of(shape), gap_of(shape)))
     ax = own_axes(ax, height=0.1 + room[1] + (WIDTH - 0.1 - room[0]) * canvas.shape[0] / canvas.shape[1])
     low, high = value_range
     if canvas.dim() == 3:
@@ -116,7 +117,7 @@ def gap_of(shape: Shape) -> int:
     return max(1, shape[0] // 8)
 
 
-def _as_images(images: Tensor, shape: Shape, owner: str) -> Tensor:
+def as_images(images: Tensor, shape: Shape, owner: str) -> Tensor:
     """Images [N, height, width] or [N, height, width, 3] on the CPU."""
     size = images[0].numel() if images.dim() > 1 and len(images) else 0
     planes = len(shape) == 2 and size == 3 * prod(shape)

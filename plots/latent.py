@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jensen.checked import checked
 
-from .axes import COLOURS, MARKERS, own_axes, text_size
+from .axes import COLOURS, MARKERS, own_axes, styled, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
@@ -21,6 +21,7 @@ _DASHES = ("--", "-")
 
 
 @checked
+@styled
 def plot_latent(
     z: Tensor,
     labels: Tensor | None = None,

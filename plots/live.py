@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from jensen.checked import checked
 from jensen.inference import History
 
-from .axes import own_figure, plain
+from .axes import house_style, own_figure, settle, without_pyplot
 from .training import plot_training
 
 _PANELS = (("elbo", "shaped", "validation"), ("rate",), ("distortion",))
@@ -84,6 +84,8 @@ class LiveCurves:
         self._next = now + max(self.seconds, (_SHARE - 1) * (now - began))
 
 
+@without_pyplot()
+@house_style()
 def _picture(history: History) -> Figure:
     """The panels that the history has curves for, one above the other."""
     columns = history.per_epoch()
@@ -91,9 +93,10 @@ def _picture(history: History) -> Figure:
     figure = own_figure(4.6, 0.4 + 1.7 * len(panels))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for curves, ax in zip(panels, axes, strict=True):
-        plot_training(history, curves, plain(ax))
+        plot_training(history, curves, ax)
         ax.label_outer()
     figure.align_ylabels(axes)
+    settle(figure)
     return figure
 
 

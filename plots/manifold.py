@@ -15,7 +15,7 @@ from jensen.inference import decode
 from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.simulation import prior_quantiles
 
-from .axes import number
+from .axes import number, styled
 from .images import Shape, cell_centres, draw_grid
 from .walks import decoded, pick_site, spread_levels
 
@@ -23,6 +23,7 @@ _LOWEST = 0.01
 
 
 @checked
+@styled
 def plot_manifold(
     model: Callable[..., Any],
     shape: Shape,

@@ -26,7 +26,7 @@ from jensen.checked import checked
 from jensen.inference import log_joint, terms
 from jensen.kernel.modes import running
 
-from .axes import COLOURS, own_axes, text_size
+from .axes import COLOURS, own_axes, styled, text_size
 
 _MASS = (0.99, 0.9, 0.5)
 _TINTS = (0.2, 0.5, 0.9)  # how much colour there is in each band, from the outermost
@@ -42,6 +42,7 @@ class _HasLatents(Protocol):
 
 
 @checked
+@styled
 def plot_posterior(
     model: _HasLatents,
     guide: Callable[..., Any] | None,

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import RateDistortion
 
-from .axes import COLOURS, by_name, own_axes, text_size
+from .axes import COLOURS, by_name, own_axes, styled, text_size
 
 
 @checked
+@styled
 def plot_rate_distortion(results: Mapping[str, RateDistortion], ax: Axes | None = None) -> Axes:
     """Draw the plane of rate and distortion, a point for each result, with lines of equal ELBO.
 

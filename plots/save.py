@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from jensen.checked import checked
 from jensen.results.files import whole
 
+from .axes import close_own
+
 _DPI = 300
 
 
@@ -22,7 +24,10 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
     """Save a picture twice: PNG at 300 dots per inch, and PDF whose text stays text, in TrueType fonts.
 
     The page is as large as the figure, so text has in print the size that it was given. The files hold no date: the
-    same picture gives the same bytes. Each is written whole or not at all; a link is replaced, not followed.
+    same figure gives the same bytes. Each is written whole or not at all; a link is replaced, not followed.
+
+    A script closes a figure that a ``plot_*`` function made once it is saved, so that a loop keeps none open: call
+    ``plt.show()`` before. Notebooks still show it, and figures of your own stay open.
 
     Args:
         picture: the axes that a picture returned, or a figure.
@@ -58,4 +63,5 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
             figure.savefig(partial, dpi=_DPI)
         with whole(pdf) as partial:
             figure.savefig(partial, dpi=_DPI, metadata={"CreationDate": None})
+    close_own(figure)
     return png, pdf

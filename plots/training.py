@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from jensen.checked import checked
 from jensen.inference import History
 
-from .axes import COLOURS, MARKERS, own_axes, text_size
+from .axes import COLOURS, MARKERS, own_axes, styled, text_size
 
 CURVES = {
     "elbo": ("training bound", "bound on log p(x)"),
@@ -30,6 +30,7 @@ _MARKS = 8  # markers along a curve
 
 
 @checked
+@styled
 def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | None = None) -> Axes:
     """Curves of a training run against its epochs.
 

@@ -17,6 +17,7 @@ from jensen.kernel.modes import running
 from jensen.kernel.simulation import prior_quantiles
 from jensen.kernel.weights import Program, check_pair
 
+from .axes import styled
 from .images import Shape, cell_centres, draw_grid, gap_of
 
 _MOST_ROWS = 10  # traversals shown by default
@@ -24,6 +25,7 @@ _LOWEST = 0.005  # quantile at which a traversal starts
 
 
 @checked
+@styled
 def plot_interpolations(
     model: Program,
     guide: Program,
@@ -100,6 +102,7 @@ def plot_interpolations(
 
 
 @checked
+@styled
 def plot_traversals(
     model: Program,
     guide: Program,

@@ -13,7 +13,7 @@ from jensen.checked import checked
 from jensen.inference import Evidence
 from jensen.kernel.batches import Data, as_tensors
 
-from .axes import number, text_size
+from .axes import number, styled, text_size
 from .images import Shape, draw_grid, gap_of
 
 By = Literal["pareto_k", "ess", "log_evidence", "elbo", "gap"]
@@ -29,6 +29,7 @@ _CAPTION = 0.2  # inches in a column of a paper, for a line between rows of imag
 
 
 @checked
+@styled
 def plot_worst(
     evidence: Evidence,
     data: Data,

@@ -6,10 +6,14 @@ __all__ = ["Printed", "Table", "decimals", "digits_of", "percent", "with_error"]
 
 import html
 import math
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?(?: ± [\d,]+(?:\.\d+)?)?")
 _CELL = "padding:0.1em 0.6em;text-align:{}"
@@ -83,6 +87,32 @@ class Printed:
 
     def _repr_html_(self) -> str:
         return self._table().html()
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str = "",
+        data: Tensor | None = None,
+        image_shape: tuple[int, int] | tuple[int, int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Path:
+        """Write this result as one self-contained HTML page: see :class:`jensen.reports.Report`.
+
+        Args:
+            path: the file.
+            title: of the page; the name of the class by default.
+            data: the data points that were measured, [N, ...]: marks and rows of the page then show them.
+            image_shape: where data points are images, their height and width: ``data.image_shape``.
+            value_range: the values drawn white and black; by default those of the data.
+
+        Returns:
+            The path.
+        """
+        from jensen.reports import Report  # which stands above the results that it shows
+
+        page = Report(title or type(self).__name__, data=data, image_shape=image_shape, value_range=value_range)
+        return page.add(self).write(path)
 
 
 def _by_point(cells: Sequence[str]) -> list[str]:

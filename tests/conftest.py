@@ -1,6 +1,7 @@
 """Fixtures of the suite: a fixed seed, an empty parameter store, real data if available."""
 
 import os
+import sys
 from pathlib import Path
 
 import pyro
@@ -35,9 +36,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """Every test starts from the same seed and without anybody's parameters."""
+    """Every test starts from the same seed and without anybody's parameters, and leaves no figure open."""
     torch.manual_seed(0)
     pyro.clear_param_store()
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

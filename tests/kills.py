@@ -23,8 +23,8 @@ from jensen import cli
 from jensen.datasets import load
 from jensen.results import files
 
-ROUTES = {"eager": False, "captured": "auto", "compiled": True}  # what each is asked for by fit(compile=...)
-_EPOCHS = {"eager": 12, "captured": 70, "compiled": 90}  # of 3 full batches: a graph pays for 200
+ROUTES = {"eager": False, "traced": "auto", "compiled": True}  # what each is asked for by fit(compile=...)
+_EPOCHS = {"eager": 12, "traced": 70, "compiled": 90}  # of 3 full batches: a graph pays for 200
 _LONGEST = 300  # seconds of a run
 
 
@@ -41,7 +41,7 @@ def attack(route, kills, seed=0, say=lambda line: None):
         state = _state(whole)
         way = _route(whole)
         say(f"{route}: the whole run took {seconds:.1f} s, {way}")
-        if status or not way.startswith("captured and compiled" if route == "compiled" else route):
+        if status or not way.startswith("traced and compiled" if route == "compiled" else route):
             found["short"].append(f"{route}: the whole run, {way}: status {status}: {log}")
         for i in range(kills):
             run = Path(folder) / str(i)

@@ -98,7 +98,7 @@ def test_an_empty_set(use):
 @pytest.mark.parametrize("particles", [0, -3])
 def test_too_few_particles(particles):
     model, guide, x = pair("PPCA", "MeanField")
-    message = f"particles is the number of draws from the guide, at least 1, but got {particles}"
+    message = f"particles is the number of samples from the guide, at least 1, but got {particles}"
     with pytest.raises(ValueError, match=message):
         log_weights(model, guide, x, particles=particles)
     with pytest.raises(ValueError, match=message):
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_pair(tmp_path):
     _fit(model, guide, x, checkpoint=tmp_path / "c.pt")
     other, other_guide, _ = pair("PPCA", "FullCovariance")
     with pytest.raises(
-        ValueError, match=r"c.pt is a checkpoint of another pair: only it has \['guide.families.z.affine"
+        ValueError, match=r"c.pt is a checkpoint of another model or guide: only it has \['guide.families.z.affine"
     ):
         _fit(other, other_guide, x, checkpoint=tmp_path / "c.pt", resume=True)
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         ({"epochs": 0}, "epochs and batch_size are at least 1, but got 0 and 128"),
         ({"batch_size": 0}, "epochs and batch_size are at least 1, but got 100 and 0"),
         ({"patience": 3}, "patience counts epochs without a better validation ELBO: give validation data"),
-        ({"resume": True}, "resume goes on from a checkpoint: say which file"),
+        ({"resume": True}, "resume needs a checkpoint: give its file"),
     ],
 )
 def test_settings_of_fit_that_make_no_sense(options, message):
@@ -186,14 +186,14 @@ def test_settings_of_fit_that_make_no_sense(options, message):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (RenyiELBO(alpha=0.0, num_particles=5), r"no differentiable_loss.*take jensen.inference.IWAE\(5\)"),
-        (RenyiELBO(alpha=0.5, num_particles=7), r"no differentiable_loss.*take jensen.inference.Renyi\(0.5, 7\)"),
+        (RenyiELBO(alpha=0.0, num_particles=5), r"no differentiable_loss.*use jensen.inference.IWAE\(5\)"),
+        (RenyiELBO(alpha=0.5, num_particles=7), r"no differentiable_loss.*use jensen.inference.Renyi\(0.5, 7\)"),
         (TraceGraph_ELBO(), r"no differentiable_loss.*jensen.inference.ELBO\(10\).*baseline"),
         (ReweightedWakeSleep(), r"no differentiable_loss.*SVI\(model, guide, optim, ReweightedWakeSleep\(...\)\)"),
         (EnergyDistance(), r"EnergyDistance has no differentiable_loss.*SVI"),
-        (JitTrace_ELBO(), r"JitTrace_ELBO rests on torch.jit.trace.* take Trace_ELBO\(\)"),
-        (JitTraceMeanField_ELBO(), r"JitTraceMeanField_ELBO rests on .* take TraceMeanField_ELBO\(\)"),
-        (Trace_ELBO, r"is the class Trace_ELBO: make one, Trace_ELBO\(\)"),
+        (JitTrace_ELBO(), r"JitTrace_ELBO uses torch.jit.trace.* use Trace_ELBO\(\)"),
+        (JitTraceMeanField_ELBO(), r"JitTraceMeanField_ELBO uses .* use TraceMeanField_ELBO\(\)"),
+        (Trace_ELBO, r"is the class Trace_ELBO: give an instance, Trace_ELBO\(\)"),
     ],
 )
 def test_objectives_that_fit_does_not_take_have_one_that_it_does(objective, message):
@@ -204,7 +204,7 @@ def test_objectives_that_fit_does_not_take_have_one_that_it_does(objective, mess
 
 def test_pyros_optimizers_serve_svi_not_fit():
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(TypeError, match=r"optimizer makes a torch.optim.Optimizer, but it made a PyroOptim"):
+    with pytest.raises(TypeError, match=r"optimizer must make a torch.optim.Optimizer, but it made a PyroOptim"):
         _fit(model, guide, x, optimizer=lambda parameters, lr: pyro.optim.Adam({"lr": lr}))
 
 
@@ -235,9 +235,11 @@ def test_a_number_among_the_data(use):
 
 def test_an_option_that_is_a_tensor_without_dimensions():
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=r"of shape \[\[\]\]; where it is an option .*partial\(model, data"):
+    with pytest.raises(ValueError, match=r"of shape \[\[\]\]; if it is an option .*partial\(model, data"):
         _evaluate(model, guide, torch.tensor(0.5))
-    with pytest.raises(TypeError, match=r"the model takes .*no row of data: give `lambda x: model\(x, other"):
+    with pytest.raises(
+        TypeError, match=r"the model takes .*argument that is not data: give `lambda x: model\(x, other"
+    ):
         log_weights(model, guide, x, torch.tensor(0.5))
 
 
@@ -264,14 +266,14 @@ def test_a_discrete_site_that_nobody_enumerates_is_told_how():
             c = pyro.sample("c", dist.Categorical(torch.ones(2)))
             pyro.sample("x", dist.Normal(c.to(x.dtype), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"misses \['c'\].*summed over: pyro.infer.config_enumerate\(model\)"):
+    with pytest.raises(ValueError, match=r"misses \['c'\].*sum over its states: give pyro.infer.config_enumerate"):
         evaluate(model, lambda x: None, torch.randn(5), 3, progress=False)
 
 
 @pytest.mark.parametrize(
     ("transform", "kind", "message"),
     [
-        (lambda x: x[:2], TypeError, r"batch_transform returns a tensor .*but it returned a tensor"),
+        (lambda x: x[:2], TypeError, r"batch_transform must return .*but it returned a tensor"),
         (lambda: None, ValueError, r"batch_transform fails on a tensor of shape \[7, 5\] \(TypeError"),
         (lambda x: "a", TypeError, r"it returned 'a' \(a str\)"),
     ],
@@ -297,7 +299,7 @@ def test_tensors_of_different_lengths():
     model, guide, x = pair("PPCA", "MeanField")
     with pytest.raises(
         ValueError,
-        match=r"one first dimension N of at least 1, but got tensors of shape \[\[7, 5\], \[6, 5\]\]",
+        match=r"share a first dimension N of at least 1, but got tensors of shape \[\[7, 5\], \[6, 5\]\]",
     ):
         _evaluate(model, guide, (x, x[1:]))
 
@@ -310,7 +312,9 @@ def test_a_model_that_subsamples_cannot_be_evaluated():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
 
-    with pytest.raises(ValueError, match=r"have sizes \(10,\), but the model was given 64 data: take a model that"):
+    with pytest.raises(
+        ValueError, match=r"have sizes \(10,\), but the model was given 64 data points: use a model that"
+    ):
         _evaluate(model, lambda x: pyro.poutine.block(model, hide=["x"])(x), x)
 
 
@@ -330,7 +334,7 @@ def test_weights_that_are_nan_are_not_averaged_away():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
-    with pytest.raises(FloatingPointError, match=r"of 1 data of this batch are NaN or plus .*, the first at row 2"):
+    with pytest.raises(FloatingPointError, match=r"of 1 data points of this batch are NaN or .*, the first at row 2"):
         _evaluate(model, guide, torch.tensor([-1.0, -1.0, 1.0]))
 
 
@@ -354,7 +358,7 @@ def test_bounds_need_a_power_of_two_and_data():
     with pytest.raises(ValueError, match="a power of two as its largest number of particles, but got 100"):
         bounds(model, guide, x, particles=100)
     joint = pyro.infer.autoguide.AutoMultivariateNormal(model)
-    with pytest.raises(ValueError, match=r"weights of this pair are joint"):
+    with pytest.raises(ValueError, match=r"weights of this model and guide are joint"):
         bounds(model, joint, x, particles=4)
 
 
@@ -396,7 +400,7 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: mcmc_posterior(PPCA(4, 2), torch.ones(1, 4).bool(), progress=False),
-            r"observed at site 'x' of Normal are torch.bool, with which it does not compute: convert them",
+            r"observed at site 'x' of Normal are torch.bool, which its density does not accept: convert them",
         ),
         (
             lambda: PPCA(4, 2).posterior(torch.zeros(0, 4)),
@@ -404,15 +408,15 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: exact_log_evidence(PPCA(4, 2), (torch.zeros(6, 4), torch.zeros(6)), method="closed form"),
-            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes 2 positional arguments",
+            r"do not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes 2 positional arguments",
         ),
         (
             lambda: calibrate(PPCA(4, 2), ExactPosterior(PPCA(4, 2)), 100, 19, covariates=torch.tensor(3)),
-            r"covariates need a row for each of the n=100 data, but one has the shape \[\]",
+            r"covariates need one row for each of the n=100 data points, but one has shape \[\]",
         ),
         (
             lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=(torch.zeros(6, 4), torch.zeros(6, 4))),
-            r"does not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes from 1 to 2 positional arguments",
+            r"do not run on data\[0\] of shape \[6, 4\].*TypeError: .*takes from 1 to 2 positional arguments",
         ),
         (
             lambda: decode(PPCA(4, 2), {"z": torch.zeros(6, 2)}, data=torch.zeros(6, 3)),
@@ -439,12 +443,12 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: exact_log_evidence(nn.Linear(4, 3), torch.zeros(6, 4, dtype=torch.uint8), progress=False),
-            r"does not run on data\[0\] of shape \[6, 4\] \(torch.uint8\)",
+            r"do not run on data\[0\] of shape \[6, 4\] \(torch.uint8\)",
         ),
         (lambda: recurrent(5, 3)(torch.zeros(2, 0, 5)), r"sequences x of shape \[..., T, 5\], T at least 1, but got"),
         (
             lambda: plot_manifold(PPCA(4, 2), (2, 2), covariates=(torch.zeros(6, 4), torch.zeros(5))),
-            r"covariates are of one row here, \[1, ...\], but got a tensor of shape \[6, 4\]",
+            r"covariates must have one row here, \[1, ...\], but got a tensor of shape \[6, 4\]",
         ),
         (
             lambda: plot_images(torch.zeros(6, 4), (2, 2), columns=0),
@@ -452,7 +456,7 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: amortize(lambda x: PPCA(4, 2)(x), data=(torch.zeros(6, 4), torch.zeros(6, 4))),
-            r"does not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes 1 positional argument",
+            r"do not run on data\[0\] of shape \[6, 4\].*: TypeError: .*takes 1 positional argument",
         ),
     ],
 )
@@ -531,7 +535,7 @@ def test_families_are_called_with_features_and_context(model, family):
 
 @pytest.mark.parametrize("objective", [ELBO(2), IWAE(2), Renyi(0.5, 2)], ids=lambda o: type(o).__name__)
 def test_objectives_name_a_pair_without_sites(objective):
-    with pytest.raises(ValueError, match="the pair has no sites: neither model nor guide"):
+    with pytest.raises(ValueError, match="there are no sites: neither model nor guide"):
         objective.loss(nn.Linear(4, 3), lambda x: "text", torch.zeros(6, 4))
 
 

@@ -16,18 +16,19 @@ import pytest
 import sources
 import torch
 
-ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "cli")
+ROOMS = ("networks", "families", "models", "guides", "inference", "datasets", "plots", "reports", "cli")
 FOLDERS = (*ROOMS, "kernel", "results", "graphs")
 BELOW = {"kernel", "graphs", "results"}
-MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
+MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked, and jensen.progress
     "checked": set(),
+    "progress": set(),
     "module": set(),
     "networks": set(),
     "families": {"networks"},
     "models": {"families", "networks", "module"},
     "guides": {"families", "networks", "module", "kernel", "graphs"},
     "kernel": set(),
-    "results": set(),
+    "results": {"reports"},  # inside to_html, when it is called
     "graphs": {"kernel"},
     "inference": {*BELOW, *(f"inference.{part}" for part in ("training", "exact", "measure", "annealing", "mcmc"))},
     "inference.training": BELOW,
@@ -37,6 +38,7 @@ MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
     "inference.mcmc": {*BELOW, "inference.training", "inference.exact", "inference.measure", "inference.annealing"},
     "datasets": set(),
     "plots": {"inference", "kernel", "results"},
+    "reports": {"inference", "kernel", "plots", "results"},
     "cli": {
         "datasets",
         "families",
@@ -46,12 +48,13 @@ MAY_IMPORT = {  # and every room the checks of arguments, jensen.checked
         "models",
         "networks",
         "plots",
+        "reports",
         "results",
     },
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FILES = ("checked", "module")  # files of the package itself, which rooms stand on
+FILES = ("checked", "module", "progress")  # files of the package itself, which rooms stand on
 SOURCES = {
     **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room not in FILES},
     **{name: [ROOT / "package" / f"{name}.py"] for name in FILES},
@@ -91,7 +94,7 @@ def test_imports_point_one_way(room):
     assert SOURCES[room]
     for path in SOURCES[room]:
         rooms, tops = _imports(path, room)
-        foreign = rooms - MAY_IMPORT[room] - {"checked"}
+        foreign = rooms - MAY_IMPORT[room] - {"checked", "progress"}
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
         assert not tops & set(FOLDERS), f"{path.relative_to(ROOT)} imports a bare room"
 
@@ -193,3 +196,31 @@ def test_the_version_is_said_once():
 
     assert jensen.__version__ == importlib.metadata.version("jensen")
     assert f"## {jensen.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_jensen_gives_the_main_names_and_its_subpackages():
+    import jensen
+
+    for name in set(jensen.__all__) - {"__version__", *ROOMS}:
+        home = importlib.import_module(f"jensen.{jensen._HOMES[name]}")
+        assert getattr(jensen, name) is getattr(home, name)
+        assert name in home.__all__
+    assert {*ROOMS} < {*jensen.__all__} == {*dir(jensen)}
+    assert all(getattr(jensen, room) is importlib.import_module(f"jensen.{room}") for room in ROOMS)
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        _ = jensen.evalute
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import jensen; dir(jensen); jensen.__version__",
+        "from jensen.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+        "from jensen.cli import main; main(['trian'])",
+    ],
+    ids=["import", "help", "misspelt"],
+)
+def test_what_answers_at_once_imports_neither_torch_nor_numpy(code):
+    code += "\nimport sys; print(sorted({'torch', 'numpy', 'pyro', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,10 +1,10 @@
 r"""Annealed importance sampling: log p(x) by many small steps from a guide, or the prior, to the posterior.
 
-Where importance sampling draws z from the guide and weighs it once, annealing moves it through densities in between,
+Importance sampling draws z from the guide and weights it once; annealing moves it through intermediate densities,
 
 .. math:: \log f_b(z) = (1 - b) \log q_0(z \mid x) + b \log p(x, z), \qquad 0 = b_0 < \dots < b_T = 1
 
-so the chains can reach what the guide misses. The weights average to p(x), as importance weights do.
+so the chains can reach regions that the guide misses. The weights average to p(x), as importance weights do.
 
 For C chains u_t in unconstrained coordinates the weights are
 
@@ -12,7 +12,7 @@ For C chains u_t in unconstrained coordinates the weights are
     \log w = \sum_{t=0}^{T-1} (b_{t+1} - b_t) \, \big( \log p(x, u_t) - \log q_0(u_t) \big), \qquad
     u_t \sim K_{b_t}(\cdot \mid u_{t-1})
 
-with K_b a transition that leaves f_b as it is. A reversed run goes through the same sum and the same transitions from
+with K_b a transition that leaves f_b invariant. A reversed run uses the same sum and the same transitions from
 the end to the start; Hamiltonian transitions are their own reversals.
 
 | symbol | meaning | shape |
@@ -64,19 +64,19 @@ from ..measure.hmc import Point, move
 
 Start = Literal["guide", "prior"]
 _ACCEPTANCE = 0.65
-_EVEN = 0.3  # of the chains: the least effective sample size that lets their error be believed
+_EVEN = 0.3  # of the chains: the minimal effective sample size for reliable errors
 _SHARPNESS = 4.0  # of the sigmoid schedule
-_MOST_CORRELATED = 32  # features, of which the pilot run learns the correlations
-_PILOT_MOVES = 60  # the least number of transitions of a pilot run: a short schedule repeats each of its own
+_MOST_CORRELATED = 32  # features whose correlations the pilot run estimates
+_PILOT_MOVES = 60  # the minimal number of transitions of a pilot run: with a short schedule each is repeated
 
 
 class Tuning(NamedTuple):
-    """Step sizes and scales that a pilot run sets and later runs keep.
+    """Step sizes and scales set by a pilot run and used by later runs.
 
     Attributes:
         steps: step sizes, [T - 1, N].
         scales: square roots of the covariance of the coordinates, [T - 1, N, F, F]; with more than 32 features their
-            standard deviations alone, [T - 1, N, F].
+            standard deviations only, [T - 1, N, F].
     """
 
     steps: Tensor
@@ -95,7 +95,7 @@ def temperatures_of(temperatures: int | Sequence[float] | Tensor, schedule: str)
             raise ValueError(f"temperatures are a number of steps, or [T + 1], but got {list(temperatures.shape)}")
         given = [float(b) for b in temperatures]
         if len(given) < 2 or given[0] != 0 or given[-1] != 1 or any(b <= a for a, b in pairwise(given)):
-            raise ValueError(f"temperatures rise from exactly 0 to exactly 1, but got {given[:3]} ... {given[-3:]}")
+            raise ValueError(f"temperatures increase from exactly 0 to exactly 1, but got {given[:3]} ... {given[-3:]}")
         return given
     if temperatures < 1:
         raise ValueError(f"temperatures is the number of steps from the start to the posterior, but got {temperatures}")
@@ -109,18 +109,18 @@ def temperatures_of(temperatures: int | Sequence[float] | Tensor, schedule: str)
 
 
 class Path:
-    """The path of densities of one batch of data: what is evaluated, and where it starts.
+    """The path of densities of one batch of data: its densities and its start.
 
     Args:
         model: the model.
-        guide: the guide that the path starts from; None starts it from the model's prior.
+        guide: the guide at the start of the path; None starts from the model's prior.
         data: the batch.
-        nesting: how deep the pair's plates are nested.
+        nesting: how deep the plates of model and guide are nested.
 
     Raises:
-        ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names, and for a guide that draws other
+        ValueError: the errors of :class:`~jensen.kernel.coordinates.Coordinates`, and for a guide that samples other
             sites than the model's.
-        NotImplementedError: if the guide does not know log q of a given value.
+        NotImplementedError: if the guide cannot compute log q of a given value.
     """
 
     def __init__(self, model: Program, guide: Program | None, data: tuple[Tensor, ...], nesting: int) -> None:
@@ -138,9 +138,9 @@ class Path:
         assert self.guide is not None
         if extra := sorted(set(drawn) - set(self.coordinates.pieces)):
             raise ValueError(
-                f"the guide draws {extra} beside the model's sites {sorted(self.coordinates.pieces)}: with an "
-                "auxiliary site (of Joint, Laplace, an AutoGuide) log q(z | x) at a given z is not known; start from "
-                "the prior (start='prior'), or take a guide that draws the model's sites directly, as amortize does"
+                f"the guide samples {extra} beside the model's sites {sorted(self.coordinates.pieces)}: with an "
+                "auxiliary site (of Joint, Laplace, an AutoGuide) log q(z | x) at a given z is unknown; start from the "
+                "prior (start='prior'), or use a guide that samples the model's sites directly, as amortize does"
             )
         self._log_q = densities(self.guide, *self.data, lifted=self._lifted)
         try:
@@ -148,24 +148,24 @@ class Path:
                 self._log_q({name: value.clone() for name, value in self._shaped(drawn, 1).items()})
         except (KeyError, NotImplementedError) as error:
             raise NotImplementedError(
-                "annealing starts from log q(z | x) at values that move, but the guide knows it for its own draws only "
-                f"({error}); start from the prior (start='prior'), or take a family with an inverse"
+                "annealing needs log q(z | x) at changing values, but the guide can compute it for its own samples "
+                f"only ({error}); start from the prior (start='prior'), or use a family with an inverse"
             ) from error
 
     def _shaped(self, drawn: Mapping[str, Tensor], chains: int) -> dict[str, Tensor]:
         return {name: drawn[name].reshape(chains, *piece.shape) for name, piece in self.coordinates.pieces.items()}
 
     def draw(self, chains: int) -> Point:
-        """C draws of the start for each datum."""
+        """C samples of the start for each data point."""
         return self(self.coordinates.free(self._start(chains)))
 
     @property
     def way(self) -> Way:
-        """The way that chains are run side by side: the last of those that model and start need."""
+        """The method for parallel chains: the slower one of model and start."""
         return slowest((self._lifted_model.way, self._lifted.way))
 
     def _start(self, chains: int) -> dict[str, Tensor]:
-        """C draws of each site of the start."""
+        """C samples of each site of the start."""
         with torch.no_grad():
             return {name: site.value for name, site in self._lifted(self.data, chains).sites.items()}
 
@@ -181,7 +181,7 @@ class Path:
             return torch.as_tensor(sum(self._log_p(values).values())) + log_det
 
     def __call__(self, u: Tensor) -> Point:
-        """Evaluate the path's densities and slopes at coordinates [C, N, F]."""
+        """Evaluate the path's densities and gradients at coordinates [C, N, F]."""
         with torch.enable_grad(), validation_enabled(False):
             u = u.detach().requires_grad_()
             values, log_det = self.coordinates.values(u)
@@ -206,16 +206,16 @@ def _slope(part: Tensor, u: Tensor) -> Tensor:
 def tune(path: Path, betas: Sequence[float], leapfrog: int, chains: int) -> tuple[Tuning, int]:
     """A pilot run that sets step sizes for an acceptance of 0.65, and scales by the covariance of its chains.
 
-    Correlations are shrunk: the fewer chains there are for the number of features, the more.
+    Correlations are shrunk: more strongly with fewer chains relative to the number of features.
 
     Returns:
-        The :class:`Tuning`, and how many points each chain evaluated.
+        The :class:`Tuning`, and the number of points that each chain evaluated.
     """
     point = path.draw(chains)
     n, features = point.u.shape[1:]
     log_step = point.u.new_full((n,), math.log(1 / max(1, features) ** 0.25))
     covariance = _spread(point.u)
-    trust, most = ((chains - 1) * moves / ((chains - 1) * moves + features) for moves in (1, 10))  # ten are remembered
+    trust, most = ((chains - 1) * moves / ((chains - 1) * moves + features) for moves in (1, 10))  # ten are averaged
     steps, scales, evaluated = [], [], 1
     repeats = math.ceil(_PILOT_MOVES / max(1, len(betas) - 2))
     for b in betas[1:-1]:
@@ -234,7 +234,7 @@ def tune(path: Path, betas: Sequence[float], leapfrog: int, chains: int) -> tupl
 
 
 def _spread(u: Tensor) -> Tensor:
-    """Covariance over the chains, [N, F, F]; of many features the variances alone, [N, F]."""
+    """Covariance over the chains, [N, F, F]; with many features only the variances, [N, F]."""
     away = u - u.mean(0)
     if u.shape[-1] > _MOST_CORRELATED:
         return away.square().sum(0) / (len(u) - 1)
@@ -257,14 +257,14 @@ def anneal(
 
     Args:
         path: the path.
-        point: where the chains start: draws of q_0, or of the posterior for a run backwards.
+        point: the start of the chains: samples of q_0, or of the posterior for a reversed run.
         betas: the temperatures.
-        tuning: frozen step sizes and scales; the run backwards uses them from last to first.
+        tuning: frozen step sizes and scales; the reversed run uses them from last to first.
         leapfrog: leapfrog steps of a transition.
         backwards: from the posterior to q_0.
 
     Returns:
-        Log weights, float64 [C, N], and the share of moves that were accepted, [N].
+        Log weights, float64 [C, N], and the share of accepted moves, [N].
     """
     total = torch.zeros_like(point.ratio, dtype=torch.float64)
     accepted = torch.zeros_like(point.ratio[0])
@@ -281,19 +281,19 @@ def anneal(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AIS(Measurement):
-    """What :func:`ais` measured. Tensors are per datum, in nats.
+    """The result of :func:`ais`. Tensors are per data point, in nats.
 
     Attributes:
         log_weights: float64 [C, N]; their exponentials average to p(x).
-        acceptance: the share of Hamiltonian moves that were accepted, [N].
-        evaluations: how often log p(x, z) was evaluated for each datum, over all chains, the pilot's too; a value
-            counts one and a gradient one more.
-        exact: log p(x) where the model knows it, else None: float64 [N].
+        acceptance: the share of accepted Hamiltonian moves, [N].
+        evaluations: how often log p(x, z) was evaluated for each data point, over all chains, including the pilot; a
+            value counts one and a gradient one more.
+        exact: log p(x) if the model has it, else None: float64 [N].
         betas: the temperatures, 0 to 1.
         step_sizes: the frozen step sizes of the T - 1 transitions, in units of the posterior's spread: [T - 1, N].
         leapfrog: leapfrog steps of a transition.
-        start: where the chains started.
-        route: the way that chains are run side by side: ``"outer plate"``, say.
+        start: the start of the chains.
+        route: the method for parallel chains, such as ``"outer plate"``.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -328,32 +328,32 @@ class AIS(Measurement):
 
     @property
     def log_evidence(self) -> Tensor:
-        """Log of the mean weight: float64 [N]. Below log p(x) in expectation: see :attr:`reliable` for how far."""
+        """Log of the mean weight: float64 [N]. Below log p(x) in expectation: see :attr:`reliable`."""
         return self._moments.log_evidence
 
     @property
     def standard_error(self) -> Tensor:
         """Monte Carlo standard error of ``log_evidence``: the jackknife's, times 1 to 6 for k-hat of 0.5 to 1.5: [N].
 
-        The delta method's never exceeds 1, which says nothing where one chain of many has all the weight. With fewer
-        than 25 chains k-hat is not known, and the jackknife's stands alone.
+        The delta method's error never exceeds 1, even if one chain of many has all the weight. With fewer
+        than 25 chains k-hat is unknown, and the jackknife's error is used.
         """
         moments = self._moments
         return moments.jackknife[1] * tail_guard(moments.pareto_k).nan_to_num(1.0)
 
     @property
     def reliable(self) -> bool:
-        """Whether estimates and errors can be believed: the effective sample size, over all data, is 0.3 C or more.
+        """Whether estimates and errors are reliable: the effective sample size, over all data, is at least 0.3 C.
 
-        It is that of C - 1 chains beside one, so that one chain with all the weight counts for nothing. Below, the
-        temperatures are too few: estimates lie below log p(x) by more than their errors suggest. It is a verdict on the
-        run: a datum of large effective sample size in a bad run is one whose large weights were missed.
+        It is computed from C - 1 chains beside one, so that one chain with all the weight counts as none. If it is
+        smaller, there are too few temperatures: estimates are below log p(x) by more than their errors. The verdict is
+        about the whole run: a data point with a large effective sample size in a bad run may have missed large weights.
         """
         return bool((self.ess.mean() - 1) / (self.chains - 1) >= _EVEN)
 
     @property
     def error(self) -> float:
-        r"""The error of the mean of ``log_evidence`` over the data: noise, and the bias that no average takes out.
+        r"""The error of the mean of ``log_evidence`` over the data: noise, and the bias that averaging does not reduce.
 
         .. math:: \sqrt{\frac{1}{N^2} \sum_n e_n^2 + \Big( \frac{1}{2 N} \sum_n e_n^2 \Big)^2}
         """
@@ -383,11 +383,14 @@ class AIS(Measurement):
         facts = [
             ("effective sample size, mean", f"{decimals(float(self.ess.mean()), 1)} of {self.chains}"),
             ("moves accepted", percent(float(self.acceptance.mean()))),
-            ("evaluations per datum", f"{self.evaluations:.4g} of log p(x, z), a gradient counting one more"),
+            ("evaluations per data point", f"{self.evaluations:.4g} of log p(x, z), a gradient counting one more"),
         ]
-        head = f"{n} data, {self.chains} chains each, {temperatures} temperatures from the {self.start}, nats per datum"
+        head = (
+            f"{n} data points, {self.chains} chains each, {temperatures} temperatures from the {self.start}, nats per "
+            "data point"
+        )
         if not self.reliable:
-            facts.append(("reliable", "no: too few temperatures, so log p(x) is too low; take more"))
+            facts.append(("reliable", "no: too few temperatures, so log p(x) is too low; use more"))
         return self._summary_table(head, facts)
 
 
@@ -409,23 +412,23 @@ def ais(
     device: Device = None,
     progress: bool = True,
 ) -> AIS:
-    r"""Annealed importance sampling of log p(x), per datum.
+    r"""Annealed importance sampling of log p(x), per data point.
 
     .. math::
         \log w = \sum_{t=0}^{T-1} (b_{t+1} - b_t) \, \log \frac{p(x, z_t)}{q_0(z_t \mid x)}, \qquad
         \mathbb{E}\, w = p(x), \qquad \widehat{\log p}(x) = \log \frac{1}{C} \sum_c w_c
 
-    z_0 is drawn from q_0; z_t follows from z_{t-1} by L leapfrog steps of Hamiltonian Monte Carlo at temperature b_t,
-    in unconstrained coordinates, accepted or not for each chain and datum. A pilot run of other chains sets step sizes
-    and scales for each datum and temperature, for an acceptance of 65 %; then they are frozen, and the run that counts
-    draws anew: p(x) is estimated without bias, and its logarithm from below. More temperatures lower the variance of
-    log w, about as 1 / T once the chains keep up. With too few, the weights of a few chains are all there is: then the
-    result is not :attr:`~jensen.inference.AIS.reliable`.
+    z_0 is sampled from q_0; z_t follows from z_{t-1} by L leapfrog steps of Hamiltonian Monte Carlo at temperature b_t,
+    in unconstrained coordinates, accepted or not for each chain and data point. A pilot run of other chains sets step
+    sizes and scales for each data point and temperature, for an acceptance of 65 %; then they are frozen, and the
+    final run uses new samples: the estimate of p(x) is unbiased, and that of its logarithm is a lower bound in
+    expectation. More temperatures lower the variance of log w, about as 1 / T once the chains equilibrate. With too
+    few, the weights of a few chains dominate: the result is then not :attr:`~jensen.inference.AIS.reliable`.
 
-    ESS and error do not show regions that no chain reached. From the prior chains look everywhere, at the price of a
-    longer way. From a guide the way is short, but chains from one that is narrower than the posterior, or misses a
-    mode, leave it no wider: few weights in many are then very large, and where none of them was drawn estimate and
-    error are both too small. :func:`~jensen.inference.sandwich` tells, on data whose latents are known.
+    ESS and error do not show regions that no chain reached. Chains from the prior explore widely, but need more
+    temperatures. From a guide the path is short, but if the guide is narrower than the posterior, or misses a
+    mode, so do its chains: a few rare weights are then very large, and if none of them was sampled, estimate and
+    error are both too small. :func:`~jensen.inference.sandwich` detects this, on data whose latents are known.
 
     References:
         Neal (2001), Annealed Importance Sampling. https://arxiv.org/abs/physics/9803008
@@ -436,26 +439,26 @@ def ais(
         model: any Pyro model whose latent sites are continuous, called as ``model(*data)``.
         guide: its guide, called with the same data; used with ``start="guide"``, else it may be None.
         data: a tensor [N, ...], or a tuple of such tensors.
-        chains: the number C of chains of each datum, at least 2.
-        temperatures: the number T of steps, or the temperatures themselves, rising from 0 to 1.
-        schedule: how T temperatures are spread: ``"sigmoid"`` (finer at both ends) or ``"linear"``.
-        leapfrog: the number L of leapfrog steps of a transition. For the same price many temperatures with one to
-            three steps each say more than few with many.
-        pilot: how many chains the pilot run has, at least 2.
+        chains: the number C of chains per data point, at least 2.
+        temperatures: the number T of steps, or the temperatures themselves, increasing from 0 to 1.
+        schedule: the spacing of T temperatures: ``"sigmoid"`` (finer at both ends) or ``"linear"``.
+        leapfrog: the number L of leapfrog steps of a transition. At equal cost, many temperatures with one to
+            three steps each are better than few with many.
+        pilot: the number of chains of the pilot run, at least 2.
         start: q_0: ``"prior"`` or ``"guide"``.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
-        chunk_size: how many (datum, chain) pairs are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
+        chunk_size: how many (data point, chain) combinations are run at once.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`AIS`.
 
     Raises:
-        ValueError: for settings that make no sense, discrete latent sites, joint weights, a guide with auxiliary sites,
-            and on what :func:`~jensen.inference.log_weights` names.
-        NotImplementedError: if the guide does not know log q of a given value.
+        ValueError: for invalid settings, discrete latent sites, joint weights, a guide with auxiliary sites,
+            and the errors of :func:`~jensen.inference.log_weights`.
+        NotImplementedError: if the guide cannot compute log q of a given value.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -491,7 +494,7 @@ def ais(
         log_weights=torch.cat(log_w, 1),
         acceptance=torch.cat(acceptance),
         evaluations=2 * (pilot * evaluated + chains * (1 + leapfrog * (len(betas) - 2)))
-        + (pilot + chains) * (origin is None),  # drawing from the prior runs the model
+        + (pilot + chains) * (origin is None),  # sampling from the prior runs the model
         exact=torch.cat(exact) if exact else None,
         betas=betas,
         step_sizes=torch.cat(steps, 1),
@@ -502,13 +505,13 @@ def ais(
 
 
 def prior_of(model: Program) -> Program:
-    """The model without what it observes."""
+    """The model without its observed sites."""
     hidden: Program = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     return hidden
 
 
 def check_settings(guide: Program | None, chains: int, leapfrog: int, pilot: int, start: str) -> None:
-    """Raise ValueError for settings of an annealed run that make no sense."""
+    """Raise ValueError for invalid settings of an annealed run."""
     if start not in ("guide", "prior"):
         raise ValueError(f"start is 'guide' or 'prior', but got {start!r}")
     if guide is None and start == "guide":

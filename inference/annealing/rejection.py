@@ -1,10 +1,10 @@
-r"""Exact draws from a posterior of one or two latent features, by rejection from a grid.
+r"""Exact samples from a posterior with one or two latent features, by rejection sampling on a grid.
 
-The line is mapped to an interval with heavy tails, u = m + s tan(pi (v - 1/2)), so that no part of it is left out. With
-g the density of v, the cells of a grid over v get heights that g should not exceed; v is drawn from the heights and
-kept with probability g / height. What is kept is an exact draw where the heights hold, and every proposal says whether
-they do. Where a posterior is narrow against the cells, centre and scale are set anew by the grid itself until 50 nodes
-lie in its bulk.
+The line is mapped to an interval with heavy tails, u = m + s tan(pi (v - 1/2)), so that all of it is covered. With
+g the density of v, the cells of a grid over v get heights that should be above g; v is sampled from the heights and
+kept with probability g / height. Kept values are exact samples if the heights are above g, and every proposal tests
+this. If a posterior is narrow relative to the cells, centre and scale are computed again from the grid until 50 nodes
+are in its bulk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.nn.functional import max_pool1d, max_pool2d
 
 from ..measure.hmc import Point
 
-_CELLS = {1: 1024, 2: 128}  # for each feature, to begin with
+_CELLS = {1: 1024, 2: 128}  # initial number for each feature
 _SAFETY = 0.5  # nats from the largest value at the nodes of a cell and of the cells around it to its height
-_AT_ONCE = 2**17  # (node, datum) pairs
+_AT_ONCE = 2**17  # (node, data point) combinations
 _PROPOSALS = 64
 _ROUNDS = 200
 _ENOUGH = 50.0  # nodes in the bulk of a posterior that a grid resolves
@@ -31,11 +31,11 @@ _ZOOMS = 12
 
 
 class Rejected(NamedTuple):
-    """Exact draws, and what they cost.
+    """Exact samples, and the statistics of the proposals.
 
     Attributes:
         u: coordinates, [S, N, F].
-        above: the share of proposals where the density stood above the height of its cell, float64 [N].
+        above: the share of proposals where the density was above the height of its cell, float64 [N].
         kept: the share of proposals that were kept, [N].
     """
 
@@ -45,25 +45,25 @@ class Rejected(NamedTuple):
 
 
 def posterior_draws(prior: Point, log_joint: Callable[[Tensor], Tensor], draws: int = 1) -> Rejected:
-    """Exact draws from the posterior of each datum.
+    """Exact samples from the posterior of each data point.
 
     Args:
-        prior: draws of the prior, a few thousand for each datum.
+        prior: samples of the prior, a few thousand for each data point.
         log_joint: log p(x, u) at coordinates [K, N, F]: [K, N].
-        draws: how many for each datum, S.
+        draws: the number S of samples for each data point.
 
     Returns:
-        The :class:`Rejected`. The grid is refined twice to make ``above`` zero.
+        The :class:`Rejected`. The grid is refined up to twice to make ``above`` zero.
 
     Raises:
         ValueError: for more than two coordinates.
-        RuntimeError: if next to nothing is kept.
+        RuntimeError: if almost no proposal is kept.
     """
     features = prior.u.shape[-1]
     if features not in _CELLS:
         raise ValueError(
-            f"exact draws from the posterior of given data need one or two latent coordinates, but this model has "
-            f"{features}: leave data out, and they are drawn from the model together with the latents that made them"
+            f"exact samples from the posterior of given data need one or two latent coordinates, but this model has "
+            f"{features}: omit data; then they are sampled from the model together with their latents"
         )
     m, s = _region(prior)  # [N, F] each
 
@@ -103,12 +103,12 @@ def _over(log_g: Callable[[Tensor], tuple[Tensor, Tensor]], nodes: Tensor, n: in
 
 
 def _size(log_w: Tensor) -> Tensor:
-    """How many equal weights these are worth: [N]."""
+    """The effective number of equal weights: [N]."""
     return 1 / log_w.softmax(0).square().sum(0)
 
 
 def _region(prior: Point) -> tuple[Tensor, Tensor]:
-    """Where the posterior is, roughly: centre and width of its coordinates, float64 [N, F]."""
+    """The approximate location of the posterior: centre and width of its coordinates, float64 [N, F]."""
     return _bulk(prior.u.double(), prior.ratio.double())
 
 
@@ -148,7 +148,7 @@ def _reject(
         u, value = log_g(v.transpose(0, 1))  # [P, N, F], [P, N]
         excess = value - height.gather(1, cell).T
         kept = torch.rand_like(excess).log() < excess
-        place = count + kept.cumsum(0) - 1  # among the draws of its datum
+        place = count + kept.cumsum(0) - 1  # among the samples of its data point
         proposal, datum = (kept & (place < draws)).nonzero(as_tuple=True)
         accepted[place[proposal, datum], datum] = u[proposal, datum]
         count += kept.sum(0)
@@ -156,6 +156,7 @@ def _reject(
         if (count >= draws).all():
             return Rejected(accepted, above.double() / tried, count / tried)
     raise RuntimeError(
-        f"of {tried} proposals for each datum fewer than {draws} were kept for {int((count < draws).sum())} data, the "
-        f"first at row {int((count < draws).nonzero()[0])}: their posterior is too narrow for the grid, or not finite"
+        f"of {tried} proposals for each data point fewer than {draws} were kept for {int((count < draws).sum())} of "
+        f"the data, the first at row {int((count < draws).nonzero()[0])}: their posterior is too narrow for the grid, "
+        "or not finite"
     )

@@ -1,4 +1,4 @@
-r"""Log p(x) from both sides: importance weighting and annealing, each with a bound from below and one from above.
+r"""Log p(x) from both sides: importance weighting and annealing, each with a lower and an upper bound.
 
 .. math::
     \mathbb{E} \log \frac{1}{K} \sum_k w_k \le \log p(x) \le
@@ -8,9 +8,9 @@ r"""Log p(x) from both sides: importance weighting and annealing, each with a bo
 
 with annealed weights w_c that run from the start to the posterior, and reversed ones that run from z* back to it.
 
-In expectation every lower bound lies below log p(x), and log p(x) below every upper bound. Numbers that lie the other
-way round by more than four standard errors of their difference (more, by Student's t, where data are few), paired by
-datum, cannot all be what they are called.
+In expectation every lower bound is below log p(x), and every upper bound above it. If numbers are in the wrong
+order by more than four standard errors of their difference (more, by Student's t, for few data points), paired by
+data point, they contradict each other: at least one of them is invalid.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from .ais import Path, Start, anneal, check_settings, temperatures_of, tune
 from .rejection import posterior_draws
 
 _ERRORS = 4.0
-_SURE = math.erf(_ERRORS / math.sqrt(2))  # what lies within so many errors, of a normal distribution
+_SURE = math.erf(_ERRORS / math.sqrt(2))  # probability within so many errors of a normal distribution
 _EXACT = "exact log p(x)"
 _NAMES = {"weighted": "importance-weighted", "refined": "refined", "annealed": "annealed"}
 
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """A bound from below and one from above, of each datum. Tensors are float64 [N], in nats.
+    """A lower and an upper bound for each data point. Tensors are float64 [N], in nats.
 
     Attributes:
-        lower: the bound from below.
+        lower: the lower bound.
         lower_error: its Monte Carlo standard error (delta method).
-        upper: the bound from above.
-        upper_error: its Monte Carlo standard error given z*; what another z* would change is not in it.
+        upper: the upper bound.
+        upper_error: its Monte Carlo standard error given z*, without the variance over z*.
 
     Example:
         >>> one, none = torch.ones(3).double(), torch.zeros(3).double()
@@ -75,7 +75,7 @@ class Bracket:
 
     @property
     def width(self) -> Tensor:
-        """Upper minus lower bound of each datum: [N]; below zero for some, by chance."""
+        """Upper minus lower bound of each data point: [N]; negative for some, by chance."""
         return self.upper - self.lower
 
     @staticmethod
@@ -85,13 +85,13 @@ class Bracket:
 
 
 class Contradiction(NamedTuple):
-    """Two numbers in an order that mathematics excludes.
+    """Two numbers in a mathematically impossible order.
 
     Attributes:
-        above: the name of the number that lies above the other, and must not.
+        above: the name of the number that is above the other, which is impossible.
         below: the name of the other.
-        excess: by how much, mean over the data in nats.
-        error: its standard error, paired by datum.
+        excess: the mean difference over the data in nats.
+        error: its standard error, paired by data point.
     """
 
     above: str
@@ -102,21 +102,21 @@ class Contradiction(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sandwich(Record):
-    """What :func:`~jensen.inference.sandwich` measured, per datum.
+    """The result of :func:`~jensen.inference.sandwich`, per data point.
 
     Attributes:
         weighted: the bounds of importance weighting.
         annealed: the bounds of annealing, forward and reversed.
-        exact: log p(x) where the model knows it, else None: float64 [N].
+        exact: log p(x) if the model has it, else None: float64 [N].
         particles: K.
         chains: C.
         temperatures: T.
-        start: where annealing starts.
-        drawn: whether the model drew the data, and with them the latents; else these come from rejection.
-        above: of rejection, the share of proposals where the density stood above its envelope, in the worst batch:
-            where it is not zero, z* are not quite draws from the posterior, and the upper bounds not quite bounds.
-        route: the way that particles and chains are run side by side: ``"outer plate"``, say.
-        refined: the bounds of importance weighting by a proposal of its own for each datum, where there is one.
+        start: the start of annealing.
+        drawn: whether the model sampled data and latents; else the latents come from rejection sampling.
+        above: of rejection, the share of proposals where the density was above its envelope, in the worst batch:
+            if it is not zero, z* are not exact samples from the posterior, and the upper bounds not exact bounds.
+        route: the method for parallel particles and chains, such as ``"outer plate"``.
+        refined: the bounds of importance weighting by a separate proposal per data point, if available.
 
     Example:
         >>> one, none = torch.ones(3).double(), torch.zeros(3).double()
@@ -125,7 +125,7 @@ class Sandwich(Record):
         >>> bounds.contradictions()
         []
         >>> print(bounds)
-        3 data drawn from the model, nats per datum (± of the mean over these data)
+        3 data points sampled from the model, nats per data point (± of the mean over these data)
                                                lower           upper          width
         ---------------------------------------------------------------------------
         importance-weighted, K = 100  -2.000 ± 0.000  -1.000 ± 0.000  1.000 ± 0.000
@@ -147,9 +147,9 @@ class Sandwich(Record):
     def contradictions(self) -> list[Contradiction]:
         """Pairs of numbers whose order is wrong by more than chance and rounding allow.
 
-        By more than four standard errors where there are many data. A standard error of few data is itself uncertain:
-        they take as many as Student's t has beyond them with the same probability (16 for 5 data, 10,000 for 2), and
-        four of the known Monte Carlo errors too.
+        The limit is four standard errors for many data points. For few, the standard error itself is uncertain: the
+        limit is then the one with the same probability under Student's t (16 for 5 data points, 10,000 for 2), and
+        also four times the known Monte Carlo errors.
         """
         lower = {f"{_NAMES[key]} lower bound": b.lower for key, b in self._brackets.items()}
         upper = {f"{_NAMES[key]} upper bound": b.upper for key, b in self._brackets.items()}
@@ -172,37 +172,35 @@ class Sandwich(Record):
         return wrong
 
     def verdict(self) -> str:
-        """Whether the bounds are in order; if not, which numbers contradict each other, and what to look at."""
+        """Whether the bounds are in order; if not, the contradictory numbers and the likely cause."""
         wrong = self.contradictions()
         if not wrong:
             return "The bounds are in order."
         listed = [
-            f"  the {c.above} lies {decimals(c.excess)} ± {decimals(c.error)} nats above the {c.below}" for c in wrong
+            f"  the {c.above} is {decimals(c.excess)} ± {decimals(c.error)} nats above the {c.below}" for c in wrong
         ]
-        head = "Bounds that contradict each other, so no table: in expectation no lower bound exceeds an upper one."
+        head = "The bounds contradict each other, so there is no table: a lower bound exceeds an upper one."
         return "\n".join([head, *listed, f"Suspect: {self._suspect(wrong)}."])
 
     def _suspect(self, wrong: list[Contradiction]) -> str:
-        rounding = "or numbers are lost to rounding (measure in float64)"
+        rounding = "or precision is lost to rounding (measure in float64)"
         of_model = (
-            "the model: it does not draw what it scores (a site drawn and observed from different distributions, or "
-            "from a random stream of its own)"
+            "the model: its samples do not follow its density (a site sampled and observed from different "
+            "distributions, or from a separate random stream)"
             if self.drawn
-            else "the draws from the posterior of the given data"
+            else "the samples from the posterior of the given data"
         )
         if self.exact is not None:
-            of_model += ", or its log_evidence is not that of the model as it stands"
-        of_guide = (
-            "the guide: its log q(z | x) is not the density of what it draws, or changes from run to run (dropout)"
-        )
+            of_model += ", or its log_evidence is that of another model"
+        of_guide = "the guide: its log q(z | x) is not the density of its samples, or changes from run to run (dropout)"
         free = [c for c in wrong if not (self._reads_guide(c.above) or self._reads_guide(c.below))]
         if free:
-            return f"{of_model}. The {free[0].above} and the {free[0].below} owe nothing to the guide; {rounding}"
+            return f"{of_model}. The {free[0].above} and the {free[0].below} do not depend on the guide; {rounding}"
         if self.start == "guide" and self.exact is None:
-            return f"either {of_guide}; or {of_model}. Annealing from the prior tells which; {rounding}"
-        if not any(self._reads_guide(c.above) for c in wrong):  # a z* that is no draw from the posterior does it too
+            return f"either {of_guide}; or {of_model}. Annealing from the prior shows which; {rounding}"
+        if not any(self._reads_guide(c.above) for c in wrong):  # a z* that is no posterior sample has this effect
             return f"either {of_guide}; or {of_model}; {rounding}"
-        return f"{of_guide}. Each of these pairs holds a number that reads it, and the others agree; {rounding}"
+        return f"{of_guide}. Each contradiction has a number that depends on it, and the others agree; {rounding}"
 
     def _reads_guide(self, name: str) -> bool:
         return name.startswith(("importance", "refined")) or (name.startswith("annealed") and self.start == "guide")
@@ -215,8 +213,8 @@ class Sandwich(Record):
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
 
-        The error of a lower bound is Monte Carlo. That of an upper bound, and of a width, is over the data as well,
-        since each has one z* only; for upper bounds it is that of the difference to log p(x) where this is known, else
+        The error of a lower bound is Monte Carlo error. That of an upper bound, and of a width, also covers the data,
+        since each has one z* only; for upper bounds it is that of the difference to log p(x) if this is known, else
         to the refined lower bound, or the annealed one, whose own error is added.
         """
         result: dict[str, Any] = {"n": len(self.annealed.lower)}
@@ -237,7 +235,7 @@ class Sandwich(Record):
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, the verdict, the values per datum."""
+        """Everything as plain numbers and lists: the summary, the verdict, the values per data point."""
         per_datum: dict[str, Any] = {"exact": None if self.exact is None else self.exact.tolist()}
         for name, b in self._brackets.items():
             per_datum[name] = {side: values.tolist() for side, values in vars(b).items()}
@@ -249,11 +247,11 @@ class Sandwich(Record):
 
     def _table(self) -> Table:
         s = self.summary()
-        source = "drawn from the model" if self.drawn else "given, latents by rejection"
-        head = f"{s['n']} data {source}, nats per datum (± of the mean over these data)"
+        source = "sampled from the model" if self.drawn else "given, latents by rejection sampling"
+        head = f"{s['n']} data points {source}, nats per data point (± of the mean over these data)"
         above = (
-            f"the envelope of the rejection was too low at {percent(self.above)} of the proposals: z* are not quite "
-            "draws from the posterior"
+            f"the envelope of the rejection sampling was too low at {percent(self.above)} of the proposals: z* are not "
+            "exact samples from the posterior"
         )
         notes = [above] if self.above else []
         if self.contradictions():
@@ -293,18 +291,17 @@ def sandwich(
     device: Device = None,
     progress: bool = True,
 ) -> Sandwich:
-    r"""Bounds on log p(x) from below and above, of importance weighting and of annealing, per datum.
+    r"""Lower and upper bounds on log p(x), by importance weighting and by annealing, per data point.
 
-    A bound from above needs a draw z* from the posterior of each datum. Data that the model draws come with one: the
-    latents that made them; so do data of :func:`~jensen.inference.simulate`, which draws from models of any style. For
-    other given data it is drawn by rejection from a grid, where the latent space has one or two
-    coordinates.
+    An upper bound needs a sample z* from the posterior of each data point. Data sampled from the model have one: the
+    latents that generated them; so do data of :func:`~jensen.inference.simulate`, which samples from models of any
+    style. For other given data z* is sampled by rejection on a grid, if the latent space has one or two coordinates.
 
-    Importance weighting puts z* in the place of one of its K draws; so do proposals of each datum's own (``refine``),
-    in the place of a draw that might have come to z*. Annealing runs C chains from z* back to the start,
-    through the transitions of the run forward, with its frozen step sizes, from last to first. Where both bounds of one
-    kind meet, log p(x) of these data is known. Where they stay apart, the weights vary too much, or z* comes from where
-    the guide does not go.
+    In importance weighting z* replaces one of the K samples; in refined proposals (``refine``) it replaces a sample
+    from the same part of the mixture. Annealing runs C chains from z* back to the start, through the transitions of
+    the forward run, with its frozen step sizes, from last to first. If both bounds of one
+    kind agree, log p(x) of these data is known. If they differ, the weights vary too much, or z* is in a region that
+    the guide does not sample.
 
     References:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
@@ -314,36 +311,36 @@ def sandwich(
         Wu, Burda, Salakhutdinov and Grosse (2017), On the Quantitative Analysis of Decoder-Based Generative Models.
 
     Args:
-        model: a Pyro model; without ``data`` it draws them, called as ``model(None, *covariates, n=n)``.
-        guide: its guide, which knows log q of a given value.
-        n: the number N of data to draw from the model; not used with ``data``.
-        data: given data, a tensor [N, ...] or a tuple of such tensors, with the covariates; None draws them.
-        latents: the latent values that made the given data, [N, *event] by site, as
-            :func:`~jensen.inference.simulate` returns them. Nothing can tell whether they belong to the data. None for
-            real data.
-        covariates: what model and guide read beside the x that is drawn, tensors whose first dimension is N.
-        particles: the number K of draws from the guide per datum, at least 2.
-        refine: whether to measure by proposals of each datum's own too, as in :func:`~jensen.inference.evaluate`, and
-            by how many evaluations of log p(x, z); ``"auto"``: where it can be done.
-        chains: the number C of chains of each datum, forward and as many backward, at least 2.
+        model: a Pyro model; without ``data`` it samples them, called as ``model(None, *covariates, n=n)``.
+        guide: its guide, which can compute log q of a given value.
+        n: the number N of data points to sample from the model; not used with ``data``.
+        data: given data, a tensor [N, ...] or a tuple of such tensors, with the covariates; None: sampled data.
+        latents: the latent values that generated the given data, [N, *event] by site, as
+            :func:`~jensen.inference.simulate` returns them. It cannot be checked that they belong to the data. None
+            for real data.
+        covariates: the arguments of model and guide beside the sampled x, tensors whose first dimension is N.
+        particles: the number K of guide samples per data point, at least 2.
+        refine: whether to also use a separate proposal per data point, as in :func:`~jensen.inference.evaluate`, and
+            the number of its evaluations of log p(x, z); ``"auto"``: if it is possible.
+        chains: the number C of chains per data point, forward and as many backward, at least 2.
         temperatures: as for :func:`~jensen.inference.ais`; likewise ``schedule``, ``leapfrog``, ``pilot``, ``start``.
-        schedule: how temperatures are spread, ``"sigmoid"`` or ``"linear"``.
+        schedule: the spacing of temperatures, ``"sigmoid"`` or ``"linear"``.
         leapfrog: leapfrog steps of a transition.
-        pilot: how many chains the pilot run has.
-        start: where annealing starts, ``"prior"`` or ``"guide"``; from the prior it owes nothing to the guide.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        chunk_size: how many (datum, chain) or (datum, particle) pairs are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
+        pilot: the number of chains of the pilot run.
+        start: the start of annealing, ``"prior"`` or ``"guide"``; from the prior it does not depend on the guide.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        chunk_size: how many (data point, chain) or (data point, particle) combinations are run at once.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`Sandwich`.
 
     Raises:
-        ValueError: for settings that make no sense; given data together with covariates, or without latents and with
-            more than two latent coordinates; latents without data or of another length; and on what
-            :func:`~jensen.inference.ais` and :func:`~jensen.inference.simulate` name.
-        NotImplementedError: if the guide does not know log q of a given value.
+        ValueError: for invalid settings; given data together with covariates, or without latents and with
+            more than two latent coordinates; latents without data or of another length; and the errors of
+            :func:`~jensen.inference.ais` and :func:`~jensen.inference.simulate`.
+        NotImplementedError: if the guide cannot compute log q of a given value.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -356,13 +353,13 @@ def sandwich(
     betas = temperatures_of(temperatures, schedule)
     check_settings(guide, chains, leapfrog, pilot, start)
     if particles < 2:
-        raise ValueError(f"particles is the number of draws from the guide, at least 2, but got {particles}")
+        raise ValueError(f"particles is the number of samples from the guide, at least 2, but got {particles}")
     if data is not None and covariates:
         raise ValueError(
-            "covariates belong to data that the model draws; give data as a tuple (x, *covariates) instead"
+            "covariates belong to data that the model samples; give data as a tuple (x, *covariates) instead"
         )
     if latents is not None and data is None:
-        raise ValueError("latents made the data: give both, data and latents, from one call of simulate")
+        raise ValueError("latents belong to data: give both, data and latents, from one call of simulate")
     origin = guide if start == "guide" else None
     weighted: list[Bracket] = []
     annealed: list[Bracket] = []
@@ -445,7 +442,7 @@ def _weighted(part: Part, true: Mapping[str, Tensor], particles: int) -> Bracket
 
 
 def _annealed(forward: Tensor, back: Tensor) -> Bracket:
-    """The bounds of annealed log weights, forward [C, N] and reversed [C, N]."""
+    """The bounds from annealed log weights, forward [C, N] and reversed [C, N]."""
     moments = []
     for log_w in (forward, -back):
         moments.append(RunningWeights(len(log_w)))

@@ -1,4 +1,4 @@
-"""The latent sites of a model as sums and integrals see them: lists of states, maps from R^D, log p(x, z) there."""
+"""The latent sites of a model for sums and integrals: lists of states, maps from R^D, log p(x, z) there."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from jensen.kernel.weights import Program, densities, model_sites
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What there is to sum and to integrate over, per datum.
+    """The values to sum and to integrate over, per data point.
 
     Attributes:
         states: for each discrete site its states, [S, *event].
-        maps: for each continuous site the transform from R^d onto its support, and the shape [d] or so of its argument.
-        centre: where the bulk of the prior lies in R^D, all continuous sites side by side, [D].
+        maps: for each continuous site the transform from R^d onto its support, and the shape (such as [d]) of its
+            argument.
+        centre: the centre of the prior in R^D, all continuous sites concatenated, [D].
         scale: its extent, [D].
         dtype: of the continuous values.
         lifted: the model, as it is run at many values.
@@ -56,8 +57,8 @@ class Latents:
 
         Args:
             model: the model.
-            data: the tensors that the rows are of.
-            row: the datum of each column, [M].
+            data: the tensors that contain the rows.
+            row: the data point of each column, [M].
             points: [K, M, D].
             at_once: how many evaluations are run at once.
 
@@ -91,7 +92,7 @@ class Latents:
             index = index // len(states)
             shape = (S, K, m, *chosen.shape[1:])
             joint[name] = chosen[:, None, None].expand(shape).flatten(0, 1)
-        with pyro.validation_enabled(False):  # far out a parameter may overflow: log p is NaN there, and no mass
+        with pyro.validation_enabled(False):  # extreme parameters may overflow: log p is NaN there, without mass
             log_p = torch.as_tensor(sum(densities(model, *batch, lifted=self.lifted)(joint).values())).double()
         log_p = log_p.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         return log_p.reshape(S, K, m)
@@ -111,15 +112,15 @@ class Latents:
 
 
 def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> Latents:
-    """The latents of a model, from one run of it on a random stream of its own.
+    """The latents of a model, from one run of it on a private random stream.
 
     Args:
         model: the model.
         data: tensors whose first dimension is N.
-        draws: how many from the prior, over all the data together: they say where its bulk is.
+        draws: the number of prior samples, over all the data together: they locate the prior.
 
     Raises:
-        ValueError: naming the site, where there is nothing that could be summed or integrated per datum.
+        ValueError: naming the site that can be neither summed nor integrated per data point.
     """
     n = len(data[0])
     repeats = max(1, draws // n)
@@ -130,21 +131,21 @@ def read_latents(model: Program, data: Sequence[Tensor], draws: int = 256) -> La
     latent = [site for site in sites if not site["is_observed"]]
     sizes = tuple(frame.size for frame in enclosing_plates(sites))
     if not latent:
-        raise ValueError("the model has no latent site: log p(x) is what its observed sites say")
+        raise ValueError("the model has no latent site: log p(x) is the log-density of its observed sites")
     if not sizes:
         raise ValueError(
-            f"the sites {[site['name'] for site in sites]} have no plate in common (a global latent): log p(x) is "
-            "joint over all data, and not a number for each; open one plate over the data around every site"
+            f"the sites {[site['name'] for site in sites]} have no plate in common (a global latent), so log p(x) is "
+            "joint over all data, not one value per data point; open one plate over the data around every site"
         )
     if sizes != (rows,):
-        raise ValueError(f"the plates around every site have sizes {sizes}, but the model was given {rows} data")
+        raise ValueError(f"the plates around every site have sizes {sizes}, but the model was given {rows} data points")
     states, maps, free = {}, {}, []
     for site in latent:
         name, fn = site["name"], site["fn"]
         if site["value"].shape != (rows, *fn.event_shape):
             raise ValueError(
                 f"site '{name}' has values of shape {list(site['value'].shape)}, not one of {list(fn.event_shape)} for "
-                "each datum: it stands in a plate of its own; make that a part of the event (.to_event(1))"
+                "each data point: it is in a plate of its own; make that a part of the event (.to_event(1))"
             )
         if isinstance(base_of(fn), Delta):
             raise ValueError(f"site '{name}' is a point (Delta) and has no density: make it pyro.deterministic")
@@ -180,8 +181,8 @@ def _states(site: Site) -> Tensor:
             single = None
         if single is None:
             raise ValueError(
-                f"site '{site['name']}' ({type(base).__name__}) does not list its states ({error}): an infinite or "
-                "varying support, and vectors side by side, cannot be enumerated"
+                f"site '{site['name']}' ({type(base).__name__}) cannot enumerate its states ({error}), because of an "
+                "infinite or varying support, or several vectors"
             ) from error
         single, count = single.flatten(), event.numel()
         if count * math.log2(len(single)) > 30:
@@ -191,7 +192,7 @@ def _states(site: Site) -> Tensor:
 
 
 def _shared(site: Site, support: Any, event: torch.Size) -> Any:
-    """The support with bounds that are the same for all data; ValueError where they are not."""
+    """The support, if its bounds are equal for all data; else ValueError."""
     if isinstance(support, constraints.independent):
         return constraints.independent(_shared(site, support.base_constraint, event), support.reinterpreted_batch_ndims)
     bounds = {name: bound for name, bound in vars(support).items() if isinstance(bound, Tensor)}
@@ -203,8 +204,8 @@ def _shared(site: Site, support: Any, event: torch.Size) -> Any:
             full = bound.expand(torch.broadcast_shapes(bound.shape, event)).reshape(-1, *event)
             if not (full == full[0]).all():
                 raise ValueError(
-                    f"the support of site '{site['name']}' differs between data, or with another site: its {name} is "
-                    "no constant"
+                    f"the support of site '{site['name']}' differs between data points, or with another site: its "
+                    f"{name} is not constant"
                 )
             bound = full[0].double()
         shared[name] = bound

@@ -1,4 +1,4 @@
-"""Log p(x) without Monte Carlo: what a model knows of itself, and what can be summed or integrated."""
+"""Log p(x) without Monte Carlo: closed forms of models, sums and integrals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from jensen.checked import checked
 from jensen.kernel.arguments import explained
@@ -23,6 +22,7 @@ from jensen.kernel.modes import running
 from jensen.kernel.parameters import own_modules
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Program, model_sites
+from jensen.progress import progress_bar
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, with_error
@@ -33,9 +33,9 @@ from .quadrature import Integral, first_evaluations, integrate
 METHODS = ("closed form", "enumeration", "quadrature")
 _MOST_STATES = 2**20
 _MOST_DIMENSIONS = 3
-_ROWS = {0: 4096, 1: 1024, 2: 64, 3: 8}  # data worked on at once, by dimension
-_PROBE = 4  # data tried before all of them are
-_CHEAP = 1e-4  # nats that a cheap value may be off
+_ROWS = {0: 4096, 1: 1024, 2: 64, 3: 8}  # data points at once, by dimension
+_PROBE = 4  # data points tried first
+_CHEAP = 1e-4  # nats: allowed error of a cheap value
 
 
 @runtime_checkable
@@ -49,22 +49,22 @@ class HasEvidence(Protocol):
     """
 
     def log_evidence(self, *data: Tensor) -> Tensor:
-        """Log p(x) of each row of ``x``, in nats: [N]. NotImplementedError: not known at this model's size."""
+        """Log p(x) of each row of ``x``, in nats: [N]. NotImplementedError: unknown for a model of this size."""
         ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactEvidence(Record):
-    """Log p(x) of each datum, made by :func:`exact_log_evidence`. Tensors are [N], on the CPU.
+    """Log p(x) of each data point, made by :func:`exact_log_evidence`. Tensors are [N], on the CPU.
 
     Attributes:
         log_evidence: in nats, float64.
-        error: what it may be off, in nats, float64: an estimate, on the cautious side, of what quadrature leaves open
-            and of rounding; zero for a closed form and for enumeration, which are exact but for rounding.
+        error: its possible error in nats, float64: a conservative estimate for quadrature and rounding; zero for
+            a closed form and for enumeration, which are exact up to rounding.
         method: ``"closed form"``, ``"enumeration"`` or ``"quadrature"``.
-        evaluations: how often log p(x, z) was evaluated for each datum.
-        tolerance: the largest error to accept, in nats.
-        route: the way that many values of the latents are run: ``"outer plate"``, say; empty for a closed form.
+        evaluations: how often log p(x, z) was evaluated for each data point.
+        tolerance: the largest acceptable error, in nats.
+        route: the method for many values of the latents, such as ``"outer plate"``; empty for a closed form.
 
     Example:
         >>> from jensen.models import PPCA
@@ -97,12 +97,12 @@ class ExactEvidence(Record):
             facts.append(("largest error", f"{float(self.error.max()):.1e}, {note}"))
         if self.method != "closed form":
             most, mean = int(self.evaluations.max()), float(self.evaluations.double().mean())
-            facts.append(("evaluations of log p(x, z)", f"{mean:.0f} per datum, at most {most}"))
-        return Table(f"log p(x) of {n} data by {self.method}, nats per datum", facts=facts)
+            facts.append(("evaluations of log p(x, z)", f"{mean:.0f} per data point, at most {most}"))
+        return Table(f"log p(x) of {n} data points by {self.method}, nats per data point", facts=facts)
 
 
 def exact_evidence(model: object, data: Sequence[Tensor]) -> Tensor | None:
-    """Log p(x) of each datum in float64, [N], where the model knows it in closed form; else None."""
+    """Log p(x) of each data point in float64, [N], if the model has a closed form; else None."""
     if not isinstance(model, HasEvidence):
         return None
     try:
@@ -124,19 +124,19 @@ def exact_log_evidence(
     device: Device = None,
     progress: bool = True,
 ) -> ExactEvidence:
-    r"""Log p(x) of each datum by a closed form, a sum over all states, or an integral: no Monte Carlo, no guide.
+    r"""Log p(x) of each data point by a closed form, a sum over all states, or an integral: no Monte Carlo, no guide.
 
     .. math:: \log p(x_n) = \log \sum_{c} \int p(x_n, c, z) \, dz
 
     over all joint states c of the discrete latent sites, and all values z of the continuous ones. A site on an
-    interval, or on positive numbers, is integrated over the real line, by the map that Pyro has for its support.
+    interval, or on positive numbers, is integrated over the real line, by Pyro's map onto its support.
 
-    Quadrature cuts a box about the prior's bulk into cells, interpolates log p(x, z) in each by a polynomial, and
-    halves the cells of which not enough is known, wherever they are; the box grows until nothing is left outside. So
-    posteriors may be narrow, bent, in several pieces, and far from the prior: their logarithm shows where they are.
-    A peak that shows no trace in it further out, as one of two components of which the other is as wide as the prior,
-    is seen down to a tenth of the prior's scale in two and three dimensions (a fiftieth in one); a narrower one can be
-    missed, and then the error says nothing of it. A network with kinks (ReLU) costs many cells.
+    Quadrature divides a box around the prior's bulk into cells, interpolates log p(x, z) in each by a polynomial, and
+    halves the cells whose error is too large; the box grows until no mass remains outside. So
+    posteriors may be narrow, curved, multimodal, and far from the prior: the logarithm shows their location.
+    A peak without effect on the logarithm elsewhere, such as one of two components of which the other is as wide as
+    the prior, is found down to a tenth of the prior's scale in two and three dimensions (a fiftieth in one); a narrower
+    peak can be missed, and the error does not show this. A network with kinks (ReLU) needs many cells.
 
     References:
         Genz and Malik (1980), An Adaptive Algorithm for Numerical Integration over an N-Dimensional Rectangular Region.
@@ -146,12 +146,12 @@ def exact_log_evidence(
     Args:
         model: any Pyro model with one plate over its data around every site, called as ``model(*data)``.
         data: a tensor [N, ...], or a tuple of such tensors.
-        method: ``"closed form"`` (the model's own ``log_evidence``), ``"enumeration"`` or ``"quadrature"`` (over what
-            is continuous, whatever is discrete being summed over); None takes the first that there is.
-        tolerance: the error that quadrature goes for, in nats; rounding sets a limit to it in float32.
-        max_evaluations: of log p(x, z) per datum, after which quadrature stops where it stands.
+        method: ``"closed form"`` (the model's own ``log_evidence``), ``"enumeration"`` or ``"quadrature"`` (over
+            continuous sites, summed over discrete ones); None uses the first available one.
+        tolerance: the target error of quadrature, in nats; in float32 it is limited by rounding.
+        max_evaluations: of log p(x, z) per data point, after which quadrature stops.
         chunk_size: how many evaluations are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
@@ -160,11 +160,11 @@ def exact_log_evidence(
     Raises:
         ValueError: naming the site, for a discrete site without a finite list of states, more than 2^20 joint states,
             more than 3 continuous dimensions, and a site outside the plate of the data (a global latent); for a method
-            that the model does not allow, and data that are empty or not finite.
+            that is impossible for the model, and data that are empty or not finite.
         FloatingPointError: if log p(x, z) is plus infinity somewhere.
 
     Warns:
-        UserWarning: where quadrature did not reach the tolerance.
+        UserWarning: if quadrature did not reach the tolerance.
 
     Example:
         >>> from jensen.models import Ring
@@ -180,8 +180,8 @@ def exact_log_evidence(
         raise ValueError(f"method is one of {', '.join(METHODS)}, or None, but got {method!r}")
     if not tolerance > 0 or max_evaluations < 1 or chunk_size < 1:
         raise ValueError(
-            "tolerance, max_evaluations and chunk_size are positive, but got "
-            f"{tolerance}, {max_evaluations} and {chunk_size}"
+            f"tolerance, max_evaluations and chunk_size must be positive, but got {tolerance}, {max_evaluations} and "
+            f"{chunk_size}"
         )
     tensors = as_tensors(data)
     n = len(tensors[0])
@@ -193,7 +193,7 @@ def exact_log_evidence(
                 zero = torch.zeros(n, dtype=torch.float64)
                 return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
-                raise ValueError(f"{type(model).__name__} has no log_evidence(x): leave method out, or take another")
+                raise ValueError(f"{type(model).__name__} has no log_evidence(x): omit method, or give another one")
         dtypes = {p.dtype for owner in own_modules(model, model) for p in owner.parameters()}
         with checked_data(tensors, dtypes) as holes, explained(tensors):
             sites = model_sites(model, *tensors)
@@ -204,7 +204,7 @@ def exact_log_evidence(
         latents = read_latents(model, tensors)
         _check_size(latents, method)
         parts = []
-        with tqdm(total=n, disable=not progress, desc="exact") as bar:
+        with progress_bar("exact", n, total=n, progress=progress) as bar:
             for part in _parts(model, tensors, latents, tolerance, max_evaluations, chunk_size):
                 parts.append(part)
                 bar.update(len(part.value))
@@ -215,19 +215,19 @@ def exact_log_evidence(
     if not evidence.reached.all():
         warnings.warn(
             f"quadrature did not reach the tolerance of {tolerance:g} nats for {int((~evidence.reached).sum())} of {n} "
-            f"data: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), x.double()), "
-            "raise max_evaluations, or accept it (tolerance)",
+            f"data points: their error is up to {float(error.max()):.2g}; measure in float64 (model.double(), "
+            "x.double()), raise max_evaluations, or accept the error (tolerance)",
             stacklevel=outside(),
         )
     return evidence
 
 
 def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: int, joint: bool) -> Tensor | None:
-    """Log p(x) in float64, [N], where the model knows it, or it takes no more evaluations than sampling did; else None.
+    """Log p(x) in float64, [N], by a closed form, or if it needs no more evaluations than sampling did; else None.
 
-    A closed form is always taken ([1], the sum, where weights are joint). A sum or an integral, to 1e-4 nats, may take
-    ``budget`` evaluations per datum, on average; a few data are tried before all are, and where one of them fails there
-    is no exact value. Nothing is drawn from the user's random stream, and nothing raised.
+    A closed form is always used ([1], the sum, for joint weights). A sum or an integral, to 1e-4 nats, may need
+    ``budget`` evaluations per data point, on average; a few data points are tried first, and if one of them fails there
+    is no exact value. The user's random stream is not used, and no error is raised.
     """
     known = _closed_form(model, data, rows)
     if known is not None:
@@ -237,7 +237,7 @@ def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: in
     try:
         with forked_rng():
             return _within(model, data, budget)
-    except Exception:  # a model that cannot be read so is measured all the same
+    except Exception:  # a model that cannot be analysed is still measured
         return None
 
 
@@ -273,7 +273,7 @@ def _parts(
     max_evaluations: int,
     at_once: int,
 ) -> Iterator[Integral]:
-    """The evidence of a part of the rows after the other."""
+    """The evidence of consecutive parts of the rows."""
     S, D = latents.combinations, latents.dimension
     for batch in zip(*(x.split(_ROWS[D]) for x in data), strict=True):
         m = len(batch[0])
@@ -301,12 +301,12 @@ def _check_size(latents: Latents, method: str | None) -> None:
     if states > _MOST_STATES:
         counts = " x ".join(f"{len(s)} of '{name}'" for name, s in latents.states.items())
         raise ValueError(
-            f"the discrete sites have {states} joint states ({counts}), more than the {_MOST_STATES} that are summed "
-            "over: estimate log p(x) with evaluate"
+            f"the discrete sites have {states} joint states ({counts}), more than the {_MOST_STATES} that can be "
+            "summed over: estimate log p(x) with evaluate"
         )
     if D > _MOST_DIMENSIONS:
         sizes = ", ".join(f"{shape.numel()} of '{name}'" for name, (_, shape) in latents.maps.items())
         raise ValueError(
-            f"the continuous sites have {D} dimensions in all ({sizes}), more than the {_MOST_DIMENSIONS} that "
-            "quadrature covers: estimate log p(x) with evaluate, or take a smaller latent"
+            f"the continuous sites have {D} dimensions in total ({sizes}), more than the {_MOST_DIMENSIONS} that "
+            "quadrature supports: estimate log p(x) with evaluate, or use a smaller latent"
         )

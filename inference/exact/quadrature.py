@@ -1,21 +1,21 @@
-r"""Adaptive integration in one to three dimensions, of positive functions known by their logarithm.
+r"""Adaptive integration in one to three dimensions, of positive functions given by their logarithm.
 
-A box about the centre is cut into a few cells. Those that may hold a share of the integral that is not known well
-enough are halved, across the dimension that is to blame, until what all of them leave open is below the tolerance.
-Where the integrand does not die off towards the edge, the box grows. Nothing is assumed of the place, the number or the
-shape of the peaks. Data go side by side, each with its own cells.
+A box around the centre is divided into a few cells. Cells whose error may be too large are halved, across the dimension
+that causes it, until the total error is below the tolerance. If the integrand does not decay towards the edge, the box
+grows. Nothing is assumed about the place, the number or the shape of the peaks. Data points are integrated in parallel,
+each with its own cells.
 
 In a cell the logarithm, not the function, is approximated: by a polynomial P through the Chebyshev nodes, whose
-exponential a Gauss-Legendre rule integrates at no further evaluation. A posterior of width 0.01 is a needle, but its
-logarithm is nearly a parabola, which a few nodes see from far away. With Q the same polynomial less its two highest
-degrees, and r <= 1 the ratio by which such differences fall from two degrees to the next two,
+exponential a Gauss-Legendre rule integrates without further evaluations. A posterior of width 0.01 is a narrow peak,
+but its logarithm is nearly a parabola, which a few nodes detect from far away. With Q the same polynomial without its
+two highest degrees, and r <= 1 the ratio by which such differences decrease from two degrees to the next two,
 
 .. math::
     \int_c f \approx \int_c e^P, \qquad
     \epsilon_c = r \int_c \big| e^P - e^Q \big| + \sum_{i=1}^2 \Big| \int_c e^P - {\textstyle\int_c^{(i)}} e^P \Big|,
 
-where the integrals of the sum are by two lower rules. Where P and Q differ by nats, or P bends by nats from one point
-of the rule to the next, the error is what that leaves possible at the most: mass that nobody has seen yet.
+where the integrals of the sum use two lower rules. If P and Q differ by nats, or P bends by nats from one point
+of the rule to the next, the error is the largest possible value: the mass may be unseen.
 
 References:
     Trefethen (2019), Approximation Theory and Approximation Practice, chapters 8 and 19.
@@ -48,23 +48,23 @@ import torch
 from torch import Tensor
 
 NODES = {1: 13, 2: 11, 3: 9}  # per dimension of a cell
-_FINE = {1: (24, 22, 21), 2: (16, 14, 13), 3: (12, 10, 9)}  # per dimension, of the rule and of two to compare with
-_CAUTION = 3.0  # how many times the difference of P and Q the logarithm may be off, where they differ much
-_DECAY = 0.1  # by how much the difference of P to the function is less than that of P and Q, at the most
-_BEND = 2.0  # nats of second difference between points of the rule, beyond which it may miss a peak
-_INTERPOLATION = 1e-15  # what interpolation in float64 may be off, in units of the largest value
-_AT_ONCE = 2**20  # points of the rule worked on at once
+_FINE = {1: (24, 22, 21), 2: (16, 14, 13), 3: (12, 10, 9)}  # per dimension, of the rule and of two for comparison
+_CAUTION = 3.0  # possible error of the logarithm relative to the difference of P and Q, if this is large
+_DECAY = 0.1  # minimal ratio of the error of P to the difference of P and Q
+_BEND = 2.0  # nats of second difference between points of the rule, above which it may miss a peak
+_INTERPOLATION = 1e-15  # possible error of interpolation in float64, in units of the largest value
+_AT_ONCE = 2**20  # points of the rule processed at once
 
 
 @dataclass
 class Cells:
-    """Cells of many data, side by side: M cells, n nodes per dimension, boxes in units of their data's scales.
+    """Cells of many data points together: M cells, n nodes per dimension, boxes in units of their data point's scales.
 
     Attributes:
-        row: the datum of each, [M].
+        row: the data point of each, [M].
         centre: [M, D].
         half: half the widths, [M, D].
-        face: whether the lower and the upper end lie on the edge of the datum's box, [M, D, 2].
+        face: whether the lower and the upper end are on the edge of the data point's box, [M, D, 2].
         values: log f at the nodes, [M, n, ..., n].
         log_mass: [M].
         log_error: [M].
@@ -90,7 +90,7 @@ class Cells:
 
 
 def join(parts: Sequence[Cells]) -> Cells:
-    """Cells one after the other."""
+    """Concatenated cells."""
     return Cells(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Cells)))
 
 
@@ -101,7 +101,7 @@ class Rule:
     nodes: Tensor  # [n]
     full: Tensor  # [m, n], P at the points of the rule
     low: Tensor  # [m, n], Q there
-    lower: Tensor  # [m, n], Q less two degrees more
+    lower: Tensor  # [m, n], Q without two more degrees
     checks: tuple[tuple[Tensor, Tensor], ...]  # [m', n], P at the points of a lower rule, and its weights [m', ..., m']
     halves: Tensor  # [2, n, n], P at the nodes of the lower and of the upper half
     ends: Tensor  # [2, 1, n], P at -1 and at 1
@@ -111,7 +111,7 @@ class Rule:
 
 @cache
 def rule_of(dimension: int, device: torch.device) -> Rule:
-    """The rule of cells of so many dimensions."""
+    """The rule for cells of this dimension."""
     n, (m, *fewer) = NODES[dimension], _FINE[dimension]
     nodes = np.cos(np.pi * (np.arange(n) + 0.5) / n)
     scale = np.where(np.arange(n) > 0, 2, 1)[:, None] / n
@@ -146,14 +146,14 @@ def rule_of(dimension: int, device: torch.device) -> Rule:
 def apply(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """One matrix for each dimension: [M, n, ..., n] to [M, m, ..., m]."""
     for matrix in matrices:
-        values = torch.tensordot(values, matrix, dims=([1], [1]))  # the new dimension goes last: they come round
+        values = torch.tensordot(values, matrix, dims=([1], [1]))  # the new dimension becomes the last one
     return values
 
 
 def measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log mass, log error, mismatch and the dimension to halve, [M] each, of cells with values [M, n, ..., n].
 
-    With ``slack`` [M] the polynomial is that of a larger cell, off by so much: the values tell no more of its error.
+    With ``slack`` [M] the polynomial is that of a larger cell with this error, which the values cannot reveal.
     """
     size = max(1, _AT_ONCE // rule.log_weights.numel())
     slacks = [None] * len(values) if slack is None else slack.split(size)
@@ -171,7 +171,7 @@ def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> 
     mass = _log_sum(full + rule.log_weights)
     bends = [_bend(full, d) for d in range(1, D + 1)]
     by_rule, split = _of_the_rule(full, bends, rule)
-    for matrix, log_weights in rule.checks:  # two, since by chance one may agree
+    for matrix, log_weights in rule.checks:  # two, since one may agree by chance
         by_rule = torch.logaddexp(by_rule, _log_difference(mass, _log_sum(apply(smooth, [matrix] * D) + log_weights)))
     if slack is None:
         by_gap, mismatch, split_by_gap = _of_the_polynomial(smooth, full, rule)
@@ -190,7 +190,7 @@ def _measure(values: Tensor, half: Tensor, slack: Tensor | None, rule: Rule) -> 
 
 
 def _of_the_polynomial(values: Tensor, full: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-    """Log of the integral that P and Q differ by, their largest difference, the dimension that it comes from: [M]."""
+    """Log of the integral of the difference of P and Q, their largest difference, the responsible dimension: [M]."""
     D = values.dim() - 1
     low = apply(values, [rule.low] * D)
     lower = apply(values, [rule.lower] * D)
@@ -208,7 +208,7 @@ def _of_the_polynomial(values: Tensor, full: Tensor, rule: Rule) -> tuple[Tensor
 
 
 def _of_the_rule(full: Tensor, bends: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    """Log of the integral of what P may rise to between points that lie too far apart, the dimension to blame: [M]."""
+    """Log of the integral of possible peaks of P between distant points, the responsible dimension: [M]."""
     bend = torch.stack(bends).sum(0) if len(bends) > 1 else bends[0]
     ahead = full + bend / 2 + rule.log_weights  # a parabola with its top between two points rises by an eighth
     top = ahead.flatten(1).amax(1).reshape(-1, *[1] * len(bends))
@@ -223,7 +223,7 @@ def _log_sum(terms: Tensor) -> Tensor:
 
 
 def _bend(values: Tensor, dim: int) -> Tensor:
-    """The second difference at each point along a dimension, without sign; at the ends that of the neighbour."""
+    """The absolute second difference at each point along a dimension; at the ends that of the neighbour."""
     second = values.diff(n=2, dim=dim).abs()
     m = second.shape[dim]
     return torch.cat([second.narrow(dim, 0, 1), second, second.narrow(dim, m - 1, 1)], dim)
@@ -240,7 +240,7 @@ def _log_difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def on_faces(cells: Cells, rule: Rule) -> Tensor:
-    """Log of the integral of e^P over each face of each cell that lies on the edge of a box; else -inf: [M, D, 2]."""
+    """Log of the integral of e^P over each face of each cell that is on the edge of a box; else -inf: [M, D, 2]."""
     M, D = cells.half.shape
     log_integrals = cells.half.new_full((M, D, 2), -math.inf)
     for d in range(D):
@@ -255,17 +255,17 @@ def on_faces(cells: Cells, rule: Rule) -> Tensor:
 
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
-_GRID = {1: 8, 2: 3, 3: 2}  # cells per dimension to begin with
-_BEHIND = 15.0  # nats by which a cell's error may lie behind the largest for it to be halved in the same round
-_WIDTH = 6.0  # of the first box, either side of its centre
-_GROWTH = 40  # times that a box may grow, each time by its own width
-_CELLS = 2**16  # per datum: what memory is given to
-_SHARE = 0.2  # of the tolerance: what a polynomial may be off for its cell not to be evaluated again
-_ROUNDING = 32.0  # in units of eps log f: what is taken for rounding, and not pursued
+_GRID = {1: 8, 2: 3, 3: 2}  # initial cells per dimension
+_BEHIND = 15.0  # nats: cells whose error is within this distance of the largest are halved in the same round
+_WIDTH = 6.0  # of the first box, on either side of its centre
+_GROWTH = 40  # maximal number of times that a box grows, each time by its own width
+_CELLS = 2**16  # per data point: a limit of memory
+_SHARE = 0.2  # of the tolerance: allowed error of a polynomial whose cell is not evaluated again
+_ROUNDING = 32.0  # in units of eps log f: smaller errors are attributed to rounding
 
 
 class Integral(NamedTuple):
-    """Log integrals [N], their errors in nats [N], and how often log f was evaluated for each [N]."""
+    """Log integrals [N], their errors in nats [N], and the number of evaluations of log f for each [N]."""
 
     value: Tensor
     error: Tensor
@@ -273,7 +273,7 @@ class Integral(NamedTuple):
 
 
 def first_evaluations(dimension: int) -> int:
-    """How many evaluations per datum the first cells take."""
+    """The number of evaluations per data point for the first cells."""
     return int((_GRID[dimension] * NODES[dimension]) ** dimension)
 
 
@@ -287,20 +287,20 @@ def integrate(
     eps: float = torch.finfo(torch.float64).eps,
     device: torch.device | None = None,
 ) -> Integral:
-    r"""Log of the integral of f over R^D, for N data at once.
+    r"""Log of the integral of f over R^D, for N data points at once.
 
     Args:
-        log_density: called with the data's indices [M] and points [K, M, D]; log f of each in float64, [K, M]. The
-            points should be such that the bulk of f, or of what it is a factor of, lies about the origin, at scale 1.
-        n: the number N of data.
+        log_density: called with the indices of data points [M] and points [K, M, D]; log f of each in float64, [K, M].
+            The bulk of f, or of the prior in it, should be around the origin, at scale 1.
+        n: the number N of data points.
         dimension: D, from 1 to 3.
-        tolerance: what the logarithm of the integral may be off, in nats.
-        max_evaluations: per datum.
+        tolerance: the allowed error of the log integral, in nats.
+        max_evaluations: per data point.
         eps: the precision of log f.
-        device: where points are made.
+        device: where points are created.
 
     Returns:
-        The :class:`Integral`. Its error is infinite where the integrand does not die off.
+        The :class:`Integral`. Its error is infinite if the integrand does not decay.
     """
     rule = rule_of(dimension, torch.device("cpu") if device is None else torch.device(device))
     run = _Run(log_density, n, dimension, rule, tolerance, eps, max_evaluations)
@@ -310,7 +310,7 @@ def integrate(
 
 
 class _Run:
-    """The state of one integration: the cells of the data that are not done yet, and the results of the others."""
+    """The state of one integration: the cells of unfinished data points, and the results of the others."""
 
     def __init__(
         self, log_density: LogDensity, n: int, D: int, rule: Rule, tolerance: float, eps: float, max_evaluations: int
@@ -337,13 +337,13 @@ class _Run:
         return self._evaluated(row, centre, half, face)
 
     def _evaluated(self, row: Tensor, centre: Tensor, half: Tensor, face: Tensor) -> Cells:
-        """New cells, at whose nodes log f is evaluated."""
+        """New cells, with log f evaluated at their nodes."""
         nodes = torch.cartesian_prod(*[self.rule.nodes] * self.D).reshape(-1, self.D)  # [n^D, D]
         points = centre + half * nodes.unsqueeze(1)  # [n^D, M, D]
         log_f = self.log_density(row, points).T  # [M, n^D]
         log_f = log_f.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         if log_f.isposinf().any():
-            raise FloatingPointError("the density is infinite at a point of the integration: it has no bound there")
+            raise FloatingPointError("the density is infinite at a point of the integration: it is unbounded there")
         self.evaluations.index_add_(0, row, torch.full_like(row, len(nodes)))
         self.best.scatter_reduce_(0, row, log_f.amax(1), "amax")
         rounding = _ROUNDING * self.eps * (1 + self.best.abs()).nan_to_num(posinf=0.0)
@@ -357,11 +357,11 @@ class _Run:
         return Cells(row, centre, half, face, values, *measure(values, half, slack, self.rule))
 
     def round(self) -> None:
-        """Finish the data that are done; let boxes grow; halve cells."""
+        """Finish converged data points; enlarge boxes; halve cells."""
         cells = self.cells
         value, error = self._total(cells.row, cells.log_mass), self._total(cells.row, cells.log_error)
         tail, grow = self._edges(value)
-        aim = self.tolerance.log() - math.log(2) + value  # [N]; the other half is for what lies beyond the box
+        aim = self.tolerance.log() - math.log(2) + value  # [N]; the other half is for mass beyond the box
         spent = (self.evaluations >= self.max_evaluations) | (self.measured >= _CELLS)
         present = torch.zeros_like(spent)
         present[cells.row] = True
@@ -376,7 +376,7 @@ class _Run:
         chosen &= ~tiny
         idle = present & ~growing & ~done
         idle[cells.row[chosen]] = False
-        done |= idle  # nothing is left that could be halved
+        done |= idle  # no cell can be halved
 
         self.value = torch.where(done, value, self.value)
         rest = torch.logaddexp(error, tail) - value
@@ -387,13 +387,13 @@ class _Run:
         self.cells = join([*parts, *self._grown(parts, growing.nonzero().flatten(), grow)])
 
     def _total(self, row: Tensor, logs: Tensor) -> Tensor:
-        """Log of the sum of exponentials over the cells of each datum: [N]."""
+        """Log of the sum of exponentials over the cells of each data point: [N]."""
         top = torch.full_like(self.value, -math.inf).scatter_reduce(0, row, logs, "amax")
         top = top.nan_to_num(neginf=0.0, posinf=math.inf)
         return torch.zeros_like(top).index_add(0, row, (logs - top[row]).exp()).log() + top
 
     def _edges(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of what may lie beyond the box, [N], and the face 2 d + side at which it is to grow, or -1, [N]."""
+        """Log of the possible mass beyond the box, [N], and the face 2 d + side where it must grow, or -1, [N]."""
         cells = self.cells
         flux = on_faces(cells, self.rule) + (self.high - self.low).log()[cells.row].unsqueeze(-1)  # [M, D, 2]
         sums = [self._total(cells.row, flux[:, d, side]) for d in range(self.D) for side in range(2)]
@@ -405,7 +405,7 @@ class _Run:
         return torch.stack(sums, 1).logsumexp(1), torch.where(open_end, where, -1)
 
     def _halved(self, cells: Cells) -> list[Cells]:
-        """Both halves of each of these cells: by the polynomial where it is good enough, else evaluated anew."""
+        """Both halves of each of these cells: by the polynomial if it is accurate enough, else evaluated again."""
         if not len(cells):
             return []
         known = cells.mismatch <= _SHARE * self.tolerance[cells.row]
@@ -434,7 +434,7 @@ class _Run:
         if not len(rows):
             return []
         d, side = grow[rows] // 2, grow[rows] % 2
-        for part in parts:  # what was on that face is inside now
+        for part in parts:  # cells on that face are inside now
             inner = torch.isin(part.row, rows)
             at = inner.nonzero().flatten()
             part.face[at, grow[part.row[at]] // 2, grow[part.row[at]] % 2] = False

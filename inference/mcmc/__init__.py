@@ -1,3 +1,3 @@
-"""Draws from p(z | x) of a few data, and how far a guide is from them."""
+"""Samples from p(z | x) of a few data points, and the distance of a guide from them."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-r"""Have Markov chains converged, and how much are their draws worth: R-hat and effective sample size.
+r"""Convergence of Markov chains and the information in their samples: R-hat and effective sample size.
 
-Both are worked out on ranks, so that heavy tails do no harm, and on the halves of the chains, so that a drift shows.
-The ranks r of S draws, over all chains, become normal scores,
+Both are computed on ranks, to be robust to heavy tails, and on the halves of the chains, to detect a drift.
+The ranks r of S samples, over all chains, become normal scores,
 
 .. math:: u = \Phi^{-1}\left( \frac{r - 3/8}{S + 1/4} \right)
 """
@@ -19,17 +19,17 @@ from torch import Tensor
 
 
 def r_hat(draws: Tensor) -> Tensor:
-    """Rank-normalized split R-hat, the larger of that of the draws and that of their distance from the median.
+    """Rank-normalized split R-hat, the larger one of the samples and of their distance from the median.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-Normalization, Folding, and Localization: An
         Improved R-hat for Assessing Convergence of MCMC.
 
     Args:
-        draws: [C, S, ...], at least four draws a chain.
+        draws: [C, S, ...], at least four samples per chain.
 
     Returns:
-        Float64 [...]: 1 where all chains are alike; NaN where they never moved.
+        Float64 [...]: 1 if all chains are alike; NaN if they never moved.
 
     Example:
         >>> chains = torch.randn(4, 500)
@@ -43,9 +43,9 @@ def r_hat(draws: Tensor) -> Tensor:
 
 
 def effective_sample_size(draws: Tensor) -> Tensor:
-    """How many independent draws would tell as much of the posterior's bulk.
+    """The number of independent samples with as much information about the posterior's bulk.
 
-    Pyro's estimate (the initial monotone sequence of Geyer), of the normal scores of the ranks and the halves of the
+    Pyro's estimate (the initial monotone sequence of Geyer), for the normal scores of the ranks and the halves of the
     chains.
 
     References:
@@ -54,10 +54,10 @@ def effective_sample_size(draws: Tensor) -> Tensor:
         Improved R-hat for Assessing Convergence of MCMC.
 
     Args:
-        draws: [C, S, ...], at least four draws a chain.
+        draws: [C, S, ...], at least four samples per chain.
 
     Returns:
-        Float64 [...], at most C S log10(C S); 0 where the chains never moved.
+        Float64 [...], at most C S log10(C S); 0 if the chains never moved.
 
     Example:
         >>> bool(effective_sample_size(torch.randn(4, 500)) > 1000)
@@ -67,7 +67,7 @@ def effective_sample_size(draws: Tensor) -> Tensor:
 
 
 def plain_sample_size(draws: Tensor) -> Tensor:
-    """The same of the draws [C, S, ...] as they are, which is what the error of their mean needs: float64 [...]."""
+    """The effective sample size of the original samples [C, S, ...], for the error of their mean: float64 [...]."""
     draws = draws.double()
     total = draws.shape[0] * draws.shape[1]
     moved = draws.flatten(0, 1).std(0) > 0
@@ -76,13 +76,13 @@ def plain_sample_size(draws: Tensor) -> Tensor:
 
 
 def _halves(draws: Tensor) -> Tensor:
-    """The first and the second half of each chain as chains of their own; of an odd number the middle is left out."""
+    """The first and the second half of each chain as separate chains; for an odd number the middle is omitted."""
     half = draws.shape[1] // 2
     return torch.cat([draws[:, :half], draws[:, -half:]])
 
 
 def _scores(draws: Tensor) -> Tensor:
-    """Normal scores of the ranks over all chains; equal draws share their mean rank."""
+    """Normal scores of the ranks over all chains; equal samples share their mean rank."""
     flat = draws.flatten(0, 1).movedim(0, -1).contiguous()  # [..., C S]
     ordered = flat.sort(-1).values
     below, up_to = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))

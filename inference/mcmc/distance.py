@@ -1,12 +1,12 @@
-r"""How far a guide's draws are from the posterior's: mean, scale, and the energy distance, in units of the posterior.
+r"""The distance of a guide's samples from the posterior's: mean, scale, energy distance, in units of the posterior.
 
-With u drawn from the posterior, v from the guide, u' and v' as they are, all divided by a root of the posterior's
+With u sampled from the posterior, v from the guide, u' and v' likewise, all divided by a root of the posterior's
 covariance,
 
 .. math::
     H = \frac{2 \, \mathbb{E} |u - v| - \mathbb{E} |u - u'| - \mathbb{E} |v - v'|}{2 \, \mathbb{E} |u - v|}
 
-lies between 0 and 1, and is 0 only where the two distributions are one.
+lies between 0 and 1, and is 0 only if the two distributions are equal.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from .chains import plain_sample_size
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GuideDistance(Record):
-    r"""How far a guide's draws are from those of the posterior, per datum, in unconstrained coordinates.
+    r"""The distance of a guide's samples from those of the posterior, per data point, in unconstrained coordinates.
 
-    The energy coefficient H is the energy distance of the draws, divided by what it is at most. Of two Gaussians of one
-    covariance whose means are s standard deviations apart, in D dimensions, it is about s^2 / (4 D). It is estimated
-    without bias but for the division, so it may fall below 0; its error holds the autocorrelation of the chains.
+    The energy coefficient H is the energy distance of the samples, divided by its maximum. For two Gaussians of equal
+    covariance whose means are s standard deviations apart, in D dimensions, it is about s^2 / (4 D). The estimate is
+    unbiased except for the division, so it may be negative; its error includes the autocorrelation of the chains.
 
     References:
         Székely and Rizzo (2013), Energy Statistics: A Class of Statistics Based on Distances.
         https://doi.org/10.1016/j.jspi.2013.03.018
 
     Attributes:
-        energy: H of each datum, float64 [N].
+        energy: H of each data point, float64 [N].
         energy_error: its Monte Carlo standard error, float64 [N].
         mean_error: the guide's mean minus the posterior's, in standard deviations of the posterior: float64 [N, F].
         mean_standard_error: its Monte Carlo standard error, float64 [N, F].
         scale_ratio: the guide's standard deviation divided by the posterior's: float64 [N, F].
         scale_standard_error: its Monte Carlo standard error, float64 [N, F].
-        names: what the F coordinates are called.
+        names: the names of the F coordinates.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -81,17 +81,17 @@ class GuideDistance(Record):
             scales = self.scale_ratio[i]
             wide = f"{decimals(float(scales.min()), 2)} to {decimals(float(scales.max()), 2)}"
             rows.append([str(i), with_error(float(self.energy[i]), float(self.energy_error[i])), off, wide])
-        head = f"{len(self.energy)} data, the guide's draws against the posterior's"
-        columns = ("datum", "energy coefficient", "mean off by at most", "scale, in that of the posterior")
+        head = f"{len(self.energy)} data points, guide samples against posterior samples"
+        columns = ("data point", "energy coefficient", "largest shift of the mean", "ratio of scales to posterior")
         return Table(head, columns, rows)
 
 
 def measure_distance(posterior: Tensor, guide: Tensor, ess: Tensor, names: tuple[str, ...]) -> GuideDistance:
-    """Compare draws, datum by datum.
+    """Compare samples for each data point.
 
     Args:
         posterior: unconstrained coordinates in their chains, [N, C, S, F].
-        guide: independent draws, [N, M, F].
+        guide: independent samples, [N, M, F].
         ess: the effective sample size of the posterior's coordinates, [N, F].
         names: of the coordinates.
     """
@@ -114,33 +114,33 @@ def measure_distance(posterior: Tensor, guide: Tensor, ess: Tensor, names: tuple
 
 
 def _excess(draws: Tensor) -> Tensor:
-    """Kurtosis minus one of draws [N, S, F]: [N, F]."""
+    """Kurtosis minus one of samples [N, S, F]: [N, F]."""
     away = draws - draws.mean(1, keepdim=True)
     return away.pow(4).mean(1) / away.square().mean(1).square() - 1
 
 
 def energy_coefficient(posterior: Tensor, guide: Tensor, ess: Tensor) -> tuple[Tensor, Tensor]:
-    r"""H of one datum, and its Monte Carlo standard error.
+    r"""H of one data point, and its Monte Carlo standard error.
 
-    Distances between draws of one chain are left out where there are several chains: other chains are independent. The
-    statistic has a linear part, whose variance counts the effective sample size along the chains, and a quadratic one,
-    which alone is left where the two distributions are one. Its variance, with d the doubly centred distance, is
+    Distances between samples of one chain are omitted if there are several chains: other chains are independent. The
+    statistic has a linear part, whose variance depends on the effective sample size of the chains, and a quadratic one,
+    the only one if the two distributions are equal. Its variance, with d the doubly centred distance, is
 
     .. math:: q = 2 \, (1 / \text{ess} + 1 / M)^2 \, \mathbb{E} \, \tilde d(v, v')^2
 
-    and the variance of the linear part, as estimated, is too large by 2 q. The error of the covariance that sets the
-    units is not in it.
+    and the estimated variance of the linear part is too large by 2 q. The error of the covariance that sets the
+    units is not included.
 
     Args:
         posterior: coordinates in their chains, [C, S, F].
-        guide: independent draws, [M, F].
+        guide: independent samples, [M, F].
         ess: the effective sample size of the coordinates, [F].
     """
     (C, S, F), M = posterior.shape, len(guide)
     root = torch.linalg.cholesky(torch.cov(posterior.flatten(0, 1).T).reshape(F, F))
     u, v = (torch.linalg.solve_triangular(root, part.reshape(-1, F).T, upper=False).T for part in (posterior, guide))
     across, among, within = torch.cdist(u, v), torch.cdist(v, v), torch.cdist(u, u)
-    of_u, of_v = within.sum(1) / (C * S - 1), among.sum(1) / (M - 1)  # mean distance of each draw to others of its kind
+    of_u, of_v = within.sum(1) / (C * S - 1), among.sum(1) / (M - 1)  # mean distance of each sample to its own kind
     inside = within.reshape(C, S, C, S).diagonal(dim1=0, dim2=2).sum()  # of pairs in one chain
     between = (within.sum() - inside) / (C * (C - 1) * S**2) if C > 1 else of_u.mean()
     apart = across.mean()

@@ -1,8 +1,8 @@
-r"""Draws from the posterior of a few data by Markov chain Monte Carlo, with the parameters as they are.
+r"""Samples from the posterior of a few data points by Markov chain Monte Carlo, with fixed parameters.
 
 .. math:: p(z \mid x_n) \propto p(x_n, z), \qquad z = t(u), \qquad U(u) = -\log p(x_n, t(u)) - \log |\det t'(u)|
 
-Pyro's kernels move one u in R^F, with one accept decision, at the potential U; so each datum has chains of its own.
+Pyro's kernels move one u in R^F, with one accept decision, at the potential U; so each data point has its own chains.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LEAST_ESS = 100  # for each chain
 
 
 class MCMCConvergenceWarning(UserWarning):
-    """Chains that do not agree, or whose draws are worth too little: more of them, or another method.
+    """Chains disagree, or their samples have too little information: take more samples, or another method.
 
     Example:
         >>> issubclass(MCMCConvergenceWarning, UserWarning)
@@ -48,25 +48,25 @@ class MCMCConvergenceWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PosteriorDraws(Printed):
-    """What :func:`~jensen.inference.mcmc_posterior` drew from p(z | x) of each of N data: S draws, chain after chain.
+    """Samples of :func:`~jensen.inference.mcmc_posterior` from p(z | x): S for each of N data points, chain by chain.
 
     Attributes:
         draws: for each latent site [N, S, *event].
-        unconstrained: the same as coordinates in all of R^F, the sites one after the other: [N, S, F].
-        names: what the F coordinates are called.
+        unconstrained: the same as coordinates in all of R^F, the sites concatenated: [N, S, F].
+        names: the names of the F coordinates.
         r_hat: rank-normalized split R-hat of each coordinate, float64 [N, F].
         ess: effective sample size of each coordinate, float64 [N, F].
-        acceptance: the share of transitions that moved; of rejection, of proposals that were kept: float64 [N].
-        divergences: transitions after the warmup whose energy broke down, int64 [N].
-        seconds: what each datum took; of rejection, an equal share: float64 [N].
+        acceptance: the share of transitions that moved; for rejection, of proposals that were kept: float64 [N].
+        divergences: divergent transitions after the warmup, int64 [N].
+        seconds: the time for each data point; for rejection, an equal share: float64 [N].
         method: ``"nuts"``, ``"hmc"``, ``"random_walk"`` or ``"rejection"``.
-        chains: C; 1 for rejection, whose draws are independent.
-        warmup: transitions of each chain before those that count.
-        above: of rejection, the share of proposals where the density stood above its envelope, float64 [N]: where it
-            is not zero, draws come from a density that is cut off, and the datum is not ``converged``. Else zeros.
+        chains: C; 1 for rejection, whose samples are independent.
+        warmup: discarded transitions at the start of each chain.
+        above: for rejection, the share of proposals where the density was above its envelope, float64 [N]: if it
+            is not zero, samples come from a truncated density, and the data point is not ``converged``. Else zeros.
         model: the model.
         data: the data.
-        route: the way that many values are run side by side: ``"outer plate"``, say.
+        route: the method for many values at once, such as ``"outer plate"``.
 
     Example:
         >>> from jensen.inference import mcmc_posterior
@@ -94,67 +94,67 @@ class PosteriorDraws(Printed):
 
     @property
     def converged(self) -> Tensor:
-        """Whether all coordinates have R-hat of at most 1.01, an ESS of 100 for each chain, no divergence: [N].
+        """Whether all coordinates have R-hat of at most 1.01, an ESS of 100 per chain, and no divergence: [N].
 
-        Of rejection, whether the envelope held at every proposal, too.
+        For rejection, also whether the envelope was valid at every proposal.
         """
         enough = (self.r_hat <= _LARGEST_R_HAT) & (self.ess >= _LEAST_ESS * self.chains)
         return enough.all(-1) & (self.divergences == 0) & (self.above == 0)
 
     def distance(self, guide: Program, *, draws: int | None = None, seed: int | None = None) -> GuideDistance:
-        """How far a guide is from these draws, per datum.
+        """The distance of a guide from these samples, per data point.
 
         Args:
             guide: a guide of the model, called with the same data.
-            draws: how many draws of the guide, at least 2; None takes as many as there are of the posterior.
-            seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+            draws: the number of guide samples, at least 2; None: as many as posterior samples.
+            seed: makes the samples reproducible without the user's random stream; None uses that stream.
 
         Returns:
             The :class:`~jensen.inference.GuideDistance`.
 
         Raises:
-            ValueError: for fewer than two draws, and on what :func:`~jensen.inference.log_weights` names.
+            ValueError: for fewer than two samples, and the errors of :func:`~jensen.inference.log_weights`.
         """
         N, S, F = self.unconstrained.shape
         draws = S if draws is None else draws
         if draws < 2:
-            raise ValueError(f"draws is the number of draws from the guide, at least 2, but got {draws}")
+            raise ValueError(f"draws is the number of samples from the guide, at least 2, but got {draws}")
         v = self.guide_draws(guide, draws, seed=seed)
         chains = self.unconstrained.reshape(N, self.chains, -1, F)
         return measure_distance(chains, v, self.ess, self.names)
 
     @checked
     def guide_draws(self, guide: Program, draws: int, *, seed: int | None = None) -> Tensor:
-        """Draws of a guide for the same data, in the same unconstrained coordinates: [N, M, F]."""
+        """Samples of a guide for the same data, in the same unconstrained coordinates: [N, M, F]."""
         with running(self.model, guide, "guide_draws", seed=seed):
             coordinates = Coordinates(self.model, *self.data)
             values = terms(self.model, guide, *self.data, particles=draws).values
             return coordinates.free(values).transpose(0, 1).cpu()
 
     def advice(self) -> str:
-        """What is wrong with the draws of which datum, and what to do; an empty string if nothing."""
+        """The problem of the samples, its data point, and the remedy; an empty string if there is none."""
         if bool(self.converged.all()):
             return ""
         i = int((~self.converged).nonzero()[0])
         if low := int((self.above > 0).sum()):
             i = int(self.above.argmax())
             return (
-                f"the draws of {low} of {len(self.above)} data are not of the posterior: the envelope of the rejection "
-                f"was too low, at datum {i} at {percent(float(self.above[i]))} of the proposals, since the posterior "
-                "is narrow against the cells of the grid; take method='nuts'"
+                f"the samples of {low} of {len(self.above)} data points are not exact: the envelope of the rejection "
+                f"sampling was too low, at data point {i} for {percent(float(self.above[i]))} of the proposals, since "
+                "the posterior is narrow relative to the cells of the grid; use method='nuts'"
             )
         bad = self.r_hat[i].nan_to_num(torch.inf)
         worst = int(bad.argmax() if float(bad.max()) > _LARGEST_R_HAT else self.ess[i].argmin())
         return (
-            f"{int((~self.converged).sum())} of {len(self.converged)} data did not converge (R-hat above "
-            f"{_LARGEST_R_HAT}, an ESS below {_LEAST_ESS * self.chains}, or divergences): at datum {i}, coordinate "
-            f"{self.names[worst]}, R-hat is {decimals(float(self.r_hat[i, worst]))} and ESS "
-            f"{decimals(float(self.ess[i, worst]), 0)}, with {int(self.divergences[i])} divergences; draw more, warm "
-            "up for longer, or take another method"
+            f"{int((~self.converged).sum())} of {len(self.converged)} data points did not converge (R-hat above "
+            f"{_LARGEST_R_HAT}, an ESS below {_LEAST_ESS * self.chains}, or divergences): at data point {i}, "
+            f"coordinate {self.names[worst]}, R-hat is {decimals(float(self.r_hat[i, worst]))} and ESS "
+            f"{decimals(float(self.ess[i, worst]), 0)}, with {int(self.divergences[i])} divergences; increase draws or "
+            "warmup, or use another method"
         )
 
     def to_arviz(self) -> Any:
-        """These draws as ArviZ takes them: a tree whose group ``posterior`` has an array for each latent site.
+        """These samples in ArviZ's format: a tree whose group ``posterior`` has an array for each latent site.
 
         Returns:
             An ``xarray.DataTree``; its arrays have the dimensions chain, draw, datum, and those of the site's event.
@@ -165,7 +165,7 @@ class PosteriorDraws(Printed):
         try:
             from arviz_base import from_dict
         except ImportError as error:
-            raise ImportError("to_arviz makes ArviZ's tree of draws: pip install arviz-base, or take draws") from error
+            raise ImportError("to_arviz needs arviz-base: pip install arviz-base, or use .draws") from error
         values = {
             name: z.unflatten(1, (self.chains, -1)).movedim(0, 2).cpu().numpy()  # [C, S / C, N, *event]
             for name, z in self.draws.items()
@@ -174,7 +174,7 @@ class PosteriorDraws(Printed):
         return from_dict({"posterior": values}, dims=dims)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known about the draws as plain numbers and lists; the draws themselves are left out."""
+        """The diagnostics of the samples as plain numbers and lists, without the samples."""
         per_datum = ("r_hat", "ess", "acceptance", "divergences", "seconds", "above", "converged")
         return {
             "method": self.method,
@@ -197,8 +197,8 @@ class PosteriorDraws(Printed):
             for i in range(N)
         ]
         return Table(
-            f"posterior of {N} data in {F} coordinates by {self.method}: {S} draws each{chains}",
-            ("datum", "R-hat, largest", "ESS, least", "accepted", "divergences", "seconds"),
+            f"posterior of {N} data points in {F} coordinates by {self.method}: {S} samples each{chains}",
+            ("data point", "R-hat, largest", "ESS, least", "accepted", "divergences", "seconds"),
             rows,
             notes=[self.advice()],
         )
@@ -206,14 +206,14 @@ class PosteriorDraws(Printed):
 
 Method = Literal["nuts", "hmc", "random_walk", "rejection"]
 _MOST_DATA = 10
-_MOST_CORRELATED = 32  # features whose correlations the kernels learn
-_TRAJECTORY = 2.2  # of the 2 pi of a standard normal's period; whole steps make it shorter, about a quarter
+_MOST_CORRELATED = 32  # features whose correlations the kernels estimate
+_TRAJECTORY = 2.2  # of a standard normal's period 2 pi; whole steps make it shorter, about a quarter
 _LENGTHS = {"nuts": (500, 300), "hmc": (500, 300), "random_walk": (5000, 2000), "rejection": (500, 0)}
-_STARTS = 64  # draws of the prior for each chain, of which it takes the first with a finite density
+_STARTS = 64  # prior samples per chain, which starts at the first one with a finite density
 
 
 class _Run(NamedTuple):
-    """The draws of one datum, or of all at once: coordinates [N, C, S, F], and the rest per datum, [N]."""
+    """The samples of one data point, or of all at once: coordinates [N, C, S, F], and the rest per data point, [N]."""
 
     u: Tensor
     acceptance: Tensor
@@ -235,13 +235,14 @@ def mcmc_posterior(
     device: Device = None,
     progress: bool = True,
 ) -> PosteriorDraws:
-    r"""Draws from p(z | x) of up to ten data of a trained model, to hold an amortized guide against.
+    r"""Samples from p(z | x) of up to ten data points of a trained model, as a reference for an amortized guide.
 
-    ``"nuts"`` needs no thought. ``"hmc"`` has one length of trajectory, about a quarter of a period in units that the
-    warmup learns. ``"random_walk"`` takes steps of one size in every direction, set for an acceptance of 23 %: it needs
-    many more draws, and posteriors whose coordinates are alike. ``"rejection"`` draws exactly and independently, where
-    there are one or two coordinates. Chains start at draws from the prior, far apart, as R-hat needs them, and move in
-    unconstrained coordinates. With up to 32 of these the warmup of NUTS and HMC learns their correlations.
+    ``"nuts"`` needs no settings. ``"hmc"`` has a fixed trajectory length, about a quarter of a period in units that the
+    warmup estimates. ``"random_walk"`` takes steps of one size in every direction, set for an acceptance of 23 %: it
+    needs many more samples, and posteriors whose coordinates have similar scales. ``"rejection"`` gives exact,
+    independent samples with one or two coordinates. Chains start at samples from the prior, far apart, as R-hat
+    requires, and move in unconstrained coordinates. With up to 32 of these the warmup of NUTS and HMC estimates their
+    correlations.
 
     References:
         Hoffman and Gelman (2014), The No-U-Turn Sampler. https://arxiv.org/abs/1111.4246
@@ -253,26 +254,26 @@ def mcmc_posterior(
             data around every site.
         data: a tensor [N, ...], or a tuple of such tensors, with N at most 10.
         method: ``"nuts"``, ``"hmc"``, ``"random_walk"`` or ``"rejection"``.
-        draws: how many draws of each chain count, at least 4; rejection makes ``chains * draws`` in all. None: 500,
-            and 5000 of a random walk.
+        draws: the number of samples per chain, at least 4; rejection makes ``chains * draws`` in total. None: 500,
+            and 5000 for a random walk.
         warmup: transitions before those, at least 1, that set step sizes and scales; not used by rejection. None: 300,
-            and 2000 of a random walk.
-        chains: the number C of chains of each datum, run one after the other.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+            and 2000 for a random walk.
+        chains: the number C of chains per data point, run one after the other.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
-        device: where to run; modules and data are moved there. None: where they are.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`~jensen.inference.PosteriorDraws`.
 
     Raises:
-        ValueError: for more than ten data, settings that make no sense, a discrete latent site, rejection with more
-            than two coordinates, and on what :func:`~jensen.inference.ais` names.
-        FloatingPointError: if log p(x, z) is finite at no draw from the prior.
+        ValueError: for more than ten data points, invalid settings, a discrete latent site, rejection with more
+            than two coordinates, and the errors of :func:`~jensen.inference.ais`.
+        FloatingPointError: if log p(x, z) is not finite at any sample from the prior.
 
     Warns:
-        MCMCConvergenceWarning: for data with R-hat above 1.01, an effective sample size below 100 for each chain, or
+        MCMCConvergenceWarning: for data points with R-hat above 1.01, an effective sample size below 100 per chain, or
             divergences.
 
     Example:
@@ -291,7 +292,7 @@ def mcmc_posterior(
     with running(model, model, "mcmc_posterior", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         runs = []
-        at_once = n if rejecting else 1  # chains are run for one datum after the other
+        at_once = n if rejecting else 1  # chains are run for one data point at a time
         how: dict[str, Any] = {"at_once": at_once, "units": chains, "progress": progress, "seed": seed}
         for part in stream(model, prior_of(model), tensors, method, **how):
             path = Path(model, None, part.data, part.layout.nesting)
@@ -330,10 +331,10 @@ def mcmc_posterior(
 
 
 def _lengths(n: int, method: str, draws: int | None, warmup: int | None, chains: int) -> tuple[int, int]:
-    """How many draws count and how many warm up; ValueError for settings that make no sense."""
+    """The numbers of samples and of warmup transitions; ValueError for invalid settings."""
     if n > _MOST_DATA:
         raise ValueError(
-            f"mcmc_posterior runs chains for one datum after the other, for at most {_MOST_DATA}, but got {n}: take "
+            f"mcmc_posterior runs chains for each data point in turn, for at most {_MOST_DATA}, but got {n}: use "
             f"data[:{_MOST_DATA}]"
         )
     if method not in get_args(Method):
@@ -346,10 +347,10 @@ def _lengths(n: int, method: str, draws: int | None, warmup: int | None, chains:
 
 
 def _rejected(path: Path, draws: int) -> tuple[_Run, Tensor]:
-    """Exact draws of all data, and how often the envelope was too low."""
+    """Exact samples of all data points, and how often the envelope was too low."""
     if (features := path.coordinates.features) > 2:
         raise ValueError(
-            f"method='rejection' draws one or two latent coordinates, but this model has {features}: take 'nuts'"
+            f"method='rejection' samples one or two latent coordinates, but this model has {features}: use 'nuts'"
         )
     began = time.perf_counter()
     sample = posterior_draws(path.draw(4096), path.log_joint, draws)
@@ -367,18 +368,18 @@ def _chains(
     chains: int,
     advance: Callable[[int], None],
 ) -> _Run:
-    """Run the chains of one datum."""
+    """Run the chains of one data point."""
     began = time.perf_counter()
     starts = path.draw(_STARTS * chains)
     finite = (starts.base + starts.ratio).squeeze(-1).isfinite()  # [C']
     if int(finite.sum()) < chains:
         raise FloatingPointError(
-            f"log p(x, z) is finite at {int(finite.sum())} of {len(finite)} draws from the prior: there is nowhere to "
-            "start the chains"
+            f"log p(x, z) is finite at {int(finite.sum())} of {len(finite)} samples from the prior, which is too few "
+            "to start the chains"
         )
 
     def potential(values: dict[str, Tensor]) -> Tensor:
-        """U, infinite where it is not a number: no chain goes there."""
+        """U, infinite instead of NaN, so that no chain moves there."""
         with torch.set_grad_enabled(values["u"].requires_grad):
             u = -path.log_joint(values["u"].reshape(1, 1, -1)).squeeze()
             return torch.where(u.isnan(), torch.inf, u)
@@ -410,7 +411,7 @@ def _chains(
 
 
 class _RandomWalk(RandomWalkKernel):
-    """Pyro's kernel, at a potential of ours: its own setup makes one from a model."""
+    """Pyro's kernel with a given potential: its own setup makes one from a model."""
 
     def __init__(self, potential: Callable[[dict[str, Tensor]], Tensor]) -> None:
         super().__init__(model=None)

@@ -1,3 +1,3 @@
-"""Reduces log weights: evidence, bounds, comparisons, gaps, rate and distortion, calibration, decoding."""
+"""Reductions of log weights: evidence, bounds, comparisons, gaps, rate and distortion, calibration, decoding."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-r"""A trivial baseline: one distribution per feature, fitted in closed form, independent of all the others.
+r"""A trivial baseline: independent distributions, one per feature, fitted in closed form.
 
 .. math:: \log p_0(x_n) = \sum_i \log f(x_{ni}; \hat\theta_i)
 
@@ -8,10 +8,10 @@ r"""A trivial baseline: one distribution per feature, fitted in closed form, ind
 | of zeros and ones | Bernoulli | (ones + 1/2) / (N + 1) |
 | of counts | Poisson | (sum + 1/2) / (N + 1) |
 
-A feature that is constant in the fit has no largest Gaussian density: its variance is taken to be 1 / (2 pi), so that
-its log-density is 0 at that constant. The halves are those of Jeffreys' prior: a value that the fit has not seen keeps
-a probability. A model whose log p(x) lies below this one has learned nothing of the data, or something is wrong with
-them or with the training.
+A feature that is constant in the fit has no largest Gaussian density: its variance is set to 1 / (2 pi), so that
+its log-density is 0 at that constant. The halves come from Jeffreys' prior: values that are absent from the fit keep
+a positive probability. If a model's log p(x) is below the baseline, it has learned nothing, or something is wrong with
+the data or the training.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
 
 @dataclass(frozen=True)
 class Baseline:
-    """What one distribution per feature says of data.
+    """The baseline's log-densities of data.
 
     Attributes:
         kind: the distribution.
-        log_prob: of each datum, [N], float64, nats.
-        own: whether it was fitted to the data that it is measured on.
-        favour: by how many nats per datum a fit to the measured data themselves is expected to be too high.
+        log_prob: of each data point, [N], float64, nats.
+        own: whether it was fitted to the measured data.
+        favour: the expected bias, in nats per data point, of a fit to the measured data themselves.
 
     Example:
         >>> Baseline("Poisson", torch.tensor([-1.0, -2.0]).double(), own=True).kind
@@ -55,7 +55,7 @@ class Baseline:
 
 
 def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | None:
-    """Which distribution compares with a model's likelihood: where it observes the first tensor, whole and unmasked."""
+    """The distribution comparable with a model's likelihood, if it observes the whole first tensor without a mask."""
     if not data:
         return None
     seen = observed_sites(model, guide, data)
@@ -81,18 +81,18 @@ def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | 
 
 @checked
 def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
-    """Fit one distribution per feature to training data, or to the measured data where there are no others.
+    """Fit one distribution per feature to training data, or to the measured data if there are none.
 
     Args:
         kind: the distribution.
         x: the data to measure, [N, ...].
-        train: the data to fit to, of the same features.
+        train: the data for the fit, with the same features.
 
     Returns:
         The :class:`Baseline`.
 
     Raises:
-        ValueError: for data that are empty or not finite, and training data of other features.
+        ValueError: for data that are empty or not finite, and training data with other features.
 
     Example:
         >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
@@ -105,7 +105,7 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
     rows = _rows(x, "x")  # [N, X]
     fitted = rows if train is None else _rows(train, "train")
     if fitted.shape[1] != rows.shape[1]:
-        raise ValueError(f"x and train have the same features, but got {list(x.shape)} and {list(fitted.shape)}")
+        raise ValueError(f"x and train need the same features, but got {list(x.shape)} and {list(fitted.shape)}")
     if kind == "Gaussian":
         location = fitted.mean(0)
         variance = (fitted - location).square().mean(0)
@@ -134,15 +134,15 @@ def _rows(x: Tensor, name: str) -> Tensor:
 
 @checked
 def likely_reason(x: Tensor, index: bool = True) -> str:
-    """What about data often makes training fail, in words; empty where nothing strikes.
+    """A property of the data that often makes training fail, in words; empty if none is found.
 
     Args:
         x: the data, [N, ...].
-        index: whether to look for a column that numbers the rows.
+        index: whether to search for a column that numbers the rows.
 
     Returns:
         The words: grey levels without their number, an index column, features of very different scales, or of scales
-        far from 1; each with what to do.
+        far from 1; each with the remedy.
 
     Raises:
         ValueError: for data that are empty or not finite.
@@ -156,7 +156,7 @@ def likely_reason(x: Tensor, index: bool = True) -> str:
     if 16 <= high <= 255 and low >= 0 and rows.shape[1] >= 9 and bool((rows == rows.floor()).all()):
         levels = 256 if high > 63 else int(high) + 1
         return (
-            f"the values are whole numbers from {low:g} to {high:g}, as of grey levels (bytes): say how many, "
+            f"the values are whole numbers from {low:g} to {high:g}, like grey levels (bytes): give their number, "
             f"levels={levels}, in a shell --levels {levels}"
         )
     spread = rows.std(0, correction=0)
@@ -164,7 +164,7 @@ def likely_reason(x: Tensor, index: bool = True) -> str:
     for i in whole.nonzero().flatten().tolist() if index and len(rows) >= _LISTED else ():
         steps = rows[:, i].sort().values.diff()
         if float(steps.min()) >= 1 and float(steps.sum()) < 2.5 * len(rows):
-            return f"feature {i} counts the rows, as an index does (a part of them, each once): leave it out"
+            return f"feature {i} counts the rows, like an index (or a part of one): remove it"
     varied = spread[spread > 0]
     if len(varied) and float(varied.max()) > _APART * float(varied.min()):
         ratio, widest = float(varied.max() / varied.min()), int(spread.argmax())
@@ -182,4 +182,4 @@ def likely_reason(x: Tensor, index: bool = True) -> str:
 
 
 _APART, _FAR = 30.0, 30.0
-_LISTED = 20  # rows from which on whole numbers that are all different, and close, are a count of the rows
+_LISTED = 20  # with at least this many rows, distinct and close whole numbers count as row numbers

@@ -1,4 +1,4 @@
-"""Importance-weighted bounds against the number of particles: from below; from above where latents are known."""
+"""Importance-weighted bounds against the number of particles: lower bounds; upper ones if the latents are known."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class Bounds(Record):
 
     Attributes:
         particles: the numbers of particles, ascending.
-        mean: the bound at each, nats per datum.
+        mean: the bound at each, nats per data point.
         error: its Monte Carlo standard error, one for each K (the data are the same); from the spread of the blocks of
-            the draw, by the delta method for the last; NaN for a single particle.
-        exact: mean exact log p(x) where the model knows it, or a sum or an integral over its latents takes no more
-            evaluations of log p(x, z) than particles; else None.
-        upper: the upper bound at each, nats per datum; None unless the latents that made the data were given.
-        upper_error: its standard error: that of the difference to the largest lower bound over the data, and the Monte
-            Carlo error of this bound. Log p(x) of these data, which both share, is not in it. NaN for a single datum.
-        route: the way that particles are run: ``"outer plate"``, say.
+            particles, by the delta method for the last; NaN for a single particle.
+        exact: mean exact log p(x) if the model has it, or if a sum or an integral over its latents needs at most
+            ``particles`` evaluations of log p(x, z); else None.
+        upper: the upper bound at each, nats per data point; None unless the latents that generated the data are given.
+        upper_error: its standard error: that of its difference to the largest lower bound over the data, and the Monte
+            Carlo error of this bound. It excludes the error of log p(x), which both share. NaN for a single data point.
+        route: the method for particles, such as ``"outer plate"``.
 
     Example:
         >>> b = Bounds([1, 2], torch.tensor([-2.5, -2.2]), torch.tensor([0.1, 0.1]), exact=-2.0)
         >>> dict(zip(b.particles, b.mean.tolist()))[1]
         -2.5
         >>> print(b)
-        bounds on log p(x), nats per datum ± their standard error
-        particles          from below
+        bounds on log p(x), nats per data point ± standard error
+        particles         lower bound
         -----------------------------
         1                -2.50 ± 0.10
         2                -2.20 ± 0.10
@@ -66,13 +66,13 @@ class Bounds(Record):
         return "particles", self.particles, self._tensors()
 
     def _table(self) -> Table:
-        sides = [("from below", self.mean, self.error)]
+        sides = [("lower bound", self.mean, self.error)]
         if self.upper is not None and self.upper_error is not None:
-            sides.append(("from above", self.upper, self.upper_error))
+            sides.append(("upper bound", self.upper, self.upper_error))
         values = [(mean.tolist(), error.tolist()) for _, mean, error in sides]
         rows = [[str(k), *(with_error(m[i], e[i]) for m, e in values)] for i, k in enumerate(self.particles)]
         exact = [("log p(x), exact", decimals(self.exact, digits_of(float(self.error[-1]))))]
-        head = "bounds on log p(x), nats per datum ± their standard error"
+        head = "bounds on log p(x), nats per data point ± standard error"
         return Table(head, ("particles", *(name for name, *_ in sides)), rows, exact if self.exact is not None else ())
 
 
@@ -89,28 +89,28 @@ def bounds(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Bounds:
-    r"""Importance-weighted bounds at K' = 1, 2, 4, ..., K from one draw of K particles.
+    r"""Importance-weighted bounds at K' = 1, 2, 4, ..., K from one set of K particles.
 
     .. math:: \mathcal{L}_{K'} = \mathbb{E} \log \frac{1}{K'} \sum_{k=1}^{K'} w_k
 
-    The bound at K' is the mean over the K / K' blocks of the draw, so bounds at different K' share their noise, and by
-    Jensen's inequality they rise with K' in the sample, not only in expectation.
+    The bound at K' is the mean over the K / K' blocks of particles, so bounds at different K' share their noise, and by
+    Jensen's inequality they increase with K' in the sample, not only in expectation.
 
-    For data that the model drew itself the values z* that made them are known, and given x they are draws from
-    p(z | x). With z* in the place of one of the particles the same average bounds log p(x) from above, and falls:
+    For data sampled from the model the values z* that generated them are known; given x, they are samples from
+    p(z | x). If z* replaces one of the particles, the same average is an upper bound on log p(x), and decreases:
 
     .. math::
         \mathcal{U}_{K'} = \mathbb{E} \log \frac{1}{K'} \Big( w(z^*) + \sum_{k=2}^{K'} w_k \Big) \ge \log p(x),
         \qquad z^* \sim p(z \mid x)
 
-    A guide that misses a part of the posterior cannot know it: its own draws never come from there. A z* does, and the
-    upper bound stays far away.
+    A guide that misses a part of the posterior cannot detect this: its samples never reach that part. Values z* do, and
+    the upper bound stays far away.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, theorem 1.
         https://arxiv.org/abs/1509.00519
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
-        Sobolev and Vetrov (2019), Importance Weighted Hierarchical Variational Inference: the bound from above.
+        Sobolev and Vetrov (2019), Importance Weighted Hierarchical Variational Inference: the upper bound.
         https://arxiv.org/abs/1909.03290
 
     Args:
@@ -118,10 +118,10 @@ def bounds(
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the largest K, a power of two.
-        latents: the latent values that made the data, [N, *event] by site, as :func:`~jensen.inference.simulate`
-            returns them; the result then has its ``upper`` half. Nothing can tell whether they belong to the data. None
+        latents: the latent values that generated the data, [N, *event] by site, as :func:`~jensen.inference.simulate`
+            returns them; the result then has ``upper``. It cannot be checked that they belong to the data. None
             for real data.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: where they are.
         progress: whether to show a progress bar.
@@ -131,9 +131,9 @@ def bounds(
 
     Raises:
         ValueError: if ``particles`` is not a power of two, or the weights are joint; for latents of another length, or
-            together with a ``batch_transform``, and for a guide that draws other sites than these (an auxiliary site
-            has no true value); and on what :func:`~jensen.inference.log_weights` names.
-        NotImplementedError: if the guide does not know log q of the latents.
+            together with a ``batch_transform``, and for a guide that samples other sites (an auxiliary site has
+            no true value); and the errors of :func:`~jensen.inference.log_weights`.
+        NotImplementedError: if the guide cannot compute log q of the latents.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -163,7 +163,7 @@ def bounds(
         how: dict[str, Any] = {"at_once": 2**15, "together": particles, "progress": progress, "seed": seed}
         for part in stream(model, guide, tensors, "bounds", **how):
             if latents is not None and not part.first:
-                with forked_rng():  # the draws from below are those without latents
+                with forked_rng():  # the lower bounds use the same samples as without latents
                     check_sites(latents, part.pair.terms(part.data, 1).q)
             log_w = part.pair.log_weights(part.data, particles).double().cpu()  # [K, n]
             for i, size in enumerate(sizes):
@@ -181,12 +181,12 @@ def bounds(
         return curve
     above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]
     apart = torch.tensor([standard_error_of_mean(row) for row in above - below], dtype=torch.float64)
-    shared = curve.error[-1].nan_to_num(0.0)  # the noise of the draw, which both sides have, is not in their difference
+    shared = curve.error[-1].nan_to_num(0.0)  # the sampling noise of both sides cancels in their difference
     return replace(curve, upper=above.mean(1), upper_error=torch.hypot(apart, shared))
 
 
 def _upper(log_w: Tensor, log_w_true: Tensor, sizes: list[int]) -> Tensor:
-    """The upper bound of each datum, the true weight [n] in the place of the first of each block: [sizes, n]."""
+    """The upper bound of each data point; the true weight [n] replaces the first of each block: [sizes, n]."""
     rows = []
     for size in sizes:
         blocks = log_w.unflatten(0, (len(log_w) // size, size)).clone()  # [K / K', K', n]
@@ -202,38 +202,38 @@ def log_weight_of(model: Program, guide: Program, values: Mapping[str, Tensor], 
         log_q = log_joint(guide, one, *data)  # a guide's joint density is its log q
     except (KeyError, NotImplementedError) as error:
         raise NotImplementedError(
-            f"an upper bound needs log q(z | x) at the latents that made the data, but the guide knows it for its own "
-            f"draws only ({error})"
+            "an upper bound needs log q(z | x) at the latents that generated the data, but the guide can compute it "
+            f"for its own samples only ({error})"
         ) from error
     return (log_joint(model, one, *data) - log_q).squeeze(0).double().cpu()
 
 
 def check_latents(latents: Mapping[str, Tensor], n: int, transform: Transform | None = None) -> None:
-    """Raise ValueError unless latents are values for each of ``n`` data, which nothing transforms."""
+    """Raise ValueError unless latents have a value for each of ``n`` data points, and no transform is given."""
     lengths = {site: len(z) for site, z in latents.items()}
     if not latents or set(lengths.values()) != {n}:
         raise ValueError(
-            f"latents are the values that made the {n} data, a row for each by site, but have lengths {lengths}: take "
-            "both from one call of jensen.inference.simulate"
+            f"latents must hold one row per data point ({n}) by site, but have lengths {lengths}: use data and latents "
+            "from one call of jensen.inference.simulate"
         )
     if transform is not None:
-        raise ValueError("latents made the data as they are: leave batch_transform out, or the latents")
+        raise ValueError("latents belong to the untransformed data: omit batch_transform, or the latents")
 
 
 def check_sites(latents: Mapping[str, Tensor], drawn: Mapping[str, object]) -> None:
-    """Raise ValueError if the guide draws other sites than those that latent values are given for."""
+    """Raise ValueError if the guide samples other sites than those with given latent values."""
     if extra := sorted(set(drawn) - set(latents)):
         raise ValueError(
-            f"the guide draws {extra}, for which latents hold no value, only for {sorted(latents)}: an auxiliary site "
-            "(of Joint, Laplace, an AutoGuide) has no true value, and without it log q(z | x) of the others is not "
-            "known; take a guide that draws the model's sites directly, as Amortized does"
+            f"the guide samples {extra}, but latents hold values only for {sorted(latents)}: an auxiliary site (of "
+            "Joint, Laplace, an AutoGuide) has no true value, and without it log q(z | x) of the other sites is "
+            "unknown; use a guide that samples the model's sites directly, as Amortized does"
         )
     if unknown := sorted(set(latents) - set(drawn)):
-        raise ValueError(f"latents hold values for {unknown}, but the guide draws only {sorted(drawn)}")
+        raise ValueError(f"latents hold values for {unknown}, but the guide samples only {sorted(drawn)}")
 
 
 def _block_variance(blocks: Tensor, log_w: Tensor) -> Tensor:
-    """Monte Carlo variance of the mean over blocks, per datum; by the delta method where there is one block: [n]."""
+    """Monte Carlo variance of the mean over blocks, per data point; by the delta method for one block: [n]."""
     if len(blocks) > 1:
         return blocks.var(0) / len(blocks)
     running = RunningWeights(len(log_w))

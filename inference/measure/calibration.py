@@ -1,19 +1,19 @@
-r"""Simulation-based calibration: where the latent values that made the data lie among a guide's draws.
+r"""Simulation-based calibration: the rank of the true latent values among a guide's samples.
 
 .. math::
     z^*_n \sim p(z), \quad x_n \sim p(x \mid z^*_n), \quad z_{1n}, \dots, z_{Ln} \sim q(z \mid x_n), \qquad
     r_{nd} = \#\{l : z_{lnd} < z^*_{nd}\} \in \{0, \dots, L\}
 
-Given x, the true z is a draw from p(z | x). If q(z | x) is that posterior, true value and draws are L + 1 draws of one
-distribution, and every rank is equally likely.
+Given x, the true z is a sample from p(z | x). If q(z | x) equals that posterior, the true value and the samples are
+L + 1 samples of one distribution, and every rank is equally likely.
 
-The test of that is, for each feature, with B bins of ranks and E_b data expected in bin b under uniformity,
+The test of uniformity is, for each feature, with B bins of ranks and E_b expected data points in bin b,
 
 .. math::
     \chi^2 = \sum_b \frac{(n_b - E_b)^2}{E_b}, \qquad
     p = \Gamma\left(\frac{B - 1}{2}, \frac{\chi^2}{2}\right) / \Gamma\left(\frac{B - 1}{2}\right)
 
-A central interval holds the L + 1 - 2a ranks from a to L - a, so its level is exactly 1 - 2a / (L + 1).
+A central interval contains the L + 1 - 2a ranks from a to L - a, so its level is exactly 1 - 2a / (L + 1).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _ALPHA = 0.01  # below it a corrected p-value counts as significant
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration(Record):
-    """The result of :func:`~jensen.inference.calibrate`. F counts the features of all sites together.
+    """The result of :func:`~jensen.inference.calibrate`. F is the number of features of all sites together.
 
     Attributes:
-        ranks: by site, the rank of the true value among the guide's draws, int64 [N, features of the site], 0 to L.
+        ranks: by site, the rank of the true value among the guide's samples, int64 [N, features of the site], 0 to L.
         draws: L.
-        route: the way that draws are run side by side: ``"outer plate"``, say.
+        route: the method for parallel samples, such as ``"outer plate"``.
 
     Example:
         >>> uniform = Calibration({"z": torch.arange(1000).unsqueeze(-1) % 20}, draws=19)
@@ -62,33 +62,33 @@ class Calibration(Record):
 
     @property
     def pooled(self) -> Tensor:
-        """The ranks of all sites side by side: int64 [N, F]."""
+        """The ranks of all sites in one tensor: int64 [N, F]."""
         return torch.cat(list(self.ranks.values()), dim=1)
 
     @property
     def features(self) -> list[str]:
-        """The names of the F features: ``z[0]``, ``z[1]``, ...; ``z`` where the site has one only."""
+        """The names of the F features: ``z[0]``, ``z[1]``, ...; ``z`` if the site has only one."""
         sizes = {site: ranks.shape[1] for site, ranks in self.ranks.items()}
         return [site if size == 1 else f"{site}[{d}]" for site, size in sizes.items() for d in range(size)]
 
     @property
     def edges(self) -> Tensor:
-        """The bins of the test: bin b holds the ranks from ``edges[b]`` to ``edges[b + 1] - 1``; int64 [B + 1].
+        """The bins of the test: bin b has the ranks from ``edges[b]`` to ``edges[b + 1] - 1``; int64 [B + 1].
 
-        At most 20 bins (what goes wrong is smooth), as equal as L + 1 ranks allow, about 20 data or more in each.
+        At most 20 bins (deviations are smooth), as equal as L + 1 ranks allow, with about 20 data points or more each.
         """
         bins = min(20, len(self.pooled) // 20, self.draws + 1)
         return torch.arange(bins + 1) * (self.draws + 1) // bins
 
     @property
     def counts(self) -> Tensor:
-        """How many data have their rank in each bin: [B, F]."""
+        """The number of data points with their rank in each bin: [B, F]."""
         of_rank = torch.bucketize(self.pooled, self.edges[1:], right=True)  # [N, F]
         return torch.nn.functional.one_hot(of_rank, len(self.edges) - 1).sum(0).T
 
     @property
     def expected(self) -> Tensor:
-        """How many data a bin would hold if ranks were uniform: float64 [B]."""
+        """The expected number of data points per bin if ranks are uniform: float64 [B]."""
         return self.edges.diff().double() * len(self.pooled) / (self.draws + 1)
 
     @property
@@ -100,24 +100,24 @@ class Calibration(Record):
 
     @property
     def p_values(self) -> Tensor:
-        """The chance of a statistic as large under uniform ranks, of each feature, uncorrected: float64 [F]."""
+        """The probability of at least this statistic under uniform ranks, of each feature, uncorrected: float64 [F]."""
         half = torch.tensor((len(self.edges) - 2) / 2, dtype=torch.float64)
         p: Tensor = torch.special.gammaincc(half, self.statistic / 2)
         return p
 
     @property
     def p_value(self) -> float:
-        """F times the smallest p-value, at most 1: Bonferroni's correction, right for dependent features too."""
+        """F times the smallest p-value, at most 1: Bonferroni's correction, valid for dependent features too."""
         return min(1.0, len(self.features) * float(self.p_values.min()))
 
     @property
     def levels(self) -> list[float]:
-        """The levels of the central intervals: 50, 80, 90 and 95 %, or just above, as the L + 1 ranks allow."""
+        """The levels of the central intervals: 50, 80, 90 and 95 %, or slightly above, as the L + 1 ranks allow."""
         return [1 - 2 * tail / (self.draws + 1) for tail in self._tails]
 
     @property
     def coverage(self) -> Tensor:
-        """The share of data whose true value lies in the guide's central interval: float64 [levels, F]."""
+        """The share of data points whose true value lies in the guide's central interval: float64 [levels, F]."""
         return self._inside.double().mean(1)
 
     @property
@@ -128,7 +128,7 @@ class Calibration(Record):
 
     @property
     def _tails(self) -> list[int]:
-        """How many ranks are left out at either end, for each level."""
+        """How many ranks each level excludes at either end."""
         tails = (max(1, (100 - level) * (self.draws + 1) // 200) for level in (50, 80, 90, 95))
         return sorted(set(tails), reverse=True)
 
@@ -139,11 +139,11 @@ class Calibration(Record):
         return torch.stack([(ranks >= tail) & (ranks <= self.draws - tail) for tail in self._tails])
 
     def shapes(self) -> dict[str, str]:
-        """What is wrong with each feature whose corrected p-value is below 0.01.
+        """The kind of miscalibration of each feature whose corrected p-value is below 0.01.
 
-        Where the ranks pile up in the last bin at one end, and neither beside it nor at the other end, that end is
-        named. Else of two scores the larger one speaks: how far the mean of the ranks lies from the middle, and how far
-        their mean squared distance from the middle is from that of uniform ranks, both in standard errors.
+        If the last bin at one end has too many ranks, but neither its neighbour nor the other end has, that end is
+        named. Else the larger of two scores decides: the distance of the mean rank from the middle, and the difference
+        of the mean squared distance from the middle to that of uniform ranks, both in standard errors.
         """
         n, ranks = self.pooled.shape[0], self.draws + 1
         u = (self.pooled.double() + 0.5) / ranks - 0.5  # [N, F]
@@ -159,21 +159,21 @@ class Calibration(Record):
 
     @property
     def shift(self) -> Tensor:
-        """How far the mean rank lies from the middle, in ranges of the ranks: float64 [F]; 0.1 is a third of a sd.
+        """Distance of the mean rank from the middle, in ranges of the ranks: float64 [F]; 0.1 is a third of a sd.
 
-        Above zero the guide's values are too low. Its standard error is 0.29 / sqrt(N) if the guide is calibrated.
+        If positive, the guide's values are too low. Its standard error is 0.29 / sqrt(N) if the guide is calibrated.
         """
         return (self.pooled.double().mean(0) + 0.5) / (self.draws + 1) - 0.5
 
     def effects(self) -> str:
-        """How large the departures are, in words: what the test sees with these data, and its p-value does not say."""
+        """The size of the deviations, in words, which the p-value does not show."""
         i = min(range(len(self.levels)), key=lambda j: abs(self.levels[j] - 0.9))
         s, n = self.summary(), len(self.pooled)
         cover, error = 100 * s["coverage"][i], 100 * s["coverage_error"][i]
         worst = int(self.shift.abs().argmax())
         return (
             f"{100 * self.levels[i]:.3g} % intervals cover {with_error(cover, error)} % of the true values"
-            f"{' (mean over features)' if len(self.features) > 1 else ''}; the mean rank is off the middle by "
+            f"{' (mean over features)' if len(self.features) > 1 else ''}; the mean rank differs from the middle by "
             f"{with_error(float(self.shift[worst]), 1 / math.sqrt(12 * n))} of its range at {self.features[worst]}"
             f"{', the largest shift' if len(self.features) > 1 else ''}."
         )
@@ -237,9 +237,9 @@ class Calibration(Record):
             *([names[i], f"{self.p_values[i]:.2g}", *shares(coverage[i].tolist())] for i in shown),
             ["mean over features", "", *shares(s["coverage"])],
             ["  its standard error", "", *shares(s["coverage_error"])],
-            ["± of one feature", "", *shares(self.coverage_error.tolist())],
+            ["± for one feature", "", *shares(self.coverage_error.tolist())],
         ]
-        head = f"{s['n']} data from the model, {s['draws']} draws of the guide for each, ranks in {s['bins']} bins"
+        head = f"{s['n']} data points from the model, {s['draws']} guide samples each, ranks in {s['bins']} bins"
         if len(shown) < len(names):
             head += f"; the {len(shown)} of {len(names)} features with the smallest p"
         return Table(head, ("coverage of intervals", "p", *levels), rows, notes=[self.verdict()])
@@ -249,7 +249,7 @@ def _shape(slope: float, spread: float, lowest: float, highest: float, low_alone
     """In words, from the scores of :meth:`Calibration.shapes`."""
     for side, end, alone, other in (("lower", lowest, low_alone, highest), ("upper", highest, high_alone, lowest)):
         if end > 4 and alone and other < 2:
-            return f"too short on the {side} side (ranks pile up at that end alone)"
+            return f"too short on the {side} side (too many ranks at that end only)"
     if max(abs(slope), abs(spread)) < 3:
         return "wrong in another way (ranks neither sloped, U-shaped nor humped)"
     if abs(slope) > abs(spread):
@@ -275,17 +275,17 @@ def calibrate(
     device: Device = None,
     progress: bool = True,
 ) -> Calibration:
-    r"""Simulation-based calibration of an amortized guide, on data drawn from its model.
+    r"""Simulation-based calibration of an amortized guide, on data sampled from its model.
 
     .. math:: q = p(z \mid x) \quad\Rightarrow\quad P(r_{nd} = r) = \frac{1}{L + 1}, \qquad r = 0, \dots, L
 
-    Ranks that pile up at both ends say that the guide is too narrow, in the middle too wide, at one end biased. Ties,
-    as discrete sites have them, are broken at random. Neither data nor an exact posterior are needed.
+    Too many ranks at both ends mean that the guide is too narrow, in the middle too wide, at one end biased. Ties,
+    as in discrete sites, are broken at random. Neither data nor an exact posterior are needed.
 
-    Uniform ranks are necessary, not sufficient. They hold for each feature alone and on average over the model's own
-    data. They do not show a guide that learns too little, if it is honest about it (the prior is calibrated: see its
-    ELBO), wrong correlations between features, errors at some x that cancel at others, nor what the guide does on real
-    data that the model would not draw.
+    Uniform ranks are necessary, not sufficient. They hold for each feature alone and on average over data from the
+    model. They do not detect a guide that learns too little (the prior is calibrated: see its ELBO), wrong
+    correlations between features, errors at some x that cancel with others, or errors on real data unlike the
+    model's.
 
     References:
         Talts, Betancourt, Simpson, Vehtari and Gelman (2018), Validating Bayesian Inference Algorithms with
@@ -293,30 +293,30 @@ def calibrate(
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
 
     Args:
-        model: a Pyro model that draws its data, called as ``model(None, *covariates, n=n)``; with an example any Pyro
+        model: a Pyro model that samples its data, called as ``model(None, *covariates, n=n)``; with an example any Pyro
             model, called as ``model(*data)``.
-        guide: its guide, called with what the model drew, ``guide(x, *covariates)``, or ``guide(*data)``.
-        n: the number N of data, at least 100.
-        draws: the number L of draws from the guide for each datum, at least 19. The levels of the intervals are
-            multiples of 2 / (L + 1), exactly: 199 has 50, 80, 90 and 95 %; 99 has 96 % in the place of 95.
-        data: an example of the data, as for :func:`~jensen.inference.simulate`: what the model observes in it is drawn
-            anew, the rest are covariates.
-        covariates: what model and guide read beside x, a tensor or a tuple of tensors whose first dimension is N; not
-            used with an example.
-        seed: makes data and draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        chunk_size: how many (datum, draw) pairs are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
+        guide: its guide, called with the sampled data, ``guide(x, *covariates)``, or ``guide(*data)``.
+        n: the number N of data points, at least 100.
+        draws: the number L of guide samples per data point, at least 19. The levels of the intervals are exact
+            multiples of 2 / (L + 1): 199 gives 50, 80, 90 and 95 %; 99 gives 96 % instead of 95.
+        data: an example of the data, as for :func:`~jensen.inference.simulate`: its observed values are sampled
+            again, the rest are covariates.
+        covariates: the arguments of model and guide beside x, a tensor or a tuple of tensors whose first dimension is
+            N; not used with an example.
+        seed: makes data and samples reproducible without the user's random stream; None uses that stream.
+        chunk_size: how many (data point, sample) combinations are run at once.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`Calibration`.
 
     Raises:
-        ValueError: for fewer data or draws than that, covariates of another length or beside an example, a guide that
-            is a point, one that holds values for given data, joint weights; and on what
-            :func:`~jensen.inference.simulate` and :func:`~jensen.inference.log_weights` name.
-        TypeError: if the model cannot draw data.
-        FloatingPointError: if a true value or a draw is not finite.
+        ValueError: for fewer data points or samples than that, covariates of another length or beside an example, a
+            guide that is a point estimate or holds values for given data, joint weights; and the errors of
+            :func:`~jensen.inference.simulate` and :func:`~jensen.inference.log_weights`.
+        TypeError: if the model cannot sample data.
+        FloatingPointError: if a true value or a sample is not finite.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -328,19 +328,19 @@ def calibrate(
     """
     if n < 100 or draws < 19:
         raise ValueError(
-            f"calibrate needs n of at least 100 data (20 in each of 5 bins) and at least 19 draws (5 % in each tail), "
-            f"but got n={n} and draws={draws}"
+            "calibrate needs n of at least 100 data points (20 in each of 5 bins) and draws of at least 19 (5 % per "
+            f"tail), but got n={n} and draws={draws}"
         )
     covariates = (covariates,) if isinstance(covariates, Tensor) else covariates
     check_tensors(covariates)
     if other := [list(x.shape) for x in covariates if x.shape[:1] != (n,)]:
-        raise ValueError(f"covariates need a row for each of the n={n} data, but one has the shape {other[0]}")
+        raise ValueError(f"covariates need one row for each of the n={n} data points, but one has shape {other[0]}")
     if data is not None and covariates:
-        raise ValueError("covariates are part of an example: give both in data, the arguments that the model takes")
+        raise ValueError("covariates are part of an example: give all arguments of the model in data")
     if is_autoguide(guide):
         raise ValueError(
-            f"{type(guide).__name__} holds a value for each datum that it was trained on and does not read the data, "
-            "but calibration draws new ones: take a guide that reads them (jensen.guides.amortize)"
+            f"{type(guide).__name__} holds a value for each data point of its training and does not read the data, but "
+            "calibration samples new data: use a guide that reads them (jensen.guides.amortize)"
         )
     parts: list[dict[str, Tensor]] = []
     with running(model, guide, "calibrate", seed=seed, device=device):
@@ -351,14 +351,14 @@ def calibrate(
             known = {site: z[part.rows] for site, z in true.items() if site in t.q}
             parts.append({site: _ranks(site, z, t.values[site]) for site, z in known.items()})
     if not parts[0]:
-        raise ValueError("the guide draws no latent site of the model, so there is nothing to calibrate")
+        raise ValueError("the guide samples no latent site of the model, so there is nothing to calibrate")
     return Calibration({site: torch.cat([part[site] for part in parts]) for site in parts[0]}, draws, part.pair.way)
 
 
 def _drawn(
     model: Program, n: int, covariates: tuple[Tensor, ...], data: Data | None, device: Device
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Latent values by site, and the data that they made."""
+    """Latent values by site, and the data generated from them."""
     if data is not None:
         return simulate(model, n, data=placed(as_tensors(data), device, None))
     others = placed(covariates, device, None) if covariates else ()
@@ -367,10 +367,10 @@ def _drawn(
 
 
 def _ranks(site: str, true: Tensor, drawn: Tensor) -> Tensor:
-    """Ranks of true values [N, *event] among draws [L, N, *event], ties broken at random: int64 [N, features]."""
+    """Ranks of true values [N, *event] among samples [L, N, *event], ties broken at random: int64 [N, features]."""
     true = true.flatten(1) if true.dim() > 1 else true.unsqueeze(-1)  # [N, features]
     drawn = drawn.reshape(-1, *true.shape)
     if not (true.isfinite().all() and drawn.isfinite().all()):
-        raise FloatingPointError(f"true values or draws at site '{site}' are NaN or infinite: look at the parameters")
+        raise FloatingPointError(f"true values or samples at site '{site}' are NaN or infinite: check the parameters")
     below, ties = (drawn < true).sum(0).cpu(), (drawn == true).sum(0).cpu()
     return below + (torch.rand(ties.shape, dtype=torch.float64) * (ties + 1)).long()

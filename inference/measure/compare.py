@@ -1,13 +1,13 @@
-r"""Several pairs measured on the same data, in one table with paired differences between them.
+r"""Several models and guides measured on the same data, in one table with paired differences.
 
-A row may stand for several training runs of one pair, of different seeds. Its numbers are then means over the runs, and
-differences hold the variance between them: a verdict on one run of each speaks of these two runs alone.
+A row may represent several training runs with different seeds. Its numbers are then means over the runs, and
+differences include the variance between runs; a comparison of two single runs is valid for these two runs only.
 
 If all rows share one model, log p(x) is the same for all, so
 
 .. math:: \text{ELBO}_a - \text{ELBO}_b = \text{KL}(q_b \| p) - \text{KL}(q_a \| p)
 
-and ELBO differences measure the guides. If each row has a model of its own, compare log p(x).
+and ELBO differences measure the guides. If each row has its own model, compare log p(x).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from jensen.kernel.batches import Data, Part, Transform, as_tensors, place_of, p
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program, parameters_of
+from jensen.progress import named
 from jensen.results.records import Record
 from jensen.results.standard_errors import MANY, mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, digits_of, percent, with_error
@@ -55,15 +56,15 @@ from .gaps import gaps as split
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One measured pair.
+    """One measured model and guide.
 
     Attributes:
-        evidence: what :func:`~jensen.inference.evaluate` measured; of several training runs, means over them per datum
-            (of k-hat the largest).
-        parameters: the number of trainable parameters; of the guide alone where the model is shared.
-        seconds: the time that training (where known) and measuring took, of all runs.
+        evidence: the result of :func:`~jensen.inference.evaluate`; for several training runs, means over them per data
+            point (for k-hat the largest).
+        parameters: the number of trainable parameters; of the guide alone if the model is shared.
+        seconds: the time of training (if known) and measuring, of all runs.
         gaps: approximation and amortization gap, if ``compare(..., gaps=True)`` could measure them; else None.
-        runs: of several training runs, what was measured of each; else empty.
+        runs: for several training runs, the measurement of each; else empty.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -84,10 +85,10 @@ class Row:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Record):
-    """The table that :func:`~jensen.inference.compare` makes; ``print`` it, or read ``rows[name].evidence``.
+    """The table of :func:`~jensen.inference.compare`; ``print`` it, or read ``rows[name].evidence``.
 
     Attributes:
-        rows: the measured pairs, by name.
+        rows: the measured rows, by name.
         shared_model: whether all rows have the same model, so that ELBO differences measure the guides.
 
     Example:
@@ -105,20 +106,20 @@ class Comparison(Record):
     shared_model: bool
 
     def difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"] = "elbo") -> tuple[float, float]:
-        """Mean of a minus b over the data, in nats per datum, and its standard error, paired by datum.
+        """Mean of a minus b over the data, in nats per data point, and its standard error, paired by data point.
 
-        Of rows of several training runs, the error holds the variance between the runs' means, too; a row of one run
-        beside such rows is taken to vary as these do.
+        For rows of several training runs, the error includes the variance between the runs' means; a single run
+        beside such rows is assumed to have the same variance.
 
-        For ``"log_evidence"`` the exact values are taken where they are known, and estimates, which are below log p(x)
-        in expectation, elsewhere. Where each pair has one number only
-        (joint weights, in nats in all; or one datum), there is no error over data: the Monte Carlo error is returned.
+        ``"log_evidence"`` uses exact values if known, else estimates, which are below log p(x) in expectation. If each
+        row has only one number (joint weights, in nats in total; or one data point), there is no error over data: the
+        Monte Carlo error is returned.
         """
         mean, error, _ = self._difference(a, b, quantity)
         return mean, error
 
     def _difference(self, a: str, b: str, quantity: Literal["elbo", "log_evidence"]) -> tuple[float, float, float]:
-        """:meth:`difference`, and the degrees of freedom of its error.
+        """The result of :meth:`difference`, and the degrees of freedom of its error.
 
         References:
             Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
@@ -132,7 +133,7 @@ class Comparison(Record):
         trained = [name for name in (a, b) if name in varied or self._is_trained(name)]
         if all(name in varied for name in trained):
             parts += [(varied[name][0] / len(self.rows[name].runs), varied[name][1]) for name in trained]
-        elif varied:  # one variance for all rows, as far as it is known
+        elif varied:  # one variance for all rows, from the rows where it is known
             freedom = sum(freedom for _, freedom in varied.values())
             pooled = sum(variance * freedom for variance, freedom in varied.values()) / freedom
             parts.append((pooled * sum(1 / max(1, len(self.rows[name].runs)) for name in trained), freedom))
@@ -147,7 +148,7 @@ class Comparison(Record):
 
     @property
     def joint(self) -> bool:
-        """Whether the weights are joint, so that each pair has one number for all data."""
+        """Whether the weights are joint, so that each row has one number for all data."""
         return self._first.joint
 
     @property
@@ -160,7 +161,7 @@ class Comparison(Record):
         return next(iter(self.rows.values())).evidence
 
     def sentence(self) -> str:
-        """How far the rows lie below the best one, each difference with its standard error, and warnings."""
+        """The differences of all rows to the best one, with standard errors, and warnings."""
         if len(self.rows) < 2:
             return "There is only one row: nothing to compare."
         quantity: Literal["elbo", "log_evidence"] = "elbo" if self.shared_model else "log_evidence"
@@ -191,7 +192,7 @@ class Comparison(Record):
         return text + self._warnings()
 
     def _scope(self) -> str:
-        """A sentence that says over what the errors hold."""
+        """A sentence about the sources of variation that the errors include."""
         paired = "test points" if len(self._first.elbo) > 1 else "particles"
         counts = {name: len(row.runs) or 1 for name, row in self.rows.items() if self._is_trained(name)}
         if not counts:
@@ -205,21 +206,21 @@ class Comparison(Record):
             return f" {only}, one training run: other seeds may differ by more."
         one = [name for name, count in counts.items() if count == 1]
         rows = f"{', '.join(one)}, one training run{' each' * (len(one) > 1)}"
-        return f" Errors cover {paired} and training runs; {rows}, taken to vary as the other rows do."
+        return f" Errors cover {paired} and training runs; {rows}, assumed to vary like the other rows."
 
     def _is_trained(self, name: str) -> bool:
-        """Whether another seed might have given other numbers: not where a row has no parameters of its own."""
+        """Whether another seed could give other numbers: not for a row without trainable parameters."""
         return self.rows[name].parameters > 0
 
     def _mixed(self) -> str:
-        """A sentence where exact values of log p(x) are ranked against estimates."""
+        """A sentence if exact values of log p(x) are compared with estimates."""
         exact = [name for name, row in self.rows.items() if row.evidence.exact is not None]
         estimated = [name for name in self.rows if name not in exact]
         if not (exact and estimated):
             return ""
         return (
             f" log p(x) is exact for {', '.join(exact)} and estimated for {', '.join(estimated)}; an estimate is below "
-            "log p(x) in expectation, so these differences hold its bias."
+            "log p(x) in expectation, so these differences contain its bias."
         )
 
     def _warnings(self) -> str:
@@ -250,7 +251,7 @@ class Comparison(Record):
         return text
 
     def table(self, bits: bool = False, offset: float = 0.0) -> str:
-        """The aligned table, in nats per datum (in all, where weights are joint), or in bits per dimension.
+        """The aligned table, in nats per data point (in total for joint weights), or in bits per dimension.
 
         Args:
             bits: whether ELBO, log p(x) and gaps are shown as bits per dimension (of minus the value: less is better).
@@ -299,12 +300,12 @@ class Comparison(Record):
 
     def _table(self) -> Table:
         first = self._first
-        drawn = first.drawn if first.converged is None else "as many particles as each needs"
-        what = "all data jointly" if self.joint else f"{len(first.elbo)} data"
+        drawn = first.drawn if first.converged is None else "adaptive numbers of particles"
+        what = "all data jointly" if self.joint else f"{len(first.elbo)} data points"
         return Table(f"{what}, {drawn}, {self.unit}", *self._cells(), self._baselines(), [self.sentence()])
 
     def _baselines(self, bits: bool = False, offset: float = 0.0) -> list[tuple[str, str]]:
-        """Log p(x) of one distribution per feature, of each kind that compares with a row."""
+        """Log p(x) of one distribution per feature, of each kind that is comparable with a row."""
         found: dict[str, str] = {}
         for evidence in (row.evidence for row in self.rows.values()):
             if evidence.baseline is not None and evidence.baseline_kind not in found:
@@ -348,7 +349,7 @@ def _over(row: Row, unit: float) -> str:
 
 
 def _pooled(runs: Sequence[Evidence]) -> Evidence:
-    """Evidence of several training runs as one: means per datum, with their Monte Carlo errors."""
+    """Evidence of several training runs as one: means per data point, with their Monte Carlo errors."""
     first = runs[0]
     if len(runs) == 1:
         return first
@@ -396,12 +397,12 @@ _POOLED = {
 
 
 def _tail(evidence: Evidence) -> str:
-    """The share of data with a k-hat above 0.7; the k-hat itself where weights are joint."""
+    """The share of data points with a k-hat above 0.7; the k-hat itself for joint weights."""
     return decimals(float(evidence.pareto_k), 2) if evidence.joint else percent(evidence.unreliable)
 
 
 def _levels(s: Any, split: Any, unit: float, offset: float | None) -> list[str]:
-    """ELBO, log p(x), both of its errors, the exact log p(x) and the gap of a row, to the digits that errors allow."""
+    """ELBO, log p(x), both of its errors, the exact log p(x) and the gap of a row, with the digits of their errors."""
     data, elbo_data, exact_data = (s[f"{name}_data_error"] for name in ("log_evidence", "elbo", "exact"))
     noise, elbo_noise = s["log_evidence_mc_error"], s["elbo_mc_error"]
 
@@ -421,13 +422,13 @@ def _levels(s: Any, split: Any, unit: float, offset: float | None) -> list[str]:
 
 
 def _with_spread(split: dict[str, float | int | None] | None, part: str, unit: float) -> str:
-    """One part of the gap with its error over the data; a dash where it is not known."""
+    """One part of the gap with its error over the data; a dash if it is unknown."""
     value, error = (None, None) if split is None else (split[part], split[f"{part}_data_error"])
     return "-" if value is None or error is None else with_error(value / unit, error / unit)
 
 
 Pair = tuple[Program, Program]
-Key = tuple[str, int]  # the name of a row, and which of its training runs
+Key = tuple[str, int]  # the name of a row, and the index of its training run
 
 
 @checked
@@ -448,36 +449,36 @@ def compare(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Measure several pairs on the same data. It never trains.
+    """Measure several models and guides on the same data. It never trains.
 
     Args:
         pairs: (model, guide) by name, in the order of the table's rows; or by name a list of such pairs, trained from
-            different seeds, whose row has means over them. Their differences hold the variance between training runs.
-        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for pairs that hold their data, as in
+            different seeds, for a row of means. Their differences include the variance between training runs.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data, as in
             :func:`~jensen.inference.evaluate`.
-        particles: the number K of draws per datum.
+        particles: the number K of samples per data point.
         gaps: whether to split every gap into approximation and amortization, by :func:`~jensen.inference.gaps` with its
-            defaults; the gap is then taken from the better of its two estimates of log p(x). Guides that cannot be
-            taken apart, and joint weights, get a dash.
+            defaults; the gap then uses the better of its two estimates of log p(x). Guides that cannot be split,
+            and joint weights, get a dash.
         tolerance: as in :func:`~jensen.inference.evaluate`; not together with ``gaps``.
         max_particles: as in :func:`~jensen.inference.evaluate`.
-        refine: as in :func:`~jensen.inference.evaluate`. Pairs that share one model share its log p(x): it is found
-            once, from the guide with the highest ELBO on, so that their gaps are measured against one number.
-        histories: what :func:`~jensen.inference.fit` returned for some of the pairs, or a list for the pairs of a list:
-            its time is added to theirs. What ``fit`` trained in this process needs none.
+        refine: as in :func:`~jensen.inference.evaluate`. Rows that share one model share its log p(x): it is computed
+            once, from the guide with the highest ELBO, so that all gaps have the same reference.
+        histories: the result of :func:`~jensen.inference.fit` for some of the rows, or a list for the runs of a list:
+            its time is added to theirs. Not needed for guides trained by ``fit`` in this process.
         train: as in :func:`~jensen.inference.evaluate`.
-        seed: makes the draws repeatable, the same stream for every pair; None draws from the user's stream.
-        batch_transform: applied to the first tensor, once, before all pairs: every pair sees the same data.
-        max_plate_nesting: as in :func:`~jensen.inference.evaluate`, for every pair.
-        device: where to run; modules and data are moved there. None: where they are.
+        seed: makes the samples reproducible, the same stream for every row; None uses the user's stream.
+        batch_transform: applied to the first tensor, once: all rows use the same data.
+        max_plate_nesting: as in :func:`~jensen.inference.evaluate`, for every row.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show progress bars.
 
     Returns:
         The :class:`Comparison`.
 
     Raises:
-        ValueError: without pairs, for a history of no pair, a tolerance with gaps, joint weights beside weights per
-            datum, and on what :func:`~jensen.inference.evaluate` names.
+        ValueError: without pairs, for a history without its row, a tolerance with gaps, joint weights beside weights
+            per data point, and the errors of :func:`~jensen.inference.evaluate`.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -491,7 +492,7 @@ def compare(
     each = _each(pairs)
     took = _times(each, histories or {})
     if gaps and tolerance is not None:
-        raise ValueError("gaps are measured with the same particles for all data: leave tolerance out, or gaps")
+        raise ValueError("gaps need the same number of particles for all data: omit tolerance, or gaps")
     tensors = as_tensors(data, held=True)
     with private_randomness(seed, "compare"):
         tensors = placed(tensors, None, batch_transform)
@@ -507,16 +508,17 @@ def compare(
         gap_parts = None
         try:
             alone = (key[0], 1) not in each
-            if gaps and alone and has_local(guide) and not _some(model, guide, here).joint:
-                with suppress(NotImplementedError):  # a guide that cannot be taken apart: a dash in the table
-                    gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
-            evidence = (
-                gap_parts.evidence
-                if gap_parts
-                else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
-            )
+            with named(_called(key, each)):
+                if gaps and alone and has_local(guide) and not _some(model, guide, here).joint:
+                    with suppress(NotImplementedError):  # a gap that cannot be split: a dash in the table
+                        gap_parts = split(model, guide, tensors, particles, refine=False, **settings)
+                evidence = (
+                    gap_parts.evidence
+                    if gap_parts
+                    else evaluate(model, guide, tensors, particles, refine=False, **needs, **settings)
+                )
         except Exception as error:
-            error.add_note(f"in compare, at the pair '{_called(key, each)}'")
+            error.add_note(f"in compare, at row '{_called(key, each)}'")
             raise
         rows[key] = Row(
             evidence, _count(model, guide, here, shared), time.perf_counter() - start + took[key], gap_parts
@@ -532,12 +534,12 @@ def compare(
     if len({row.evidence.joint for row in rows.values()}) > 1:
         joint = [_called(key, each) for key, row in rows.items() if row.evidence.joint]
         raise ValueError(
-            f"the weights of {joint} are joint (one number for all data), those of the other pairs per datum: they "
-            "do not compare; is a plate missing around a site of the guide?"
+            f"the weights of {joint} are joint (one number for all data), those of the other rows per data point, so "
+            "they cannot be compared; is a plate missing around a site of the guide?"
         )
     if len({len(row.evidence.elbo) for row in rows.values()}) > 1:
         sizes = {_called(key, each): len(row.evidence.elbo) for key, row in rows.items()}
-        raise ValueError(f"these pairs hold different numbers of data, {sizes}, so they do not compare")
+        raise ValueError(f"these models hold different numbers of data points, {sizes}, so they cannot be compared")
     return Comparison({name: _over_runs([rows[key] for key in rows if key[0] == name]) for name in pairs}, shared)
 
 
@@ -554,22 +556,22 @@ def _each(pairs: Mapping[str, Pair | Sequence[Pair]]) -> dict[Key, Pair]:
     each = {(name, i): pair for name, of in runs.items() for i, pair in enumerate(of)}
     for name, of in runs.items():
         if len({id(guide) for _, guide in of}) < len(of) and len({id(model) for model, _ in of}) < len(of):
-            raise ValueError(f"'{name}' has one pair more than once: its training runs are pairs of their own")
+            raise ValueError(f"'{name}' has one pair more than once: each training run needs its own model and guide")
     return each
 
 
 def _called(key: Key, each: Mapping[Key, Pair]) -> str:
-    """What a message calls a training run: by the name of its row, where that is the only one."""
+    """The name of a training run in messages: that of its row, if it is the only run."""
     name, i = key
     return f"{name}, run {i + 1}" if (name, 1) in each else name
 
 
 def _times(each: Mapping[Key, Pair], histories: Mapping[str, History | Sequence[History]]) -> dict[Key, float]:
-    """The seconds of training: of the histories that are given, else of what was trained in this process."""
+    """The seconds of training: from the given histories, else from training in this process."""
     names = {name for name, _ in each}
     if set(histories) - names:
         raise ValueError(
-            f"compare takes histories only of its pairs, but got pairs {sorted(names)} and histories {list(histories)}"
+            f"histories must have names of pairs, but got pairs {sorted(names)} and histories {list(histories)}"
         )
     given: dict[Key, float] = {}
     for name, found in histories.items():
@@ -584,7 +586,7 @@ def _times(each: Mapping[Key, Pair], histories: Mapping[str, History | Sequence[
 def _exact(
     pairs: Mapping[Key, Pair], rows: Mapping[Key, Row], data: tuple[Tensor, ...], settings: dict[str, Any]
 ) -> dict[Key, Tensor | None]:
-    """Log p(x) of models that a sum or an integral gives, where sampling took too few draws to pay for it."""
+    """Log p(x) by a sum or an integral, for models where sampling used too few particles to pay for it."""
     found: dict[Key, Tensor | None] = {}
     models: list[tuple[Program, Tensor | None]] = []
     for key, (model, guide) in pairs.items():
@@ -594,7 +596,7 @@ def _exact(
         known = [value for other, value in models if other == model]
         if not known:
             with running(model, guide, device=settings["device"]), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Pyro's parameter store held other values")  # said of the pair
+                warnings.filterwarnings("ignore", "Pyro's parameter store held other values")  # said before
                 known = [cheap_evidence(model, data, budget=_AFFORDABLE, rows=len(data[0]), joint=False)]
             models.append((model, known[0]))
         found[key] = known[0]
@@ -608,11 +610,11 @@ def _with_exact(evidence: Evidence, exact: Tensor | None) -> Evidence:
     return without_lower_exact(replace(evidence, exact=exact, by_guide=guide))
 
 
-_AFFORDABLE = 20_000  # evaluations of log p(x, z) per datum, on average, that an exact value may take
+_AFFORDABLE = 20_000  # the maximal number of evaluations of log p(x, z) per data point, on average, for an exact value
 
 
 def _over_runs(rows: Sequence[Row]) -> Row:
-    """One row for all training runs of a pair."""
+    """One row for all training runs."""
     if len(rows) == 1:
         return rows[0]
     runs = [row.evidence for row in rows]
@@ -626,7 +628,7 @@ def _refined(
     refine: Refine,
     settings: dict[str, Any],
 ) -> dict[Key, Row]:
-    """The rows with the refined log p(x) of their models, found once for each model."""
+    """The rows with the refined log p(x) of their models, computed once per model."""
     made = dict(rows)
     waiting = list(rows)
     while waiting:
@@ -638,10 +640,11 @@ def _refined(
         try:
             guide, how = pairs[best][1], {name: settings[name] for name in ("seed", "max_plate_nesting", "progress")}
             running_so = running(model, guide, "refine", seed=settings["seed"], device=settings["device"])
-            with running_so, product_route(place_of(data, settings["device"], model, guide)):
+            place = place_of(data, settings["device"], model, guide)
+            with running_so, product_route(place), named(_called(best, pairs)):
                 first = refined(rows[best].evidence, model, guide, data, refine, **how)
         except Exception as error:
-            error.add_note(f"in compare, at the pair '{_called(best, pairs)}'")
+            error.add_note(f"in compare, at row '{_called(best, pairs)}'")
             raise
         seconds = time.perf_counter() - start
         for name in group:
@@ -650,7 +653,7 @@ def _refined(
                 evidence = first
             elif first.by_guide is not None:
                 evidence = with_refined(row.evidence, of_refined(first))
-            elif first.method == "guide":  # its weights are constant, at the exact value: no proposal would do better
+            elif first.method == "guide":  # its weights are constant, at the exact value, so no proposal is better
                 method = f"weights of '{_called(best, pairs)}', which are constant"
                 evidence = with_refined(row.evidence, of_refined(first), method)
             else:
@@ -666,7 +669,7 @@ def _or_lowest(value: float) -> float:
 
 
 def _count(model: Program, guide: Program, data: tuple[Tensor, ...], shared: bool) -> int:
-    """Trainable parameters of the pair; of the guide alone where the model is shared. A part of the data is enough."""
+    """The number of trainable parameters; of the guide alone if the model is shared. Uses a part of the data."""
     part = _some(model, guide, data)
     with running(model, guide), buffers_kept(model, guide):
         of_model, of_guide = parameters_of(model, guide, *part.data)
@@ -674,9 +677,9 @@ def _count(model: Program, guide: Program, data: tuple[Tensor, ...], shared: boo
 
 
 def _some(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Part:
-    """A part of the data, and how the pair is laid out there."""
+    """A part of the data, and the layout of model and guide on it."""
     with running(model, guide), buffers_kept(model, guide):
         return next(stream(model, guide, data, "parameters", at_once=_COUNTED, weights="none", progress=False))
 
 
-_COUNTED = 64  # data on which the pair is run to see which parameters it reads
+_COUNTED = 64  # data points used to find which parameters are read

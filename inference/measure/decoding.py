@@ -1,4 +1,4 @@
-r"""Between data and latents, in means: what pictures of a pair are made from.
+r"""Means of data and latents, for figures of a model and guide.
 
 .. math::
     \mathbb{E}[z \mid x] \approx \mathbb{E}_{q(z \mid x)}[z], \qquad
@@ -26,8 +26,8 @@ from jensen.kernel.sites import AtMode, Site, is_discrete
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
 
-_AT_ONCE = 8192  # (datum, particle) pairs
-_DRAWS = 100  # in the place of a mean that a distribution does not know
+_AT_ONCE = 8192  # (data point, particle) combinations
+_DRAWS = 100  # samples that replace an unknown mean
 
 
 @overload
@@ -44,25 +44,24 @@ def decode(
 
     .. math:: \mathbb{E}[x_m \mid z_m], \qquad m = 1, \dots, M
 
-    A latent site without a value takes, from the top down, the mean of its own distribution given those above it, or
-    the mode where it is discrete. A mean that a distribution does not know is that of 100 draws. Where a model has
-    several sites of data, those that other sites depend on take their mean or mode in the same way, unless ``values``
-    hold them.
+    A latent site without a value takes, from the top down, the mean of its distribution given the sites above it, or
+    the mode if it is discrete. An unknown mean is estimated from 100 samples. If a model has several sites of data,
+    those that other sites depend on take their mean or mode in the same way, unless ``values`` contain them.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=M)`` that draws its data at site ``"x"``; with an example
-            any Pyro model, called as ``model(*data)``.
+        model: a model called as ``model(None, *covariates, n=M)`` that samples its data at site ``"x"``; with an
+            example any Pyro model, called as ``model(*data)``.
         values: by latent site, [M, *event].
-        covariates: what the model reads beside x, tensors whose first dimension is M.
-        data: an example of the data, as for :func:`~jensen.inference.simulate`: the means do not depend on what it
-            holds, covariates aside, of which each row belongs to a row of the values.
+        covariates: the other arguments of the model, tensors whose first dimension is M.
+        data: an example of the data, as for :func:`~jensen.inference.simulate`: the means do not depend on its
+            values, except covariates, whose rows belong to the rows of the values.
 
     Returns:
-        The means, [M, *event_shape], without gradient; by site where the model has several sites of data.
+        The means, [M, *event_shape], without gradient; by site if the model has several sites of data.
 
     Raises:
-        ValueError: without values, for values of different M, of a site that the model has not or of another event
-            shape, and on what :func:`~jensen.inference.simulate` names.
+        ValueError: without values, for values of different M, of an unknown site or of another event
+            shape, and the errors of :func:`~jensen.inference.simulate`.
 
     Example:
         >>> from jensen.models import PPCA
@@ -72,7 +71,7 @@ def decode(
     sizes = {len(value) for value in values.values()}
     if len(sizes) != 1 or 0 in sizes:
         shapes = {name: list(value.shape) for name, value in values.items()}
-        raise ValueError(f"decode needs values by latent site, of one first dimension M >= 1, but got {shapes}")
+        raise ValueError(f"decode needs values by latent site, with one first dimension M >= 1, but got {shapes}")
     (m,) = sizes
     given = dict(values)
     means: dict[str, Tensor] = {}
@@ -87,7 +86,7 @@ def decode(
             if mean is not None and name in source.observed:
                 means[name] = mean
             if len(missing) == 1 and name in source.observed:
-                break  # nothing depends on it
+                break  # no other site depends on it
             given[name] = _mode(fn) if mean is None or is_discrete(fn) else mean
     return _one(means)
 
@@ -96,26 +95,26 @@ def decode(
 def encode(
     model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
 ) -> dict[str, Tensor]:
-    r"""One value of each latent site for each datum: the guide's mean, or its mode where the site is discrete.
+    r"""One value of each latent site per data point: the guide's mean, or its mode if the site is discrete.
 
     .. math:: \mathbb{E}_{q(z \mid x_n)}[z_n]
 
-    It is the mean of the guide's distributions, averaged over K draws of the sites above; of the draws themselves where
-    a distribution (a flow) does not know its mean. For a guide of one Gaussian site it is exact whatever K is. Sites
-    that the guide enumerates are drawn here; those that it leaves to be enumerated in the model have no value.
+    It is the mean of the guide's distributions, averaged over K samples of the sites above; for a distribution without
+    a known mean (a flow), the mean of the samples. For a guide of one Gaussian site it is exact for any K. Sites
+    that the guide enumerates are sampled here; those that it leaves to be enumerated in the model have no value.
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the number K of draws, at least 1.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        particles: the number K of samples, at least 1.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
 
     Returns:
-        By site, in the order in which the model draws them, [N, *event], without gradient.
+        By site, in the model's order, [N, *event], without gradient.
 
     Raises:
-        ValueError: for ``particles`` less than 1, and on what :func:`~jensen.inference.log_weights` names.
+        ValueError: for ``particles`` below 1, and the errors of :func:`~jensen.inference.log_weights`.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -136,7 +135,7 @@ def encode(
 def reconstruct(
     model: Program, guide: Program, data: Data, particles: int = 32, *, seed: int | None = None
 ) -> Tensor | dict[str, Tensor]:
-    r"""Data as the pair gives them back: the mean of p(x | z), averaged over the guide's draws.
+    r"""Data as the model and guide reconstruct them: the mean of p(x | z), averaged over the guide's samples.
 
     .. math:: \frac{1}{K} \sum_k \mathbb{E}[x' \mid z_{kn}], \qquad z_{kn} \sim q(z \mid x_n)
 
@@ -144,17 +143,17 @@ def reconstruct(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the number K of draws, at least 1.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        particles: the number K of samples, at least 1.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
 
     Returns:
-        The mean of what the model observes, [N, *event_shape], without gradient; by site, in the order of the model,
-        where it observes several.
+        The mean of the observed values, [N, *event_shape], without gradient; by site, in the order of the model,
+        if it observes several.
 
     Raises:
-        ValueError: for a model that observes nothing, ``particles`` less than 1, and on what
-            :func:`~jensen.inference.log_weights` names.
-        NotImplementedError: for a model whose enumerated sites the guide does not draw.
+        ValueError: for a model that observes nothing, ``particles`` below 1, and the errors of
+            :func:`~jensen.inference.log_weights`.
+        NotImplementedError: for a model with enumerated sites that the guide does not sample.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -165,31 +164,31 @@ def reconstruct(
     """
 
     def means(t: Terms) -> dict[str, Tensor]:
-        observed = [name for name in t.log_p if name not in t.log_q and t.values[name].numel()]  # a factor has none
+        observed = [name for name in t.log_p if name not in t.log_q and t.values[name].numel()]  # not factors
         if t.summed:
             raise NotImplementedError(
                 f"the states of enumerated sites are summed out of {sorted(t.log_p)} together, and the mean of the "
                 "data differs between states: sample the enumerated sites in the guide"
             )
         if not observed:
-            raise ValueError(f"the model observes nothing: the guide draws all of its sites, {sorted(t.log_p)}")
+            raise ValueError(f"the model observes nothing: the guide samples all of its sites, {sorted(t.log_p)}")
         return {name: t.mean_p(name).mean(0) for name in observed}
 
     return _one(_over_data(model, guide, data, particles, seed, "reconstruct", means))
 
 
 def _one(means: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """A mean alone where there is only one, else by site."""
+    """A single mean as a tensor, several by site."""
     return next(iter(means.values())) if len(means) == 1 else means
 
 
 def _check_given(given: Mapping[str, Tensor], sites: Mapping[str, Site], observed: Sequence[str]) -> None:
-    """Raise ValueError for a value of a site that the model has not, or of another shape, or for all of the data."""
+    """Raise ValueError for values of an unknown site, of another shape, or of all data sites."""
     latent = sorted(set(sites) - set(observed))
     if extra := sorted(set(given) - set(sites if len(observed) > 1 else latent)):
         raise ValueError(f"decode got values of {extra}, but the model's latent sites are {latent}")
     if set(observed) <= set(given):
-        raise ValueError(f"decode got values of all sites of data, {list(observed)}: leave out those to be decoded")
+        raise ValueError(f"decode got values of all sites of data, {list(observed)}: omit those to be decoded")
     for name, value in given.items():
         shape = sites[name]["value"].shape[1:]
         if value.shape[1:] != shape:
@@ -198,7 +197,7 @@ def _check_given(given: Mapping[str, Tensor], sites: Mapping[str, Site], observe
 
 
 def _mean(fn: torch.distributions.Distribution, values: Tensor | None = None) -> Tensor:
-    """A distribution's mean; where it does not know it, the values drawn from it, or the mean of 100 new draws."""
+    """A distribution's mean; if it is unknown, the given samples, or the mean of 100 new samples."""
     try:
         mean: Tensor = fn.mean
     except NotImplementedError:
@@ -209,7 +208,7 @@ def _mean(fn: torch.distributions.Distribution, values: Tensor | None = None) ->
 
 
 def _mode(fn: torch.distributions.Distribution) -> Tensor:
-    """A discrete distribution's mode; of two states as probable as each other, zero."""
+    """A discrete distribution's mode; for two equally probable states, zero."""
     return fn.mode.nan_to_num(0.0)
 
 
@@ -222,9 +221,9 @@ def _over_data(
     what: str,
     reduce: Callable[[Terms], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """What ``reduce`` makes of a pair's terms, batch after batch."""
+    """The results of ``reduce`` for the terms of model and guide, batch by batch."""
     if particles < 1:
-        raise ValueError(f"particles is the number of draws from the guide, at least 1, but got {particles}")
+        raise ValueError(f"particles is the number of samples from the guide, at least 1, but got {particles}")
     settings: dict[str, Any] = {"at_once": _AT_ONCE, "together": particles, "weights": "none", "progress": False}
     settings["seed"] = seed
     reduced = []

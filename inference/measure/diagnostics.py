@@ -1,13 +1,13 @@
-r"""Can the number be trusted? Moments and tail of importance weights, per datum, in one pass; and what their bias is.
+r"""Diagnosis of estimates: moments and tail of importance weights, per data point, in one pass; and their bias.
 
-| quantity | of the weights w_1 ... w_K of one datum |
+| quantity | of the weights w_1 ... w_K of one data point |
 | --- | --- |
 | effective sample size | (sum w)^2 / sum w^2 |
 | Monte Carlo error of log mean w (delta method) | sd(w) / (sqrt(K) mean(w)) |
 | Pareto k-hat | shape of a generalized Pareto distribution fitted to the largest min(0.2 K, 3 sqrt K) weights |
-| delta | log mean w + var(w) / (2 K mean(w)^2): its bias of order 1 / K added back |
-| jackknife (JVI-1) | K L_K - (K - 1) times the mean of L_{K-1}, the log mean weight with one left out |
-| smoothed (PSIS) | log mean w, its tail quantiles of the fitted Pareto distribution: trades bias for variance |
+| delta | log mean w + var(w) / (2 K mean(w)^2): corrected for its bias of order 1 / K |
+| jackknife (JVI-1) | K L_K - (K - 1) times the mean of L_{K-1}, the log mean weight with one weight removed |
+| smoothed (PSIS) | log mean w, with tail quantiles of the fitted Pareto distribution: trades bias for variance |
 
 The generalized Pareto distribution of the excess x over the threshold of the tail is
 
@@ -40,9 +40,9 @@ from jensen.checked import checked
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Pareto k-hat, the shape of the upper tail of importance weights.
 
-    Below 0.7 (with fewer than 2,154 particles, below 1 - 1 / log10 K) the estimate of log p(x) and its error can often
-    be trusted; above, the variance of the weights is practically infinite and they cannot. A small k-hat proves nothing
-    about regions that the guide never reached.
+    Below 0.7 (with fewer than 2,154 particles, below 1 - 1 / log10 K) the estimate of log p(x) and its error are
+    usually reliable; above, the variance of the weights is practically infinite and they are not. A small k-hat proves
+    nothing about regions that the guide never samples.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
@@ -53,9 +53,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: log weights, [K, N].
 
     Returns:
-        k-hat of each datum, [N]; NaN for K below 25; 0 where the tail is constant to the square root of the dtype's
-        precision (such weights are as reliable as can be); infinite where fewer than five weights, a
-        hundred times the next, are all there is.
+        k-hat of each data point, [N]; NaN for K below 25; 0 if the tail is constant up to the square root of the
+        dtype's precision (the most reliable weights); infinite if fewer than five weights, each at least a
+        hundred times the next one, dominate.
 
     Example:
         >>> torch.manual_seed(0).initial_seed()
@@ -67,7 +67,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     """
     if log_w.dim() != 2 or not log_w.is_floating_point():
         raise ValueError(
-            f"log_w are log weights [K, N] of floating-point numbers, but got {log_w.dtype} of shape "
+            f"log_w must be log weights [K, N] of floating-point numbers, but got {log_w.dtype} of shape "
             f"{list(log_w.shape)}"
         )
     tail = tail_length(len(log_w))
@@ -76,13 +76,13 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def tail_length(particles: int) -> int:
-    """How many of K weights are the tail: min(0.2 K, 3 sqrt K), rounded down; 0 (no fit) below 5."""
+    """The number of the K weights in the tail: min(0.2 K, 3 sqrt K), rounded down; 0 (no fit) below 5."""
     tail = int(min(particles / 5, 3 * math.sqrt(particles)))
     return tail if tail >= 5 else 0
 
 
 def tail_guard(pareto_k: Tensor) -> Tensor:
-    """How many times the jackknife's error to allow for: 1 up to a k-hat of 0.5, 2 at 0.7, 6 from 1.5 on."""
+    """The factor for the jackknife's error: 1 up to a k-hat of 0.5, 2 at 0.7, 6 from 1.5 on."""
     return 1 + 5 * (pareto_k.clamp(0.5, 1.5) - 0.5)
 
 
@@ -91,11 +91,11 @@ def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]
 
     Args:
         top: the largest log weights, [at least tail + 1, N].
-        tail: how many of them are the tail.
-        resolution: what a constant tail may spread, in nats.
+        tail: how many of them form the tail.
+        resolution: the maximal range of a constant tail, in nats.
 
     Returns:
-        k-hat, [N], and the scale in units of the largest weight, [N]; NaN where there is no tail to speak of.
+        k-hat, [N], and the scale in units of the largest weight, [N]; NaN where there is no tail.
     """
     if not tail:
         return (nan := top.new_full(top.shape[1:], math.nan)), nan
@@ -106,10 +106,10 @@ def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]
     k, scale = _fit(excess)
     odd = (excess[0] <= 0) & ~constant & top[0].isfinite()
     for n in odd.nonzero().flatten().tolist():
-        above = excess[:, n][excess[:, n] > 0]  # weights far below the largest, or tied with the threshold, are no tail
+        above = excess[:, n][excess[:, n] > 0]  # weights far below the largest, or equal to the threshold, are no tail
         if len(above) >= 5:
             k[n] = _fit(above.unsqueeze(-1))[0][0]
-        else:  # a few weights are all, or a few stand a little above many equal ones
+        else:  # a few weights dominate, or a few are slightly above many equal ones
             k[n] = math.inf if w[-1, n] < 0.01 else 0.0
     return torch.where(constant, 0.0, k), scale.masked_fill(odd | constant, math.nan)
 
@@ -117,7 +117,7 @@ def fit_tail(top: Tensor, tail: int, resolution: float) -> tuple[Tensor, Tensor]
 def smoothed_tail(top: Tensor, tail: int, k: Tensor, scale: Tensor) -> Tensor:
     """The tail's log weights replaced by quantiles of the fit, capped at the largest: [tail, N], descending.
 
-    Where the fit found no tail (its scale is NaN) they stay as they are.
+    Where the fit found no tail (its scale is NaN) they are unchanged.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling, section 3.
@@ -144,34 +144,34 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor]:
     weights = weights.masked_fill(weights < 10 * torch.finfo(x.dtype).eps, 0.0)
     b_mean = (b * weights).sum(0) / weights.sum(0)
     shape = torch.log1p(-b_mean * x).mean(0)
-    return (n * shape + 10 * 0.5) / (n + 10), -shape / b_mean  # a weak prior at 0.5, which the scale does not see
+    return (n * shape + 10 * 0.5) / (n + 10), -shape / b_mean  # a weak prior at 0.5, which does not affect the scale
 
 
 CORRECTIONS = ("delta", "jackknife", "smoothed")
 
 
 def corrections_of(results: dict[str, Tensor]) -> dict[str, Any]:
-    """The corrections and their errors, taken out of results, under the names that Evidence has for them."""
+    """The corrections and their errors, removed from results, under their names in Evidence."""
     return {
         "corrected": {name: results.pop(name) for name in CORRECTIONS},
         "corrected_error": {name: results.pop(f"{name}_error") for name in CORRECTIONS},
     }
 
 
-_RETAINED = 32  # the fewest largest weights that are kept, so that each of the others is below 1/33 of the sum
-_POWERS = 6  # sums of w^m up to here: what a series in w / sum(w) leaves out is below 1e-9 nats
+_RETAINED = 32  # the minimal number of largest weights kept, so that each of the others is below 1/33 of the sum
+_POWERS = 6  # sums of w^m up to this m: the remainder of a series in w / sum(w) is below 1e-9 nats
 _LOG = [1 / m for m in range(1, _POWERS + 1)]  # -log(1 - r) = r + r^2 / 2 + ...
 _LOG_SQUARED = [0.0, *(2 / m * sum(1 / j for j in range(1, m)) for m in range(2, _POWERS + 1))]  # log(1 - r)^2
 
 
 class RunningWeights:
-    """Streams log weights of N data, block after block of particles, in float64.
+    """Streams log weights of N data points, in blocks of particles, in float64.
 
-    Kept are sums of powers, and the 3 sqrt(K) largest weights for the Pareto fit: so the largest K is fixed beforehand.
+    It keeps sums of powers, and the 3 sqrt(K) largest weights for the Pareto fit: so the largest K is fixed beforehand.
 
     Args:
-        particles: the number K of particles that will come, at most.
-        rows: the number of each datum in the user's data, for error messages; counted from 0 if None.
+        particles: the maximal number K of particles.
+        rows: the row of each data point in the user's data, for error messages; counted from 0 if None.
     """
 
     def __init__(self, particles: int, rows: Tensor | None = None) -> None:
@@ -179,10 +179,10 @@ class RunningWeights:
         self.seen = 0
         self.rows = rows
         self._fitted: tuple[Tensor, Tensor] | None = None
-        self._retained = max(tail_length(particles) + 1, _RETAINED)  # the first below the tail is its threshold
+        self._retained = max(tail_length(particles) + 1, _RETAINED)  # the first one below the tail is its threshold
 
     def update(self, log_w: Tensor, elbo: Tensor | None = None) -> None:
-        """Take a block of log weights [k, N], and of what averages to the ELBO where they do not.
+        """Add a block of log weights [k, N], and the values that average to the ELBO if they differ.
 
         Raises:
             FloatingPointError: if one is NaN or plus infinity.
@@ -200,7 +200,7 @@ class RunningWeights:
             self._rest = log_w.new_full((2, log_w.shape[1]), -math.inf)  # log of the sums of w and w^2 not in the top
             self._resolution = resolution
         top = torch.maximum(self._max, log_w.amax(0))
-        shift = top.nan_to_num(neginf=0.0)  # all weights zero so far: any reference does
+        shift = top.nan_to_num(neginf=0.0)  # all weights are zero so far: any reference works
         old = (self._max - shift).exp()
         new = (log_w - shift).exp()  # [k, N]
         sums, power = [], new
@@ -232,7 +232,7 @@ class RunningWeights:
         self._fitted = None
 
     def select(self, keep: Tensor) -> None:
-        """Go on with some of the data only.
+        """Continue with some of the data points only.
 
         Args:
             keep: their positions, [N'].
@@ -243,7 +243,7 @@ class RunningWeights:
                 setattr(self, name, values[..., keep.to(values.device)])
 
     def results(self) -> dict[str, Tensor]:
-        """Everything :class:`~jensen.inference.Evidence` holds of the weights, by name: [N] each."""
+        """All quantities of :class:`~jensen.inference.Evidence` from the weights, by name: [N] each."""
         by_name: dict[str, Tensor] = {name: getattr(self, name) for name in _RESULTS}
         for name in CORRECTIONS:
             by_name[name], by_name[f"{name}_error"] = getattr(self, name)
@@ -251,12 +251,12 @@ class RunningWeights:
 
     @property
     def elbo(self) -> Tensor:
-        """Mean log weight: [N]; minus infinity where any weight is zero."""
+        """Mean log weight: [N]; minus infinity if any weight is zero."""
         return self._mean.masked_fill(self._infinite > 0, -math.inf)
 
     @property
     def elbo_error(self) -> Tensor:
-        """Monte Carlo standard error of the mean log weight: [N]; NaN for one particle, or where a weight is zero."""
+        """Monte Carlo standard error of the mean log weight: [N]; NaN for one particle, or if a weight is zero."""
         if self.seen < 2:
             return self._mean * math.nan
         return (self._spread / (self.seen - 1) / self.seen).sqrt().masked_fill(self._infinite > 0, math.nan)
@@ -283,7 +283,7 @@ class RunningWeights:
 
     @property
     def delta(self) -> tuple[Tensor, Tensor]:
-        """Log of the mean weight, its bias added back by the delta method, and its error: [N] and [N]."""
+        """Log of the mean weight, bias-corrected by the delta method, and its error: [N] and [N]."""
         if self.seen < 2:
             return self._unknown()
         moments = self._power / self._power[0] ** torch.arange(1.0, _POWERS + 1).to(self._power).unsqueeze(-1)
@@ -298,18 +298,18 @@ class RunningWeights:
         r"""The jackknifed log of the mean weight (JVI-1), and the jackknife's error: [N] and [N].
 
         With r = w / sum w it is L_K + (K - 1) log(1 - 1/K) - (K - 1)/K sum log(1 - r). The largest weights enter
-        exactly, the others, all below 1/33, by their power sums. NaN where one weight is all there is: without it
-        nothing is left to take a logarithm of.
+        exactly, the others, all below 1/33, by their power sums. NaN if a single weight is the whole sum: without it
+        there is no sum to take the logarithm of.
         """
         k = self.seen
         if k < 2:
             return self._unknown()
         total = self._power[0]
         top = (self._top - self._max.nan_to_num(neginf=0.0)).exp() / total  # [retained, N], ratios r
-        below = (1 - top.sum(0)).clamp_min(0.0).minimum((k - len(top)) * top[-1])  # what the others add up to
+        below = (1 - top.sum(0)).clamp_min(0.0).minimum((k - len(top)) * top[-1])  # the sum of the others
         exact = torch.log1p(-top)
         others = torch.logaddexp(self._top[1:].logsumexp(0) - self._max, (below * total).log()) - total.log()
-        exact[0] = torch.where(top[0] > 0.5, others, exact[0])  # a weight near the whole sum: 1 - r has no digits
+        exact[0] = torch.where(top[0] > 0.5, others, exact[0])  # near the whole sum, 1 - r loses all digits
         powers = self._power / total ** torch.arange(1.0, _POWERS + 1).to(total).unsqueeze(-1)
         rest = [powers[m] - (top ** (m + 1)).sum(0) for m in range(_POWERS)]  # power sums of the others
         logs = exact.sum(0) - sum(c * r for c, r in zip(_LOG, rest, strict=True))
@@ -322,7 +322,7 @@ class RunningWeights:
     def smoothed(self) -> tuple[Tensor, Tensor]:
         """Log of the mean Pareto-smoothed weight, and its error by the delta method; NaN for fewer than 25 particles.
 
-        Weights without a tail to speak of (constant, few values, one that is all) are not smoothed.
+        Weights without a tail (constant, few values, one dominating weight) are not smoothed.
         """
         tail = tail_length(self.seen)
         if not tail:
@@ -331,7 +331,7 @@ class RunningWeights:
         powers = torch.tensor([1.0, 2.0]).to(tail_w)[:, None, None]
         below = torch.logaddexp(
             self._rest, (powers * self._top[tail:]).logsumexp(1)
-        )  # not a difference: no digits lost
+        )  # not a difference, which would lose digits
         total, square = torch.logaddexp(below, (powers * tail_w).logsumexp(1))  # [N] each
         relative = (self.seen * (square - 2 * total).exp() - 1).clamp_min(0)  # var(w) / mean(w)^2
         return total - math.log(self.seen), (relative / (self.seen - 1)).sqrt()
@@ -360,9 +360,9 @@ class RunningWeights:
         if len(wrong):
             rows = wrong if self.rows is None else self.rows.to(wrong.device)[wrong]
             raise FloatingPointError(
-                f"the log weights of {len(wrong)} data of this batch are NaN or plus infinity ({int(nan.sum())} NaN, "
-                f"{int(infinite.sum())} infinite, of {len(log_w)} particles each), the first at row {int(rows[0])}: "
-                "the model or the guide is not finite there"
+                f"the log weights of {len(wrong)} data points of this batch are NaN or plus infinity ({int(nan.sum())} "
+                f"NaN, {int(infinite.sum())} infinite, of {len(log_w)} particles each), the first at row "
+                f"{int(rows[0])}: the model or the guide is not finite there"
             )
 
 

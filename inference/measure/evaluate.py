@@ -1,4 +1,4 @@
-r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per datum, each with its error.
+r"""The measurement: ELBO, importance-weighted log p(x) and exact value, per data point, each with its error.
 
 .. math::
     \text{ELBO}_n = \frac{1}{K} \sum_k \log w_{kn}, \qquad
@@ -55,49 +55,49 @@ Refine = Literal["auto"] | bool | int
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence(Measurement):
-    """What :func:`~jensen.inference.evaluate` measured. Tensors are per datum, [N], float64, in nats.
+    """The result of :func:`~jensen.inference.evaluate`. Tensors are per data point, [N], float64, in nats.
 
-    Joint weights (a global latent) speak of all data at once: tensors are [1].
+    Joint weights (a global latent) refer to all data at once: tensors are [1].
 
     Attributes:
         elbo: mean log weight.
         elbo_error: its Monte Carlo standard error.
-        log_evidence: importance-weighted estimate of log p(x); a refined one has half its squared error, the bias of
-            the logarithm, added back.
-        standard_error: its Monte Carlo standard error (delta method); trust it where k-hat is below 0.7.
+        log_evidence: importance-weighted estimate of log p(x); a refined one is corrected for the bias of the
+            logarithm by half its squared error.
+        standard_error: its Monte Carlo standard error (delta method); reliable if k-hat is below 0.7.
         ess: effective sample size of the K weights.
         pareto_k: Pareto k-hat of the weights.
-        exact: log p(x) where the model knows it, or where a sum or an integral over the latents takes no more
-            evaluations of log p(x, z) per datum than particles; else None.
-        particles: K; with a tolerance, the most that a datum took.
-        features: the number of observed numbers in one datum, without those under a mask or beyond a length (in all
-            data, for joint weights); where data differ in it, their mean.
+        exact: log p(x) if the model has it, or if a sum or an integral over the latents needs at most ``particles``
+            evaluations of log p(x, z) per data point; else None.
+        particles: K; with a tolerance, the maximum over the data points.
+        features: the number of observed numbers in one data point, without masked or padded ones (in all data, for
+            joint weights); the mean if data points differ.
         joint: whether the weights are joint.
-        corrected: log p(x) by other estimators, of the guide's draws; none where it is refined. Two have less bias than
-            ``log_evidence`` and more variance: ``"delta"`` adds back its bias of order 1/K, ``"jackknife"`` is JVI-1.
-            ``"smoothed"`` has the largest weights replaced by quantiles of a fitted Pareto distribution (PSIS; NaN for
-            K below 25), which trades bias for variance: it is lower on average where tails are heavy. Where k-hat is
-            above 0.7 none of them can be trusted.
+        corrected: log p(x) by other estimators, from the guide's samples; empty if it is refined. Two have less bias
+            than ``log_evidence`` and more variance: ``"delta"`` is corrected for the bias of order 1/K, ``"jackknife"``
+            is JVI-1. ``"smoothed"`` replaces the largest weights by quantiles of a fitted Pareto distribution (PSIS;
+            NaN for K below 25), which trades bias for variance: it is lower on average if tails are heavy. If k-hat
+            is above 0.7, none of them is reliable.
         corrected_error: their Monte Carlo standard errors.
-        zero_weights: how many of the K weights are zero: draws where the model has no density.
-        spent: how many particles were drawn; with a tolerance, those of the pilot among them, which no other number
-            here is made from.
-        converged: with a tolerance, whether each datum got as many particles as its pilot found necessary; else None.
-            The draws of the estimate do not enter, so data that converged are no selection of low estimates.
-        route: the way that particles are run, and how: ``"outer plate, captured and compiled"``, say.
-        by_guide: with ``refine``, what the guide's own draws say, as without it; else None. The ELBO is the same here
-            and there; the other numbers here are then those of proposals of each datum's own.
-        doubt: why ``exact`` was left out, though the model gives one: by how much the weights lie above it. Else empty.
-        method: ``"guide"``, ``"refined"``, whose numbers stand here in a comparison, or why it could not be refined.
-        modes: how many modes a refined proposal has, [N].
-        evaluations: of log p(x, z) that refining a datum took, its final draws among them; a gradient counts three.
-        draws: how many of these were the final draws, which the refined estimate is made from.
-        missed: whether a few chains annealed from the prior, where the budget has room for them, found a part of the
-            posterior that the proposal of a datum misses: bool [N]. A mode that nothing visited is not excluded.
-        baseline: log p(x) of one distribution per feature, fitted in closed form, [N]; None where nothing of the kind
-            compares with the model: masks, several observed sites.
-        baseline_kind: which one, and to which data it was fitted.
-        below: where log p(x) is below the baseline, by how much, and the likely reason; else empty.
+        zero_weights: how many of the K weights are zero: samples where the model has no density.
+        spent: the number of particles sampled; with a tolerance this includes the pilot, which is used for no other
+            number here.
+        converged: with a tolerance, whether each data point got as many particles as its pilot required; else None.
+            It does not depend on the samples of the estimate, so converged data points are not a biased selection.
+        route: the method for particles, and how it ran, such as ``"outer plate, traced and compiled"``.
+        by_guide: with ``refine``, the result from the guide's own samples, as without it; else None. The ELBO is the
+            same in both; the other numbers here then come from a separate proposal for each data point.
+        doubt: why ``exact`` was omitted although the model has it: how far the weights lie above it. Else empty.
+        method: ``"guide"``, ``"refined"``, the row of a comparison whose numbers are used, or why refining failed.
+        modes: the number of modes of a refined proposal, [N].
+        evaluations: of log p(x, z) to refine a data point, including its final samples; a gradient counts three.
+        draws: the number of final samples, from which the refined estimate is computed.
+        missed: whether a few chains annealed from the prior, if the budget allows them, found a part of the
+            posterior that the proposal of a data point misses: bool [N]. A mode that no chain visited is not detected.
+        baseline: log p(x) of one distribution per feature, fitted in closed form, [N]; None if no baseline is
+            comparable with the model: masks, several observed sites.
+        baseline_kind: its distribution, and the data of its fit.
+        below: if log p(x) is below the baseline, by how much, and the likely reason; else empty.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -142,33 +142,33 @@ class Evidence(Measurement):
 
     @property
     def best(self) -> Tensor:
-        """Log p(x): exact where it is known, else the importance-weighted estimate: [N]."""
+        """Log p(x): exact if known, else the importance-weighted estimate: [N]."""
         return self.log_evidence if self.exact is None else self.exact
 
     @property
     def gap(self) -> Tensor:
-        """Log p(x) minus ELBO, with the exact log p(x) where it is known: [N].
+        """Log p(x) minus ELBO, with the exact log p(x) if known: [N].
 
-        NaN where one draw is all there is: its weight is both of them, and tells nothing of their difference.
+        NaN for a single particle: both would be the same weight, so their difference has no meaning.
         """
         alone = self.particles == 1 and self.exact is None and self.by_guide is None
         return self.best - self.elbo if not alone else torch.full_like(self.elbo, math.nan)
 
     @property
     def drawn(self) -> str:
-        """How many particles were drawn per datum, in words."""
+        """The number of particles per data point, in words."""
         if self.converged is None or self.spent is None:
             return f"{self.particles} particles" + ("" if self.joint else " each")
         return f"{float(self.spent.double().mean()):.0f} particles" + ("" if self.joint else " on average")
 
     @property
     def unit(self) -> str:
-        """The unit of the numbers, in words: joint weights speak of all data in all."""
-        return "nats in all" if self.joint else "nats per datum"
+        """The unit of the numbers, in words: a total for joint weights."""
+        return "nats in total" if self.joint else "nats per data point"
 
     @property
     def unreliable(self) -> float | None:
-        """The share of data whose k-hat is not below 0.7; None for fewer than 25 particles."""
+        """The share of data points whose k-hat is not below 0.7; None for fewer than 25 particles."""
         return float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None
 
     def _quantities(self) -> list[Quantity]:
@@ -203,7 +203,7 @@ class Evidence(Measurement):
     def _of_guide(self) -> list[Quantity]:
         if self.by_guide is None:
             return []
-        label, error = f"  by the guide, K = {self.particles}", mc_error(self.by_guide.standard_error)
+        label, error = f"  guide samples only, K = {self.particles}", mc_error(self.by_guide.standard_error)
         return [Quantity("log_evidence_by_guide", self.by_guide.log_evidence, label, error)]
 
     def bits_per_dimension(self, offset: float = 0.0) -> float:
@@ -216,7 +216,7 @@ class Evidence(Measurement):
         return -float(self.best.mean()) / (self.features * math.log(2)) + offset
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, and the values per datum."""
+        """Everything as plain numbers and lists: the summary, and the values per data point."""
         return {**super().to_dict(), "features": self.features}
 
     def _per_datum(self, frame: bool = False) -> dict[str, Tensor]:
@@ -232,32 +232,32 @@ class Evidence(Measurement):
         if self.joint:
             facts = [*self._joint_facts(size), *self._refined_facts()]
             return self._summary_table(f"all data jointly, {self.drawn}, {self.unit}", facts)
-        facts = [("effective sample size, mean", size), ("data with k-hat > 0.7", percent(self.unreliable))]
+        facts = [("effective sample size, mean", size), ("data points with k-hat > 0.7", percent(self.unreliable))]
         if self.by_guide is not None:
-            facts[1] = facts[1][0], f"{facts[1][1]}, by the guide {percent(self.by_guide.unreliable)}"
+            facts[1] = facts[1][0], f"{facts[1][1]}; guide samples only: {percent(self.by_guide.unreliable)}"
         facts += self._refined_facts()
         if self.converged is not None and self.spent is not None:
             share, missed = percent(float(self.converged.double().mean())), int((~self.converged).sum())
-            facts.append(("tolerance reached", f"{share} of the data; missed by {missed}"))
-            facts.append(("particles spent", f"{int(self.spent.sum()):,}, at most {self.particles:,} on a datum"))
+            facts.append(("tolerance reached", f"{share} of the data points; missed by {missed}"))
+            facts.append(("particles spent", f"{int(self.spent.sum()):,}, at most {self.particles:,} per data point"))
         if self.zero_weights is not None and self.zero_weights.any():
             total, where = int(self.zero_weights.sum()), int((self.zero_weights > 0).sum())
-            facts.append(("weights of zero", f"{total:,} in {where} data: draws without density"))
-        return self._summary_table(f"{len(self.elbo)} data, {self.drawn}, {self.unit}", facts)
+            facts.append(("weights of zero", f"{total:,} in {where} data points: samples without density"))
+        return self._summary_table(f"{len(self.elbo)} data points, {self.drawn}, {self.unit}", facts)
 
     def _refined_facts(self) -> list[tuple[str, str]]:
         if self.by_guide is None or self.evaluations is None:
             label = "not refined" if self.by_guide is None else "log p(x) by"
             return [] if self.method in ("guide", "refined") else [(label, self.method)]
         mean = f"{float(self.evaluations.double().mean()):,.0f}"
-        facts = [(f"evaluations{'' if self.joint else ', mean'}", f"{mean}, its draws among them")]
+        facts = [(f"evaluations{'' if self.joint else ', mean'}", f"{mean}, including final samples")]
         if self.missed is not None and self.missed.any():
-            where = "" if self.joint else f"in {percent(float(self.missed.double().mean()))} of the data, "
-            facts.append(("modes missed", f"{where}by chains from the prior"))
-        return [*facts, ("", "a mode that no search came to is not excluded")]
+            where = "" if self.joint else f"in {percent(float(self.missed.double().mean()))} of the data points, "
+            facts.append(("modes missed", f"{where}found by chains from the prior"))
+        return [*facts, ("", "modes that no search found are not detected")]
 
     def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
-        doubt = [("exact log p(x) left out", self.doubt)] if self.doubt else []
+        doubt = [("exact log p(x) omitted", self.doubt)] if self.doubt else []
         doubt += [("below the baseline", self.below)] if self.below else []
         return super()._summary_table(head, [*facts, *doubt])
 
@@ -267,7 +267,7 @@ class Evidence(Measurement):
             facts.append(("tolerance reached", "yes" if self.converged.all() else "no"))
             facts.append(("particles spent", f"{int(self.spent):,}"))
         if self.zero_weights is not None and self.zero_weights.any():
-            facts.append(("weights of zero", f"{int(self.zero_weights):,}: draws without density"))
+            facts.append(("weights of zero", f"{int(self.zero_weights):,}: samples without density"))
         return facts
 
 
@@ -294,19 +294,18 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Evidence:
-    r"""Measure a pair: per datum, the ELBO, an importance-weighted estimate of log p(x), and whether to trust it.
+    r"""Measure a model and guide: per data point the ELBO, an importance-weighted log p(x), and its reliability.
 
-    Weights are streamed in chunks of data and particles and reduced in float64. Memory does not grow with K, but for
-    the 3 sqrt(K) largest weights of the data in hand, nor with N, but for the results. (Joint weights, guides that hold
-    a value for each datum, and pairs that hold their data are run on all data at once.) Parameters are not touched;
-    modules are in evaluation mode meanwhile.
+    Weights are streamed in chunks of data and particles and reduced in float64. Memory does not grow with K, except for
+    the 3 sqrt(K) largest weights of the present data, nor with N, except for the results. (Joint weights, guides that
+    hold a value per data point, and models that hold their data are run on all data at once.) Parameters do not change;
+    modules are in evaluation mode during the measurement.
 
-    With a ``tolerance``, particles go where they are needed: a pilot of at least 256 sets the number for each datum,
-    with k-hat above 0.5 many more (four times at 0.7). The estimate uses fresh draws alone, and their number is fixed
-    before they are drawn. So the tolerance is what to expect; the error that is reported is that of the fresh draws,
-    above or below it. Means are over all data, whether they converged or not. Modes that the guide never draws, such as
-    one far away, are not detected. Joint weights, and guides that hold a value for each datum, take as many as the
-    neediest datum.
+    With a ``tolerance``, a pilot of at least 256 particles sets the number for each data point, many more if k-hat is
+    above 0.5 (four times at 0.7). The estimate uses fresh particles only, whose number is fixed before they are
+    sampled. So the tolerance is the expected error; the reported error is that of the fresh particles and may be
+    larger or smaller. Means are over all data, converged or not. Modes that the guide never samples are not detected.
+    For joint weights, and guides that hold a value per data point, the maximum over data points is used for all.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
@@ -318,39 +317,39 @@ def evaluate(
     Args:
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
-        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for a pair that holds its data and is called without
-            arguments: weights are then joint, or one for each datum of the plate around every site.
-        particles: the number K of draws per datum; not used with a tolerance.
-        tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each datum. None: K draws for all.
-        max_particles: with a tolerance, the most draws of one datum, at least 512. Where it is met first, the datum is
-            not ``converged``.
-        refine: whether log p(x) comes from a proposal of its own for each datum, in place of the guide's draws, whose
-            numbers are kept as :attr:`Evidence.by_guide`: modes uphill from draws of guide and prior, their curvature,
-            a short local search, then fresh draws from a mixture of the modes, wide tails and the guide. That takes at
-            most ``particles`` evaluations of log p(x, z) for each datum more, a gradient counting three; an integer is
-            another such budget (with many latents several thousand). ``"auto"``: where it can be done, without a
-            tolerance, and where the weights are not constant at the exact value; ``True``: also with a tolerance, and
-            a warning says why where it cannot; ``False``: never. :attr:`Evidence.method` says what was done.
-        train: training data, which the baseline is fitted to: one distribution per feature. None: it is fitted to the
-            measured data, which favours it, and its row says so.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
+            without arguments: weights are then joint, or one for each element of the plate around every site.
+        particles: the number K of samples per data point; not used with a tolerance.
+        tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each data point. None: K samples.
+        max_particles: with a tolerance, the maximal number of samples per data point, at least 512. If it is reached
+            first, the data point is not ``converged``.
+        refine: whether log p(x) is estimated with a separate proposal for each data point instead of the guide, whose
+            numbers are kept as :attr:`Evidence.by_guide`: ascents from samples of guide and prior to modes, their
+            curvature, a short local search, then fresh samples from a mixture of the modes, wide tails and the guide.
+            This needs at most ``particles`` additional evaluations of log p(x, z) per data point, a gradient counting
+            three; an integer is another budget (with many latents several thousand). ``"auto"``: if it is possible,
+            without a tolerance, and unless the weights are constant at the exact value; ``True``: also with a
+            tolerance, with a warning if it is impossible; ``False``: never. :attr:`Evidence.method` shows the result.
+        train: training data to fit the baseline: one distribution per feature. None: it is fitted to the
+            measured data, which favours it, and its row is marked.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
-        chunk_size: how many (datum, particle) pairs are run at once (how many particles, of a pair that holds its
-            data); None: as many as a processor's cache takes well.
-        max_plate_nesting: how many dimensions the pair's plates take, as in Pyro's losses. None: what a run of it says.
-        compile: whether the pair is captured once as a graph and compiled: ``"auto"`` where that pays, ``True``
-            wherever it can be done (else a warning says why not), ``False`` never. The draws are the same.
-        device: where to run; modules and data are moved there. None: where they are.
+        chunk_size: how many (data point, particle) combinations are run at once (how many particles, if the model holds
+            its data); None: as many as fit into a processor's cache.
+        max_plate_nesting: how many dimensions the plates take, as in Pyro's losses. None: found by a run.
+        compile: whether the computation is traced once as a graph and compiled: ``"auto"`` where that pays, ``True``
+            wherever possible (else a warning gives the reason), ``False`` never. The samples are the same.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`Evidence`.
 
     Raises:
-        ValueError: for ``particles`` less than 1, a tolerance that is not positive, ``max_particles`` below 512, data
-            that are empty or not finite, a guide that holds a value for each of other data, and on what
-            :func:`~jensen.inference.log_weights` names.
-        TypeError: for data that are no tensors, and a call that does not fit what the pair takes.
+        ValueError: for ``particles`` below 1, a tolerance that is not positive, ``max_particles`` below 512, data
+            that are empty or not finite, a guide that holds values for other data, and the errors of
+            :func:`~jensen.inference.log_weights`.
+        TypeError: for data that are not tensors, and a call that does not match the arguments of model or guide.
         FloatingPointError: if a log weight is NaN or plus infinity.
 
     Example:
@@ -438,9 +437,9 @@ def evaluate(
 
 
 def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
-    """The evidence beside that of one distribution per feature; where it is lower, with what it may be due to."""
+    """The evidence with the baseline of one distribution per feature, and the likely reason if it is lower."""
     fitted = None if train is None else as_tensors(train)[0]
-    if fitted is None and len(data[0]) < 2:  # one datum has no variance to fit
+    if fitted is None and len(data[0]) < 2:  # one data point has no variance to fit
         return evidence
     found = baseline(kind, data[0], fitted)
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
@@ -464,12 +463,12 @@ def refined(
     refine: Refine,
     **how: Any,
 ) -> Evidence:
-    """The evidence with the numbers of proposals of each datum's own in the place of the guide's, which are kept.
+    """The evidence with numbers from a separate proposal per data point instead of the guide's, which are kept.
 
-    Modules are in evaluation mode, and the random stream is private, where there is a seed.
+    Modules must be in evaluation mode, and the random stream private if there is a seed.
 
     Args:
-        evidence: what the guide's draws say.
+        evidence: the result from the guide's samples.
         model: the model.
         guide: the guide, or another one of the same model.
         data: the data, on their device.
@@ -482,15 +481,15 @@ def refined(
     found = find(model, guide, data, budget, **how)
     if isinstance(found, str):
         if refine != "auto":
-            warnings.warn(f"log p(x) stays that of the guide's draws: {found}", stacklevel=outside())
+            warnings.warn(f"log p(x) is estimated from the guide's samples only: {found}", stacklevel=outside())
         return replace(evidence, method=found)
     return with_refined(evidence, found)
 
 
 def with_refined(evidence: Evidence, found: Refined, method: str = "refined") -> Evidence:
-    """The evidence with refined numbers, or those of a better guide, in the place of the guide's, which are kept.
+    """The evidence with refined numbers, or those of a better guide, instead of the guide's, which are kept.
 
-    Where no fresh draw has a density, but some of the guide's have, the guide's numbers stay.
+    If no fresh sample has a density, but some of the guide's have, the guide's numbers stay.
     """
     numbers = found._asdict()
     lost = found.log_evidence.isneginf() & evidence.log_evidence.isfinite()
@@ -500,12 +499,12 @@ def with_refined(evidence: Evidence, found: Refined, method: str = "refined") ->
 
 
 def of_refined(evidence: Evidence) -> Refined:
-    """The refined numbers of an evidence."""
+    """The refined numbers of evidence."""
     return Refined(**{name: getattr(evidence, name) for name in Refined._fields})
 
 
 def _known_already(evidence: Evidence) -> bool:
-    """Whether weights are constant, at the exact value: no proposal would add to that."""
+    """Whether weights are constant at the exact value, so that no proposal can be better."""
     if evidence.exact is None:
         return False
     rounding = 1e-4 * (1 + evidence.exact.abs())
@@ -514,13 +513,13 @@ def _known_already(evidence: Evidence) -> bool:
 
 
 def _observed(model: Program, guide: Program) -> int:
-    """How many numbers a pair that holds its data observes."""
+    """The number of observed numbers if model and guide hold their data."""
     look_at(model, guide, ())
     return int(_observed_of(model, guide, ()))
 
 
 def _observed_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> float:
-    """How many numbers of these data the model observes; all of the first tensor where it observes nothing itself."""
+    """The number of observed numbers of these data; all of the first tensor if the model observes nothing itself."""
     seen = observed_sites(model, guide, data)
     return sum(map(observed_numbers, seen)) if seen else float(data[0].numel() if data else 0)
 
@@ -530,24 +529,24 @@ def _whole(count: float) -> float:
 
 
 def warn_of_impossible_elbo(evidence: Evidence) -> None:
-    """Warn of an ELBO above the exact log p(x) by more than its error and rounding: a number that cannot be right."""
+    """Warn of an ELBO above the exact log p(x) by more than its error and rounding, which is impossible."""
     if evidence.exact is None or evidence.particles < 10:
         return
     excess = float((evidence.elbo - evidence.exact).mean())
     error = mc_error(evidence.elbo_error)
     if excess > 6 * error + 1e-4 * (1 + float(evidence.exact.abs().mean())):
         warnings.warn(
-            f"the ELBO lies {excess:.3g} nats above the exact log p(x), which no guide can do: numbers are lost to "
+            f"the ELBO is {excess:.3g} nats above the exact log p(x), which is impossible: precision is lost to "
             "rounding; measure in float64 (model.double(), guide.double())",
             stacklevel=outside(),
         )
 
 
 def without_lower_exact(evidence: Evidence) -> Evidence:
-    """Leave the exact log p(x) out, with a warning, where the weights sum to far more: then that misses some.
+    """Omit the exact log p(x), with a warning, if the weights sum to far more: the exact value then misses mass.
 
-    The test is one of the mean over the data and of single data. An estimate that is high by chance has a high
-    error too, so that the share of false alarms is small.
+    The test covers the mean over the data and single data points. An estimate that is high by chance also has a high
+    error, so false alarms are rare.
     """
     if evidence.exact is None or evidence.particles < 25:
         return evidence
@@ -556,18 +555,18 @@ def without_lower_exact(evidence: Evidence) -> Evidence:
     mean = float(excess.mean())
     single = excess > 6 * evidence.standard_error + rounding
     if mean > 6 * mc_error(evidence.standard_error) + float(rounding.mean()):
-        above, where = mean, "in the mean"
+        above, where = mean, "on average"
     elif single.any():
         row = int(torch.where(single, excess, -math.inf).argmax())
         above, where = float(excess[row]), f"at row {row}"
     else:
         return evidence
     warnings.warn(
-        f"the importance-weighted log p(x) lies {above:.3g} nats above the exact log p(x) {where}, by more than six of "
-        "its Monte Carlo errors, and the exact value is left out: it is too low (a quadrature that missed a narrow "
-        "peak, a log_evidence that is not the model's), or numbers are lost to rounding; compare with ais, or measure "
-        "in float64 (model.double(), guide.double())",
+        f"the importance-weighted log p(x) is {above:.3g} nats above the exact log p(x) {where}, by more than six "
+        "Monte Carlo errors, so the exact value is omitted: it is too low (a quadrature that missed a narrow peak, a "
+        "log_evidence of another model), or precision is lost to rounding; compare with ais, or measure in float64 "
+        "(model.double(), guide.double())",
         stacklevel=outside(),
     )
     guide = evidence.by_guide and replace(evidence.by_guide, exact=None)
-    return replace(evidence, exact=None, by_guide=guide, doubt=f"the weights lie {above:.3g} nats above it {where}")
+    return replace(evidence, exact=None, by_guide=guide, doubt=f"the weights are {above:.3g} nats above it {where}")

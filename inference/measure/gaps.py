@@ -1,4 +1,4 @@
-r"""What a guide costs, in two parts: what its family cannot do, and what its encoder does not do.
+r"""The variational gap in two parts: the approximation gap of the family and the amortization gap of the encoder.
 
 .. math::
     \log p(x) - \text{ELBO}(q_{\lambda(x)}) =
@@ -6,7 +6,7 @@ r"""What a guide costs, in two parts: what its family cannot do, and what its en
     \underbrace{\text{ELBO}(q_{\lambda^*}) - \text{ELBO}(q_{\lambda(x)})}_{\text{amortization gap}}, \qquad
     \lambda^* = \arg\max_\lambda \text{ELBO}(q_\lambda)
 
-with parameters lambda* of the same family found for each datum on its own, all data of a batch at once.
+with parameters lambda* of the same family optimised for each data point separately, all data of a batch at once.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _LIKELY = 4  # rounds
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaps(Measurement):
-    """What :func:`~jensen.inference.gaps` measured. Tensors are per datum, [N], float64, in nats.
+    """The result of :func:`~jensen.inference.gaps`. Tensors are per data point, [N], float64, in nats.
 
     Attributes:
         evidence: the measurement of the guide.
-        local: the same of the family's best, found for each datum.
-        gained: what the last round of the local optimisation still added to the ELBO.
-        converged: whether that is less than the tolerance and twice its Monte Carlo error; a round that ended worse
-            by more than these proves nothing either.
-        rounds: how many rounds the batches took, the most of them.
-        seconds: the time that the local optimisation took.
+        local: the measurement of the family's optimum, found for each data point.
+        gained: the ELBO gained in the last round of the local optimisation.
+        converged: whether that is less than the tolerance and twice its Monte Carlo error; a round with a loss larger
+            than these does not show convergence either.
+        rounds: the maximal number of rounds of a batch.
+        seconds: the time of the local optimisation.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -76,13 +76,13 @@ class Gaps(Measurement):
 
     @property
     def log_evidence(self) -> Tensor:
-        r"""Log p(x): exact where it is known, else refined, else that of both guides' weights pooled: [N].
+        r"""Log p(x): exact if known, else refined, else from the pooled weights of both guides: [N].
 
         .. math:: \log \frac{e^{\text{ELBO}} \, \hat p(x) + e^{\text{ELBO}^*} \, \hat p^*(x)}
             {e^{\text{ELBO}} + e^{\text{ELBO}^*}}
 
-        with stars at the family's best. Of two estimates that with the smaller k-hat is often the one that missed a
-        large weight, so that none is selected; a guide whose ELBO is nats lower hardly counts.
+        with stars for the family's optimum. Of two estimates the one with the smaller k-hat has often missed a
+        large weight, so none is selected; a guide whose ELBO is nats lower has almost no weight.
         """
         if self.evidence.exact is not None or self.evidence.by_guide is not None:
             return self.evidence.best
@@ -90,13 +90,13 @@ class Gaps(Measurement):
 
     @property
     def _shares(self) -> Tensor:
-        """Log of what each guide counts in the pool: [2, N]."""
+        """Log of the weight of each guide in the pool: [2, N]."""
         elbo = torch.stack([self.evidence.elbo, self.local.elbo])
         return elbo.log_softmax(0).nan_to_num(nan=-math.log(2), neginf=-math.inf)  # NaN: neither ELBO is finite
 
     @property
     def _parts(self) -> Tensor:
-        """Log of what each guide adds to the pooled estimate: [2, N]."""
+        """Log of the contribution of each guide to the pooled estimate: [2, N]."""
         return torch.stack([self.evidence.log_evidence, self.local.log_evidence]) + self._shares
 
     @property
@@ -111,17 +111,17 @@ class Gaps(Measurement):
 
     @property
     def route(self) -> str:
-        """The way that particles of the guide are run, and how."""
+        """The method for particles of the guide, and how it ran."""
         return self.evidence.route
 
     @property
     def approximation(self) -> Tensor:
-        """Log p(x) minus the ELBO of the family's best: [N]."""
+        """Log p(x) minus the ELBO of the family's optimum: [N]."""
         return self.log_evidence - self.local.elbo
 
     @property
     def amortization(self) -> Tensor:
-        """The ELBO of the family's best minus that of the guide: [N]."""
+        """The ELBO of the family's optimum minus that of the guide: [N]."""
         return self.local.elbo - self.evidence.elbo
 
     @property
@@ -131,9 +131,9 @@ class Gaps(Measurement):
 
     @property
     def unreliable(self) -> float | None:
-        """The share of data where a k-hat of the pool is not below 0.7; None where log p(x) is exact, or it unknown.
+        """The share of data points where a k-hat of the pool is not below 0.7; None if log p(x) is exact, or unknown.
 
-        The k-hat of a guide that counts less than one percent is not asked.
+        The k-hat of a guide with a weight below one percent is ignored.
         """
         if self.evidence.exact is not None or self.evidence.particles < 25:
             return None
@@ -166,11 +166,11 @@ class Gaps(Measurement):
 
     def _table(self) -> Table:
         share = percent(float(self.converged.double().mean()))
-        last = f"{share} of the data; last round gained {decimals(float(self.gained.mean()), 4)} nats"
+        last = f"{share} of the data points; last round gained {decimals(float(self.gained.mean()), 4)} nats"
         facts = [("local optimisation converged", last)]
         if self.unreliable:
-            facts.append(("log p(x) doubtful (k-hat > 0.7)", f"{percent(self.unreliable)} of the data: gaps lean low"))
-        head = f"{len(self.total)} data, {self.evidence.particles} particles each, nats per datum"
+            facts.append(("log p(x) doubtful (k-hat > 0.7)", f"{percent(self.unreliable)} of data: gaps may be low"))
+        head = f"{len(self.total)} data points, {self.evidence.particles} particles each, nats per data point"
         return self._summary_table(head, facts)
 
 
@@ -197,17 +197,17 @@ def gaps(
 ) -> Gaps:
     r"""Split log p(x) - ELBO into the approximation gap of the family and the amortization gap of the encoder.
 
-    For each datum the parameters of the same family are optimised from the encoder's answer on: offsets to what the
-    encoder says, and one copy of every other weight of the family (a flow's networks) per datum. A family of Gaussians
-    of all continuous latents is moved to the best one of each datum: from the mode and the curvature there, in up to
-    three rounds, until the mean of slopes is zero and the precision the mean of curvatures (Opper and Archambeau). For
-    other families, and where that ended below the encoder's answer, Adam takes over. A round is ``steps``
-    steps of Adam whose learning rate falls to a tenth; its result is the mean of the second half. Each datum keeps the
-    better of the parameters before and after, by the ELBO under the same noise. A round that gains less than the
-    tolerance on average is followed by rounds with a quarter of its learning rate, and by a sixteenth: when none gains,
-    the optimisation is done. The optimum is a local one, and so an upper bound on the approximation gap. Where log q of
-    a given value is known and not much dearer than a draw, gradients stick the landing: their noise vanishes as q comes
-    close to the posterior.
+    For each data point the parameters of the same family are optimised, starting from the encoder's output: offsets to
+    that output, and one copy of every other weight of the family (a flow's networks) per data point. A Gaussian family
+    of all continuous latents is moved to the optimum of each data point: from the mode and its curvature, in up to
+    three rounds, until the mean gradient is zero and the precision equals the mean curvature (Opper and Archambeau).
+    For other families, and if that ends below the encoder's output, Adam is used. A round is ``steps``
+    steps of Adam whose learning rate falls to a tenth; its result is the mean of the second half. Each data point keeps
+    the better of the parameters before and after, by the ELBO under the same noise. After a round that gains less than
+    the tolerance on average, rounds with a quarter and a sixteenth of its learning rate follow; when none gains,
+    the optimisation ends. The optimum is a local one, so the approximation gap is an upper bound. If log q of
+    a given value is known and costs little more than a sample, gradients use sticking the landing: their noise vanishes
+    as q approaches the posterior.
 
     References:
         Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
@@ -217,24 +217,24 @@ def gaps(
 
     Args:
         model: any Pyro model, called as ``model(*data)``.
-        guide: its guide; one of ours (it has ``local(*data)``), or an AutoGuide, which has no encoder: what is left to
+        guide: its guide; one of jensen's (with ``local(*data)``), or an AutoGuide, which has no encoder: the rest of
             its optimisation counts as amortization.
         data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the number K of draws per datum of the final measurements.
-        tolerance: in nats per datum: when the optimisation has converged.
-        rounds: the most rounds.
+        particles: the number K of samples per data point of the final measurements.
+        tolerance: in nats per data point: the criterion of convergence.
+        rounds: the maximal number of rounds.
         steps: steps of Adam in a round.
-        lr: the learning rate that rounds start with, for parameters that are offsets; a twentieth of it for copies of
+        lr: the initial learning rate of rounds, for parameters that are offsets; a twentieth of it for copies of
             weights.
-        draws: draws from the guide per datum and step.
-        batch_size: how many data are optimised at once.
-        seed: makes everything repeatable and leaves the user's random stream alone; None draws from that stream.
+        draws: samples from the guide per data point and step.
+        batch_size: how many data points are optimised at once.
+        seed: makes everything reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
-        device: where to run; modules and data are moved there. None: where they are.
-        compile: as for :func:`~jensen.inference.evaluate`; steps of the local optimisation are captured and compiled
+        device: where to run; modules and data are moved there. None: no move.
+        compile: as for :func:`~jensen.inference.evaluate`; steps of the local optimisation are traced and compiled
             too.
-        refine: as for :func:`~jensen.inference.evaluate`: where from the log p(x) comes that gaps are measured against.
+        refine: as for :func:`~jensen.inference.evaluate`: the source of the log p(x) from which gaps are measured.
         progress: whether to show progress bars.
 
     Returns:
@@ -242,10 +242,10 @@ def gaps(
 
     Raises:
         TypeError: for a guide without ``local``.
-        NotImplementedError: for sites without ``rsample``, along whose draws no optimum is found, and for a family that
-            ``torch.vmap`` does not run.
-        ValueError: for settings that make no sense, joint weights, and on what
-            :func:`~jensen.inference.evaluate` names.
+        NotImplementedError: for sites without ``rsample``, whose samples give no gradient, and for a family that
+            ``torch.vmap`` does not support.
+        ValueError: for invalid settings, joint weights, and the errors of
+            :func:`~jensen.inference.evaluate`.
 
     Example:
         >>> from jensen.families import MeanField
@@ -259,11 +259,12 @@ def gaps(
         (True, True)
     """
     if min(rounds, steps, draws, batch_size) < 1 or not tolerance > 0 or not lr > 0:
-        raise ValueError("rounds, steps, draws and batch_size are at least 1, tolerance and lr positive")
+        raise ValueError("rounds, steps, draws and batch_size must be at least 1, tolerance and lr positive")
     if not has_local(guide):
         raise TypeError(
-            f"gaps needs a guide that says what its family is, but {type(guide).__name__} has no local(*data); take "
-            "amortize(...), or give your guide that method: a guide with parameters of its own for each of these data"
+            f"gaps needs the family of the guide, but {type(guide).__name__} has no method local(*data); use "
+            "amortize(...), or add that method: it returns a guide with separate parameters for each of these data "
+            "points"
         )
     tensors = as_tensors(data)
     with private_randomness(seed, "gaps", "data"):
@@ -272,8 +273,8 @@ def gaps(
     evidence = evaluate(model, guide, tensors, particles, seed=seed, progress=progress, refine=refine, **how)
     if evidence.joint:
         raise ValueError(
-            "the weights of this pair are joint, one number for all data, so parameters cannot be found for each datum "
-            "on its own: its gap in all is evaluate(model, guide, data).gap"
+            "the weights of this model and guide are joint, so parameters cannot be optimised for each data point: the "
+            "total gap is evaluate(model, guide, data).gap"
         )
     start = time.perf_counter()
     measured: list[Evidence] = []
@@ -309,7 +310,7 @@ def gaps(
 
 
 def _measured(search: LocalSearch, part: Part, particles: int, parts: int, of_guide: Evidence) -> Evidence:
-    """The measurement of a local guide, in graphs that all batches share; ``of_guide`` knows what it has in common."""
+    """The measurement of a local guide, in graphs shared by all batches; ``of_guide`` has the common fields."""
 
     def draw(_: Tensor | None, k: int) -> tuple[Tensor, ...]:
         drawn = search.weights.parts(search.batch, k, max(1, parts * (particles // k)))
@@ -327,7 +328,7 @@ def has_local(guide: Program) -> bool:
 
 
 def _rows(evidence: Evidence, rows: slice) -> Evidence:
-    """The measurement of some of the data."""
+    """The measurement of some of the data points."""
     return Evidence(**{field.name: _cut(getattr(evidence, field.name), rows) for field in fields(Evidence)})
 
 
@@ -345,7 +346,7 @@ def _joined(parts: Sequence[Evidence]) -> Evidence:
 
 
 def _concatenated(pieces: list[Any]) -> Any:
-    """Tensors one after the other, also inside a dict; of anything else, the first."""
+    """Concatenated tensors, also inside a dict; for anything else, the first."""
     if isinstance(pieces[0], dict):
         return {name: _concatenated([piece[name] for piece in pieces]) for name in pieces[0]}
     return torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]

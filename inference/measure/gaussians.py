@@ -1,10 +1,10 @@
-r"""The best Gaussian of each datum, where a family has Gaussians: by the conditions that it meets.
+r"""The optimal Gaussian of each data point, for families that contain Gaussians: by its optimality conditions.
 
 .. math:: E_q[\nabla f(u)] = 0, \qquad \Sigma^{-1} = -E_q[\nabla^2 f(u)], \qquad f(u) = \log p(x, u)
 
-for q of full covariance, and for a diagonal one with the diagonal of the second condition alone. Both are iterated from
-the mode and the curvature there. Draws come in opposite pairs: in the mean of slopes, all that is linear cancels, in
-that of Hessians what is linear in them; so few draws are needed.
+for q of full covariance, and for a diagonal one with only the diagonal of the second condition. Both are iterated from
+the mode and its curvature. Samples come in opposite pairs: in the mean gradient all linear terms cancel, in
+the mean Hessian the terms linear in u; so few samples are needed.
 
 References:
     Opper and Archambeau (2009), The Variational Gaussian Approximation Revisited, equations 12 and 13.
@@ -32,37 +32,37 @@ from jensen.kernel.weights import Program, densities
 
 MOST = 256  # coordinates
 _LEAST = 100  # calls that pay for a graph
-_UPHILL = 20  # steps uphill before Newton's
-_HESSIANS, _MOST_HESSIANS = 2, 20  # on the way to a mode, usually and at most
-_PROMISE = 1e-2  # nats: a mode need not be met exactly
-_FARTHEST = 0.5  # standard deviations in a step
-_FLOOR = 1e-2  # of curvatures
+_UPHILL = 20  # gradient steps before Newton's method
+_HESSIANS, _MOST_HESSIANS = 2, 20  # in the search for a mode, usually and at most
+_PROMISE = 1e-2  # nats: a mode need not be exact
+_FARTHEST = 0.5  # standard deviations per step
+_FLOOR = 1e-2  # minimal curvature
 
 
 class Landscape:
-    """Log p(x, u) of any data of a model, in unconstrained coordinates, with slopes and Hessians.
+    """Log p(x, u) of any data of a model, in unconstrained coordinates, with gradients and Hessians.
 
     Args:
         model: the model.
-        nesting: how deep the pair's plates are nested.
+        nesting: how deep the plates of model and guide are nested.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.gaps`.
-        parts: how many batches are to come.
+        parts: the number of future batches.
     """
 
     def __init__(self, model: Program, nesting: int, mode: Compile, parts: int) -> None:
         self.model, self.parts = model, parts
         self.lifted = Lifted(model, nesting)
-        self.routes = Routes(mode, _LEAST, "gaps does not compile this search; its steps are")
+        self.routes = Routes(mode, _LEAST, "gaps does not compile this search; its steps run")
         self.state = PlainState(model)
         self.weights = weights_of(model)
         self._known: dict[int, tuple[Coordinates, Callable[..., dict[str, Tensor]]]] = {}
 
     def coordinates(self, data: tuple[Tensor, ...]) -> Coordinates:
-        """Those of data like these; ValueError where the model has none."""
+        """The coordinates for data like these; ValueError if the model has none."""
         return self._of(data)[0]
 
     def _of(self, data: tuple[Tensor, ...]) -> tuple[Coordinates, Callable[..., dict[str, Tensor]]]:
-        """Coordinates, and log p(x, z) site by site, of data like these."""
+        """Coordinates, and log p(x, z) site by site, for data like these."""
         n = len(data[0])
         if n not in self._known:
             self._known[n] = Coordinates(self.model, *data), densities(self.model, *data, lifted=self.lifted)
@@ -76,7 +76,7 @@ class Landscape:
             return torch.as_tensor(sum(log_p(values, *data).values())) + log_det
 
     def run(self, fn: Callable[..., tuple[Tensor, ...]], u: Tensor, data: tuple[Tensor, ...], calls: int) -> Any:
-        """The fastest way to slopes or derivatives at points and data like these, called so often for a batch."""
+        """The fastest route to derivatives at points and data like these, called ``calls`` times per batch."""
         self.coordinates(data)
         rows = u.shape[:-1].numel() * (u.shape[-1] if fn is derivatives else 1)
 
@@ -88,16 +88,16 @@ class Landscape:
         run = self.routes(
             at, tensors_of(self.model), inputs, operations, ahead=ahead, key=fn.__name__, state=self.state
         )
-        return lambda u, *data: run(u.contiguous(), *data)  # a graph is one of contiguous points
+        return lambda u, *data: run(u.contiguous(), *data)  # the graph needs contiguous points
 
 
 class Gaussians:
-    """A Gaussian for each datum of a batch, on its way to the best ELBO.
+    """A Gaussian for each data point of a batch, which is improved towards the best ELBO.
 
     Args:
         land: log p(x, u).
         data: the batch.
-        start: where the search for modes starts, [N, F].
+        start: the start of the search for modes, [N, F].
         diagonal: whether covariances are diagonal.
     """
 
@@ -111,14 +111,14 @@ class Gaussians:
         up = land.run(slopes, start[None, : self.size], some, 10 * blocks)
         self.second = land.run(derivatives, start[: self.size], some, (1 + _HESSIANS + 4) * blocks)
         self.loc, self.curvature, _ = find_modes(up, self.second, u, data, _MOST_HESSIANS, _PROMISE)
-        self.points = torch.zeros(n, dtype=u.dtype, device=u.device)  # that the curvature is the mean of
+        self.points = torch.zeros(n, dtype=u.dtype, device=u.device)  # number of points in the mean curvature
 
     def state(self) -> tuple[Tensor, ...]:
-        """The numbers that move, [N, ...] each."""
+        """The numbers that change, [N, ...] each."""
         return self.loc, self.curvature, self.points
 
     def return_to(self, state: tuple[Tensor, ...], rows: Tensor) -> None:
-        """Put some data, [N] of bool, back to an earlier state."""
+        """Restore an earlier state of some data points, [N] of bool."""
         self.loc, self.curvature, self.points = (
             torch.where(rows.view(-1, *(1,) * (new.dim() - 1)), old, new)
             for old, new in zip(state, self.state(), strict=True)
@@ -137,7 +137,7 @@ class Gaussians:
         return whitening
 
     def move(self, steps: int, draws: int, points: int, share: float) -> None:
-        """Steps of the mean, each a share of Newton's, the mean of the last half kept; then another mean curvature."""
+        """Steps of the mean, each a share of Newton's; the mean of the last half is kept; then a new mean curvature."""
         n, features = self.loc.shape
         lower, whitening = self.distribution()[1], self._whitening()
         total = torch.zeros_like(self.loc)
@@ -166,7 +166,7 @@ class Gaussians:
 
 
 def _no_wider(curvature: Tensor, before: Tensor) -> Tensor:
-    """Curvatures [N, F, F] of Gaussians that are at most twice as wide as before, in each direction."""
+    """Curvatures [N, F, F] of Gaussians that are at most twice as wide as before in each direction."""
     _, info = torch.linalg.cholesky_ex(curvature - before / 4)
     wide = (info != 0).nonzero().flatten()
     if not len(wide):

@@ -1,4 +1,4 @@
-r"""Hamiltonian Monte Carlo for many chains of many data at once, each with an accept decision of its own.
+r"""Hamiltonian Monte Carlo for many chains of many data points at once, each with a separate accept decision.
 
 Along the path between a start f_0 = q_0 and the posterior, f_1 = p(x, z), with everything in unconstrained coordinates,
 
@@ -6,14 +6,14 @@ Along the path between a start f_0 = q_0 and the posterior, f_1 = p(x, z), with 
     \log f_b(u) = \underbrace{\log q_0(u)}_{\text{base}} +
                   b \, \underbrace{\big( \log p(x, u) - \log q_0(u) \big)}_{\text{ratio}}
 
-so values and slopes of the two parts at a point serve every temperature b, and nothing is evaluated twice.
+so values and gradients of the two parts at a point give every temperature b, and nothing is evaluated twice.
 
 | symbol | meaning | shape |
 | --- | --- | --- |
 | C, N, F | chains, data, unconstrained features | |
-| u | where the chains are | [C, N, F] |
+| u | positions of the chains | [C, N, F] |
 | v | their momenta, standard normal | [C, N, F] |
-| e, S | step size of a datum, scale of its coordinates: a root of their covariance | [N], [N, F, F] |
+| e, S | step size of a data point, scale of its coordinates: a root of their covariance | [N], [N, F, F] |
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 class Point(NamedTuple):
-    """Where chains are, and the path's densities and slopes there.
+    """Positions of chains, and the path's densities and gradients there.
 
     Attributes:
         u: coordinates, [C, N, F].
@@ -59,14 +59,14 @@ Landscape = Callable[[Tensor], Point]
 def move(
     landscape: Landscape, point: Point, b: float, step: Tensor, scale: Tensor, leapfrog: int
 ) -> tuple[Point, Tensor, Tensor]:
-    r"""One transition that leaves f_b as it is: L leapfrog steps, then a decision for each (chain, datum).
+    r"""One transition that leaves f_b invariant: L leapfrog steps, then a decision per (chain, data point).
 
     .. math::
         v \leftarrow v + \tfrac{e}{2} S^\top \nabla \log f_b(u), \qquad u \leftarrow u + e S v, \qquad
         v \leftarrow v + \tfrac{e}{2} S^\top \nabla \log f_b(u)
 
-    accepted with probability min(1, f_b(u') N(v') / (f_b(u) N(v))). The step size of each chain is drawn from 0.5 e to
-    1.5 e, independently of where it is, so that no orbit closes. Where the density is not finite, the chain stays.
+    accepted with probability min(1, f_b(u') N(v') / (f_b(u) N(v))). The step size of each chain is sampled between
+    0.5 e and 1.5 e, independently of its position, so that no orbit closes. At a non-finite density the chain stays.
 
     References:
         Duane, Kennedy, Pendleton and Roweth (1987), Hybrid Monte Carlo.
@@ -74,14 +74,14 @@ def move(
 
     Args:
         landscape: evaluates coordinates [C, N, F].
-        point: where the chains are.
+        point: the positions of the chains.
         b: the temperature, 0 to 1.
         step: e, [N].
         scale: S, [N, F, F], or its diagonal [N, F].
         leapfrog: L. Each step evaluates the landscape once.
 
     Returns:
-        Where the chains are now, the probability of acceptance [C, N], and whether the move was accepted [C, N].
+        The new positions, the probability of acceptance [C, N], and whether the move was accepted [C, N].
     """
     e = (step * (0.5 + torch.rand_like(point.base))).unsqueeze(-1)  # [C, N, 1]
     start = torch.randn_like(point.u)
@@ -102,7 +102,7 @@ def move(
 
 
 def _scaled(scale: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
-    """The scale of each datum, or its transpose, times vectors [C, N, F]."""
+    """The scale of each data point, or its transpose, times vectors [C, N, F]."""
     if scale.dim() == 2:  # diagonal
         return scale * vector
     matrix = scale.mT if transposed else scale

@@ -1,24 +1,24 @@
-r"""A proposal of its own for each datum: modes of the posterior, their curvature, a local search, a mixture.
+r"""A separate proposal for each data point: modes of the posterior, their curvature, a local search, a mixture.
 
 .. math::
     q_n(u) = \sum_m \pi_{nm} \big( a \, N(u; \mu_{nm}, w^2 \Sigma_{nm}) + b \, t_5(u; \mu_{nm}, v^2 \Sigma_{nm}) \big)
         + c \, q(u \mid x_n) + d \, p(u)
 
-in the unconstrained coordinates u of all latent values, [F] for a datum. Student's t is v = 1 + 2 / F times as wide:
-tails that few coordinates need are bought at a price, v^F < e^2, that does not grow with their number. Draws are
-stratified: every part of the mixture gives a number of them that is fixed beforehand, and each is weighted by the
-density of the whole mixture (the balance heuristic), so that no part can make a weight larger than one over its share
-times its own.
+in the unconstrained coordinates u of all latent values, [F] for a data point. Student's t is v = 1 + 2 / F times as
+wide: this widening, which is useful with few coordinates, costs a factor v^F < e^2 that does not grow with F. Samples
+are stratified: every part of the mixture gives a fixed number of them, and each is weighted by the density of the
+whole mixture (the balance heuristic), so that no part can make a weight larger than the inverse of its share times its
+own weight.
 
-1. Uphill from draws of the guide, and of the prior where it is far from these, all at once, by Adam and by Newton's
-   steps, with many coordinates one.
-2. At each end the negative Hessian; ends that lie within two standard deviations of another are one mode.
+1. Ascents from samples of the guide, and of the prior if it is far from these, all at once, by Adam and by Newton's
+   method, with many coordinates a single Newton step.
+2. At each end the negative Hessian; ends within two standard deviations of another one count as the same mode.
 3. A Gaussian with full covariance for each mode, in the coordinates that whiten the Laplace approximation, by
-   gradients that stick the landing; the mean of the second half of the steps is kept, where its ELBO is above that of
-   the start. Data with few coordinates do without, unless weights of a pilot say that curvature is not enough.
-4. Where a pilot says that this is not enough either, Gaussians that follow the weights of some rounds of draws.
+   gradients with sticking the landing; the mean of the second half of the steps is kept if its ELBO is above that of
+   the start. Data points with few coordinates skip this, unless the weights of a pilot show that it is needed.
+4. If a pilot shows that this is still insufficient, Gaussians adapted to the weights of several rounds of samples.
 
-The pilot's draws enter no estimate.
+The pilot's samples are not used in any estimate.
 
 References:
     Veach and Guibas (1995), Optimally Combining Sampling Techniques for Monte Carlo Rendering.
@@ -46,24 +46,24 @@ from .diagnostics import pareto_k
 from .plan import FEW, SOME, Plan
 from .target import Block, Target
 
-_CANDIDATES = 32  # draws of the prior, of which starts are chosen
+_CANDIDATES = 32  # samples of the prior, from which starts are chosen
 _MODES = 4
-_LEAST = 5.0  # nats that a mode may hold less than the best
+_LEAST = 5.0  # nats below the best: minimal mass of a mode
 _APART = 2.0  # standard deviations between modes
-_DIP = 0.5  # nats by which the density falls between two modes, at least
-_HOPELESS = 10.0  # nats below the best: such an end leads to no mode that counts
-_FREEDOM = 5.0  # of Student's t
-_HALF = 12  # steps uphill, after which most ways from the guide's draws are given up
-_DRAWS = 4  # of a step of the local search
+_DIP = 0.5  # nats: minimal decrease of the density between two modes
+_HOPELESS = 10.0  # nats below the best: such an end leads to no relevant mode
+_FREEDOM = 5.0  # degrees of freedom of Student's t
+_HALF = 12  # steps, after which most ascents from guide samples are stopped
+_DRAWS = 4  # per step of the local search
 _STEPS = 20, 200  # of the local search, at least and at most
-_COMPARED = 48  # draws that say whether the search found a better Gaussian
+_COMPARED = 48  # samples that decide whether the search found a better Gaussian
 _DOUBT = 0.4  # k-hat of a pilot
 _COMPONENTS, _ROUNDS = 8, 6  # of an adapted mixture
-_ROUND, _AT_ONCE = 512, 32  # draws of a round at most, and data that are adapted at once: memory stays flat
+_ROUND, _AT_ONCE = 512, 32  # maximal samples of a round, and data points adapted at once: memory stays flat
 
 
 class Mode(NamedTuple):
-    """Gaussians at modes: locations [M, N, F], Cholesky factors [M, N, F, F], and the log of what they hold, [M, N]."""
+    """Gaussians at modes: locations [M, N, F], Cholesky factors [M, N, F, F], and the log of their mass, [M, N]."""
 
     loc: Tensor
     lower: Tensor
@@ -72,13 +72,13 @@ class Mode(NamedTuple):
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture for each datum.
+    """A mixture for each data point.
 
     Attributes:
         modes: its Gaussians.
-        log_weights: log of the share of each mode, [M, N]; minus infinity for one that is none.
+        log_weights: log of the share of each mode, [M, N]; minus infinity for an absent mode.
         shares: of Gaussians, Student's t, the guide and the prior.
-        widened: how much wider the Gaussians are.
+        widened: the factor by which the Gaussians are wider.
     """
 
     modes: Mode
@@ -88,41 +88,41 @@ class Proposal:
 
     @property
     def main(self) -> Tensor:
-        """The Cholesky factor of the mode with the largest share of each datum, [N, F, F]."""
+        """The Cholesky factor of the mode with the largest share of each data point, [N, F, F]."""
         best = self.log_weights.argmax(0)
         return self.modes.lower[best, torch.arange(len(best), device=best.device)]
 
     def of(self, rows: Tensor) -> Proposal:
-        """The proposals of some of the data."""
+        """The proposals of some of the data points."""
         some = Mode(*(part[:, rows] for part in self.modes))
         used = self.log_weights[:, rows].isfinite().any(1)
         modes = Mode(*(part[used] for part in some))
         return Proposal(modes, self.log_weights[:, rows][used], self.shares, self.widened)
 
     def counts(self, count: int) -> list[int]:
-        """How many of so many draws each stratum gives."""
+        """The number of samples from each stratum, out of ``count``."""
         counts = [max(2, int(share * count)) if share else 0 for share in self.shares]
         counts[0] += count - sum(counts)
         return counts
 
     @torch.no_grad()
     def log_joint_weights(self, target: Target, block: Block, count: int) -> Tensor:
-        """Log weights [K, N] of stratified draws."""
+        """Log weights [K, N] of stratified samples."""
         counts = self.counts(count)
         return torch.cat([self.log_weights_at(target, block, u, counts) for u in self.draw(target, block, counts)])
 
     def log_weights_at(self, target: Target, block: Block, u: Tensor, counts: list[int], calls: int = 1) -> Tensor:
-        """Log weights of points [C, N, F] beside strata of so many draws: [C, N], float64."""
+        """Log weights of points [C, N, F] beside strata with these numbers of samples: [C, N], float64."""
         return torch.cat([log_w for log_w, _ in self.weighed(target, block, u, counts, calls)])
 
     def draw(self, target: Target, block: Block, counts: list[int], most: int = 0) -> Iterator[Tensor]:
-        """Draws of a block's data, one stratum after the other, piece by piece: [C, N, F].
+        """Samples for a block's data, one stratum after the other, in pieces: [C, N, F].
 
         Args:
             target: the target.
             block: the data.
-            counts: how many draws each stratum gives.
-            most: how many a piece has at most; 0: all in one.
+            counts: the number of samples from each stratum.
+            most: the maximal number in a piece; 0: all in one.
         """
         total, most = sum(counts), most or sum(counts)
         offsets = torch.rand(2, len(block.rows), device=block.rows.device)
@@ -141,10 +141,10 @@ class Proposal:
 
     @torch.no_grad()
     def slot_of(self, target: Target, block: Block, u: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Log weights [N] of points [N, F], and in the place of which of the draws each may stand, [N].
+        """Log weights [N] of points [N, F], and the index of the sample that each may replace, [N].
 
-        A posterior draw stands in the place of draw k with a probability in proportion to the density that k is drawn
-        from.
+        A posterior sample replaces sample k with a probability proportional to the density from which k was
+        sampled.
         """
         joint, prior, guide = target.parts(block, u.unsqueeze(0))
         log_w = joint.double() - self.log_density(u.unsqueeze(0), prior, guide, counts)
@@ -174,17 +174,17 @@ class Proposal:
     def weighed(
         self, target: Target, block: Block, u: Tensor, counts: list[int], calls: int = 1
     ) -> list[tuple[Tensor, Tensor]]:
-        """Log weights and log densities of the mixture at draws, chunk by chunk: [k, N] each, float64."""
+        """Log weights and log densities of the mixture at samples, chunk by chunk: [k, N] each, float64."""
         made = []
         for part in u.split(target.at_once):
             joint, prior, guide = target.parts(block, part, calls * sum(counts) // target.at_once)
             log_q = self.log_density(part, prior, guide, counts)
-            joint = joint.double().nan_to_num(-math.inf, math.inf, -math.inf)  # far out parameters may overflow
+            joint = joint.double().nan_to_num(-math.inf, math.inf, -math.inf)  # extreme parameters may overflow
             made.append((joint - log_q, log_q))
         return made
 
     def log_density(self, u: Tensor, prior: Tensor, guide: Tensor | None, counts: list[int]) -> Tensor:
-        """Log of the mixture, by the counts that its strata have: [C, N], float64."""
+        """Log of the mixture, with the counts of its strata: [C, N], float64."""
         normal, student = (log.logsumexp(0) for log in self.by_mode(u))
         parts = (normal, student, guide, prior)
         terms = [
@@ -195,7 +195,7 @@ class Proposal:
         return torch.stack(terms).logsumexp(0)
 
     def by_mode(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of share and density of each mode's Gaussian and Student's t: [M, C, N] each, float64."""
+        """Log of share times density of each mode's Gaussian and Student's t: [M, C, N] each, float64."""
         away = u[None] - self.modes.loc[:, None]  # [M, C, N, F]
         white = torch.linalg.solve_triangular(self.modes.lower, away.permute(0, 2, 3, 1), upper=False)  # [M, N, F, C]
         squares = white.square().sum(2, dtype=torch.float64).transpose(1, 2)  # [M, C, N]
@@ -208,12 +208,12 @@ class Proposal:
         return normal, share + constant - d * math.log(far) - 0.5 * (v + d) * (squares / far**2 / v).log1p()
 
     def _draw(self, numbers: Tensor, of: int, offsets: Tensor, kind: int) -> Tensor:
-        """Draws [C, N, F] of the Gaussians (kind 0) or Student's ts (1), as many of each mode as its share says.
+        """Samples [C, N, F] of the Gaussians (kind 0) or Student's ts (1), from each mode according to its share.
 
         Args:
-            numbers: which of the stratum's draws these are, [C].
-            of: how many it has.
-            offsets: where each datum's systematic draws begin, [2, N].
+            numbers: the indices of these samples in the stratum, [C].
+            of: the number of samples in the stratum.
+            offsets: the start of each data point's systematic sampling, [2, N].
             kind: 0 or 1.
         """
         modes, n, features = self.modes.loc.shape
@@ -237,12 +237,12 @@ class Proposal:
 
 
 def _far(features: int) -> float:
-    """How much wider Student's t is than the Gaussians that were found."""
+    """The width of Student's t relative to the fitted Gaussians."""
     return 1 + 2 / features
 
 
 def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
-    """A mixture for each datum of the block, and how many modes were found, [N]."""
+    """A mixture for each data point of the block, and the number of modes found, [N]."""
     (block,) = target.blocks_of(target.rows)
     features = target.features
     prior = target.of_prior(_CANDIDATES)
@@ -250,7 +250,7 @@ def propose(target: Target, plan: Plan) -> tuple[Proposal, Tensor]:
     u = _spread_out(target.of_guide(plan.starts), prior, scale, plan.starts)
     few = features <= FEW
     u, filled = _filled(u, block), _filled(scale, block)
-    if not few and plan.climb > 2 * _HALF:  # of the guide's draws, which mostly end in one mode, the best goes on
+    if not few and plan.climb > 2 * _HALF:  # ascents from guide samples mostly end in one mode: the best one continues
         u, f = climbed(target, block, u, filled, _HALF)
         u = torch.cat([_best(u[: plan.starts], f[: plan.starts], 1), u[plan.starts :]])
         u, _ = climbed(target, block, u, filled, plan.climb - _HALF)
@@ -280,14 +280,14 @@ def _mixture(target: Target, modes: Mode) -> Proposal:
 
 
 def _best(u: Tensor, f: Tensor, count: int) -> Tensor:
-    """Of points [S, N, F] those with the largest of their values [S, N]: [C, N, F]."""
+    """Of points [S, N, F] those with the largest values [S, N]: [C, N, F]."""
     which = f.topk(count, dim=0).indices
     best: Tensor = u.gather(0, which.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
     return best
 
 
 def _filled(values: Tensor, block: Block) -> Tensor:
-    """Values of the rows of a block, whose last but one dimension is theirs; where it is filled up, their first."""
+    """Values of the rows of a block along the last but one dimension; padded with the first one if needed."""
     missing = len(block.rows) - block.real
     if not missing:
         return values
@@ -295,7 +295,7 @@ def _filled(values: Tensor, block: Block) -> Tensor:
 
 
 def _spread_out(u: Tensor, candidates: Tensor, scale: Tensor, count: int) -> Tensor:
-    """Points, and so many of the candidates, one after the other that which is farthest from all before: [C, N, F]."""
+    """Points, and ``count`` of the candidates, each the farthest from all points before it: [C, N, F]."""
     for _ in range(count):
         away = ((candidates[:, None] - u) / scale).square().sum(-1).amin(1)  # [candidates, N]
         farthest = away.argmax(0)[None, :, None].expand(1, *u.shape[1:])
@@ -304,14 +304,14 @@ def _spread_out(u: Tensor, candidates: Tensor, scale: Tensor, count: int) -> Ten
 
 
 def _spread(u: Tensor) -> Tensor:
-    """A scale for each coordinate, [N, F], from draws of the prior: by the distance between their quartiles."""
+    """A scale for each coordinate, [N, F], from samples of the prior: the distance between their quartiles."""
     low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
     scale: Tensor = (high - low) / 1.35
     return scale.clamp_min(1e-6)
 
 
 def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None = None) -> Tensor:
-    """Those of the rows whose pilot has a heavy tail; all of them where there is none."""
+    """The rows whose pilot has a heavy tail; all rows if there is no pilot."""
     rows = target.rows if rows is None else rows
     if not plan.pilot:
         return rows
@@ -323,7 +323,7 @@ def doubtful(target: Target, proposal: Proposal, plan: Plan, rows: Tensor | None
 
 
 def climbed(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The best points on the way uphill from these, [S, N, F], and their log densities [S, N]."""
+    """The best points of an ascent from these, [S, N, F], and their log densities [S, N]."""
     slopes = target.slopes(block, u, steps * target.blocks)
 
     def uphill(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -337,10 +337,10 @@ def climbed(target: Target, block: Block, u: Tensor, scale: Tensor, steps: int) 
 def newton(
     target: Target, block: Block, u: Tensor, scale: Tensor, prior: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton's steps uphill [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F].
+    """Points after Newton steps [N, F]; the log density there, and a covariance's Cholesky factor, [N, F, F].
 
-    No curvature is taken to be less than a quarter of what a Gaussian prior would have along it, whose variance there
-    is that of draws, [S, N, F].
+    Each curvature is at least a quarter of that of a Gaussian prior in the same direction, whose variance is
+    estimated from samples, [S, N, F].
     """
     prior = ((prior - prior.mean(0)) / scale).double().movedim(0, -1)  # [N, F, S]
     f, slope, negative = target.curvature(block, u)
@@ -357,7 +357,7 @@ def newton(
         there = target.parts(block, new)[0].nan_to_num(-math.inf, neginf=-math.inf)
         better, which = there.max(0)
         u = torch.where((better > f).unsqueeze(-1), new.gather(0, which[None, :, None].expand(1, *u.shape))[0], u)
-        if step == steps:  # one more step by the curvature that is known
+        if step == steps:  # one more step with the known curvature
             f = torch.maximum(f, better)
             break
         f, slope, negative = target.curvature(block, u)
@@ -365,7 +365,7 @@ def newton(
 
 
 def merged(target: Target, ends: Tensor, scale: Tensor, prior: Tensor, plan: Plan) -> Mode:
-    """The distinct modes among points [S, N, F], best first; as many as the plan can pay for."""
+    """The distinct modes among points [S, N, F], best first; as many as the plan allows."""
     s, n, features = ends.shape
     f = _at(target, ends)  # [S, N]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -387,7 +387,7 @@ def merged(target: Target, ends: Tensor, scale: Tensor, prior: Tensor, plan: Pla
             u[here], top[here], lower[here] = (part[: block.real] for part in some)
         log_mass = top.double() + lower.diagonal(dim1=-2, dim2=-1).log().sum(-1).double()
         log_mass = torch.where(best > -math.inf, log_mass + features / 2 * math.log(2 * math.pi), -math.inf)
-        for other, _, _ in found:  # it led to one that is known
+        for other, _, _ in found:  # it ended in a known mode
             away = torch.linalg.solve_triangular(lower, (other - u).unsqueeze(-1), upper=False).squeeze(-1)
             log_mass = torch.where(away.square().sum(-1) < _APART**2, -math.inf, log_mass)
         found.append((u, lower, log_mass))
@@ -399,7 +399,7 @@ def merged(target: Target, ends: Tensor, scale: Tensor, prior: Tensor, plan: Pla
     if not found:
         found.append((ends[0], scale.diag_embed(), torch.full_like(f[0], -math.inf, dtype=torch.float64)))
     kept = Mode(*map(torch.stack, zip(*found, strict=True)))
-    nowhere = ~kept.log_mass.isfinite().any(0)  # no way led to where the model has a density: as wide as the prior
+    nowhere = ~kept.log_mass.isfinite().any(0)  # no ascent reached a positive density: use the width of the prior
     kept.loc[0, nowhere], kept.lower[0, nowhere] = ends[0, nowhere], scale.diag_embed()[nowhere]
     kept.log_mass[0, nowhere] = 0.0
     log_mass = torch.where(kept.log_mass > kept.log_mass.amax(0) - _LEAST, kept.log_mass, -math.inf)
@@ -408,7 +408,7 @@ def merged(target: Target, ends: Tensor, scale: Tensor, prior: Tensor, plan: Pla
 
 
 def _dips(target: Target, u: Tensor, ends: Tensor) -> Tensor:
-    """How far the log density falls below that of both ends on the straight ways from u [N, F] to points: [S, N]."""
+    """The decrease of the log density below both ends on straight lines from u [N, F] to points: [S, N]."""
     ways = torch.cat([u + t * (ends - u) for t in (0.0, 0.25, 0.5, 0.75, 1.0)])  # [5 S, N, F]
     f = _at(target, ways).unflatten(0, (5, len(ends)))
     dips: Tensor = torch.minimum(f[0], f[-1]) - f[1:-1].amin(0)
@@ -425,14 +425,14 @@ def _at(target: Target, u: Tensor) -> Tensor:
 
 
 def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -> Mode:
-    """The Gaussian at each mode that is best by its ELBO, for some of the data.
+    """The Gaussian at each mode with the best ELBO, for some of the data points.
 
     Args:
         target: the block.
-        modes: what the search starts from.
-        rows: the data.
-        plan: how evaluations are spent.
-        part: what fraction of those that are left for the proposal the search may take.
+        modes: the start of the search.
+        rows: the data points.
+        plan: the use of evaluations.
+        part: the fraction of the remaining evaluations for the proposal that the search may use.
     """
     made = Mode(*(values.clone() for values in modes))
     held = modes.log_mass.isfinite().sum(0)  # [N]
@@ -444,7 +444,7 @@ def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -
         some = rows[affordable[rows] == steps]
         if steps < _STEPS[0] or not len(some):
             continue
-        data, index = modes.log_mass[:, some].isfinite().T.nonzero(as_tuple=True)  # pairs of a datum and a mode
+        data, index = modes.log_mass[:, some].isfinite().T.nonzero(as_tuple=True)  # pairs of a data point and a mode
         data = some[data]
         first = 0
         for block in target.blocks_of(data):
@@ -463,11 +463,11 @@ def searched(target: Target, modes: Mode, rows: Tensor, plan: Plan, part: int) -
 def _landed(
     target: Target, block: Block, start: Tensor, whitening: Tensor, steps: int, lr: float = 0.05
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussians found with gradients that stick the landing: [P, F], [P, F, F], and their ELBO [P]."""
+    """Gaussians found by gradients with sticking the landing: [P, F], [P, F, F], and their ELBO [P]."""
     pairs, features = start.shape
     free = [torch.zeros_like(start), torch.zeros_like(whitening), torch.zeros_like(start)]
     mean = [torch.zeros_like(p) for p in free]
-    below = min(1.0, math.sqrt(2 / features))  # the noise of a row's entries below the diagonal adds up
+    below = min(1.0, math.sqrt(2 / features))  # the noise of a row's entries below the diagonal accumulates
     groups = [{"params": free[:1] + free[2:], "size": lr}, {"params": free[1:2], "size": lr * below}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     elbo = torch.zeros(pairs, dtype=torch.float64, device=start.device)
@@ -496,7 +496,7 @@ def _better(
     begun: tuple[Tensor, Tensor],
     log_mass: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What a search found where its ELBO is above that of the Gaussian where it began, else that."""
+    """The result of a search if its ELBO is above that of the initial Gaussian, else the latter."""
     noise = torch.randn(_COMPARED, *found[0].shape, dtype=found[0].dtype, device=found[0].device)
     elbos = []
     for loc, lower in (found[:2], begun):
@@ -509,10 +509,10 @@ def _better(
 
 
 def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Proposal:
-    """Gaussians of some of the data that follow the weights of draws, round after round.
+    """Gaussians of some of the data points, adapted to the weights of samples in several rounds.
 
-    Each round draws from the mixture at hand, and takes a step of the EM algorithm on the draws of all rounds so far,
-    weighted by the density of all that they were drawn from. Covariances are shrunk to those of the mode.
+    Each round samples from the present mixture and takes a step of the EM algorithm on the samples of all rounds,
+    weighted by the density of all their proposals. Covariances are shrunk to those of the mode.
     """
     if not len(rows) or target.features > SOME:
         return proposal
@@ -532,7 +532,7 @@ def adapted(target: Target, proposal: Proposal, rows: Tensor, plan: Plan) -> Pro
 
 
 def _grown(proposal: Proposal, components: int) -> Proposal:
-    """The same with room for so many components."""
+    """The same proposal with space for ``components`` components."""
     missing = components - len(proposal.modes.loc)
     if missing <= 0:
         return proposal
@@ -545,10 +545,10 @@ def _grown(proposal: Proposal, components: int) -> Proposal:
 
 @torch.no_grad()
 def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Locations [L, N, F], Cholesky factors and log weights of a mixture that follows the weights of its draws."""
+    """Locations [L, N, F], Cholesky factors and log weights of a mixture adapted to the weights of its samples."""
     features = target.features
     lower = proposal.main  # [N, F, F]
-    prior = (lower @ lower.mT).double() / 4  # what covariances are shrunk to
+    prior = (lower @ lower.mT).double() / 4  # the target of covariance shrinkage
     draws: list[tuple[Tensor, Tensor, Tensor]] = []  # coordinates, log p, log q of the round
     for number in range(_ROUNDS):
         counts = proposal.counts(count)
@@ -561,7 +561,7 @@ def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> t
         log_w = log_w - log_w.amax(0)
         cut = log_w.logsumexp(0) - 0.5 * math.log(len(log_w))  # truncated at sqrt(K) times the mean
         weights = torch.minimum(log_w, cut).softmax(0)  # [K, N]
-        if not number:  # further components stand at draws, one after the other where the mixture is thinnest
+        if not number:  # put further components at samples, one by one where the mixture is thinnest
             proposal = _seeded(proposal, points, weights, prior)
         normal, student = proposal.by_mode(points.to(u))
         share = (torch.logaddexp(normal, student)).softmax(0).nan_to_num(0.0) * weights  # [L, K, N]
@@ -580,7 +580,7 @@ def _followed(target: Target, block: Block, proposal: Proposal, count: int) -> t
 
 
 def _seeded(proposal: Proposal, points: Tensor, weights: Tensor, prior: Tensor) -> Proposal:
-    """The same with all components in use: the further ones at draws, by their weights, with narrow covariances."""
+    """The same proposal with all components in use: new ones at samples, by their weights, with narrow covariances."""
     components = max(_COMPONENTS, len(proposal.log_weights))
     grown = _grown(proposal, components)
     loc, lower = grown.modes.loc.clone(), grown.modes.lower.clone()
@@ -592,7 +592,7 @@ def _seeded(proposal: Proposal, points: Tensor, weights: Tensor, prior: Tensor) 
     nearest = torch.full_like(weights, math.inf)
     for m in range(components):
         known = log_weights[m].isfinite()
-        score = weights * nearest.clamp_max(1e6)  # far from all others, and heavy
+        score = weights * nearest.clamp_max(1e6)  # far from all others, with a large weight
         at = score.argmax(0)
         loc[m] = torch.where(known.unsqueeze(-1), loc[m], points[at, rows].to(loc))
         lower[m] = torch.where(known[:, None, None], lower[m], narrow)

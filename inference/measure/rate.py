@@ -1,4 +1,4 @@
-r"""What the latents carry: rate and distortion, active units, collapse.
+r"""The information in the latents: rate and distortion, active units, collapse.
 
 .. math::
     \text{ELBO}_n = -\underbrace{\mathbb{E}_q[-\log p(x_n \mid z)]}_{\text{distortion}}
@@ -28,11 +28,11 @@ from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table
 
-_ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as Burda et al. have it
+_ACTIVE = 0.01  # variance over the data of a unit's posterior mean, as in Burda et al.
 
 
 class PosteriorCollapseWarning(UserWarning):
-    """No unit of a latent site tells one datum from another: the guide answers with the prior, whatever it is shown.
+    """No unit of a latent site distinguishes data points: the guide returns the prior for every input.
 
     Example:
         >>> issubclass(PosteriorCollapseWarning, UserWarning)
@@ -42,18 +42,18 @@ class PosteriorCollapseWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortion(Measurement):
-    """What :func:`rate_distortion` measured. Tensors are float64, in nats; ``summary`` has bits.
+    """The result of :func:`rate_distortion`. Tensors are float64, in nats; ``summary`` has bits.
 
     Attributes:
-        rate: KL(q(z | x) || p(z)) of each datum, [N].
+        rate: KL(q(z | x) || p(z)) of each data point, [N].
         rate_error: its Monte Carlo standard error, [N].
-        distortion: the mean of -log p(x | z) under the guide, of each datum, [N].
+        distortion: the mean of -log p(x | z) under the guide, of each data point, [N].
         distortion_error: its Monte Carlo standard error, [N].
-        activity: by site, the variance over the data of the posterior mean of each unit, [*event]; what the Monte Carlo
-            error of the means adds to it is taken off.
+        activity: by site, the variance over the data of the posterior mean of each unit, [*event]; corrected for the
+            Monte Carlo error of the means.
         activity_error: its standard error over the data, by site, [*event].
-        features: the number of observed numbers in one datum.
-        route: the way that particles are run: ``"outer plate"``, say.
+        features: the number of observed numbers in one data point.
+        route: the method for particles, such as ``"outer plate"``.
 
     Example:
         >>> one = torch.ones(4)
@@ -74,7 +74,7 @@ class RateDistortion(Measurement):
 
     @property
     def active_units(self) -> dict[str, int]:
-        """How many units of each site have an activity above 0.01."""
+        """The number of units of each site with an activity above 0.01."""
         return {site: int((values > _ACTIVE).sum()) for site, values in self.activity.items()}
 
     @property
@@ -93,7 +93,7 @@ class RateDistortion(Measurement):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, and the values per datum and unit."""
+        """Everything as plain numbers and lists: the summary, and the values per data point and unit."""
         return {**super().to_dict(), "activity": {site: values.tolist() for site, values in self.activity.items()}}
 
     def _table(self) -> Table:
@@ -101,7 +101,7 @@ class RateDistortion(Measurement):
             (f"active units of {site}", f"{count} of {self.activity[site].numel()}")
             for site, count in self.active_units.items()
         ]
-        return self._summary_table(f"{len(self.rate)} data, bits per datum", facts)
+        return self._summary_table(f"{len(self.rate)} data points, bits per data point", facts)
 
 
 @checked
@@ -117,7 +117,7 @@ def rate_distortion(
     device: Device = None,
     progress: bool = True,
 ) -> RateDistortion:
-    """Measure what a pair spends on its latents, what it still misses of the data, and which latents carry anything.
+    """Measure the rate of the latents, the distortion of the data, and which latents are active.
 
     References:
         Alemi et al. (2018), Fixing a Broken ELBO. https://arxiv.org/abs/1711.00464
@@ -128,19 +128,19 @@ def rate_distortion(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
-        particles: the number K of draws per datum, at least 2.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        particles: the number K of samples per data point, at least 2.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
         batch_transform: applied to the first tensor, once.
-        chunk_size: how many (datum, particle) pairs are run at once.
-        device: where to run; modules and data are moved there. None: where they are.
+        chunk_size: how many (data point, particle) combinations are run at once.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`RateDistortion`.
 
     Raises:
-        ValueError: for ``particles`` less than 2, joint weights, and on what
-            :func:`~jensen.inference.evaluate` names.
+        ValueError: for ``particles`` below 2, joint weights, and the errors of
+            :func:`~jensen.inference.evaluate`.
 
     Warns:
         PosteriorCollapseWarning: if no unit of a latent site is active.
@@ -154,7 +154,7 @@ def rate_distortion(
         (torch.Size([200]), {'z': 2})
     """
     if particles < 2:
-        raise ValueError(f"particles is the number of draws from the guide, at least 2, but got {particles}")
+        raise ValueError(f"particles is the number of samples from the guide, at least 2, but got {particles}")
     tensors = as_tensors(data)
     n = len(tensors[0])
     parts: list[tuple[Tensor, ...]] = []
@@ -164,7 +164,7 @@ def rate_distortion(
         tensors = placed(tensors, device, batch_transform)
         how: dict[str, Any] = {"at_once": chunk_size, "together": particles, "progress": progress, "seed": seed}
         for part in stream(model, guide, tensors, "rate", **how):
-            if part.layout.summed:  # of states that are summed out the rate is not known apart from the distortion
+            if part.layout.summed:  # with summed-out states, rate and distortion cannot be separated
                 return rate_distortion(
                     model,
                     sampled(guide),
@@ -194,7 +194,7 @@ def rate_distortion(
     if n > 1 and result.collapsed:
         warnings.warn(
             f"posterior collapse at {result.collapsed}: no unit's posterior mean varies over the data by more than "
-            f"{_ACTIVE}; anneal beta, give free bits (jensen.inference.ELBO), or take a weaker likelihood",
+            f"{_ACTIVE}; anneal beta, give free bits (jensen.inference.ELBO), or use a weaker likelihood",
             PosteriorCollapseWarning,
             stacklevel=outside(),
         )
@@ -202,7 +202,7 @@ def rate_distortion(
 
 
 def _split(t: Terms) -> tuple[Tensor, Tensor]:
-    """Draws of the rate and of the distortion: [K, n]."""
+    """Samples of the rate and of the distortion: [K, n]."""
     observed = t.observed.double().cpu()
     rate = sum(t.log_q.values()) - sum(t.log_p[name] for name in t.log_p if name in t.q)
     return torch.as_tensor(rate).double().cpu().expand(observed.shape), -observed

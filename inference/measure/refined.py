@@ -1,7 +1,7 @@
-"""Log p(x) by proposals of each datum's own: which data, at what price, and what fresh draws say.
+"""Log p(x) by a separate proposal for each data point: blocks of data, their budgets, and fresh samples.
 
-How proposals are found is in :mod:`~jensen.inference.measure.proposals`. None of the draws that chose a proposal enters
-the estimate.
+:mod:`~jensen.inference.measure.proposals` describes how proposals are found. The estimate uses no sample that chose a
+proposal.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .starts import drawn, without_funnels
 from .target import STATES, Block, Target
 from .witness import missed
 
-_BLOCK = 2**7  # data that are refined at once
+_BLOCK = 2**7  # data points refined at once
 _MOST = 256  # coordinates
-_ALIKE = 32  # draws, in units of which data have different numbers
-_NUMBERS = 2**22  # coordinates of draws that are held at once
+_ALIKE = 32  # numbers of samples are multiples of this
+_NUMBERS = 2**22  # coordinates of samples held at once
 
 
 class Refined(NamedTuple):
-    """What fresh draws from the proposals say, [N] each.
+    """The result of fresh samples from the proposals, [N] each.
 
     Attributes:
-        log_evidence: log p(x): the log of the mean weight, with half its squared error, its bias, added back.
+        log_evidence: log p(x): the log of the mean weight, corrected for its bias by half its squared error.
         standard_error: its Monte Carlo error, within strata.
-        ess: effective sample size of the draws.
+        ess: effective sample size of the samples.
         pareto_k: k-hat of their weights.
-        modes: how many modes a proposal has.
-        evaluations: of log p(x, z) for each datum, over all; a gradient counts three.
-        draws: how many fresh draws there were.
+        modes: the number of modes of a proposal.
+        evaluations: of log p(x, z) for each data point, in total; a gradient counts three.
+        draws: the number of fresh samples.
         missed: whether a few chains from the prior found a part of the posterior that the proposal misses.
     """
 
@@ -69,20 +69,20 @@ def refine(
     compile: Compile = "auto",
     progress: bool = True,
 ) -> Refined | str:
-    """Log p(x) by a proposal of its own for each datum; or why there is none.
+    """Log p(x) by a separate proposal for each data point; or the reason why there is none.
 
     Args:
         model: the model.
         guide: its guide.
         data: the data.
-        budget: the most evaluations of log p(x, z) for a datum, of which a quarter at least are fresh draws.
+        budget: the maximal number of evaluations of log p(x, z) per data point, at least a quarter for fresh samples.
         seed: as for :func:`~jensen.inference.evaluate`.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
         compile: as for :func:`~jensen.inference.evaluate`.
         progress: whether to show a progress bar.
     """
     if (least := Plan.of(budget, 1).least(1)) > budget:
-        return f"a datum takes a budget of at least {least} evaluations, not {budget}"
+        return f"a data point needs a budget of at least {least} evaluations, not {budget}"
     parts: list[Refined] = []
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
     target: Target | None = None
@@ -107,22 +107,22 @@ def refine(
 
 
 def _blocks(part: Part, program: Program, funnels: list[str]) -> list[tuple[tuple[Tensor, ...], Tensor | None]] | str:
-    """The part's data in blocks, with draws of the guide where it is not asked for more; or why there are none.
+    """The part's data in blocks, with samples of the guide if its density is not used; or why there are none.
 
-    That is so where it runs on all data only, and where the model has coordinates that it knows nothing of.
+    Its density is not used if the guide runs on all data only, or if the model's coordinates are transformed.
     """
     apart = bool(part.data) and not (part.joint or part.divisible)
     if not (apart or funnels):
         return [(part.data, None)]
     n = len(part)
-    rows = torch.arange(n).split(-(-n // -(-n // _BLOCK)) if apart else max(1, n))  # of about the same size
+    rows = torch.arange(n).split(-(-n // -(-n // _BLOCK)) if apart else max(1, n))  # of about equal size
     blocks = [tuple(x[some.to(x.device)] for x in part.data) for some in rows] if apart else [part.data]
     try:
         coordinates = Coordinates(program, *part.data, joint=part.joint, most=STATES)
         if apart and Coordinates(program, *blocks[-1], most=STATES).rows != len(rows[-1]):
             raise ValueError("its plate has another size")
     except (ValueError, RuntimeError, IndexError) as error:
-        return f"the pair runs on all data only, and proposals are found for blocks of them ({in_a_line(error)})"
+        return f"model and guide run on all data only, but proposals are found for blocks ({in_a_line(error)})"
     given = drawn(part.pair.model, part.pair.guide, part.data, funnels, coordinates, STARTS)
     return (
         [(block, given[:, some]) for block, some in zip(blocks, rows, strict=True)] if apart else [(part.data, given)]
@@ -137,34 +137,34 @@ def target_of(
     data: tuple[Tensor, ...] | None = None,
     given: Tensor | None = None,
 ) -> tuple[Target, Plan] | str:
-    """The target of a part of the data and of those that come after it, and the plan; or why there is none.
+    """The target of this part of the data and the later ones, and the plan; or the reason why there is none.
 
     Args:
         part: the part.
-        budget: the most evaluations of a datum.
+        budget: the maximal number of evaluations per data point.
         compile: as for :func:`~jensen.inference.evaluate`.
-        program: the model in other coordinates; None: as it is.
+        program: the model in other coordinates; None: the original model.
         data: the first block of the part; None: all of it.
-        given: draws there of a guide whose density is not asked for, [C, N, F].
+        given: samples of a guide whose density is not needed, [C, N, F].
     """
     if not (part.data or part.joint):
-        return "pairs that hold their data, with a latent for each, are not refined"
+        return "models that hold their data, with a latent per data point, are not refined"
     if not (part.joint or part.divisible or given is not None):
-        return "the guide holds a value for each of these data, and proposals are found for blocks of them"
+        return "the guide holds a value for each of these data points, but proposals are found for blocks of them"
     pair, data = part.pair, part.data if data is None else data
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*runs one particle after the other")  # known, or said in the reason
+            warnings.filterwarnings("ignore", ".*runs one particle after the other")  # known, or part of the reason
             nesting, ahead = part.layout.nesting, part.ahead
             target = Target(program or pair.model, pair.guide, data, nesting, compile, ahead, part.joint, given)
     except ValueError as error:
         return str(error)
     if target.features > _MOST:
-        return f"a datum has {target.features} coordinates, and the curvature of more than {_MOST} is not worked out"
+        return f"a data point has {target.features} coordinates, but curvatures are limited to {_MOST}"
     plan = Plan.of(budget // target.states, target.features)
     if (least := plan.least(target.features) * target.states) > budget:
         many = f", with {target.states} states of discrete sites," if target.states > 1 else ""
-        return f"{target.features} coordinates of a datum{many} take a budget of {least} evaluations, not {budget}"
+        return f"{target.features} coordinates of a data point{many} need a budget of {least} evaluations, not {budget}"
     return target, plan
 
 
@@ -175,7 +175,7 @@ def _refined(target: Target, plan: Plan) -> Refined:
     numbers = [full.clone() for _ in range(4)]
     draws = full.long()
     doubts = missed(target, proposal) if plan.witness else full.bool()
-    left = (plan.budget - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before these draws
+    left = (plan.budget - target.spent).clamp_min(FRESH) // _ALIKE * _ALIKE  # decided before sampling
     for count in left.unique().tolist():
         rows = (left == count).nonzero().flatten()
         for block in target.blocks_of(rows):
@@ -196,13 +196,13 @@ def _refined(target: Target, plan: Plan) -> Refined:
 
 
 def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lower bounds of log p(x), their errors, upper bounds and theirs given the true values: [N] each, float64.
+    """Lower bounds of log p(x), their errors, upper bounds and their errors given the true values: [N] each, float64.
 
     Args:
         target: the block.
-        plan: how evaluations are spent.
-        true: a draw from the posterior of each datum, [N, F]. In the place of one draw of the proposal it makes the
-            mean weight one whose log is above log p(x) in expectation.
+        plan: the use of evaluations.
+        true: a sample from the posterior of each data point, [N, F]. If it replaces one sample of the proposal, the
+            log of the mean weight is above log p(x) in expectation.
     """
     proposal, _ = propose(target, plan)
     made = torch.zeros(4, len(target), dtype=torch.float64, device=target.spent.device)
@@ -225,15 +225,15 @@ def bounds_of(target: Target, plan: Plan, true: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _piece(target: Target, block: Block) -> int:
-    """How many draws of a block are held at once: memory does not grow with their number."""
+    """The number of samples of a block held at once: memory does not grow with the total number."""
     return max(1, _NUMBERS // (len(block.rows) * target.features) // target.at_once) * target.at_once
 
 
 class Strata:
-    """The log of the mean of stratified weights, its bias added back, and its error within strata, piece by piece.
+    """The log of the mean of stratified weights, bias-corrected, and its error within strata, in pieces.
 
     Args:
-        counts: how many weights each stratum has; they come one stratum after the other.
+        counts: the number of weights in each stratum; strata come one after the other.
         like: a tensor on their device.
     """
 
@@ -243,7 +243,7 @@ class Strata:
         self._moments: Tensor | None = None
 
     def update(self, log_w: Tensor) -> None:
-        """Take log weights [k, N]."""
+        """Add log weights [k, N]."""
         log_w = log_w.double()
         if self._moments is None:
             self._top = torch.full_like(log_w[0], -math.inf)
@@ -266,7 +266,7 @@ class Strata:
         self.seen += len(log_w)
 
     def results(self) -> tuple[Tensor, Tensor]:
-        """The log of the mean with half its squared error added, and its error: [N] each."""
+        """The log of the mean plus half its squared error, and its error: [N] each."""
         assert self._moments is not None
         counts = self._counts[:, None].double()
         mean = (self._moments[0] * counts).sum(0) / self.seen

@@ -1,4 +1,4 @@
-"""The local optimisation behind the gaps: each row of a guide's parameters follows the ELBO of its own datum."""
+"""The local optimisation of the gaps: each row of a guide's parameters maximises the ELBO of its data point."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from jensen.kernel.weights import Pair, Program, check_pair
 
 from .gaussians import MOST, Gaussians, Landscape
 
-_GAUSSIAN = 3  # rounds towards a Gaussian
-_STEPS = 6  # in one of them
-_SHARE = 0.7  # of Newton's step, in the first
+_GAUSSIAN = 3  # rounds of the Gaussian search
+_STEPS = 6  # per round
+_SHARE = 0.7  # of a Newton step, in the first round
 _MANY = 50  # coordinates
-_AT_REST = 0.8  # of the data, where no other round is needed
-_DEAREST = 12.0  # how much more a step that sticks the landing may cost
+_AT_REST = 0.8  # share of converged data points at which no other round is needed
+_DEAREST = 12.0  # maximal relative cost of a step with sticking the landing
 _LEAST = 100  # steps
-_DRAWS = 128  # of a check, whether a round gained
-_CHECKS = 4  # of a batch, roughly
+_DRAWS = 128  # of a check whether a round gained
+_CHECKS = 4  # per batch, roughly
 
 
 class LocalSearch:
-    """A guide with parameters of their own for each datum of a batch, and its way to the best of them.
+    """A guide with separate parameters for each data point of a batch, and their optimisation.
 
     Args:
         model: any Pyro model.
-        guide: a guide whose trainable parameters have one row for each datum.
+        guide: a guide whose trainable parameters have one row per data point.
         batch: the data.
-        draws: draws from the guide per datum and step.
+        draws: samples from the guide per data point and step.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.gaps`.
-        ahead: how many steps are to come, roughly.
+        ahead: the approximate number of future steps.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
 
-        land: log p(x, u) of any data of the model; None: nothing is known of it.
-        chunk: how many draws are weighed at once, as in the measurement that follows; None: 16, without its graph.
+        land: log p(x, u) of any data of the model; None: not available.
+        chunk: how many samples are weighted at once, as in the measurement that follows; None: 16, without its graph.
 
     Attributes:
-        route: how steps are run.
+        route: how steps run.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class LocalSearch:
         self.draws_of_a_check = _DRAWS
         if self.free:
             self._check_gradients()
-            if self._has_gaussians():  # whose rounds are few, so that checks are a large part of the work
+            if self._has_gaussians():  # their rounds are few, so checks are a large part of the work
                 self.draws_of_a_check = _DRAWS // 2
             self.value = self._log_weights()
 
     def take(self, guide: Any, batch: tuple[Tensor, ...]) -> bool:
-        """Go on with other data, for which this is the guide, in the tensors and graphs of before; whether they fit."""
+        """Continue with other data and their guide in the same tensors and graphs; returns whether they fit."""
         ours, theirs = (dict([*g.named_parameters(), *g.named_buffers()]) for g in (self.guide, guide))
         if any(x.shape != old.shape for x, old in zip(batch, self.batch, strict=True)) or ours.keys() != theirs.keys():
             return False
@@ -109,17 +109,17 @@ class LocalSearch:
         return True
 
     def run(self, rounds: int, steps: int, lr: float, tolerance: float) -> tuple[Tensor, Tensor, int]:
-        """Optimise until nothing is gained any more.
+        """Optimise until there is no further gain.
 
         Returns:
-            What each datum gained in the last round, the Monte Carlo error of it, [N] each, and the number of rounds.
+            The gain of each data point in the last round, its Monte Carlo error, [N] each, and the number of rounds.
         """
         change = error = torch.zeros(len(self.batch[0]))
         if not self.free:
             return change, error, 0
         done, rate = 0, lr
         if self._has_gaussians():
-            nearest = self.guide.reaches != "near"  # else it is no more than a start
+            nearest = self.guide.reaches != "near"  # else it is only a start
             met = torch.zeros(len(self.batch[0]), dtype=torch.bool, device=self.batch[0].device)
             for done in range(1, min(rounds, _GAUSSIAN if nearest else 1) + 1):
                 change, error, better = self.gaussian_round(done - 1)
@@ -129,16 +129,16 @@ class LocalSearch:
             at_rest = change.abs() <= tolerance + 2 * error
             if nearest and bool(met.all()) and float(at_rest.double().mean()) >= _AT_REST:
                 return change, error, done
-            rate = lr / 4  # it is not far
+            rate = lr / 4  # the optimum is near
         while done < rounds and rate > lr / 20:
             change, error = self.round(steps, rate)
             done += 1
-            if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size is done
+            if float(change.clamp_min(0.0).mean()) < tolerance:  # this step size has converged
                 rate /= 4
         return change, error, done
 
     def _has_gaussians(self) -> bool:
-        """Whether the guide's family has Gaussians, and the model coordinates for them."""
+        """Whether the guide's family contains Gaussians, and the model has coordinates for them."""
         reaches = getattr(self.guide, "reaches", "")
         if not reaches or self.land is None or not self.by_row:
             return False
@@ -149,10 +149,10 @@ class LocalSearch:
         return coordinates.features <= MOST
 
     def gaussian_round(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps towards each datum's best Gaussian, by more draws in each round.
+        """Steps towards the optimal Gaussian of each data point, with more samples in each round.
 
         Returns:
-            What each datum gained or lost, the Monte Carlo error of it, and whether that is kept: [N].
+            The change of each data point, its Monte Carlo error, and whether it is kept: [N].
         """
         assert self.land is not None
         if self._gaussians is None:
@@ -160,7 +160,7 @@ class LocalSearch:
             start = self.land.coordinates(self.batch).free(drawn).mean(0)
             self._gaussians = Gaussians(self.land, self.batch, start, self.guide.reaches == "diagonal")
         before, old = self._gaussians.state(), [p.detach().clone() for p in self.free]
-        few = max(1, min(8, _MANY // self._gaussians.loc.shape[-1]))  # of few coordinates, draws are cheap
+        few = max(1, min(8, _MANY // self._gaussians.loc.shape[-1]))  # with few coordinates, samples are cheap
         draws = few * self.draws * 2**number
         self._gaussians.move(_STEPS, draws, max(2, draws // 2), _SHARE / 2**number)
         self.guide.move_to(*self._gaussians.distribution())
@@ -170,7 +170,7 @@ class LocalSearch:
         return gained, error, better
 
     def round(self, steps: int, lr: float) -> tuple[Tensor, Tensor]:
-        """Optimise; keep what is better; what each datum gained or lost, and the Monte Carlo error of it: [N]."""
+        """Optimise and keep improvements; the change of each data point and its Monte Carlo error: [N]."""
         before = [p.detach().clone() for p in self.free]
         mean = [torch.zeros_like(p) for p in self.free]
         slow = {id(p) for p in self.copies}
@@ -185,7 +185,7 @@ class LocalSearch:
                 p.grad = slope
             optimizer.step()
             scheduler.step()
-            if step >= steps // 2:  # the mean of the second half has less of the steps' noise than the last step
+            if step >= steps // 2:  # the mean of the second half has less noise than the last step
                 for total, p in zip(mean, self.free, strict=True):
                     total += p.detach() / (steps - steps // 2)
         for total, p in zip(mean, self.free, strict=True):
@@ -194,7 +194,7 @@ class LocalSearch:
         return self._kept_if_better(before)[:2]
 
     def _kept_if_better(self, before: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Take back what lost: what each datum gained, the Monte Carlo error of it, and whether that is kept: [N]."""
+        """Undo losses: the change of each data point, its Monte Carlo error, and whether it is kept: [N]."""
         after = self._log_weights()
         change = after - self.value  # [K, N], under the same noise
         gained, error = change.mean(0), change.std(0) / math.sqrt(len(change))
@@ -207,9 +207,9 @@ class LocalSearch:
 
     @property
     def step(self) -> Function:
-        """The slopes of a step, by their fastest way; which is looked for when the first one is taken."""
+        """The gradients of a step, by the fastest route, which is determined at the first step."""
         if self._routed is None:
-            routes = Routes(self.mode, _LEAST, "gaps does not compile this search; its steps are")
+            routes = Routes(self.mode, _LEAST, "gaps does not compile this search; its steps run")
             products = weights_of(self.model) * len(self.batch[0]) + sum(p.numel() for p in self.copies)
             step = self._landing if self.landing else self._plain
             held = tensors_of(self.model, self.guide)
@@ -220,7 +220,7 @@ class LocalSearch:
 
     @cached_property
     def landing(self) -> bool:
-        """Whether steps stick the landing."""
+        """Whether steps use sticking the landing."""
         return self._can_land()
 
     def _check_gradients(self) -> None:
@@ -228,29 +228,29 @@ class LocalSearch:
             q = self.pair.terms(self.batch, 1).q
         if stuck := [site for site, fn in q.items() if not fn.has_rsample]:
             raise NotImplementedError(
-                f"the local optimum is found along draws, but those of {stuck} have no gradient to follow: take a "
-                "family that has rsample"
+                f"the local optimum follows gradients of samples, but those of {stuck} have none: use a family with "
+                "rsample"
             )
 
     def _slopes(self) -> Outputs:
-        """The slopes of minus the ELBO, which stick the landing where they can."""
+        """The gradients of minus the ELBO, with sticking the landing if possible."""
         step = self.step
         if not self.landing:
             return step(*self.batch)
         try:
             repeated, *slopes = step(*self.batch)
-        except ValueError:  # float32 did not carry the inverse of one of these draws: this step does without
+        except ValueError:  # float32 is too coarse for the inverse of one of these samples: this step does without
             return self._plain(*self.batch)
         return tuple(slopes) if bool(repeated) else self._plain(*self.batch)
 
     @torch.enable_grad()
     def _plain(self, *batch: Tensor) -> Outputs:
-        """The slopes of minus the ELBO."""
+        """The gradients of minus the ELBO."""
         return self._uphill(self._weights(self.draws, batch).mean(0))
 
     @torch.enable_grad()
     def _landing(self, *batch: Tensor) -> Outputs:
-        """Whether log q came out the same again, and the slopes of minus the ELBO that stick the landing."""
+        """Whether a second run gave the same log q, and the gradients of minus the ELBO with sticking the landing."""
         t = self.pair.terms(batch, self.draws, stopped=True)
         assert t.log_q_stopped is not None
         assert t.repeated is not None
@@ -263,7 +263,7 @@ class LocalSearch:
         return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
     def _elsewhere(self, run: Function) -> Outputs:
-        """What a step gives at other parameters than the present ones."""
+        """The result of a step at other parameters than the present ones."""
         before = [p.detach().clone() for p in self.free]
         try:
             for p in self.free:
@@ -274,7 +274,7 @@ class LocalSearch:
                 p.data.copy_(old)
 
     def _can_land(self) -> bool:
-        """Whether log q of a given value is known, and a step with it not much dearer than one without."""
+        """Whether log q of a given value is known, and a step with it costs not much more than one without."""
         with forked_rng():
             with _Elements() as plain:
                 self._plain(*self.batch)
@@ -292,7 +292,7 @@ class LocalSearch:
 
     @torch.no_grad()
     def _log_weights(self) -> Tensor:
-        """Log weights of each datum, 64 or 128 or a few more, under the same noise at every call: [K, N], float64."""
+        """Log weights per data point, 64 or 128 or a few more, with the same noise at every call: [K, N], float64."""
         with forked_rng():
             torch.manual_seed(self.noise)
             size = self.chunk or 16
@@ -304,7 +304,7 @@ class LocalSearch:
 
 
 def _same_but_for_tensors(one: nn.Module, other: nn.Module) -> bool:
-    """Whether parameters and buffers are all that two guides may differ in."""
+    """Whether two guides differ only in parameters and buffers."""
     pairs = list(zip(one.modules(), other.modules(), strict=False))
     if len(pairs) != len(list(one.modules())) or len(pairs) != len(list(other.modules())):
         return False
@@ -312,13 +312,13 @@ def _same_but_for_tensors(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside parameters, buffers, modules, its mode and its name in Pyro."""
+    """The state of a module without parameters, buffers, modules, its mode and its name in Pyro."""
     known = ("_parameters", "_buffers", "_modules", "training")  # a measurement sets the mode
     return {key: value for key, value in vars(module).items() if key not in known and not key.startswith("_pyro")}
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether values are the same object, or equal numbers, strings and collections of such."""
+    """Whether values are the same object, or equal numbers, strings and collections of these."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -333,7 +333,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 class _Elements(TorchDispatchMode):
-    """Counts the elements that operations write: a measure of work that is the same on every machine."""
+    """Counts the elements that operations write: a measure of work that is equal on every machine."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -347,7 +347,7 @@ class _Elements(TorchDispatchMode):
 
 @contextmanager
 def originals_kept(model: Program, guide: Program) -> Iterator[None]:
-    """Let a copied AutoGuide take its original's place in Pyro's parameter store, without a word, and put that back."""
+    """Let a copied AutoGuide replace its original in Pyro's parameter store, without a warning, and undo this."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Pyro's parameter store held other values")
         try:

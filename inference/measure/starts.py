@@ -1,7 +1,7 @@
-r"""Coordinates without funnels, and draws of a guide that is run on all data or knows nothing of such coordinates.
+r"""Coordinates without funnels, and samples of a guide whose density is not used.
 
-Where the scale of a normal site is what other latent values say, its values and theirs lie in a funnel, which no
-Gaussian fits. In the place of z there stands (z - loc) / scale, standard normal a priori.
+If the scale of a normal site depends on other latent values, its values and theirs form a funnel, which no
+Gaussian fits. The coordinate z is replaced by (z - loc) / scale, standard normal a priori.
 
 References:
     Papaspiliopoulos, Roberts and Skold (2007), A General Framework for the Parametrization of Hierarchical Models.
@@ -28,7 +28,7 @@ from jensen.kernel.weights import Program, model_sites, trace_pair
 
 
 def without_funnels(model: Program, *data: Tensor) -> tuple[Program, list[str]]:
-    """The model in such coordinates, and the sites that have them; the model itself where there are none."""
+    """The model in such coordinates, and the sites that have them; the original model if there are none."""
     with forked_rng(), torch.no_grad():
         pairs = zip(model_sites(model, *data), model_sites(model, *data), strict=True)
         names = [s["name"] for s, again in pairs if not s["is_observed"] and _scales_differ(s["fn"], again["fn"])]
@@ -45,7 +45,7 @@ def _scales_differ(one: Any, other: Any) -> bool:
 def drawn(
     model: Program, guide: Program, data: tuple[Tensor, ...], funnels: list[str], coordinates: Coordinates, count: int
 ) -> Tensor:
-    """So many draws of the guide, as coordinates [C, N, F] of the model without its funnels."""
+    """Samples of the guide, as coordinates [C, N, F] of the model without its funnels."""
     draws = []
     for _ in range(count):
         of_model, of_guide = ({s["name"]: s for s in sites_of(trace)} for trace in trace_pair(model, guide, data))

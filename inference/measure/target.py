@@ -1,4 +1,4 @@
-"""Log p(x, z) of blocks of data in unconstrained coordinates: values, slopes, curvatures, by graphs where that pays."""
+"""Log p(x, z) of blocks of data in unconstrained coordinates: values, gradients, curvatures, by graphs if they pay."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from jensen.kernel.weights import Program, densities
 from .hmc import Point
 
 _LEAST = 100  # calls that pay for a graph
-_AT_ONCE, _PAIRS = 128, 2**15  # points of a datum, and of all data of a block, at most
-STATES = 64  # of the discrete sites of a datum
+_AT_ONCE, _PAIRS = 128, 2**15  # maximal number of points of a data point, and of all data points of a block
+STATES = 64  # of the discrete sites of a data point
 _ROWS_AT_ONCE = 64  # of a Hessian
-_LADDER = (1, 4, 16)  # what the sizes of blocks are fractions of
+_LADDER = (1, 4, 16)  # divisors that give the sizes of blocks
 
 
 class Block(NamedTuple):
-    """Some data, each as often as it is named, then the first of them again up to one of a few sizes.
+    """Some data points, possibly repeated, then the first of them again up to one of a few sizes.
 
     Attributes:
         data: the tensors.
-        rows: which data these are, and those that only fill up: [size].
-        real: how many do not only fill up.
+        rows: the indices of these data points, including the padding: [size].
+        real: how many are not padding.
     """
 
     data: tuple[Tensor, ...]
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 class _Sized(NamedTuple):
-    """What holds for data of one number of rows."""
+    """Results that are valid for data with one number of rows."""
 
     data: tuple[Tensor, ...]
     coordinates: Coordinates
@@ -57,28 +57,28 @@ class _Sized(NamedTuple):
 
 
 class Target:
-    """Log p(x, u) of blocks of data at coordinates [C, N, F], and draws of what proposals start from.
+    """Log p(x, u) of blocks of data at coordinates [C, N, F], and samples from which proposals start.
 
     Args:
         model: the model.
         guide: its guide.
-        data: the first of the blocks that come.
-        nesting: how deep the pair's plates are nested.
+        data: the first block.
+        nesting: how deep the plates of model and guide are nested.
         mode: ``"auto"``, ``True`` or ``False``, as for :func:`~jensen.inference.evaluate`.
-        blocks: how many blocks of that size are to come.
-        joint: whether weights are joint: all data are one datum then.
-        given: draws of the guide, [C, N, F], where its density is not asked for.
+        blocks: the number of future blocks of that size.
+        joint: whether weights are joint: all data then count as one data point.
+        given: samples of the guide, [C, N, F], if its density is not used.
 
     Attributes:
         features: F.
-        states: how many joint states of discrete sites an evaluation sums over.
-        at_once: how many points of a block are worked on at once.
-        knows_guide: whether the guide says log q of any value, of many at once.
-        draws_prior: whether many draws of the prior are made at once.
-        spent: how many evaluations each datum of the block took, sums over states; a gradient counts three.
+        states: the number of joint states of discrete sites that an evaluation sums over.
+        at_once: the number of points of a block processed at once.
+        knows_guide: whether the guide can compute log q of any value, for many at once.
+        draws_prior: whether many samples of the prior are generated at once.
+        spent: the number of evaluations for each data point of the block, including states; a gradient counts three.
 
     Raises:
-        ValueError: on what :class:`~jensen.kernel.coordinates.Coordinates` names, and for a model without continuous
+        ValueError: the errors of :class:`~jensen.kernel.coordinates.Coordinates`, and for a model without continuous
             latent sites, or one that runs one particle after the other.
     """
 
@@ -94,13 +94,13 @@ class Target:
         given: Tensor | None = None,
     ) -> None:
         self._programs, self.blocks, self.joint = (model, guide), blocks, joint
-        self._model, self._prior = Lifted(model, nesting), Lifted(model, nesting)  # at given values, and drawn
+        self._model, self._prior = Lifted(model, nesting), Lifted(model, nesting)  # at given values, and sampled
         self._guide = Lifted(guide, nesting, "guide")
         self._state = PlainState(model, guide)
         self._operations = 2 * weights_of(model)
         self._sizes: dict[int, _Sized] = {}
         self._routes = {
-            name: Routes(mode, _LEAST, f"the {name} of refined evidence are not compiled; their steps are")
+            name: Routes(mode, _LEAST, f"the {name} of refined evidence are not compiled; their steps run")
             for name in ("densities", "slopes", "curvatures", "local steps", "chains")
         }
         self.knows_guide = given is None
@@ -110,18 +110,18 @@ class Target:
         self._fixed = sized.coordinates.fixed
         self.knows_guide = sized.log_q is not None
         if not self.features:
-            raise ValueError("the model has no continuous latent site: its states are summed by exact_log_evidence")
+            raise ValueError("the model has no continuous latent site: exact_log_evidence sums over its states")
         with torch.no_grad(), forked_rng():
             (block, *_) = self.blocks_of(self.rows[:1])
             self.parts(block, self.of_prior(2, block))
         if self._model.way == LOOP:
-            raise ValueError("the model runs one particle after the other, which takes too long here")
+            raise ValueError("the model runs one particle after the other, which is too slow here")
         self.knows_guide &= self._guide.way != LOOP
         self.draws_prior = self._prior.way != LOOP
         self.move_to(data, given)
 
     def move_to(self, data: tuple[Tensor, ...], given: Tensor | None = None) -> None:
-        """Take another block, and the guide's draws there where it is not run."""
+        """Switch to another block, with the guide's samples there if it is not run."""
         n, places = rows_of(data), [*data, *tensors_of(*self._programs), torch.zeros(())]
         self.data, self._given = data, given
         self.size = 1 if self.joint else n if not self._sizes else max(self._sizes)
@@ -137,7 +137,7 @@ class Target:
         return torch.arange(len(self), device=self.spent.device)
 
     def blocks_of(self, rows: Tensor) -> list[Block]:
-        """These data in blocks of a few sizes, so that their graphs are few."""
+        """These data points in blocks of a few sizes, so that few graphs are needed."""
         if self.joint:
             return [Block(self.data, row, 1) for row in rows[:, None]]
         sizes = sorted({-(-self.size // part) for part in _LADDER}, reverse=True)
@@ -147,7 +147,7 @@ class Target:
                 size for size in reversed(sizes) if size >= len(left)
             )
             if size < self.size and (larger := [s for s in sizes if s > size and s < 2 * len(left)]):
-                size = larger[-1]  # rather one that is filled up to less than twice than several
+                size = larger[-1]  # one block padded to less than twice its size is better than several
             some, left = left[:size], left[size:]
             real = len(some)
             some = torch.cat([some, some[:1].expand(size - real)])
@@ -158,20 +158,20 @@ class Target:
         return made
 
     def count(self, block: Block, evaluations: int) -> None:
-        """Say that each datum of a block took so many evaluations."""
+        """Count so many evaluations for each data point of a block."""
         rows = block.rows[: block.real]
         self.spent.index_add_(0, rows, torch.full_like(rows, evaluations))
 
     @torch.no_grad()
     def parts(self, block: Block, u: Tensor, calls: int = 1) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log p(x, u), log p(u), and log q(u | x) where the guide knows it: [C, N] each."""
+        """Log p(x, u), log p(u), and log q(u | x) if the guide can compute it: [C, N] each."""
         self.count(block, len(u))
         run = self._run("densities", partial(self._parts, block), (u, *block.data), 1.0 * len(u), calls)
         joint, prior, *rest = run(u, *block.data)
         return joint, prior, rest[0] if rest else None
 
     def slopes(self, block: Block, u: Tensor, calls: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """A function that gives log p(x, u), [C, N], and its gradient, [C, N, F], at points like these."""
+        """A function that returns log p(x, u), [C, N], and its gradient, [C, N, F], at points like these."""
         run = self._run("slopes", partial(self._slopes, block), (u, *block.data), 3.0 * len(u), calls)
 
         def at(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class Target:
         return at
 
     def curvature(self, block: Block, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log density [N], slope [N, F] and negative Hessian [N, F, F] at points [N, F]; three evaluations a row."""
+        """Log density [N], gradient [N, F] and negative Hessian [N, F, F] at points [N, F]; three evaluations a row."""
         features = self.features
         eye = torch.eye(features, dtype=u.dtype, device=u.device)
         rows = []
@@ -210,7 +210,7 @@ class Target:
         return step
 
     def path(self, block: Block, calls: int) -> Callable[[Tensor], Point]:
-        """The path from the prior to the posterior, at coordinates [C, N, F]; an evaluation and two slopes a point."""
+        """The path from prior to posterior, at coordinates [C, N, F]; one evaluation and two gradients a point."""
 
         def at(u: Tensor) -> Point:
             self.count(block, 4 * len(u))
@@ -220,13 +220,13 @@ class Target:
         return at
 
     def of_guide(self, count: int, block: Block | None = None) -> Tensor:
-        """Draws of the guide, [C, N, F]."""
+        """Samples of the guide, [C, N, F]."""
         if self._given is not None:
             return self._given[:count] if block is None else self._given[:count, block.rows]
         return self._drawn(self._guide, count, block)
 
     def of_prior(self, count: int, block: Block | None = None) -> Tensor:
-        """Draws of the prior, [C, N, F]."""
+        """Samples of the prior, [C, N, F]."""
         return self._drawn(self._prior, count, block)
 
     def free(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -239,7 +239,7 @@ class Target:
         return self._sized(data).coordinates.free(_values(lifted, data, count))
 
     def _run(self, name: str, fn: Function, inputs: tuple[Tensor, ...], cost: float, calls: float) -> Function:
-        """What to call in the place of a function; ``cost``: its evaluations for each datum."""
+        """The function to call instead of ``fn``; ``cost``: its evaluations for each data point."""
         n = rows_of(inputs[len(inputs) - len(self.data) :])
         obstacle = "" if self._fixed else "supports of latent sites depend on the data"
         return self._routes[name](
@@ -253,7 +253,7 @@ class Target:
         )
 
     def _sized(self, data: tuple[Tensor, ...]) -> _Sized:
-        """What holds for data like these; for these alone where supports depend on them."""
+        """Results for data like these; only for these data if supports depend on them."""
         n = rows_of(data)
         known = self._sizes.get(n)
         if known is None or not (known.coordinates.fixed or known.data is data):
@@ -265,7 +265,7 @@ class Target:
         return known
 
     def _log_q(self, coordinates: Coordinates, data: tuple[Tensor, ...]) -> Callable[..., dict[str, Tensor]] | None:
-        """The guide's density of any value, where it knows that."""
+        """The guide's density of any value, if it can compute it."""
         if not self.knows_guide:
             return None
         with forked_rng(), torch.no_grad():
@@ -298,7 +298,7 @@ class Target:
             return self._summed(sized.log_p(sized.coordinates.with_states(values), *data).values(), len(u)) + log_det
 
     def _summed(self, parts: Iterable[Tensor], points: int) -> Tensor:
-        """The log of the sum over all joint states of densities that are the product of parts: [C, N]."""
+        """The log of the sum over all joint states of densities that are products of parts: [C, N]."""
         total = torch.as_tensor(sum(parts))
         total = total.reshape(len(total), -1).sum(-1, keepdim=True) if self.joint else total
         return total if len(total) == points else total.unflatten(0, (-1, points)).logsumexp(0)
@@ -321,7 +321,7 @@ class Target:
 
     @torch.enable_grad()
     def _curvature(self, block: Block, u: Tensor, directions: Tensor, *data: Tensor) -> Outputs:
-        """Log density [N], slope [N, F], and the Hessian's products with directions [R, F]: [R, N, F]."""
+        """Log density [N], gradient [N, F], and the Hessian's products with directions [R, F]: [R, N, F]."""
         at = u.detach().expand(len(directions), *u.shape).clone().requires_grad_()
         f = self._joint(block, at, *data)
         (slope,) = torch.autograd.grad(f.sum(), at, create_graph=True)
@@ -341,14 +341,14 @@ class Target:
         noise: Tensor,
         *data: Tensor,
     ) -> Outputs:
-        """The mean log weight [P] of Gaussians, and the slopes of minus its sum, which stick the landing.
+        """The mean log weight [P] of Gaussians, and the gradients of minus its sum, with sticking the landing.
 
         Args:
             block: the data of each of them.
-            loc: locations [P, F], from ``start`` on, in units of ``whitening``.
+            loc: locations [P, F], relative to ``start``, in units of ``whitening``.
             below: the Cholesky factors below the diagonal [P, F, F], in these units.
             log_scale: the log of the diagonal, [P, F].
-            start: where they began, [P, F].
+            start: the initial locations, [P, F].
             whitening: a Cholesky factor, [P, F, F].
             noise: [C, P, F].
             data: the block's tensors.

@@ -1,10 +1,10 @@
-r"""A witness for modes that no proposal knows: a few short chains annealed from the prior.
+"""A test for modes that the proposals miss: a few short chains annealed from the prior.
 
-Where more than two percent of their weight ends at points whose importance weight, log p(x, u) - log q(u), lies more
-than a hundred times above the mean, the proposal q may have missed a part of the posterior. Or the point lies in a thin
-tail of a part that is known, as some do where coordinates are many: so copies of it go on as chains of their own, and
-the part is called missed where most of them stay at such points. The chains find a mode that holds a fair part of the
-prior's draws; they prove nothing about others.
+If more than two percent of their weight ends at points whose importance weight, log p(x, u) - log q(u), is more
+than a hundred times above the mean, the proposal q may have missed a part of the posterior. Or the point is in a thin
+tail of a known part, as happens with many coordinates: so copies of it continue as separate chains, and the part is
+reported as missed if most of them stay at such points. The chains find a mode that contains a fair part of the
+prior's samples; they prove nothing about others.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .plan import TEMPERATURES, TYPICAL, WITNESSES
 from .proposals import Proposal
 from .target import Block, Target
 
-_POWER = 3  # of the temperatures: a likelihood counts most where it begins
+_POWER = 3  # of the temperatures: small temperatures matter most
 _STEP = 1.1  # of a move, times F^(-1/4)
 _ABOVE = math.log(100)
 _SHARE = 0.02
-_COPIES, _MOVES = 4, 30  # of a point that may be in a mode of its own
+_COPIES, _MOVES = 4, 30  # of a point that may be in a separate mode
 
 
 @torch.no_grad()
 def missed(target: Target, proposal: Proposal) -> Tensor:
-    """Whether a part of the posterior is missing from the proposal of each datum of the target's block: bool [N].
+    """Whether the proposal of each data point of the target's block misses a part of the posterior: bool [N].
 
     Args:
         target: the target.
@@ -61,7 +61,7 @@ def missed(target: Target, proposal: Proposal) -> Tensor:
 
 
 def _annealed(target: Target, block: Block, proposal: Proposal) -> tuple[Point, Tensor]:
-    """Where chains from the prior end, and their log weights [C, N]."""
+    """The final positions of chains from the prior, and their log weights [C, N]."""
     path = target.path(block, target.blocks * TEMPERATURES)
     point = path(target.of_prior(WITNESSES, block))
     of_mode = torch.cholesky_inverse(proposal.main.double())
@@ -84,5 +84,5 @@ def _step(point: Point) -> Tensor:
 
 
 def _above(target: Target, block: Block, proposal: Proposal, u: Tensor) -> Tensor:
-    """A hundredth of the importance weights of points [C, N, F], their logs: [C, N]."""
+    """The log of a hundredth of the importance weights of points [C, N, F]: [C, N]."""
     return proposal.log_weights_at(target, block, u, proposal.counts(1000)) - _ABOVE

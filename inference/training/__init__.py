@@ -1,3 +1,3 @@
-"""Moves parameters: ``fit``, its steps, objectives, callbacks, and the run with its checkpoint."""
+"""Training of parameters: ``fit``, its steps, objectives, callbacks, and the run with its checkpoint."""
 
 __all__: list[str] = []

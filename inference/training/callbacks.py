@@ -1,7 +1,7 @@
-"""What looks on while a pair is trained: the protocol, and two loggers.
+"""Callbacks of a training run: the protocol, and two loggers.
 
-:func:`~jensen.inference.fit` calls each of its callbacks after every epoch, with the history so far, and closes them
-when it ends, be it by an error or by Ctrl-C.
+:func:`~jensen.inference.fit` calls each callback after every epoch, with the history so far, and closes all of them
+at the end, also after an error or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .history import History
 
 @runtime_checkable
 class Callback(Protocol):
-    """What ``fit(..., callbacks=[...])`` takes: any object with these two methods.
+    """The protocol of ``fit(..., callbacks=[...])``: any object with these two methods.
 
-    It may draw random numbers and put modules into another mode: neither changes the run. It sees a run that resumes
-    from the first epoch of that part on, with the history of the parts before.
+    It may use random numbers and change the mode of modules: neither affects the run. If a run is resumed, it sees the
+    epochs of the new part, with the history of all parts.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -49,21 +49,21 @@ class Callback(Protocol):
 
     @abstractmethod
     def after_epoch(self, history: History, model: Program, guide: Program) -> None:
-        """Look at the run after an epoch, which is ``len(history.elbo)``; the checkpoint is written by then.
+        """Called after an epoch, whose number is ``len(history.elbo)``; the checkpoint is already written.
 
         Args:
-            history: what happened so far; ``history.per_epoch()`` has it as columns.
-            model: the model as it is now.
-            guide: the guide as it is now.
+            history: the history so far; ``history.per_epoch()`` returns it as columns.
+            model: the current model.
+            guide: the current guide.
         """
 
     def close(self) -> None:
-        """End: once for each call of ``fit`` that got as far as its settings, also when an error or Ctrl-C ended it."""
+        """Called once at the end of each ``fit`` whose settings are valid, also after an error or Ctrl-C."""
         return
 
 
 class _Logger(Callback):
-    """Passes on the epochs of a run, each once: those before a resumption, too, from the history."""
+    """Writes each epoch of a run once, including those before a resumption, from the history."""
 
     def __init__(self) -> None:
         self._written = 0
@@ -80,18 +80,18 @@ class _Logger(Callback):
 
     @abstractmethod
     def _write(self, rows: list[dict[str, Any]], first: bool) -> None:
-        """Write rows; the first ones begin the log."""
+        """Write rows; the first rows begin the log."""
 
 
 class CSVLogger(_Logger):
     """Writes a line per epoch into a CSV file, as soon as the epoch is done.
 
     The columns are those of :meth:`History.per_epoch`: ``epoch``, ``elbo``, ``learning_rate``, ``seconds``, and
-    ``shaped``, ``validation``, ``rate`` and ``distortion`` where there are any; numbers in full precision, nothing for
-    NaN. A run that resumes goes on where it stopped; one that begins anew begins the file anew.
+    ``shaped``, ``validation``, ``rate`` and ``distortion`` if present; numbers in full precision, empty cells for NaN.
+    A resumed run continues the file; a new run replaces it.
 
     Args:
-        path: the file; folders on the way to it are made.
+        path: the file; missing folders are created.
 
     Example:
         >>> import tempfile
@@ -131,14 +131,14 @@ class CSVLogger(_Logger):
 
 
 class TensorBoardLogger(_Logger):
-    """Writes the curves of a run for TensorBoard: ``tensorboard --logdir FOLDER`` shows them while it goes on.
+    """Writes the curves of a run for TensorBoard: ``tensorboard --logdir FOLDER`` shows them during the run.
 
     Scalars by epoch: ``bound/elbo``, ``bound/shaped``, ``bound/validation``, ``latents/rate``,
-    ``latents/distortion`` (nats per datum) and ``optimizer/learning_rate``, as far as there are any. A run that resumes
-    in the same folder goes on where it stopped. Give each run a folder of its own: a new one replaces the old.
+    ``latents/distortion`` (nats per data point) and ``optimizer/learning_rate``, if present. A run resumed in the same
+    folder continues its curves. Give each run its own folder: a new run replaces the old curves.
 
     Args:
-        folder: where the event files go.
+        folder: the folder of the event files.
 
     Raises:
         ImportError: without the package ``tensorboard``.
@@ -188,8 +188,8 @@ def _summary_writer() -> Callable[..., Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            "TensorBoardLogger writes with the package tensorboard, which is not installed: pip install tensorboard; "
-            "CSVLogger needs nothing"
+            "TensorBoardLogger needs the package tensorboard, which is not installed: pip install tensorboard, or use "
+            "CSVLogger"
         ) from error
     return SummaryWriter
 
@@ -198,16 +198,16 @@ def _summary_writer() -> Callable[..., Any]:
 def watched(
     callbacks: Callback | Iterable[Callback], model: Program, guide: Program
 ) -> Iterator[Callable[[History], None]]:
-    """Yield a function that calls all callbacks, whatever they draw or change; in the end close every one of them.
+    """Yield a function that calls all callbacks and isolates their side effects; at the end close each of them.
 
     Raises:
-        TypeError: for something that is no callback.
+        TypeError: for an object that is not a callback.
     """
     watching = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     for callback in watching:
         if not isinstance(callback, Callback):
             raise TypeError(
-                f"a callback has the methods after_epoch(history, model, guide) and close(), but got {callback!r}; "
+                f"a callback needs the methods after_epoch(history, model, guide) and close(), but got {callback!r}; "
                 "derive it from jensen.inference.Callback"
             )
     modules = owners_of(model, guide)

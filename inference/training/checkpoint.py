@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the state of a training run, and the way from it to a pair's parameters."""
+"""The contents of a checkpoint: the state of a training run, and how it is written into a model and guide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .history import History
 FileMark = tuple[int, int]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
-_ELEMENTWISE = (  # optimizers whose state has a value for each number of a parameter
+_ELEMENTWISE = (  # optimizers whose state has one value per number of a parameter
     optim.Adadelta,
     optim.Adagrad,
     optim.Adam,
@@ -46,7 +46,7 @@ _STATE: dict[type, set[str]] = {optim.Adam: {"exp_avg", "exp_avg_sq", "step"}, o
 
 
 class Settings(TypedDict):
-    """How a run goes on."""
+    """The settings with which a run continues."""
 
     configuration: NotRequired[dict[str, Any]]
     compiled: NotRequired[bool]
@@ -55,7 +55,7 @@ class Settings(TypedDict):
 
 
 class OptimizerState(TypedDict):
-    """What an optimizer knows, by the numbers of its parameters, and its settings."""
+    """The state of an optimizer, by the indices of its parameters, and its settings."""
 
     state: dict[int, dict[str, Any]]
     param_groups: list[dict[str, Any]]
@@ -104,35 +104,35 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
 
 def _check_storage(value: Tensor) -> None:
-    """Raise ValueError for a tensor that says to be larger than what it holds."""
+    """Raise ValueError for a tensor whose shape claims more values than its storage has."""
     if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(f"a tensor of shape {list(value.shape)} has too few values")
 
 
 def _check_like(values: Sequence[Tensor], own: Sequence[Tensor], what: str) -> None:
-    """Raise ValueError unless values have the shapes and dtypes of a pair's own."""
+    """Raise ValueError unless values have the shapes and dtypes of the model's and guide's own."""
     given, expected = ([f"{x.dtype} {list(x.shape)}" for x in tensors] for tensors in (values, own))
     if given != expected:
-        raise ValueError(f"its {what} are {given}, this pair's {expected}")
+        raise ValueError(f"its {what} are {given}, those of this model and guide are {expected}")
 
 
 def _check_optimizer(saved: OptimizerState, optimizer: optim.Optimizer) -> None:
-    """Raise ValueError for a state that an optimizer of these parameters cannot have.
+    """Raise ValueError for an impossible state of an optimizer of these parameters.
 
-    ``Optimizer.load_state_dict`` compares nothing but the numbers of parameters, and the fused kernels believe it.
+    ``Optimizer.load_state_dict`` compares only the numbers of parameters, and the fused kernels check nothing.
     """
     own = optimizer.state_dict()["param_groups"]
     listed = [group.get("params") for group in saved["param_groups"]]
     if listed != [group["params"] for group in own]:
-        raise ValueError("its optimizer has other groups of parameters than this run's")
+        raise ValueError("its optimizer has other parameter groups than this run")
     for theirs, ours in zip(saved["param_groups"], own, strict=True):
         if unknown := sorted(map(str, set(theirs) - set(ours))):
-            raise ValueError(f"its optimizer has settings that this one does not know: {unknown[:5]}")
+            raise ValueError(f"its optimizer has settings unknown to this one: {unknown[:5]}")
         for name, value in theirs.items():
             _check_setting(name, value, ours[name])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if strange := [i for i in saved["state"] if not 0 <= i < len(parameters)]:
-        raise ValueError(f"its optimizer has a state of parameters {strange[:5]}, of which there are {len(parameters)}")
+        raise ValueError(f"its optimizer has states of parameters {strange[:5]}, but there are {len(parameters)}")
     needed: set[str] = next((keys for kind, keys in _STATE.items() if isinstance(optimizer, kind)), set())
     for i, state in saved["state"].items():
         if not needed <= set(state) or set(state) != set(next(iter(saved["state"].values()))):
@@ -179,19 +179,19 @@ def _made_by(scheduler: MakeScheduler, optimizer: torch.optim.Optimizer) -> torc
 
 
 class Run:
-    """The state of a training run: what a checkpoint holds, and a way back to earlier parameters.
+    """The state of a training run: the contents of a checkpoint, and snapshots of parameters.
 
     Args:
-        model: one half of the pair.
-        guide: the other half.
-        trained: the parameters that the run moves.
+        model: the model.
+        guide: its guide.
+        trained: the parameters that the run updates.
         optimizer: of ``trained``.
         scheduler: called with the optimizer, or None.
-        history: what happened so far; :meth:`load` fills it in place.
+        history: the history so far; :meth:`load` fills it in place.
 
     Attributes:
         identity: of the run, in every checkpoint that it writes.
-        written: the mark of the checkpoint as this run knows it.
+        written: the identity of the checkpoint file as this run last saw it.
     """
 
     def __init__(
@@ -211,11 +211,11 @@ class Run:
         self.settings = Settings()
         self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
         self._known = set(trained)
-        self.identity = secrets.token_hex(8)  # of the system, since no stream of random numbers may notice
+        self.identity = secrets.token_hex(8)  # from the system, so that no random stream changes
         self.written: FileMark | None = None
 
     def adopt(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Train these parameters too, if they are new, as the optimizer's first group: schedulers move its rates."""
+        """Also train new ones of these parameters, in the optimizer's first group, whose rates schedulers change."""
         for p in parameters:
             if p not in self._known:
                 self._known.add(p)
@@ -223,7 +223,7 @@ class Run:
                 self.optimizer.param_groups[0]["params"].append(p)
 
     def names(self) -> list[str]:
-        """A name and shape for each trained parameter, the same in every process."""
+        """A name and shape for each trained parameter, equal in every process."""
         known, store = named_parameters(self.model, self.guide), pyro.get_param_store()
         return [f"{known.get(id(p)) or store.param_name(p)} {list(p.shape)}" for p in self.trained]
 
@@ -236,20 +236,20 @@ class Run:
         """Write a snapshot back, in place."""
         for p, value in zip(
             [*self.buffers, *self.trained], values, strict=False
-        ):  # parameters made since stay as they are
+        ):  # parameters created later are not changed
             p.copy_(value)
 
     def _with_buffers(self, values: list[Tensor]) -> list[Tensor]:
-        """A snapshot of 0.1.0, which lacks buffers of modules that functions hold: these as they are."""
+        """A snapshot of 0.1.0, which lacks buffers of modules that functions hold: their present values."""
         given = len(values) - len(self.trained)
         return [*values[:given], *(buffer.detach().clone() for buffer in self.buffers[given:]), *values[given:]]
 
     def _check_alone(self, path: str | os.PathLike[str]) -> None:
-        """Raise FileExistsError if another run, or another process of this one, has written the checkpoint since."""
+        """Raise FileExistsError if another run, or this run in another process, has written the checkpoint since."""
         now = mark_of(path)
         if now is None or now == self.written:
             return
-        with suppress(ValueError, FileNotFoundError):  # a torn file is not this run's
+        with suppress(ValueError, FileNotFoundError):  # a damaged file is not from this run
             state = read_contents(path)
             if (state["settings"].get("identity"), len(state["history"].elbo) + 1) == (
                 self.identity,
@@ -258,15 +258,15 @@ class Run:
                 return  # it was copied or touched
         raise FileExistsError(
             errno.EEXIST,
-            f"{path} was written by another run since the last epoch of this one: give each run a checkpoint, or a "
-            "folder, of its own",
+            f"{path} was written by another run since the last epoch of this run: use a separate checkpoint or folder "
+            "for each run",
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint.
 
         Raises:
-            FileExistsError: if another run writes to it, too.
+            FileExistsError: if another run writes to the same file.
         """
         self._check_alone(path)
         self.settings["identity"] = self.identity
@@ -287,30 +287,30 @@ class Run:
         self.written = mark_of(path)
 
     def load(self, path: str | os.PathLike[str], state: Contents) -> None:
-        """Go on from the contents of a checkpoint: parameters, optimizer, random stream, history.
+        """Continue from the contents of a checkpoint: parameters, optimizer, random stream, history.
 
         Raises:
-            ValueError: if it is of another pair, or was begun with other data or settings.
+            ValueError: if it belongs to another model or guide, or was started with other data or settings.
         """
         saved, own = state["names"], self.names()
         if saved != own:
             raise ValueError(
-                f"{path} is a checkpoint of another pair: only it has {sorted(set(saved) - set(own))}, only this pair "
-                f"has {sorted(set(own) - set(saved))}; build the pair as it was, or start without resume"
+                f"{path} is a checkpoint of another model or guide: only it has {sorted(set(saved) - set(own))}, only "
+                f"these have {sorted(set(own) - set(saved))}; build model and guide as before, or start without resume"
             )
         values = self._with_buffers(state["parameters"])
         shapes = [list(p.shape) for p in [*self.buffers, *self.trained]]
         if (given := [list(value.shape) for value in values]) != shapes:
             raise ValueError(
-                f"{path} is a checkpoint of another pair: its buffers and parameters have the shapes {given}, this "
-                f"pair's {shapes}; build the pair as it was, or start without resume"
+                f"{path} is a checkpoint of another model or guide: its buffers and parameters have the shapes "
+                f"{given}, these have {shapes}; build model and guide as before, or start without resume"
             )
         begun = state["settings"].get("configuration", {})
         if differs := {name: value for name, value in begun.items() if self.configuration.get(name) != value}:
             now = {name: self.configuration.get(name) for name in differs}
             raise ValueError(
-                f"{path} was begun with {differs}, but now got {now}: go on as it was begun, or start without resume "
-                "(jensen.inference.restore gives a pair the parameters of a checkpoint)"
+                f"{path} was started with {differs}, but now got {now}: use the first settings, or start without "
+                "resume (jensen.inference.restore loads the parameters of a checkpoint)"
             )
         best = None if state["best"] is None else self._with_buffers(state["best"])
         try:
@@ -320,13 +320,13 @@ class Run:
                 _check_like(best, own_values, "best buffers and parameters")
             _check_optimizer(state["optimizer"], self.optimizer)
             if (self.scheduler is None) != (state["scheduler"] is None):
-                raise ValueError("only one of it and this run has a scheduler")
+                raise ValueError("a scheduler is used by the checkpoint or by this run, but not by both")
             if state["random"].shape != torch.get_rng_state().shape:
                 raise ValueError("its random state is that of another generator")
         except ValueError as error:
             raise ValueError(
-                f"{path} cannot go on with this run: {error}; build pair and optimizer as they were, or delete the "
-                "file and start again"
+                f"{path} cannot be resumed by this run: {error}; build model, guide and optimizer as before, or delete "
+                "the file and start again"
             ) from error
         self.restore(values)
         self.best = best
@@ -342,14 +342,14 @@ class Run:
 
 
 def named_parameters(model: Program, guide: Program) -> dict[int, str]:
-    """The names of the parameters that the pair's modules own, by the parameters' ids."""
+    """The names of the parameters that the modules of model and guide own, by the parameters' ids."""
     owners = {"model": own_modules(model), "guide": own_modules(guide)}
     modules = [(prefix, module) for prefix, modules_of in owners.items() for module in modules_of]
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
 
 def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
-    """What tells a file from another one that took its place; None where there is none."""
+    """The identity of a file, which changes if another file replaces it; None without a file."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -360,16 +360,16 @@ def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
 @checked
 @torch.no_grad()
 def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], *, best: bool = True) -> History:
-    """Put the parameters of a checkpoint into a pair, to measure it or to draw from it.
+    """Load the parameters of a checkpoint into a model and guide, to measure them or to sample from them.
 
-    The file is read with ``weights_only=True``: nothing in it is run. To go on training, give it to
+    The file is read with ``weights_only=True``: it cannot run code. To continue training, give it to
     :func:`~jensen.inference.fit` instead.
 
     Args:
-        model: one half of a pair built as that of the run was.
-        guide: the other half.
+        model: a model built as that of the run was.
+        guide: a guide built as that of the run was.
         checkpoint: the file that ``fit(..., checkpoint=...)`` wrote.
-        best: whether to take the parameters of the best validation epoch, where the run had ``patience``; otherwise
+        best: whether to load the parameters of the best validation epoch, if the run had ``patience``; otherwise
             those of the last epoch.
 
     Returns:
@@ -377,7 +377,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is torn, or of another pair.
+        ValueError: if it is damaged, or belongs to another model or guide.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""What is wrong with a training run: the first quantity of a step that is not finite, and a bound that only falls."""
+"""Diagnosis of a failed training run: the first quantity that is not finite, or a bound that only decreases."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from .checkpoint import Run, named_parameters
 from .gradients import knobs_of, loss_and_bound
 from .history import History
 
-_DRAWS = 10  # runs in which the quantity is looked for: it may be one draw in some
-_LISTED = 5  # rows that are named
+_DRAWS = 10  # runs that search for the quantity: it may occur only in some samples
+_LISTED = 5  # rows named in the message
 
 
 class _Found(Exception):
-    """A quantity that is not finite: what it is."""
+    """The description of a quantity that is not finite."""
 
 
 def first_bad(run: Run, objective: ELBO, layout: Layout, batch: Batch, rows: Tensor, step: int) -> str:
-    """The first quantity of a step that is not finite, as a part of a sentence; empty where none is found any more.
+    """The first quantity of a step that is not finite, as a part of a sentence; empty if none is found.
 
-    Looked at are the parameters, then the sites of guide and model in their order (parameters of the distribution,
+    The search covers the parameters, then the sites of guide and model in their order (parameters of the distribution,
     value, log-density), then the gradient.
 
     Args:
-        run: the pair as it was at the step.
+        run: the run as it was at the step.
         objective: its loss.
-        layout: the pair's layout.
+        layout: the layout of model and guide.
         batch: the data of the step.
-        rows: which rows of all data these are.
-        step: how many steps were taken before.
+        rows: the indices of these rows in all data.
+        step: the number of previous steps.
     """
     found = _first_bad(run, objective, layout, batch, rows, step)
-    return found and f", and what is not finite first is {found}"
+    return found and f", and the first quantity that is not finite is {found}"
 
 
 def _first_bad(run: Run, objective: ELBO, layout: Layout, batch: Batch, rows: Tensor, step: int) -> str:
@@ -84,7 +84,7 @@ def _bad_gradient(run: Run, objective: ELBO, layout: Layout, batch: Batch, step:
 
 
 class _Look(Messenger):
-    """Raises :class:`_Found` at the first site whose log-density is not finite, or that draws what is not."""
+    """Raises :class:`_Found` at the first site whose log-density or sample is not finite."""
 
     def __init__(self, half: str, rows: Tensor) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Look(Messenger):
         raise _Found(f"{what} of {kind} {where}{self._rows(density if what != 'the value' else value)}")
 
     def _rows(self, of: Tensor) -> str:
-        """Which rows of the data: of the dimension that is as long as the batch, from the left."""
+        """The affected rows of the data, along the first dimension as long as the batch."""
         dim = next((d for d, size in enumerate(of.shape) if size == len(self.rows)), None)
         if dim is None:
             return ""
@@ -119,7 +119,7 @@ class _Look(Messenger):
 
 
 def _parameters(fn: object) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a distribution, and of the one that its transforms begin with."""
+    """The parameters of a distribution, and of the base of its transforms."""
     base = base_of(fn)
     for name in getattr(base, "arg_constraints", {}):
         value = base.__dict__.get(name)
@@ -130,18 +130,18 @@ def _parameters(fn: object) -> Iterator[tuple[str, Tensor]]:
 
 
 class Falls:
-    """Warns, once, of a bound that fell far below that of the first step: training diverged, though all is finite.
+    """Warns, once, of a bound that fell far below that of the first step: training diverged with finite numbers.
 
     Args:
         lr: the learning rate.
-        kept: whether the best parameters come back in the end; then only a fall without end is worth a word.
+        kept: whether the best parameters are restored at the end; then only a persistent fall causes a warning.
     """
 
     def __init__(self, lr: float, kept: bool) -> None:
         self.lr, self.kept, self.told = lr, kept, False
 
     def look(self, first: float, history: History, last: bool) -> None:
-        """Compare the bound of the first step, per datum, with those of the epochs."""
+        """Compare the bound of the first step, per data point, with those of the epochs."""
         half, now = history.elbo[len(history.elbo) // 2 :], history.elbo[-1]
         best = max(first, *history.elbo)
         ended = last and not self.kept and len(half) > 1
@@ -153,11 +153,11 @@ class Falls:
         self.told = True
         warnings.warn(
             f"training diverged: the bound was {first:.4g} {history.unit} at the first step, at best {best:.4g}, and "
-            f"{now:.4g} in epoch {len(history.elbo)}, though it is finite; lower lr={self.lr:g}, or scale the data",
+            f"{now:.4g} in epoch {len(history.elbo)}; lower lr={self.lr:g}, or scale the data",
             stacklevel=outside(),
         )
 
 
 _AMPLE, _LITTLE, _MUCH = 10.0, 0.5, 3.0
-"""Falls in parts of the bound that they start from: from the first step in any epoch, from the first step in all of the
-second half, and from the best epoch to the last."""
+"""Thresholds as parts of the initial bound: below the first step in any epoch, below it in the whole second half, and
+from the best epoch to the last."""

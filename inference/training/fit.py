@@ -26,7 +26,6 @@ from pyro.infer import (
     TraceEnum_ELBO,
 )
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
@@ -52,6 +51,7 @@ from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
+from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
 from .checkpoint import MakeScheduler, Run, mark_of, read_contents
@@ -91,10 +91,10 @@ def fit(
     callbacks: Callback | Iterable[Callback] = (),
     progress: bool = True,
 ) -> History:
-    """Train a pair by stochastic variational inference.
+    """Train a model and guide by stochastic variational inference.
 
     One step is that of ``pyro.infer.SVI``: the objective's loss on a batch, its gradient, one update. Trained are the
-    parameters of both halves where they are modules, and all that ``pyro.param`` and ``pyro.module`` make.
+    parameters of model and guide if they are modules, and all parameters of ``pyro.param`` and ``pyro.module``.
 
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
@@ -103,50 +103,49 @@ def fit(
     Args:
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
-        data: a tensor [N, ...], or a tuple of such tensors; ``()`` for a pair that holds its data and is called without
-            arguments, one step per epoch.
+        data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
+            without arguments, one step per epoch.
         objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
-            or your own), which is not changed: its knobs go by the steps of this run. None: ``Trace_ELBO()``, or
-            ``TraceEnum_ELBO`` where the pair has sites that are to be enumerated.
+            or your own), which is not changed: its knobs follow the steps of this run. None: ``Trace_ELBO()``, or
+            ``TraceEnum_ELBO`` if there are sites to be enumerated.
         epochs: passes over the data.
-        batch_size: data per step, shuffled; the last batch of an epoch may be smaller. From N on, all data in their own
-            order.
+        batch_size: data points per step, shuffled; the last batch of an epoch may be smaller. If at least N: all data
+            in their own order.
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
-        validation: data like ``data``, whose ELBO, rate and distortion are taken after every epoch (8 particles, the
-            same draws every time).
-        patience: stop after so many epochs without a better validation ELBO, and go back to the best parameters.
-        seed: makes the run repeatable and leaves the user's random stream alone; None draws from that stream.
-        device: where to run; modules (which stay there) and batches are moved. None: where they are.
-        checkpoint: a file written after every epoch, whole or not at all.
-        resume: go on from ``checkpoint`` if it exists: the run ends as an uninterrupted one would.
+        validation: data like ``data``, whose ELBO, rate and distortion are computed after every epoch (8 particles, the
+            same samples every time).
+        patience: stop after this many epochs without a better validation ELBO, and restore the best parameters.
+        seed: makes the run reproducible without the user's random stream; None uses that stream.
+        device: where to run; modules (which stay there) and batches are moved. None: no move.
+        checkpoint: a file written after every epoch, in full or not at all.
+        resume: continue from ``checkpoint`` if it exists: the result equals that of an uninterrupted run.
         batch_transform: applied to the first tensor of every batch: ``torch.bernoulli`` binarizes grey images.
-        freeze: modules whose parameters stay as they are, in evaluation mode: ``freeze=model`` fits the guide alone.
-        max_plate_nesting: how many dimensions the pair's plates take, for jensen's objectives (Pyro's own have it as an
-            argument). None: what a run of the pair says.
-        compile: whether steps run in a compiled graph, captured from the pair once: ``"auto"`` where that pays,
-            ``True`` wherever it can be done (else a warning says why not), ``False`` never. ``history.route`` says what
-            was done.
-        callbacks: what looks on after every epoch and is closed in the end, in this order: :class:`CSVLogger`,
-            :class:`TensorBoardLogger`, or a :class:`Callback` of your own.
+        freeze: modules whose parameters do not change, in evaluation mode: ``freeze=model`` fits the guide alone.
+        max_plate_nesting: how many dimensions the plates take, for jensen's objectives (Pyro's own have it as an
+            argument). None: found by a run of model and guide.
+        compile: whether steps run in a compiled graph, traced once: ``"auto"`` where that pays, ``True`` wherever
+            possible (else a warning gives the reason), ``False`` never. ``history.route`` describes the choice.
+        callbacks: objects called after every epoch and closed at the end, in this order: :class:`CSVLogger`,
+            :class:`TensorBoardLogger`, or your own :class:`Callback`.
         progress: whether to show a progress bar.
 
     Returns:
         The :class:`History`.
 
     Warns:
-        UserWarning: of a bound that fell far below that of the first step, and of what is not trained.
+        UserWarning: if a bound fell far below that of the first step, and for parameters that are not trained.
 
     Raises:
-        ValueError: for data that are empty, not finite or outside the support, sites that do not match, settings that
-            make no sense, batches that the pair does not run on, a plate over the data that does not follow their first
-            dimension, nothing to train, and a checkpoint that is torn or of another pair.
-        TypeError: for an objective, optimizer or callback that does not serve, data that are no tensors, and a call
-            that does not fit what the pair takes.
+        ValueError: for data that are empty, not finite or outside the support, sites that do not match, invalid
+            settings, batches on which model and guide do not run, a plate over the data that does not follow their
+            first dimension, nothing to train, and a checkpoint that is damaged or of another model or guide.
+        TypeError: for an unsuitable objective, optimizer or callback, data that are not tensors, and a call
+            that does not match the arguments of model or guide.
         FileExistsError: if another run writes the same checkpoint.
-        FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of what is not
-            finite first; the parameters are those of the last good epoch, and so is the checkpoint.
+        FloatingPointError: at the first loss or gradient that is not finite, with the site and the rows of the first
+            such quantity; the parameters are those of the last good epoch, and so is the checkpoint.
 
     Example:
         >>> from jensen.families import FullCovariance
@@ -171,10 +170,10 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
-    mark = None if checkpoint is None else mark_of(checkpoint)  # before it is read
+    mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
     earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
     state = None if earlier is None else read_contents(earlier)
-    begun = {} if state is None else state["settings"]  # as it was begun, so it goes on
+    begun = {} if state is None else state["settings"]  # a resumed run keeps its first settings
     if checkpoint is not None:
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -194,17 +193,17 @@ def fit(
             warn_of_no_plate(model, guide, train.first())
         if not layout.sizes and layout.full_size is None and train.size < train.n:
             warnings.warn(
-                f"the pyro.factor {listed(layout.joining)} stands outside every plate, so each batch counts all of it: "
-                f"take batch_size={train.n}, or divide it by the number of batches, {-(-train.n // train.size)}"
+                f"the pyro.factor {listed(layout.joining)} is outside every plate, so each batch counts all of it: use "
+                f"batch_size={train.n}, or divide it by the number of batches, {-(-train.n // train.size)}"
                 if layout.joining
-                else "a latent site stands outside every plate, so each batch is scored against its whole prior: take "
+                else "a latent site is outside every plate, so each batch is scored against its whole prior: use "
                 f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
                 stacklevel=outside(),
             )
         if layout.enumerated and isinstance(objective, Trace_ELBO):
             warnings.warn(
-                f"{type(objective).__name__} samples {sorted(layout.enumerated)}, which the guide leaves to be "
-                "enumerated, from the model: take pyro.infer.TraceEnum_ELBO("
+                f"{type(objective).__name__} samples {sorted(layout.enumerated)} from the model, since the guide "
+                "leaves these sites to be enumerated: use pyro.infer.TraceEnum_ELBO("
                 f"max_plate_nesting={layout.nesting}), which sums over their states as evaluate does",
                 stacklevel=2,
             )
@@ -215,8 +214,8 @@ def fit(
                 objective.check(model, guide, layout, *first)
         if not trained:
             raise ValueError(
-                "there is nothing to train: every parameter of the pair is frozen, or it has none (those of a module "
-                "that a function calls count where pyro.module(name, module) registers it)"
+                "there is nothing to train: model and guide have no parameters, or all are frozen. Modules that a "
+                "function calls count if pyro.module(name, module) registers them"
             )
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
@@ -232,7 +231,8 @@ def fit(
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
-        with tqdm(range(good_epoch, epochs), disable=not progress, desc="fit", unit="epoch") as bar:
+        points = train.n if train.tensors else 0
+        with progress_bar("fit", points, range(good_epoch, epochs), progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -248,13 +248,13 @@ def fit(
                     run.restore(good)
                     raise FloatingPointError(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
-                        f"parameters are back at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
+                        f"parameters are those at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
                 if not history.elbo:
                     first_bound = bounds[0] * train.n / (size * count)
                 if look:
                     good, good_epoch, kept = run.snapshot(), epoch + 1, history.steps
-                elif history.steps >= kept + BLOCK:  # the first loss of the next epoch will say whether it is good
+                elif history.steps >= kept + BLOCK:  # the first loss of the next epoch shows whether it is good
                     unproved, kept = (run.snapshot(), epoch + 1), history.steps
                 history.elbo.append(sum(bounds) / count)
                 if shaped:
@@ -285,7 +285,7 @@ def fit(
 
 
 def _default(layout: Layout) -> ELBO:
-    """The objective where none is given."""
+    """The default objective."""
     if layout.enumerated or layout.summed:
         return TraceEnum_ELBO(max_plate_nesting=layout.nesting)
     return Trace_ELBO()
@@ -308,19 +308,19 @@ def _check_settings(
             f"1 (got {patience})"
         )
     if resume and checkpoint is None:
-        raise ValueError("resume goes on from a checkpoint: say which file")
+        raise ValueError("resume needs a checkpoint: give its file as checkpoint")
     if objective is not None:
         check_objective(objective)
 
 
 def check_objective(objective: object) -> None:
-    """Raise TypeError for what is no objective that can be trained with, and name one that can."""
+    """Raise TypeError for an object that fit cannot use as an objective, and name one that it can."""
     if isinstance(objective, type):
-        raise TypeError(f"objective is the class {objective.__name__}: make one, {objective.__name__}()")
+        raise TypeError(f"objective is the class {objective.__name__}: give an instance, {objective.__name__}()")
     lacking = not callable(getattr(objective, "differentiable_loss", None))
     if lacking and not type(objective).__module__.startswith("pyro."):
         raise TypeError(
-            f"objective is one of Pyro's or jensen's, such as Trace_ELBO() or jensen.inference.IWAE(10), but got "
+            f"objective must be one of Pyro's or jensen's, such as Trace_ELBO() or jensen.inference.IWAE(10), but got "
             f"{shown(objective)}"
         )
     if isinstance(objective, _TRACED) or lacking:
@@ -331,28 +331,28 @@ _TRACED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO)
 
 
 def _instead(objective: Any) -> str:
-    """Why fit does not take an objective of Pyro's, and what does the same: the rest of a sentence."""
+    """Why fit cannot use an objective of Pyro's, and the alternative: the rest of a sentence."""
     name, K = type(objective).__name__, getattr(objective, "num_particles", 1)
     if isinstance(objective, _TRACED):
         return (
-            "rests on torch.jit.trace, which is deprecated and keeps what the pair did in its first run: take "
-            f"{name.removeprefix('Jit')}(); fit captures the steps of Trace_ELBO and of jensen's objectives"
+            "uses torch.jit.trace, which is deprecated and freezes the choices of the first run: use "
+            f"{name.removeprefix('Jit')}(); fit traces the steps of Trace_ELBO and of jensen's objectives"
         )
     lacks = "has no differentiable_loss, which fit needs"
     if name == "RenyiELBO":
         alpha = objective.alpha
         same = f"jensen.inference.IWAE({K})" if alpha == 0 else f"jensen.inference.Renyi({alpha:g}, {K})"
         return (
-            f"{lacks}: take {same}, which leaves the scales of plates out of the logarithm (where there are any, "
-            "Pyro's number is another one, and no bound)"
+            f"{lacks}: use {same}, which keeps the scales of plates out of the logarithm (with scales, Pyro's number "
+            "is different, and not a bound)"
         )
     if name in ("TraceGraph_ELBO", "JitTraceGraph_ELBO"):
         return (
-            f"{lacks}: take jensen's own ELBO, jensen.inference.ELBO({K if K > 1 else 10}), whose gradient has the "
-            "score of the sites without rsample, each draw with the others as its baseline"
+            f"{lacks}: use jensen's own ELBO, jensen.inference.ELBO({K if K > 1 else 10}), whose gradient includes the "
+            "score of the sites without rsample, with the other samples as baseline"
         )
     way = f"pyro.infer.SVI(model, guide, optim, {name}(...)).step(x)"
-    return f"{lacks}: train by {way} itself, and measure the trained pair with evaluate and compare"
+    return f"{lacks}: train with {way}, and measure the trained model and guide with evaluate and compare"
 
 
 def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -364,16 +364,16 @@ def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> t
     except ValueError as error:
         raise ValueError(f"optimizer(parameters, lr={lr}) fails: {error}") from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(f"optimizer makes a torch.optim.Optimizer, but it made a {type(made).__name__}; {_REMEDY}")
+        raise TypeError(f"optimizer must make a torch.optim.Optimizer, but it made a {type(made).__name__}; {_REMEDY}")
     return made
 
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)  # one kernel for all parameters
-_REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers serve pyro.infer.SVI)"
+_REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers are for pyro.infer.SVI)"
 
 
 def _look(model: Program, guide: Program, data: Batches) -> Layout:
-    """Look at every datum once, in batches of the size to come, before the first step; the pair's layout."""
+    """Check every data point once, in batches of the given size, before the first step; returns the layout."""
     with forked_rng(), buffers_kept(model, guide):
         parts = torch.arange(data.n).split(data.size)
         try:
@@ -381,7 +381,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
         except (IndexError, RuntimeError, ValueError) as error:
             if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
-                    f"the pair runs on 2 data but not on 1: give batch_size of 2 or more ({_why(error)})"
+                    f"model and guide run on 2 rows but not on 1: give batch_size of 2 or more ({_why(error)})"
                 ) from error
             raise
         if data.size < data.n:
@@ -391,60 +391,60 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
                 check_pair(model, guide, *data.take(rows))
             except (IndexError, RuntimeError, ValueError) as error:
                 if len(rows) == data.size or isinstance(_on(model, guide, data, len(rows)), Layout):
-                    raise  # it is the data
+                    raise  # the data are the cause
                 raise ValueError(_last_batch(model, guide, data, len(rows), error)) from error
     return layout
 
 
 def _on(model: Program, guide: Program, data: Batches, rows: int) -> Layout | Exception:
-    """How a pair is laid out on so many data, or what it raises there."""
+    """The layout on the first ``rows`` rows, or the error that occurs there."""
     return layout_on(model, guide, data.take(torch.arange(rows)), rows)
 
 
 def _check_other_sizes(model: Program, guide: Program, data: Batches, layout: Layout) -> None:
-    """Raise ValueError for a pair to which batches are no parts of its data: it runs on one number of rows only."""
+    """Raise ValueError if model and guide run on one number of rows only, so that batches cannot be used."""
     size = data.size
     others = [k for k in (size - 1, size + 1) if k > 1]
     tried = {}
-    for k in others:  # some pairs do not run on one row, some not on an odd number
+    for k in others:  # some models do not run on one row, some not on an odd number
         tried[k] = _on(model, guide, data, k)
         if isinstance(tried[k], Layout):
             break
     first, other = others[0], tried[others[0]]
     if isinstance(other, Exception) and all(isinstance(outcome, Exception) for outcome in tried.values()):
         held = held_by(model, guide, data.take(torch.arange(first)))
-        where = f"the pair runs on {size} data but not on {' or '.join(map(str, others))}"
+        where = f"model and guide run on {size} rows but not on {' or '.join(map(str, others))}"
         if held is not None:
             raise ValueError(
-                f"{where}: {held}, so it sees all data at every step: make a new one, and give batch_size={data.n} or "
-                "more"
+                f"{where}: {held}, so it needs all data at every step. Create a new guide, and give "
+                f"batch_size={data.n} or more"
             ) from other
         raise ValueError(
-            f"{where}: {str(other).splitlines()[0]}; read the number of data from them, len(x), where the pair has "
-            f"{size}, and if it holds a value for each datum give batch_size={data.n} or more"
+            f"{where}: {str(other).splitlines()[0]}; compute the number of rows, len(x), instead of the constant "
+            f"{size}. If there is a value per data point, give batch_size={data.n} or more"
         ) from other
-    for k, laid_out in {size: layout, **tried}.items():  # the plate may have the size of one of them by chance
+    for k, laid_out in {size: layout, **tried}.items():  # the plate may have one of these sizes by chance
         if isinstance(laid_out, Layout) and laid_out.full_size is None and k not in laid_out.sizes:
             check_rows(laid_out, data.take(torch.arange(k)), k)
 
 
 def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error: Exception) -> str:
-    """What to say of a last batch that the pair does not run on: a batch size near by that leaves another rest."""
+    """The message for a last batch that fails: a similar batch size that leaves another remainder."""
     near = sorted(range(2, data.n), key=lambda size: (abs(size - data.size), -size))[:_TRIED]
     rests = ((size, data.n % size) for size in near)
     good = (size for size, rest in rests if not rest or isinstance(_on(model, guide, data, rest), Layout))
     size = next(good, data.n)
-    left = "no such batch" if data.n % size == 0 else f"a last batch of {data.n % size}"
+    left = "no smaller batch" if data.n % size == 0 else f"a last batch of {data.n % size}"
     return (
-        f"the last batch of an epoch has {rows} row{'s' * (rows > 1)} ({data.n} data, batch_size={data.size}), and the "
-        f"pair does not run on it ({_why(error)}): give batch_size={size}, which leaves {left}"
+        f"the last batch of an epoch has {rows} row{'s' * (rows > 1)} ({data.n} data points, batch_size={data.size}), "
+        f"and model and guide do not run on it ({_why(error)}): give batch_size={size}, which leaves {left}"
     )
 
 
 def _why(error: Exception) -> str:
-    """The first line of an error, or what it means where a batch normalisation is given one row."""
+    """The first line of an error, or its meaning if a batch normalisation receives one row."""
     if "Expected more than 1 value per channel" in str(error):
-        return "batch normalisation divides by the spread of a batch, and one row has none"
+        return "batch normalisation divides by the standard deviation of a batch, and one row has none"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -455,9 +455,9 @@ _TRIED = 20  # batch sizes
 def _training(
     model: Program, guide: Program, frozen: list[nn.Module], seed: int | None, device: Device
 ) -> Iterator[None]:
-    """Training mode (evaluation mode for what is frozen), the user's restored; a random stream of its own if seeded.
+    """Training mode (evaluation mode for frozen modules), restored afterwards; a private random stream if seeded.
 
-    Modules that a half only holds are left in the user's mode, until it is known which of them are trained.
+    Modules that model or guide only hold keep the user's mode until it is known which of them are trained.
     """
     modules = owners_of(model, guide)
     with (
@@ -466,7 +466,7 @@ def _training(
         modes_kept([*modules, *frozen]),
         private_randomness(seed),
     ):
-        warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises instead, and says where
+        warnings.filterwarnings("ignore", "Encountered NaN")  # fit raises an error with the site instead
         for module in modules:
             if device is not None:
                 module.to(device)
@@ -488,7 +488,7 @@ def _trained(model: Program, guide: Program, data: tuple[Tensor, ...], frozen: l
     """The parameters to train; the modules that hold them are put into training mode.
 
     Warns:
-        UserWarning: for modules that a function holds and calls, but registers nowhere: Pyro does not train them.
+        UserWarning: for modules that a function calls but does not register: Pyro does not train them.
     """
     fixed = {p for module in frozen for p in module.parameters()}
     owners, own = owners_of(model, guide), own_modules(model, guide)
@@ -505,7 +505,7 @@ def _trained(model: Program, guide: Program, data: tuple[Tensor, ...], frozen: l
     }
     if left:
         warnings.warn(
-            f"the pair calls modules that it registers nowhere, so Pyro and fit leave them as they are: {list(left)}; "
+            f"model or guide calls modules without registering them, so Pyro and fit do not train them: {list(left)}; "
             "register them in the program (pyro.module(name, module)) to train them, or give them as freeze=",
             stacklevel=outside(),
         )

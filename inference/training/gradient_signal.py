@@ -1,4 +1,4 @@
-r"""What a stochastic gradient is worth: its mean against its noise.
+r"""The quality of a stochastic gradient: its mean relative to its noise.
 
 .. math:: \text{SNR} = \frac{\|\mathbb{E} g\|}{\sqrt{\mathbb{E} \|g - \mathbb{E} g\|^2}}
 """
@@ -27,12 +27,12 @@ from .fit import check_objective
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientSignal:
-    """Repeated gradients of one loss at one place; made by :func:`gradient_signal`.
+    """Repeated gradients of one loss at fixed parameters; made by :func:`gradient_signal`.
 
     Attributes:
         mean: their mean, [P].
-        variance: the variance of one of them, [P].
-        repeats: R, how many there were.
+        variance: the variance of one gradient, [P].
+        repeats: R, the number of gradients.
 
     Example:
         >>> signal = GradientSignal(torch.tensor([3.0, 4.0]), torch.tensor([0.5, 0.5]), repeats=1000)
@@ -46,7 +46,7 @@ class GradientSignal:
 
     @property
     def snr(self) -> float:
-        """The signal-to-noise ratio of one gradient; the noise that is left in the mean is taken off its square."""
+        """The signal-to-noise ratio of one gradient; the square of the mean is corrected for its remaining noise."""
         noise = float(self.variance.sum())
         signal = float(self.mean.square().sum()) - noise / self.repeats
         return sqrt(max(signal, 0.0) / noise) if noise else nan
@@ -66,7 +66,7 @@ def gradient_signal(
     of: nn.Module | None = None,
     seed: int | None = None,
 ) -> GradientSignal:
-    """Draw the gradient of an objective's loss many times, at the parameters as they are.
+    """Sample the gradient of an objective's loss many times, at the current parameters.
 
     References:
         Rainforth et al. (2018), Tighter Variational Bounds are Not Necessarily Better. https://arxiv.org/abs/1802.04537
@@ -77,15 +77,15 @@ def gradient_signal(
         data: a tensor [N, ...], or a tuple of such tensors.
         objective: an objective with ``differentiable_loss``; the knobs of an :class:`~jensen.inference.Objective` are
             those of its own ``step``, which ``fit`` does not change.
-        repeats: how many gradients to draw, at least 2.
-        of: the module whose parameters' gradient it is; None: the guide's, or those that it reads.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        repeats: the number of gradients, at least 2.
+        of: the module whose parameters are differentiated; None: the guide, or the parameters that it reads.
+        seed: makes the samples reproducible without the user's random stream; None uses that stream.
 
     Returns:
         The :class:`GradientSignal`.
 
     Raises:
-        ValueError: for ``repeats`` less than 2, and if there is no parameter.
+        ValueError: for ``repeats`` below 2, and if there is no parameter.
 
     Example:
         >>> from jensen.families import MeanField
@@ -100,7 +100,7 @@ def gradient_signal(
         True
     """
     if repeats < 2:
-        raise ValueError(f"repeats is the number of gradients drawn, at least 2, but got {repeats}")
+        raise ValueError(f"repeats is the number of gradients, at least 2, but got {repeats}")
     check_objective(objective)
     tensors = as_tensors(data)
     owners = owners_of(model, guide)
@@ -114,7 +114,7 @@ def gradient_signal(
             parameters = [p for p in of.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(
-                f"there is no trainable parameter in {'the pair' if of is None else 'of'} whose gradient could be drawn"
+                f"there is no trainable parameter in {'model and guide' if of is None else 'of'} for a gradient"
             )
         total, squares = torch.zeros(()), torch.zeros(())
         for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Loss and gradients of a pair as one captured graph, where there can be one."""
+"""Loss and gradients as one traced graph, if that is possible."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .objectives import Objective
 
 
 class LossGraph(NamedTuple):
-    """A graph of (trained, held, knobs, batch) to (loss, bound, gradients), and what it is called with.
+    """A graph of (trained, held, knobs, batch) to (loss, bound, gradients), and its inputs.
 
     Attributes:
         graph: the graph.
-        trained: the parameters that the run moves, all that require a gradient.
-        held: what else the pair reads: buffers, frozen parameters.
+        trained: the parameters that the run updates, all that require a gradient.
+        held: the other tensors of model and guide: buffers, frozen parameters.
         moved: those of ``trained`` that have a gradient, in the order of the gradients.
     """
 
@@ -44,7 +44,7 @@ class LossGraph(NamedTuple):
 
 
 def knobs_of(objective: ELBO, step: int, batch: Batch) -> Tensor:
-    """The numbers in the loss at a step, on the device of a batch; Pyro's own losses have none."""
+    """The knobs of the loss at a step, on the device of a batch; Pyro's own losses have none."""
     device = batch[0].device if batch else None
     if isinstance(objective, Objective):
         return objective.knobs(step, device)
@@ -63,13 +63,13 @@ def loss_and_bound(run: Run, objective: ELBO, layout: Layout, batch: Batch, knob
 
 
 def obstacle(run: Run, objective: ELBO, layout: Layout, replaced: Collection[nn.Parameter] = ()) -> str:
-    """Why loss and gradients of a pair cannot be captured, as far as its sites tell; else nothing.
+    """Why loss and gradients cannot be traced, as far as the sites show; else empty.
 
-    Parameters that were ``replaced`` belonged to modules of the pair, and no longer count.
+    Parameters that were ``replaced`` belonged to modules of model or guide, and no longer count.
     """
     kind = type(objective)
     if kind is not Trace_ELBO and not isinstance(objective, Objective):
-        return f"{kind.__name__} reads values as it goes; Trace_ELBO and jensen.inference.Objective can be captured"
+        return f"{kind.__name__} reads values during the run; Trace_ELBO and jensen.inference.Objective can be traced"
     if layout.enumerated:
         return f"the sites {list(layout.enumerated)} are enumerated"
     if layout.scored:
@@ -81,10 +81,10 @@ def obstacle(run: Run, objective: ELBO, layout: Layout, replaced: Collection[nn.
 
 
 def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch, state: PlainState) -> LossGraph:
-    """Capture loss and gradients at the shapes of a batch, and compare them with the objective's own.
+    """Trace loss and gradients for the shapes of a batch, and compare them with the objective's own.
 
     Raises:
-        CannotCapture: if they depend on values, a run changes the state of the pair, or the graph gives other numbers.
+        CannotCapture: if they depend on values, a run changes the programs' state, or the graph gives other numbers.
     """
     trained = tuple(p for p in run.trained if p.requires_grad)
     ids, step = set(map(id, trained)), run.history.steps
@@ -111,30 +111,30 @@ def capture_loss(run: Run, objective: ELBO, layout: Layout, batch: Batch, state:
         return (loss.reshape(()), *slopes)
 
     with buffers_kept(run.model, run.guide):
-        # a first run makes what stays: Trace_ELBO draws once before its first loss
+        # a first run may create state: Trace_ELBO samples once before its first loss
         if changing := state.watch_run(lambda: loss_is_finite(run, objective, layout, batch, step)):
             raise CannotCapture(changing)
         graph = capture(value_and_gradients, *trained, *held, knobs_of(objective, step, batch), *batch)
         if not agrees(itself, replayed):
-            raise CannotCapture("the captured graph gives other numbers than the pair itself")
+            raise CannotCapture("the traced graph gives other numbers than the model itself")
     return LossGraph(graph, trained, held, tuple(moved))
 
 
 def _traceable(run: Run, objective: ELBO, layout: Layout, batch: Batch, knobs: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and bound in a form that can be captured: Pyro's own Trace_ELBO reads values."""
+    """Loss and bound in a form that can be traced: Pyro's own Trace_ELBO reads values."""
     model, guide = run.model, run.guide
     if isinstance(objective, Objective):
         return loss_and_bound(run, objective, layout, batch, knobs)
     K, nesting = objective.num_particles, layout.nesting
     if K > 1 and objective.vectorize_particles:
         bound = scaled_elbo(in_plate(model, K, nesting), in_plate(guide, K, nesting), *batch) / K
-    else:  # one after the other, as Pyro draws them
+    else:  # one after the other, in Pyro's order
         bound = torch.stack([scaled_elbo(model, guide, *batch) / K for _ in range(K)]).sum()
     return -bound, bound.detach()
 
 
 def loss_is_finite(run: Run, objective: ELBO, layout: Layout, batch: Batch, step: int) -> bool:
-    """Whether the loss on a batch, at the present parameters, a step's knobs and without validation, is finite."""
+    """Whether the loss on a batch is finite, with the current parameters, a step's knobs and no validation."""
     try:
         with pyro.validation_enabled(False), forked_rng(), buffers_kept(run.model, run.guide):
             loss, _ = loss_and_bound(run, objective, layout, batch, knobs_of(objective, step, batch))

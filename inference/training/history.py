@@ -1,4 +1,4 @@
-"""What training leaves behind: its curves, its length, its time."""
+"""The result of training: its curves, its length, its time."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from jensen.results.schema import decoded
 from jensen.results.tables import Table, decimals
 
 _CURVES = ("elbo", "shaped", "validation", "rate", "distortion", "learning_rate")
-_SHOWN = 10  # epochs that are printed
+_SHOWN = 10  # printed epochs
 
 
 @dataclass(repr=False)
 class History(Record):
-    """What happened in :func:`fit`, epoch by epoch.
+    """The history of :func:`fit`, epoch by epoch.
 
-    A list has one number per epoch. Where an earlier part of a resumed run did not write it down, it is shorter, and
-    its last number is that of the last epoch.
+    A list has one number per epoch. It is shorter if an earlier part of a resumed run did not record it; its last
+    number always belongs to the last epoch.
 
     Attributes:
-        elbo: the objective's bound on the training data, nats per datum, averaged over the epoch.
-        shaped: minus the loss, where an objective (beta, free bits) shapes it to something else than the bound; else
+        elbo: the objective's bound on the training data, nats per data point, averaged over the epoch.
+        shaped: minus the loss, if the objective shapes it (beta, free bits) so that it differs from the bound; else
             empty.
-        validation: the ELBO of the validation data after each epoch, nats per datum; empty without validation data.
-        rate: of the same draws, the mean of log q(z | x) - log p(z), nats per datum; minus the sum of rate and
-            distortion is the ELBO. Empty without validation data, for joint weights, and for a guide without a density.
-        distortion: of the same draws, the mean of -log p(x | z), nats per datum; empty where ``rate`` is.
-        learning_rate: the one that each epoch was taken with (of the optimizer's first group).
-        elapsed: wall-clock seconds from the start to the end of each epoch; a break before a resumption is left out.
+        validation: the ELBO of the validation data after each epoch, nats per data point; empty without such data.
+        rate: from the same samples, the mean of log q(z | x) - log p(z), nats per data point; the ELBO is minus the sum
+            of rate and distortion. Empty without validation data, for joint weights, and for a guide without a density.
+        distortion: from the same samples, the mean of -log p(x | z), nats per data point; empty if ``rate`` is.
+        learning_rate: that of each epoch (of the optimizer's first group).
+        elapsed: wall-clock seconds from the start to the end of each epoch, without breaks before a resumption.
         best_epoch: with ``patience``, the epoch whose parameters were kept, counted from 1; else None.
         steps: the number of optimizer steps.
         seconds: wall-clock time.
         compiled: whether steps ran in one compiled graph of loss, gradients and update.
-        route: how steps ran, and why not faster: ``"captured and compiled"``, ``"captured"``, ``"eager: ..."``; and by
-            which way particles ran, where it was not an outer plate.
-        data: how many data the bounds of an epoch are divided by: as many as its plate over them has in all (N where it
-            subsamples), else the rows of the data. 1 where the pair holds its data and has no plate around them: its
-            bounds are those of all data.
+        route: how steps ran, and why not faster: ``"traced and compiled"``, ``"traced: ..."``, ``"eager: ..."``; and
+            the method for particles, if it was not an outer plate.
+        data: the number of data points by which the bounds of an epoch are divided: the full size of the plate over
+            them (N if it subsamples), else the rows of the data. 1 if model and guide hold their data without a plate:
+            the bounds are then those of all data.
 
     Example:
         >>> history = History(elbo=[-3.0, -2.0], validation=[], steps=20, seconds=0.5)
         >>> print(history)
-        2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per datum
+        2 epochs, 20 steps, 0.5 s: training bound -3.000 -> -2.000 nats per data point
         epoch    elbo
         -------------
         1      -3.000
@@ -77,7 +77,7 @@ class History(Record):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is torn, not a checkpoint, or of a newer schema version.
+            ValueError: if it is damaged, not a checkpoint, or of a newer schema version.
         """
         state = read_checkpoint(path)
         try:
@@ -87,11 +87,11 @@ class History(Record):
         return history
 
     def check(self) -> None:
-        """Raise a ValueError for curves, counts and times that no training run has."""
+        """Raise a ValueError for impossible curves, counts and times."""
         super().check()
         if self.steps < 0 or not 0 <= self.seconds < math.inf or (self.data is not None and self.data < 1):
             raise ValueError(
-                f"steps, seconds and data are {self.steps}, {self.seconds} and {self.data}: no run has such numbers"
+                f"steps, seconds and data are {self.steps}, {self.seconds} and {self.data}: these are impossible values"
             )
         if self.best_epoch is not None and not 1 <= self.best_epoch <= len(self.validation):
             raise ValueError(f"best_epoch is {self.best_epoch}, but there are {len(self.validation)} validation epochs")
@@ -99,13 +99,13 @@ class History(Record):
     @property
     def unit(self) -> str:
         """The unit of the bounds, in words."""
-        return "nats in all" if self.data == 1 else "nats per datum"
+        return "nats in total" if self.data == 1 else "nats per data point"
 
     def per_epoch(self) -> dict[str, list[Any]]:
-        """The columns of the curves that there are, by name, all of one length.
+        """The columns of the existing curves, by name, all of one length.
 
-        ``epoch`` counts from 1, ``seconds`` is ``elapsed``, bounds, rate and distortion are in nats per datum. What an
-        earlier part of a resumed run did not write down is NaN.
+        ``epoch`` counts from 1, ``seconds`` is ``elapsed``, bounds, rate and distortion are in nats per data point.
+        Values that an earlier part of a resumed run did not record are NaN.
         """
         n = len(self.elbo)
         columns = {name: getattr(self, name) for name in _CURVES} | {"seconds": self.elapsed}

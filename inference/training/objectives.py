@@ -1,14 +1,14 @@
 r"""Objectives: bounds on log p(x) as subclasses of ``pyro.infer.ELBO``, for ``SVI(..., loss=...)`` and ``fit``.
 
-Each is a reduction of the log weights of K draws, datum by datum, and its loss is minus the sum over the data of the
-*bound*, times N/B where they are a subsample. Scales are left out, so that neither subsampling nor ``poutine.scale``
-changes which quantity is bounded.
+Each is a reduction of the log weights of K samples, per data point. Its loss is minus the sum over the data of the
+*bound*, times N/B if they are a subsample. Scales are omitted, so that neither subsampling nor ``poutine.scale``
+changes the bounded quantity.
 
-| gradient | the guide's parameters are moved by |
+| gradient | the guide's parameters follow |
 | --- | --- |
-| ``"standard"`` | the derivative of the bound; at a site without ``rsample`` its score, against the other draws |
-| ``"stl"`` | the same without the derivative of log q at fixed z: sticking the landing |
-| ``"dreg"`` | path derivatives alone, weighted by the square of the normalized weights: doubly reparameterized |
+| ``"standard"`` | the derivative of the bound; at a site without ``rsample`` its score, with the other samples as
+baseline | | ``"stl"`` | the same without the derivative of log q at fixed z: sticking the landing |
+| ``"dreg"`` | path derivatives only, weighted by the square of the normalized weights: doubly reparameterized |
 
 The ELBO may be shaped by beta, its annealing, and free bits. The bound itself is always reported beside the loss.
 
@@ -64,41 +64,41 @@ Knob = float | Callable[[int], float]  # a number, or a function from the step t
 
 
 class Objective(pyro.infer.ELBO):
-    r"""Base class of objectives: a subclass says with one method, ``value``, what the loss of one run of a pair is.
+    r"""Base class of objectives: a subclass defines one method, ``value``, the loss of one run of model and guide.
 
     .. math:: \text{loss} = -\frac{N}{B} \sum_{n=1}^{B} \mathcal{L}(\log w_{1n}, \dots, \log w_{Kn})
 
-    The base class runs the pair, multiplies by N/B where a plate subsamples the data, refuses pairs that the objective
-    cannot take, and serves ``pyro.infer.SVI`` and :func:`~jensen.inference.fit`. A subclass is captured and compiled
-    like jensen's own objectives, provided that :meth:`value` uses tensor operations only and does not branch on the
-    value of a tensor.
+    The base class runs model and guide, multiplies by N/B if a plate subsamples the data, rejects models and guides
+    that the objective does not support, and works with ``pyro.infer.SVI`` and :func:`~jensen.inference.fit`. A subclass
+    is traced and compiled like jensen's own objectives if :meth:`value` uses tensor operations only and does not branch
+    on the value of a tensor.
 
-    An objective keeps no state that a training run depends on: ``fit`` passes the knobs of the step and takes loss and
+    An objective keeps no state that affects training: ``fit`` passes the knobs of the step and gets loss and
     bound from :meth:`loss_and_bound`, which changes nothing. Under ``SVI`` the objective counts its own calls.
 
     References:
         Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs.
 
     Args:
-        num_particles: the number K of draws, at least 1.
-        gradient: ``"standard"``; under ``"stl"`` and ``"dreg"`` the terms have ``log_q_stopped`` wherever a gradient is
-            taken, and under ``"dreg"`` pairs whose model and guide share parameters are refused.
-        knobs: the numbers in the loss that may change from step to step: each is a float, or a function from the number
-            of optimizer steps done (an int from 0) to a float.
-        shaped: whether the loss is something else than minus the bound: then ``History.shaped`` is kept beside
+        num_particles: the number K of samples, at least 1.
+        gradient: ``"standard"``, ``"stl"`` or ``"dreg"``. With the last two the terms have ``log_q_stopped`` if a
+            gradient is computed; ``"dreg"`` rejects a model and guide that share parameters.
+        knobs: the numbers in the loss that may change between steps: each is a float, or a function from the number
+            of finished optimizer steps (an int from 0) to a float.
+        shaped: whether the loss differs from minus the bound: then ``History.shaped`` is recorded beside
             ``History.elbo``.
         scores: whether :meth:`value` gives sites without ``rsample`` the gradient of their score; else a guide with
-            such sites is refused.
+            such sites is rejected.
 
     Raises:
-        ValueError: for ``num_particles`` less than 1 and an unknown gradient; when used, for a guide that has sites
+        ValueError: for ``num_particles`` below 1 and an unknown gradient; when used, for a guide that has sites
             without ``rsample`` unless ``scores``, for parameters that model and guide share under ``"dreg"``, and for
-            a :meth:`value` that returns no scalars.
-        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
-            in the model, whose states are summed out, under another gradient than the standard one.
+            a :meth:`value` that does not return scalars.
+        NotImplementedError: when used, for sites that the guide enumerates; with a gradient other than the standard
+            one, for sites of the model whose states are summed out.
 
     Example:
-        The ELBO with a KL whose weight rises in the first 100 steps:
+        The ELBO with a KL whose weight increases in the first 100 steps:
 
         >>> from jensen.guides import PriorGuide
         >>> from jensen.models import PPCA
@@ -128,7 +128,7 @@ class Objective(pyro.infer.ELBO):
     ) -> None:
         if num_particles < 1:
             raise ValueError(
-                f"num_particles is the number of draws from the guide, at least 1, but got {num_particles}"
+                f"num_particles is the number of samples from the guide, at least 1, but got {num_particles}"
             )
         if gradient not in get_args(Gradient):
             raise ValueError(f"gradient is one of {get_args(Gradient)}, but got {gradient!r}")
@@ -141,21 +141,21 @@ class Objective(pyro.infer.ELBO):
 
     @abstractmethod
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the bound of one run of the pair, each summed over the data, without the factor N/B.
+        """The loss and the bound of one run of model and guide, each summed over the data, without the factor N/B.
 
         Args:
-            terms: what the log weights [K, N] are made of ([K] where they are joint).
+            terms: the terms of the log weights [K, N] ([K] if joint).
             knobs: the knobs of the step, float64 [P] for P of them, on the data's device.
 
         Returns:
-            The loss, a scalar: its value is minus the bound (shaped, where the objective is), its gradient that of the
-            estimator; where the two differ, ``value.detach() + surrogate - surrogate.detach()`` joins them. And the
-            bound, a scalar: without what shapes the loss; its gradient is not used.
+            The loss, a scalar: its value is minus the bound (or the shaped bound), its gradient that of the estimator;
+            if the two differ, use ``value.detach() + surrogate - surrogate.detach()``. And the bound, a scalar without
+            the shaping of the loss; its gradient is not used.
         """
 
     @property
     def step(self) -> int:
-        """How often :meth:`loss_and_grads` was called: the step whose knobs count outside of ``fit``."""
+        """The number of calls of :meth:`loss_and_grads`: the step of the knobs outside of ``fit``."""
         return self._step
 
     @property
@@ -165,25 +165,25 @@ class Objective(pyro.infer.ELBO):
 
     @property
     def way(self) -> Way:
-        """The way that particles of the last pair were run: ``"alone"`` before there was one."""
+        """The method by which the last model and guide were run for K particles: ``"alone"`` before a run."""
         return ALONE if self._last.pair is None else self._last.pair.way
 
     def knobs(self, step: int, device: torch.device | None = None) -> Tensor:
-        """The numbers in the loss after so many optimizer steps: float64 [P]."""
+        """The knobs of the loss after ``step`` optimizer steps: float64 [P]."""
         numbers = [knob(step) if callable(knob) else knob for knob in self._knobs]
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
     def loss_and_bound(
         self, model: Program, guide: Program, *data: Tensor, knobs: Tensor, max_plate_nesting: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss and bound at given knobs; nothing of the objective changes.
+        """Loss and bound at given knobs; the objective itself does not change.
 
         Args:
             model: any Pyro model, called as ``model(*data)``.
             guide: its guide, called with the same data.
             data: tensors whose first dimension is N.
             knobs: :meth:`knobs` of the step.
-            max_plate_nesting: how deep the plates of a pair that passed :meth:`check` are nested. None: the pair is
+            max_plate_nesting: the nesting depth of the plates, after :meth:`check`. None: model and guide are
                 checked, once.
 
         Returns:
@@ -201,7 +201,7 @@ class Objective(pyro.infer.ELBO):
 
     @checked
     def loss(self, model: Program, guide: Program, *data: Tensor) -> float:
-        """The loss at the knobs of :attr:`step` alone, without gradient."""
+        """The loss at the knobs of :attr:`step`, without gradient."""
         with torch.no_grad():
             pair = self._pair_of(model, guide, data, None)
             scale, loss, bound = self._unscaled(pair, data, self._own_knobs(data))
@@ -210,7 +210,7 @@ class Objective(pyro.infer.ELBO):
 
     @checked
     def loss_and_grads(self, model: Program, guide: Program, *data: Tensor) -> float:
-        """The loss, its gradient added to the parameters': what ``pyro.infer.SVI`` asks for."""
+        """The loss; its gradient is added to that of the parameters, as ``pyro.infer.SVI`` requires."""
         loss = self.differentiable_loss(model, guide, *data)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -218,28 +218,28 @@ class Objective(pyro.infer.ELBO):
         return float(loss.detach())
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("this objective is a reduction of log weights, and makes no trace of its own")
+        raise NotImplementedError("this objective is a reduction of log weights and has no traces")
 
     def _own_knobs(self, data: tuple[Tensor, ...]) -> Tensor:
         check_tensors(data)
         return self.knobs(self._step, data[0].device if data else None)
 
     def _unscaled(self, pair: Pair, data: tuple[Tensor, ...], knobs: Tensor) -> tuple[float, Tensor, Tensor]:
-        """N/B, and the :meth:`value` of one run of the pair."""
+        """N/B, and the :meth:`value` of one run of model and guide."""
         stopped = self.gradient != "standard" and torch.is_grad_enabled()
         t = pair.terms(data, self.num_particles, stopped)
         if not (t.p or t.q):
-            raise ValueError("the pair has no sites: neither model nor guide calls pyro.sample")
+            raise ValueError("there are no sites: neither model nor guide calls pyro.sample")
         loss, bound = self.value(t, knobs)
         if loss.shape or bound.shape:
             raise ValueError(
-                f"{type(self).__name__}.value returns a loss and a bound summed over the data, two scalars, but their "
-                f"shapes are {list(loss.shape)} and {list(bound.shape)}"
+                f"{type(self).__name__}.value must return a loss and a bound summed over the data, two scalars, but "
+                f"their shapes are {list(loss.shape)} and {list(bound.shape)}"
             )
         return t.scale, loss.to(bound.dtype), bound.detach()  # a knob times a float32 scalar is float64
 
     def _pair_of(self, model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int | None) -> Pair:
-        """A pair as it is run; without a nesting it is checked when it first comes."""
+        """Model and guide as they are run; without a nesting they are checked at their first use."""
         known = self._last.pair
         if known is None or known.model != model or known.guide != guide or nesting not in (None, known.nesting):
             layout: Layout | int | None = nesting
@@ -250,40 +250,40 @@ class Objective(pyro.infer.ELBO):
         return known
 
     def check(self, model: Program, guide: Program, layout: Layout, *data: Tensor) -> None:
-        """Raise unless the objective can take a pair of this layout: the errors that the class names."""
+        """Raise an error of the class docstring if the objective does not support this model and guide."""
         kind = type(self).__name__
         name = kind if self.gradient == "standard" else f"{kind}(gradient={self.gradient!r})"
         if self.gradient == "dreg" and (shared := _shared_parameters(model, guide, data, layout.nesting)):
             raise ValueError(
-                f"{name} weights the gradient of the guide's parameters otherwise than that of the model's, but both "
-                f"halves read {shared}: give the prior parameters of its own, or take gradient='stl' or 'standard'"
+                f"{name} weights the gradient differently for the parameters of guide and model, but both depend on "
+                f"{shared}: give the prior separate parameters, or use gradient='stl' or 'standard'"
             )
         if layout.summed:
             raise NotImplementedError(
-                f"the guide enumerates {sorted(layout.summed)}, whose states log weights have summed out, so that they "
-                f"do not average to what {kind} bounds with: take pyro.infer.TraceEnum_ELBO, or sample them"
+                f"the guide enumerates {sorted(layout.summed)}: their states are summed out of the log weights, which "
+                f"then do not average to the bound of {kind}. Use pyro.infer.TraceEnum_ELBO, or sample these sites"
             )
         if (left := sorted(layout.enumerated)) and self.gradient != "standard":
             raise NotImplementedError(
-                f"the guide leaves {left} to be enumerated, which {name} does not do: take gradient='standard', "
-                "pyro.infer.TraceEnum_ELBO, or sample them in the guide"
+                f"the guide leaves {left} to be enumerated, which {name} does not support: use gradient='standard' or "
+                "pyro.infer.TraceEnum_ELBO, or sample these sites in the guide"
             )
         if (stuck := sorted(layout.scored)) and not self.scores:
             raise ValueError(
-                f"{name} needs reparameterized sites, but {stuck} have no rsample: take gradient='standard' of ELBO, "
+                f"{name} needs reparameterized sites, but {stuck} have no rsample: use gradient='standard' of ELBO, "
                 "IWAE or Renyi"
             )
 
 
 class _Last:
-    """The last pair that an objective was given: checked, and its way under particles proved."""
+    """The last model and guide of an objective, already checked, with their proved method for K particles."""
 
     def __init__(self) -> None:
         self.pair: Pair | None = None
 
 
 def _shared_parameters(model: Program, guide: Program, data: tuple[Tensor, ...], nesting: int) -> list[str]:
-    """The names of the parameters that both log p(x, z) at fixed z and the guide's draws or log q depend on."""
+    """The names of the parameters on which log p(x, z) at fixed z and the guide's samples or log q both depend."""
     candidates = [p for half in parameters_of(model, guide, *data) for p in half]
     with torch.enable_grad(), forked_rng():
         t = terms(model, guide, *data, max_plate_nesting=nesting)
@@ -299,12 +299,12 @@ def _shared_parameters(model: Program, guide: Program, data: tuple[Tensor, ...],
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """A number with the value of the first and the gradient of the second; the first as it is where none is taken."""
+    """A number with the value of the first and the gradient of the second; the first alone without gradients."""
     return value.detach() + surrogate - surrogate.detach() if torch.is_grad_enabled() else value
 
 
 def path_log_q(t: Terms) -> dict[str, Tensor]:
-    """Log q of each site [K, N]; under ``"stl"`` and ``"dreg"`` its gradient runs through the draws alone."""
+    """Log q of each site [K, N]; under ``"stl"`` and ``"dreg"`` its gradient flows through the samples only."""
     return t.log_q if t.log_q_stopped is None else t.log_q_stopped
 
 
@@ -315,7 +315,7 @@ def path_log_weights(t: Terms) -> Tensor:
 
 
 def reparameterize_doubly(t: Terms, log_w: Tensor, p: float) -> None:
-    """Reweight the gradient that reaches the draws, so that that of the power mean becomes doubly reparameterized.
+    """Reweight the gradient that reaches the samples, so that the power mean's becomes doubly reparameterized.
 
     References:
         Tucker, Lawson, Gu and Maddison (2019), Doubly Reparameterized Gradient Estimators.
@@ -332,9 +332,9 @@ def _times(factor: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def scored_power_mean(t: Terms, log_w: Tensor, p: float) -> Tensor:
-    """The power mean, summed over the data, plus a score term for sites without ``rsample``: its gradient is unbiased.
+    """The power mean, summed over the data, plus a score term for sites without ``rsample``: unbiased gradient.
 
-    Its value is the power mean only where the guide has no such site.
+    Its value equals the power mean only if the guide has no such site.
     """
     total = power_mean(log_w, p).sum()
     scores = [t.log_q[name] for name, site in t.q.items() if site.needs_score]
@@ -344,7 +344,7 @@ def scored_power_mean(t: Terms, log_w: Tensor, p: float) -> Tensor:
 
 
 def power_loss(t: Terms, log_w: Tensor, p: float, gradient: str = "standard") -> tuple[Tensor, Tensor]:
-    """Loss and bound where the bound is a power mean of the weights, by the gradient asked for."""
+    """Loss and bound for a power mean of the weights, with the requested gradient."""
     bound = power_mean(log_w, p).sum()
     if gradient == "dreg" and p:
         reparameterize_doubly(t, log_w, p)
@@ -364,22 +364,22 @@ def power_mean(log_w: Tensor, p: float) -> Tensor:
 
 
 def _below_largest(log_w: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """The largest log weight [N] (0 where all weights are zero), and p times the distances from it: [K, N]."""
+    """The largest log weight [N] (0 if all weights are zero), and p times the distances from it: [K, N]."""
     top = log_w.detach().amax(0)
     top = torch.where(top.isneginf(), torch.zeros_like(top), top)
     return top, p * (log_w - top)
 
 
 def _nearly_even(u: Tensor) -> Tensor:
-    """Whether no power of a weight is further than a factor of e from that of the largest: [N]."""
+    """Whether every power of a weight is within a factor of e from that of the largest: [N]."""
     return u.detach().abs().amax(0) <= 1
 
 
 def leave_one_out(log_w: Tensor, p: float) -> Tensor:
     """The power mean of all, minus that with one weight replaced by the geometric mean of the others: [K, N].
 
-    It does not depend on what the replaced draw is, but for the first term: a baseline that leaves the score function
-    unbiased. A single draw has none, and neither has one whose fellows all have weight zero.
+    Only the first term depends on the replaced sample: the second is a baseline that keeps the score function
+    unbiased. A single sample has no baseline, and neither has one if all others have weight zero.
 
     References:
         Mnih and Rezende (2016), Variational Inference for Monte Carlo Objectives (VIMCO).
@@ -407,13 +407,13 @@ def leave_one_out(log_w: Tensor, p: float) -> Tensor:
 
 
 class IWAE(Objective):
-    r"""The importance-weighted bound of K draws, which rises to log p(x) with K.
+    r"""The importance-weighted bound of K samples, which increases to log p(x) with K.
 
     .. math:: \mathcal{L}_K = \sum_n \mathbb{E} \log \frac{1}{K} \sum_k w_{kn}
 
-    Its standard gradient moves the guide less and less surely as K grows: the signal-to-noise ratio falls like
-    1/sqrt(K). The doubly reparameterized one does not, and has the same mean. Sticking the landing has another mean for
-    K > 1, and a smaller variance. The model's parameters move the same in all three.
+    The signal-to-noise ratio of its standard gradient for the guide falls like 1/sqrt(K). The doubly reparameterized
+    gradient has the same mean without this loss. Sticking the landing has another mean for K > 1, and a smaller
+    variance. For the model's parameters all three are equal.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders. https://arxiv.org/abs/1509.00519
@@ -429,8 +429,8 @@ class IWAE(Objective):
     Raises:
         ValueError: for K < 1 and an unknown gradient; when used, for a site without ``rsample`` under ``"stl"`` and
             ``"dreg"``, and under ``"dreg"`` for parameters that model and guide share.
-        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
-            in the model, whose states are summed out, under another gradient than the standard one.
+        NotImplementedError: when used, for sites that the guide enumerates; with a gradient other than the standard
+            one, for sites of the model whose states are summed out.
 
     Example:
         >>> from jensen.guides import PriorGuide
@@ -446,7 +446,7 @@ class IWAE(Objective):
         super().__init__(num_particles, gradient, scores=gradient == "standard")
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the log of the mean weight, and that."""
+        """Minus the log of the mean weight, and that log."""
         return power_loss(terms, path_log_weights(terms), 1.0, self.gradient)
 
 
@@ -455,7 +455,7 @@ class Renyi(Objective):
 
     .. math:: \mathcal{L}_\alpha = \sum_n \frac{1}{1 - \alpha} \mathbb{E} \log \frac{1}{K} \sum_k w_{kn}^{1 - \alpha}
 
-    For alpha < 0 it bounds from above only as K goes to infinity.
+    For alpha < 0 it is an upper bound only in the limit of infinite K.
 
     References:
         Li and Turner (2016), Renyi Divergence Variational Inference. https://arxiv.org/abs/1602.02311
@@ -485,14 +485,14 @@ class Renyi(Objective):
         self.alpha = alpha
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the power mean of the weights of power 1 - alpha, and that."""
+        """Minus the power mean of the weights with power 1 - alpha, and that mean."""
         return power_loss(terms, path_log_weights(terms), 1.0 - self.alpha, self.gradient)
 
 
 @checked_fields
 @dataclass(frozen=True)
 class LinearAnnealing:
-    """Beta from ``start`` to ``end`` in a straight line over so many steps, and ``end`` from then on.
+    """Beta as a linear function from ``start`` to ``end`` over the given steps, and ``end`` afterwards.
 
     References:
         Bowman et al. (2016), Generating Sentences from a Continuous Space. https://arxiv.org/abs/1511.06349
@@ -520,7 +520,7 @@ class LinearAnnealing:
 @checked_fields
 @dataclass(frozen=True)
 class CyclicalAnnealing:
-    """Beta that rises from ``start`` to ``end`` over the first part of every period, and stays there for the rest.
+    """Beta that increases from ``start`` to ``end`` over the first part of every period, and then stays constant.
 
     References:
         Fu et al. (2019), Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing.
@@ -540,7 +540,7 @@ class CyclicalAnnealing:
     def __post_init__(self) -> None:
         if self.period < 1 or not 0 < self.rise <= 1:
             raise ValueError(
-                f"period is at least 1 and rise a share of it in (0, 1], but got {self.period} and {self.rise}"
+                f"period must be at least 1 and rise a share of it in (0, 1], but got {self.period} and {self.rise}"
             )
 
     @checked
@@ -551,15 +551,15 @@ class CyclicalAnnealing:
 
 
 class ELBO(Objective):
-    r"""The evidence lower bound, with better gradients and the usual shapes of it.
+    r"""The evidence lower bound, with low-variance gradients and the usual shaping.
 
     .. math:: \text{ELBO}_n = \mathbb{E}_q \log p(x_n \mid z) - \sum_s \mathbb{E}_q \text{KL}(q(z_s) \| p(z_s))
 
-    Sticking the landing leaves out the derivative of log q at fixed z, whose mean is zero: where q is the posterior,
-    nothing is left of the gradient's noise. With ``analytic_kl`` the KL of each site whose two distributions have a
-    registered one (``torch.distributions.kl_divergence``) is taken in closed form, given the draws of the sites before
-    it, provided that the guide draws before it all latent sites that the model draws before it; of other sites it is
-    log q - log p of the draws. Shaped by beta or free bits the loss is no bound: ``History.elbo`` holds the ELBO
+    Sticking the landing omits the derivative of log q at fixed z, whose mean is zero: if q equals the posterior, the
+    gradient has no noise. With ``analytic_kl`` the KL of a site is computed in closed form if its two distributions
+    have a registered one (``torch.distributions.kl_divergence``), given the samples of the sites before it. This needs
+    the guide to sample before it all latent sites that the model samples before it; for other sites log q - log p of
+    the samples is used. Shaped by beta or free bits, the loss is not a bound: ``History.elbo`` holds the ELBO
     itself, and so does ``objective.bound`` after a loss outside of ``fit``.
 
     References:
@@ -569,23 +569,23 @@ class ELBO(Objective):
         Kingma et al. (2016), Improving Variational Inference with Inverse Autoregressive Flow: free bits.
 
     Args:
-        num_particles: the number K of draws.
+        num_particles: the number K of samples.
         gradient: ``"standard"`` or ``"stl"``.
-        analytic_kl: whether to take the KL in closed form where there is one.
-        beta: weight of the KL, or what makes it of the number of steps done: :class:`LinearAnnealing`, any function.
-        free_bits: nats below which the KL of a group, averaged over the batch, is not pushed: one number for every
-            group, or one by site. Sites whose density is not their own (an auxiliary one and its ``Delta``) are one
+        analytic_kl: whether to use closed forms of the KL.
+        beta: weight of the KL, or a function from the number of finished steps to it, as :class:`LinearAnnealing`.
+        free_bits: nats below which the KL of a group, averaged over the batch, has no gradient: one number for every
+            group, or one by site. Sites without their own density (an auxiliary site and its ``Delta``) are one
             group, named ``"auxiliary"``.
-        free_bits_per: what a group is: a ``"site"``, or a ``"dimension"`` of a site whose two distributions factorize;
-            the KL of a dimension is in closed form where one is known, with and without ``analytic_kl``. Sites that
-            the guide draws in another order than the model are one group, whose nats are the sum of theirs: apart,
-            their log q - log p averages to no KL, and may be negative.
+        free_bits_per: the kind of group: a ``"site"``, or a ``"dimension"`` of a site whose two distributions
+            factorize; the KL of a dimension is in closed form if one is known, with and without ``analytic_kl``. Sites
+            that the guide samples in another order than the model are one group with the sum of their nats: for single
+            sites the mean of log q - log p is not a KL, and may be negative.
 
     Raises:
-        ValueError: for settings that make no sense; when used, for free bits of a site that is not there, or per
+        ValueError: for invalid settings; when used, for free bits of an unknown site, or per
             dimension of one that does not factorize, and as :class:`~jensen.inference.IWAE`.
-        NotImplementedError: when used, for sites that the guide enumerates; for those that it leaves to be enumerated
-            in the model, whose states are summed out, under another gradient than the standard one.
+        NotImplementedError: when used, for sites that the guide enumerates; with a gradient other than the standard
+            one, for sites of the model whose states are summed out.
 
     Example:
         >>> from jensen.families import MeanField
@@ -631,7 +631,7 @@ class ELBO(Objective):
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, shaped by beta and free bits, and the ELBO."""
-        if terms.summed and not self.shaped:  # log p(x | z) may not be known apart
+        if terms.summed and not self.shaped:  # log p(x | z) may not be separable
             return power_loss(terms, path_log_weights(terms), 0.0)
         kls = self._kls(terms)
         observed = terms.observed
@@ -641,13 +641,13 @@ class ELBO(Objective):
         beta, n = knobs[0], prod(terms.shape[1:])
         value, shaped = observed.mean(0).sum(), observed
         for kl, floor in self._groups(terms, kls):
-            mean = kl.mean()  # over draws and data; an estimate of it may be negative
+            mean = kl.mean()  # over samples and data; an estimate of it may be negative
             value = value - (beta * n).to(mean.dtype) * (mean.clamp_min(floor) if floor else mean)
             shaped = shaped - beta * (kl * (mean > floor) if floor else kl)
         return -with_gradient_of(value, scored_power_mean(terms, shaped, 0.0)), log_w.mean(0).sum()
 
     def _kls(self, t: Terms) -> dict[str, Tensor]:
-        """The KL of each site, in closed form or as log q - log p of the draws: [K, N] by name."""
+        """The KL of each site, in closed form or as log q - log p of the samples: [K, N] by name."""
         log_q = path_log_q(t)
         kls: dict[str, Tensor] = {}
         for name in t.q:
@@ -657,12 +657,12 @@ class ELBO(Objective):
                 continue
             kls[name] = log_q[name] - t.log_p[name]
             if self.analytic_kl:
-                with suppress(NotImplementedError):  # none is registered, or the guide draws a parent later
+                with suppress(NotImplementedError):  # none is registered, or the guide samples a parent later
                     kls[name] = t.kl(name)
         return kls
 
     def _groups(self, t: Terms, kls: dict[str, Tensor]) -> list[tuple[Tensor, float]]:
-        """The KL [K, N] of each group, and the nats that it has for free."""
+        """The KL [K, N] of each group, and its free nats."""
         free = self.free_bits
         if isinstance(free, Mapping) and (unknown := sorted(set(free) - set(kls))):
             raise ValueError(f"free_bits names {unknown}, but the KL has parts {sorted(kls)}")
@@ -680,15 +680,15 @@ class ELBO(Objective):
 
 
 def _size(t: Terms, site: str) -> int:
-    """How many dimensions an event of a site has; the auxiliary ones count as one."""
+    """The number of dimensions of a site's event; the auxiliary group counts as one."""
     return prod(t.values[site].shape[-t.q[site].event_dim :]) if site in t.q and t.q[site].event_dim else 1
 
 
 def _in_order(t: Terms, kls: Mapping[str, Tensor]) -> list[list[str]]:
-    """The parts of the KL in groups that model and guide draw in the same order, each a KL given those before it.
+    """The parts of the KL in groups that model and guide sample in the same order, each a KL given earlier groups.
 
-    Of a site that the guide draws before a parent, log q - log p averages to no KL, and may be negative; together with
-    that parent it does.
+    If the guide samples a site before a parent, the mean of its log q - log p is not a KL, and may be negative; summed
+    with that of the parent it is a KL.
     """
     groups = [{name} for name in kls]
     for name in set(kls) & set(t.p):

@@ -1,4 +1,4 @@
-"""How long a guide was trained in this process, so that a table can say it without being told."""
+"""The training time of a guide in this process, so that tables can show it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SECONDS: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
 
 def add_seconds(guide: Program, seconds: float, before: float) -> None:
-    """Count a training run; what cannot be held weakly is not counted.
+    """Count a training run; a guide that cannot be weakly referenced is not counted.
 
     Args:
-        guide: what was trained.
-        seconds: of the run, with those before it was resumed.
-        before: of these, those before it was resumed, which are counted already where that was in this process.
+        guide: the trained guide.
+        seconds: of the run, including parts before a resumption.
+        before: the seconds before a resumption; these are already counted if they were in this process.
     """
     with suppress(TypeError):
         known = seconds_of(guide)
@@ -27,7 +27,7 @@ def add_seconds(guide: Program, seconds: float, before: float) -> None:
 
 
 def seconds_of(guide: Program) -> float:
-    """The seconds that ``fit`` has taken to train a guide, in all its runs of this process; 0 if it has not."""
+    """The seconds of all runs of ``fit`` for a guide in this process; 0 if it was not trained."""
     try:
         return _SECONDS.get(_owner(guide), 0.0)
     except TypeError:
@@ -35,5 +35,5 @@ def seconds_of(guide: Program) -> float:
 
 
 def _owner(guide: Program) -> Any:
-    """What outlives a call: a bound method is a new object each time, so the object that it belongs to."""
+    """The object that outlives a call: the owner of a bound method, which is a new object at each access."""
     return getattr(guide, "__self__", guide)

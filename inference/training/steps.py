@@ -1,16 +1,16 @@
-"""The steps of a training run, by the fastest route that gives the same numbers.
+"""The steps of a training run, by the fastest route with the same numbers.
 
-| route | what runs at a step |
+| route | operations of a step |
 | --- | --- |
-| eager | Pyro's objective, handlers and all, autograd, the optimizer |
-| captured | the graph of loss and gradients, operation by operation, and the optimizer |
+| eager | Pyro's objective with its handlers, autograd, the optimizer |
+| traced | the graph of loss and gradients, operation by operation, and the optimizer |
 | compiled | one compiled graph of loss, gradients and update |
 
-The first two move parameters the same bit by bit, the third but for rounding. A step whose loss or gradient is not
-finite changes nothing, and its loss is NaN. Losses stay where they are until they are read: a device is not waited for.
+The first two give bitwise identical parameters, the third the same up to rounding. A step whose loss or gradient is not
+finite changes nothing, and its loss is NaN. Losses stay on their device until they are read, without synchronization.
 
-A graph holds the plain state of pair and objective (see :mod:`jensen.kernel.plain`) as it was, so each state has a
-graph of its own: a callback may set a temperature, freeze parameters or replace a module between any two steps.
+A graph fixes the plain state of model, guide and objective (see :mod:`jensen.kernel.plain`), so each state has its own
+graph: a callback may change a temperature, freeze parameters or replace a module between any two steps.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
 from .updates import Update, update_of
 
-Step = Callable[[Batch], tuple[Tensor, Tensor]]  # a batch to its loss and its bound
-Key = tuple[Any, int]  # the shapes of a batch, the state of the pair
+Step = Callable[[Batch], tuple[Tensor, Tensor]]  # from a batch to its loss and its bound
+Key = tuple[Any, int]  # the shapes of a batch, the state of model and guide
 
-BLOCK = 100  # steps whose losses are read at once
+BLOCK = 100  # steps whose losses are read together
 _LEAST = 200  # steps that pay for a graph
 _KEPT = 16  # graphs
 
 
 class _Way(NamedTuple):
-    """How a step is taken.
+    """The function of a step.
 
     Attributes:
-        step: takes it.
-        update: the optimizer's update where it stands in the graph; else the optimizer itself moves.
+        step: performs it.
+        update: the optimizer's update if it is part of the graph; else the optimizer performs it.
         rows: how many rows its numbers had when it was compiled.
     """
 
@@ -65,21 +65,21 @@ class _Way(NamedTuple):
 
 
 class Steps:
-    """One step after the other, by the route that suits the work ahead.
+    """Performs steps by the route that suits the work ahead.
 
     Args:
-        run: the pair, its parameters and their optimizer.
+        run: model and guide, their parameters and the optimizer.
         objective: the loss.
-        layout: the pair's layout.
-        frozen: parameters that stay as they are.
+        layout: the layout of model and guide.
+        frozen: parameters that do not change.
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
-        ahead: how many steps will be taken with a full batch.
-        rest: how many with a smaller last batch.
+        ahead: the number of future steps with a full batch.
+        rest: the number of those with a smaller last batch.
 
     Attributes:
-        begun: whether a run that goes on here was compiled; None: it begins here.
+        begun: whether a resumed run was compiled; None: the run starts here.
         compiled: whether full batches run in a compiled graph now.
-        route: their present route, and why it is no faster one.
+        route: their present route, and why it is not faster.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Steps:
         self._here = self._state.now()
         self._owned = {p: p.requires_grad for p in self._parameters()}
         self._routes: dict[Key, Route[_Way]] = {}
-        self._waiting: set[Key] = set()  # those that get a graph once their state has lasted
+        self._waiting: set[Key] = set()  # keys that get a graph once their state has lasted
         self._lasted = 0  # steps in the present state
         self._full: Any = None  # the shapes of full batches
         self._done: Counter[Any] = Counter()  # steps by shapes
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._update: Update | None = None
-        self._taken = 0  # steps that the optimizer has not been told of
+        self._taken = 0  # steps of which the optimizer has no record yet
 
     def __call__(self, batch: Batch) -> None:
         """Take a step."""
@@ -124,7 +124,7 @@ class Steps:
         return [p for owner in own_modules(self.run.model, self.run.guide) for p in owner.parameters()]
 
     def _arrive(self, state: int) -> None:
-        """The pair is in another state: train what is new, or requires a gradient now."""
+        """A new state: train parameters that are new, or require a gradient now."""
         self.settle()
         self._here, self._lasted = state, 0
         parameters = self._parameters()
@@ -132,7 +132,7 @@ class Steps:
         self._owned |= {p: p.requires_grad for p in parameters}
 
     def _way(self, batch: Batch, shapes: Any) -> _Way:
-        """The way of batches of these shapes in the present state."""
+        """The step for batches of these shapes in the present state."""
         key = (shapes, self._here)
         if key not in self._routes or (key in self._waiting and self._lasted >= _LEAST):
             key = self._choose(batch, shapes)
@@ -141,7 +141,7 @@ class Steps:
             self.settle()
             way.update.recount()
             self._update = way.update
-            if len(way.update.hyper(1)) != way.rows:  # parameters that were frozen for a while have taken fewer steps
+            if len(way.update.hyper(1)) != way.rows:  # temporarily frozen parameters have taken fewer steps
                 key = self._choose(batch, shapes)
                 way = self._routes[key].run
         if shapes == self._full:
@@ -153,11 +153,11 @@ class Steps:
         often = self._state.often
         wait = bool(often) and self._lasted < _LEAST
         route = self._route(batch, shapes, often, wait)
-        if (here := self._state.now()) != self._here:  # a first run may make something that stays
+        if (here := self._state.now()) != self._here:  # a first run may create state
             self._arrive(here)
         key = (shapes, self._here)
         self._routes[key] = route
-        if route.run.update is not None:  # it has counted already, before it made what the optimizer had not
+        if route.run.update is not None:  # its step count was read before it created missing state
             self._update = route.run.update
         (self._waiting.add if wait else self._waiting.discard)(key)
         while len(self._routes) > _KEPT:
@@ -169,7 +169,7 @@ class Steps:
     def epoch(self, data: Batches) -> tuple[list[float], list[float], Batch, Tensor]:
         """One pass over shuffled batches: losses, bounds, and the last batch with its rows.
 
-        It ends at the first loss that is not finite, or soon after: then that one is the last, and the one that
+        It ends at the first loss that is not finite, or soon after: this is then the last loss, and the last step that
         ``history.steps`` counts.
         """
         losses: list[float] = []
@@ -189,7 +189,7 @@ class Steps:
         return losses, bounds, batch, rows
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
-        """Add what was not read yet, up to the first loss that is not finite."""
+        """Add the unread losses, up to the first one that is not finite."""
         if not self._unread:
             return
         new, of = (torch.stack(values).tolist() for values in zip(*self._unread, strict=True))
@@ -200,13 +200,13 @@ class Steps:
         bounds += of[:kept]
 
     def settle(self) -> None:
-        """Tell the optimizer of the steps that were taken without it."""
+        """Record in the optimizer the steps taken without it."""
         if self._update is not None and self._taken:
             self._update.tell(self._taken)
             self._taken = 0
 
     def _route(self, batch: Batch, shapes: Any, often: str, wait: bool) -> Route[_Way]:
-        """The route of batches like this one; the first are the full ones."""
+        """The route of batches like this one; full batches come first."""
         made: list[LossGraph] = []
 
         def captured() -> tuple[_Way, Graph]:
@@ -216,11 +216,11 @@ class Steps:
         first = shapes == self._full
         steps = max(0, (self.ahead if first else self.rest) - self._done[shapes])
         weights: int = sum(p.numel() for p in self.run.trained if p.dim() > 1)
-        operations = 3 * weights * rows_of(batch) * self.objective.num_particles  # at twice the pace of log weights
+        operations = 3 * weights * rows_of(batch) * self.objective.num_particles  # at twice the speed of log weights
         mode: Compile = "auto" if self.mode and not first else self.mode
         uncompiled = "" if first else "full batches have the compiled graph"
         if first and mode == "auto" and self.begun is not None:
-            mode, uncompiled = self.begun or mode, "" if self.begun else "the run was begun so"
+            mode, uncompiled = self.begun or mode, "" if self.begun else "the run was started like this"
         known = obstacle(self.run, self.objective, self.layout, self._owned.keys()) or self._state.changing
         news = first and (not self._routes or (wait and not self._waiting))
         return fastest(
@@ -231,11 +231,11 @@ class Steps:
             mode,
             obstacle=known or (often if wait else ""),
             uncompiled=often or uncompiled,
-            warning="fit does not compile this pair; its steps are" if news else "",
+            warning="fit does not compile the steps; they run" if news else "",
         )
 
     def _knobs(self, batch: Batch) -> Tensor:
-        """The numbers in the loss at this step."""
+        """The knobs of the loss at this step."""
         return knobs_of(self.objective, self.run.history.steps, batch)
 
     def _eager(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -243,11 +243,11 @@ class Steps:
         with ParametersRead() as reads:
             try:
                 loss, bound = loss_and_bound(run, objective, layout, batch, self._knobs(batch))
-            except (ValueError, LinAlgError):  # distributions refuse parameters that are not finite
+            except (ValueError, LinAlgError):  # distributions reject parameters that are not finite
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
                 return _nan_loss()
-        # made by pyro.param at this step for the first time
+        # created by pyro.param in this step for the first time
         run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
         if not bool(value.isfinite()):
@@ -258,7 +258,7 @@ class Steps:
         return self._move(value, bound)
 
     def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Step:
-        """Loss and gradients from a graph, captured or compiled, and a step of the optimizer."""
+        """Loss and gradients from a graph, traced or compiled, and a step of the optimizer."""
         fixed = (*loss_graph.trained, *loss_graph.held)
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -276,7 +276,7 @@ class Steps:
         return step
 
     def _move(self, loss: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """The optimizer's step by the gradients that the parameters hold, if all of them are finite."""
+        """The optimizer's step with the gradients that the parameters hold, if all of them are finite."""
         run = self.run
         good = all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
@@ -288,7 +288,7 @@ class Steps:
         return (loss, bound.reshape(())) if good else _nan_loss()
 
     def _compiled(self, loss_graph: LossGraph, batch: Batch) -> _Way:
-        """Loss, gradients and update as one compiled graph, where the update can stand in it."""
+        """Loss, gradients and update as one compiled graph, if the update can be part of it."""
         read = (*loss_graph.trained, *loss_graph.held)
         n, where = len(loss_graph.trained), [t.data_ptr() for t in read]
         kept = [t.detach() for t in loss_graph.held]
@@ -303,7 +303,7 @@ class Steps:
             _compare(whole, fast, update, moving, held)
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
-            if where != (now := [t.data_ptr() for t in read]):  # somebody wrote p.data = ...
+            if where != (now := [t.data_ptr() for t in read]):  # user code has assigned p.data
                 where[:], moving[:n] = now, (t.detach() for t in read[:n])
                 kept[:] = (t.detach() for t in read[n:])
             self._taken += 1
@@ -323,7 +323,7 @@ def _copies(tensors: list[Any]) -> list[Tensor]:
 
 
 def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
-    """The graph of a whole step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
+    """The graph of a full step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
     n, sizes = len(loss_graph.trained), [len(moments) for moments in update.moments]
     witnesses = Witnesses(loss_graph.graph, first=2)
     place_of = {p: i for i, p in enumerate(loss_graph.trained)}
@@ -350,10 +350,10 @@ def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, .
 def _compare(
     whole: Graph, fast: Callable[..., Outputs], update: Update, moving: list[Tensor], held: tuple[Tensor, ...]
 ) -> None:
-    """Raise CannotCompile unless a step of the compiled graph moves copies as the captured one does.
+    """Raise CannotCompile unless a step of the compiled graph changes copies as the traced one does.
 
-    Adam's first step is the sign of the gradient, and rounding turns the sign of one that is almost zero: so how far
-    parameters move is compared loosely, loss and moments strictly.
+    Adam's first step is the sign of the gradient, and rounding changes the sign of a gradient that is almost zero: so
+    changes of parameters are compared loosely, loss and moments strictly.
     """
     n = len(moving) - sum(map(len, update.moments))
 
@@ -364,4 +364,4 @@ def _compare(
 
     for moves, tolerance in ((False, None), (True, 0.5)):
         if not agrees(partial(once, whole, moves), partial(once, fast, moves), tolerance):
-            raise CannotCompile("the compiled graph gives other numbers than the captured one")
+            raise CannotCompile("the compiled graph gives other numbers than the traced one")

@@ -1,7 +1,7 @@
-r"""The update of an optimizer as operations on tensors, to stand in a graph beside the gradient.
+r"""The update of an optimizer as operations on tensors, so that a graph can contain it beside the gradient.
 
-The optimizer of ``torch.optim`` stays the owner of its state: what is moved here are its own tensors, so that a
-checkpoint, a scheduler or a step taken by the optimizer itself finds them as it left them.
+The optimizer of ``torch.optim`` remains the owner of its state: its own tensors are updated here, so a checkpoint, a
+scheduler or a step of the optimizer itself finds valid state.
 
 | optimizer | update of p by the gradient g |
 | --- | --- |
@@ -29,7 +29,7 @@ class Update(ABC):
 
     Args:
         optimizer: the optimizer, whose state and groups are read.
-        parameters: those that have a gradient, in the order in which they come.
+        parameters: those that have a gradient, in their order.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
@@ -41,28 +41,28 @@ class Update(ABC):
         self.moments = [self.make(p, optimizer.param_groups[i]) for p, i in zip(parameters, self.groups, strict=True)]
 
     def recount(self) -> None:
-        """Read from the optimizer how many steps it has taken with each parameter."""
+        """Read from the optimizer the number of steps it has taken with each parameter."""
         self.before = [self.taken(p) for p in self.parameters]
 
     @abstractmethod
     def taken(self, p: nn.Parameter) -> int:
-        """How many steps the optimizer has taken with a parameter."""
+        """The number of steps the optimizer has taken with a parameter."""
 
     @abstractmethod
     def make(self, p: nn.Parameter, group: Group) -> list[Tensor]:
-        """The tensors of the optimizer's state that move with a parameter; made where there are none."""
+        """The tensors of the optimizer's state for a parameter; created if missing."""
 
     @abstractmethod
     def numbers(self, group: Group, step: int) -> list[float]:
-        """What the update reads of a group at a step, counted from 1."""
+        """The numbers of a group that the update reads at a step, counted from 1."""
 
     @abstractmethod
     def apply(self, i: int, p: Tensor, g: Tensor, moments: list[Tensor], numbers: Tensor) -> list[Tensor]:
-        """The new value of parameter i, and those of its moments."""
+        """The new value of parameter i, and the new values of its moments."""
 
     @abstractmethod
     def told(self, p: nn.Parameter, step: int) -> None:
-        """Write into the optimizer's state how many steps it has taken with a parameter."""
+        """Write into the optimizer's state the number of steps taken with a parameter."""
 
     def hyper(self, step: int) -> Tensor:
         """The numbers of every parameter at a step of this update, [parameters, numbers], in float64."""
@@ -75,7 +75,7 @@ class Update(ABC):
         return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     def tell(self, step: int) -> None:
-        """Tell the optimizer that so many steps were taken here, and count from there."""
+        """Record in the optimizer that ``step`` steps were taken here, and count from there."""
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # else its scheduler warns
         for p, n in zip(self.parameters, self.before, strict=True):
             self.told(p, n + step)
@@ -150,6 +150,6 @@ _KINDS: dict[type, type[Update]] = {torch.optim.Adam: _Adam, torch.optim.AdamW: 
 
 
 def update_of(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Update | None:
-    """The update of exactly this class of optimizer, or None where it is not written here."""
+    """The update of exactly this class of optimizer, or None if it is not implemented here."""
     kind = _KINDS.get(type(optimizer))
     return None if kind is None else kind(optimizer, parameters)

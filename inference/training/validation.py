@@ -20,18 +20,18 @@ _PARTICLES = 8
 
 
 class Validation:
-    """The ELBO of data per datum, from 8 particles that are the same at every call; joint weights on all data at once.
+    """The ELBO per data point, from 8 particles that are equal at every call; joint weights use all data at once.
 
     Args:
         model: the model.
         guide: its guide.
-        data: the held-out data, all of which are looked at.
+        data: the held-out data, all of which are checked.
         max_plate_nesting: as for :func:`~jensen.inference.fit`.
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
-        epochs: how many calls are to come.
+        epochs: the number of future calls.
 
     Raises:
-        ValueError: for data that the pair does not run on, in evaluation mode.
+        ValueError: for data on which model and guide do not run in evaluation mode.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Validation:
             for rows in torch.arange(data.n).split(self.rows):
                 check_pair(model, guide, *data.take(rows))
             spoken_of, full = data_in_epoch(model, guide, data._replace(size=self.rows))
-            self.count = spoken_of if layout.sizes else full  # joint weights have a subsample scaled up
+            self.count = spoken_of if layout.sizes else full  # joint weights scale a subsample up
         self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
         self.weights = LogWeights(Pair(model, guide, layout), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
 
     def __call__(self, history: History) -> None:
-        """Add the ELBO of the data to a history; and its rate and distortion, where weights are per datum."""
+        """Add the ELBO of the data to a history; and its rate and distortion, if weights are per data point."""
         weights, data = self.weights, self.data
         elbo = observed = 0.0
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             for rows in torch.arange(data.n).split(self.rows):
                 batch = data.take(rows)
-                if weights.pair.way_for(batch, _PARTICLES) is None:  # the numbers come from the route that lasts,
-                    with forked_rng():  # so that a run that goes on here has those of one that was not interrupted
+                if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
+                    with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)
                 drawn = weights.parts(batch, _PARTICLES, self.ahead)
                 elbo += float(drawn.elbo.mean(0).sum())

@@ -45,7 +45,7 @@ def test_both_blocks_are_printed_with_their_sentences(report):
         assert any(line.startswith(row + " ") for line in printed.splitlines()), row
     assert "All rows share one model, so ELBO differences measure the guides." in printed
     assert "Each row is a different model: compare log p(x), not the ELBO." in printed
-    assert "digits: 20 test data, 50 particles each, nats per datum" in printed
+    assert "digits: 20 test data, 50 particles each, nats per data point" in printed
     assert "training mean-field: 2 epochs" in log  # plain lines, since this is no terminal
 
 
@@ -401,7 +401,7 @@ def test_what_is_doubtful_in_a_table_is_said_once(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("warning: own: column 'rownames' counts the rows: if it is an index, leave it out") == 1
     assert "--drop rownames" in said
-    assert "counts the rows, as an index does" not in said
+    assert "counts the rows, like an index" not in said
     assert main(["evaluate", run, "--particles", "5"]) == 0
     assert "rownames" not in capsys.readouterr().err
     assert main(["train", "--data", _table(tmp_path / "own.csv", ["0,1,2,3,4"]), *_SHORT, "--run", run]) == 2

@@ -255,7 +255,7 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
     assert not folder.exists()
     arguments = ["--model", "hierarchical", "--guide", "ladder", "--latent", "2,2", "--objective", "iwae"]
     assert main(["train", "--run", str(folder), *_SMALL, *arguments, "--gradient", "dreg"]) == 2
-    assert "both halves read" in capsys.readouterr().err
+    assert "both depend on" in capsys.readouterr().err
     assert not folder.exists()
 
 
@@ -401,9 +401,9 @@ def test_a_checkpoint_says_with_which_settings_it_was_begun(option, value, tmp_p
     pair, x = _pair(), torch.randn(20, 5)
     settings = {"batch_size": 10, "checkpoint": tmp_path / "c.pt", "progress": False}
     fit(*pair, x, epochs=1, **settings)
-    with pytest.raises(ValueError, match=f"was begun with .*{option}.*: go on as it was begun"):
+    with pytest.raises(ValueError, match=f"was started with .*{option}.*: use the first settings"):
         fit(*pair, x, epochs=2, resume=True, **{**settings, option: value})
-    with pytest.raises(ValueError, match=r"was begun with \{'n': 20\}, but now got \{'n': 19\}"):
+    with pytest.raises(ValueError, match=r"was started with \{'n': 20\}, but now got \{'n': 19\}"):
         fit(*pair, x[1:], epochs=2, resume=True, **settings)
 
 
@@ -497,7 +497,7 @@ def test_bytes_without_levels_are_told(tmp_path, capsys):
     np.save(tmp_path / "x.npy", images)
     arguments = ["train", "--data", str(tmp_path / "x.npy"), "--image-shape", "4,4", "--run", str(tmp_path / "r")]
     assert main([*arguments, *_SMALL]) == 0
-    assert "say how many, levels=256, in a shell --levels 256" in capsys.readouterr().err
+    assert "give their number, levels=256, in a shell --levels 256" in capsys.readouterr().err
     assert main([*arguments, *_SMALL, "--levels", "256", "--overwrite"]) == 0
     assert "say how many" not in capsys.readouterr().err
 

@@ -98,7 +98,7 @@ def test_the_graph_of_every_objective_is_the_objective(guide_name, objective, fl
 @pytest.mark.parametrize("guide_name", SEARCHES)
 def test_searches_are_left_to_python(guide_name):
     model, guide, x = pair("PPCA", guide_name)
-    with pytest.warns(UserWarning, match="does not compile this pair"):
+    with pytest.warns(UserWarning, match="does not compile the steps"):
         history = fit(model, guide, x, epochs=1, compile=True, progress=False)
     assert not history.compiled
     assert history.route == "eager: Laplace searches until every data point has converged"
@@ -106,7 +106,7 @@ def test_searches_are_left_to_python(guide_name):
 
 def test_a_search_of_few_steps_is_part_of_the_graph_and_one_of_many_is_not(no_compiler, float64):
     """The first steps of Adam are signs of slopes, which rounding may turn: float64 leaves none to turn here."""
-    for steps, route in ((3, "captured and compiled"), (21, "eager: 21 steps are too many for a graph around them")):
+    for steps, route in ((3, "traced and compiled"), (21, "eager: 21 steps are too many for a graph around them")):
         model, plain, x = _small()
         runs = []
         for compile in (False, True):
@@ -188,7 +188,7 @@ def test_updates_are_those_of_torch(optimizer, float64, no_compiler):
     settings = {"optimizer": make, "scheduler": scheduler, "lr": 1e-3}
     expected, _ = _fitted(model, guide, x, compile=False, **settings)
     found, history = _fitted(model, guide, x, compile=True, **settings)
-    assert history.route == "captured and compiled"
+    assert history.route == "traced and compiled"
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} moved otherwise")
 
@@ -213,7 +213,7 @@ def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
     expected, eager = _fitted(model, guide, x, compile=False, **options)
     found, history = _fitted(model, guide, x, compile=True, **options)
     assert history.compiled
-    assert history.route == "captured and compiled"
+    assert history.route == "traced and compiled"
     assert not eager.compiled
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-4)
     for name, value in expected.items():
@@ -226,10 +226,10 @@ def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
 def test_captured_steps_are_eager_ones_bit_by_bit(make, monkeypatch):
     model, guide, x = _small()
     expected, eager = _fitted(model, guide, x, compile="auto", objective=make())
-    assert eager.route == "eager: a graph would not pay for 9 steps"
+    assert eager.route == "eager: tracing would not pay for 9 steps"
     monkeypatch.setattr(stepping, "_LEAST", 1)
     found, history = _fitted(model, guide, x, compile="auto", objective=make())
-    assert history.route == "captured: compiling would not pay for 9 steps"
+    assert history.route == "traced: compiling would not pay for 9 steps"
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-6)  # Pyro adds sites up in Python, in double precision
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -282,7 +282,7 @@ def test_two_pairs_share_what_was_compiled_but_no_parameter():
             weights.append(fast((x,), 50))
             torch.manual_seed(0)
             expected = log_weights(model, guide, x, particles=50)
-        assert fast.route == "captured and compiled"
+        assert fast.route == "traced and compiled"
         torch.testing.assert_close(weights[-1], expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(*weights)
 
@@ -300,7 +300,7 @@ def test_weights_from_a_graph_are_the_pairs_own(model_name, guide_name, no_compi
             found = fast(batch, particles)
             torch.manual_seed(2)
             assert torch.equal(found, log_weights(model, guide, *batch, particles=particles))
-        assert fast.route == "captured and compiled"
+        assert fast.route == "traced and compiled"
         for p in guide.parameters():
             p.add_(0.1)
         fast.forget()
@@ -483,7 +483,11 @@ EAGER = {
     "pyro.param": (_global_scale, Trace_ELBO, "pyro.param or pyro.module makes parameters"),
     "rejection sampler": (_directions, Trace_ELBO, "eager: "),
     "Pyro's other losses": (_small, TraceMeanField_ELBO, "TraceMeanField_ELBO reads values"),
-    "what Python remembers": (_counting, Trace_ELBO, "the pair's run changes the attribute 'calls' of Counting"),
+    "what Python remembers": (
+        _counting,
+        Trace_ELBO,
+        "each run of model and guide changes the attribute 'calls' of Counting",
+    ),
 }
 
 
@@ -491,7 +495,7 @@ EAGER = {
 def test_what_cannot_be_captured_runs_eagerly_and_says_so(kind):
     make, objective, reason = EAGER[kind]
     model, guide, x = make()
-    with pytest.warns(UserWarning, match="does not compile this pair; its steps are eager"):
+    with pytest.warns(UserWarning, match="does not compile the steps; its steps are eager"):
         history = fit(model, guide, x, objective(), epochs=2, compile=True, progress=False)
     assert not history.compiled
     assert reason in history.route
@@ -546,7 +550,7 @@ guide = amortize(model, mlp(5, [7]), MeanField, context=7)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     history = fit(model, guide, torch.randn(33, 5), epochs=2, batch_size=11, compile=True, progress=False)
-assert any("its steps are captured: " in str(w.message) for w in said), said
+assert any("they run traced: " in str(w.message) for w in said), said
 assert not history.compiled
 assert history.steps == 6
 """
@@ -617,7 +621,7 @@ def test_subsampling_in_the_model_is_captured(objective, float64, no_compiler):
     model, guide = Subsampled(5, 2), Following()
     x = torch.randn(40, 5)
     runs = [_fitted(model, guide, x, c, objective=objective(), batch_size=40, epochs=4)[1] for c in (False, True)]
-    assert runs[1].route == "captured and compiled"
+    assert runs[1].route == "traced and compiled"
     assert len(set(runs[1].elbo)) == 4
     assert runs[1].elbo == pytest.approx(runs[0].elbo, rel=1e-9)
 
@@ -670,7 +674,7 @@ def test_products_of_a_run_that_goes_on_are_not_timed_again(monkeypatch):
             assert taken == begun
     monkeypatch.setattr(products, "_is_accurate", lambda: False)
     with (
-        pytest.warns(UserWarning, match="begun with the float32 products of oneDNN, which are not to be had here"),
+        pytest.warns(UserWarning, match="started with the float32 products of oneDNN, which are not available here"),
         product_route(cpu, "onednn") as taken,
     ):
         assert taken == "default"
@@ -708,7 +712,7 @@ def test_compile_is_one_of_three(call):
 def test_all_data_at_every_step_are_captured_too():
     model, guide, x = _small()
     history = fit(model, guide, x, epochs=250, seed=0, progress=False)
-    assert history.route == "captured: compiling would not pay for 250 steps"
+    assert history.route == "traced: compiling would not pay for 250 steps"
 
 
 @pytest.mark.parametrize("compile", [True, False])
@@ -748,7 +752,7 @@ def test_an_objective_of_ones_own_is_captured_and_compiled(float64, no_compiler)
     expected, eager = _fitted(model, guide, x, compile=False, objective=Warmed(), epochs=4)
     found, history = _fitted(model, guide, x, compile=True, objective=Warmed(), epochs=4)
     assert eager.route == "eager: compile=False"
-    assert history.route == "captured and compiled"
+    assert history.route == "traced and compiled"
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-9)
     assert history.shaped == pytest.approx(eager.shaped, rel=1e-9)
     for name, value in expected.items():
@@ -765,7 +769,7 @@ def test_an_objective_of_ones_own_is_really_compiled():
     expected, _ = _fitted(model, guide, x, compile=False, **options)
     found, history = _fitted(model, guide, x, compile=True, **options)
     assert history.compiled
-    assert history.route == "captured and compiled"
+    assert history.route == "traced and compiled"
     start = {**model.state_dict(), **guide.state_dict()}
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=f"{name} moved otherwise")
@@ -779,7 +783,7 @@ def test_an_objective_that_reads_values_runs_eagerly():
             return -bound if bool(bound.detach() > -1e9) else -2 * bound, bound
 
     model, guide, x = _small()
-    with pytest.warns(UserWarning, match="does not compile this pair; its steps are eager"):
+    with pytest.warns(UserWarning, match="does not compile the steps; its steps are eager"):
         history = fit(model, guide, x, Cautious(), epochs=2, compile=True, progress=False)
     assert history.steps == 2
     assert len(history.elbo) == 2

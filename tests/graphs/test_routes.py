@@ -42,19 +42,19 @@ def decided(work, mode, capturing=None, compiling=None, **options):
 
 
 def test_the_work_ahead_decides():
-    assert decided(SMALL, "auto") == ("eager", "eager: a graph would not pay for 10 steps")
-    assert decided(Work(200, 0, 200), "auto") == ("captured", "captured: compiling would not pay")
-    assert decided(LARGE, "auto") == ("compiled", "captured and compiled")
-    assert decided(Work(1, 3e11, 200), "auto") == ("compiled", "captured and compiled")
-    assert decided(SMALL, True) == ("compiled", "captured and compiled")
+    assert decided(SMALL, "auto") == ("eager", "eager: tracing would not pay for 10 steps")
+    assert decided(Work(200, 0, 200), "auto") == ("captured", "traced: compiling would not pay")
+    assert decided(LARGE, "auto") == ("compiled", "traced and compiled")
+    assert decided(Work(1, 3e11, 200), "auto") == ("compiled", "traced and compiled")
+    assert decided(SMALL, True) == ("compiled", "traced and compiled")
     assert decided(LARGE, False) == ("eager", "eager: compile=False")
 
 
 def test_each_failure_leaves_what_came_before_it():
     assert decided(LARGE, "auto", CannotCapture("it loops")) == ("eager", "eager: it loops")
-    assert decided(LARGE, "auto", None, CannotCompile("no compiler")) == ("captured", "captured: no compiler")
+    assert decided(LARGE, "auto", None, CannotCompile("no compiler")) == ("captured", "traced: no compiler")
     assert decided(LARGE, "auto", obstacle="enumerated") == ("eager", "eager: enumerated")
-    assert decided(LARGE, "auto", uncompiled="begun so") == ("captured", "captured: begun so")
+    assert decided(LARGE, "auto", uncompiled="begun so") == ("captured", "traced: begun so")
 
 
 def test_only_compile_true_is_warned_about():
@@ -111,7 +111,7 @@ def test_a_size_is_decided_when_there_were_enough_calls():
         run = routes(layer, held, (x,), 1.0, calls=2)
         sentences.append(routes.sentence)
         assert isinstance(run, Replay) == (len(sentences) == 4)
-    assert sentences == [*["eager: a graph would not pay"] * 3, "captured: compiling would not pay"]
+    assert sentences == [*["eager: tracing would not pay"] * 3, "traced: compiling would not pay"]
     assert routes(layer, held, (x[:2],), 1.0) is layer  # another size
     assert routes(layer, held, (x,), 1.0, key="other") is layer
 
@@ -130,7 +130,7 @@ def test_a_compiled_graph_with_other_numbers_is_not_used(monkeypatch):
     monkeypatch.setattr("jensen.graphs.routes.compiled", lambda graph, *inputs: lambda *flat: (graph(*flat)[0] + 1,))
     layer, x = Layer(), torch.randn(4, 3)
     routes = Routes(True, 1, "it is")
-    with pytest.warns(UserWarning, match="it is captured: the compiled graph gives other numbers than the pair itself"):
+    with pytest.warns(UserWarning, match="it is traced: the compiled graph gives other numbers than the model itself"):
         run = routes(layer, [layer.weight, layer.rows], (x,), 1.0)
     assert torch.equal(drawn(run, x), drawn(layer, x))
 
@@ -144,7 +144,7 @@ def test_what_python_remembers_is_no_graph():
 
     routes = Routes("auto", 1, "")
     assert routes(fn, [], (torch.ones(2),), 1.0, ahead=5) is fn
-    assert routes.sentence == "eager: the captured graph gives other numbers than the pair itself"
+    assert routes.sentence == "eager: the traced graph gives other numbers than the model itself"
 
 
 def test_what_is_known_of_an_input_is_kept_until_it_is_forgotten(float64):

@@ -323,7 +323,7 @@ def test_a_forgotten_constraint_is_named(make, joint):
     x = simulated(model, 12)
     guide = amortize(model, mlp(x.shape[1], [H]), MeanField, H, joint=joint)
     for run in (log_weights, partial(fit, epochs=1, progress=False)):
-        with pytest.raises(ValueError, match=r"draws site 'z' from .*constraints=\{'z': \.\.\.\}"):
+        with pytest.raises(ValueError, match=r"samples site 'z' from .*constraints=\{'z': \.\.\.\}"):
             run(model, guide, x)
 
 

@@ -259,7 +259,7 @@ def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
     site = "z" if kind == "Amortized" else "joint"
     eager, fast = make(False), make("auto")
     q_of(fast, x, site=site)
-    assert fast.route == "eager: a graph would not pay"  # the first search of this size
+    assert fast.route == "eager: tracing would not pay"  # the first search of this size
     for moved in range(3):
         with torch.no_grad():
             for p in (*model.parameters(), *plain.parameters()):

@@ -119,7 +119,7 @@ def test_one_tuple_is_taken_apart():
 
 
 def test_an_option_alone_and_a_list_of_rows():
-    with pytest.raises(TypeError, match=r"got int; .*functools.partial\(model, 5\).* and \(\) as data"):
+    with pytest.raises(TypeError, match=r"got int; .*functools.partial\(model, 5\).* give \(\) as data"):
         as_tensors(5)
     with pytest.raises(TypeError, match=r"got list; use tuple\(data\) .* torch.stack\(data\)"):
         as_tensors([_X, _X])
@@ -130,14 +130,14 @@ def test_an_option_alone_and_a_list_of_rows():
     data = eval(given, {"pad_sequence": pad_sequence, "torch": torch, "data": ragged})
     seen = eval(_code(str(caught.value)), {"model": lambda rows: rows})(*as_tensors(data))
     assert all(map(torch.equal, seen, ragged))
-    with pytest.raises(TypeError, match=r"takes no arguments, is given \(\)"):
+    with pytest.raises(TypeError, match=r"take no arguments are given \(\)"):
         as_tensors(None)
 
 
 def test_no_data_are_welcome_where_a_pair_may_hold_them():
     assert as_tensors((), held=True) == ()
     assert rows_of(()) == 1
-    with pytest.raises(ValueError, match=r"data is \(\), but data are needed here.* fit, evaluate, compare"):
+    with pytest.raises(ValueError, match=r"data is \(\), but at least one tensor is needed here.* fit, evaluate"):
         gaps(_model, AutoNormal(_model), (), progress=False)
 
 
@@ -219,7 +219,7 @@ def test_what_holds_data_comes_with_the_code_that_makes_a_tensor_of_it(data):
 
 
 def test_a_name_is_no_data():
-    with pytest.raises(TypeError, match=r"where it says what the data are, use jensen.datasets.load\(data\).train"):
+    with pytest.raises(TypeError, match=r"if it names a data set, use jensen.datasets.load\(data\).train"):
         as_tensors("mnist")
-    with pytest.raises(TypeError, match=r"if it has a row for each datum, use data\[1\].train"):
+    with pytest.raises(TypeError, match=r"if it has one row per data point, use data\[1\].train"):
         as_tensors((_X, from_array(_ROWS)))

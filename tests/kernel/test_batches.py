@@ -1,4 +1,4 @@
-"""Batches of the data: every row once, in parts of similar size; models that need all data at once."""
+"""The walk through the data: every row once, in parts of about one size; which pairs are run on all data or none."""
 
 import pyro
 import pyro.distributions as dist
@@ -105,7 +105,7 @@ def test_joint_weights_are_run_on_all_data_or_refused():
     assert len(part) == 7
     assert not part.divisible
     with pytest.raises(
-        ValueError, match=r"test needs a number for each datum.*joint \('mean' stands outside.*open the model's plate"
+        ValueError, match=r"test needs one value per data point.*joint \('mean' stands outside.*open the model's plate"
     ):
         _parts(_global_model, _global_guide, x, at_once=2)
 
@@ -150,16 +150,6 @@ def test_nothing_is_drawn_from_the_users_stream():
     before = torch.get_rng_state()
     _parts(model, PriorGuide(model), x, at_once=3)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_bar_counts_every_unit_once(capsys):
-    model, x = PPCA(5, latent=2), torch.randn(4, 5)
-    for part in stream(model, PriorGuide(model), (x,), "walk", at_once=2, units=10):
-        if not part.first:
-            part.advance(20)  # a part without progress counts as done at its end
-    last = capsys.readouterr().err.split("\r")[-1]
-    assert last.startswith("walk: 100%")
-    assert "40.0/40.0" in last
 
 
 def test_a_guide_that_reads_rows_by_their_number_is_run_on_all_data():

@@ -79,7 +79,7 @@ def test_missing_values_elsewhere_are_refused():
             pyro.sample("z", dist.Normal(x.sum(-1), 1.0))
 
     with pytest.raises(
-        ValueError, match=r"the first at index \[1, 2\]; remove these rows or fill them in \(NaN may stand"
+        ValueError, match=r"the first at index \[1, 2\]; remove these rows or fill them in \(NaN may mark"
     ):
         evaluate(model, guide, HOLES, 20, progress=False)
 
@@ -174,7 +174,9 @@ def test_the_plate_over_another_dimension_is_named(float64):
             pyro.sample("z", dist.Normal(x.sum(0) / (1 + len(x)), (1 + len(x)) ** -0.5))
 
     x = torch.randn(4, 9)
-    with pytest.raises(ValueError, match=r"sizes \(9,\), but the model was given 4 data: .*give x.transpose\(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"sizes \(9,\), but the model was given 4 data points: .*Give x.transpose\(0, 1\)"
+    ):
         evaluate(model, guide, x, 10, progress=False)
     evidence = evaluate(lambda x: model(x.transpose(0, 1)), lambda x: guide(x.transpose(0, 1)), x.T, 10, progress=False)
     exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.0).log_prob(x.T)
@@ -194,7 +196,9 @@ def test_training_in_batches_of_another_dimension_is_refused():
             pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x.mean(0), 0.5))
 
     x = torch.randn(30, 9)
-    with pytest.raises(ValueError, match=r"sizes \(9,\), but the model was given 10 data: .*give x.transpose\(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"sizes \(9,\), but the model was given 10 data points: .*Give x.transpose\(0, 1\)"
+    ):
         fit(model, guide, x, epochs=1, batch_size=10, progress=False)
     assert fit(model, guide, x, epochs=1, progress=False).steps == 1
 
@@ -209,7 +213,9 @@ def test_two_plates_around_every_site_are_refused():
         with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
-    with pytest.raises(ValueError, match=r"sizes \(4, 9\), but the model was given 4 data: each datum needs one plate"):
+    with pytest.raises(
+        ValueError, match=r"sizes \(4, 9\), but the model was given 4 data points: every site must be inside one plate"
+    ):
         evaluate(model, guide, torch.randn(4, 9), 10, progress=False)
 
 

@@ -705,11 +705,11 @@ def _crossing(x):
         (
             _group_switch,
             NotImplementedError,
-            r"the sites \['kind', 'x'\] .* not all of them are in the subsampled plates",
+            r"the states of sites \['kind', 'x'\] .* not all of these sites are in the subsampled plates",
         ),
         (_stacked_on_the_left, ValueError, r"site 'x' has a log-density of shape"),
         (_total, NotImplementedError, r"site 'x' depends on the states of a site in a plate"),
-        (_crossing, NotImplementedError, r"the sites \['a', 'b', 'x'\] lie in plates that cross"),
+        (_crossing, NotImplementedError, r"the plates of sites \['a', 'b', 'x'\] cross"),
     ],
 )
 def test_what_cannot_be_summed_is_named(model, error, match):

@@ -270,7 +270,7 @@ def calls_the_function(x):
 )
 def test_what_stays_in_training_mode_is_named(guide, name):
     x = torch.randn(20, 3)
-    with pytest.warns(UserWarning, match=f"{name} runs in training mode while the pair is measured"):
+    with pytest.warns(UserWarning, match=f"{name} runs in training mode during the measurement"):
         evaluate(model, guide, x, 10, progress=False)
 
 

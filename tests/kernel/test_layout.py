@@ -123,12 +123,12 @@ def test_a_penalty_in_the_guide_is_left_out_with_a_warning(where, float64):
     def guide(x):
         _posterior(x, **{where: -7.0})
 
-    with pytest.warns(UserWarning, match=f"the guide's pyro.factor '{where}' is no density of a draw"):
+    with pytest.warns(UserWarning, match=f"the guide's pyro.factor '{where}' is not part of the density of a sample"):
         evidence = evaluate(_normal, guide, x, 20, progress=False)
     torch.testing.assert_close(evidence.elbo, _exact(x))
-    with pytest.warns(UserWarning, match=f"pyro.factor '{where}' is no density"):
+    with pytest.warns(UserWarning, match=f"pyro.factor '{where}' is not part of the density"):
         assert bounds(_normal, guide, x, 16, progress=False).mean.allclose(_exact(x).mean())
-    with pytest.warns(UserWarning, match=f"pyro.factor '{where}' is no density"):
+    with pytest.warns(UserWarning, match=f"pyro.factor '{where}' is not part of the density"):
         split = rate_distortion(_normal, guide, x, 20, progress=False)
     torch.testing.assert_close(-(split.rate + split.distortion), _exact(x))
 
@@ -151,7 +151,7 @@ def test_a_penalty_outside_the_plate_is_named_where_batches_count_it():
         pyro.factor("outside", -pyro.param("strength", torch.tensor(1.0)).square(), has_rsample=True)
         _posterior(x)
 
-    with pytest.warns(UserWarning, match=r"pyro.factor 'outside' stands outside every plate.*number of batches, 4"):
+    with pytest.warns(UserWarning, match=r"pyro.factor 'outside' is outside every plate.*number of batches, 4"):
         fit(_normal, guide, torch.randn(40), epochs=1, batch_size=10, progress=False)
 
 
@@ -181,7 +181,7 @@ def test_a_penalty_outside_the_plate_is_none_beside_auxiliary_sites(float64):
 
     layout = check_pair(_normal, guide, x)
     assert (layout.penalties, layout.factors) == (("penalty",), ())
-    with pytest.warns(UserWarning, match="'penalty' is no density"):
+    with pytest.warns(UserWarning, match="'penalty' is not part of the density"):
         evidence = evaluate(_normal, guide, x, 20, seed=0, progress=False)
     torch.testing.assert_close(evidence.elbo, evaluate(_normal, auto, x, 20, seed=0, progress=False).elbo)
 
@@ -197,6 +197,6 @@ def test_a_factor_of_the_model_outside_the_plate_joins_the_data(float64):
         evidence = evaluate(model, _posterior, x, 20, progress=False)
     torch.testing.assert_close(evidence.elbo, (_exact(x).sum() + x.sum()).unsqueeze(0))
     with pytest.raises(
-        ValueError, match=r"bounds needs a number for each datum, but the model's pyro.factor 'coupling'"
+        ValueError, match=r"bounds needs one value per data point, but the model's pyro.factor 'coupling'"
     ):
         bounds(model, _posterior, x, 16, progress=False)

@@ -127,7 +127,7 @@ def test_weights_of_a_mapped_pair_are_captured_and_those_of_a_loop_by_particle(f
                 found = fast((x,), 6)
                 torch.manual_seed(2)
                 torch.testing.assert_close(found, log_weights(one.model, one.guide, x, particles=6))
-        assert fast.route == "captured and compiled"
+        assert fast.route == "traced and compiled"
 
 
 def test_particles_of_a_loop_are_runs_of_one_graph(float64):

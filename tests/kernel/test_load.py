@@ -30,7 +30,7 @@ def silent():
 
 
 def test_it_is_said_once(busy):
-    with pytest.warns(UserWarning, match=r"load of this machine is 3.2, above its 2 cores, and PyTorch has 2 threads"):
+    with pytest.warns(UserWarning, match=r"load of this machine is 3.2, above its 2 cores, and PyTorch's 2 threads"):
         load.warn_if_busy()
     silent()
 

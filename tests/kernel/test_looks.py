@@ -57,13 +57,14 @@ _WAYS = {
 @pytest.mark.parametrize("way", _WAYS)
 def test_an_autoguide_of_local_latents_on_other_data(way, kind):
     with pytest.raises(
-        ValueError, match=rf"the {kind.__name__} .* each of 50 data \(site 'z', plate .*\), but 20 .*amortize"
+        ValueError,
+        match=rf"the {kind.__name__} .* each of 50 data points \(site 'z', plate .*\), but got 20: .*amortize",
     ):
         _WAYS[way](_model, _made(kind, 50), torch.randn(20))
 
 
 def test_an_autoguide_of_one_datum_is_not_broadcast():
-    with pytest.raises(ValueError, match=r"a value for each of 1 data \(site 'z', plate 'data'\), but 20 came"):
+    with pytest.raises(ValueError, match=r"a value for each of 1 data points \(site 'z', plate 'data'\), but got 20:"):
         evaluate(_model, _made(AutoNormal, 1), torch.randn(20), 10, progress=False)
 
 
@@ -81,7 +82,7 @@ def test_an_autoguide_that_keeps_no_trace_of_its_sites(kind):
     guide = _made(kind, 50)
     assert evaluate(_model, guide, x, 10, progress=False).elbo.isfinite().all()
     assert fit(_model, guide, x, epochs=1, progress=False).steps == 1
-    with pytest.raises(ValueError, match=rf"the {kind.__name__}.* each of 50 data .*, but 20 came"):
+    with pytest.raises(ValueError, match=rf"the {kind.__name__}.* each of 50 data points .*, but got 20:"):
         evaluate(_model, guide, torch.randn(20), 10, progress=False)
 
 
@@ -131,7 +132,7 @@ class _Owned(PyroModule):
 @pytest.mark.parametrize(("guide", "name"), [(_stored, "loc"), (_Owned(), "locs")])
 def test_a_guide_with_a_parameter_for_each_datum(guide, name):
     log_weights(_model, guide, torch.randn(50))
-    with pytest.raises(ValueError, match=rf"for each of 50 data \(parameter '{name}' of shape .*50\]\), but 20 came"):
+    with pytest.raises(ValueError, match=rf"of 50 data points \(parameter '{name}' of shape .*50\]\), but got 20"):
         evaluate(_model, guide, torch.randn(20), 10, progress=False)
 
 
@@ -149,7 +150,7 @@ class _Wide(PyroModule):
 
 def test_what_fails_for_another_reason_is_not_accused():
     model = PPCA(5, latent=2)
-    with pytest.raises(ValueError, match=r"does not run on data\[0\] of shape \[20, 6\].*shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match=r"do not run on data\[0\] of shape \[20, 6\].*shapes cannot be multiplied"):
         look_at(model, _Wide(), (torch.randn(20, 6),))
     x = torch.randn(20, 5)
     x[15] = torch.nan  # the first two rows would run
@@ -189,7 +190,7 @@ def _walk():
 
 def test_a_forgotten_plate_is_told_where_rows_are_independent():
     x, quick = torch.randn(20, 3), {"particles": 20, "progress": False}
-    with pytest.warns(UserWarning, match=r"its 20 rows are one datum: .* draw z \(and observe x\) in pyro\.plate"):
+    with pytest.warns(UserWarning, match=r"its 20 rows are one data point: .* sample z \(and observe x\) in pyro"):
         assert evaluate(*_rowwise(False), x, **quick).joint
     assert not evaluate(*_rowwise(True), x, **quick).joint
     assert evaluate(*_walk(), x, **quick).joint  # and no warning, which would be an error
@@ -199,5 +200,5 @@ def test_a_forgotten_plate_is_told_where_rows_are_independent():
         loc = pyro.param("scale", torch.tensor(0.5)) * x[:, :2]
         pyro.sample("z", dist.Normal(loc, 1.0).to_event(2))
 
-    with pytest.warns(UserWarning, match="no plate stands around the data"):
+    with pytest.warns(UserWarning, match="there is no plate around the data"):
         fit(model, trained, x, epochs=1, progress=False)

@@ -168,7 +168,7 @@ def _made_before(x):
         (_of_its_own, 1, "site 'x' does not follow its index"),
         (_half_of_it, N, "site 'x' does not follow its index"),
         (_made_before, N, "site 'x' does not follow its index"),
-        (_of_ten, N, "the pair cannot be run on all of them"),
+        (_of_ten, N, "model and guide do not run on all of them"),
     ],
 )
 def test_what_does_not_follow_the_index_is_refused(model, rows, reason, float64):

@@ -111,7 +111,7 @@ def test_an_auto_guide_in_batches_is_refused():
     model = PPCA(5, 2)
     x = model(n=40).detach()
     with pytest.raises(
-        ValueError, match=r"runs on 20 data but not on 19 or 21: the AutoNormal .* each of 20 data .*=40"
+        ValueError, match=r"run on 20 rows but not on 19 or 21: the AutoNormal .* each of 20 data points .*=40"
     ):
         fit(model, AutoNormal(model), x, epochs=1, batch_size=20, progress=False)
 
@@ -126,14 +126,14 @@ def test_joint_weights_stand_beside_the_joint_exact_value(float64):
     assert evidence.elbo.shape == evidence.gap.shape == (1,)
     per_datum = evaluate(model, ExactPosterior(model), x, 1, progress=False)
     assert evidence.bits_per_dimension() == pytest.approx(per_datum.bits_per_dimension())
-    assert str(evidence).startswith("all data jointly, 50 particles, nats in all\n")
+    assert str(evidence).startswith("all data jointly, 50 particles, nats in total\n")
     with pytest.raises(ValueError, match=r"the weights of \['a'\] are joint"):
         compare({"a": (model, guide), "b": (model, ExactPosterior(model))}, x, 10, progress=False)
 
 
 def test_a_guide_that_draws_another_event_is_refused():
     model, _, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match="draws site 'z' with 2 event dimensions, but the model's has 1"):
+    with pytest.raises(ValueError, match="samples site 'z' with 2 event dimensions, but the model's site has 1"):
         log_weights(model, lambda x: pyro.sample("z", dist.Normal(torch.zeros(7, 2), 1.0).to_event(2)), x)
 
 
@@ -141,7 +141,7 @@ def test_a_guide_with_another_support_is_refused():
     model, _, x = pair("PPCA", "MeanField")
     guide = amortize(model, nn.Identity(), Bernoulli, context=5)
     with pytest.raises(
-        ValueError, match="draws site 'z' from Bernoulli, whose support is not that of the model's Normal"
+        ValueError, match="samples site 'z' from Bernoulli, whose support differs from that of the model's Normal"
     ):
         evaluate(model, guide, x, 10, progress=False)
 
@@ -163,15 +163,15 @@ def test_a_global_latent_in_batches_is_warned_about():
     def guide(x):
         pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
 
-    with pytest.warns(UserWarning, match="each batch is scored against its whole prior: take batch_size=20"):
+    with pytest.warns(UserWarning, match="each batch is scored against its whole prior: use batch_size=20"):
         fit(model, guide, torch.randn(20), epochs=1, batch_size=10, progress=False)
 
 
 def test_data_of_another_precision_are_named():
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=r"data\[0\] is torch.float64, but the pair's parameters are torch.float32"):
+    with pytest.raises(ValueError, match=r"is torch.float64, but the parameters of model and guide are torch.float32"):
         evaluate(model, guide, x.double(), 10, progress=False)
-    with pytest.raises(ValueError, match=r"convert the pair \(model.double\(\), guide.double\(\)\), or standardize"):
+    with pytest.raises(ValueError, match=r"convert model and guide \(model.double\(\), .*, or standardize"):
         evaluate(model, guide, x.double() + 1e7, 10, progress=False)  # float32 has steps of 1 there
 
 
@@ -292,7 +292,7 @@ def test_a_dimension_in_no_plate_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.5**0.5))
 
-    with pytest.raises(ValueError, match=r"site 'x' has batch shape \(64, 64\), but dimension -2 stands in no plate"):
+    with pytest.raises(ValueError, match=r"site 'x' has batch shape \(64, 64\), but dimension -2 belongs to no plate"):
         evaluate(model, guide, torch.randn(64, 1), 64, progress=False)
 
 

@@ -344,24 +344,24 @@ VECTOR, MATRIX = torch.tensor([0.1, 0.9, 0.4, 0.6]), torch.rand(4, 3)
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        (_of_mean, VECTOR, "site 'z' depends on the values that the model observes at that site or later ones"),
-        (_of_label, (VECTOR, VECTOR + 1), "site 'c' depends on the values that the model observes"),
-        (_of_itself, MATRIX, "site 'obs' depends on the values that the model observes at that site"),
-        (_transformed(lambda x: x / 255), VECTOR, "observed at site 'obs' is no argument of the model, nor made of"),
-        (_transformed(lambda x: x.clamp(0, 1)), VECTOR, r"other values at site 'obs' than those drawn.*data\[0\]"),
+        (_of_mean, VECTOR, "site 'z' depends on values observed at that site or later"),
+        (_of_label, (VECTOR, VECTOR + 1), "site 'c' depends on values observed"),
+        (_of_itself, MATRIX, "site 'obs' depends on values observed at that site"),
+        (_transformed(lambda x: x / 255), VECTOR, "observed at site 'obs' is neither an argument of the model nor"),
+        (_transformed(lambda x: x.clamp(0, 1)), VECTOR, r"other values at site 'obs' than the samples.*data\[0\]"),
         (_transformed(lambda x: x.float()), VECTOR.round().long(), r"data\[0\] \(torch.int64\): it rounds"),
         (_transformed(lambda x: x), VECTOR.round().long(), r"data\[0\] \(torch.int64\): it rounds"),
-        (_transformed(lambda x: torch.zeros(len(x))), VECTOR, "observed at site 'obs' is no argument"),
-        (_of_fixed_size, VECTOR, r"shape \[6\], but values drawn there have \[4\].*take n of its size"),
-        (_subsampled, VECTOR, "plate 'rows' around site 'obs' takes 2 of 6 data; .*no subsample_size"),
+        (_transformed(lambda x: torch.zeros(len(x))), VECTOR, "observed at site 'obs' is neither an argument"),
+        (_of_fixed_size, VECTOR, r"shape \[6\], but sampled values have \[4\].*the size of the plate as n"),
+        (_subsampled, VECTOR, "plate 'rows' around site 'obs' takes 2 of 6 data points; .*no subsample_size"),
         (
             _first_column,
             MATRIX,
-            r"observes 6 of the 18 numbers of data\[0\], at \['obs'\], and does not draw",
+            r"observes 6 of the 18 numbers of data\[0\], at \['obs'\], and does not sample",
         ),
-        (_observed_twice, VECTOR, r"numbers of data\[0\] more than once, at \['one', 'two'\]"),
+        (_observed_twice, VECTOR, r"numbers of data\[0\] repeatedly, at \['one', 'two'\]"),
         (_penalized, VECTOR, "site 'penalty' is a factor"),
-        (_of_a_global, VECTOR, r"site 'z' is drawn with batch shape \(\), but 6 data take \(6,\)"),
+        (_of_a_global, VECTOR, r"site 'z' is sampled with batch shape \(\), but 6 data points need \(6,\)"),
         (poutine.uncondition(_plain), VECTOR, r"observes nothing in a run on data, whose sites are \['code', 'obs'\]"),
     ],
 )
@@ -385,7 +385,7 @@ def test_a_model_that_runs_on_its_own_data_only():
             pyro.sample("obs", dist.Normal(z, 1.0), obs=x)
 
     assert simulate(model, 4, data=VECTOR)[1].shape == (4,)
-    with pytest.raises(ValueError, match=r"does not run on n=6 data made of the 4 rows of the example .*take n=4"):
+    with pytest.raises(ValueError, match=r"does not run on n=6 data points made of the 4 rows .*use n=4"):
         simulate(model, 6, data=VECTOR)
 
 
@@ -401,7 +401,7 @@ def test_sites_observed_or_weighed_in_a_run_without_data():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(ValueError, match=r"site 'y' is observed in the run that draws data.*example of all data"):
+    with pytest.raises(ValueError, match=r"site 'y' is observed in the run that samples data.*example of all data"):
         simulate(observes, 4, VECTOR)
     assert set(simulate(lambda x, y: observes(x, y, n=len(x)), 4, data=(VECTOR, VECTOR))[0]) == {"z"}
 

@@ -316,12 +316,12 @@ def test_a_net_that_is_registered_nowhere_is_named():
             pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
 
     before = enc.weight.detach().clone()
-    with pytest.warns(UserWarning, match=r"registers nowhere, so Pyro and fit leave them as they are: \['Linear'\]"):
+    with pytest.warns(UserWarning, match=r"without registering them, so Pyro and fit do not train them: \['Linear'\]"):
         fit(model, guide, x, epochs=1, progress=False)
     assert torch.equal(enc.weight, before)
     with (
-        pytest.warns(UserWarning, match="nowhere"),
-        pytest.raises(ValueError, match=r"where pyro.module\(name, module\) registers it"),
+        pytest.warns(UserWarning, match="without registering them"),
+        pytest.raises(ValueError, match=r"if pyro.module\(name, module\) registers them"),
     ):
         fit(guide, guide, x, epochs=1, progress=False)
     fit(model, guide, x, epochs=1, freeze=enc, progress=False)
@@ -366,7 +366,7 @@ def test_functions_with_registered_nets_are_captured_where_they_are_measured_onl
             torch.testing.assert_close(fast, log_weights(model, guide, x, particles=20, max_plate_nesting=1))
             dec.weight *= 2  # the graph has the new value
         weights.forget()
-    assert weights.route.startswith("captured")
+    assert weights.route.startswith("traced")
 
 
 def test_the_signal_of_a_second_pair_is_that_of_its_own_nets():

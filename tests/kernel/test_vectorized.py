@@ -543,7 +543,7 @@ REFUSED = {
     "generator": (lambda z: z + torch.rand((), generator=torch.Generator().manual_seed(0)), "Generator"),
     "seed": (lambda z: (torch.manual_seed(0), z + torch.rand(()))[1], "seeds"),
     "pyro's seed": (lambda z: (pyro.set_rng_seed(0), z + torch.rand(()))[1], "seeds"),
-    "one draw for all": (_site(OneDraw(0.0, 1.0)), "site 'z': OneDraw drew one value for all particles"),
+    "one draw for all": (_site(OneDraw(0.0, 1.0)), "site 'z': OneDraw sampled one value for all particles"),
     "selection": (lambda z: torch.randn(4)[torch.randn(4) > z].sum(), "torch.where"),
     "length of a selection": (lambda z: z * len(torch.randn(4)[torch.randn(4) > 0]), "torch.where"),
     "writing a selection elsewhere": (lambda z: _selected_elsewhere(z), "torch.where"),

@@ -137,5 +137,5 @@ def test_what_does_not_fit_is_named():
     bits = Hierarchical([(mlp(3, [8]), Bernoulli(5, 8)), (mlp(2, [7]), BinaryVector(3, 7))], 2)
     with pytest.raises(ValueError, match="site 'z_1' has a _BinaryVector"):
         Ladder.of_widths(bits, 5, ((8,), (7,)))(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="both halves read"):
+    with pytest.raises(ValueError, match="both depend on"):
         IWAE(2, "dreg").loss(model, Ladder.of_widths(model, 5, ((8,), (7,))), model(n=3).detach())

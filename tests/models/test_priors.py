@@ -210,7 +210,7 @@ def test_state_dicts_of_both_halves_agree_and_load():
 
 def test_doubly_reparameterized_gradients_refuse_shared_parameters_by_name():
     model, guide = vamp_pair()
-    with pytest.raises(ValueError, match=r"both halves read \[.*'prior\.posterior\.1\.affine\.weight'\]"):
+    with pytest.raises(ValueError, match=r"both depend on \[.*'prior\.posterior\.1\.affine\.weight'\]"):
         fit(model, guide, DATA, IWAE(4, gradient="dreg"), epochs=1, progress=False)
     fit(model, guide, DATA, IWAE(4, gradient="stl"), epochs=1, progress=False)
 

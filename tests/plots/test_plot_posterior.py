@@ -107,10 +107,9 @@ def test_a_datum_without_its_first_dimension_will_do():
     assert (_levels(one) == _levels(two)).all()
 
 
-def test_an_axes_of_ones_own_is_used_and_pyplot_stays_out():
+def test_given_axes_are_drawn_on():
     ax = Figure().add_subplot()
     assert plot_posterior(Ring(), None, X, ax=ax) is ax
-    plot_posterior(Ring(), None, X)
     assert Gcf.get_all_fig_managers() == []
 
 

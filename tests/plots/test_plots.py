@@ -1,7 +1,10 @@
-"""Pictures: the data in the axes, their labels, no state of pyplot's."""
+"""Figures: the data in the axes, their labels, and which figures pyplot knows."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
@@ -9,6 +12,7 @@ from matplotlib.figure import Figure
 
 from jensen.inference import Bounds
 from jensen.plots import plot_bounds, plot_images, plot_latent, save
+from jensen.plots.axes import without_pyplot
 
 _BOUNDS = {
     "loose": Bounds([1, 2, 4], torch.tensor([-3.0, -2.5, -2.2]), torch.tensor([0.1, 0.1, 0.2]), exact=-2.0),
@@ -98,11 +102,36 @@ def test_images_stand_in_rows():
         lambda ax: plot_images(torch.rand(3, 4), (2, 2), ax=ax),
     ],
 )
-def test_an_axes_of_ones_own_is_used_and_pyplot_stays_out(draw):
+def test_a_figure_is_made_through_pyplot_unless_axes_are_given(draw):
     ax = Figure().add_subplot()
     assert draw(ax) is ax
-    draw(None)
     assert Gcf.get_all_fig_managers() == []
+    new = draw(None)
+    assert [manager.canvas.figure for manager in Gcf.get_all_fig_managers()] == [new.figure]
+    with without_pyplot():
+        assert draw(None).figure is not new.figure
+    assert plt.gcf() is new.figure
+
+
+def test_a_saved_figure_is_closed_and_a_loop_leaves_none_open(tmp_path):
+    for i in range(25):  # matplotlib warns of more than 20 open figures, and warnings are errors here
+        save(plot_images(torch.rand(3, 4), (2, 2)), tmp_path / f"{i % 2}")
+    assert plt.get_fignums() == []
+
+
+def test_save_closes_no_figure_of_the_users_and_none_that_a_notebook_is_to_show(tmp_path):
+    own, ax = plt.subplots()
+    save(plot_images(torch.rand(3, 4), (2, 2), ax=ax), tmp_path / "own")
+    with plt.ion():
+        shown = plot_images(torch.rand(3, 4), (2, 2))
+        save(shown, tmp_path / "shown")
+    assert [plt.figure(i) for i in plt.get_fignums()] == [own, shown.figure]
+
+
+def test_pyplot_is_imported_when_a_figure_is_first_made():
+    code = "import sys, jensen.plots; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(

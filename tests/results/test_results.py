@@ -9,12 +9,11 @@ import pytest
 import scipy.stats
 import torch
 from members import pair
+from one_of_each import one_of_each, some_evidence
 
-from jensen.guides import ExactPosterior, PriorGuide
 from jensen.inference import (
     AIS,
     Bounds,
-    Bracket,
     Calibration,
     Comparison,
     Evidence,
@@ -23,64 +22,18 @@ from jensen.inference import (
     GuideDistance,
     History,
     RateDistortion,
-    Row,
     Sandwich,
-    bounds,
     compare,
     evaluate,
-    rate_distortion,
 )
 from jensen.results.schema import digest_of
 from jensen.results.standard_errors import within_t
 from jensen.results.tables import Table, digits_of, with_error
 
 
-def _evidence(n=3, **changes):
-    """Evidence of data whose values spread by one around their means."""
-    spread = torch.linspace(-1, 1, n).double()
-    made = Evidence(
-        elbo=spread - 5,
-        elbo_error=torch.full((n,), 0.2).double(),
-        log_evidence=spread - 4,
-        standard_error=torch.full((n,), 0.1).double(),
-        ess=torch.full((n,), 20.0).double(),
-        pareto_k=torch.full((n,), 0.5).double(),
-        exact=None,
-        particles=100,
-        features=4,
-    )
-    return dataclasses.replace(made, **changes)
-
-
-def _measured():
-    """One result of each kind."""
-    torch.manual_seed(0)
-    model, guide, x = pair("PPCA", "MeanField")
-    settings = {"seed": 0, "progress": False}
-    pairs = {"prior": (model, PriorGuide(model)), "mean-field": (model, guide), "exact": (model, ExactPosterior(model))}
-    one, two = torch.ones(3).double(), torch.zeros(3).double()
-    split = Gaps(_evidence(), _evidence(elbo=-4.5 * one), 0.01 * one, one > 0, 3, 2.5)
-    half = torch.tensor([[0.5, -0.25]]).double()
-    return [
-        evaluate(model, guide, x, 50, **settings),
-        evaluate(model, guide, x, tolerance=0.5, max_particles=600, **settings),
-        compare(pairs, x, particles=30, **settings),
-        Comparison({"a": Row(_evidence(), 5, 1.5, split), "b": Row(_evidence(), 7, 2.0)}, True),
-        split,
-        bounds(model, guide, x, 4, **settings),
-        rate_distortion(model, guide, x, 10, **settings),
-        History(elbo=[-3.0, -2.0], validation=[-4.0, math.nan], best_epoch=1, steps=7, seconds=0.1, route="eager"),
-        Calibration({"z": torch.arange(1000).unsqueeze(-1) % 20}, draws=19),
-        AIS(torch.randn(4, 3).double(), one, 12, None, [0.0, 1.0], torch.rand(1, 3), 2, "guide"),
-        Sandwich(Bracket(-2 * one, two, -one, two), Bracket(-2 * one, two, -one, two), -one, 9, 8, 7, "prior", False),
-        ExactEvidence(one, two, "quadrature", torch.tensor([3, 4, 5]), 1e-6),
-        GuideDistance(one[:1], one[:1], half, half.abs(), half.exp(), half.abs(), ("z[0]", "z[1]")),
-    ]
-
-
 @pytest.fixture(scope="module")
 def measured():
-    return _measured()
+    return one_of_each()
 
 
 KINDS = range(13)
@@ -128,13 +81,13 @@ def test_json_gives_back_every_bit(measured, kind, tmp_path):
 def test_every_float_comes_back(dtype):
     info = torch.finfo(dtype)
     odd = [0.1, -0.0, info.tiny, -info.max, 1 / 3, math.nan, math.inf, -math.inf, info.smallest_normal / 2]
-    result = _evidence(len(odd), elbo=torch.tensor(odd, dtype=dtype))
+    result = some_evidence(len(odd), elbo=torch.tensor(odd, dtype=dtype))
     assert _same(result, Evidence.from_json(result.to_json()))
 
 
 def test_random_bits_come_back():
     bits = torch.randint(-(2**63), 2**63 - 1, (5000,))
-    result = _evidence(5000, elbo=bits.view(torch.float64), spent=bits, converged=bits > 0)
+    result = some_evidence(5000, elbo=bits.view(torch.float64), spent=bits, converged=bits > 0)
     again = Evidence.from_json(result.to_json())
     known = ~result.elbo.isnan()
     assert torch.equal(again.elbo[known].view(torch.int64), bits[known])
@@ -142,7 +95,7 @@ def test_random_bits_come_back():
 
 
 def _changed(change, result=None):
-    document = json.loads((result or _evidence()).to_json())
+    document = json.loads((result or some_evidence()).to_json())
     change(document)
     document["sha256"] = digest_of(document)
     return json.dumps(document)
@@ -153,14 +106,14 @@ def _field(name, **parts):
 
 
 BROKEN = {
-    "torn": (lambda: _evidence().to_json()[:-30], "cannot be read as the JSON of a Evidence"),
+    "torn": (lambda: some_evidence().to_json()[:-30], "cannot be read as the JSON of a Evidence"),
     "empty": (lambda: "", "Expecting value"),
     "a list": (lambda: "[1, 2]", "'jensen.Evidence'"),
     "foreign": (lambda: '{"elbo": [1.0]}', "\"format\" is None, but 'jensen.Evidence' was expected"),
     "another result": (lambda: History().to_json(), "\"format\" is 'jensen.History'"),
     "no version": (lambda: _changed(lambda d: d.pop("version")), "version is a number from 1 on, but got 'None'"),
     "no fields": (lambda: _changed(lambda d: d.pop("fields")), "fields is the object of a Evidence"),
-    "bare NaN": (lambda: _evidence().to_json().replace("-5.0", "NaN"), "NaN is no JSON"),
+    "bare NaN": (lambda: some_evidence().to_json().replace("-5.0", "NaN"), "NaN is no JSON"),
     "missing": (lambda: _changed(lambda d: d["fields"].pop("elbo")), r"misses \['elbo'\]"),
     "unknown": (lambda: _changed(lambda d: d["fields"].update(more=1)), r"\['more'\] are not known"),
     "a word": (lambda: _changed(_field("elbo", values=[0, "x", 1])), "fields.elbo is a number, but got 'x'"),
@@ -288,9 +241,9 @@ def test_digits_are_those_that_the_error_allows():
 
 
 def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller():
-    text = str(_evidence(exact=torch.tensor([-5.0, -3.5, -2.0]).double())).splitlines()
+    text = str(some_evidence(exact=torch.tensor([-5.0, -3.5, -2.0]).double())).splitlines()
     assert text == [
-        "3 data, 100 particles each, nats per datum",
+        "3 data points, 100 particles each, nats per data point",
         "                                 mean  ± data  ± Monte Carlo",
         "------------------------------------------------------------",
         "ELBO                           -5.00    0.58           0.12",
@@ -298,7 +251,7 @@ def test_evidence_prints_each_mean_with_both_errors_to_the_digits_of_the_smaller
         "log p(x), exact                -3.500   0.866",
         "gap = log p(x) - ELBO           1.50    0.29",
         "effective sample size, mean    20.0 of 100",
-        "data with k-hat > 0.7          0.0 %",
+        "data points with k-hat > 0.7   0.0 %",
     ]
 
 
@@ -360,17 +313,17 @@ def test_values_per_datum_are_those_of_the_frame_but_for_sums_of_others(measured
 
 def test_gaps_rates_and_annealed_weights_print_with_both_errors():
     spread, n = torch.linspace(0, 1, 4).double(), torch.ones(4).double()
-    split = Gaps(_evidence(4), _evidence(4, elbo=-4.5 * n), 0.01 * n, n > 0, 3, 2.5)
+    split = Gaps(some_evidence(4), some_evidence(4, elbo=-4.5 * n), 0.01 * n, n > 0, 3, 2.5)
     found = RateDistortion(2 + spread, 0.1 * n, 50 + 10 * spread, 0.2 * n, {"z": spread[:2]}, {"z": spread[:2]}, 64)
     annealed = AIS(torch.stack([spread - 1, spread + 1]), 0.5 * n, 12, spread, [0.0, 1.0], torch.rand(1, 4), 2, "prior")
     assert str(split).splitlines()[3:] == [
         "gap = log p(x) - ELBO         1.00    0.00",
         "  approximation (the family)  0.50    0.43           0.11",
         "  amortization (the encoder)  0.50    0.43           0.14",
-        "local optimisation converged  100.0 % of the data; last round gained 0.0100 nats",
+        "local optimisation converged  100.0 % of the data points; last round gained 0.0100 nats",
     ]
     assert str(found).splitlines() == [
-        "4 data, bits per datum",
+        "4 data points, bits per data point",
         "                     mean  ± data  ± Monte Carlo",
         "------------------------------------------------",
         "rate                3.607   0.310          0.072",
@@ -378,15 +331,15 @@ def test_gaps_rates_and_annealed_weights_print_with_both_errors():
         "active units of z  1 of 2",
     ]
     assert str(annealed).splitlines() == [
-        "4 data, 2 chains each, 1 temperatures from the prior, nats per datum",
+        "4 data points, 2 chains each, 1 temperatures from the prior, nats per data point",
         "                             mean  ± data  ± Monte Carlo",
         "--------------------------------------------------------",
         "log p(x), annealed           0.93    0.22           0.71",
         "log p(x), exact              0.50",
         "effective sample size, mean  1.3 of 2",
         "moves accepted               50.0 %",
-        "evaluations per datum        12 of log p(x, z), a gradient counting one more",
-        "reliable                     no: too few temperatures, so log p(x) is too low; take more",
+        "evaluations per data point   12 of log p(x, z), a gradient counting one more",
+        "reliable                     no: too few temperatures, so log p(x) is too low; use more",
     ]
 
 
@@ -401,7 +354,7 @@ def test_a_history_prints_few_epochs_and_the_best():
     n = 200
     history = History(elbo=[-float(n - i) for i in range(n)], validation=[-300.0] * n, best_epoch=77, seconds=3.0)
     head, columns, rule, *rows = str(history).splitlines()
-    assert head.startswith("200 epochs, 0 steps, 3.0 s: training bound -200.000 -> -1.000 nats per datum")
+    assert head.startswith("200 epochs, 0 steps, 3.0 s: training bound -200.000 -> -1.000 nats per data point")
     assert columns.split() == ["epoch", "elbo", "validation"]
     epochs = [int(row.split()[0]) for row in rows]
     assert len(epochs) == 11
@@ -415,7 +368,7 @@ def test_a_history_prints_few_epochs_and_the_best():
 def test_bounds_print_from_both_sides():
     b = Bounds([1, 2], torch.tensor([-2.5, -2.25]), torch.tensor([0.1, math.nan]), -2.0, -torch.ones(2), torch.ones(2))
     _, columns, _, one, two, exact = str(b).splitlines()
-    assert columns.split() == ["particles", "from", "below", "from", "above"]
+    assert columns.split() == ["particles", "lower", "bound", "upper", "bound"]
     assert one.split() == ["1", "-2.50", "±", "0.10", "-1.0", "±", "1.0"]
     assert two.split()[:4] == ["2", "-2.250", "±", "-"]
     assert exact.split() == ["log", "p(x),", "exact", "-2.000"]
@@ -432,7 +385,7 @@ def test_a_frame_of_evidence_has_a_row_per_datum():
     assert frame["log_evidence_delta"].tolist() == evidence.corrected["delta"].tolist()
     assert frame["log_evidence_delta_error"].tolist() == evidence.corrected_error["delta"].tolist()
     assert str(frame["spent"].dtype) == "int64"
-    assert "exact" not in _evidence().to_frame()
+    assert "exact" not in some_evidence().to_frame()
     frame["elbo"] = 0.0
     assert (evidence.elbo != 0).all()
 

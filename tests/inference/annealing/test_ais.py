@@ -344,7 +344,7 @@ def test_joint_weights_are_named():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="weights of this pair are joint"):
+    with pytest.raises(ValueError, match="weights of this model and guide are joint"):
         ais(model, None, torch.zeros(4), start="prior", progress=False)
 
 
@@ -355,7 +355,7 @@ def test_a_support_that_moves_is_named():
             z = pyro.sample("z", dist.Uniform(low, low + 1))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="support of latent site 'z' moves"):
+    with pytest.raises(ValueError, match="support of latent site 'z' depends"):
         ais(model, None, torch.zeros(4), start="prior", progress=False)
 
 
@@ -368,7 +368,7 @@ def test_a_support_that_moves_is_named():
         ({"start": "posterior"}, "start is 'guide' or 'prior'"),
         ({"guide": None, "start": "guide"}, "start='guide' needs a guide.*start='prior'"),
         ({"temperatures": 0}, "temperatures is the number of steps"),
-        ({"temperatures": [0.0, 0.5]}, "rise from exactly 0 to exactly 1"),
+        ({"temperatures": [0.0, 0.5]}, "increase from exactly 0 to exactly 1"),
         ({"schedule": "cosine"}, "schedule is 'sigmoid' or 'linear'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_model_of_any_style_through_the_latents_that_made_its_data(scale, temp
 
 def test_a_model_that_needs_an_example_is_told_where_to_give_it():
     pair = Images()
-    with pytest.raises(TypeError, match=r"as simulate\(model, n, data=\.\.\.\) takes it"):
+    with pytest.raises(TypeError, match=r"of its data, simulate\(model, n, data=\.\.\.\)"):
         sandwich(pair.model, pair.guide, 10, progress=False)
 
 
@@ -133,8 +133,8 @@ def test_a_model_that_needs_an_example_is_told_where_to_give_it():
     ("settings", "message"),
     [
         ({"latents": {"code": torch.zeros(5, 2)}}, "give both, data and latents"),
-        ({"data": EXAMPLE, "latents": {"code": torch.zeros(4, 2)}}, r"made the 5 data.*\{'code': 4\}"),
-        ({"data": EXAMPLE, "latents": {"z": torch.zeros(5, 2)}}, r"draws \['code'\], for which latents hold no value"),
+        ({"data": EXAMPLE, "latents": {"code": torch.zeros(4, 2)}}, r"one row per data point \(5\).*\{'code': 4\}"),
+        ({"data": EXAMPLE, "latents": {"z": torch.zeros(5, 2)}}, r"samples \['code'\], but latents hold values only"),
     ],
 )
 def test_latents_that_do_not_fit_the_data(settings, message):
@@ -212,7 +212,7 @@ def test_an_honest_pair_is_in_order(known, float64):
     assert found.contradictions() == []
     assert found.verdict() == "The bounds are in order."
     lines = str(found).splitlines()
-    assert lines[0].startswith("300 data drawn from the model, nats per datum")
+    assert lines[0].startswith("300 data points sampled from the model, nats per data point")
     assert set(lines[2]) == {"-"} and max(map(len, lines[1:])) == len(lines[2])
     assert len(lines) == 5 + known
 
@@ -234,10 +234,10 @@ def test_a_model_that_does_not_draw_what_it_scores_is_the_suspect(known, float64
 def test_a_guide_that_does_not_score_what_it_draws_is_the_suspect(float64):
     found = sandwich(_Simulated(), _guide(_Shifted), 300, temperatures=30, seed=0, progress=False)
     assert {c.above for c in found.contradictions()} == {"importance-weighted lower bound"}
-    assert "Suspect: the guide: its log q(z | x) is not the density of what it draws" in str(found)
+    assert "Suspect: the guide: its log q(z | x) is not the density of its samples" in str(found)
     blind = sandwich(_Simulated(), _guide(_Shifted), 300, start="guide", temperatures=3, seed=0, progress=False)
     assert "either the guide" in blind.verdict()
-    assert "Annealing from the prior tells which" in blind.verdict()
+    assert "Annealing from the prior shows which" in blind.verdict()
 
 
 def test_an_evidence_that_is_not_the_models_is_named(float64):
@@ -245,7 +245,7 @@ def test_an_evidence_that_is_not_the_models_is_named(float64):
     honest = model.log_evidence
     model.log_evidence = lambda x: honest(x) - 0.5
     found = sandwich(model, _guide(dist.Normal), 300, temperatures=30, seed=0, progress=False)
-    assert "its log_evidence is not that of the model" in found.verdict()
+    assert "its log_evidence is that of another model" in found.verdict()
     assert found.contradictions()[0].excess == pytest.approx(0.5, abs=0.05)
 
 
@@ -363,12 +363,12 @@ def test_an_envelope_that_is_too_low_is_reported(monkeypatch, float64):
     model = PPCA(X, D)
     found = sandwich(model, PriorGuide(model), data=model(n=5).detach(), temperatures=5, seed=0, progress=False)
     assert found.above > 0.1
-    assert "envelope of the rejection was too low" in str(found)
+    assert "envelope of the rejection sampling was too low" in str(found)
 
 
 def test_a_large_latent_space_needs_data_of_the_models_own(linear):
     model, guide = linear
-    with pytest.raises(ValueError, match=r"one or two latent coordinates, but this model has 8: leave data out"):
+    with pytest.raises(ValueError, match=r"one or two latent coordinates, but this model has 8: omit data"):
         sandwich(model, guide, data=model(n=3).detach(), progress=False)
 
 
@@ -377,7 +377,7 @@ def test_a_large_latent_space_needs_data_of_the_models_own(linear):
     [
         ({"particles": 1}, "particles .* at least 2, but got 1"),
         ({"chains": 1}, "chains is at least 2"),
-        ({"n": 0}, "n is the number of data to draw"),
+        ({"n": 0}, "n is the number of data points to sample"),
         ({"data": torch.zeros(3, X), "covariates": (torch.zeros(3),)}, r"give data as a tuple \(x, \*covariates\)"),
     ],
 )
@@ -393,7 +393,7 @@ def test_guides_without_log_q_of_the_true_latents_are_named():
     with pytest.raises(NotImplementedError, match="its own draws only"):
         sandwich(model, guide, 5, temperatures=2, progress=False)
     for make in (Laplace, lambda model: amortized(model, FullCovariance, joint=True)):
-        with pytest.raises(ValueError, match=r"the guide draws \['joint'\].*auxiliary site"):
+        with pytest.raises(ValueError, match=r"the guide samples \['joint'\].*auxiliary site"):
             sandwich(model, make(model), 5, temperatures=2, progress=False)
 
 

@@ -345,8 +345,12 @@ def _moving(x):
 @pytest.mark.parametrize(
     ("model", "method", "message"),
     [
-        (_site(dist.Normal(torch.zeros(4), 1.0).to_event(1)), None, r"have 4 dimensions in all \(4 of 'z'\).*evaluate"),
-        (_site(dist.Poisson(2.0)), None, r"site 'z' \(Poisson\) does not list its states"),
+        (
+            _site(dist.Normal(torch.zeros(4), 1.0).to_event(1)),
+            None,
+            r"have 4 dimensions in total \(4 of 'z'\).*",
+        ),
+        (_site(dist.Poisson(2.0)), None, r"site 'z' \(Poisson\) cannot enumerate its states"),
         (_site(dist.Bernoulli(torch.full((21,), 0.5)).to_event(1)), None, r"2097152 joint states \(2097152 of 'z'\)"),
         (_site(dist.Bernoulli(torch.full((99,), 0.5)).to_event(1)), None, r"site 'z' has 2\^99 states"),
         (_site(dist.Normal(0.0, 1.0), plate=False), None, r"no plate in common \(a global latent\)"),
@@ -373,7 +377,7 @@ def test_a_model_without_latents_and_data_outside_the_support_are_refused():
         exact_log_evidence(nothing, torch.zeros(3), progress=False)
     with pytest.raises(ValueError, match="lie outside the support of Bernoulli"):
         exact_log_evidence(_vae(nn.Tanh, Bernoulli), torch.full((3, 8), 0.5, dtype=REAL), progress=False)
-    with pytest.raises(ValueError, match="tolerance, max_evaluations and chunk_size are positive"):
+    with pytest.raises(ValueError, match="tolerance, max_evaluations and chunk_size must be positive"):
         exact_log_evidence(_mixture, torch.zeros(3), tolerance=0.0)
 
 

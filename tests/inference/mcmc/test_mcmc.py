@@ -242,7 +242,7 @@ def test_two_modes_that_no_chain_leaves_are_noticed():
     model = Ring(noise=0.1, latent=1).double()
     x = torch.tensor([[9.0]]).double()
     with pytest.warns(
-        MCMCConvergenceWarning, match=r"1 of 1 data did not converge .* coordinate z, R-hat is"
+        MCMCConvergenceWarning, match=r"1 of 1 data points did not converge .* coordinate z, R-hat is"
     ) as caught:
         found = mcmc_posterior(model, x, draws=50, warmup=50, seed=0, progress=False)
     assert caught[0].filename == __file__
@@ -284,7 +284,7 @@ class _Nowhere(UniqueModule):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": torch.zeros(11, 5)}, r"at most 10, but got 11: take data\[:10\]"),
+        ({"data": torch.zeros(11, 5)}, r"at most 10, but got 11: use data\[:10\]"),
         ({"method": "gibbs"}, "method is 'nuts', .* but got 'gibbs'"),
         ({"draws": 3}, "draws is at least 4, but got 3"),
         ({"warmup": 0}, "warmup is at least 1, but got 0"),
@@ -292,7 +292,7 @@ class _Nowhere(UniqueModule):
         ({"data": torch.full((1, 5), math.nan)}, "NaN"),
         (
             {"model": PPCA(5, 3), "method": "rejection"},
-            "one or two latent coordinates, but this model has 3: take 'nuts'",
+            "one or two latent coordinates, but this model has 3: use 'nuts'",
         ),
         ({"model": Discrete(BinaryVector), "data": torch.zeros(1, 4)}, "latent site 'z' is discrete"),
     ],
@@ -304,7 +304,7 @@ def test_what_cannot_be_drawn_is_named(options, message):
 
 
 def test_a_density_that_is_nowhere_finite_is_named():
-    with pytest.raises(FloatingPointError, match="finite at 0 of 256 draws from the prior"):
+    with pytest.raises(FloatingPointError, match="finite at 0 of 256 samples from the prior"):
         mcmc_posterior(_Nowhere(), torch.zeros(1, 1), progress=False)
 
 
@@ -361,7 +361,7 @@ def test_the_prior_is_as_far_off_as_it_is():
     assert ((distance.scale_ratio - ratio).abs() < 4 * distance.scale_standard_error).all()
     assert (distance.energy > 10 * distance.energy_error).all()
     text = str(distance)
-    assert text.splitlines()[0] == "2 data, the guide's draws against the posterior's"
+    assert text.splitlines()[0] == "2 data points, guide samples against posterior samples"
     assert " sd (z[" in text
     assert distance.to_dict()["names"] == ["z[0]", "z[1]"]
 
@@ -490,9 +490,9 @@ def test_draws_under_an_envelope_that_is_too_low_are_not_converged(monkeypatch):
     model = PPCA(4, 1).double()
     with torch.no_grad():
         x = model(n=3)
-    with pytest.warns(MCMCConvergenceWarning, match="3 of 3 data are not of the posterior: the envelope"):
+    with pytest.warns(MCMCConvergenceWarning, match="3 of 3 data points are not exact: the envelope"):
         found = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
     assert (found.r_hat <= 1.01).all()
     assert not found.converged.any()
-    assert "envelope of the rejection was too low" in str(found)
+    assert "envelope of the rejection sampling was too low" in str(found)
     assert min(found.to_dict()["per_datum"]["above"]) > 0

@@ -165,7 +165,7 @@ def test_batches_and_the_draws_from_below_are_the_same_with_latents():
 def test_an_auxiliary_site_has_no_true_value(make):
     model = PPCA(X, D)
     latents, x = simulate(model, 10)
-    with pytest.raises(ValueError, match=r"the guide draws \['joint'\].*an auxiliary site .* has no true value"):
+    with pytest.raises(ValueError, match=r"the guide samples \['joint'\].*an auxiliary site .* has no true value"):
         bounds(model, make(model), x, 4, latents=latents, progress=False)
 
 
@@ -173,7 +173,7 @@ def test_an_autoguide_over_all_sites_has_joint_weights():
     model = PPCA(X, D)
     latents, x = simulate(model, 10)
     with pytest.raises(
-        ValueError, match=r"bounds needs a number for each datum.*one site of an AutoMultivariateNormal"
+        ValueError, match=r"bounds needs one value per data point.*single site of an AutoMultivariateNormal"
     ):
         bounds(model, AutoMultivariateNormal(model), x, 4, latents=latents, progress=False)
 
@@ -189,11 +189,15 @@ def test_a_guide_without_log_q_of_a_given_value_is_named(name):
 @pytest.mark.parametrize(
     ("latents", "options", "message"),
     [
-        ({"z": torch.zeros(9, D)}, {}, r"the values that made the 10 data.*\{'z': 9\}.*simulate"),
-        ({}, {}, "the values that made the 10 data"),
-        ({"z": torch.zeros(10, D)}, {"batch_transform": torch.exp}, "leave batch_transform out"),
-        ({"y": torch.zeros(10, D)}, {}, r"the guide draws \['z'\], for which latents hold no value, only for \['y'\]"),
-        ({"z": torch.zeros(10, D), "y": torch.zeros(10)}, {}, r"values for \['y'\], but the guide draws only \['z'\]"),
+        ({"z": torch.zeros(9, D)}, {}, r"one row per data point \(10\).*\{'z': 9\}.*simulate"),
+        ({}, {}, r"one row per data point \(10\)"),
+        ({"z": torch.zeros(10, D)}, {"batch_transform": torch.exp}, "omit batch_transform"),
+        ({"y": torch.zeros(10, D)}, {}, r"the guide samples \['z'\], but latents hold values only for \['y'\]"),
+        (
+            {"z": torch.zeros(10, D), "y": torch.zeros(10)},
+            {},
+            r"for \['y'\], but the guide samples only \['z'\]",
+        ),
         ({"z": torch.zeros(10, D + 1)}, {}, r"values of shape \[K, 10, 2\] at site 'z', but got \[1, 10, 3\]"),
     ],
 )

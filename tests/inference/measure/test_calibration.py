@@ -138,7 +138,7 @@ def test_a_guide_that_is_short_on_one_side_is_told_from_a_biased_one(below, abov
     truth, z = torch.randn(n).double(), torch.randn(draws, n).double()
     z = torch.where(z > 0, above * z, below * z)
     found = Calibration({"z": (z < truth).sum(0).unsqueeze(-1)}, draws)
-    assert found.shapes() == {"z": f"too short on the {side} side (ranks pile up at that end alone)"}
+    assert found.shapes() == {"z": f"too short on the {side} side (too many ranks at that end only)"}
 
 
 def test_a_guide_that_misses_a_mode_is_short_on_that_side():
@@ -146,7 +146,7 @@ def test_a_guide_that_misses_a_mode_is_short_on_that_side():
     n, draws = 1000, 99
     truth = torch.randn(n).double() + 10.0 * (torch.rand(n) > 0.5)
     found = Calibration({"z": (torch.randn(draws, n).double() < truth).sum(0).unsqueeze(-1)}, draws)
-    assert found.shapes() == {"z": "too short on the upper side (ranks pile up at that end alone)"}
+    assert found.shapes() == {"z": "too short on the upper side (too many ranks at that end only)"}
     assert "too short on the upper side" in found.verdict()
 
 
@@ -260,7 +260,7 @@ def test_the_summary_and_the_table_are_the_ranks():
     assert s["coverage_error"][2] == pytest.approx(inside[0].mean(1).std().item() / 20)
     assert found.coverage_error[2].item() == pytest.approx(math.sqrt(0.9 * 0.1 / 400))
     head, columns, rule, *rows, verdict = str(found).splitlines()
-    assert head == "400 data from the model, 99 draws of the guide for each, ranks in 20 bins"
+    assert head == "400 data points from the model, 99 guide samples each, ranks in 20 bins"
     assert len({len(line) for line in (columns, rule, *rows)}) == 1
     assert [row.split()[0] for row in rows] == ["z[0]", "z[1]", "u", "mean", "its", "±"]
     assert rows[1].split()[-2] == f"{inside[0, :, 1].mean():.3f}"
@@ -407,16 +407,16 @@ def _global(x=None, *, n=1):
 @pytest.mark.parametrize(
     ("model", "n", "error", "message"),
     [
-        (_mixture, 0, ValueError, "n is the number of data to draw, at least 1, but got 0"),
-        (_no_n, 3, TypeError, r"cannot draw data: model\(None, \*covariates, n=3\) fails .*'n'.*data=\.\.\..*x=None"),
-        (_no_none, 3, TypeError, r"cannot draw data: .*'NoneType' object has no attribute 'shape'.*obs=x at site 'x'"),
+        (_mixture, 0, ValueError, "n is the number of data points to sample, at least 1, but got 0"),
+        (_no_n, 3, TypeError, r"cannot sample data: model\(None, \*covariates, n=3\) fails .*'n'.*data=\.\.\..*x=None"),
+        (_no_none, 3, TypeError, r"cannot sample data: .*'NoneType' object has no attribute 'shape'.*obs=x at site"),
         (
             _no_x,
             3,
             ValueError,
-            r"draws no data: none of the sites that it draws, \['y', 'z'\], is 'x'; give an example",
+            r"samples no data: none of its sampled sites, \['y', 'z'\], is 'x'; give an example",
         ),
-        (_global, 3, ValueError, r"site 'z' is drawn with batch shape \(\), but 3 data take \(3,\): open one plate"),
+        (_global, 3, ValueError, r"site 'z' is sampled with batch shape \(\), but 3 data points need \(3,\): open one"),
     ],
 )
 def test_models_that_cannot_draw(model, n, error, message):
@@ -432,7 +432,7 @@ def test_too_little_to_say_anything(n, draws):
 
 
 def test_covariates_of_another_length():
-    with pytest.raises(ValueError, match=r"a row for each of the n=100 data, but one has the shape \[7\]"):
+    with pytest.raises(ValueError, match=r"one row for each of the n=100 data points, but one has shape \[7\]"):
         calibrate(_dosed, _of_dose, 100, 19, covariates=(torch.ones(7),), progress=False)
 
 
@@ -459,7 +459,7 @@ def test_joint_weights():
         with pyro.plate("rows", len(x), dim=-1):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match=r"weights of this pair are joint.*open the model's plate"):
+    with pytest.raises(ValueError, match=r"weights of this model and guide are joint.*open the model's plate"):
         calibrate(PPCA(5, 2), other_plate, progress=False)
 
 
@@ -468,14 +468,14 @@ def test_a_guide_without_latent_sites():
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             pyro.sample("x", dist.Normal(torch.zeros(()), 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="draws no latent site of the model, so there is nothing to calibrate"):
+    with pytest.raises(ValueError, match="samples no latent site of the model, so there is nothing to calibrate"):
         calibrate(model, lambda x: None, progress=False)
 
 
 def test_draws_that_are_not_finite():
     model = PPCA(5, 2)
     guide = Amortized(nn.Identity(), {"z": _Infinite()})
-    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="draws at site 'z' are NaN or inf"):
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="samples at site 'z' are NaN or inf"):
         calibrate(model, guide, progress=False)
 
 

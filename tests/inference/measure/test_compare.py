@@ -95,7 +95,7 @@ def test_the_table_is_aligned_and_says_what_it_shows(shared):
     lowest = table.rows["prior"].evidence.baseline.mean()
     assert baseline.startswith("Gaussian per feature, fitted here  log p(x) -")
     assert float(baseline.split()[-1]) == pytest.approx(float(lowest), abs=0.01)
-    assert head == "30 data, 100 particles each, nats per datum"
+    assert head == "30 data points, 100 particles each, nats per data point"
     assert len({len(line) for line in (columns, rule, *rows)}) == 1
     assert [row.split()[0] for row in rows] == ["prior", "mean-field", "exact"]
     assert sentence.startswith(
@@ -208,7 +208,7 @@ def test_one_number_for_each_pair_has_a_monte_carlo_error(joint):
     known = replace(rows["a"].evidence, exact=torch.tensor([-69.0]).double())
     exact = Comparison(rows | {"a": Row(known, 1, 1.0)}, True)
     assert exact.difference("a", "b", "log_evidence") == (5.0, pytest.approx(0.4))
-    unit = "nats in all" if joint else "nats per datum"
+    unit = "nats in total" if joint else "nats per data point"
     assert f"ELBO below `a` ({unit}, ± Monte Carlo error): b 5.00 ± 0.42." in table.sentence()
     other = Comparison(rows, False).sentence()
     assert "`a` is 8.8 standard errors above `b`" in other
@@ -273,9 +273,9 @@ def test_pairs_that_hold_their_data_are_compared():
     table = compare({"exact": (model, guide), "prior": (model, prior)}, (), 50, seed=0, progress=False)
     log_p = dist.Normal(0.0, 2**0.5).log_prob(x).double()
     torch.testing.assert_close(table.rows["exact"].evidence.log_evidence, log_p, atol=1e-5, rtol=1e-5)
-    assert str(table).startswith("30 data, 50 particles each, nats per datum")
+    assert str(table).startswith("30 data points, 50 particles each, nats per data point")
     fewer = pyro.condition(lambda: joint(7), data={"x": x[:7]}), lambda: prior(7)
-    with pytest.raises(ValueError, match=r"hold different numbers of data, {'exact': 30, 'fewer': 7}"):
+    with pytest.raises(ValueError, match=r"hold different numbers of data points, {'exact': 30, 'fewer': 7}"):
         compare({"exact": (model, guide), "fewer": fewer}, (), 50, progress=False)
 
 

@@ -219,7 +219,7 @@ def test_weights_that_are_no_numbers_name_how_many_and_the_row_in_the_users_data
 
     x = torch.zeros(200)
     x[[150, 160]] = 6.0
-    message = r"of 2 data of this batch are NaN or .*\(0 NaN, 20 infinite, of 10 particles each\), the first at row 150"
+    message = r"of 2 data points of this batch are .*\(0 NaN, 20 infinite, of 10 particles each\), the first at row 150"
     with pytest.raises(FloatingPointError, match=message):
         evaluate(model, guide, x, 10, progress=False)
 

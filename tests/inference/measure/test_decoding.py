@@ -170,7 +170,7 @@ def test_every_site_that_is_observed_is_reconstructed():
     torch.testing.assert_close(found["label"], torch.full((2,), 0.3))
     torch.testing.assert_close(found["x_1"], x[:, 0] + 1 + y, atol=3e-3, rtol=0)
     assert list(encode(model, guide, (x, y))) == ["z"]
-    with pytest.raises(ValueError, match=r"observes nothing: the guide draws all of its sites, \['z'\]"):
+    with pytest.raises(ValueError, match=r"observes nothing: the guide samples all of its sites, \['z'\]"):
         reconstruct(_prior, _prior, x[:, 0])
 
 
@@ -214,8 +214,8 @@ def test_quantiles_of_other_priors_are_those_of_draws():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "by latent site, of one first dimension"),
-        ({"z": torch.zeros(0, 2)}, "of one first dimension M >= 1"),
+        ({}, "by latent site, with one first dimension"),
+        ({"z": torch.zeros(0, 2)}, "with one first dimension M >= 1"),
         ({"y": torch.zeros(3, 2)}, r"values of \['y'\], but the model's latent sites are \['z'\]"),
         ({"z": torch.zeros(3, 2, 2)}, r"shape \[M, 2\] at site 'z', but got \[3, 2, 2\]"),
     ],
@@ -226,7 +226,7 @@ def test_values_that_cannot_be_decoded_are_named(values, message):
 
 
 def test_a_model_that_needs_data_is_named():
-    with pytest.raises(TypeError, match=r"the model cannot draw data: model\(None, \*covariates, n=3\) fails"):
+    with pytest.raises(TypeError, match=r"the model cannot sample data: model\(None, \*covariates, n=3\) fails"):
         decode(lambda x: x + 1, {"z": torch.zeros(3, 2)})
 
 

@@ -214,7 +214,7 @@ def test_weights_of_plus_infinity_are_refused(float64):
     running = RunningWeights(100)
     log_w = torch.randn(100, 3)
     log_w[7, 1] = math.inf
-    with pytest.raises(FloatingPointError, match=r"of 1 data of this batch are NaN or plus .*, the first at row 1"):
+    with pytest.raises(FloatingPointError, match=r"of 1 data points of this batch are NaN or .*, the first at row 1"):
         running.update(log_w)
 
 
@@ -245,7 +245,7 @@ def test_results_print_and_convert():
     model, guide, x = pair("PPCA", "MeanField")
     evidence = evaluate(model, guide, x, 100, seed=0, progress=False)
     text = str(evidence)
-    assert text.startswith("7 data, 100 particles each, nats per datum")
+    assert text.startswith("7 data points, 100 particles each, nats per data point")
     assert f"{evidence.elbo.mean():.2f}" in text
     assert "-0.000" not in text
     stored = evidence.to_dict()
@@ -333,7 +333,7 @@ def test_a_pair_that_holds_its_data_reaches_a_tolerance_for_all_of_them():
 
 def test_a_pair_that_holds_its_data_and_takes_some_at_random_is_refused():
     model, guide, _ = _held(30, subsample_size=10)
-    with pytest.raises(ValueError, match=r"holds 30 data and takes 10 of them at random at every run"):
+    with pytest.raises(ValueError, match=r"holds 30 data points and takes a random 10 of them in every run"):
         evaluate(model, guide, (), 50, progress=False)
 
 
@@ -359,13 +359,13 @@ def test_joint_weights_of_a_pair_that_holds_its_data():
 
 def test_there_is_nothing_to_transform_without_data():
     model, guide, _ = _held(30)
-    with pytest.raises(ValueError, match=r"batch_transform is applied to the first tensor of the data, but there are"):
+    with pytest.raises(ValueError, match=r"batch_transform is applied to the first tensor of the data, but data is"):
         evaluate(model, guide, (), 50, batch_transform=torch.bernoulli, progress=False)
 
 
 def test_room_for_plates_is_at_least_what_they_take():
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=r"max_plate_nesting=0, but the pair's plates take 1 dimensions"):
+    with pytest.raises(ValueError, match=r"max_plate_nesting=0, but the plates of model and guide take 1 dimensions"):
         evaluate(model, guide, x, 10, max_plate_nesting=0, progress=False)
     wide = evaluate(model, guide, x, 10, max_plate_nesting=3, seed=0, progress=False)
     torch.testing.assert_close(wide.elbo, evaluate(model, guide, x, 10, seed=0, progress=False).elbo)
@@ -423,8 +423,8 @@ def test_an_exact_value_below_the_weights_is_doubted(float64):
     x = model(n=30).detach()
     with pytest.warns(UserWarning, match=r"lies 0\.4\d* nats above the exact log p\(x\)"):
         evidence = evaluate(model, PriorGuide(model), x, 5000, seed=0, progress=False)
-    assert evidence.exact is None and "exact log p(x) left out" in str(evidence)
-    assert evidence.doubt.startswith("the weights lie 0.4") and evidence.doubt in str(evidence)
+    assert evidence.exact is None and "exact log p(x) omitted" in str(evidence)
+    assert evidence.doubt.startswith("the weights are 0.4") and evidence.doubt in str(evidence)
     assert torch.equal(evidence.best, evidence.log_evidence)
     assert evidence.summary()["exact"] is None
     again = Evidence.from_json(evidence.to_json())

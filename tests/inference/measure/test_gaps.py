@@ -175,7 +175,7 @@ def test_captured_steps_find_what_eager_ones_find(family, float64):
         gained.append(search.round(20, 0.05)[0])
         routes.append(search.route)
         moved.append(local.state_dict())
-    assert routes == ["eager: compile=False", "captured: compiling would not pay"]
+    assert routes == ["eager: compile=False", "traced: compiling would not pay"]
     torch.testing.assert_close(*gained, rtol=1e-10, atol=1e-10)
     for name, value in moved[0].items():
         torch.testing.assert_close(moved[1][name], value, rtol=1e-10, atol=1e-10, msg=f"{name} moved otherwise")
@@ -207,7 +207,7 @@ def test_a_graph_of_steps_reads_parameters_where_they_are(float64):
         for run in (search.step, search._landing):
             torch.manual_seed(3)
             slopes.append(run(x))
-    assert search.route.startswith("captured")
+    assert search.route.startswith("traced")
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -335,7 +335,7 @@ def test_a_table_has_both_columns(digits, model, x):
 def test_a_guide_that_cannot_be_taken_apart_is_named():
     vae = PyroVAE()
     x = torch.bernoulli(torch.full((4, 8), 0.5))
-    with pytest.raises(TypeError, match=r"has no local\(\*data\)"):
+    with pytest.raises(TypeError, match=r"has no method local\(\*data\)"):
         gaps(vae.model, vae.guide, x, progress=False)
     table = compare({"a": (vae.model, vae.guide)}, x, particles=50, gaps=True, progress=False)
     assert table.rows["a"].gaps is None
@@ -409,7 +409,7 @@ def test_a_comparison_says_at_which_pair_it_failed(model, x):
     pairs = {"prior": (model, PriorGuide(model)), "map": (model, amortize(model, mlp(64, [8]), Delta, context=8))}
     with pytest.raises(ValueError, match="point estimate") as raised:
         compare(pairs, x[:5], particles=50, progress=False)
-    assert raised.value.__notes__ == ["in compare, at the pair 'map'"]
+    assert raised.value.__notes__ == ["in compare, at row 'map'"]
 
 
 def test_bars_need_names(model, x):

@@ -142,7 +142,7 @@ def test_a_last_batch_of_one_row_is_refused_with_a_size_that_serves(n, size, bet
 def test_batches_of_one_row():
     pair = _Normed()
     with pytest.raises(
-        ValueError, match=r"runs on 2 data but not on 1: give batch_size of 2 or more .*one row has none"
+        ValueError, match=r"run on 2 rows but not on 1: give batch_size of 2 or more .*one row has none"
     ):
         fit(pair.model, pair.guide, torch.randn(6, 6), epochs=1, batch_size=1, progress=False)
 
@@ -167,7 +167,7 @@ def test_a_pair_written_for_one_number_of_data_is_no_autoguide():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"runs on 8 data but not on 7 or 9: .*shape '\[8, 1\]' is invalid") as caught:
+    with pytest.raises(ValueError, match=r"run on 8 rows but not on 7 or 9: .*shape '\[8, 1\]' is invalid") as caught:
         fit(model, guide, torch.randn(32), epochs=1, batch_size=8, progress=False)
     assert "AutoGuide" not in str(caught.value)
 
@@ -200,7 +200,7 @@ def test_a_process_that_holds_its_data_trains_and_is_measured():
     assert history.elbo[0] == pytest.approx(-loss, abs=1e-3)
     assert end.elbo.item() > start.elbo.item() + 5
     assert history.validation[-1] == pytest.approx(end.elbo.item(), abs=5 * 8**-0.5 * 500**0.5 * end.elbo_error.item())
-    assert "nats in all" in str(history)
+    assert "nats in total" in str(history)
     assert history.steps == 200
 
 
@@ -226,15 +226,15 @@ def test_a_conditioned_model_is_measured_per_datum(objective):
 
 
 def test_the_unit_of_a_history_is_that_of_its_bounds():
-    assert "nats in all" in str(History(elbo=[-3.0], data=1))
-    assert "(nats in all)" in plot_training(History(elbo=[-3.0, -2.0], data=1)).get_ylabel()
+    assert "nats in total" in str(History(elbo=[-3.0], data=1))
+    assert "(nats in total)" in plot_training(History(elbo=[-3.0, -2.0], data=1)).get_ylabel()
     assert "nats per datum" in str(History(elbo=[-3.0], data=7))
     assert "nats per datum" in str(History(elbo=[-3.0]))
 
 
 def test_room_for_plates_is_what_the_user_says():
     x = torch.randn(5, 64)
-    with pytest.raises(ValueError, match=r"max_plate_nesting=1, but the pair's plates take 2 dimensions"):
+    with pytest.raises(ValueError, match=r"max_plate_nesting=1, but the plates of model and guide take 2 dimensions"):
         fit(_time_first, _posterior, x, ELBO(), epochs=1, max_plate_nesting=1, progress=False)
     history = fit(_time_first, _posterior, x, ELBO(3), epochs=1, lr=1e-9, max_plate_nesting=4, progress=False)
     assert history.elbo[0] == pytest.approx(_exact(x), abs=1e-3)

@@ -38,7 +38,7 @@ CHANGES = {
     "a rate that is none": (lambda s: s["optimizer"]["param_groups"][0].update(lr=torch.nan), "lr=nan"),
     "a rate that is text": (lambda s: s["optimizer"]["param_groups"][0].update(lr="1"), "lr=1"),
     "one beta": (lambda s: s["optimizer"]["param_groups"][0].update(betas=[0.9]), "betas"),
-    "other parameters": (lambda s: s["optimizer"]["param_groups"][0].update(params=[0]), "other groups"),
+    "other parameters": (lambda s: s["optimizer"]["param_groups"][0].update(params=[0]), "other parameter groups"),
     "an unknown setting": (lambda s: s["optimizer"]["param_groups"][0].update(more=1), r"\['more'\]"),
     "a list for an optimizer": (lambda s: s.update(optimizer=[]), "checkpoint.optimizer is the object"),
     "no names": (lambda s: s.pop("names"), r"misses \['names'\]"),

@@ -122,7 +122,7 @@ def test_a_guide_that_draws_nan_from_the_first_step_on_is_told_so():
     x[[3, 27]] = -1.0
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match="draws NaN at site 'z' from Normal, in 2 of 40"),
+        pytest.raises(ValueError, match="samples NaN at site 'z' from Normal, in 2 of 40"),
     ):
         fit(pair.model, pair.guide, x, epochs=1, progress=False)
 

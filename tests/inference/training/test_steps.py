@@ -145,7 +145,7 @@ def test_a_graph_takes_the_steps_of_a_pair_that_callbacks_change(kind, route, fl
 
     expected, eager = _trained(CHANGES[kind], False, before, scheduler=scheduler)
     fast, history = _trained(CHANGES[kind], ROUTES[route], before, scheduler=scheduler)
-    assert history.route.startswith("captured and compiled" if route == "compiled" else "captured: ")
+    assert history.route.startswith("traced and compiled" if route == "compiled" else "traced: ")
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-9)
     for name, value in expected.state_dict().items():
         found = fast.state_dict()[name]
@@ -203,7 +203,7 @@ def test_parameters_that_join_later_are_trained_by_adam_at_the_scheduled_rate(fl
 def test_states_that_take_turns_are_captured_once_each(captured_once):
     _, history = _trained(lambda epoch, pair: setattr(pair, "temperature", 5.0 - epoch % 2), "auto", epochs=12)
     assert len(captured_once) == 2
-    assert history.route.startswith("captured: compiling would not pay")
+    assert history.route.startswith("traced: compiling would not pay")
 
 
 def test_what_changes_again_and_again_is_no_longer_captured_until_it_stays(captured_once, monkeypatch):
@@ -227,7 +227,7 @@ def test_what_changes_again_and_again_is_no_longer_captured_until_it_stays(captu
     history = fit(pair.model, pair.guide, _data(), callbacks=Look(cool), **options)
     assert routes == [1, 2, 3, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5]
     assert history.route == (
-        "captured: the attribute 'temperature' of Relaxed changes again and again, and a graph holds one value of it: "
+        "traced: the attribute 'temperature' of Relaxed changes repeatedly, but a graph holds one value of it: "
         "keep it in a buffer (register_buffer, then fill_), or make it a knob of an Objective"
     )
     assert all(map(torch.equal, pair.parameters(), expected.parameters()))
@@ -298,7 +298,7 @@ def test_a_number_of_an_objective_and_one_of_a_closure_are_noticed(compile, floa
 
     eager, expected = run(False)
     history, found = run(compile)
-    assert history.route.startswith("captured")
+    assert history.route.startswith("traced")
     assert history.elbo == pytest.approx(eager.elbo, rel=1e-9)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
@@ -339,5 +339,5 @@ def test_a_search_around_a_model_that_changes_goes_on_from_what_it_is(float64, c
         return fit(model, guide, x, Trace_ELBO(), compile=compile, callbacks=Change(change), **options)
 
     eager, fast = run(False), run("auto")
-    assert fast.route.startswith("captured")
+    assert fast.route.startswith("traced")
     assert fast.elbo == pytest.approx(eager.elbo, rel=1e-6)

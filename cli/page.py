@@ -1,0 +1,131 @@
+"""The report.html of a command: what it measured, on one page that opens from a disk."""
+
+from __future__ import annotations
+
+__all__ = ["about", "add_bounds", "page_of", "shown_by"]
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import jensen
+from jensen.inference import Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
+from jensen.kernel.randomness import private_randomness
+from jensen.reports import Report
+from jensen.reports.page import Code, Grid, Text
+
+from .terminal import command, notices, versions
+
+_FEW = 200  # data points of the bounds
+_SHOWN = 12  # images
+_FEATURES = 8  # of a row
+
+
+def page_of(title: str, facts: Mapping[str, Any], x: Tensor) -> Report:
+    """A report on data points [N, ...], shown as the facts of their data set say.
+
+    Args:
+        title: of the page.
+        facts: of the data set, as :func:`jensen.cli.sources.facts` has them.
+        x: what was measured.
+    """
+    shape = facts["image_shape"]
+    known = facts["value_range"]
+    return Report(
+        title,
+        data=x,
+        image_shape=None if shape is None else tuple(shape),
+        value_range=None if known is None else tuple(known),
+    )
+
+
+def add_bounds(
+    page: Report,
+    pairs: Mapping[str, tuple[nn.Module, nn.Module]],
+    measured: Mapping[str, Evidence],
+    x: Tensor,
+    seed: int,
+    title: str = "",
+) -> None:
+    """Add bounds on log p(x) of some of the data points, where weights are not joint, and log p(x) as a line."""
+    curves, levels = {}, {}
+    for name, (model, guide) in pairs.items():
+        try:
+            curves[name] = bounds(model, guide, x[:_FEW], particles=1024, seed=seed, progress=False)
+        except (ValueError, NotImplementedError):
+            continue
+        if measured[name].exact is None:  # an exact value has its line
+            levels[name] = float(measured[name].best[:_FEW].mean())
+    page.bounds(curves, levels, title)
+
+
+def shown_by(
+    page: Report, model: nn.Module, guide: nn.Module, x: Tensor, evidence: Evidence | None, seed: int, name: str = ""
+) -> None:
+    """Add what a model and a guide make of data points: calibration, samples, reconstructions; under a name."""
+    of = f" of {name}" if name else ""
+    try:
+        page.add(calibrate(model, guide, _FEW, seed=seed, progress=False), name)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        page.section(f"Calibration{of}", Text(f"Not measured: {error}."))
+    with private_randomness(seed, "pictures"), torch.no_grad():
+        latents, drawn = simulate(model, _SHOWN)
+        means = decode(model, latents)
+    again = reconstruct(model, guide, x[:_SHOWN], seed=seed)
+    if isinstance(again, dict):  # of several sites
+        return
+    made = evaluate(model, guide, drawn, 500, seed=seed, progress=False)
+    if page.material.images is not None:
+        shown = [([mean], f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
+        page.images(
+            f"Samples{of}", shown, "E[x | z] for z from the prior; below it log p(x) of an x drawn from p(x | z)."
+        )
+        numbers = (
+            [""] * _SHOWN
+            if evidence is None
+            else [f"#{n}: log p(x) {evidence.best[n]:.1f}, ELBO {evidence.elbo[n]:.1f}" for n in range(len(again))]
+        )
+        shown = [([x[n], image], numbers[n]) for n, image in enumerate(again)]
+        page.images(
+            f"Reconstructions{of}", shown, "Left the data point, right its mean E[x | z] over samples from the guide."
+        )
+        return
+    columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0].numel())))]
+    rows: list[tuple[str, str, list[str], None]] = []
+    rows += [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn)]
+    page.section(f"Samples{of}", Grid(columns, rows))
+    rows = []
+    for n, row in enumerate(again):
+        rows += [(f"#{n}", "", _cells(x[n]), None), ("reconstruction", "", _cells(row), None)]
+    page.section(f"Reconstructions{of}", Grid(columns, rows), note="E[x | z] averaged over samples from the guide.")
+
+
+def _cells(row: Tensor) -> list[str]:
+    return [f"{value:.4g}" for value in row.flatten()[:_FEATURES].tolist()]
+
+
+def about(page: Report, words: Sequence[str], settings: Mapping[str, Any], citation: str) -> None:
+    """Add what the command said, how to repeat it, and whom to cite."""
+    if lines := notices():
+        page.section("Messages", Code("\n".join(lines)))
+    page.made_by(command(*words), settings, versions())
+    sources = [f"jensen {jensen.__version__}: latent-variable models for Pyro whose likelihoods can be trusted"]
+    sources += [citation] if citation else []
+    sources += [*_references(evaluate)]
+    page.section("What to cite", *(Text(source) for source in sources))
+
+
+def _references(function: Callable[..., Any]) -> list[str]:
+    """The papers that a docstring names."""
+    section = re.search(r"^References:\n((?:[ \t]+\S.*(?:\n|\Z))+)", inspect.getdoc(function) or "", re.M)
+    entries: list[str] = []
+    for line in section[1].splitlines() if section else []:
+        if re.search(r"\(\d{4}\)", line) or not entries:
+            entries.append(line.strip())
+        else:
+            entries[-1] += f" {line.strip()}"
+    return entries

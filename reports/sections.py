@@ -1,0 +1,308 @@
+"""What a page shows of each kind of result: the sentences that say what was found, and its sections."""
+
+from __future__ import annotations
+
+__all__ = ["Material", "bounds_of", "findings_of", "sections_of"]
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jensen.inference import (
+    Bounds,
+    Calibration,
+    Comparison,
+    Evidence,
+    History,
+    RateDistortion,
+)
+from jensen.inference import Gaps as Split
+from jensen.plots import (
+    plot_bounds,
+    plot_gaps,
+    plot_ranks,
+    plot_rate_distortion,
+    plot_training,
+)
+from jensen.plots.axes import LINES
+from jensen.results.standard_errors import standard_error_of_mean
+from jensen.results.tables import decimals, percent, with_error
+
+from .drawing import PANEL, drawn, gap_bars, panel
+from .meanings import meaning_of
+from .page import Block, Figure, Grid, Item, Section, Thumbnails, grid_of
+
+_WORST = 5  # data points of each kind
+_SHOWN = 8  # features of a row
+
+
+@dataclass
+class Material:
+    """What a page knows beside its results.
+
+    Attributes:
+        data: what was measured, [N, ...], if it is known.
+        columns: the names of its features, if they have names.
+        images: the images of the page, where data points are images.
+        items: what points stand for.
+    """
+
+    data: Tensor | None = None
+    columns: Sequence[str] = ()
+    images: Thumbnails | None = None
+    items: list[Item] = field(default_factory=list)
+    _places: dict[int, int] = field(default_factory=dict)
+
+    def image(self, n: int) -> int | None:
+        """The place of the image of a data point."""
+        if self.images is None or self.data is None:
+            return None
+        if n not in self._places:
+            (self._places[n],) = self.images.add(self.data[n : n + 1])
+        return self._places[n]
+
+    def row(self, n: int) -> str:
+        """A data point that is no image, in words."""
+        if self.data is None or self.images is not None:
+            return ""
+        values = self.data[n].flatten().tolist()
+        names = self.columns if len(self.columns) == len(values) else [f"[{i}]" for i in range(len(values))]
+        more = f", ... ({len(values)} in all)" if len(values) > _SHOWN else ""
+        shown = zip(names[:_SHOWN], values[:_SHOWN], strict=True)
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown) + more
+
+    def item(self, n: int, lines: Sequence[str]) -> int:
+        """A new item of a data point; its place."""
+        self.items.append(Item("\n".join(filter(None, [*lines, self.row(n)])), self.image(n)))
+        return len(self.items) - 1
+
+
+@singledispatch
+def findings_of(result: Any) -> list[str]:
+    """Sentences that say what was found."""
+    return []
+
+
+@singledispatch
+def sections_of(result: Any, material: Material) -> list[Section]:
+    """The sections of a result."""
+    return [Section("Table", [grid_of(result._table())])]
+
+
+@findings_of.register
+def _(result: Evidence) -> list[str]:
+    n, unit = len(result.best), "" if result.joint else " per data point"
+    kind = "exact" if result.exact is not None else "refined" if result.method == "refined" else "estimated"
+    gap = with_error(float(result.gap.mean()), standard_error_of_mean(result.gap))
+    mean = with_error(float(result.best.mean()), standard_error_of_mean(result.best))
+    over = "all data points jointly" if result.joint else f"{n:,} data points"
+    if n == 1:
+        mean, gap = decimals(float(result.best.mean())), decimals(float(result.gap.mean()))
+    sentences = [f"Log p(x) of {over} is {mean} nats{unit} ({kind}); the ELBO is {gap} nats below it."]
+    if result.exact is None and result.unreliable is not None:
+        sentence = f"It is unreliable (k-hat > 0.7) for {percent(result.unreliable)} of the data points"
+        if result.by_guide is not None:
+            share = percent(result.by_guide.unreliable)
+            sentence += f"; with {result.particles:,} samples from the guide alone it would be for {share}"
+        sentences.append(f"{sentence}.")
+    elif result.exact is not None and result.unreliable is not None:
+        share = percent(result.unreliable)
+        sentences.append(f"The importance-weighted estimate is unreliable (k-hat > 0.7) for {share} of them.")
+    if result.baseline is not None:
+        difference = result.best - result.baseline
+        by = with_error(float(difference.mean()), standard_error_of_mean(difference)).removeprefix("-")
+        where = "above" if float(difference.mean()) > 0 else "below"
+        reason = f": {result.below.partition(': ')[2]}" if result.below else ""
+        sentences.append(f"That is {by} nats {where} the baseline ({result.baseline_kind}){reason}.")
+    return sentences
+
+
+@sections_of.register
+def _(result: Evidence, material: Material) -> list[Section]:
+    found = [Section("Table", [grid_of(result._table())])]
+    if result.joint or len(result.best) < 2:
+        return found
+    series = {"reported": result}
+    if result.by_guide is not None:
+        series = {"refined": result, "samples of the guide": result.by_guide}
+    return [*found, _points(series, material), _worst(result, material)]
+
+
+@findings_of.register
+def _(result: Comparison) -> list[str]:
+    if len(result.rows) < 2:
+        return findings_of(result._first)
+    _, verdict, *more = re.split(r"(?<=\.) (?=[A-Z`])", result.sentence())  # the first says what rows have in common
+    return [verdict, *(sentence for sentence in more if "k-hat" in sentence)]
+
+
+@sections_of.register
+def _(result: Comparison, material: Material) -> list[Section]:
+    table = grid_of(result._table(), sortable=True)
+    blocks: list[Block] = [table]
+    split = {name: row.gaps for name, row in result.rows.items() if row.gaps is not None}
+    whole = {
+        name: (float(row.evidence.gap.mean()), standard_error_of_mean(row.evidence.gap))
+        for name, row in result.rows.items()
+        if math.isfinite(float(row.evidence.gap.mean()))
+    }
+    if split:
+        blocks.append(drawn(plot_gaps(split), "The gap, split into the guide family's and the encoder's part."))
+    elif whole:
+        blocks.append(drawn(gap_bars(whole), "Variational gap of each row; whiskers are two standard errors."))
+    found = [Section("Table", blocks)]
+    if result.joint or len(result._first.best) < 2:
+        return found
+    series = {name: row.evidence.by_guide or row.evidence for name, row in result.rows.items()}
+    of = {name: row.evidence for name, row in result.rows.items()}
+    best = max(of, key=lambda name: (float(of[name].best.mean()), float(of[name].elbo.mean())))
+    worst = _worst(of[best], material)
+    return [*found, _points(series, material), replace(worst, note=f"Of {best}. {worst.note}")]
+
+
+@sections_of.register
+def _(result: History, material: Material) -> list[Section]:
+    blocks: list[Block] = []
+    if result.elbo:
+        blocks.append(drawn(plot_training(result), "Training: bounds in nats per data point, epoch by epoch."))
+    return [Section("Training", [*blocks, grid_of(result._table())])]
+
+
+@sections_of.register
+def _(result: Bounds, material: Material) -> list[Section]:
+    return [bounds_of({"guide": result}), Section("Table", [grid_of(result._table())])]
+
+
+@sections_of.register
+def _(result: Split, material: Material) -> list[Section]:
+    figure = drawn(
+        plot_gaps({"guide": result}), "Approximation and amortization gap; whiskers are two standard errors."
+    )
+    return [Section("Gaps", [grid_of(result._table()), figure])]
+
+
+@sections_of.register
+def _(result: Calibration, material: Material) -> list[Section]:
+    return [Section("Calibration", [drawn(plot_ranks(result), _RANKS), grid_of(result._table())])]
+
+
+@sections_of.register
+def _(result: RateDistortion, material: Material) -> list[Section]:
+    figure = drawn(plot_rate_distortion({"guide": result}), "Rate and distortion.")
+    return [Section("Rate and distortion", [grid_of(result._table()), figure])]
+
+
+_RANKS = (
+    "Simulation-based calibration: ranks of the true z among samples of the guide, for data drawn from the model. "
+    "Uniform ranks (the band) show no miscalibration; a U means that the guide is too narrow, a hump too wide."
+)
+
+
+def bounds_of(curves: Mapping[str, Bounds], levels: Mapping[str, float] | None = None) -> Section:
+    """Bounds on log p(x) against the number of samples, with log p(x) as a line."""
+    ax = plot_bounds(curves)
+    for i, (name, level) in enumerate((levels or {}).items()):
+        ax.axhline(level, color="black", ls=LINES[1 + i % 5], lw=1, label=f"log p(x), {name}")
+    ax.legend(fontsize=6.5)
+    caption = "Importance-weighted bounds rise from the ELBO (K = 1) to log p(x); bands are two Monte Carlo errors."
+    return Section("Bounds", [drawn(ax, caption)])
+
+
+def _points(series: Mapping[str, Evidence], material: Material) -> Section:
+    """Panels of k-hat, effective sample size, error and gap of each data point."""
+    first = next(iter(series.values()))
+    chosen = _chosen(first, max(200, PANEL // len(series)))
+    items = {
+        name: [material.item(n, [f"#{n}" + f", {name}" * (len(series) > 1), *_lines(evidence, n)]) for n in chosen]
+        for name, evidence in series.items()
+    }
+    at = torch.tensor(chosen)
+
+    def of(values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
+        return {
+            name: (series[name].best[at].double().cpu(), value[at].double().cpu(), items[name])
+            for name, value in values.items()
+        }
+
+    panels: list[Figure | None] = []
+    if first.particles >= 25:
+        k_hat = {name: evidence.pareto_k for name, evidence in series.items()}
+        panels.append(panel(of(k_hat), "Pareto k-hat", line=(0.7, "0.7"), caption="Above 0.7: unreliable."))
+    sizes = {name: evidence.ess for name, evidence in series.items()}
+    panels.append(panel(of(sizes), "effective sample size", log=True, caption="Effective sample size of the weights."))
+    errors = {name: evidence.standard_error for name, evidence in series.items()}
+    panels.append(panel(of(errors), "error (nats)", log=True, caption="Monte Carlo standard error of log p(x)."))
+    gap = {name: evidence.gap for name, evidence in series.items()}
+    panels.append(panel(of(gap), "gap (nats)", caption="Variational gap, log p(x) - ELBO."))
+    note = "Point at a mark to see the data point. The same data point is ringed in every panel."
+    if len(chosen) < len(first.best):
+        note += f" {len(chosen):,} of {len(first.best):,} data points are shown."
+    return Section("Each data point", [figure for figure in panels if figure is not None], note)
+
+
+def _chosen(evidence: Evidence, most: int) -> list[int]:
+    """The data points that are drawn: all of them, or the worst and some of the others, evenly spaced."""
+    N = len(evidence.best)
+    if most >= N:
+        return list(range(N))
+    spaced = torch.linspace(0, N - 1, most - 3 * _WORST).long().tolist()
+    return sorted({*spaced, *(n for of in _extremes(evidence).values() for n in of)})
+
+
+def _extremes(evidence: Evidence) -> dict[str, list[int]]:
+    """The worst data points in each respect."""
+    respects = {"lowest log p(x)": -evidence.best, "largest gap": evidence.gap}
+    if evidence.particles >= 25:
+        respects["highest k-hat"] = evidence.pareto_k
+    return {
+        name: values.nan_to_num(-math.inf).argsort(descending=True, stable=True)[:_WORST].tolist()
+        for name, values in respects.items()
+        if float(values.max()) > float(values.min())
+    }
+
+
+def _worst(evidence: Evidence, material: Material) -> Section:
+    """A table of the worst data points."""
+    extremes = _extremes(evidence)
+    names = ["data point", "log p(x)", "error", "ELBO", "gap", "k-hat", "ESS"]
+    row = [] if material.data is None or material.images is not None else ["values"]
+    rows = []
+    for n in dict.fromkeys(n for of in extremes.values() for n in of):
+        cells = [*(_number(value) for value in _numbers(evidence, n).values()), *(material.row(n) for _ in row)]
+        rows.append((f"#{n}", "", cells, material.image(n)))
+    grid = Grid(columns=[(name, meaning_of(name)) for name in [*names, *row]], rows=rows, sortable=True)
+    listed = ", ".join(extremes)
+    return Section(
+        "Worst data points", [grid], f"The {_WORST} with the {listed}.".replace(", highest", ", and highest")
+    )
+
+
+def _numbers(evidence: Evidence, n: int) -> dict[str, float]:
+    values = {
+        "log p(x)": evidence.best,
+        "error": evidence.standard_error,
+        "ELBO": evidence.elbo,
+        "gap": evidence.gap,
+        "k-hat": evidence.pareto_k,
+        "ESS": evidence.ess,
+    }
+    return {name: float(value[n]) for name, value in values.items()}
+
+
+def _lines(evidence: Evidence, n: int) -> list[str]:
+    of = {name: _number(value) for name, value in _numbers(evidence, n).items()}
+    return [
+        f"log p(x) {of['log p(x)']}, error {of['error']}",
+        f"ELBO {of['ELBO']}, gap {of['gap']}",
+        f"k-hat {of['k-hat']}, ESS {of['ESS']}",
+    ]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
