@@ -77,7 +77,7 @@ def test_a_parameter_and_a_gradient_are_named():
     with pytest.raises(FloatingPointError, match=r"what is not finite first is the parameter model\.weight; "):
         fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=3, callbacks=_After(break_), progress=False)
     pair = _Roots("none")
-    pair._bent = lambda site, x: (pair.w * (x - 1)).abs().sqrt()  # an infinite derivative, times zero
+    pair._bent = lambda site, x: (pair.w * (x - 1)).abs().sqrt()  # a slope of infinity, times zero
     with pytest.raises(FloatingPointError, match=r"what is not finite first is the gradient of .*w; "):
         fit(pair.model, pair.guide, torch.ones(9), epochs=1, progress=False)
 
