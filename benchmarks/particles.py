@@ -83,7 +83,7 @@ def ways(options):
             weights((x,), particles)  # selects the way, traces, compiles
             weights((x,), particles)
             assert weights.pair.way == style, weights.pair.way
-            if route == "compiled" and not weights.route.startswith("captured and compiled"):
+            if route == "compiled" and not weights.route.startswith("traced and compiled"):
                 continue  # it branches on values
             runs[style, route] = lambda weights=weights, x=x: weights((x,), particles)
     calls = {key: max(1, round(options.seconds / max(1e-6, timed(run, 1)))) for key, run in runs.items()}

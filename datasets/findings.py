@@ -123,7 +123,8 @@ class Findings:
             largest = max(abs(self._low), abs(self._high))
             if rounded and largest > torch.finfo(dtype).max:
                 raise ValueError(
-                    f"{name} has values up to {largest:g}, which {dtype} cannot represent: use dtype=torch.float64"
+                    f"{name} has values as large as {largest:g}, which {dtype} cannot represent: use "
+                    "dtype=torch.float64"
                 )
             if rounded and levels is None:
                 self._check_rounding(name)

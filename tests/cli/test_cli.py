@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and answers."""
+"""The command line: its output, files and exit status."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def report(tmp_path_factory):
 
 
 def _printed_exact(printed):
-    """The exact log p(x) in the first row of the exact posterior, to the digits that are printed."""
+    """The exact log p(x) in the first row of the exact posterior, to the printed digits."""
     row = next(line for line in printed.splitlines() if line.startswith("exact posterior "))
     return float(row.split()[6])
 
@@ -167,7 +167,7 @@ def test_gaps_are_printed_drawn_and_stored(tmp_path, capsys):
 
 
 def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")  # no word is broken at a hyphen
+    monkeypatch.setenv("COLUMNS", "1000")  # words are not broken at hyphens
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--help"])
     assert stopped.value.code == 0

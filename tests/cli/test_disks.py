@@ -1,4 +1,4 @@
-"""Disks that are full, folders that cannot be written or are removed: exit status 2, one line, nothing half-written."""
+"""Full disks, and folders that are read-only or removed: exit status 2, one line, no incomplete files."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 
 
 def _full(monkeypatch, ending):
-    """No file with this ending can be flushed to the disk any more: what was written so far is half of it."""
+    """Flushing a file with this suffix fails after half of it is written."""
     real = os.fsync
 
     def fsync(handle):

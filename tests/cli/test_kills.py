@@ -1,4 +1,4 @@
-"""Runs that are killed, half of them inside a write, go on to the bits of one that nothing stopped."""
+"""Runs that are killed, half of them during a write, resume to a result bitwise identical to an uninterrupted run."""
 
 import json
 import subprocess

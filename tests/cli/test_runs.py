@@ -1,4 +1,4 @@
-"""Runs: a folder that is all there is to know, and that survives what happens to a process."""
+"""Runs: a self-contained folder that survives interrupts of the process."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ from jensen.results.schema import digest_of
 
 _QUICK = ["--latent", "2", "--hidden", "16", "--lr", "5e-3", "--batch-size", "300"]
 _SMALL = [*_QUICK, "--epochs", "3", "--no-pictures"]
-_LONG = [*_QUICK, "--epochs", "60", "--schedule", "cosine"]  # 240 steps: long enough for a captured graph
+_LONG = [*_QUICK, "--epochs", "60", "--schedule", "cosine"]  # 240 steps: long enough for a traced graph
 _PICTURES = ("training", "samples", "reconstructions", "latent-map")
 _JSON = {"parse_constant": lambda name: pytest.fail(f"{name} is not JSON")}
 
@@ -31,7 +31,7 @@ def _command(*arguments):
 
 
 def _interrupt(folder, how):
-    """Begin a run, and send a signal once its first epoch is done; what it left."""
+    """Start a run, and send a signal after its first epoch; return the result."""
     reset = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     command = _command("train", "--run", folder, *_LONG, "--no-pictures")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
@@ -57,7 +57,7 @@ def _epochs(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupted: its folder, what was printed and logged, the files as training left them."""
+    """An uninterrupted run: its folder, its output and log, and the files after training."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = subprocess.run(
         _command("train", "--run", folder, *_LONG, "--json"), capture_output=True, text=True, check=True
@@ -75,7 +75,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Two runs that were stopped, and then resumed: their folders, epochs when they stopped, exit status, log."""
+    """Two stopped and resumed runs: folders, epochs at the stop, exit status, log."""
     found = {}
     for name, how in {"Ctrl-C": signal.SIGINT, "kill -9": signal.SIGKILL}.items():
         folder = tmp_path_factory.mktemp("stopped") / "run"
@@ -304,7 +304,7 @@ def test_patience_keeps_the_best_epoch(tmp_path):
 
 
 def _edited(change, digest=True):
-    """A change to the configuration; its digest is made anew, as that of another configuration."""
+    """A change of the configuration, with a new digest."""
 
     def damage(folder):
         path = folder / "configuration.json"
@@ -353,7 +353,7 @@ def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, cap
 
 
 def _own(folder, rows):
-    """A file of one's own, with a class in its last column."""
+    """A user's file, with a class in its last column."""
     x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
     text = "\n".join(f"{a:.6f},{b:.6f},{c:.6f},{int(a > 0)}" for a, b, c in x.tolist())
     (folder / "x.csv").write_text(f"a,b,c,kind\n{text}\n")
@@ -433,7 +433,7 @@ def test_a_run_goes_on_where_its_data_are_now(tmp_path, capsys):
     assert "has changed since the run was begun" in capsys.readouterr().err
     assert main([*again, "--data", str(tmp_path / "moved.csv")]) == 0
     assert _epochs(tmp_path / "r") == 4
-    assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it knows the place now
+    assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it has the absolute path now
 
 
 def test_two_processes_do_not_train_into_one_folder(run, tmp_path, capsys):
@@ -477,7 +477,7 @@ def test_a_checkpoint_that_another_run_wrote_is_not_written_over(tmp_path):
 
 
 def _said(folder, x, capsys, *more):
-    """What train and evaluate say of a table of one's own."""
+    """The output of train and evaluate for a user's table."""
     np.savetxt(folder / "own.csv", x, delimiter=",", header=",".join("abcdefgh"[: x.shape[1]]), comments="")
     run = str(folder / "run")
     assert main(["train", "--data", str(folder / "own.csv"), "--run", run, *_SMALL, *more, "--overwrite"]) == 0
@@ -491,7 +491,7 @@ def test_features_of_other_scales_are_told_and_stand_beside_a_baseline(tmp_path,
     train, measured = _said(tmp_path, x, capsys)
     assert "features differ in scale by a factor of" in train.err and "--standardize" in train.err
     assert "run: log p(x) is below that of one Gaussian per feature, by" in measured.err
-    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would say otherwise
+    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would differ
     train, measured = _said(tmp_path, x, capsys, "--standardize", "--model", "ppca", "--guide", "exact")
     assert "scale" not in train.err + measured.err and "below" not in measured.err + measured.out
 
@@ -530,7 +530,7 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
     assert main([*several, "--seeds", "2", "--run", str(tmp_path / "b")]) == 2
     assert "holds one run, so it has no room" in capsys.readouterr().err
     assert main([*several, "--seeds", "0"]) == 2
-    (tmp_path / "a" / "seed-6" / "configuration.json").unlink()  # as if the second had not begun
+    (tmp_path / "a" / "seed-6" / "configuration.json").unlink()  # as without the second
     for file in (tmp_path / "a" / "seed-6").iterdir():
         file.unlink()
     assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--resume"]) == 0

@@ -1,4 +1,4 @@
-"""How a command starts and stops: Ctrl-C at any time, memory, commands to copy, folders that nothing came into."""
+"""Start and end of a command: Ctrl-C at any time, memory, commands to copy, empty folders."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Captured and compiled pairs against eager ones: the same numbers, fresh noise, nothing stale, honest refusals."""
+"""Traced and compiled models and guides against eager ones: equal numbers, new noise, no stale state, clear errors."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ from jensen.models import PPCA, VAE
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws
+evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
 stepping, products = sys.modules["jensen.inference.training.steps"], sys.modules["jensen.graphs.products"]
 compiling = sys.modules["jensen.graphs.compile"]
@@ -62,7 +62,7 @@ def _captured(model, guide, x, objective):
 
 
 def _is_that_of_the_objective(model, guide, x, objective):
-    """Loss and every gradient of the graph, on other data than it was captured on, against the objective's own."""
+    """Loss and every gradient of the graph, on other data than it was traced on, against those of the objective."""
     _, _, found = _captured(model, guide, x, objective)
     other = x[torch.randperm(len(x))]
     torch.manual_seed(3)
@@ -121,7 +121,7 @@ def test_a_search_of_few_steps_is_part_of_the_graph_and_one_of_many_is_not(no_co
 
 
 def uncompiled(graph, *inputs):
-    """In the place of the compiler: the graph as it was captured. What surrounds it is tested without waiting."""
+    """Replaces the compiler by the traced graph, to test the code around it quickly."""
     return graph
 
 
@@ -132,7 +132,7 @@ def no_compiler(monkeypatch):
 
 
 def _small(dropout=False):
-    """A pair without a known posterior, and 60 data."""
+    """A model without a known posterior, its guide, and 60 data points."""
     decoder = nn.Sequential(mlp(2, [16]), nn.Dropout(0.5)) if dropout else mlp(2, [16])
     model = PPCA(5, 2) if not dropout else VAE(decoder, Gaussian(5, 16, scale="shared"), 2)
     guide = amortize(model, mlp(5, [16]), MeanField, context=16)
@@ -140,7 +140,7 @@ def _small(dropout=False):
 
 
 def _fitted(model, guide, x, compile, objective=None, **options):
-    """Parameters and history of a fit to copies of a pair."""
+    """Parameters and history of a fit of copies of a model and guide."""
     model, guide = copy.deepcopy((model, guide))
     options = {"epochs": 3, "batch_size": 16, "seed": 0, "progress": False, **options}
     history = fit(model, guide, x, objective, compile=compile, **options)
@@ -148,7 +148,7 @@ def _fitted(model, guide, x, compile, objective=None, **options):
 
 
 class Warmed(Objective):
-    """An objective of a user's own: the mean of two importance-weighted bounds, whose weights are slowly turned on."""
+    """A user's objective: the mean of two importance-weighted bounds with gradually increasing weights."""
 
     def __init__(self, steps=6):
         super().__init__(6, knobs=[CyclicalAnnealing(steps, start=0.3), 0.25], shaped=True)
@@ -175,7 +175,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_updates_are_those_of_torch(optimizer, float64, no_compiler):
-    """Full batches are moved by the graph, the last of each epoch by the optimizer: each goes on from the other."""
+    """Full batches are steps of the graph, the last of each epoch a step of the optimizer; both share their state."""
     kind, options = OPTIMIZERS[optimizer]
 
     def make(parameters, lr):
@@ -205,7 +205,7 @@ def test_groups_of_parameters_keep_their_rates(float64, no_compiler):
 
 
 def test_compiled_steps_are_eager_ones_but_for_rounding(digits):
-    """The pair of the README, really compiled, with a smaller last batch, in half the precision of the data."""
+    """The model and guide of the README, compiled, with a smaller last batch, in half the precision of the data."""
     x = digits.train[:300].float()
     model = VAE(mlp(8, [128]), Gaussian(64, 128, scale="shared"), latent=8)
     guide = amortize(model, mlp(64, [128]), FullCovariance, context=128)
@@ -242,7 +242,7 @@ def test_noise_is_fresh_at_every_step(no_compiler):
 
 
 def test_draws_that_are_no_sites_are_fresh_too_and_gone_in_evaluation(float64, no_compiler):
-    """Dropout: random in training, absent when the pair is measured."""
+    """Dropout: random in training, absent in measurements."""
     model, guide, x = _small(dropout=True)
     expected, eager = _fitted(model, guide, x, compile=False)
     found, history = _fitted(model, guide, x, compile=True)
@@ -356,7 +356,7 @@ def test_what_is_written_in_place_is_not_split(float64):
 
 
 class Poisoned(PPCA):
-    """A datum whose first feature is above 100 makes the loss infinite."""
+    """A data point with a first feature above 100 makes the loss infinite."""
 
     def forward(self, x):
         with pyro.plate("data", len(x), dim=-1):
@@ -433,7 +433,7 @@ def _global_scale():
 
 
 class Directions(nn.Module):
-    """A rejection sampler: a von Mises angle for each datum."""
+    """A rejection sampler: a von Mises angle for each data point."""
 
     def __init__(self):
         super().__init__()
@@ -451,7 +451,7 @@ class Directions(nn.Module):
 
 
 class Counting(PPCA):
-    """Python remembers how often it was called: a graph would not."""
+    """Python counts the calls; a graph would not."""
 
     calls = 0
 
@@ -557,7 +557,7 @@ assert history.steps == 6
 
 
 def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path):
-    """In a process of its own: Inductor remembers that it found no compiler."""
+    """In a separate process, because Inductor caches that it found no compiler."""
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", _NO_COMPILER], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -598,7 +598,7 @@ def test_a_schedule_inside_the_loss_goes_on(float64, no_compiler):
 
 
 class Subsampled(PPCA):
-    """The model takes its own batches, fresh ones at every step."""
+    """The model subsamples the data, with new batches at every step."""
 
     def forward(self, x=None, *, n=1):
         with pyro.plate("data", len(x), subsample_size=10, dim=-1) as rows:
@@ -684,7 +684,7 @@ def test_products_of_a_checkpoint_are_those_of_the_resumed_run(tmp_path, monkeyp
     model, guide, x = _small()
     taken = []
     monkeypatch.setattr(products, "_is_accurate", lambda: True)
-    for epochs, pays in ((1, True), (2, False)):  # the trial would decide otherwise the second time
+    for epochs, pays in ((1, True), (2, False)):  # the trial would decide differently the second time
         monkeypatch.setattr(products, "_pays", lambda pays=pays: pays)
         fit(model, guide, x, epochs=epochs, checkpoint=tmp_path / "c.pt", resume=True, progress=False)
         taken.append(torch.load(tmp_path / "c.pt", weights_only=True)["settings"]["products"])
@@ -698,7 +698,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(monkey
         compiling.ensure_cache()
     assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     compiling.ensure_cache.cache_clear()
-    compiling.ensure_cache()  # nothing is said of one that can be written
+    compiling.ensure_cache()  # no warning for a writable one
     compiling.ensure_cache.cache_clear()
 
 
@@ -758,7 +758,9 @@ def test_an_objective_of_ones_own_is_captured_and_compiled(float64, no_compiler)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=f"{name} moved otherwise")
     fixed, _ = _fitted(model, guide, x, compile=True, objective=Warmed(10**9), epochs=4)
-    assert not any(torch.equal(found[name], value) for name, value in fixed.items())  # the knobs go on in the graph
+    assert not any(
+        torch.equal(found[name], value) for name, value in fixed.items()
+    )  # the changed settings continue in the graph
 
 
 def test_an_objective_of_ones_own_is_really_compiled():

@@ -1,4 +1,4 @@
-"""Rewritten graphs against float64: the same numbers to rounding, by the operations that were meant."""
+"""Rewritten graphs against float64: equal numbers up to rounding, with the intended operations."""
 
 import pytest
 import torch

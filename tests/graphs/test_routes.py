@@ -1,4 +1,4 @@
-"""The machine of routes: what it decides, what it falls back on, and what it leaves as it was."""
+"""The choice of routes: decisions, fallbacks, and unchanged state."""
 
 import warnings
 
@@ -14,7 +14,7 @@ SMALL, LARGE = Work(10, 1e6, 200, "10 steps"), Work(1e6, 1e6, 200)
 
 
 def nodes(n):
-    """A graph of so many operations."""
+    """A graph with a given number of operations."""
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     for _ in range(n):
@@ -93,7 +93,7 @@ def test_a_graph_reads_what_the_function_holds_and_draws_afresh(float64):
     routes = Routes("auto", 1, "")
     run = routes(layer, [*layer.parameters(), *layer.buffers()], (x,), 1.0, ahead=5)
     assert isinstance(run, Replay)
-    assert layer.rows == 0  # looking at it counted nothing
+    assert layer.rows == 0  # the inspection did not change the count
     with torch.no_grad():
         layer.weight.mul_(2)
     assert torch.equal(drawn(run, 2 * x), drawn(layer, 2 * x))

@@ -1,4 +1,4 @@
-"""Threads take turns, forked processes go on with one thread."""
+"""Threads take turns; forked processes continue with one thread."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a pair is called with: rows of data; and what is none is refused with code that helps."""
+"""Arguments of models and guides: rows of data are accepted; others raise an error with a code example."""
 
 import functools
 import re

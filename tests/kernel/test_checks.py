@@ -1,4 +1,4 @@
-"""What is legal in data and plates though it looks wrong, and what is refused: missing values, sizes, dimensions."""
+"""Unusual but legal data and plates, and errors for the others: missing values, sizes, dimensions."""
 
 import math
 
@@ -31,7 +31,7 @@ def _of_what_is_seen(x):
 
 
 def _exact(x):
-    """Log p of what is seen of each row."""
+    """Log p of the observed part of each row."""
     parts = [row[row.isfinite()] for row in x]
     logs = [
         dist.MultivariateNormal(torch.zeros(len(part)), torch.eye(len(part)) + 1.0).log_prob(part)
@@ -74,7 +74,7 @@ def test_missing_values_elsewhere_are_refused():
         evaluate(model, _of_what_is_seen, HOLES, 20, progress=False)
     model = _masked(lambda loc: dist.NanMaskedNormal(loc, 1.0).to_event(1))
 
-    def guide(x):  # whose encoder knows nothing of missing values
+    def guide(x):  # whose encoder does not handle missing values
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.sum(-1), 1.0))
 
@@ -134,7 +134,7 @@ def test_a_plate_without_a_size_has_that_of_its_sites(sized, float64):
 
 
 def test_a_site_drawn_once_in_a_plate_without_a_size_is_global(float64):
-    """As in Pyro: nothing is expanded there, so one draw serves all data, and counts once."""
+    """As in Pyro: without expansion one sample is shared by all data points, and counts once."""
     x = torch.randn(6)
 
     def model(x):
@@ -184,7 +184,7 @@ def test_the_plate_over_another_dimension_is_named(float64):
 
 
 def test_training_in_batches_of_another_dimension_is_refused():
-    """Batches of time steps, each taken for whole series."""
+    """Batches of time steps, each from whole series."""
 
     def model(x):  # [T, N]
         with pyro.plate("series", x.shape[1]):

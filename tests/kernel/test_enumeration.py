@@ -1,4 +1,4 @@
-"""Summed states against sums written out: every joint state run by itself, one after the other."""
+"""Summed states against explicit sums over single runs of every joint state."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ BITS, THREE = torch.tensor([0.0, 1.0]), torch.arange(3)
 
 
 class Drawn(Messenger):
-    """Sites draw the values given."""
+    """Sites take the given values."""
 
     def __init__(self, values):
         super().__init__()
@@ -40,7 +40,7 @@ def site_log_prob(site, keep, nesting):
 
 
 def run(model, guide, *data, nesting=1, particles=None):
-    """One enumerated run, under K particles or alone: its sites and what is left when the states are summed out."""
+    """One enumerated run, with or without K particles: its sites, and the result after the states are summed out."""
     if particles is not None:
         model, guide = in_plate(model, particles, nesting), in_plate(guide, particles, nesting)
     q = sites_of(poutine.trace(enumerated(guide, nesting)).get_trace(*data))
@@ -51,7 +51,7 @@ def run(model, guide, *data, nesting=1, particles=None):
 
 
 class Result:
-    """What is summed to the data: log-densities by site, [K or 1, *plates]."""
+    """The terms summed over the data: log-densities by site, [K or 1, *plates]."""
 
     def __init__(self, summed, keep, nesting):
         fold = lambda sites: {site["name"]: site_log_prob(site, keep, nesting) for site in sites}
@@ -456,7 +456,7 @@ def _data(shape, model):
 
 @pytest.mark.parametrize(("model", "guide", "shape", "nesting"), PROGRAMS)
 def test_particles_in_a_plate_are_plain_runs_side_by_side(model, guide, shape, nesting, float64):
-    """Each particle in each joint state: what the enumerated sites say is what a plain run says, there and then."""
+    """For each particle and joint state, the enumerated sites equal those of a plain run."""
     x = _data(shape, model)
     summed, p, q = run(model, guide, x, nesting=nesting, particles=4)
     shape = summed.log_weights.shape
@@ -480,7 +480,7 @@ def test_particles_in_a_plate_are_plain_runs_side_by_side(model, guide, shape, n
 
 
 class OutOfPlace(TorchFunctionMode):
-    """Draws written into a fresh tensor, which torch.vmap takes for one draw, become draws of a new one."""
+    """Samples written into a new tensor, which torch.vmap treats as one sample, become separate samples."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__name__", "") == "normal_":
@@ -531,7 +531,7 @@ def test_a_lifted_run_is_captured(model, guide, shape, nesting, float64):
 
 @pytest.mark.parametrize(("model", "guide", "shape", "nesting"), PROGRAMS)
 def test_a_run_in_a_plate_is_captured(model, guide, shape, nesting, float64):
-    """At data that the graph was not captured at; what is drawn is the same, as no draw is rejected."""
+    """At data other than those of the trace; samples are the same, because none are rejected."""
     x, again = _data(shape, model), _data(shape, model)
 
     def both_of(x):
@@ -550,7 +550,7 @@ def test_a_run_in_a_plate_is_captured(model, guide, shape, nesting, float64):
             close(got, value)
 
 
-# Gradients, and sums where exponentials would not do.
+# Gradients, and sums where exponentials would overflow.
 
 
 def weighted(x, means, odds):
@@ -626,7 +626,7 @@ def test_neighbours_that_disagree_by_more_than_single_precision_holds():
 
 
 def test_inner_plates_that_are_subsampled_multiply_their_sites(float64):
-    """A plate of words of which 3 of 12 are seen, as Pyro has it: the sum over states is inside."""
+    """A plate of words with 3 of 12 observed, as in Pyro: the sum over states is inside."""
     words = torch.randint(0, 5, (3, 2))
 
     def model(words):
@@ -647,7 +647,7 @@ def test_inner_plates_that_are_subsampled_multiply_their_sites(float64):
     assert summed.elbo().sum().item() == pytest.approx(pyros(model, guide, words, nesting=2), rel=1e-10)
 
 
-# What is refused.
+# Errors.
 
 
 def _group_switch(x):
@@ -761,7 +761,7 @@ def test_a_site_drawn_from_the_model_is_its_own_proposal(float64):
 
 
 def test_what_a_handler_gives_is_not_enumerated_and_takes_no_dimension(float64):
-    """As many sites as no tensor has dimensions; the marks of all but the last are the guide's to draw."""
+    """As many sites as no tensor has dimensions; the guide samples all marks except the last."""
 
     @config_enumerate
     def model(x):
@@ -845,7 +845,7 @@ def test_a_masked_chain_at_all_states_at_once_is_what_it_is_at_one(float64):
 
 @pytest.mark.parametrize("top", [0.7, 1.5, 3.0])
 def test_a_support_that_moves_with_a_latent_and_a_state(top, float64):
-    """Data from Uniform(0, theta) or Uniform(0, theta / 2): a state under which x cannot be adds nothing to the sum."""
+    """Data from Uniform(0, theta) or Uniform(0, theta / 2): an impossible state adds nothing to the sum."""
     x, prior = torch.tensor([0.3, 1.2, 0.8]), dist.Gamma(20.0, 10.0)
 
     def model(x):

@@ -1,4 +1,4 @@
-"""Modules are found wherever a program holds them, and what runs in training mode while a pair is measured is named."""
+"""Modules are found wherever a program stores them, and modules in training mode during a measurement are named."""
 
 import functools
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def scaled(fn):
 
 
 class Plain:
-    """No module, and yet it has one."""
+    """An object that is not a module but contains one."""
 
     def __init__(self, net):
         self.parts = {"deep": [net]}
@@ -284,7 +284,7 @@ def test_dropout_with_its_own_mode_and_training_are_not_blamed():
 
     evaluate(model, guide, x, 10, progress=False)
     fit(model, guide, x, epochs=1, progress=False)
-    log_weights(model, guide, x, particles=2)  # in the user's own mode
+    log_weights(model, guide, x, particles=2)  # in the user's mode
 
 
 def test_modules_that_no_search_finds_are_put_into_evaluation_mode_by_a_run():

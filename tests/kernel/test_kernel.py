@@ -1,4 +1,4 @@
-"""The kernel against Pyro where Pyro is right, against mathematics where it is not."""
+"""The kernel against Pyro where Pyro is correct, and against exact results where it is not."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_a_scale_of_the_users_own_changes_nothing_and_is_warned_about(scale, flo
 
 
 class Subsampled:
-    """A linear model over 1000 data of which each call sees a few: p(z) = N(0, 1), p(x | z) = N(z, 1)."""
+    """A linear model over 1000 data points, a few of them in each call: p(z) = N(0, 1), p(x | z) = N(z, 1)."""
 
     def __init__(self, x, size):
         self.x, self.size = x, size
@@ -71,7 +71,7 @@ def test_subsampling_leaves_the_weights_of_the_data_seen(float64):
 
 def test_pyros_renyi_bound_is_above_log_p_under_subsampling_and_ours_is_not(float64):
     pair = Subsampled(torch.randn(1000), 20)
-    broad = lambda: poutine.block(pair.model, hide=["x"])()  # the prior as guide: a gap to speak of
+    broad = lambda: poutine.block(pair.model, hide=["x"])()  # the prior as guide: a considerable gap
     renyi = RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1)
     pyros = -renyi.loss(pair.model, broad)
     target = 50 * pair.exact()[pair.rows].sum().item()
@@ -213,7 +213,7 @@ def test_log_joint_of_a_global_latent(float64):
 
 
 def test_sticking_the_landing_has_no_gradient_at_the_exact_posterior(float64):
-    """Log p - log q with q's parameters stopped is constant in them there: zero, draw by draw."""
+    """Log p - log q with detached parameters of q is constant there: the gradient is zero for every sample."""
     model, _, x = pair("PPCA", "MeanField")
     posterior = ExactPosterior(model)
     loc = nn.Parameter(model.posterior(x).loc.detach())
@@ -285,7 +285,7 @@ def test_nested_plates_are_summed_inside_the_data(float64):
 
 
 def test_a_site_to_enumerate_is_drawn_from_its_prior(float64):
-    """p(x) = sum_c p(c) N(x; c, 1): estimated, since c is its own proposal."""
+    """p(x) = sum_c p(c) N(x; c, 1): estimated, because c is sampled from the prior."""
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -322,7 +322,7 @@ def test_the_encoder_runs_once_whatever_the_number_of_particles(family):
 
 
 def test_the_users_random_stream_is_drawn_from_once(float64):
-    """Checking the pair draws nothing: the same seed gives the same weights with and without the check."""
+    """The check of model and guide uses no random numbers: the same seed gives the same weights with and without it."""
     model, guide, x = pair("PPCA", "MeanField")
     torch.manual_seed(1)
     checked = log_weights(model, guide, x, particles=5)

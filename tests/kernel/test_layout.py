@@ -1,4 +1,4 @@
-"""What a guide's sites are: points, densities taken over from auxiliary sites, factors that are no density."""
+"""Kinds of guide sites: points, densities from auxiliary sites, factors that are not densities."""
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ from jensen.kernel import check_pair, log_weights
 
 
 def _scaled(x):
-    """A positive global latent, and a local one for each datum."""
+    """A positive global latent, and a local one for each data point."""
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, scale))
@@ -79,7 +79,7 @@ def test_deltas_that_take_over_an_auxiliary_density_are_no_points():
 
 
 def test_a_delta_with_a_density_of_its_own_is_no_point(float64):
-    """Noise that is no site: z = 0.5 + 2 e, whose density the Delta holds."""
+    """Noise that is not a site: z = 0.5 + 2 e, with its density in the Delta."""
     x = torch.randn(40)
 
     def model(x):
@@ -143,7 +143,7 @@ def test_training_counts_a_penalty_in_the_guide():
         pyro.factor("penalty", strength.square() * 5 - strength, has_rsample=True)
 
     fit(_normal, guide, x, epochs=200, lr=1e-2, compile=False, progress=False)
-    assert strength.item() == pytest.approx(0.1, abs=1e-3)  # the least of 5 s^2 - s
+    assert strength.item() == pytest.approx(0.1, abs=1e-3)  # the minimum of 5 s^2 - s
 
 
 def test_a_penalty_outside_the_plate_is_named_where_batches_count_it():
@@ -156,7 +156,7 @@ def test_a_penalty_outside_the_plate_is_named_where_batches_count_it():
 
 
 def test_a_log_determinant_by_a_factor_is_counted(float64):
-    """Latent z = x / 2 + e / sqrt 2 of an auxiliary e: log q(z) is that of e plus log(2) / 2, which a factor says."""
+    """Latent z = x / 2 + e / sqrt 2 of an auxiliary e: log q(z) is that of e plus log(2) / 2, which is a factor."""
     x = torch.randn(40)
 
     def guide(x):

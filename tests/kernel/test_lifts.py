@@ -1,4 +1,4 @@
-"""The ways that particles take: which is proved, which is refused, and that all of them give the same numbers."""
+"""The ways to run particles: which one is selected or rejected, and equal numbers for all."""
 
 import copy
 import math
@@ -108,7 +108,7 @@ def test_every_function_takes_every_way(style, float64):
     ids=["kl", "stl", "dreg"],
 )
 def test_objectives_train_by_every_way(style, objective, float64):
-    """To the same parameters as by the outer plate: gradients of the same draws, but for the order of draws."""
+    """The same parameters as by the outer plate: gradients of the same samples up to their order."""
     x = torch.randn(6, 3)
     one = linear(style)
     history = fit(one.model, one.guide, x, objective, epochs=150, lr=3e-2, seed=0, compile=False, progress=False)
@@ -131,7 +131,7 @@ def test_weights_of_a_mapped_pair_are_captured_and_those_of_a_loop_by_particle(f
 
 
 def test_particles_of_a_loop_are_runs_of_one_graph(float64):
-    """A way that is refused for the shape of its data alone, so that a single run can be captured."""
+    """A way that is rejected only for the shape of its data, so that a single run can be traced."""
     one, x = linear(PLATE), torch.randn(5, 3)
     slow = Pair(one.model, one.guide, 1)
     fast = LogWeights(slow, True)
@@ -167,7 +167,7 @@ def test_one_particle_is_the_program_itself():
 
 
 def test_a_program_that_fits_by_chance_is_not_believed():
-    """As many particles as data: [K, N, 1] broadcasts to [K, N]. Another number raises. Both are found out."""
+    """As many particles as data: [K, N, 1] broadcasts to [K, N]. Another number raises. Both are detected."""
     x = torch.randn(50, 1)
 
     def model(x):
@@ -227,7 +227,7 @@ def test_a_guide_without_log_q_of_given_values_is_proved_by_its_noise():
 
 
 def test_noise_that_a_guide_draws_for_itself_differs_between_particles(float64):
-    """Behind an outer plate it would be the same for all: K draws would be one."""
+    """With an outer plate it would be the same for all: K samples would be one."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -327,7 +327,7 @@ def test_all_particles_see_the_same_subsample(float64):
 
 
 def test_the_last_batch_is_proved_for_itself():
-    """``squeeze`` breaks where one datum is left, and there alone."""
+    """``squeeze`` fails only for a single data point."""
     w = torch.tensor([[1.0, -1.0, 0.5]])
 
     def model(x):
@@ -377,7 +377,7 @@ def _partly_noisy(x):
 
 @pytest.mark.parametrize("guide", [_noisy_location, _partly_noisy])
 def test_noise_beside_draws_of_its_own_is_each_particles_too(guide, float64):
-    """Particles that have a part of their noise in common do not all draw the same, and are still not independent."""
+    """Particles that share a part of their noise are different, but not independent."""
     x = torch.zeros(5, 2)
     proved = Pair(_standard, guide)
     with torch.no_grad():
@@ -388,7 +388,7 @@ def test_noise_beside_draws_of_its_own_is_each_particles_too(guide, float64):
 
 
 def test_a_proof_holds_for_the_mode_of_modules(float64):
-    """Batch norm in evaluation acts on each datum; in training on the particle's batch."""
+    """Batch norm acts on each data point in evaluation, and on the particle's batch in training."""
 
     class Owner(nn.Module):
         def __init__(self):
@@ -417,7 +417,7 @@ def test_a_proof_holds_for_the_mode_of_modules(float64):
 
 
 class Trained(nn.Module):
-    """A program that is another one in training mode."""
+    """A program that differs in training mode."""
 
     def __init__(self, loss):
         super().__init__()
@@ -453,7 +453,7 @@ def test_dropout_is_each_particles_own_and_no_reason_to_refuse_an_outer_plate(fl
 
 
 def test_each_size_of_data_has_a_proof_of_its_own(float64):
-    """One that writes into zeros takes torch.vmap in another form than the one that stacks."""
+    """A program that writes into zeros needs another form of torch.vmap than one that stacks."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -475,7 +475,7 @@ def test_each_size_of_data_has_a_proof_of_its_own(float64):
 
 
 def test_a_proof_draws_nothing_from_the_users_stream(float64):
-    """The same seed gives the same weights while the way is looked for and when it is known."""
+    """The same seed gives the same weights before and after the way is selected."""
     proved, x = Pair(_standard, _noisy_location), torch.randn(5, 2)
     found = []
     with torch.no_grad():
@@ -487,7 +487,7 @@ def test_a_proof_draws_nothing_from_the_users_stream(float64):
 
 
 def test_noise_is_not_taken_for_rounding(float64):
-    """A model with noise of its own, too small to be seen beside what rounding may do, unless it is the same noise."""
+    """A model with extra noise, smaller than rounding errors unless the noise is the same."""
 
     def model(x):
         noise = 1e-4 * torch.randn(len(x), 2)

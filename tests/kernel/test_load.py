@@ -1,4 +1,4 @@
-"""The warning of a machine that has more to do than cores: said once, and only where it helps."""
+"""The warning about a machine with more load than cores: once, and only if it helps."""
 
 import os
 import warnings
@@ -14,7 +14,7 @@ from jensen.models import PPCA
 
 @pytest.fixture
 def busy(monkeypatch):
-    """Three jobs on two cores, two threads, and waiting as it is by default."""
+    """Three jobs on two cores, two threads, and the default wait policy."""
     monkeypatch.setattr(load, "_said", [])
     monkeypatch.setattr(os, "getloadavg", lambda: (3.2, 0.0, 0.0), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -63,5 +63,5 @@ def test_runs_say_it(run, busy):
 
 
 def test_the_suite_waits_passively():
-    """So that a busy machine fails no test; processes that tests start inherit it."""
+    """No test fails on a busy machine; subprocesses of tests inherit the setting."""
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

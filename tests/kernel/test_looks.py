@@ -1,4 +1,4 @@
-"""A guide that holds a value for each datum fits no other data: that is said, of no other guide."""
+"""A guide with a value for each data point fits no other data: an error for such guides only."""
 
 from contextlib import nullcontext
 
@@ -137,7 +137,7 @@ def test_a_guide_with_a_parameter_for_each_datum(guide, name):
 
 
 class _Wide(PyroModule):
-    """A guide with a parameter of its own and layers, for five features: of the wrong width it holds nothing."""
+    """A guide with a parameter and layers for five features; data of another width are not per-point values."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Subsampled plates beside a global latent: all data are measured, or nothing is."""
+"""Subsampled plates with a global latent: all data are measured, or none."""
 
 import pyro
 import pyro.distributions as dist
@@ -80,7 +80,7 @@ def test_a_subsampled_plate_under_a_global_latent_is_run_in_full(model, float64)
 
 
 def test_local_latents_are_run_in_full(float64):
-    """z_n ~ N(mu, 1), x_n ~ N(z_n, 1), whose guide knows z given mu, and holds a value for each datum."""
+    """z_n ~ N(mu, 1), x_n ~ N(z_n, 1), with a guide of z given mu that has a value for each data point."""
     x = torch.randn(N) + 1
 
     def model(x):
@@ -139,7 +139,7 @@ def _of_its_own(x):
 
 
 def _half_of_it(x):
-    """The data follow the index, their covariate does not."""
+    """The data are indexed, their covariate is not."""
     mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=x.dtype), 10.0))
     slope = torch.linspace(0.0, 1.0, N, dtype=x.dtype)
     with pyro.plate("data", N, subsample_size=B) as rows:
@@ -193,7 +193,7 @@ def test_weights_per_datum_of_a_subsample_stay_as_they_are(float64):
 
 
 def test_a_subsampled_plate_inside_the_data_is_run_in_full(float64):
-    """Three of six features of each datum at a time."""
+    """Three of six features of each data point at a time."""
     x = torch.randn(20, 6)
 
     def model(x):

@@ -1,4 +1,4 @@
-"""Newton's steps, against modes and Hessians that are known."""
+"""Newton's steps against known modes and Hessians."""
 
 import math
 
@@ -9,7 +9,7 @@ from jensen.kernel.newton import block_rows, climb, derivatives, find_modes, new
 
 
 def quadratic(n=7, features=3):
-    """A density with a Gaussian's shape for each datum; its precisions and means."""
+    """A Gaussian density for each data point; its precisions and means."""
     root = torch.randn(n, features, features)
     precision = root @ root.mT + torch.eye(features)
     mean = torch.randn(n, features)
@@ -22,7 +22,7 @@ def quadratic(n=7, features=3):
 
 
 def functions(log_density, seen=None):
-    """Slopes and derivatives of a density, which note how many data they are asked of."""
+    """Gradients and derivatives of a density, which record the number of data points."""
     seen = {"slopes": 0, "hessians": 0} if seen is None else seen
 
     def up(u, *data):
@@ -54,7 +54,7 @@ def test_a_density_that_does_not_depend_on_a_coordinate_has_no_slope_there(float
 
 
 class Stubborn(torch.autograd.Function):
-    """A square that torch.vmap does not run."""
+    """A square that torch.vmap does not support."""
 
     @staticmethod
     def forward(ctx, u):
@@ -90,7 +90,7 @@ def test_a_gaussian_takes_one_step_and_two_hessians(float64):
 
 
 def test_data_that_have_converged_are_left_alone(float64, monkeypatch):
-    """Of 64 data, one starts far from its mode: the others take two Hessians, as without it."""
+    """Of 64 data points, one starts far from its mode; the others need two Hessians, as without it."""
     monkeypatch.setattr("jensen.kernel.newton._ROWS", 4)
 
     def log_density(u, shift):

@@ -1,4 +1,4 @@
-"""Pairs that are odd but legal, or that Pyro would quietly get wrong: what counts is each module's own."""
+"""Unusual but legal models and guides, some silently wrong in Pyro: the values of each module count."""
 
 import copy
 import math
@@ -86,7 +86,7 @@ def test_fit_does_not_train_the_parameters_of_another_module_of_the_name():
 
 
 def test_an_auto_guide_is_fitted_on_all_data_in_their_order():
-    """As by SVI on whole batches: the values belong to their data."""
+    """As by SVI on full batches: the values belong to their data points."""
     torch.manual_seed(1)
     model = PPCA(5, 2)
     x = model(n=40).detach()
@@ -281,7 +281,7 @@ def test_a_scale_on_the_models_latent_alone_is_warned_about():
 
 
 def test_a_dimension_in_no_plate_is_refused():
-    """The classic [N, N]: to_event(1) forgotten."""
+    """The usual [N, N] mistake: to_event(1) is missing."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -308,7 +308,7 @@ def test_a_plate_of_something_else_is_not_taken_for_the_data():
 
 
 def test_stopped_gradients_keep_the_entropy_of_uncentred_guides(float64):
-    """A Delta with a log-density is no normalised density: its derivative in the parameters stays."""
+    """A Delta with a log-density is not a normalised density: its derivative in the parameters is kept."""
     mu, log_scale = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     x = torch.tensor([1.0, -2.0])
 
@@ -339,7 +339,7 @@ def test_dropout_between_the_sites_of_a_guide_is_refused_by_stopped_terms():
 
     with pytest.raises(ValueError, match=r"log q of site 'z' changes when the guide is run again"):
         terms(model, guide, torch.randn(6, 5) + 3, particles=2, stopped=True)
-    encoder = nn.Sequential(mlp(5, [32]), nn.Dropout(0.5))  # before the first draw: repeated exactly
+    encoder = nn.Sequential(mlp(5, [32]), nn.Dropout(0.5))  # before the first sample: repeated exactly
     t = terms(model, amortize(model, encoder, MeanField, 32), torch.randn(6, 5), particles=2, stopped=True)
     torch.testing.assert_close(t.log_q["z"], t.log_q_stopped["z"])
 
@@ -433,7 +433,7 @@ def test_a_device_is_taken(run):
 
 
 def test_evidence_of_a_pair_with_covariates(float64):
-    """Tuple data: the exact value is asked for with the same arguments as the model."""
+    """Tuple data: the exact value is computed with the same arguments as the model."""
 
     class Conditional:
         def __call__(self, x, y):

@@ -1,4 +1,4 @@
-"""The state of programs beside their tensors: what is noticed, what is not, and what it is called."""
+"""The state of programs besides tensors: detected and undetected changes, and their names."""
 
 import argparse
 import types
@@ -29,7 +29,7 @@ class Constants:
 
 
 class Annealer:
-    """A user's own object, that a module holds."""
+    """A user's object inside a module."""
 
     def __init__(self):
         self.value = 1.0
@@ -39,7 +39,7 @@ class Annealer:
 
 
 class Pair(nn.Module):
-    """All kinds of places where a number may stand."""
+    """All kinds of places for a number."""
 
     level = 1.0
 
@@ -132,7 +132,7 @@ def test_an_equal_value_and_values_of_tensors_change_nothing():
         pair.mean.add_(1)
     assert state.now() == before
     global TEMPERATURE
-    TEMPERATURE += 1  # only a method that does not run names it
+    TEMPERATURE += 1  # named only in a method that does not run
     assert state.now() == before
 
 
@@ -144,7 +144,7 @@ def test_an_earlier_state_is_known_again():
         pair.decoder = decoder
         numbers.append(state.now())
     assert numbers == [numbers[0], numbers[1]] * 2
-    new.extra = 1.0  # what stands in the module that is back is watched again
+    new.extra = 1.0  # the state of the restored module is watched again
     assert state.now() not in numbers
     pair.decoder = first
     assert state.now() == numbers[0]
@@ -199,7 +199,7 @@ def test_functions_are_followed_into_what_they_close_over_and_name():
 def test_a_value_that_changes_again_and_again_is_named_with_the_remedy():
     pair = Pair()
     state = PlainState(pair)
-    for i in range(20):  # two values that take turns are no new ones
+    for i in range(20):  # two alternating values are not new
         pair.beta = 1.0 + i % 2
         state.now()
     assert not state.often

@@ -1,7 +1,7 @@
-"""Programs in other styles than ours, each as its author would write it, against single runs of it.
+"""Programs in styles other than jensen's, against single runs.
 
-Every program is measured with many particles, and run alone so many times: both averages of log w have to agree, and
-with an exact log p(x) where there is one. The way that the particles take is part of what is tested.
+Every program is measured with many particles, and run alone equally often: both averages of log w must agree with each
+other, and with log p(x) if it is known. The way of running particles is also tested.
 """
 
 import functools
@@ -42,7 +42,7 @@ def program(way, *, joint=False, exact=None):
 
 
 def gauss_guide(x, width=2, plate="data"):
-    """A guide for one vector per datum."""
+    """A guide for one vector per data point."""
     with pyro.plate(plate, len(x)):
         pyro.sample("z", dist.Normal(0.3 * x[:, :1].expand(-1, width), 0.7).to_event(1))
 
@@ -52,7 +52,7 @@ def latent(x, width=2):
 
 
 def decoded(decode, width=2, features=3, guide=gauss_guide):
-    """A pair whose decoder is the point of it."""
+    """A model with a given decoder, and its guide."""
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -1,4 +1,4 @@
-"""Random streams: a seed names one for each function, so that a measurement does not repeat the draws of the data."""
+"""Random streams: a seed gives each function a different one, so a measurement does not reuse the data's noise."""
 
 import math
 
@@ -27,7 +27,7 @@ from jensen.models import PPCA
 
 
 class Recorder:
-    """A model and its guide that keep every latent value they see."""
+    """A model and guide that record every latent value."""
 
     def __init__(self):
         self.seen = []
@@ -70,7 +70,7 @@ def test_a_measurement_with_the_seed_of_the_data_does_not_draw_the_latents_that_
         x = pair.model(n=40)
     true = pair.seen.pop()
     pair.seen.clear()
-    torch.manual_seed(12345)  # of looks at the pair, whose draws are thrown away
+    torch.manual_seed(12345)  # of inspections, whose samples are discarded
     MEASURED[name](pair.model, pair.guide, x)
     assert pair.seen
     assert not torch.isin(torch.cat(pair.seen), true).any()
@@ -104,7 +104,7 @@ def test_a_part_of_the_data_draws_the_same_whatever_the_other_parts_took():
     model = PPCA(5, 2).double()
     with torch.no_grad():
         x = model(n=128)
-    narrow = torch.cat([x[:64] * 4, x[64:]])  # data far out need more particles
+    narrow = torch.cat([x[:64] * 4, x[64:]])  # distant data points need more particles
     how = {"tolerance": 0.05, "max_particles": 2048, "seed": 3, "progress": False, "compile": False}
     one, other = (evaluate(model, PriorGuide(model), data, **how) for data in (x, narrow))
     assert not torch.equal(one.spent[:64], other.spent[:64])

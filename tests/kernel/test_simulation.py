@@ -1,4 +1,4 @@
-"""Data drawn as on an example: models of any style, against known densities, and what cannot be drawn."""
+"""Simulation of data like an example: models of any style against known densities, and models without simulation."""
 
 import functools
 import math
@@ -41,7 +41,7 @@ def test_a_model_of_ours_draws_the_same_either_way(rows):
         assert torch.equal(x, y)
         assert list(latents) == list(again) == list(model.latents)
         assert all(torch.equal(latents[name], again[name]) for name in latents)
-        assert torch.equal(torch.rand(()), after)  # the stream moves on by one run
+        assert torch.equal(torch.rand(()), after)  # the random stream advances by one run
 
 
 def test_draws_do_not_depend_on_the_example():
@@ -427,8 +427,8 @@ def test_several_sites_are_decoded_by_name():
         torch.testing.assert_close(found, values + 10 * label)
         found = decode(model, {"z": values}, data=example)
         assert list(found) == ["label", "obs"]
-        torch.testing.assert_close(found["obs"], values + 20)  # at the likeliest label
-        assert (found["label"] - 1.3).abs().max() < 4 * 0.78 / 10  # mean of 100 draws
+        torch.testing.assert_close(found["obs"], values + 20)  # at the most likely label
+        assert (found["label"] - 1.3).abs().max() < 4 * 0.78 / 10  # mean of 100 samples
     found = decode(_steps, {"z": values}, data=100 * torch.randn(1, 3))
     torch.testing.assert_close(torch.stack(list(found.values()), 1), values.unsqueeze(1) * torch.tensor([1, 1.9, 2.71]))
     with pytest.raises(ValueError, match=r"values of all sites of data, \['label', 'obs'\]"):

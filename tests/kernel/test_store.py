@@ -1,4 +1,4 @@
-"""Pyro's store beside a pair's modules: whose values count, what is said, and what is left in the store."""
+"""Pyro's parameter store and modules: which values count, the warnings, and the final state of the store."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ def nets():
 
 
 def functions(dec, enc, update=False):
-    """A pair of functions that registers its nets."""
+    """Model and guide functions that register their networks."""
 
     def model(x=None, n=1):
         pyro.module("dec", dec, update_module_params=update)
@@ -77,7 +77,7 @@ def stored():
 
 
 def reload():
-    """What saving the store, a new session and loading do."""
+    """The effect of saving the store, a new session, and loading."""
     state = copy.deepcopy(pyro.get_param_store().get_state())
     pyro.clear_param_store()
     pyro.get_param_store().set_state(state)
@@ -238,7 +238,7 @@ def test_measuring_another_auto_guide_leaves_the_first_ones_values_in_the_store(
 
 
 def test_functions_beside_modules_are_trained():
-    """A net that one half registers, where the other half is a module."""
+    """A network registered by one function, where the other is a module."""
     x, enc, model = torch.randn(20, 3), nn.Linear(3, 3), Wide()
 
     def guide(x):
@@ -351,7 +351,7 @@ def test_registered_nets_are_trained_in_training_mode_and_the_others_left():
 
 
 def test_functions_with_registered_nets_are_captured_where_they_are_measured_only():
-    """A function may read a number that changes between steps, which a graph would keep."""
+    """A function may use a number that changes between steps; a graph would keep the old one."""
     x, (dec, enc) = torch.randn(20, 5), nets()
     model, guide = functions(dec, enc)
     with pytest.warns(UserWarning, match="belong to no module that is the model or the guide"):
@@ -364,7 +364,7 @@ def test_functions_with_registered_nets_are_captured_where_they_are_measured_onl
         torch.manual_seed(3)
         with torch.no_grad():
             torch.testing.assert_close(fast, log_weights(model, guide, x, particles=20, max_plate_nesting=1))
-            dec.weight *= 2  # seen by the graph, which was told of it
+            dec.weight *= 2  # the graph has the new value
         weights.forget()
     assert weights.route.startswith("traced")
 

@@ -1,4 +1,4 @@
-"""Supports that move with a latent: outside a density is zero; outside of a fixed one the data are at fault."""
+"""Supports that depend on a latent: zero density outside; for a fixed support, data outside are an error."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_outside_of_a_moving_support_a_density_is_zero(fn):
     assert torch.equal(density.isfinite(), inside)
     assert inside.any() and not inside.all()
     assert (density[~inside] == -math.inf).all()
-    with pytest.raises(ValueError, match="support"):  # its own validation is as it was
+    with pytest.raises(ValueError, match="support"):  # its validation setting is unchanged
         fn.log_prob(value)
 
 
@@ -77,7 +77,7 @@ def test_a_draw_outside_the_support_has_weight_zero():
 
 
 def test_without_validation_nothing_is_extrapolated():
-    """Pareto.log_prob is finite below the scale where it does not check its value, as in a captured graph."""
+    """Pareto.log_prob is finite below the scale where it does not check its value, as in a traced graph."""
 
     def model(x):
         theta = pyro.sample("theta", dist.Uniform(0.0, 4.0))
@@ -89,7 +89,7 @@ def test_without_validation_nothing_is_extrapolated():
 
     with pyro.validation_enabled(False):
         log_w = log_weights(model, guide, X, particles=4000)
-    theta = (torch.arange(2000).double() + 0.5) / 1000  # up to the least datum, 2
+    theta = (torch.arange(2000).double() + 0.5) / 1000  # up to the smallest data point, 2
     exact = (4 * math.log(2) + 8 * theta.log() - 3 * X.log().sum()).logsumexp(0) - math.log(4000)
     ratio = (log_w - exact).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 4000**0.5
@@ -101,7 +101,7 @@ def test_log_joint_is_minus_infinity_outside():
 
 
 def test_a_latent_outside_of_a_support_that_moves_with_another(float64):
-    """Latent z ~ U(0, theta) where the guide draws z up to 2: log p(x) is that of the model all the same."""
+    """Latent z ~ U(0, theta) with a guide that samples z up to 2: log p(x) is still that of the model."""
     x = torch.randn(5) + 1
 
     def model(x):
@@ -164,7 +164,7 @@ def test_a_flow_is_left_as_it_is():
 
 
 def test_a_shift_that_is_a_latent(float64):
-    """The least of x_n - s ~ Exponential(1) says how far the shift s can be: log p(x) has a closed form."""
+    """The minimum of x_n - s ~ Exponential(1) bounds the shift s: log p(x) has a closed form."""
     x = torch.rand(6) + 1
 
     def model(x):

@@ -1,9 +1,9 @@
-"""Every rewritten draw against its own law: under torch.vmap, and in a graph captured from it.
+"""Every rewritten sampler against its distribution: under torch.vmap, and in a graph traced from it.
 
-Particles alternate between two parameters, so that a draw that belongs to another particle shows. Continuous laws with
-a distribution function are held against it (Kolmogorov-Smirnov, SciPy's where it has one), counts against their
-probabilities (chi-square), the others against draws of the same distribution alone, coordinate by coordinate and by the
-product of neighbouring coordinates.
+Particles alternate between two parameters, so that a sample of another particle is detected. Continuous distributions
+are compared with their distribution function (Kolmogorov-Smirnov, SciPy's if available), counts with their
+probabilities (chi-square), and the others with single samples of the same distribution, by coordinate and by products
+of neighbouring coordinates.
 """
 
 import random
@@ -36,7 +36,7 @@ def vector(*values):
 
 
 def flow(transform):
-    """A distribution pushed through a transform whose weights, fixed, are the same for both settings."""
+    """A distribution pushed through a transform with fixed weights that are the same for both settings."""
     torch.manual_seed(1)
     built = transform()
     if isinstance(built, nn.Module):
@@ -181,7 +181,7 @@ def settings(count=K):
 
 
 def features(z):
-    """Coordinates of draws [M, *event], and products of neighbours: [M, F]."""
+    """Coordinates of samples [M, *event], and products of neighbours: [M, F]."""
     z = z.reshape(len(z), -1).double()
     return torch.cat([z, z[:, 1:] * z[:, :-1]], -1)
 
@@ -191,7 +191,7 @@ def p_value_of_counts(z, d):
     values = torch.arange(z.max() + 1)
     expected = len(z) * d.log_prob(values.to(d.sample().dtype)).exp().double()
     kept = (expected > 10).nonzero().flatten()
-    last = int(kept.max())  # what lies above is one cell, as is what lies below
+    last = int(kept.max())  # all values above form one cell, as do all below
     first = int(kept.min())
     observed = torch.bincount(z.clamp(first, last), minlength=last + 1)[first:].double()
     cells = expected[first : last + 1].clone()
@@ -210,7 +210,7 @@ def p_value_of_two(a, b):
 
 
 def check_law(name, z, s):
-    """Draws [M, *event] at one setting are those of their distribution."""
+    """Samples [M, *event] at one setting follow their distribution."""
     z, d = z.detach(), BUILD[name](torch.tensor(s))
     assert torch.isfinite(z).all()
     if name in EXACT:
@@ -233,7 +233,7 @@ def test_draws_have_their_law_and_differ_between_particles(name):
     z = lifted(BUILD[name], settings(), buffers=name in BUFFERED)
     for i, s in enumerate(SETTINGS):
         check_law(name, z[i::2], s)
-    same = lifted(lambda _: BUILD[name](torch.tensor(SETTINGS[0])), settings())  # parameters that no particle owns
+    same = lifted(lambda _: BUILD[name](torch.tensor(SETTINGS[0])), settings())  # parameters shared by all particles
     check_law(name, same, SETTINGS[0])
 
 
@@ -256,7 +256,7 @@ REPARAMETERIZED = [name for name in BUILD if BUILD[name](torch.tensor(1.0)).has_
 
 @pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_derivatives_have_the_mean_of_those_of_draws_alone(name):
-    """d/ds of a bounded function of the draw, averaged over particles and over 40 batches of draws alone."""
+    """d/ds of a bounded function of the sample, averaged over particles and over 40 batches of single samples."""
 
     def bounded(z):
         z = z.reshape(len(z), -1)
@@ -295,7 +295,7 @@ def test_log_densities_are_those_of_the_draw_alone(name):
         d = BUILD[name](s[k])
         try:
             alone = d.log_prob(z[k])
-        except (KeyError, NotImplementedError):  # a transform that knows no inverse
+        except (KeyError, NotImplementedError):  # a transform without an inverse
             d = BUILD[name](s[k])
             for part in getattr(d, "transforms", ()):
                 part.clear_cache()
@@ -414,7 +414,7 @@ def test_writes_carry_derivatives():
 
 
 def test_values_kept_by_name_are_drawn_in_place():
-    """A program that draws into a tensor and goes on with the tensor."""
+    """A program that samples into a tensor and uses the tensor."""
 
     def draw_in_place(_):
         x = torch.empty(4)
@@ -524,7 +524,7 @@ def test_bernoulli_log_likelihood_stays_one_operation(a, b):
 
 
 class OneDraw(dist.Normal):
-    """A distribution that draws outside of torch, from a stream that nobody can watch."""
+    """A distribution that samples outside torch, from an unobservable random stream."""
 
     stream = np.random.default_rng(0)
 

@@ -318,7 +318,7 @@ def test_what_a_recurrent_network_cannot_read_is_named():
         network(torch.zeros(2, T, X), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="one for each sequence"):
         network(torch.zeros(2, T, X), torch.tensor([1.0, 3.0]))
-    with pytest.raises(ValueError, match="even, not 5"):
+    with pytest.raises(ValueError, match="must be even, but got 5"):
         recurrent(X, 5, bidirectional=True)
     with pytest.raises(ValueError, match="'mean'"):
         recurrent(X, 5, output="mean")

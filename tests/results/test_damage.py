@@ -1,4 +1,4 @@
-"""Damaged files are refused by an error that names them, or read as the whole ones; with a digest never otherwise."""
+"""Damaged files raise an error that names them, or read like undamaged ones; with a digest there is no third result."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and say their schema version."""
+"""Files are complete or absent, and contain their schema version."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path):
-    """In a process of its own, whose files may have 20,000 bytes."""
+    """In a separate process with a file size limit of 20,000 bytes."""
     files.write_checkpoint(tmp_path / "c.pt", {"a": 1})
     script = f"""
 import resource, signal, torch

@@ -1,4 +1,4 @@
-"""Results print well, and are kept: as aligned text, as HTML, as data frames, as JSON that gives back every bit."""
+"""Results as aligned text, HTML, data frames, and JSON that restores them exactly."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ KINDS = range(13)
 
 
 def _same(one, two):
-    """Whether two values are the same, bit by bit, and of the same type."""
+    """Whether two values are bitwise identical and of the same type."""
     if isinstance(one, torch.Tensor):
         bits = one.nan_to_num(123.0), two.nan_to_num(123.0)
         alike = one.dtype == two.dtype and torch.equal(*bits) and torch.equal(one.isnan(), two.isnan())

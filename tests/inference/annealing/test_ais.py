@@ -1,4 +1,4 @@
-"""Annealed importance sampling: unbiased against exact values, and right where importance sampling is not."""
+"""Annealed importance sampling: unbiased against exact values, and correct where importance sampling fails."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.weights import densities
 from jensen.models import PPCA, Banana, Ring
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws; refined evidence has tests of its own
+evaluate = partial(with_refined, refine=False)  # from samples of the guide; refined evidence has its own tests
 
 X, D = 5, 2
 
@@ -53,7 +53,7 @@ def _trained(epochs=10):
 
 
 def _mean_is_one(log_w, exact):
-    """Mean of w / p(x) over chains and data, less one, in its standard errors; chains are independent given a datum."""
+    """Mean of w / p(x) over chains and data minus one, in standard errors; chains are independent per data point."""
     w = (log_w - exact).exp().flatten()
     return (w.mean() - 1) / (w.std() / math.sqrt(len(w)))
 
@@ -65,7 +65,7 @@ def _gaussian(u):
 
 
 def test_moves_leave_a_gaussian_as_it_is(float64):
-    """Chains that start in it stay in it, at steps so large that many moves are refused, and at small ones."""
+    """Chains that start in it stay in it, for large steps with many rejections, and for small ones."""
     point = _gaussian(torch.randn(4000, 3, 4))
     step, scale = torch.tensor([1.5, 1.2, 0.1]), torch.ones(3, 4)
     shares = []
@@ -93,7 +93,7 @@ def test_small_steps_are_always_accepted_and_at_second_order(float64):
 
 
 def test_moves_go_where_the_target_is_at_each_temperature(float64):
-    """From N(0, 1) to N(3, 0.5^2): a chain that has settled at b has the mean and variance of the geometric path."""
+    """From N(0, 1) to N(3, 0.5^2): an equilibrated chain at b has the mean and variance of the geometric path."""
 
     def path(u):
         base, end = -u.square().sum(-1) / 2, -2 * (u - 3).square().sum(-1)
@@ -208,7 +208,7 @@ def test_densities_are_the_log_joint_site_by_site(float64):
 
 
 def test_plates_inside_the_data_and_maps_between_coordinates(float64):
-    """A site with a plate of its own, one on the simplex: coordinates go back and forth, and their density is right."""
+    """A site with a separate plate, and one on the simplex: coordinates map back and forth with the correct density."""
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -263,10 +263,10 @@ def test_forwards_and_backwards_meet_with_the_same_frozen_steps(monkeypatch):
 
 
 def _two_modes(n, noise=0.5):
-    """A model x = (|z_1|, z_2, ..., z_10) + noise, and its exact posterior but for the sign of z_1 as a guide.
+    """A model x = (|z_1|, z_2, ..., z_10) + noise, and as a guide its exact posterior except for the sign of z_1.
 
-    The modes are 4 apart, so that each holds half of the posterior, and p(x) is Gaussian but for a factor
-    2 Phi(posterior mean of z_1 / its standard deviation).
+    The modes are 4 apart, so each has half of the posterior mass, and p(x) is Gaussian up to a factor 2 Phi(posterior
+    mean of z_1 / its standard deviation).
     """
 
     def model(x):
@@ -291,7 +291,7 @@ def _two_modes(n, noise=0.5):
 
 
 def test_annealing_from_the_prior_finds_the_mode_that_the_guide_misses(float64):
-    """At the price of 5,000 draws from the guide, each of whose estimates is log 2 too low and looks perfect."""
+    """With the cost of 5,000 samples from the guide; each guide estimate is log 2 too low and looks perfect."""
     model, guide, x, exact = _two_modes(100)
     options = {"chains": 10, "temperatures": 90, "leapfrog": 2, "pilot": 3, "progress": False}
     found = ais(model, None, x, start="prior", seed=0, **options)
@@ -397,7 +397,7 @@ def test_a_seed_repeats_everything_and_leaves_the_users_stream_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "seed"), [(Banana, 1), (partial(Ring, noise=0.5), 2)], ids=["Banana", "Ring"])
 def test_intervals_cover_the_exact_value(make, seed):
-    """Of 400 data, as often as 95 % intervals of 50 chains should: from the prior, with temperatures enough."""
+    """The coverage of 95 % intervals of 50 chains on 400 data points, from the prior, with enough temperatures."""
     model = make().double()
     x = model(n=400).detach()
     found = ais(model, None, x, chains=50, temperatures=150, seed=seed, progress=False)
@@ -407,7 +407,7 @@ def test_intervals_cover_the_exact_value(make, seed):
 
 
 def test_chains_from_a_guide_that_is_too_narrow_do_not_know_it():
-    """Why the prior is the default: the weights look even, and the intervals of every other datum are wrong."""
+    """Why the prior is the default: the weights look equal, but the intervals of every second data point are wrong."""
     model = Ring(noise=0.5).double()
     x = model(n=200).detach()
     x = x[x[:, 0] > 1]

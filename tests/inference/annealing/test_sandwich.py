@@ -1,4 +1,4 @@
-"""Bounds from both sides: around exact values, closing in, and refusing to print what cannot be."""
+"""Bounds from both sides: around exact values, converging, and with errors for impossible results."""
 
 import math
 from dataclasses import replace
@@ -29,13 +29,13 @@ from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 
-sandwich = partial(with_refined, refine=False)  # refined bounds have tests of their own
+sandwich = partial(with_refined, refine=False)  # refined bounds have separate tests
 
 X, D = 5, 2
 
 
 def _ordered(found):
-    """Lower, exact and upper in order in the mean, within four standard errors of the paired differences."""
+    """Lower bound, exact value and upper bound are ordered on average, within four paired standard errors."""
     for b in (found.weighted, found.annealed):
         for gap in (found.exact - b.lower, b.upper - found.exact, b.width):
             assert gap.mean() > -4 * gap.std() / math.sqrt(len(gap))
@@ -153,7 +153,7 @@ def test_with_the_exact_posterior_every_bound_is_exact():
 
 @pytest.mark.parametrize("block", [1, 5, 16])
 def test_weighted_bounds_by_hand(linear, block):
-    """The true weight stands in the place of the first of the draws, however many are run at once."""
+    """The true weight replaces that of the first sample, for any number of samples at once."""
     model, guide = linear
     latents, x = simulate(model, 6)
     (part,) = stream(model, guide, (x,), "test", at_once=6 * block, most=6, progress=False)
@@ -187,7 +187,7 @@ class _Simulated(UniqueModule):
 
 
 class _Shifted(dist.Normal):
-    """Draws that are narrower than what is scored: nearer to the mode, where weights are large."""
+    """Samples narrower than the scored density: nearer to the mode, where weights are large."""
 
     def rsample(self, sample_shape=()):
         return self.loc + 0.7 * (super().rsample(sample_shape) - self.loc)
@@ -199,7 +199,7 @@ class _Shifted(dist.Normal):
 
 
 def _guide(kind):
-    def guide(x):  # the exact posterior of _Simulated, but a little wider
+    def guide(x):  # the exact posterior of _Simulated, slightly wider
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", kind(0.8 * x, 1.3 * math.sqrt(0.2)).to_event(1))
 
@@ -219,7 +219,7 @@ def test_an_honest_pair_is_in_order(known, float64):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_model_that_does_not_draw_what_it_scores_is_the_suspect(known, float64):
-    """Latents are further from the data that they made than the posterior that is scored: upper bounds sink."""
+    """The true latents are farther from their data than the scored posterior: upper bounds are too low."""
     model = _Simulated(drawn=2.0, known=known)
     found = sandwich(model, _guide(dist.Normal), 300, temperatures=3, seed=0, progress=False)
     pairs = {(c.above, c.below) for c in found.contradictions()}
@@ -266,7 +266,7 @@ def test_chance_is_no_contradiction():
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
 def test_few_data_do_not_accuse(n, float64):
-    """Bounds that agree but for normal noise, 2,000 times; at n = 2, 8 % of means lie beyond four standard errors."""
+    """Bounds that agree up to normal noise, 2,000 times; at n = 2, 8 % of means are beyond four standard errors."""
     none, accused = torch.zeros(n), 0
     for _ in range(2000):
         a, b = (Bracket(torch.randn(n), none, torch.randn(n), none) for _ in range(2))
@@ -277,7 +277,7 @@ def test_few_data_do_not_accuse(n, float64):
 
 
 def test_known_monte_carlo_errors_count():
-    """Four data that happen to agree to 0.01, whose bounds are known to 1 nat each."""
+    """Four data points that agree to 0.01 by chance, with bounds of error 1 nat each."""
     spread = 0.01 * torch.tensor([-1.0, 1.0, -1.0, 1.0])
     for noise, wrong in ((0.0, True), (1.0, False)):
         errors = torch.full((4,), noise)
@@ -287,7 +287,7 @@ def test_known_monte_carlo_errors_count():
 
 
 def test_a_missed_mode_keeps_the_weighted_bounds_apart_and_annealing_from_the_prior_closes_them():
-    """One of two points of a Ring in one dimension: the guide's own draws cannot see the other."""
+    """One of two points of a Ring in one dimension: samples of the guide do not reach the other."""
 
     def one_mode(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -334,7 +334,7 @@ def _drawn(model, x, seed):
 
 
 def test_rejection_draws_from_the_posterior(float64):
-    """A Gaussian one, whose mean, covariance and tails are known."""
+    """A Gaussian with known mean, covariance and tails."""
     model = PPCA(X, D)
     with torch.no_grad():
         model.weight.mul_(2)

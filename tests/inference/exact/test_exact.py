@@ -1,4 +1,4 @@
-"""Sums and integrals over latents, against closed forms, hand sums and a grid; what is refused; what it costs."""
+"""Sums and integrals over latents against closed forms, explicit sums and a grid; errors; number of evaluations."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from jensen.inference.exact.quadrature import integrate
 from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.networks import mlp
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws; refined evidence has tests of its own
+evaluate = partial(with_refined, refine=False)  # from samples of the guide; refined evidence has its own tests
 
 REAL = torch.float64
 
@@ -52,7 +52,7 @@ def test_a_linear_model(latent):
 
 @pytest.mark.parametrize("latent", [1, 2, 3])
 def test_a_narrow_posterior_far_from_the_prior(latent):
-    """Noise of 0.01, and data twenty and more standard deviations from where the model draws them."""
+    """Noise of 0.01, and data at least twenty standard deviations from typical samples of the model."""
     model = PPCA(4, latent).double()
     with torch.no_grad():
         model.log_noise.fill_(math.log(0.01))
@@ -137,12 +137,12 @@ def _vae(activation, likelihood=Gaussian, latent=2, seed=0):
     model = VAE(mlp(latent, [16, 16], activation), likelihood(8, 16, **options), latent).double()
     with torch.no_grad():
         for p in model.decoder.parameters():
-            p.mul_(3.0)  # curved enough for posteriors that are not Gaussian
+            p.mul_(3.0)  # curved enough for non-Gaussian posteriors
     return model
 
 
 def _on_a_grid(model, x, end=8.0, points=1201):
-    """Log p(x) by the trapezoidal rule on a fixed grid, for a posterior that dies off inside it: [N]."""
+    """Log p(x) by the trapezoidal rule on a fixed grid, for a posterior inside the grid: [N]."""
     ticks = torch.linspace(-end, end, points, dtype=REAL)
     grid = torch.cartesian_prod(ticks, ticks)
     parts = [log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x).logsumexp(0) for z in grid.split(40_000)]
@@ -173,7 +173,7 @@ def test_the_error_bounds_the_true_error_at_any_tolerance(tolerance):
 
 @pytest.mark.parametrize(("D", "n"), [(1, 400), (2, 200)])
 def test_the_error_bounds_the_true_error_of_random_gaussians(D, n, float64):
-    """Their integral is 1, whatever their place and width."""
+    """Their integral is 1 for any location and width."""
     centre, scale = 2 * torch.randn(n, D), 10 ** (-2 * torch.rand(n, 1)) * (1 + torch.rand(n, D))
     f = lambda row, points: dist.Normal(centre[row], scale[row]).log_prob(points).sum(-1)
     found = integrate(f, n, D, tolerance=1e-6, max_evaluations=10_000)
@@ -183,7 +183,7 @@ def test_the_error_bounds_the_true_error_of_random_gaussians(D, n, float64):
 
 @pytest.mark.parametrize(("D", "scale"), [(1, 0.02), (2, 0.1)])
 def test_a_narrow_peak_in_a_wide_one_is_seen(D, scale, float64):
-    """Half of the mass stands on a hundredth of the prior's area, and casts no shadow in log f."""
+    """Half of the mass is on a hundredth of the prior's area, and is not visible in log f elsewhere."""
     centre = torch.randn(60, D)
 
     def f(row, points):
@@ -450,7 +450,7 @@ def test_the_column_costs_nothing_where_it_does_not_apply(latent):
 
 
 def test_evaluate_gives_up_after_a_few_data():
-    """Kinks in two dimensions cost far more than the particles: a few data show it."""
+    """Kinks in two dimensions need far more evaluations than the particles: a few data points show it."""
     model = _vae(nn.ReLU)
     x, guide = _drawn(model, 200), _guided(model)
     model.decoder = _Counted(model.decoder)

@@ -1,4 +1,4 @@
-"""The posterior of a few data by MCMC: against exact posteriors and quadrature; how far a guide is from it."""
+"""The posterior of a few data points by MCMC against exact posteriors and quadrature; the distance of a guide."""
 
 import math
 import sys
@@ -32,7 +32,7 @@ LENGTHS = {
 
 
 def _drawn(model, x, method="nuts", seed=0, **options):
-    """Two chains, without the warning that such short ones earn now and then."""
+    """Two chains, without the occasional warning about short chains."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MCMCConvergenceWarning)
         options = {"chains": 2, **LENGTHS[method], **options}
@@ -40,7 +40,7 @@ def _drawn(model, x, method="nuts", seed=0, **options):
 
 
 def _means_are(found, statistic, expected, errors=4.0):
-    """The mean of a statistic [N, S, ...] of the draws is what is expected, within its standard error."""
+    """The mean of a statistic [N, S, ...] of the samples has the expected value within its standard error."""
     chains = statistic.reshape(len(statistic), found.chains, -1, *statistic.shape[2:]).permute(
         1, 2, 0, 3
     )  # [C, S, N, ..]
@@ -61,7 +61,7 @@ def _ar1(phi, shape, steps=500):
 
 
 def _ppca(latent=2):
-    """Coordinates of unlike scales that correlate given x."""
+    """Coordinates of different scales that are correlated given x."""
     model = PPCA(5, latent).double()
     with torch.no_grad():
         model.weight.copy_(torch.linalg.qr(torch.randn(5, latent).double()).Q * torch.linspace(3, 0.5, latent))
@@ -274,7 +274,7 @@ def test_what_is_printed():
 
 
 class _Nowhere(UniqueModule):
-    """Whatever z is, x has no density."""
+    """X has zero density for every z."""
 
     def __init__(self):
         super().__init__()
@@ -330,7 +330,7 @@ def _energy(shift, scale):
 @pytest.mark.parametrize("phi", [0.0, 0.7])
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.1, 1.0), (1.0, 1.0), (0.0, 0.5), (3.0, 2.0)])
 def test_the_energy_coefficient_is_the_known_one_and_its_error_is_right(shift, scale, phi):
-    """In any units: the draws are those of N(5, 2^2) and its guide."""
+    """For any units: samples of N(5, 2^2) and its guide."""
     known, found = _energy(shift, scale), []
     for _ in range(60):
         u = 5 + 2 * _ar1(phi, (4, 1), 100)
@@ -362,7 +362,7 @@ def test_the_prior_is_as_far_off_as_it_is():
     p = model.posterior(x)
     scale = p.variance.sqrt().detach()
     shift, ratio = -p.mean.detach() / scale, 1 / scale
-    slack = 1 + shift.abs()  # the units have an error too
+    slack = 1 + shift.abs()  # the units also have an error
     assert ((distance.mean_error - shift).abs() < 4 * slack * distance.mean_standard_error).all()
     assert ((distance.scale_ratio - ratio).abs() < 4 * distance.scale_standard_error).all()
     assert (distance.energy > 10 * distance.energy_error).all()
@@ -477,7 +477,7 @@ def test_without_arviz_the_remedy_is_named(monkeypatch):
 
 @pytest.mark.parametrize(("latent", "noise"), [(1, 1e-6), (2, 1e-4)])
 def test_rejection_zooms_to_a_posterior_narrower_than_a_cell(latent, noise):
-    """Draws against the moments of PPCA's posterior: with the grid of the prior their sd was 2.3 times the true one."""
+    """Samples against the moments of PPCA's posterior; with the prior's grid their sd was once 2.3 times too large."""
     model = PPCA(4, latent).double()
     with torch.no_grad():
         model.log_noise.fill_(math.log(noise))

@@ -1,4 +1,4 @@
-"""Particles where they are needed: the tolerance is met honestly, easy data are cheap, a heavy tail is not believed."""
+"""Adaptive particles: the tolerance is met with correct errors, easy data points need few, heavy tails are flagged."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from jensen.inference.measure.gaps import _joined
 from jensen.kernel.batches import chunks_of, stream
 from jensen.models import PPCA
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws; refined evidence has tests of its own
+evaluate = partial(with_refined, refine=False)  # from samples of the guide; refined evidence has its own tests
 
 D = 5
 
@@ -35,7 +35,7 @@ def _model(x):
 
 
 def _guide(scale):
-    """The posterior, so many times as wide."""
+    """The posterior, widened by a factor."""
 
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -45,7 +45,7 @@ def _guide(scale):
 
 
 def _by_datum(x):
-    """As wide as the first feature of a datum is large: weights of many spreads, all bounded."""
+    """A width that grows with the first feature: weights of different spread, all bounded."""
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Normal(x, x[:, :1].abs()).to_event(1))
 
@@ -56,11 +56,11 @@ EASY_TO_HARD = torch.linspace(1.0, 2.0, 200).unsqueeze(-1).expand(200, D).double
 def test_the_tolerance_is_met_and_spent_where_it_is_needed():
     evidence = evaluate(_model, _by_datum, EASY_TO_HARD, tolerance=0.05, seed=0, progress=False)
     assert evidence.converged.all()
-    assert (evidence.standard_error <= 0.05).double().mean() > 0.95  # of draws that nobody looked at before
+    assert (evidence.standard_error <= 0.05).double().mean() > 0.95  # of new samples
     error = evidence.log_evidence  # log p(x) is 0
     assert error.square().mean().sqrt() < 0.05
     scores = (error / evidence.standard_error)[evidence.standard_error > 1e-6]
-    assert abs(scores.mean()) < 4 / math.sqrt(len(scores)) + 0.1  # half of an error at most is bias, at K of 256
+    assert abs(scores.mean()) < 4 / math.sqrt(len(scores)) + 0.1  # at most half of an error is bias, at K of 256
     assert 0.85 < scores.std() < 1.2
     assert evidence.spent[0] == 2 * PILOT
     assert evidence.spent[-50:].double().mean() > 5 * evidence.spent[:50].double().mean()
@@ -69,7 +69,7 @@ def test_the_tolerance_is_met_and_spent_where_it_is_needed():
 
 
 def test_repeats_with_a_tolerance_have_no_bias_beyond_that_of_their_number():
-    """Copies of one datum: stopping does not select the low estimates."""
+    """Copies of one data point: stopping does not select low estimates."""
     x = torch.full((2000, D), 2.0).double()
     evidence = evaluate(_model, _by_datum, x, tolerance=0.1, seed=0, progress=False)
     assert evidence.converged.all()
@@ -80,7 +80,7 @@ def test_repeats_with_a_tolerance_have_no_bias_beyond_that_of_their_number():
 
 
 def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_forgotten():
-    """A pilot that spreads, then constant weights, which alone would be enough at once."""
+    """A pilot with spread weights, then constant weights, which alone would be sufficient at once."""
     drawn = 0
 
     def draw(positions, k):
@@ -92,12 +92,12 @@ def test_the_pilot_decides_and_is_laid_aside_and_what_was_needed_once_is_not_for
     found = as_needed(draw, part, 0.04, 100_000)
     assert found["converged"].tolist() == [True]
     assert drawn == found["spent"].item()
-    assert drawn - 4 * PILOT > (math.e - 1) / 2 / 0.04**2  # half of what log-normal weights take
+    assert drawn - 4 * PILOT > (math.e - 1) / 2 / 0.04**2  # half of that for log-normal weights
     assert found["log_evidence"].item() == pytest.approx(0.25)
 
 
 class Whole:
-    """A part of N data whose log weights a test draws itself."""
+    """A part of N data points whose log weights are sampled by the test."""
 
     joint, first, divisible, at_once = False, 0, True, 2**17
 
@@ -115,7 +115,7 @@ class Whole:
 def test_data_that_converged_are_no_selection_of_low_estimates(spread, tolerance):
     """Log-normal weights have mean one, and so have the estimates of those that converged.
 
-    Stopping by the error of the estimate itself took 0.02 to 0.08 off, and stated half of the error that they had.
+    Stopping by the error of the estimate itself had a bias of -0.02 to -0.08, and stated half of the true error.
     """
     n = 800
 
@@ -145,7 +145,7 @@ def _unguarded(x, guide, tolerance, most):
 
 
 def test_a_planted_heavy_tail_is_not_believed():
-    """A guide of 0.45 of the posterior's width in five dimensions: k = 0.8, and rare draws carry the evidence."""
+    """A guide of 0.45 of the posterior's width in five dimensions: k = 0.8, and rare samples dominate the evidence."""
     x = torch.zeros(200, D).double()
     value, stopped = _unguarded(x, _guide(0.45), 0.15, 2**14)
     wrong = stopped & (value.abs() > 3 * 0.15)
@@ -161,7 +161,7 @@ def test_a_planted_heavy_tail_is_not_believed():
 
 
 def test_a_heavy_tail_that_can_be_met_is_right_within_its_tolerance():
-    """In one dimension a guide of 0.6 of the width has k = 0.64: it takes more draws, and is right."""
+    """In one dimension a guide of 0.6 of the width has k = 0.64: it takes more samples, and is correct."""
     x = torch.zeros(300, 1).double()
 
     def model(x):
@@ -174,7 +174,7 @@ def test_a_heavy_tail_that_can_be_met_is_right_within_its_tolerance():
 
 
 class Counting(nn.Module):
-    """A decoder that counts the rows it decodes under particles: checks run without."""
+    """A decoder that counts its decoded rows under particles; checks run without particles."""
 
     def __init__(self, inner):
         super().__init__()
@@ -189,7 +189,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("most", [512, 700, 5000])
 def test_what_is_said_to_be_spent_was_spent_and_no_more(chunk_size, most, monkeypatch):
     measuring = sys.modules["jensen.inference.measure.evaluate"]
-    monkeypatch.setattr(measuring, "cheap_evidence", lambda *_, **__: None)  # an integral would use the decoder too
+    monkeypatch.setattr(measuring, "cheap_evidence", lambda *_, **__: None)  # an integral would also use the decoder
     model, guide, x = pair("VAE, shared scale", "MeanField")
     model.decoder = Counting(model.decoder)
     evidence = evaluate(

@@ -1,4 +1,4 @@
-"""A trivial baseline beside every result: its numbers, what it is fitted to, and what is said of a model below it."""
+"""The trivial baseline of every result: its numbers, its training data, and the warning about a model below it."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_a_constant_feature_has_a_finite_density():
     x[:, 1] = 0.1
     found = baseline("Gaussian", x)
     torch.testing.assert_close(found.log_prob, baseline("Gaussian", x[:, ::2]).log_prob)
-    x[0, 1] += 1.0  # measured beside training data in which it is constant
+    x[0, 1] += 1.0  # the feature is constant in the training data
     other = stats.norm(0.1, (2 * math.pi) ** -0.5).logpdf(1.1)
     shifted = baseline("Gaussian", x[:1], x[1:]).log_prob - baseline("Gaussian", x[:1, ::2], x[1:, ::2]).log_prob
     assert float(shifted) == pytest.approx(float(other))

@@ -1,4 +1,4 @@
-"""Bounds from both sides: upper bounds on data whose latents are known, against exact values and by hand."""
+"""Bounds from both sides: upper bounds on data with known latents, against exact values and manual computation."""
 
 import math
 
@@ -28,7 +28,7 @@ def _ppca():
 
 
 def _trained(family, epochs):
-    """A guide of a rotated PPCA, not quite at its best."""
+    """A guide of a rotated PPCA, near its optimum."""
     model = _ppca()
     guide = amortize(model, nn.Identity(), family, context=X).double()
     data = model(n=500).detach()
@@ -100,7 +100,7 @@ def test_k_particles_are_the_true_one_and_the_others_of_its_block():
 
 
 def test_the_error_from_above_covers_the_exact_value_of_a_tight_guide():
-    """Over 200 data sets, U_K less the exact mean, in its errors: not below what chance allows, and seldom far off."""
+    """Over 200 data sets, U_K minus the exact mean in standard errors: not too low, and rarely too high."""
     model, guide = _trained(FullCovariance, 40)
     scores = []
     for _ in range(200):
@@ -113,7 +113,7 @@ def test_the_error_from_above_covers_the_exact_value_of_a_tight_guide():
 
 
 def test_a_missed_mode_leaves_the_upper_bound_far_away():
-    """The weights from one of two modes are constant and log 2 too low; only the true latents see the other."""
+    """The weights from one of two modes are constant and log 2 too low; only the true latents reach the other."""
 
     def one_mode(x):
         with pyro.plate("data", len(x), dim=-1):

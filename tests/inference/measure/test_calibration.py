@@ -1,4 +1,4 @@
-"""Simulation-based calibration: guides whose distribution of ranks is known."""
+"""Simulation-based calibration: guides with a known distribution of ranks."""
 
 import html
 import math
@@ -23,7 +23,7 @@ X, D, N, L = 6, 3, 2000, 99
 
 
 def _ppca(rotation=None):
-    """Columns of W of different lengths; orthogonal, so that the posterior has independent features, or turned."""
+    """Columns of W of different lengths; orthogonal, so that the posterior has independent features, or rotated."""
     model = PPCA(X, D).double()
     with torch.no_grad():
         model.weight.copy_(torch.linalg.qr(torch.randn(X, D).double()).Q * torch.tensor([3.0, 1.5, 0.5]))
@@ -31,7 +31,7 @@ def _ppca(rotation=None):
 
 
 def _gaussian(model, scale=1.0, shift=0.0):
-    """A guide from the exact posterior of a model: its marginals, scaled and shifted by standard deviations of it."""
+    """A guide from the exact posterior of a model: its marginals, scaled and shifted by its standard deviations."""
 
     def guide(x):
         exact = model.posterior(x)
@@ -133,7 +133,7 @@ def test_a_shifted_guide_is_biased(shift, side):
 
 @pytest.mark.parametrize(("below", "above", "side"), [(1.0, 0.4, "upper"), (0.4, 1.0, "lower")])
 def test_a_guide_that_is_short_on_one_side_is_told_from_a_biased_one(below, above, side):
-    """A normal truth; draws of two half normals, of which one is narrower; each half keeps its mass."""
+    """A normal truth; samples of two half normals, one of them narrower, each with half of the mass."""
     n, draws = 4000, 99
     truth, z = torch.randn(n).double(), torch.randn(draws, n).double()
     z = torch.where(z > 0, above * z, below * z)
@@ -142,7 +142,7 @@ def test_a_guide_that_is_short_on_one_side_is_told_from_a_biased_one(below, abov
 
 
 def test_a_guide_that_misses_a_mode_is_short_on_that_side():
-    """Two modes of equal mass, draws of the lower one: half of the true values lie above all draws."""
+    """Two modes of equal mass, samples of the lower one: half of the true values are above all samples."""
     n, draws = 1000, 99
     truth = torch.randn(n).double() + 10.0 * (torch.rand(n) > 0.5)
     found = Calibration({"z": (torch.randn(draws, n).double() < truth).sum(0).unsqueeze(-1)}, draws)
@@ -151,7 +151,7 @@ def test_a_guide_that_misses_a_mode_is_short_on_that_side():
 
 
 def test_effects_are_those_of_the_ranks():
-    """A gap that the test does not see at the 1 % level is in the verdict as a number."""
+    """A deviation that is not significant at the 1 % level is a number in the verdict."""
     ranks = torch.arange(400) % 20
     ranks[:40] = 0
     found = Calibration({"z": ranks.unsqueeze(-1)}, draws=19)

@@ -1,4 +1,4 @@
-"""The table: paired differences, what is shared, what is counted."""
+"""The table: paired differences, shared work, counted evaluations."""
 
 import math
 import time
@@ -106,7 +106,7 @@ def test_the_table_is_aligned_and_says_what_it_shows(shared):
 
 
 def _made(exact=None, k=0.1, **means):
-    """Evidence of three data whose values spread by one around their means."""
+    """Evidence of three data points with values of spread one around their means."""
     spread = torch.tensor([-1.0, 0.0, 1.0]).double()
     return Evidence(
         elbo=means["elbo"] + spread,
@@ -183,7 +183,7 @@ def test_the_sentence_says_the_difference_and_its_error():
 
 
 def _one(elbo, k=0.1, joint=True, **values):
-    """Evidence of all data at once, or of one datum."""
+    """Evidence of all data points at once, or of one."""
     return Evidence(
         elbo=torch.tensor([elbo]).double(),
         elbo_error=torch.tensor([0.3]).double(),
@@ -356,7 +356,7 @@ def test_a_seed_repeats_a_random_transform_too():
 
 
 class _Watched(nn.BatchNorm1d):
-    """Batch normalisation that writes down how many rows it sees."""
+    """Batch normalisation that records its number of rows."""
 
     def __init__(self, features):
         super().__init__(features)
@@ -391,7 +391,7 @@ def test_pairs_beside_an_exact_guide_share_its_constant_weights(shared):
 
 
 def _with_runs(means, data=1e-3):
-    """A row of training runs whose mean log p(x) are these; test points differ little."""
+    """A row of training runs with given mean log p(x); test points differ little."""
     spread = data * torch.linspace(-1, 1, 200).double()
     made = [
         Evidence(
@@ -452,7 +452,7 @@ def test_a_verdict_over_runs_is_wrong_as_seldom_as_it_says(runs):
         mean, error, freedom = table._difference("a", "b", "log_evidence")
         wrong += significant(abs(mean), error, freedom)
     assert wrong / tries < 0.0455 + 3 * math.sqrt(0.0455 * 0.9545 / tries)
-    assert wrong / tries > 0.004  # and yet it says something
+    assert wrong / tries > 0.004  # but it has a result
 
 
 def test_a_list_of_pairs_is_one_row_of_training_runs():
@@ -524,7 +524,7 @@ def test_exact_values_are_taken_where_a_sum_or_an_integral_gives_them(float64):
     guides = {name: (model, amortize(model, mlp(3, [8]), MeanField)) for name in ("a", "b")}
     x = torch.randn(12, 3)
     alone = evaluate(*guides["a"], x, 20, seed=0, progress=False)
-    assert alone.exact is None  # 20 particles would not pay for it
+    assert alone.exact is None  # not worth it for 20 particles
     table = compare(guides, x, 20, seed=0, progress=False)
     exact = exact_log_evidence(model, x, progress=False)
     for row in table.rows.values():

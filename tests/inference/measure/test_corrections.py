@@ -1,4 +1,4 @@
-"""Bias of log p(x): the corrections against brute force, ArviZ and known answers; weights of zero are counted."""
+"""Bias of log p(x): the corrections against brute force, ArviZ and known results; zero weights are counted."""
 
 import math
 from functools import partial
@@ -15,7 +15,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.inference.measure.diagnostics import CORRECTIONS, RunningWeights
 from jensen.models import PPCA
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws; refined evidence has tests of its own
+evaluate = partial(with_refined, refine=False)  # from samples of the guide; refined evidence has its own tests
 
 
 def _streamed(log_w, block=37):
@@ -45,11 +45,11 @@ def test_the_streamed_jackknife_is_that_of_brute_force(particles, scale, float64
 
 def test_a_weight_that_is_all_has_a_finite_jackknife(float64):
     log_w = torch.randn(100, 2)
-    log_w[3, 0] += 60.0  # the others are less than a digit of the sum
-    log_w[0, 1] += 900.0  # and here not even a number beside it
+    log_w[3, 0] += 60.0  # the others are below the precision of the sum
+    log_w[0, 1] += 900.0  # and here they vanish completely
     value, _ = _streamed(log_w).jackknife
     expected = 100 * (log_w.logsumexp(0) - math.log(100)) - 99 * _left_out(log_w).mean(0)
-    torch.testing.assert_close(value, expected, rtol=0.01, atol=0)  # the digits of the others' sum are lost
+    torch.testing.assert_close(value, expected, rtol=0.01, atol=0)  # the sum of the others loses all digits
 
 
 def test_the_jackknife_is_the_same_however_many_weights_are_kept(float64):
@@ -123,7 +123,7 @@ def test_smoothing_trades_bias_for_variance(float64):
 
 
 def test_a_weight_that_is_nearly_all_has_a_smoothed_mean(float64):
-    """One weight e^40 times the next: with its tail shorter than it, what is left of the sum is below a digit of it."""
+    """One weight is e^40 times the next: after it is smoothed, the rest of the sum is below its precision."""
     log_w = torch.randn(50, 300) - 5000
     log_w[7] += 40 + 20 * torch.rand(300)
     value, error = _streamed(log_w, 13).smoothed
@@ -147,7 +147,7 @@ def _cut_threefold(found):
 
 
 def _wide(model, scale):
-    """The exact posterior of PPCA, so many times as wide: bounded weights."""
+    """The exact posterior of PPCA, widened by a factor: bounded weights."""
 
     def guide(x):
         posterior = model.posterior(x)
@@ -233,7 +233,7 @@ def test_with_the_exact_posterior_every_estimate_is_exact(float64):
 
 
 def test_one_weight_that_is_not_zero_leaves_no_jackknife(float64):
-    """Without it nothing is left whose logarithm could be taken: no number, and a dash instead of an infinite mean."""
+    """Without it there is nothing to take the logarithm of: NaN, and a dash instead of an infinite mean."""
     weights = RunningWeights(100)
     weights.update(torch.cat([torch.full((99, 2), -math.inf), torch.tensor([[1.0, -4.0]])]))
     value, error = weights.jackknife

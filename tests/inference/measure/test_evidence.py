@@ -1,4 +1,4 @@
-"""The measurement: streams exactly, knows its error, flags what cannot be trusted."""
+"""The measurement: exact streaming, correct errors, flags of unreliable estimates."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from jensen.inference import evaluate as with_refined
 from jensen.inference.measure.diagnostics import RunningWeights, tail_length
 from jensen.models import PPCA, LinearGaussianSSM
 
-evaluate = partial(with_refined, refine=False)  # by the guide's draws; refined evidence has tests of its own
+evaluate = partial(with_refined, refine=False)  # from samples of the guide; refined evidence has its own tests
 
 
 def _arviz_k(log_w):
@@ -41,7 +41,7 @@ def test_pareto_k_agrees_with_arviz(particles, scale, float64):
 def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape, float64):
     log_w = -shape * torch.rand(20_000, 50).log()
     k = pareto_k(log_w)
-    assert abs(k.mean() - shape) < 4 * k.std() / 50**0.5 + 0.02  # the weak prior at 0.5 pulls a little
+    assert abs(k.mean() - shape) < 4 * k.std() / 50**0.5 + 0.02  # the weak prior at 0.5 has a small effect
 
 
 def test_constant_weights_are_reliable(float64):
@@ -91,7 +91,7 @@ def test_weights_of_zero_are_weights_of_zero(float64):
 
 
 class Counting(nn.Module):
-    """A decoder that counts the rows it decodes under particles: checks run without."""
+    """A decoder that counts its decoded rows under particles; checks run without particles."""
 
     def __init__(self, inner):
         super().__init__()
@@ -135,7 +135,7 @@ def test_one_particle_is_enough_with_the_exact_posterior(digits):
 
 
 def test_elbo_error_is_the_spread_of_the_elbo():
-    """Over 400 repeats the mean log weight spreads as its error says, and centres on one value."""
+    """Over 400 repeats the spread of the mean log weight matches its error, around one value."""
     model, guide, x = pair("PPCA", "MeanField")
     runs = [evaluate(model, guide, x[:1], 50, seed=s, progress=False) for s in range(400)]
     elbos = torch.stack([r.elbo for r in runs]).squeeze()
@@ -199,7 +199,7 @@ def test_the_error_of_the_bounds_is_their_spread_over_repeats():
 
 
 def test_weights_that_underflow_are_the_worst_not_the_best(float64):
-    """One weight is all: a tail that spans thousands of nats."""
+    """One weight dominates: a tail of thousands of nats."""
     assert pareto_k(1e4 * torch.randn(5000, 3)).tolist() == [math.inf] * 3
     few = torch.full((5000, 1), -math.inf)
     few[:3] = torch.randn(3, 1)
@@ -281,7 +281,7 @@ print(status("VmHWM") - before)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells the peak of a span: /proc")
 def test_memory_does_not_grow_with_the_particles(compile):
-    # glibc is told to hand freed memory back at once: what it keeps for later differs by a quarter from run to run
+    # glibc returns freed memory at once; otherwise memory differs by a quarter between runs
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
     def peak(particles):
@@ -290,11 +290,11 @@ def test_memory_does_not_grow_with_the_particles(compile):
 
     few, many = peak(4_000), peak(100_000)  # both in blocks of 160
     print(f"memory above the loaded process: K = 4,000: {few} KiB, K = 100,000: {many} KiB")
-    assert many <= 1.25 * few  # all weights, kept, would take half as much again
+    assert many <= 1.25 * few  # storing all weights would take half as much again
 
 
 def _held(n, **plate):
-    """A model that holds n numbers, and its posterior."""
+    """A model with n numbers, and its posterior."""
     x = torch.linspace(-2, 2, n)
 
     def model():
@@ -418,7 +418,7 @@ def test_bits_of_sequences_are_per_number_up_to_their_lengths(float64):
 
 
 def test_an_exact_value_below_the_weights_is_doubted(float64):
-    """What importance weighting sees and the exact column does not, as a peak that quadrature missed."""
+    """Mass found by importance weighting but not by the exact column, such as a peak missed by quadrature."""
     model = Understated(5, 2)
     x = model(n=30).detach()
     with pytest.warns(UserWarning, match=r"lies 0\.4\d* nats above the exact log p\(x\)"):

@@ -1,4 +1,4 @@
-"""The gap split in two, against what mathematics says of each part."""
+"""Both parts of the gap against exact results."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_a_full_covariance_family_loses_nothing_on_ppca(model, digits, x):
     guide = trained(model, FullCovariance, digits)
     s = gaps(model, guide, x, particles=500, seed=0, progress=False).summary()
     assert abs(s["approximation"]) < 4 * s["approximation_mc_error"] + 2e-3
-    assert s["amortization"] > 5  # three hidden units for eight latents: it is all the encoder's
+    assert s["amortization"] > 5  # three hidden units for eight latents: all of it is the amortization gap
     assert s["converged"] > 0.95
 
 
@@ -99,7 +99,7 @@ def test_batches_are_optimised_as_one(model, digits, x):
     guide = trained(model, FullCovariance, digits)
     parts = gaps(model, guide, x, particles=300, batch_size=25, seed=0, progress=False)
     assert parts.local.elbo.shape == parts.converged.shape == parts.gained.shape == (N,)
-    assert parts.approximation.abs().max() < 0.05  # every datum, in its own row
+    assert parts.approximation.abs().max() < 0.05  # every data point, in its row
 
 
 @pytest.mark.parametrize("make", [ExactPosterior, PriorGuide])
@@ -139,7 +139,7 @@ def test_an_autoguides_gap_is_split_too(model, x):
 
 @pytest.mark.parametrize("family", [pytest.param(IAF, marks=pytest.mark.slow), Sylvester])
 def test_flows_have_weights_of_their_own_for_each_datum(family):
-    """Two latents, rotated: flows come close to the exact posterior, whether or not log q of any value is known."""
+    """Two latents, rotated: flows come close to the exact posterior, with and without a known log q of any value."""
     torch.manual_seed(0)
     model = PPCA(5, 2).double().fit_closed_form(torch.randn(200, 5).double() @ torch.randn(5, 5).double())
     model = model.rotated(seed=1).float()
@@ -165,7 +165,7 @@ FAMILIES = {"diagonal": MeanField, "full": FullCovariance, "flow": IAF, "flow wi
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_steps_find_what_eager_ones_find(family, float64):
-    """The same operations in the same order: float64 leaves rounding of the sums of the slopes alone, 1e-10."""
+    """The same operations in the same order: in float64 only sums of gradients differ by rounding, 1e-10."""
     model, guide, x = small(FAMILIES[family])
     gained, routes, moved = [], [], []
     for mode in (False, "auto"):
@@ -187,7 +187,7 @@ def small(family):
 
 
 def test_all_of_gaps_runs_in_graphs_and_gives_the_same(float64, monkeypatch):
-    """Warnings are errors here, and ``compile=True`` warns of what is not compiled."""
+    """Warnings are errors here, and ``compile=True`` warns if code is not compiled."""
     monkeypatch.setattr("jensen.graphs.routes.compiled", lambda graph, *inputs: graph)
     model, guide, x = small(FullCovariance)
     eager, fast = (
@@ -213,7 +213,7 @@ def test_a_graph_of_steps_reads_parameters_where_they_are(float64):
 
 
 def test_where_log_q_is_not_repeated_a_captured_step_does_not_land(float64):
-    """Dropout in the family: eagerly the second run raises, in a graph it cannot."""
+    """Dropout in the family: eagerly the second run raises an error, in a graph it cannot."""
     model, _, x = small(MeanField)
     guide = amortize(model, mlp(5, [8]), NoisyGaussian, context=8).local(x)
     search = LocalSearch(model, guide, (x,), 4, "auto", 1000)
@@ -234,7 +234,7 @@ class NoisyGaussian(MeanField):
 
 
 def _trusting(search):
-    """The graph of a step, which the machine refuses since the step itself raises."""
+    """The graph of a step, which is rejected because the step itself raises an error."""
     graph = capture(search._landing, *search.batch)
     assert not graph(*search.batch)[0]
     return graph
@@ -255,7 +255,7 @@ def test_too_short_a_search_is_not_called_converged(model, digits, x):
     assert s["converged"] < 0.5 and s["gained"] > 0.1
     guide = amortize(model, mlp(64, [3]), Sylvester, context=3)
     found = gaps(model, guide, x, particles=100, rounds=2, steps=20, lr=50.0, seed=0, progress=False)
-    assert found.summary()["converged"] < 0.5  # a round that went astray proves nothing
+    assert found.summary()["converged"] < 0.5  # a diverged round proves nothing
 
 
 def _evidence(elbo, log_p, k):
@@ -290,14 +290,14 @@ def test_pooling_survives_elbos_that_are_not_finite():
 
 
 class Unknown(PPCA):
-    """PPCA that does not say log p(x)."""
+    """PPCA without an exact log p(x)."""
 
     log_evidence = None
 
 
 @pytest.mark.parametrize("width", [3, 32], ids=["poor encoder", "good encoder"])
 def test_log_evidence_is_not_low_where_it_is_not_known(width, float64):
-    """Beyond -SE^2 / 2, of a log. By the smaller k-hat it was 0.09 nats low; a poor encoder pooled alike is 0.2 low."""
+    """Beyond -SE^2 / 2, the bias of a log. By the smaller k-hat it was 0.09 nats low, by equal pooling 0.2."""
     torch.manual_seed(0)
     known = PPCA(8, 4)
     with torch.no_grad():
@@ -310,7 +310,7 @@ def test_log_evidence_is_not_low_where_it_is_not_known(width, float64):
     fit(model, guide, x, lr=1e-2, epochs=20 if width > 3 else 2, freeze=model, progress=False, seed=0)
     found = gaps(model, guide, x[:400], particles=100, rounds=3, steps=80, seed=0, progress=False)
     error = found.log_evidence - known.log_evidence(x[:400]).detach()
-    own = float(found._standard_error.square().mean()) / 2  # what the log of a mean is low by
+    own = float(found._standard_error.square().mean()) / 2  # the bias of the log of a mean
     assert abs(float(error.mean()) + own) < 3 * float(error.std()) / math.sqrt(400) + 0.005
     taken = torch.where(
         found.evidence.pareto_k < found.local.pareto_k, found.evidence.log_evidence, found.local.log_evidence
@@ -362,7 +362,7 @@ def test_bars_are_the_means(digits, model, x):
 
 @pytest.mark.slow
 def test_models_without_a_gaussian_posterior_order_the_families():
-    """By the part of the family alone: a flow beats Gaussians on both, a full Gaussian a diagonal one on a banana."""
+    """By the approximation gap only: a flow beats Gaussians on both, and a full Gaussian a diagonal one on a banana."""
     for model, gain in ((Banana(), 0.0), (Ring(), -0.05)):
         torch.manual_seed(0)
         _, x = simulate(model, 16)
@@ -383,7 +383,7 @@ def test_an_autoguide_is_left_as_it_was(model, x):
     guide(x[:20])
     before = guide.locs.z.detach().clone()
     gaps(model, guide, x[:20], 50, rounds=1, steps=20, progress=False)
-    guide(x[:20])  # reads its parameters from Pyro's store
+    guide(x[:20])  # takes its parameters from Pyro's store
     assert torch.equal(guide.locs.z, before)
 
 

@@ -1,4 +1,4 @@
-"""The best Gaussian of each datum, against posteriors and optima that are known."""
+"""The best Gaussian of each data point against known posteriors and optima."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def test_levels_that_are_drawn_jointly_are_found_jointly(float64):
     search = searched(model, FullCovariance, x, joint=True)
     search.gaussian_round(0)
     torch.testing.assert_close(search._log_weights(), model.log_evidence(x).expand(64, -1), atol=1e-6, rtol=0)
-    assert not searched(model, FullCovariance, x)._has_gaussians()  # one level after the other: no Gaussian of both
+    assert not searched(model, FullCovariance, x)._has_gaussians()  # one level after the other: no joint Gaussian
 
 
 def test_a_diagonal_covariance_is_that_of_the_precision(float64):
@@ -85,7 +85,7 @@ def test_a_site_on_a_half_line_has_the_best_gaussian_of_its_logarithm(float64):
 
 
 class Quartic(UniqueModule):
-    """z ~ N(0, 1) twice, and x seen through a cubic: the posterior is no Gaussian."""
+    """Two z ~ N(0, 1), and x observed through a cubic: the posterior is not Gaussian."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def test_other_families_take_no_part(float64):
     assert not searched(model, IAF, x)._has_gaussians()
     guide = amortize(model, mlp(5, [8]), MeanField, context=8)
     assert guide.reaches == "" and guide.local(x).reaches == "diagonal"
-    assert not LocalSearch(model, guide.local(x), (x,), 4, False, 10)._has_gaussians()  # nothing is known of the model
+    assert not LocalSearch(model, guide.local(x), (x,), 4, False, 10)._has_gaussians()  # the model's state is not known
 
 
 def test_a_datum_that_loses_goes_back(float64):
@@ -143,7 +143,7 @@ def test_a_datum_that_loses_goes_back(float64):
 
 @pytest.mark.parametrize("family", [MeanField, pytest.param(IAF, marks=pytest.mark.slow)])
 def test_batches_share_tensors_and_graphs(family, float64, monkeypatch):
-    """The second batch is searched in the place of the first, with the numbers of one that is searched alone."""
+    """The second batch uses the memory of the first, with the numbers of a separate search."""
     made = []
     init = LocalSearch.__init__
     monkeypatch.setattr(LocalSearch, "__init__", lambda self, *args: made.append(1) or init(self, *args))
@@ -166,7 +166,7 @@ def test_a_guide_that_holds_more_than_tensors_is_not_written_over(float64):
     model, x = rotated(20)
     guide = amortize(model, mlp(5, [8]), MeanField, context=8)
     first, second, other = guide.local(x[:10]), guide.local(x[10:]), guide.local(x[10:])
-    other.rows = x[10:]  # no buffer: nobody knows to copy it
+    other.rows = x[10:]  # not a buffer, so it is not copied
     first.rows = x[:10]
     search = LocalSearch(model, first, (x[:10].clone(),), 4, False, 10)
     assert not search.take(other, (x[10:],))

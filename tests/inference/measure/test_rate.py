@@ -88,7 +88,7 @@ def test_active_units_are_those_whose_posterior_mean_varies():
     torch.manual_seed(0)
     model = PPCA(5, latent=3)
     with torch.no_grad():
-        model.weight[:, 1] = 0.0  # a unit that nothing depends on
+        model.weight[:, 1] = 0.0  # an unused unit
         x = model(n=3000)
         known = model.posterior(x).mean.var(0)
     found = rate_distortion(model, ExactPosterior(model), x, particles=8, seed=0, progress=False)

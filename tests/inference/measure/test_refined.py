@@ -1,4 +1,4 @@
-"""Refined evidence against exact values: covered by its errors, with modes that the guide never draws."""
+"""Refined evidence against exact values: coverage of its errors, with modes that the guide never samples."""
 
 import math
 
@@ -22,7 +22,7 @@ QUIET = {"progress": False, "seed": 0}
 
 
 def covered(evidence, exact):
-    """The share of data within two of their standard errors."""
+    """The share of data points within two standard errors."""
     return float(((evidence.log_evidence - exact).abs() <= 2 * evidence.standard_error).double().mean())
 
 
@@ -59,7 +59,7 @@ def test_a_banana_is_covered():
 
 
 def test_a_chain_of_many_states_is_exact_within_its_errors():
-    """Smooth directions of a chain are wider a priori than any of its states."""
+    """Smooth directions of a chain have a larger prior width than any of its states."""
     torch.manual_seed(0)
     model = LinearGaussianSSM(features=2, latent=2, steps=60).double()
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_guides_with_a_value_for_each_datum_give_starts():
 
 
 def test_a_hierarchy_is_measured_without_its_funnel():
-    """Values that another one bends and squeezes, against a grid over that one; they are integrated out exactly."""
+    """Values that depend nonlinearly on another one, against a grid over it; they are integrated out exactly."""
     bend, turn = torch.tensor([2.0, 1.5, 1.0, 2.0]).double(), torch.tensor([0.0, 1.0, 2.0, 3.0]).double()
 
     def below(top):
@@ -137,7 +137,7 @@ def test_a_hierarchy_is_measured_without_its_funnel():
 
 
 def test_the_mode_that_the_guide_never_draws_is_found():
-    """|z| observed: two modes, a guide that sits on one misses log 2 and does not know it."""
+    """|z| observed: two modes; a guide on one of them misses log 2 without any sign of it."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -170,7 +170,7 @@ def test_a_ring_of_one_dimension_holds_two_modes():
 
 
 def test_positive_latents_and_two_sites():
-    """Counts of a Gamma rate, scaled by a log-normal of its own: the rate is integrated out by hand."""
+    """Counts of a Gamma rate, scaled by a separate log-normal: the rate is integrated out analytically."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -209,7 +209,7 @@ def test_a_guide_whose_log_q_is_unknown_is_left_out_of_the_mixture():
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0, 0.0), (0.3, 0.3, 0.2, 0.2)])
 def test_the_mixture_is_a_density(shares):
-    """Weights of a target that is the prior alone average to one: the prior is what is integrated."""
+    """For a target equal to the prior the weights average to one, the integral of the prior."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -255,7 +255,7 @@ def test_moments_of_strata_do_not_depend_on_the_pieces_they_come_in():
 
 
 def test_draws_in_pieces_are_stratified_as_a_whole():
-    """Two modes far apart give as many draws as their shares say, to one, whatever the pieces."""
+    """Two distant modes get samples in proportion to their shares, up to one, for any pieces."""
     model = Banana().double()
     x, guide = made(model, 5)
     target = Target(model, guide, (x,), 1)
@@ -274,7 +274,7 @@ def test_draws_in_pieces_are_stratified_as_a_whole():
 
 
 def test_no_draw_that_chose_the_proposal_makes_the_estimate():
-    """Estimates from one proposal, drawn again and again, average to p(x)."""
+    """Repeated estimates from one proposal average to p(x)."""
     model = Banana().double()
     x, guide = made(model, 20)
     exact = exact_log_evidence(model, x).log_evidence
@@ -290,7 +290,7 @@ def test_no_draw_that_chose_the_proposal_makes_the_estimate():
 
 @pytest.mark.parametrize("name", ["PPCA", "Banana", "Ring"])
 def test_bounds_from_both_sides_of_simulated_data_meet(name):
-    """The upper bound of refined proposals holds, and lies near the lower one where that of the guide is far away."""
+    """The upper bound of refined proposals is valid, and near the lower bound where that of the guide is far."""
     model, least = {"PPCA": (PPCA(10, latent=3), 0.002), "Banana": (Banana(), 0.02), "Ring": (Ring(), 0.1)}[name]
     model = model.double()
     guide = made(model, 10)[1]
@@ -326,7 +326,7 @@ def test_what_cannot_be_refined_says_why():
 
 
 def test_a_global_latent_is_one_datum():
-    """Bayesian regression: log p(y) is Gaussian; an AutoGuide that nobody trained is hundreds of nats low."""
+    """Bayesian regression: log p(y) is Gaussian; an untrained AutoGuide is hundreds of nats low."""
     torch.manual_seed(0)
     x = torch.randn(60, 3, dtype=torch.float64)
     y = x @ torch.tensor([1.0, -2.0, 0.5]).double() + 0.5 * torch.randn(60).double()

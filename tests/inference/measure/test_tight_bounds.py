@@ -1,4 +1,4 @@
-"""A nonlinear model whose log p(x) is known to six digits: every bound on its side, every interval over the value."""
+"""A nonlinear model whose log p(x) is known to six digits: bounds on the correct side, intervals around the value."""
 
 import math
 
@@ -46,7 +46,7 @@ def known():
         mean = weights.T @ grid
         apart = grid.unsqueeze(1) - mean
         covariance = torch.einsum("kn,kni,knj->nij", weights, apart, apart)
-        # at least 0.7 in every direction: the tail index, 1 minus that where the prior has 1, is below 0.4
+        # at least 0.7 in every direction: the tail index is 1 minus this (the prior has 1), so below 0.4
         root = torch.linalg.cholesky(2.0 * covariance + 0.7 * torch.eye(2))
     vae.eval().requires_grad_(False)
 
@@ -122,7 +122,7 @@ def test_k_hat_follows_the_tail_index_of_a_narrow_guide(D):
         z = math.sqrt(c) * torch.randn(5000, 200, D, dtype=torch.float64)
         k = pareto_k((0.5 * (1 / c - 1) * z.square()).sum(-1))
         flagged[c] = float((k > 0.7).double().mean())
-        assert abs(float(k.mean()) - (1 - c)) < 0.3, (c, k.mean())  # 5000 draws do not see the whole tail
+        assert abs(float(k.mean()) - (1 - c)) < 0.3, (c, k.mean())  # 5000 samples do not cover the whole tail
     if D == 10:
         assert flagged[0.2] >= 0.95
         assert flagged[0.8] <= 0.05

@@ -1,4 +1,4 @@
-"""What a batch is to a pair: the data that its bound speaks of, sizes that it runs on, pairs that hold their data."""
+"""Batches in training: the data of the bound, valid sizes, and models that contain their data."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What looks on while a pair is trained, what the history keeps of every epoch, and what an import loads."""
+"""Callbacks of training, the history of every epoch, and the modules loaded by an import."""
 
 import csv
 import math
@@ -22,7 +22,7 @@ from jensen.networks import mlp
 
 
 class Spy(Callback):
-    """Writes down what it sees; raises what it is told to after an epoch, or when closed."""
+    """Records its calls; can raise an error after an epoch, or when closed."""
 
     def __init__(self, after=None, error=None, on_close=None):
         self.after, self.error, self.on_close = after, error, on_close
@@ -40,7 +40,7 @@ class Spy(Callback):
 
 
 def _fit(epochs=3, callbacks=(), **settings):
-    """Train a small pair from one seed; the pair and its history."""
+    """Train a small model and guide from one seed; return both and the history."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     model, guide, x = pair("VAE, shared scale", "MeanField")
@@ -106,7 +106,7 @@ def test_something_else_is_refused():
 
 
 def test_the_validation_elbo_is_that_of_the_kernel_and_minus_rate_and_distortion(float64):
-    """All from the same draws as ever."""
+    """All from the same random numbers."""
     x = _data()
     model, guide, history = _fit(validation=x, batch_size=100)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_columns_are_of_one_length_and_say_what_is_missing():
 
 
 def _interrupted_and_resumed(folder, make, epochs=5, at=3):
-    """Train with a logger until Ctrl-C after an epoch, then go on with another one."""
+    """Train with a logger until Ctrl-C after an epoch, then continue with another one."""
     settings = {"epochs": epochs, "validation": _data(), "checkpoint": folder / "c.pt", "resume": True}
     with pytest.raises(KeyboardInterrupt):
         _fit(callbacks=[make(), Spy(after=at, error=KeyboardInterrupt())], **settings)

@@ -1,4 +1,4 @@
-"""A checkpoint is held against a schema, and against the pair and optimizer that go on with it, before it is used."""
+"""A checkpoint is checked against a schema, and against the resumed model, guide and optimizer, before use."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _fit(path, epochs, **how):
 
 
 def _damaged(path, change):
-    """The checkpoint with a change, written anew: its digest is right."""
+    """A changed checkpoint with a correct digest."""
     state = read_checkpoint(path)
     change(state)
     write_checkpoint(path, {name: v for name, v in state.items() if name not in ("jensen_checkpoint", "versions")})

@@ -1,4 +1,4 @@
-"""What fit says of a run that goes wrong: the first quantity that is not finite, and a bound that only falls."""
+"""Errors and warnings of fit for failing runs: the first non-finite quantity, and a falling bound."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from jensen.networks import mlp
 
 
 class _Roots(nn.Module):
-    """A pair whose guide, or model, takes the logarithm of data that a shift keeps positive."""
+    """A model and guide, one of which takes the logarithm of data that a shift keeps positive."""
 
     def __init__(self, site):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training: the steps of SVI, side by side, repeatable, resumable."""
+"""Training: the same steps as SVI, repeatable, resumable."""
 
 import copy
 
@@ -61,7 +61,7 @@ def test_frozen_halves_stay_as_they_are(frozen):
 
 
 def test_two_pairs_of_one_class_train_in_turn_by_svi_and_by_fit():
-    """Each learns, none shares a parameter with the other."""
+    """Each learns, without shared parameters."""
     pairs = [pair("VAE, shared scale", "MeanField") for _ in range(2)]
     x = pairs[0][2]
     svis = [SVI(model, guide, Adam({"lr": 2e-2}), Trace_ELBO()) for model, guide, _ in pairs]
@@ -108,7 +108,7 @@ def test_fit_trains_a_users_model_and_guide_that_both_call_an_attribute_net():
 
 
 def test_our_model_and_guide_may_both_call_an_attribute_net():
-    """Under classic SVI too, where Pyro's names decide."""
+    """Also with Pyro's SVI, where parameter names decide."""
     model, guide, x = pair("VAE, shared scale", "MeanField")
     model.net, guide.net = model.decoder, guide.encoder
     before = _state(model, guide)
@@ -171,7 +171,7 @@ def test_enumerated_sites_are_summed_out_where_no_objective_is_given(float64):
     torch.manual_seed(1)
     history = fit(_mixture, guide, x, validation=x, epochs=1, lr=1e-9, progress=False)
     assert history.elbo == pytest.approx([expected], abs=1e-6)
-    assert history.validation == pytest.approx([expected], abs=0.6)  # of other draws
+    assert history.validation == pytest.approx([expected], abs=0.6)  # of other samples
 
 
 def test_an_objective_that_samples_enumerated_sites_from_the_model_is_warned_about():
@@ -247,7 +247,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
     assert _equal(whole, resumed)
     assert resumed_history.elbo == history.elbo
     assert resumed_history.validation == history.validation
-    assert [p.name for p in file.parent.iterdir()] == ["checkpoint.pt"]  # nothing half-written stays
+    assert [p.name for p in file.parent.iterdir()] == ["checkpoint.pt"]  # no incomplete file is left
 
 
 def test_grey_images_are_binarized_batch_by_batch():
@@ -298,7 +298,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_epoch(tmp_path):
 
 
 def test_a_last_step_that_diverges_is_not_saved(tmp_path):
-    """All data in one batch: the bad step is the last of its epoch, and no later loss tells."""
+    """All data in one batch: the failing step is the last of its epoch, and no later loss shows it."""
     model, file = PPCA(5, 2), tmp_path / "c.pt"
     x = model(n=40).detach()
     guide = amortize(model, nn.Identity(), FullCovariance, context=5)
@@ -310,7 +310,7 @@ def test_a_last_step_that_diverges_is_not_saved(tmp_path):
 
 
 def test_the_best_epoch_survives_an_interruption(tmp_path):
-    """Patience over a resumed run goes back to what an uninterrupted one goes back to."""
+    """Patience in a resumed run restores the same state as in an uninterrupted one."""
 
     def run(epochs, **options):
         torch.manual_seed(0)

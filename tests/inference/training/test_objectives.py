@@ -50,7 +50,7 @@ def gradients(objective, model, guide, x, of=None):
 
 
 class Rows(nn.Module):
-    """The same context for every row, each a parameter of its own: repeats at one place."""
+    """The same context for every row as separate parameters: repeats at one point."""
 
     def __init__(self, rows, width=6):
         super().__init__()
@@ -61,7 +61,7 @@ class Rows(nn.Module):
 
 
 def repeated(model, family, rows=4000, **options):
-    """A pair, one datum repeated, and what draws its gradient once for every row: [rows, H]."""
+    """A model and guide, one repeated data point, and a function that samples its gradient for every row: [rows, H]."""
     torch.manual_seed(0)
     guide = amortize(model, Rows(rows), family, context=6, **options)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def pyros_loss(pyros, model, guide, x):
 
 
 class Subsampled(PyroModule):
-    """z_n ~ N(0, 1), x_n ~ N(z_n, 1) for a thousand data, of which a plate shows a few."""
+    """z_n ~ N(0, 1), x_n ~ N(z_n, 1) for a thousand data points, subsampled by a plate."""
 
     def __init__(self, x, size):
         super().__init__()
@@ -139,7 +139,7 @@ class Subsampled(PyroModule):
 
 
 class ShiftedPosterior(Subsampled):
-    """The exact posterior, too wide by half."""
+    """The exact posterior, 1.5 times too wide."""
 
     def forward(self):
         with pyro.plate("data", len(self.x), subsample_size=self.size) as rows:
@@ -257,7 +257,7 @@ def test_knobs_go_by_the_step_that_is_passed_and_under_svi_by_the_objectives_own
 
 
 class Plain(Objective):
-    """The mean log weight, in the fewest words."""
+    """The mean log weight, as a minimal objective."""
 
     def value(self, terms, knobs):
         bound = terms.log_weights.mean(0).sum()
@@ -318,7 +318,7 @@ def test_doubly_reparameterized_gradients_go_through_a_hierarchy_once():
     roots = [torch.linalg.cholesky(part) for part in (cov[:2, :2], cov[2:, 2:] - gain @ cov[:2, 2:])]
     shift = nn.Parameter(torch.full((rows, 5), 0.3))
 
-    def guide(x):  # the posterior, moved aside and wider
+    def guide(x):  # the posterior, shifted and wider
         with pyro.plate("data", len(x)):
             top = pyro.sample("top", dist.MultivariateNormal(mean[:, :2] + shift[:, :2], scale_tril=1.3 * roots[0]))
             loc = mean[:, 2:] + (top - mean[:, :2]) @ gain.T + shift[:, 2:]
@@ -329,7 +329,7 @@ def test_doubly_reparameterized_gradients_go_through_a_hierarchy_once():
         for g in ("standard", "dreg", "stl")
     )
     assert same_mean(standard, dreg)
-    assert not same_mean(standard, stl)  # so the test can tell
+    assert not same_mean(standard, stl)  # so that the test can detect it
 
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg"])
@@ -398,7 +398,7 @@ def test_the_signal_of_the_standard_gradient_falls_with_the_particles_and_that_o
 
 
 class Bits(PyroModule):
-    """Three bits with a uniform prior, seen through a linear map."""
+    """Three bits with a uniform prior, observed through a linear map."""
 
     latents = {"z": torch.Size([3])}  # noqa: RUF012
 
@@ -420,7 +420,7 @@ def bits():
 
 
 def exact_gradient(model, guide, x, K, reduce):
-    """The gradient of the bound of K draws, its mean taken over all states of K draws: one datum after the other."""
+    """The gradient of the bound of K samples, averaged over all states of K samples, for one data point at a time."""
     total = 0.0
     for row in x.split(1):
         states = torch.tensor([[i >> b & 1 for b in range(3)] for i in range(8)]).to(row.dtype)
@@ -638,7 +638,7 @@ class Crossed:
     ids=["draws", "closed form", "free bits per site", "free bits per dimension"],
 )
 def test_a_guide_that_draws_a_parent_later_has_its_own_elbo(shape):
-    """Free bits of next to nothing leave the loss at minus the ELBO: each group is a KL."""
+    """Tiny free bits leave the loss at minus the ELBO: each group is a KL."""
     torch.manual_seed(0)
     crossed, x = Crossed(), torch.randn(6, 2)
     objective = ELBO(1000, **shape)
@@ -785,7 +785,7 @@ def test_a_schedule_goes_by_optimizer_steps_and_survives_a_resumed_run(tmp_path)
     assert len(whole.shaped) == 6
     assert torch.equal(end, again)
     assert max(seen) == max(later) == 11
-    assert whole.shaped[0] > whole.elbo[0]  # beta below 1: less of the KL is paid
+    assert whole.shaped[0] > whole.elbo[0]  # beta below 1: a smaller weight of the KL
 
 
 def _observations():

@@ -1,4 +1,4 @@
-"""Steps of a pair whose Python changes while it is trained: every route takes those of the eager one."""
+"""Steps of a model and guide whose Python state changes in training: every route equals the eager one."""
 
 import copy
 import sys
@@ -21,7 +21,7 @@ stepping = sys.modules["jensen.inference.training.steps"]
 
 
 class Relaxed(nn.Module):
-    """A relaxed one-hot latent, written as Pyro's examples are, with a temperature and a weight of its KL."""
+    """A relaxed one-hot latent, in the style of Pyro's examples, with a temperature and a weight of its KL."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Relaxed(nn.Module):
 
 
 class Change(Callback):
-    """Calls a function with the number of the epoch and the pair."""
+    """Calls a function with the epoch number, model and guide."""
 
     def __init__(self, change):
         self.change, self.routes = change, []
@@ -103,7 +103,7 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture
 def captured_once(monkeypatch):
-    """All pays for a graph; how many were made."""
+    """Any amount of work gets a graph; counts them."""
     made = []
     monkeypatch.setattr(stepping, "_LEAST", 1)
 
@@ -122,7 +122,7 @@ def _data(n=32):
 
 
 def _trained(change, compile, before=lambda pair: None, **options):
-    """A pair after a run in which a callback changes it, and the run's history."""
+    """A model and guide after a run in which a callback changes them, and the run's history."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     pair = Relaxed()
@@ -182,7 +182,7 @@ def test_what_is_frozen_stays_what_is_thawed_moves_and_what_is_new_is_trained(co
 
 
 def test_parameters_that_join_later_are_trained_by_adam_at_the_scheduled_rate(float64):
-    """Against Adam on its own: the encoder's first step is the sign of its gradient, times the rate of that epoch."""
+    """Against plain Adam: the encoder's first step is the sign of its gradient times the epoch's learning rate."""
 
     def scheduler(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)
@@ -259,7 +259,7 @@ def test_a_pair_that_counts_its_runs_is_not_captured(compile, captured_once, rec
 
 
 class Weighted(Objective):
-    """An objective of a user's own with a plain number in it."""
+    """A user's objective with a plain number in it."""
 
     def __init__(self):
         super().__init__(2)
@@ -305,7 +305,7 @@ def test_a_number_of_an_objective_and_one_of_a_closure_are_noticed(compile, floa
 
 
 def test_the_validation_curve_is_that_of_the_pair_as_it_is(float64, monkeypatch):
-    """Captured draws of validation, while temperature and decoder change between the epochs."""
+    """Traced samples of the validation, while temperature and decoder change between the epochs."""
     monkeypatch.setattr("jensen.graphs.draws._LEAST", 1)
 
     def change(epoch, pair):
