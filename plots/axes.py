@@ -96,7 +96,10 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(plot)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return plot(*args, **kwargs)  # raises it, in Python's words
         if given.get("ax") is not None or given.get("axes") is not None:
             return plot(*args, **kwargs)
         known = set(_made)

@@ -81,3 +81,8 @@ def test_what_fails_leaves_no_empty_figure():
     with pytest.raises(RuntimeError, match="size of tensor"):
         plot_bounds({"one": Bounds([1, 2], torch.tensor([-3.0, -2.0]), torch.ones(5), exact=None)})
     assert plt.get_fignums() == []
+
+
+def test_a_call_that_does_not_fit_is_refused_in_pythons_words():
+    with pytest.raises(TypeError, match=r"plot_bounds\(\) got an unexpected keyword argument 'axes'"):
+        plot_bounds(BOUNDS, axes=None)
