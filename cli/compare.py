@@ -24,7 +24,7 @@ from jensen.progress import named
 
 from .memory import training_memory
 from .names import GUIDES, suggestion
-from .page import about, add_bounds, page_of, shown_by
+from .page import about, curves_of, page_of, shown_by
 from .pairs import FAMILIES
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
@@ -68,41 +68,21 @@ def _report(job: _Job, guides: list[str]) -> None:
     """Train, measure, print and draw."""
     options, out = job.options, job.options.out
     blocks: dict[str, Comparison] = {}
-    pictured: dict[str, Pair] = {}
-    shown: dict[str, dict[str, Pair]] = {}
+    pairs: dict[str, dict[str, Pair]] = {}  # of each block; in figures stands the first seed
     if options.model in ("ppca", "all"):
         rows, histories = job.one_model(guides)
         note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
         blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
-        pairs = {name: of[0] for name, of in rows.items()}  # in pictures stands the first seed
-        shown["one-model"] = pairs
-        job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
-        job.pictures += draw_gaps(out, "one-model", blocks["one-model"])
-        name, pair = list(pairs.items())[-1]
-        pictured = {f"PPCA, {name}": pair}
+        pairs["one-model"] = {name: of[0] for name, of in rows.items()}
     if options.model in ("vae", "all"):
         rows, histories = job.trained_together([name for name in guides if name in FAMILIES])
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, rows, histories)
-        pairs = {name: of[0] for name, of in rows.items()}
-        for name, (model, guide) in pairs.items():
+        pairs["trained-together"] = {name: of[0] for name, of in rows.items()}
+        for name, (model, guide) in pairs["trained-together"].items():
             carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
-        shown["trained-together"] = pairs
-        job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
-        job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
-        pictured = pairs
-    job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)
     settings = {name: v for name, v in vars(options).items() if name not in ("given", "words")} | {"out": str(out)}
-    page = page_of(f"{job.data.name}: models and guides compared", facts(job.data), job.test)
-    for name, block in blocks.items():
-        page.add(block, title := name.replace("-", " ").capitalize())
-        measured = {row: found.evidence for row, found in block.rows.items()}
-        add_bounds(page, shown[name], measured, job.test, options.seed, title)
-    block, pairs = list(zip(blocks.values(), shown.values(), strict=True))[-1]
-    name, (model, guide) = list(pairs.items())[-1]
-    shown_by(page, model, guide, job.test, block.rows[name].evidence, options.seed, name)
-    page.training({name: of[0] for name, of in job.histories.items()})
-    about(page, options.words, settings, job.data.citation)
-    page.write(out / "report.html")
+    if not options.no_pictures:
+        _draw(job, blocks, pairs, settings)
     report = {
         "schema": SCHEMA,
         "settings": settings,
@@ -119,7 +99,31 @@ def _report(job: _Job, guides: list[str]) -> None:
         "pictures": job.pictures,
     }
     write_json(out / "report.json", report)
-    deliver(f"{len(job.pictures)} pictures, report.html and report.json are in {out}/", report, options.json)
+    made = "" if options.no_pictures else f"{len(job.pictures)} figures, report.html and "
+    deliver(f"{made}report.json {'are' if made else 'is'} in {out}/", report, options.json)
+
+
+def _draw(
+    job: _Job, blocks: dict[str, Comparison], pairs: dict[str, dict[str, Pair]], settings: dict[str, Any]
+) -> None:
+    """Draw the figures of each block, and write report.html."""
+    options, out = job.options, job.options.out
+    page = page_of(f"{job.data.name}: models and guides compared", facts(job.data), job.test)
+    for name, table in blocks.items():
+        curves = curves_of(pairs[name], job.test, options.seed)
+        alone = {row: (found.runs or [found.evidence])[0] for row, found in table.rows.items()}  # of the first seed
+        evidence = {} if table.shared_model else alone
+        job.pictures += draw_bounds(out, job.data, len(job.test), name, curves, evidence)
+        job.pictures += draw_gaps(out, name, table)
+        page.add(table, title := name.replace("-", " ").capitalize())
+        page.bounds(curves, evidence, title)
+    shown = pairs.get("trained-together") or {f"PPCA, {n}": pair for n, pair in list(pairs["one-model"].items())[-1:]}
+    job.pictures += draw_images(out, job.data, job.test, shown, job.labels, options.seed)
+    name, (model, guide) = list(shown.items())[-1]
+    shown_by(page, model, guide, job.test, list(alone.values())[-1], options.seed, name)
+    page.training({name: of[0] for name, of in job.histories.items()})
+    about(page, options.words, settings, job.data.citation)
+    page.write(out / "report.html")
 
 
 _ONE_MODEL = (

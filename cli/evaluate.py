@@ -15,7 +15,7 @@ from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.randomness import private_randomness
 
-from .page import about, add_bounds, page_of, shown_by
+from .page import about, curves_of, page_of, shown_by
 from .report import carried
 from .runs import RunFolder
 from .sources import added_bits, batch_transform, pick, reopen
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
                 continue
             page = page_of(f"{name}: {_describe(folder)}, on {data.name}", folder.configuration["facts"], x)
             page.add(measured[name])
-            add_bounds(page, {"guide": (model, guide)}, {"guide": measured[name]}, x, options.seed)
+            page.bounds(curves_of({"guide": (model, guide)}, x, options.seed), {"guide": measured[name]})
             if table is not None:
                 page.add(table, "All runs")
             shown_by(page, model, guide, x, measured[name], options.seed)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["about", "add_bounds", "page_of", "shown_by"]
+__all__ = ["about", "curves_of", "page_of", "shown_by"]
 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import jensen
-from jensen.inference import Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
+from jensen.inference import Bounds, Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
 from jensen.kernel.randomness import private_randomness
 from jensen.reports import Report
 from jensen.reports.page import Code, Grid, Text
@@ -43,24 +44,13 @@ def page_of(title: str, facts: Mapping[str, Any], x: Tensor) -> Report:
     )
 
 
-def add_bounds(
-    page: Report,
-    pairs: Mapping[str, tuple[nn.Module, nn.Module]],
-    measured: Mapping[str, Evidence],
-    x: Tensor,
-    seed: int,
-    title: str = "",
-) -> None:
-    """Add bounds on log p(x) of some of the data points, where weights are not joint, and log p(x) as a line."""
-    curves, levels = {}, {}
+def curves_of(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor, seed: int) -> dict[str, Bounds]:
+    """Bounds on log p(x) by name, without those of joint weights and of guides without a density."""
+    found = {}
     for name, (model, guide) in pairs.items():
-        try:
-            curves[name] = bounds(model, guide, x[:_FEW], particles=1024, seed=seed, progress=False)
-        except (ValueError, NotImplementedError):
-            continue
-        if measured[name].exact is None:  # an exact value has its line
-            levels[name] = float(measured[name].best[:_FEW].mean())
-    page.bounds(curves, levels, title)
+        with suppress(ValueError, NotImplementedError):
+            found[name] = bounds(model, guide, x, particles=1024, seed=seed, progress=False)
+    return found
 
 
 def shown_by(

@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from jensen.checked import checked
-from jensen.inference import Bounds, History
+from jensen.inference import Bounds, Evidence, History
 from jensen.plots.axes import without_pyplot
 from jensen.plots.images import Shape
 from jensen.results.files import whole
@@ -103,12 +103,12 @@ class Report:
             ]
         return self.section("Training", *figures)
 
-    def bounds(self, curves: Mapping[str, Bounds], levels: Mapping[str, float], name: str = "") -> Self:
-        """Add a figure of several bounds on log p(x), by name, if there are any, and lines at estimates of log p(x)."""
+    def bounds(self, curves: Mapping[str, Bounds], evidence: Mapping[str, Evidence], name: str = "") -> Self:
+        """Add a figure of several bounds, by name, if there are any, with the log p(x) that evidence gives."""
         if not curves:
             return self
         with without_pyplot():
-            section = bounds_of(curves, levels)
+            section = bounds_of(curves, evidence)
         self.sections.append(replace(section, title=f"{name}: bounds") if name else section)
         return self
 

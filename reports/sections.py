@@ -30,7 +30,6 @@ from jensen.plots import (
     plot_rate_distortion,
     plot_training,
 )
-from jensen.plots.axes import LINES
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import decimals, percent, with_error
 
@@ -204,12 +203,9 @@ _RANKS = (
 )
 
 
-def bounds_of(curves: Mapping[str, Bounds], levels: Mapping[str, float] | None = None) -> Section:
+def bounds_of(curves: Mapping[str, Bounds], evidence: Mapping[str, Evidence] | None = None) -> Section:
     """Bounds on log p(x) against the number of samples, with log p(x) as a line."""
-    ax = plot_bounds(curves)
-    for i, (name, level) in enumerate((levels or {}).items()):
-        ax.axhline(level, color="black", ls=LINES[1 + i % 5], lw=1, label=f"log p(x), {name}")
-    ax.legend(fontsize=6.5)
+    ax = plot_bounds(curves, evidence=evidence)
     caption = "Importance-weighted bounds rise from the ELBO (K = 1) to log p(x); bands are two Monte Carlo errors."
     return Section("Bounds", [drawn(ax, caption)])
 

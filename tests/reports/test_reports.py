@@ -161,7 +161,7 @@ def test_names_in_the_figures_of_a_page_are_told_apart(digits, tmp_path):
     _, x, pairs = digits
     curves = {name: bounds(*of, x, 8, seed=0, progress=False) for name, of in pairs.items()}
     table = compare(pairs, x, 50, seed=0, progress=False)
-    report = Report("several").add(table).bounds(curves, {"exact": -1.0})
+    report = Report("several").add(table).bounds(curves, {name: row.evidence for name, row in table.rows.items()})
     page = _Page(report.write(tmp_path / "page.html").read_text())
     names = [found["id"] for tag, found in page.tags if "id" in found and tag in ("g", "clipPath", "svg")]
     figures = {name.split("-")[0] for name in names}
