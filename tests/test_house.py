@@ -1,6 +1,7 @@
 """The house: arrows between rooms, names, docstrings, the README."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import importlib.metadata
@@ -193,3 +194,14 @@ def test_the_version_is_said_once():
 
     assert jensen.__version__ == importlib.metadata.version("jensen")
     assert f"## {jensen.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_of_this_version():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    version, license_ = setup["metadata"]["version"], setup["metadata"]["license"]
+    fields = dict(re.findall(r"^([a-z-]+): *(.*)$", (ROOT / "CITATION.cff").read_text(), re.M))
+    assert {"cff-version", "message", "title", "authors"} <= set(fields)  # what version 1.2.0 of the format requires
+    assert (fields["cff-version"], fields["version"], fields["license"]) == ("1.2.0", version, license_)
+    for page in (README, (ROOT / "docs" / "index.md").read_text()):
+        assert re.findall(r"version = \{(.*?)\}", page) == [version]
