@@ -54,6 +54,8 @@ def link(app, doctree: nodes.document, docname: str) -> None:
     from docutils import nodes
     from sphinx.util.nodes import make_refnode
 
+    if docname.startswith("generated/api/cli"):  # where names are those of commands
+        return
     objects = app.env.domains["py"].objects
     for node in list(doctree.findall(nodes.literal)):
         full = target(node.astext())
