@@ -97,8 +97,9 @@ def _reference() -> Iterator[tuple[str, str]]:
         for task, names in tasks.items() if len(tasks) > 1 else ():
             text = _heading(task, "=") + _toctree([f"../{page}" for page in pages[task]]) + _table(room, names)
             yield f"api/{room}/tasks/{_slug(task)}.rst", text
+        ordered = [name for names in tasks.values() for name in names]  # a function before the class that it returns
         for module in dict.fromkeys(modules.values()):
-            names = [name for name in modules if modules[name] == module]
+            names = [name for name in ordered if modules[name] == module]
             yield f"api/{room}/{_path(room, module)}.rst", _module(room, module, names)
 
 
@@ -235,7 +236,8 @@ def _benchmarks() -> Iterator[tuple[str, str]]:
         script = ROOT / "benchmarks" / f"{path.stem}.py"
         about = ast.get_docstring(ast.parse(script.read_text())) if script.exists() else None
         title = (about or path.stem).splitlines()[0].rstrip(".").split(":")[0]
-        yield f"benchmarks/{path.name}", f"# {title}\n\n{path.read_text()}"
+        text = re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", path.read_text())
+        yield f"benchmarks/{path.name}", f"# {title}\n\n{text}"
         entries.append((path.stem, title))
     listed = "".join(f"- [{title}](benchmarks/{name}.md)\n" for name, title in entries)
     paths = "\n".join(f"benchmarks/{name}" for name, _ in entries)

@@ -349,7 +349,7 @@ def named_parameters(model: Program, guide: Program) -> dict[int, str]:
 
 
 def _called(program: Program) -> str:
-    return getattr(program, "__qualname__", type(program).__name__)
+    return str(getattr(program, "__qualname__", type(program).__name__))
 
 
 def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
