@@ -21,12 +21,15 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
     "myst_nb",
     "sphinx_copybutton",
+    "sphinx_design",  # tabs and cards
     "sphinx-mathjax-offline",  # formulae are set without a network
     "sources",
     "gallery",
     "docstrings",
+    "names",
     "anchors",
 ]
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store"]
@@ -64,6 +67,7 @@ html_theme = "furo"
 html_title = f"jensen {release}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).parent / "static" / "scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -132,11 +132,10 @@ def gap_bars(rows: Mapping[str, tuple[float, float]]) -> Axes:
     ax.set_xlim(right=1.25 * (largest if largest < 8 * second or second <= 0 else 2 * second))  # one bar may be cut off
     for i, ((mean, error), end) in enumerate(zip(rows.values(), ends, strict=True)):
         cut = end > ax.get_xlim()[1]
-        shown = ax.text(
-            ax.get_xlim()[1] if cut else max(end, 0), i, f" {decimals(mean, digits_of(error))}", va="center", fontsize=7
-        )
+        number = decimals(mean, digits_of(error))
+        shown = ax.text(ax.get_xlim()[1] if cut else max(end, 0), i, f" {number}", va="center", fontsize=7)
         if cut:
-            shown.set(text=f"{decimals(mean, digits_of(error))} \N{RIGHTWARDS ARROW}", ha="right", color="white")
+            shown.set(text=f"{number} \N{RIGHTWARDS ARROW}", ha="right", color="white")
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("log p(x) - ELBO (nats per data point)")
     return ax

@@ -30,7 +30,7 @@ _MEANINGS = {
     r"log p\(x\), refined": "Log-likelihood from importance sampling with a proposal of its own for each data point.",
     r"log p\(x\), importance-weighted": "Log-likelihood from importance sampling with samples from the guide.",
     r"log p\(x\), exact": "Log-likelihood that the model knows in closed form, or that a sum or an integral gives.",
-    r"guide samples only, K = .*": "Log-likelihood estimated from samples of the guide alone: the number that papers report.",
+    r"guide samples only, K = .*": "Log-likelihood from samples of the guide alone: the number that papers report.",
     r"delta-corrected": "The estimate with its bias of order 1/K added back.",
     r"jackknifed": "The jackknife estimate: less bias, more variance.",
     r"Pareto-smoothed": "The estimate with its largest weights smoothed by a fitted Pareto distribution.",

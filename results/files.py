@@ -114,8 +114,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} cannot be read as a checkpoint: it is torn or of another kind ({said}); delete it and start "
-                "again"
+                f"{path} cannot be read as a checkpoint: it is torn or of another kind ({said}); give the file "
+                "that fit(..., checkpoint=...) wrote, and if it is that file, start again without it"
             ) from error
     schema = state.get("jensen_checkpoint") if isinstance(state, dict) else None
     if type(schema) is not int or schema < 1:

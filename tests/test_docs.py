@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import members
+import names
 import pytest
 import sources
+import tasks
 import test_compile
 import test_contract
 import test_families
@@ -172,6 +174,40 @@ def elsewhere(monkeypatch):
         for room in rooms:
             monkeypatch.setattr(room, name, value, raising=False)
             monkeypatch.setattr(room, "__all__", [*room.__all__, name])
+        monkeypatch.setitem(tasks.TASKS["inference"], f"To {name}", (name,))
+
+
+def test_a_public_name_without_a_task_stops_the_build(elsewhere, monkeypatch):
+    monkeypatch.delitem(tasks.TASKS["inference"], "To pour")
+    with pytest.raises(ValueError, match=r"jensen.inference has \['pour'\] without a task: add each to TASKS"):
+        sources.members()
+
+
+def test_a_task_lists_public_names_only():
+    with pytest.raises(ValueError, match=r"TASKS of jensen.plots lists \['save'\]"):
+        tasks.grouped("plots", [name for name, _ in sources.public("plots") if name != "save"])
+
+
+def test_every_subpackage_with_a_long_list_has_tasks():
+    for room in sources.ROOMS:
+        assert room in tasks.TASKS or len(list(sources.public(room))) < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("PPCA", "jensen.models.PPCA"),
+        ("compare(..., gaps=True)", "jensen.inference.compare"),
+        ("jensen.inference.fit", "jensen.inference.fit"),
+        ("Evidence.by_guide", "jensen.inference.Evidence.by_guide"),
+        ("Laplace", None),  # of two subpackages
+        ("guides.Laplace", "jensen.guides.Laplace"),
+        ("IWAE < ELBO", None),
+        ("jensen compare", None),
+    ],
+)
+def test_literals_that_are_public_names_have_a_target(text, full):
+    assert names.target(text) == full
 
 
 def test_a_name_defined_outside_the_public_rooms_belongs_to_the_room_that_lists_it(elsewhere):
@@ -184,7 +220,9 @@ def test_a_name_defined_outside_the_public_rooms_belongs_to_the_room_that_lists_
     assert ".. autofunction:: jensen.inference.pour\n" in pages["api/inference/cellar/casks.rst"]
     assert ".. autofunction:: jensen.inference.carry\n" in pages["api/inference/stairs/casks.rst"]
     for entry in re.search(r"toctree::.*?\n\n(.*?)\n\n", pages["api/inference.rst"], re.S)[1].split():
-        assert f"api/{entry}.rst" in pages
+        listed = re.search(r"toctree::.*?\n\n(.*?)\n\n", pages[f"api/{entry}.rst"], re.S)
+        for module in listed[1].split() if listed else []:
+            assert f"api/inference/{module.removeprefix('../')}.rst" in pages
 
 
 def test_the_overview_is_made_from_docstrings(elsewhere):
@@ -192,7 +230,7 @@ def test_the_overview_is_made_from_docstrings(elsewhere):
     row = "\n     - Move wine.\n     - `Noah et al. 1999 <https://example.org/vines>`__; Lot 2001\n"
     for name in ("pour", "carry"):
         assert f"   * - :py:obj:`~jensen.inference.{name}`{row}" in text
-        assert f"\n\nThe folder of {name}.\n\n.. list-table::" in text
+        assert f"\n\nTo {name}\n~~~" in text
     assert text.count(":py:obj:`~jensen.families.MeanField`") == 2  # its row, and a mention among the guides
     assert r":py:obj:`~jensen.models.VampPrior`" in text
     assert r"q(z \| x)" in text

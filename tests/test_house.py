@@ -1,6 +1,7 @@
 """Conventions of the package: imports between subpackages, names, docstrings, the README."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import importlib.metadata
@@ -224,3 +225,14 @@ def test_what_answers_at_once_imports_neither_torch_nor_numpy(code):
     code += "\nimport sys; print(sorted({'torch', 'numpy', 'pyro', 'matplotlib', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_citation_is_of_this_version():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    version, license_ = setup["metadata"]["version"], setup["metadata"]["license"]
+    fields = dict(re.findall(r"^([a-z-]+): *(.*)$", (ROOT / "CITATION.cff").read_text(), re.M))
+    assert {"cff-version", "message", "title", "authors"} <= set(fields)  # what version 1.2.0 of the format requires
+    assert (fields["cff-version"], fields["version"], fields["license"]) == ("1.2.0", version, license_)
+    for page in (README, (ROOT / "docs" / "index.md").read_text()):
+        assert re.findall(r"version = \{(.*?)\}", page) == [version]

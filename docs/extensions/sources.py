@@ -1,7 +1,8 @@
 """Generated pages: the API overview and reference, the tutorials, the results of the benchmarks.
 
 ``generate`` writes them to ``docs/generated`` before Sphinx reads its sources, from the installed package and from the
-files beside this folder. A new room, public name, notebook or table appears on the site without an edit here.
+files beside this folder. A new subpackage, notebook or table appears on the site without an edit here; a new public
+name needs a place in ``tasks.py``.
 """
 
 import ast
@@ -10,8 +11,9 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
+
+from tasks import grouped
 
 import jensen
 
@@ -77,35 +79,60 @@ def _heading(text: str, line: str) -> str:
 
 
 def _toctree(entries: list[str], depth: int = 1) -> str:
+    if not entries:
+        return ""
     return (
         f".. toctree::\n   :hidden:\n   :maxdepth: {depth}\n\n" + "".join(f"   {entry}\n" for entry in entries) + "\n"
     )
 
 
 def _reference() -> Iterator[tuple[str, str]]:
-    """A page per room, and below it a page per module with public names."""
+    """A page per subpackage, below it a page per task, and below that a page per module with public names."""
     yield "api/module.rst", _heading("jensen.module", "=") + ".. automodule:: jensen.module\n   :members:\n"
     for room in ROOMS:
-        modules: dict[str, list[str]] = {}
-        for name, module in public(room):
-            modules.setdefault(module, []).append(name)
-        yield f"api/{room}.rst", _room(room, modules)
-        for module, names in modules.items():
+        modules = dict(public(room))
+        tasks = grouped(room, modules)
+        pages = _pages(room, modules, tasks)
+        yield f"api/{room}.rst", _room(room, tasks, pages)
+        for task, names in tasks.items() if len(tasks) > 1 else ():
+            text = _heading(task, "=") + _toctree([f"../{page}" for page in pages[task]]) + _table(room, names)
+            yield f"api/{room}/tasks/{_slug(task)}.rst", text
+        ordered = [name for names in tasks.values() for name in names]  # a function before the class that it returns
+        for module in dict.fromkeys(modules.values()):
+            names = [name for name in ordered if modules[name] == module]
             yield f"api/{room}/{_path(room, module)}.rst", _module(room, module, names)
 
 
+def _pages(room: str, modules: dict[str, str], tasks: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The modules' pages, each under the first task that one of its names belongs to."""
+    found: dict[str, list[str]] = {task: [] for task in tasks}
+    seen: set[str] = set()
+    for task, names in tasks.items():
+        for page in (_path(room, modules[name]) for name in names):
+            if page not in seen:
+                seen.add(page)
+                found[task].append(page)
+    return found
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower())
+
+
 def _path(room: str, module: str) -> str:
-    """Where a module's page stands in the folder of its room."""
+    """Where a module's page stands in the folder of its subpackage."""
     return module.removeprefix("jensen.").removeprefix(f"{room}.").replace(".", "/")
 
 
-def _room(room: str, modules: dict[str, list[str]]) -> str:
-    ordered = sorted(modules, key=lambda module: modules[module][0].lower())
+def _room(room: str, tasks: dict[str, list[str]], pages: dict[str, list[str]]) -> str:
+    entries = [f"{room}/tasks/{_slug(task)}" for task in tasks]
+    if len(tasks) == 1:
+        entries = [f"{room}/{page}" for page in pages[next(iter(tasks))]]
     return (
         _heading(f"jensen.{room}", "=")
         + f".. automodule:: jensen.{room}\n   :no-members:\n\n"
-        + _toctree([f"{room}/{_path(room, module)}" for module in ordered])
-        + _tables(room, "-")
+        + _toctree(entries)
+        + _tables(room, tasks, "-")
     )
 
 
@@ -114,21 +141,23 @@ def members() -> str:
     text = _heading("API overview", "=") + _OVERVIEW
     for room in ROOMS:
         doc = inspect.getdoc(importlib.import_module(f"jensen.{room}")) or ""
-        text += _heading(f"jensen.{room}", "-") + f"{_plain(doc.splitlines()[0])}\n\n" + _tables(room, "~")
+        text += _heading(f"jensen.{room}", "-") + f"{_plain(doc.splitlines()[0])}\n\n"
+        text += _tables(room, grouped(room, dict(public(room))), "~")
     return text
 
 
-def _tables(room: str, line: str) -> str:
-    """A table of a room's names for each folder that defines some, and the names that are another room's."""
+def _tables(room: str, tasks: dict[str, list[str]], line: str) -> str:
+    """A table of a subpackage's names for each task, and the names that another subpackage defines."""
     text = ""
-    for folder, pairs in groupby(public(room), key=lambda pair: pair[1].rpartition(".")[0]):
-        if folder not in ("jensen", f"jensen.{room}"):
-            doc = inspect.getdoc(importlib.import_module(folder)) or ""
-            text += _heading(folder.removeprefix("jensen."), line) + f"{_plain(_sentence(doc))}\n\n"
-        text += _TABLE + "".join(_row(room, name) for name, _ in pairs) + "\n"
+    for task, names in tasks.items():
+        text += (_heading(task, line) if task else "") + _table(room, names)
     names = importlib.import_module(f"jensen.{room}").__all__
     elsewhere = [f":py:obj:`~jensen.{home(room, name)[1]}.{name}`" for name in names if home(room, name)[1] != room]
     return text + (f"Also importable from here: {', '.join(elsewhere)}.\n\n" if elsewhere else "")
+
+
+def _table(room: str, names: list[str]) -> str:
+    return _TABLE + "".join(_row(room, name) for name in names) + "\n"
 
 
 def _row(room: str, name: str) -> str:
@@ -207,14 +236,15 @@ def _benchmarks() -> Iterator[tuple[str, str]]:
         script = ROOT / "benchmarks" / f"{path.stem}.py"
         about = ast.get_docstring(ast.parse(script.read_text())) if script.exists() else None
         title = (about or path.stem).splitlines()[0].rstrip(".").split(":")[0]
-        yield f"benchmarks/{path.name}", f"# {title}\n\n{path.read_text()}"
+        text = re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", path.read_text())
+        yield f"benchmarks/{path.name}", f"# {title}\n\n{text}"
         entries.append((path.stem, title))
     listed = "".join(f"- [{title}](benchmarks/{name}.md)\n" for name, title in entries)
     paths = "\n".join(f"benchmarks/{name}" for name, _ in entries)
     yield "benchmarks.md", f"{_MEASURED}{listed}\n```{{toctree}}\n:hidden:\n\n{paths}\n```\n"
 
 
-_OVERVIEW = """Every public name, with the first sentence of its documentation and its sources.
+_OVERVIEW = """Every public name, by subpackage and task, with the first sentence of its documentation and its sources.
 
 """
 

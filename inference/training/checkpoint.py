@@ -348,6 +348,10 @@ def named_parameters(model: Program, guide: Program) -> dict[int, str]:
     return {id(p): f"{prefix}.{name}" for prefix, m in modules for name, p in m.named_parameters()}
 
 
+def _called(program: Program) -> str:
+    return str(getattr(program, "__qualname__", type(program).__name__))
+
+
 def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
     """The identity of a file, which changes if another file replaces it; None without a file."""
     try:
@@ -360,14 +364,14 @@ def mark_of(path: str | os.PathLike[str]) -> FileMark | None:
 @checked
 @torch.no_grad()
 def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], *, best: bool = True) -> History:
-    """Load the parameters of a checkpoint into a model and guide, to measure them or to sample from them.
+    """Load the parameters of a checkpoint into a model and its guide, to measure them or to sample from them.
 
-    The file is read with ``weights_only=True``: it cannot run code. To continue training, give it to
-    :func:`~jensen.inference.fit` instead.
+    The file is read with ``weights_only=True``: no code from the file is executed. To continue training, pass the file
+    to :func:`~jensen.inference.fit` instead.
 
     Args:
-        model: a model built as that of the run was.
-        guide: a guide built as that of the run was.
+        model: built as the model of the run was.
+        guide: built as the guide of the run was.
         checkpoint: the file that ``fit(..., checkpoint=...)`` wrote.
         best: whether to load the parameters of the best validation epoch, if the run had ``patience``; otherwise
             those of the last epoch.
@@ -377,7 +381,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or belongs to another model or guide.
+        ValueError: if the file is damaged, if it belongs to another model or guide, or if model and guide are swapped.
 
     Example:
         >>> import tempfile
@@ -401,9 +405,17 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     values, given = values[-len(names) :], values[: -len(names)]
     buffers = buffers[: len(given)]  # a file of 0.1.0 lacks those of modules that functions hold
     if set(names) - set(own) or [b.shape for b in buffers] != [b.shape for b in given]:
+        got = f"model={_called(model)} and guide={_called(guide)}"
+        other = {"model": "guide", "guide": "model"}
+        swapped = {f"{other[half]}.{rest}" for half, _, rest in (name.partition(".") for name in own)}
+        if set(names) <= swapped:
+            raise ValueError(
+                f"restore got {got}, but in {checkpoint} the parameters of the first are those of the guide, and those "
+                "of the second are the model's: call restore(model, guide, checkpoint) in this order"
+            )
         raise ValueError(
-            f"{checkpoint} is a checkpoint of another pair: only it has {sorted(set(names) - set(own))}, only this "
-            f"pair has {sorted(set(own) - set(names))}; build the pair as it was"
+            f"{checkpoint} does not belong to {got}: only it has {sorted(set(names) - set(own))}, only these have "
+            f"{sorted(set(own) - set(names))}; build model and guide as they were in that run"
         )
     targets = [*buffers, *(own[name] for name in names)]
     try:
@@ -412,7 +424,9 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         for target, value in zip(targets, [*given, *values], strict=True):
             _check_like([value.to(target.dtype)], [target], "buffers and parameters")
     except ValueError as error:
-        raise ValueError(f"{checkpoint} does not fit this pair: {error}; build the pair as it was") from error
+        raise ValueError(
+            f"{checkpoint} does not fit this model and guide: {error}; build both as they were in that run"
+        ) from error
     for target, value in zip(targets, [*given, *values], strict=True):
         target.copy_(value)
     return state["history"]

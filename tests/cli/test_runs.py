@@ -415,7 +415,7 @@ def test_a_checkpoint_of_another_pair_is_not_restored(tmp_path):
     fit(*_pair(), torch.randn(20, 5), epochs=1, checkpoint=tmp_path / "c.pt", progress=False)
     other = PPCA(5, latent=3)
     before = other.weight.clone()
-    with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only this pair has .*\[5, 3\]"):
+    with pytest.raises(ValueError, match=r"only it has .*model.weight \[5, 2\].*only these have .*\[5, 3\]"):
         restore(other, ExactPosterior(other), tmp_path / "c.pt")
     assert torch.equal(other.weight, before)
 

@@ -49,7 +49,7 @@ def test_a_torn_checkpoint_is_a_value_error_that_names_it(part, tmp_path):
     files.write_checkpoint(tmp_path / "c.pt", {"a": torch.arange(3000.0)})
     whole = (tmp_path / "c.pt").read_bytes()
     (tmp_path / "c.pt").write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(ValueError, match=r"c\.pt cannot be read as a checkpoint: it is torn .*; delete it"):
+    with pytest.raises(ValueError, match=r"c\.pt cannot be read as a checkpoint: it is torn .*; give the file"):
         files.read_checkpoint(tmp_path / "c.pt")
 
 

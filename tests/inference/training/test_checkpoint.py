@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from jensen.guides import ExactPosterior
+from jensen.families import MeanField
+from jensen.guides import ExactPosterior, amortize
 from jensen.inference import Callback, History, fit, restore
 from jensen.models import PPCA
+from jensen.networks import mlp
 from jensen.results.files import read_checkpoint, write_checkpoint
 
 
@@ -74,8 +76,40 @@ def test_a_value_is_not_spread_over_a_parameter(tmp_path):
     _fit(path, 1)
     _damaged(path, lambda s: s.update(parameters=[p.flatten()[:1] for p in s["parameters"]]))
     model = PPCA(3, latent=2)
-    with pytest.raises(ValueError, match="does not fit this pair"):
+    with pytest.raises(ValueError, match="does not fit this model and guide"):
         restore(model, ExactPosterior(model), path)
+
+
+def test_swapped_arguments_of_restore_are_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    model = PPCA(3, latent=2)
+    guide = amortize(model, mlp(3, [4]), MeanField, context=4)
+    fit(model, guide, torch.randn(10, 3), epochs=1, checkpoint=path, progress=False)
+    before = model.weight.clone()
+    said = r"got model=Amortized and guide=PPCA, but .*call restore\(model, guide, checkpoint\) in this order"
+    with pytest.raises(ValueError, match=said) as caught:
+        restore(guide, model, path)
+    assert "delete" not in str(caught.value)
+    assert torch.equal(model.weight, before)
+
+
+def test_restore_of_another_guide_names_both(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    _fit(path, 1)
+    model = PPCA(3, latent=2)
+    guide = amortize(model, mlp(3, [4]), MeanField, context=4)
+    other = PPCA(3, latent=1)
+    with pytest.raises(ValueError, match=r"does not belong to model=PPCA and guide=Amortized: only it has .*\[3, 2\]"):
+        restore(other, guide, path)
+
+
+def test_a_file_of_another_kind_is_not_advised_to_be_deleted(tmp_path):
+    path = tmp_path / "history.json"
+    path.write_text("{}")
+    model = PPCA(3, latent=2)
+    with pytest.raises(ValueError, match=r"give the file that fit\(\.\.\., checkpoint=\.\.\.\) wrote") as caught:
+        restore(model, ExactPosterior(model), path)
+    assert "delete" not in str(caught.value)
 
 
 def test_an_unchanged_checkpoint_goes_on(tmp_path):
