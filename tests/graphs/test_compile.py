@@ -495,7 +495,7 @@ EAGER = {
 def test_what_cannot_be_captured_runs_eagerly_and_says_so(kind):
     make, objective, reason = EAGER[kind]
     model, guide, x = make()
-    with pytest.warns(UserWarning, match="does not compile the steps; its steps are eager"):
+    with pytest.warns(UserWarning, match="does not compile the steps; they run eager"):
         history = fit(model, guide, x, objective(), epochs=2, compile=True, progress=False)
     assert not history.compiled
     assert reason in history.route
@@ -781,7 +781,7 @@ def test_an_objective_that_reads_values_runs_eagerly():
             return -bound if bool(bound.detach() > -1e9) else -2 * bound, bound
 
     model, guide, x = _small()
-    with pytest.warns(UserWarning, match="does not compile the steps; its steps are eager"):
+    with pytest.warns(UserWarning, match="does not compile the steps; they run eager"):
         history = fit(model, guide, x, Cautious(), epochs=2, compile=True, progress=False)
     assert history.steps == 2
     assert len(history.elbo) == 2

@@ -267,7 +267,7 @@ def test_steps_from_a_graph_find_the_same(kind, float64, monkeypatch):
         refined, expected = (q_of(guide, x + moved, site=site) for guide in (fast, eager))
         for name in ("mean", "covariance_matrix"):
             assert torch.equal(getattr(refined, name), getattr(expected, name)), name
-    assert fast.route == "captured: compiling would not pay"
+    assert fast.route == "traced: compiling would not pay"
     assert eager.route == "eager: compile=False"
 
 
@@ -281,7 +281,7 @@ def test_a_graph_does_not_outlive_the_numbers_it_was_made_with(kind, float64, mo
         for shift in (0.0, 1.0):
             refined, expected = (q_of(g, x + shift, site="joint").mean for g in (guide, Laplace(model, compile=False)))
             assert torch.equal(refined, expected)
-    assert guide.route.startswith("captured")
+    assert guide.route.startswith("traced")
 
 
 def test_a_model_that_is_a_function_is_not_captured(float64):

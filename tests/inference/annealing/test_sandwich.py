@@ -390,7 +390,7 @@ def test_settings_that_make_no_sense(options, message):
 @pytest.mark.filterwarnings("ignore:Laplace")
 def test_guides_without_log_q_of_the_true_latents_are_named():
     model, guide, _ = pair("PPCA", next(iter(NO_INVERSE)))
-    with pytest.raises(NotImplementedError, match="its own draws only"):
+    with pytest.raises(NotImplementedError, match="its own samples only"):
         sandwich(model, guide, 5, temperatures=2, progress=False)
     for make in (Laplace, lambda model: amortized(model, FullCovariance, joint=True)):
         with pytest.raises(ValueError, match=r"the guide samples \['joint'\].*auxiliary site"):

@@ -312,7 +312,7 @@ def test_the_closed_form_comes_first():
 
 def test_it_prints():
     text = str(_integrated(Ring().double(), _drawn(Ring().double(), 5)))
-    assert text.startswith("log p(x) of 5 data by quadrature, nats per datum")
+    assert text.startswith("log p(x) of 5 data points by quadrature, nats per data point")
     assert "largest error" in text
     assert "evaluations of log p(x, z)" in text
 

@@ -424,7 +424,7 @@ def test_the_variance_of_training_runs_is_in_the_verdict():
     assert "standard errors above `b`" in one or "the same amount at every test point above `b`" in one
     assert one.endswith("Test-set error only, one training run: other seeds may differ by more.")
     mixed = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).sentence()
-    assert mixed.endswith("training runs; b, one training run, taken to vary as the other rows do.")
+    assert mixed.endswith("training runs; b, one training run, assumed to vary like the other rows.")
     pooled = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).difference("a", "b", "log_evidence")
     assert pooled[1] == pytest.approx(float(torch.tensor(a).var() * (1 / 3 + 1)) ** 0.5, rel=1e-3)
 

@@ -245,7 +245,7 @@ def test_a_search_that_cannot_be_captured_says_why(float64):
     forward = model.forward
     model.forward = lambda x: forward(x) if model.weight.isfinite().all() else None
     search = LocalSearch(model, guide.local(x), (x,), 4, True, 1000)
-    with pytest.warns(UserWarning, match="gaps does not compile this search; its steps are eager: RuntimeError"):
+    with pytest.warns(UserWarning, match="gaps does not compile this search; its steps run eager: RuntimeError"):
         search.round(3, 0.1)
 
 

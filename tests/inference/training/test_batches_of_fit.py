@@ -222,14 +222,14 @@ def test_a_conditioned_model_is_measured_per_datum(objective):
     log_p = dist.Normal(0.0, 2**0.5).log_prob(x)
     history = fit(model, guide, (), objective, epochs=3, lr=1e-9, progress=False)
     assert history.elbo[0] == pytest.approx(log_p.mean().item(), abs=1e-4)
-    assert "nats per datum" in str(history)
+    assert "nats per data point" in str(history)
 
 
 def test_the_unit_of_a_history_is_that_of_its_bounds():
     assert "nats in total" in str(History(elbo=[-3.0], data=1))
     assert "(nats in total)" in plot_training(History(elbo=[-3.0, -2.0], data=1)).get_ylabel()
-    assert "nats per datum" in str(History(elbo=[-3.0], data=7))
-    assert "nats per datum" in str(History(elbo=[-3.0]))
+    assert "nats per data point" in str(History(elbo=[-3.0], data=7))
+    assert "nats per data point" in str(History(elbo=[-3.0]))
 
 
 def test_room_for_plates_is_what_the_user_says():
