@@ -390,7 +390,7 @@ def test_a_seed_repeats_everything_and_leaves_the_users_stream_alone():
         model, guide, x, chains=4, temperatures=[0, 0.5, 1], start="guide", chunk_size=40, seed=3, progress=False
     )  # 3 batches
     assert few.step_sizes.shape == (1, 30)
-    assert "30 data, 4 chains each, 2 temperatures from the guide" in str(few)
+    assert "30 data points, 4 chains each, 2 temperatures from the guide" in str(few)
     assert few.to_dict()["summary"]["exact"] == few.exact.mean().item()
 
 

@@ -226,7 +226,7 @@ def test_a_model_that_does_not_draw_what_it_scores_is_the_suspect(known, float64
     assert ("annealed lower bound", "annealed upper bound") in pairs
     assert (("exact log p(x)", "annealed upper bound") in pairs) == known
     text = str(found)
-    assert "Suspect: the model: it does not draw what it scores" in text
+    assert "Suspect: the model: its samples do not follow its density" in text
     assert "importance-weighted, K" not in text  # no table
     assert ("log_evidence" in text) == known
 

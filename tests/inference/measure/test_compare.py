@@ -218,7 +218,7 @@ def test_one_number_for_each_pair_has_a_monte_carlo_error(joint):
 def test_joint_weights_speak_of_all_data_and_of_no_datum():
     rows = {"a": Row(_one(-70.0, k=0.9), 1, 1.0), "b": Row(_one(-75.0, k=0.9), 1, 1.0)}
     text = str(Comparison(rows, True))
-    assert text.startswith("all data jointly, 100 particles, nats in all\n")
+    assert text.startswith("all data jointly, 100 particles, nats in total\n")
     assert "k-hat" in text.splitlines()[1]
     assert text.splitlines()[3].split()[-3:] == ["0.90", "1", "1.0"]
     assert text.endswith("The log p(x) of a, b is probably too low: k-hat > 0.7.")
