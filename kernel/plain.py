@@ -1,6 +1,6 @@
 """The state of programs beside the values of tensors: plain numbers, flags, named modules and parameters.
 
-A graph traced from a program contains this state as it was then. Watched are
+A graph traced from a program contains this state as it was then. The state consists of:
 
 | where | what |
 | --- | --- |

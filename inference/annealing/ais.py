@@ -446,7 +446,7 @@ def ais(
             three steps each are better than few with many.
         pilot: the number of chains of the pilot run, at least 2.
         start: q_0: ``"prior"`` or ``"guide"``.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         chunk_size: how many (data point, chain) combinations are run at once.
         device: where to run; modules and data are moved there. None: no move.

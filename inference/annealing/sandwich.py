@@ -328,7 +328,7 @@ def sandwich(
         leapfrog: leapfrog steps of a transition.
         pilot: the number of chains of the pilot run.
         start: the start of annealing, ``"prior"`` or ``"guide"``; from the prior it does not depend on the guide.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         chunk_size: how many (data point, chain) or (data point, particle) combinations are run at once.
         device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.

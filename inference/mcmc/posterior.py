@@ -107,7 +107,7 @@ class PosteriorDraws(Printed):
         Args:
             guide: a guide of the model, called with the same data.
             draws: the number of guide samples, at least 2; None: as many as posterior samples.
-            seed: makes the samples reproducible without the user's random stream; None uses that stream.
+            seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
 
         Returns:
             The :class:`~jensen.inference.GuideDistance`.
@@ -259,7 +259,7 @@ def mcmc_posterior(
         warmup: transitions before those, at least 1, that set step sizes and scales; not used by rejection. None: 300,
             and 2000 for a random walk.
         chains: the number C of chains per data point, run one after the other.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.

@@ -121,9 +121,9 @@ def bounds(
         latents: the latent values that generated the data, [N, *event] by site, as :func:`~jensen.inference.simulate`
             returns them; the result then has ``upper``. It cannot be checked that they belong to the data. None
             for real data.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once, as in :func:`~jensen.inference.evaluate`.
-        device: where to run; modules and data are moved there. None: where they are.
+        device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.
 
     Returns:

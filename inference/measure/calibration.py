@@ -303,7 +303,7 @@ def calibrate(
             again, the rest are covariates.
         covariates: the arguments of model and guide beside x, a tensor or a tuple of tensors whose first dimension is
             N; not used with an example.
-        seed: makes data and samples reproducible without the user's random stream; None uses that stream.
+        seed: makes data and samples reproducible, with a random stream of its own; None uses the user's stream.
         chunk_size: how many (data point, sample) combinations are run at once.
         device: where to run; modules and data are moved there. None: no move.
         progress: whether to show a progress bar.

@@ -108,7 +108,7 @@ def encode(
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the number K of samples, at least 1.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
 
     Returns:
         By site, in the model's order, [N, *event], without gradient.
@@ -144,7 +144,7 @@ def reconstruct(
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the number K of samples, at least 1.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
 
     Returns:
         The mean of the observed values, [N, *event_shape], without gradient; by site, in the order of the model,

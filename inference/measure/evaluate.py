@@ -332,7 +332,7 @@ def evaluate(
             tolerance, with a warning if it is impossible; ``False``: never. :attr:`Evidence.method` shows the result.
         train: training data to fit the baseline: one distribution per feature. None: it is fitted to the
             measured data, which favours it, and its row is marked.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
         chunk_size: how many (data point, particle) combinations are run at once (how many particles, if the model holds
             its data); None: as many as fit into a processor's cache.
@@ -446,7 +446,7 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
     n = len(found.log_prob)
-    favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # the evidence pays for its latents
+    favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # p(x) penalizes its latents
     if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
     reason = likely_reason(data[0] if fitted is None else fitted) if kind == "Gaussian" else ""

@@ -228,7 +228,7 @@ def gaps(
             weights.
         draws: samples from the guide per data point and step.
         batch_size: how many data points are optimised at once.
-        seed: makes everything reproducible without the user's random stream; None uses that stream.
+        seed: makes everything reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
         device: where to run; modules and data are moved there. None: no move.

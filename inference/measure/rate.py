@@ -129,7 +129,7 @@ def rate_distortion(
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors.
         particles: the number K of samples per data point, at least 2.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once.
         chunk_size: how many (data point, particle) combinations are run at once.
         device: where to run; modules and data are moved there. None: no move.

@@ -82,7 +82,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is torn, changed since it was written, of another kind, or of a newer schema version.
+        ValueError: if it is damaged, changed since it was written, of another kind, or of a newer schema version.
     """
     state = read_checkpoint(path)
     try:

@@ -93,8 +93,8 @@ def fit(
 ) -> History:
     """Train a model and guide by stochastic variational inference.
 
-    One step is that of ``pyro.infer.SVI``: the objective's loss on a batch, its gradient, one update. Trained are the
-    parameters of model and guide if they are modules, and all parameters of ``pyro.param`` and ``pyro.module``.
+    One step is that of ``pyro.infer.SVI``: the objective's loss on a batch, its gradient, one update. ``fit`` trains
+    the parameters of model and guide if they are modules, and all parameters of ``pyro.param`` and ``pyro.module``.
 
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
@@ -117,7 +117,7 @@ def fit(
         validation: data like ``data``, whose ELBO, rate and distortion are computed after every epoch (8 particles, the
             same samples every time).
         patience: stop after this many epochs without a better validation ELBO, and restore the best parameters.
-        seed: makes the run reproducible without the user's random stream; None uses that stream.
+        seed: makes the run reproducible, with a random stream of its own; None uses the user's stream.
         device: where to run; modules (which stay there) and batches are moved. None: no move.
         checkpoint: a file written after every epoch, in full or not at all.
         resume: continue from ``checkpoint`` if it exists: the result equals that of an uninterrupted run.

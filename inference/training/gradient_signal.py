@@ -79,7 +79,7 @@ def gradient_signal(
             those of its own ``step``, which ``fit`` does not change.
         repeats: the number of gradients, at least 2.
         of: the module whose parameters are differentiated; None: the guide, or the parameters that it reads.
-        seed: makes the samples reproducible without the user's random stream; None uses that stream.
+        seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
 
     Returns:
         The :class:`GradientSignal`.

@@ -451,7 +451,7 @@ class IWAE(Objective):
 
 
 class Renyi(Objective):
-    r"""Renyi's bound of order alpha: the ELBO at 1, the importance-weighted bound at 0, above log p(x) below 0.
+    r"""Renyi's bound of order alpha: the ELBO for 1, the importance-weighted bound for 0, an upper bound below 0.
 
     .. math:: \mathcal{L}_\alpha = \sum_n \frac{1}{1 - \alpha} \mathbb{E} \log \frac{1}{K} \sum_k w_{kn}^{1 - \alpha}
 

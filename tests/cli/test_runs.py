@@ -543,7 +543,7 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
     means = [measured["runs"][f"a/seed-{seed}"]["summary"]["elbo"] for seed in (5, 6)]
     assert [run["elbo"] for run in row["runs"]] == pytest.approx(means)
     assert row["elbo"] == pytest.approx(sum(means) / 2)
-    assert "b, one training run, taken to vary as the other rows do" in measured["comparison"]["sentence"]
+    assert "b, one training run, assumed to vary like the other rows" in measured["comparison"]["sentence"]
     assert (tmp_path / "a" / "seed-6" / "report.json").is_file()
     assert main(["evaluate", str(tmp_path / "a"), *quick]) == 0
     shown = capsys.readouterr().out

@@ -206,7 +206,7 @@ def test_a_value_that_changes_again_and_again_is_named_with_the_remedy():
     for i in range(3):
         pair.beta = 10.0 + i
         state.now()
-    assert state.often.startswith("the attribute 'beta' of Pair changes again and again")
+    assert state.often.startswith("the attribute 'beta' of Pair changes repeatedly")
     assert "register_buffer" in state.often
 
 
@@ -226,7 +226,7 @@ def test_a_run_that_changes_the_state_is_found_and_undone():
     counter, still = Counter(True), Counter(False)
     state = PlainState(counter)
     before = state.now()
-    assert state.watch_run(counter) == "the pair's run changes the attribute 'calls' of Counter"
+    assert state.watch_run(counter) == "each run of model and guide changes the attribute 'calls' of Counter"
     assert state.changing
     assert (counter.calls, counter.cache) == (0, None)
     assert state.now() == before

@@ -317,7 +317,7 @@ def test_where_the_guide_is_good_draws_from_it_say_more_than_chains_from_the_pri
 @pytest.mark.parametrize("name", NO_INVERSE)
 def test_a_guide_without_log_q_of_a_given_value_is_named(name):
     model, guide, x = pair("PPCA", name)
-    with pytest.raises(NotImplementedError, match=r"its own draws only .*start='prior'"):
+    with pytest.raises(NotImplementedError, match=r"its own samples only .*start='prior'"):
         ais(model, guide, x, start="guide", progress=False)
     assert ais(model, guide, x, temperatures=3, progress=False).log_weights.isfinite().all()
 
@@ -327,7 +327,7 @@ def test_a_guide_without_log_q_of_a_given_value_is_named(name):
 def test_an_auxiliary_site_is_named(make):
     model = PPCA(X, D)
     with pytest.raises(
-        ValueError, match=r"draws \['(joint|z_unc.*)'\] beside the model's sites \['z'\].*start='prior'"
+        ValueError, match=r"samples \['(joint|z_unc.*)'\] beside the model's sites \['z'\].*start='prior'"
     ):
         ais(model, make(model), model(n=7).detach(), start="guide", progress=False)
 
@@ -390,7 +390,7 @@ def test_a_seed_repeats_everything_and_leaves_the_users_stream_alone():
         model, guide, x, chains=4, temperatures=[0, 0.5, 1], start="guide", chunk_size=40, seed=3, progress=False
     )  # 3 batches
     assert few.step_sizes.shape == (1, 30)
-    assert "30 data, 4 chains each, 2 temperatures from the guide" in str(few)
+    assert "30 data points, 4 chains each, 2 temperatures from the guide" in str(few)
     assert few.to_dict()["summary"]["exact"] == few.exact.mean().item()
 
 

@@ -226,7 +226,7 @@ def test_a_model_that_does_not_draw_what_it_scores_is_the_suspect(known, float64
     assert ("annealed lower bound", "annealed upper bound") in pairs
     assert (("exact log p(x)", "annealed upper bound") in pairs) == known
     text = str(found)
-    assert "Suspect: the model: it does not draw what it scores" in text
+    assert "Suspect: the model: its samples do not follow its density" in text
     assert "importance-weighted, K" not in text  # no table
     assert ("log_evidence" in text) == known
 
@@ -390,7 +390,7 @@ def test_settings_that_make_no_sense(options, message):
 @pytest.mark.filterwarnings("ignore:Laplace")
 def test_guides_without_log_q_of_the_true_latents_are_named():
     model, guide, _ = pair("PPCA", next(iter(NO_INVERSE)))
-    with pytest.raises(NotImplementedError, match="its own draws only"):
+    with pytest.raises(NotImplementedError, match="its own samples only"):
         sandwich(model, guide, 5, temperatures=2, progress=False)
     for make in (Laplace, lambda model: amortized(model, FullCovariance, joint=True)):
         with pytest.raises(ValueError, match=r"the guide samples \['joint'\].*auxiliary site"):

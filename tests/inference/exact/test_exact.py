@@ -312,7 +312,7 @@ def test_the_closed_form_comes_first():
 
 def test_it_prints():
     text = str(_integrated(Ring().double(), _drawn(Ring().double(), 5)))
-    assert text.startswith("log p(x) of 5 data by quadrature, nats per datum")
+    assert text.startswith("log p(x) of 5 data points by quadrature, nats per data point")
     assert "largest error" in text
     assert "evaluations of log p(x, z)" in text
 
@@ -355,7 +355,7 @@ def _moving(x):
         (_site(dist.Bernoulli(torch.full((99,), 0.5)).to_event(1)), None, r"site 'z' has 2\^99 states"),
         (_site(dist.Normal(0.0, 1.0), plate=False), None, r"no plate in common \(a global latent\)"),
         (_inner_plate, None, r"site 'z' has values of shape \[3, \d+\].*a plate of its own"),
-        (_moving, None, "the support of site 'b' differs between data, or with another site: its upper_bound"),
+        (_moving, None, "the support of site 'b' differs between data points, or with another site: its upper_bound"),
         (_site(dist.Delta(torch.tensor(0.0))), None, r"site 'z' is a point \(Delta\)"),
         (_site(dist.Normal(0.0, 1.0)), "enumeration", r"\['z'\] are continuous and cannot be enumerated"),
         (_mixture, "quadrature", r"\['c'\] are discrete: method='enumeration'"),

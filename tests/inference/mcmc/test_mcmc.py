@@ -264,13 +264,14 @@ def test_what_is_printed():
     model, x = _ppca()
     found = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
     text = str(found)
-    assert text.startswith("posterior of 2 data in 2 coordinates by rejection: 2000 draws each\ndatum  R-hat")
+    head = "posterior of 2 data points in 2 coordinates by rejection: 2000 samples each"
+    assert text.startswith(f"{head}\ndata point  R-hat")
     assert len(text.splitlines()) == 5
     assert repr(found) == text
     assert "rejection" in found._repr_html_()
     assert found.to_dict()["per_datum"]["converged"] == [True, True]
     walked = _drawn(model, x, "random_walk", draws=10, warmup=5)
-    assert "20 draws each in 2 chains after a warmup of 5" in str(walked)
+    assert "20 samples each in 2 chains after a warmup of 5" in str(walked)
 
 
 class _Nowhere(UniqueModule):

@@ -277,7 +277,7 @@ def test_the_report_says_what_was_spent_and_missed():
     text = str(evidence)
     missed = int((~evidence.converged).sum())
     assert 0 < missed < 200
-    assert text.startswith(f"200 data, {evidence.spent.double().mean():.0f} particles on average")
+    assert text.startswith(f"200 data points, {evidence.spent.double().mean():.0f} particles on average")
     assert f"missed by {missed}" in text
     assert f"{evidence.spent.sum():,}" in text
     stored = json.loads(json.dumps(evidence.to_dict()))
@@ -301,7 +301,7 @@ def test_a_comparison_takes_a_tolerance():
     table = compare(pairs, x, tolerance=0.1, max_particles=2000, seed=0, progress=False)
     assert table.rows["exact"].evidence.converged.all()
     assert table.rows["mean field"].evidence.spent.sum() > table.rows["exact"].evidence.spent.sum()
-    assert str(table).startswith("30 data, as many particles as each needs")
+    assert str(table).startswith("30 data points, adaptive numbers of particles")
     with pytest.raises(ValueError, match="omit tolerance, or gaps"):
         compare(pairs, x, tolerance=0.1, gaps=True, progress=False)
 

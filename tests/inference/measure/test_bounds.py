@@ -182,7 +182,7 @@ def test_an_autoguide_over_all_sites_has_joint_weights():
 def test_a_guide_without_log_q_of_a_given_value_is_named(name):
     model, guide, _ = pair("PPCA", name)
     latents, x = simulate(model, 10)
-    with pytest.raises(NotImplementedError, match=r"needs log q\(z \| x\) at the latents .*its own draws only"):
+    with pytest.raises(NotImplementedError, match=r"needs log q\(z \| x\) at the latents .*its own samples only"):
         bounds(model, guide, x, 4, latents=latents, progress=False)
 
 

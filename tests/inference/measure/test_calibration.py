@@ -427,7 +427,7 @@ def test_models_that_cannot_draw(model, n, error, message):
 @pytest.mark.parametrize(("n", "draws"), [(99, 99), (500, 18)])
 def test_too_little_to_say_anything(n, draws):
     model, guide, _ = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=f"at least 100 data.*19 draws.*got n={n} and draws={draws}"):
+    with pytest.raises(ValueError, match=f"at least 100 data points.*at least 19.*got n={n} and draws={draws}"):
         calibrate(model, guide, n, draws, progress=False)
 
 
@@ -449,7 +449,7 @@ def test_guides_of_given_data_do_not_read_new_ones():
     model, _, x = pair("PPCA", "MeanField")
     guide = AutoNormal(model)
     guide(x)
-    with pytest.raises(ValueError, match=r"AutoNormal holds a value for each datum.*jensen.guides.amortize"):
+    with pytest.raises(ValueError, match=r"AutoNormal holds a value for each data point.*jensen.guides.amortize"):
         calibrate(model, guide, progress=False)
 
 

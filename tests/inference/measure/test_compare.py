@@ -218,7 +218,7 @@ def test_one_number_for_each_pair_has_a_monte_carlo_error(joint):
 def test_joint_weights_speak_of_all_data_and_of_no_datum():
     rows = {"a": Row(_one(-70.0, k=0.9), 1, 1.0), "b": Row(_one(-75.0, k=0.9), 1, 1.0)}
     text = str(Comparison(rows, True))
-    assert text.startswith("all data jointly, 100 particles, nats in all\n")
+    assert text.startswith("all data jointly, 100 particles, nats in total\n")
     assert "k-hat" in text.splitlines()[1]
     assert text.splitlines()[3].split()[-3:] == ["0.90", "1", "1.0"]
     assert text.endswith("The log p(x) of a, b is probably too low: k-hat > 0.7.")
@@ -424,7 +424,7 @@ def test_the_variance_of_training_runs_is_in_the_verdict():
     assert "standard errors above `b`" in one or "the same amount at every test point above `b`" in one
     assert one.endswith("Test-set error only, one training run: other seeds may differ by more.")
     mixed = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).sentence()
-    assert mixed.endswith("training runs; b, one training run, taken to vary as the other rows do.")
+    assert mixed.endswith("training runs; b, one training run, assumed to vary like the other rows.")
     pooled = Comparison({"a": _with_runs(a), "b": _with_runs(b[:1])}, False).difference("a", "b", "log_evidence")
     assert pooled[1] == pytest.approx(float(torch.tensor(a).var() * (1 / 3 + 1)) ** 0.5, rel=1e-3)
 

@@ -421,7 +421,7 @@ def test_an_exact_value_below_the_weights_is_doubted(float64):
     """Mass found by importance weighting but not by the exact column, such as a peak missed by quadrature."""
     model = Understated(5, 2)
     x = model(n=30).detach()
-    with pytest.warns(UserWarning, match=r"lies 0\.4\d* nats above the exact log p\(x\)"):
+    with pytest.warns(UserWarning, match=r"is 0\.4\d* nats above the exact log p\(x\)"):
         evidence = evaluate(model, PriorGuide(model), x, 5000, seed=0, progress=False)
     assert evidence.exact is None and "exact log p(x) omitted" in str(evidence)
     assert evidence.doubt.startswith("the weights are 0.4") and evidence.doubt in str(evidence)
@@ -434,7 +434,7 @@ def test_an_exact_value_below_the_weights_is_doubted(float64):
 def test_one_datum_whose_exact_value_is_too_low_is_enough_to_leave_the_column_out(float64):
     model = OneTooLow(5, 2)
     x = model(n=30).detach()
-    with pytest.warns(UserWarning, match=r"lies 0\.\d* nats above the exact log p\(x\) at row 7"):
+    with pytest.warns(UserWarning, match=r"is 0\.\d* nats above the exact log p\(x\) at row 7"):
         evidence = evaluate(model, ExactPosterior(model), x, 50, seed=0, progress=False)
     assert evidence.exact is None and evidence.doubt.endswith("above it at row 7")
 

@@ -245,7 +245,7 @@ def test_a_search_that_cannot_be_captured_says_why(float64):
     forward = model.forward
     model.forward = lambda x: forward(x) if model.weight.isfinite().all() else None
     search = LocalSearch(model, guide.local(x), (x,), 4, True, 1000)
-    with pytest.warns(UserWarning, match="gaps does not compile this search; its steps are eager: RuntimeError"):
+    with pytest.warns(UserWarning, match="gaps does not compile this search; its steps run eager: RuntimeError"):
         search.round(3, 0.1)
 
 
@@ -399,7 +399,7 @@ def test_discrete_sites_have_no_local_optimum_and_a_dash_in_the_table():
     model = Discrete(OneHotCategorical)
     guide = amortize(model, mlp(model.event_shape.numel(), [8]), OneHotCategorical, context=8)
     x = model(n=5).detach()
-    with pytest.raises(NotImplementedError, match="no gradient to follow"):
+    with pytest.raises(NotImplementedError, match="follows gradients of samples"):
         gaps(model, guide, x, 50, progress=False)
     table = compare({"discrete": (model, guide)}, x, particles=50, gaps=True, progress=False)
     assert table.rows["discrete"].gaps is None

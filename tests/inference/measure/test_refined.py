@@ -321,7 +321,7 @@ def test_what_cannot_be_refined_says_why():
     assert "not refined" in str(evidence)
 
     model = PPCA(6, latent=5)
-    with pytest.warns(UserWarning, match="takes? a budget of"):
+    with pytest.warns(UserWarning, match="needs? a budget of"):
         evaluate(model, amortize(model, mlp(6, [8]), context=8), torch.randn(5, 6), 50, refine=True, **QUIET)
 
 

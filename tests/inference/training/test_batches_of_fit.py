@@ -46,7 +46,7 @@ def test_bounds_are_divided_by_the_plate_over_the_data(objective):
 
 
 def test_rows_that_are_not_the_data_are_not_split():
-    with pytest.raises(ValueError, match=r"sizes \(64,\), but the model was given 2 data: .*give x.transpose\(0, 1\)"):
+    with pytest.raises(ValueError, match=r"sizes \(64,\), but the model was given 2 data points: .*Give x.transpose"):
         fit(_time_first, _posterior, torch.randn(5, 64), epochs=1, batch_size=2, progress=False)
 
 
@@ -178,7 +178,7 @@ def test_an_autoguide_of_one_datum_is_not_trained_in_batches_of_one():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match=r"the AutoNormal .* each of 1 data .*batch_size=5 or more"):
+    with pytest.raises(ValueError, match=r"the AutoNormal .* each of 1 data points .*batch_size=5 or more"):
         fit(model, AutoNormal(model), torch.randn(5), epochs=1, batch_size=1, progress=False)
 
 
@@ -222,14 +222,14 @@ def test_a_conditioned_model_is_measured_per_datum(objective):
     log_p = dist.Normal(0.0, 2**0.5).log_prob(x)
     history = fit(model, guide, (), objective, epochs=3, lr=1e-9, progress=False)
     assert history.elbo[0] == pytest.approx(log_p.mean().item(), abs=1e-4)
-    assert "nats per datum" in str(history)
+    assert "nats per data point" in str(history)
 
 
 def test_the_unit_of_a_history_is_that_of_its_bounds():
     assert "nats in total" in str(History(elbo=[-3.0], data=1))
     assert "(nats in total)" in plot_training(History(elbo=[-3.0, -2.0], data=1)).get_ylabel()
-    assert "nats per datum" in str(History(elbo=[-3.0], data=7))
-    assert "nats per datum" in str(History(elbo=[-3.0]))
+    assert "nats per data point" in str(History(elbo=[-3.0], data=7))
+    assert "nats per data point" in str(History(elbo=[-3.0]))
 
 
 def test_room_for_plates_is_what_the_user_says():

@@ -58,9 +58,9 @@ def test_the_first_quantity_that_is_not_finite_is_named_with_its_rows(site, what
     pair, x = _Roots(site), torch.rand(40) + 1
     x[[3, 27]] = -1.0
     unshift = _After(lambda: pair.shift.zero_())
-    with pytest.raises(FloatingPointError, match=f"first is {what} for row") as told:
+    with pytest.raises(FloatingPointError, match=f"not finite is {what} for row") as told:
         fit(pair.model, pair.guide, x, epochs=3, batch_size=40, compile=compile, callbacks=unshift, progress=False)
-    assert "for rows 3, 27 of the data; the parameters are back at the end of epoch" in str(told.value)
+    assert "for rows 3, 27 of the data; the parameters are those at the end of epoch" in str(told.value)
 
 
 def test_rows_of_a_batch_are_those_of_the_data():
@@ -74,11 +74,11 @@ def test_rows_of_a_batch_are_those_of_the_data():
 def test_a_parameter_and_a_gradient_are_named():
     model = PPCA(5, 2)
     break_ = lambda: model.weight.data.fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match=r"what is not finite first is the parameter model\.weight; "):
+    with pytest.raises(FloatingPointError, match=r"that is not finite is the parameter model\.weight; "):
         fit(model, ExactPosterior(model), torch.randn(20, 5), epochs=3, callbacks=_After(break_), progress=False)
     pair = _Roots("none")
     pair._bent = lambda site, x: (pair.w * (x - 1)).abs().sqrt()  # a slope of infinity, times zero
-    with pytest.raises(FloatingPointError, match=r"what is not finite first is the gradient of .*w; "):
+    with pytest.raises(FloatingPointError, match=r"that is not finite is the gradient of .*w; "):
         fit(pair.model, pair.guide, torch.ones(9), epochs=1, progress=False)
 
 

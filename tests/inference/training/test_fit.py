@@ -286,7 +286,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_epoch(tmp_path):
     guide = amortize(model, nn.Identity(), FullCovariance, context=5)
     schedule = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch < 3 else 1e30)
     file = tmp_path / "checkpoint.pt"
-    found = r"at or after step \d+ \(epoch 4\), and what .* first is .* the guide's site 'z' for rows .* end of epoch 3"
+    found = r"at or after step \d+ \(epoch 4\), and the first .* is .* the guide's site 'z' for rows .* end of epoch 3"
     with pytest.raises(FloatingPointError, match=found):
         fit(model, guide, x, epochs=20, batch_size=10, scheduler=schedule, checkpoint=file, progress=False)
     saved = torch.load(file, weights_only=True)
@@ -383,7 +383,7 @@ def test_svi_and_fit_know_the_same_parameters():
 def test_history_prints_and_converts():
     history = History(elbo=[-2.0, -1.0], validation=[-3.0, -2.5], best_epoch=2, steps=4, seconds=1.25)
     assert str(history).splitlines()[0] == (
-        "2 epochs, 4 steps, 1.2 s: training bound -2.000 -> -1.000 nats per datum, validation -2.500, "
+        "2 epochs, 4 steps, 1.2 s: training bound -2.000 -> -1.000 nats per data point, validation -2.500, "
         "kept epoch 2 at -2.500"
     )
     assert history.to_dict()["best_epoch"] == 2

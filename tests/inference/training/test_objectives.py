@@ -286,7 +286,9 @@ def test_a_value_is_two_scalars():
             return -terms.log_weights.mean(0), terms.log_weights.mean()
 
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=r"PerDatum.value returns .* two scalars, but their shapes are \[7\] and \[\]"):
+    with pytest.raises(
+        ValueError, match=r"PerDatum.value must return .* two scalars, but their shapes are \[7\] and \[\]"
+    ):
         PerDatum().loss(model, guide, x)
 
 

@@ -236,11 +236,11 @@ def test_what_changes_again_and_again_is_no_longer_captured_until_it_stays(captu
 def test_compile_true_compiles_few_values_and_says_so(no_compiler, monkeypatch):
     compiled = []
     monkeypatch.setattr(stepping, "compiled", lambda graph, *inputs: compiled.append(1) or graph)
-    with pytest.warns(UserWarning, match="its steps are eager: the attribute 'temperature' of Relaxed") as caught:
+    with pytest.warns(UserWarning, match="they run eager: the attribute 'temperature' of Relaxed") as caught:
         _, history = _trained(lambda epoch, pair: setattr(pair, "temperature", 5.0 - 0.5 * epoch), True, epochs=8)
     assert len(compiled) == 4
-    assert len([w for w in caught if "its steps are" in str(w.message)]) == 1
-    assert history.route.startswith("eager: the attribute 'temperature' of Relaxed changes again and again")
+    assert len([w for w in caught if "they run" in str(w.message)]) == 1
+    assert history.route.startswith("eager: the attribute 'temperature' of Relaxed changes repeatedly")
     assert not history.compiled
 
 
@@ -251,11 +251,11 @@ def test_a_pair_that_counts_its_runs_is_not_captured(compile, captured_once, rec
 
     expected, _ = _trained(lambda epoch, pair: None, False, count)
     pair, history = _trained(lambda epoch, pair: None, compile, count)
-    assert history.route == "eager: the pair's run changes the attribute 'calls' of Relaxed"
+    assert history.route == "eager: each run of model and guide changes the attribute 'calls' of Relaxed"
     assert len(captured_once) == 1
     assert pair.calls == expected.calls
     assert all(map(torch.equal, pair.parameters(), expected.parameters()))
-    assert len([w for w in recwarn if "its steps are eager" in str(w.message)]) == (compile is True)
+    assert len([w for w in recwarn if "they run eager" in str(w.message)]) == (compile is True)
 
 
 class Weighted(Objective):
