@@ -108,7 +108,7 @@ def _draw(
 ) -> None:
     """Draw the figures of each block, and write report.html."""
     options, out = job.options, job.options.out
-    page = page_of(f"{job.data.name}: models and guides compared", facts(job.data), job.test)
+    page = page_of(f"{job.data.name}: models and guides compared", job.data, job.test)
     for name, table in blocks.items():
         curves = curves_of(pairs[name], job.test, options.seed)
         alone = {row: (found.runs or [found.evidence])[0] for row, found in table.rows.items()}  # of the first seed

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             write_json(folder.path / "report.json", one)
             if options.no_pictures:
                 continue
-            page = page_of(f"{name}: {_describe(folder)}, on {data.name}", folder.configuration["facts"], x)
+            page = page_of(f"{name}: {_describe(folder)}, on {data.name}", data, x)
             page.add(measured[name])
             page.bounds(curves_of({"guide": (model, guide)}, x, options.seed), {"guide": measured[name]})
             if table is not None:

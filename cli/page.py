@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["about", "curves_of", "page_of", "shown_by"]
 
 import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import jensen
+from jensen.datasets import Dataset
 from jensen.inference import Bounds, Evidence, bounds, calibrate, decode, evaluate, reconstruct, simulate
 from jensen.kernel.randomness import private_randomness
 from jensen.reports import Report
 from jensen.reports.page import Code, Grid, Text
+from jensen.reports.references import references
 
 from .terminal import command, notices, versions
 
@@ -26,22 +28,9 @@ _SHOWN = 12  # images
 _FEATURES = 8  # of a row
 
 
-def page_of(title: str, facts: Mapping[str, Any], x: Tensor) -> Report:
-    """A report on data points [N, ...], shown as the facts of their data set say.
-
-    Args:
-        title: of the page.
-        facts: of the data set, as :func:`jensen.cli.sources.facts` has them.
-        x: what was measured.
-    """
-    shape = facts["image_shape"]
-    known = facts["value_range"]
-    return Report(
-        title,
-        data=x,
-        image_shape=None if shape is None else tuple(shape),
-        value_range=None if known is None else tuple(known),
-    )
+def page_of(title: str, data: Dataset, x: Tensor) -> Report:
+    """A report on data points [N, ...] of a data set, which are shown as images where they are images."""
+    return Report(title, data=x, image_shape=data.image_shape, value_range=data.value_range, columns=data.columns)
 
 
 def curves_of(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor, seed: int) -> dict[str, Bounds]:
@@ -68,7 +57,9 @@ def shown_by(
     again = reconstruct(model, guide, x[:_SHOWN], seed=seed)
     if isinstance(again, dict):  # of several sites
         return
-    made = evaluate(model, guide, drawn, 500, seed=seed, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a few data points that the model made itself
+        made = evaluate(model, guide, drawn, 500, seed=seed, progress=False)
     if page.material.images is not None:
         shown = [([mean], f"log p(x) {value:.1f}") for mean, value in zip(means, made.best.tolist(), strict=True)]
         page.images(
@@ -84,7 +75,8 @@ def shown_by(
             f"Reconstructions{of}", shown, "Left the data point, right its mean E[x | z] over samples from the guide."
         )
         return
-    columns = [("", ""), *((f"[{i}]", "") for i in range(min(_FEATURES, drawn[0].numel())))]
+    names = page.material.columns or [f"[{i}]" for i in range(drawn[0].numel())]
+    columns = [("", ""), *((name, "") for name in names[:_FEATURES])]
     rows: list[tuple[str, str, list[str], None]] = []
     rows += [(f"sample {n}", "", _cells(row), None) for n, row in enumerate(drawn)]
     page.section(f"Samples{of}", Grid(columns, rows))
@@ -105,17 +97,5 @@ def about(page: Report, words: Sequence[str], settings: Mapping[str, Any], citat
     page.made_by(command(*words), settings, versions())
     sources = [f"jensen {jensen.__version__}: latent-variable models for Pyro whose likelihoods can be trusted"]
     sources += [citation] if citation else []
-    sources += [*_references(evaluate)]
+    sources += references(inspect.getdoc(evaluate) or "")
     page.section("What to cite", *(Text(source) for source in sources))
-
-
-def _references(function: Callable[..., Any]) -> list[str]:
-    """The papers that a docstring names."""
-    section = re.search(r"^References:\n((?:[ \t]+\S.*(?:\n|\Z))+)", inspect.getdoc(function) or "", re.M)
-    entries: list[str] = []
-    for line in section[1].splitlines() if section else []:
-        if re.search(r"\(\d{4}\)", line) or not entries:
-            entries.append(line.strip())
-        else:
-            entries[-1] += f" {line.strip()}"
-    return entries

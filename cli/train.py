@@ -143,9 +143,7 @@ def _write_page(
     """Write report.html: how training went, and what the model and the guide make of data points."""
     model, guide, history = trained
     of, settings = folder.configuration["pair"], folder.configuration
-    page = page_of(
-        f"{folder.path.name}: {of['model']} with the guide {of['guide']}, on {data.name}", settings["facts"], x
-    )
+    page = page_of(f"{folder.path.name}: {of['model']} with the guide {of['guide']}, on {data.name}", data, x)
     page.add(history).find(
         *(f"{count} units of {site} carry information about the data." for site, count in active.items()),
         f"Log p(x) is not measured yet: {command('evaluate', folder.path)} does that, and replaces this page.",

@@ -33,6 +33,7 @@ class Dataset:
         binarized: how grey values were binarized, "threshold" or "sample"; None if they were not.
         location: the means subtracted by standardization, [X] in float64; None if the data were not standardized.
         scale: the standard deviations that it divided by, [X] in float64.
+        columns: the names of the features of a table, in their order; empty if they have no names.
         log_density: for synthetic data, the exact log-density of the true distribution, in nats: x of shape [N, X] to
             [N].
 
@@ -59,6 +60,7 @@ class Dataset:
     binarized: str | None = None
     location: Tensor | None = None
     scale: Tensor | None = None
+    columns: tuple[str, ...] = ()
     log_density: Callable[[Tensor], Tensor] | None = field(default=None)
 
     def __repr__(self) -> str:

@@ -122,6 +122,7 @@ def from_array(
         citation="",
         channels=1 if images is None else images.shape[0],
         classes=classes,
+        columns=() if images is not None else tuple(map(str, table.columns)),
         location=_flat(found.moments.location, images) if direct else None,
         scale=_flat(found.moments.scale, images) if direct else None,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from tasks import grouped
 
 import jensen
+from jensen.reports.references import references
 
 ROOMS = tuple(re.findall(r":mod:`jensen\.(\w+)`", inspect.getdoc(jensen)))
 DOCS = Path(__file__).parents[1]
@@ -178,18 +179,6 @@ def _plain(text: str) -> str:
 def _sentence(doc: str) -> str:
     """The first sentence of a docstring."""
     return re.split(r"(?<=\.)\s+(?=[A-Z`:])", " ".join(doc.split("\n\n")[0].split()))[0]
-
-
-def references(doc: str) -> list[str]:
-    """The entries of a docstring's references: a line with a year in parentheses begins one, any other continues it."""
-    section = re.search(r"^References:\n((?:[ \t]+\S.*(?:\n|\Z))+)", doc, re.M)
-    entries: list[str] = []
-    for line in section[1].splitlines() if section else []:
-        if re.search(r"\(\d{4}\)", line) or not entries:
-            entries.append(line.strip())
-        else:
-            entries[-1] += f" {line.strip()}"
-    return entries
 
 
 def _cited(entry: str) -> str:
