@@ -73,7 +73,7 @@ def _report(job: _Job, guides: list[str]) -> None:
         note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
         blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
         pairs = {name: of[0] for name, of in rows.items()}  # in pictures stands the first seed
-        job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, options.seed)
+        job.pictures += draw_bounds(out, job.data, job.test, "one-model", pairs, blocks["one-model"], options.seed)
         job.pictures += draw_gaps(out, "one-model", blocks["one-model"])
         name, pair = list(pairs.items())[-1]
         pictured = {f"PPCA, {name}": pair}
@@ -83,7 +83,8 @@ def _report(job: _Job, guides: list[str]) -> None:
         pairs = {name: of[0] for name, of in rows.items()}
         for name, (model, guide) in pairs.items():
             carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
-        job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, options.seed)
+        table = blocks["trained-together"]
+        job.pictures += draw_bounds(out, job.data, job.test, "trained-together", pairs, table, options.seed)
         job.pictures += draw_gaps(out, "trained-together", blocks["trained-together"])
         pictured = pairs
     job.pictures += draw_images(out, job.data, job.test, pictured, job.labels, options.seed)

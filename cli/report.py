@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
@@ -29,14 +29,11 @@ from jensen.inference import (
 )
 from jensen.kernel.randomness import derived_seed, private_randomness
 from jensen.plots import plot_bounds, plot_gaps, plot_images, plot_latent, plot_reconstructions, plot_training, save
-from jensen.plots.axes import without_pyplot
+from jensen.plots.axes import house_style, own_figure, settle, without_pyplot
 
 from .terminal import say
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
-
-_TEXT, _SMALL = 8, 7  # points, in pictures of a column's width
-
 
 _LESS = "train for longer, take a smaller --beta, or a decoder that is less able (narrower --hidden)"
 
@@ -58,38 +55,50 @@ def carried(
 
 @torch.no_grad()
 @without_pyplot()
-def draw_bounds(out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs, seed: int) -> list[str]:
-    """Draw the bounds of one block's pairs; the file's name."""
+@house_style()
+def draw_bounds(
+    out: Path, data: Dataset, test: Tensor, block: str, pairs: Pairs, table: Comparison, seed: int
+) -> list[str]:
+    """Draw the bounds of one block's guides, with the log p(x) of each model where there are several.
+
+    Returns:
+        The name of the file.
+    """
     curves = {
         name: bounds(model, guide, test, particles=1024, seed=seed, progress=False)
         for name, (model, guide) in pairs.items()
     }
-    low, high = _window([curve.mean for curve in curves.values()])
+    alone = {name: (row.runs or [row.evidence])[0] for name, row in table.rows.items()}  # the pairs of the first seed
+    evidence = {} if table.shared_model else alone
+    known = [evidence[name].best.mean() for name in curves if name in evidence]
+    low, high = _window([curve.mean for curve in curves.values()], known)
     hidden = {name: curve for name, curve in curves.items() if float(curve.mean[0]) < low}
-    ax = plot_bounds({name: curve for name, curve in curves.items() if name not in hidden})
+    ax = plot_bounds({name: curve for name, curve in curves.items() if name not in hidden}, evidence=evidence)
     ax.set_ylim(low, high)
-    ax.legend(title="bands: 2 Monte Carlo errors", title_fontsize=_SMALL, fontsize=_SMALL)
-    title = f"{data.name}: bounds rise to log p(x), {len(test)} test data"
+    ax.legend(title="bands: 2 Monte Carlo errors")
+    title = f"{data.name}, {len(test)} test data points: bounds rise to log p(x)"
     for name, curve in hidden.items():
-        title += f"\n(below the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f})"
-    ax.set_title(title, fontsize=_TEXT)
+        title += f"\nbelow the frame: {name}, from {float(curve.mean[0]):.1f} to {float(curve.mean[-1]):.1f}"
+    ax.set_title(title)
     return [_keep(ax.figure, out / f"bounds-{block}.png")]  # type: ignore[arg-type]
 
 
 @without_pyplot()
+@house_style()
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
-    """Draw both parts of the gap of one block's guides, where they were measured; the file's name."""
+    """Draw both parts of the gap of one block's guides, where they were measured; the name of the file."""
     shown = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
     shown = {name: gaps for name, gaps in shown.items() if name != "prior"}  # its bar would dwarf the others
     if not shown:
         return []
     ax = plot_gaps(shown)
-    ax.set_title("what each guide costs" + (" (not shown: prior)" if "prior" in table.rows else ""), fontsize=_TEXT)
+    ax.set_title("variational gap of each guide" + (" (not shown: prior)" if "prior" in table.rows else ""))
     return [_keep(ax.figure, out / f"gaps-{block}.png")]  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 @without_pyplot()
+@house_style()
 def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
     """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
     drawn = []
@@ -102,6 +111,7 @@ def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Te
 
 
 @without_pyplot()
+@house_style()
 def draw_run(
     out: Path,
     facts: Mapping[str, Any],
@@ -144,6 +154,7 @@ def draw_run(
 
 
 @without_pyplot()
+@house_style()
 def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10) -> Axes:
     """A picture of images [N, X], as facts of the data say."""
     return plot_images(x, tuple(facts["image_shape"]), columns=columns, value_range=_values(facts, x))
@@ -156,14 +167,53 @@ def _values(facts: Mapping[str, Any], x: Tensor) -> tuple[float, float]:
 
 
 def _latent_maps(pairs: Pairs, test: Tensor, labels: Tensor | None, classes: Sequence[str], seed: int) -> Figure:
-    figure = Figure(figsize=(3.9 * len(pairs), 3.5), layout="constrained")
-    for ax, (name, (model, guide)) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
+    """Posterior means, each model's rotated to those of the first, in one plane and one frame.
+
+    A prior N(0, I) does not change under a rotation, so models that differ by one are the same: only after the rotation
+    do maps differ where models do.
+    """
+    means = {}
+    for name, (model, guide) in pairs.items():
         torch.manual_seed(derived_seed(seed, "pictures"))
-        z = terms(model, guide, test, particles=32).values["z"].mean(0)  # [N, D]
-        plot_latent(z, labels, classes=classes, title=f"{name}: means of q(z | x)", ax=ax)
-        if ax.get_legend() is not None and ax.get_subplotspec().colspan.stop < len(pairs):
+        means[name] = terms(model, guide, test, particles=32).values["z"].mean(0)  # [N, D]
+    maps, shares = aligned(list(means.values()))
+    first, reach = next(iter(means)), 1.08 * float(max(z.abs().max() for z in maps))
+    figure = own_figure(min(7.0, 1.4 + 2.2 * len(maps)), 3.1)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for ax, name, z, share in zip(axes, means, maps, shares, strict=True):
+        title = f"{name}\n" + ("" if name == first else f"R² with {first}: {share:.2f}")
+        plot_latent(z, labels, classes=classes, title=title, ax=ax)
+        ax.set_aspect("equal", adjustable="box")
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel=f"1st principal direction\nof {first}", ylabel="")
+        ax.tick_params(labelleft=ax is axes[0])
+        if ax.get_legend() is not None and ax is not axes[-1]:
             ax.get_legend().remove()  # one legend, at the right
+    axes[0].set_ylabel(f"2nd principal direction\nof {first}")
+    rotated = ", each model's rotated to those of the first (Procrustes)" if len(maps) > 1 else ""
+    figure.suptitle(f"means of q(z | x){rotated}")
+    settle(figure)
     return figure
+
+
+def aligned(means: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
+    """Positions of the same data points in several latent spaces, on the principal plane of the first.
+
+    Args:
+        means: positions [N, D], one tensor for each model.
+
+    Returns:
+        Positions [N, 2], centred, after the rotation (or reflection) that is closest to the first, and the share of the
+        variance of the first that each explains, up to a scale: 1 for spaces that differ by a rotation.
+    """
+    centred = [(z - z.mean(0)).double() for z in means]
+    target = centred[0]
+    plane = torch.linalg.svd(target, full_matrices=False).Vh[:2].T  # [D, 2]
+    maps, shares = [], []
+    for z in centred:
+        u, s, v = torch.linalg.svd(z.T @ target)
+        maps.append(z @ u @ v @ plane)
+        shares.append(float(s.sum().square() / (z.square().sum() * target.square().sum())))
+    return maps, shares
 
 
 def _range(data: Dataset) -> tuple[float, float]:
@@ -174,12 +224,11 @@ def _range(data: Dataset) -> tuple[float, float]:
 def _samples(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Figure:
     assert data.image_shape is not None
     few = test[:30]
-    panels = {"test data": few}
+    panels = {"test data\n": few}
     for name, (model, _) in pairs.items():
         torch.manual_seed(derived_seed(seed, "pictures"))
-        panels[f"{name}: E[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).mean_p("x")[0]
-    figure = Figure(figsize=(3.2 * len(panels), 3.0))
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08)
+        panels[f"{name}\nE[x | z], z ~ p(z)"] = terms(model, PriorGuide(model), few).mean_p("x")[0]
+    figure = own_figure(min(7.0, 1.75 * len(panels)), 0.3 + min(1.75, 7.0 / len(panels)) * 0.85)
     for ax, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         plot_images(images, data.image_shape, columns=6, value_range=_range(data), title=title, ax=ax)
     return figure
@@ -192,23 +241,23 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
     for name, (model, guide) in pairs.items():
         torch.manual_seed(derived_seed(seed, "pictures"))
         rows[name] = terms(model, guide, x, particles=32).mean_p("x").mean(0)
-    figure = Figure(figsize=(7.5, 0.35 + 0.53 * len(rows)), layout="constrained")
+    figure = own_figure(7.0, 0.35 + 0.5 * len(rows))
     plot_images(
         torch.cat(list(rows.values())),
         data.image_shape,
         columns=len(x),
         value_range=_range(data),
         row_labels=tuple(rows),
-        title="E[x | z], averaged over 32 draws from q(z | x)",
+        title="E[x | z], averaged over 32 samples of q(z | x)",
         ax=figure.subplots(),
     )
     return figure
 
 
-def _window(curves: list[Tensor]) -> tuple[float, float]:
+def _window(curves: list[Tensor], known: list[Tensor]) -> tuple[float, float]:
     """Limits that hold all curves, but the lowest of several: naive Monte Carlo starts far below the others."""
     starts = sorted(float(curve[0]) for curve in curves)
-    top = max(float(curve[-1]) for curve in curves)
+    top = max(float(value) for value in (*(curve[-1] for curve in curves), *known))
     low = starts[1 if len(starts) > 2 else 0]
     margin = 0.08 * (top - low) + 1e-3
     return low - margin, top + margin

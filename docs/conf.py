@@ -25,6 +25,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx-mathjax-offline",  # formulae are set without a network
     "sources",
+    "gallery",
     "docstrings",
     "anchors",
 ]

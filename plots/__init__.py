@@ -6,7 +6,7 @@ colour also differ in marker or dashes.
 
 New figures have the style of ``jensen.mplstyle``: 8 points, 200 dots per inch, no frame at the top and at the right,
 colours that colour-blind readers tell apart. ``plt.style.use("jensen.plots.jensen")`` takes it for figures of your own.
-Axes that you give (``ax=``) keep the style in which you made them.
+Axes that you give (``ax=``) keep the style in which you made them; a title that you add later has the style of then.
 """
 
 from .bounds import plot_bounds

@@ -12,8 +12,10 @@ __all__ = [
     "close_own",
     "house_style",
     "number",
+    "numbered_log",
     "own_axes",
     "own_figure",
+    "particles_axis",
     "settle",
     "styled",
     "text_size",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +35,7 @@ from weakref import WeakSet
 from matplotlib import is_interactive, rc_params_from_file, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 STYLE_FILE = Path(__file__).with_name("jensen.mplstyle")
 """The style of new figures; ``plt.style.use("jensen.plots.jensen")`` takes it for figures of one's own."""
@@ -59,9 +63,9 @@ _pyplot: ContextVar[bool] = ContextVar("pyplot", default=True)
 
 
 def at_least_one(columns: int) -> int:
-    """The number of pictures per row. Raises ValueError for fewer than one."""
+    """The number of panels per row. Raises ValueError for fewer than one."""
     if columns < 1:
-        raise ValueError(f"columns is the number of pictures per row, at least 1, but got {columns}")
+        raise ValueError(f"columns is the number of images or panels per row, at least 1, but got {columns}")
     return columns
 
 
@@ -92,7 +96,10 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(plot)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return plot(*args, **kwargs)  # raises it, in Python's words
         if given.get("ax") is not None or given.get("axes") is not None:
             return plot(*args, **kwargs)
         known = set(_made)
@@ -154,6 +161,28 @@ def text_size(ax: Axes, share: float = 0.875) -> float:
 def number(value: float, form: str) -> str:
     """A number as the axes' own ticks have it: with a minus sign, and no negative zero."""
     return f"{value + 0.0:{form}}".replace("-", "\N{MINUS SIGN}")
+
+
+def particles_axis(ax: Axes) -> None:
+    """Make x a logarithmic axis of numbers of particles, written as numbers."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(_plainly))
+    ax.set_xlabel("particles K")
+
+
+def numbered_log(ax: Axes) -> None:
+    """Make y a logarithmic axis with ticks that are written as numbers, three of them at least."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < 3 else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs) if decades > 0.4 else MaxNLocator(5))
+    ax.yaxis.set_major_formatter(FuncFormatter(_plainly))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plainly(value: float, _: int | None = None) -> str:
+    return f"{value:.6g}"
 
 
 def by_name(results: Mapping[str, T], owner: str, call: str) -> Mapping[str, T]:

@@ -16,11 +16,11 @@ from .axes import COLOURS, own_axes, styled, text_size
 @checked
 @styled
 def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | None = None) -> Axes:
-    """Histograms of the ranks of true values: flat for a calibrated guide.
+    """Histograms of the ranks of true values among samples of the guide: flat for a calibrated guide.
 
-    A thin line is one feature, the thick one their mean. The band is for one feature: 99 % of the histograms of uniform
-    ranks lie within it in every bin (binomial, Bonferroni over the bins). A U says that the guide is too narrow, a hump
-    that it is too wide, a slope that it is biased.
+    A thin line is one feature, the thick line the mean over features. The band holds for one feature: 99 % of the
+    histograms of uniform ranks lie within it in every bin (binomial, Bonferroni over the bins). A U shape means that
+    the guide is too narrow, a hump that it is too wide, a slope that it is biased.
 
     References:
         Talts, Betancourt, Simpson, Vehtari and Gelman (2018), Validating Bayesian Inference Algorithms with
@@ -32,18 +32,22 @@ def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | Non
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: ranks from 0 to L, and how many of them a bin holds, in units of what it would if they were uniform.
+        The axes: ranks from 0 to L to the right; upwards the frequency of a bin, which is 1 for uniform ranks.
 
     Raises:
         ValueError: for a site that was not calibrated.
 
     Example:
-        >>> from jensen.guides import ExactPosterior
-        >>> from jensen.inference import calibrate
-        >>> from jensen.models import PPCA
-        >>> model = PPCA(5, latent=2)
-        >>> plot_ranks(calibrate(model, ExactPosterior(model), progress=False)).get_xlabel()
-        'rank of the true value among 99 draws'
+        >>> from jensen.guides import amortize
+        >>> from jensen.inference import calibrate, fit
+        >>> from jensen.models import Banana
+        >>> from jensen.networks import mlp
+        >>> model = Banana()
+        >>> guide = amortize(model, mlp(1, [16]), "mean-field", context=16)
+        >>> history = fit(model, guide, model(n=500).detach(), epochs=40, lr=0.02, seed=0, progress=False)
+        >>> ax = plot_ranks(calibrate(model, guide, seed=0, progress=False))
+        >>> ax.get_xlabel()
+        'rank of the true value among 99 samples'
     """
     if site is not None and site not in calibration.ranks:
         raise ValueError(f"site '{site}' was not calibrated, but {sorted(calibration.ranks)}: take one of these")
@@ -60,13 +64,13 @@ def plot_ranks(calibration: Calibration, site: str | None = None, ax: Axes | Non
     ax.axhline(1.0, color="black", linestyle="--", linewidth=1)
     if F > 1:
         for d in range(F):
-            label = "a feature" if d == 0 else None
+            label = "one feature" if d == 0 else None
             ax.stairs(heights[:, d], edges, baseline=None, color=COLOURS[5], linewidth=0.7, label=label)
     name = "the feature" if F == 1 else f"mean of {F} features"
     ax.stairs(heights.mean(1), edges, baseline=None, color=COLOURS[0], linewidth=2, label=name)
     ax.set_xlim(-0.5, shown.draws + 0.5)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(f"rank of the true value among {shown.draws} draws")
+    ax.set_xlabel(f"rank of the true value among {shown.draws} samples")
     ax.set_ylabel("frequency (uniform = 1)")
     ax.legend(fontsize=text_size(ax))
     return ax

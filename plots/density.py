@@ -1,4 +1,4 @@
-"""Curves that hold shares of the mass of draws in two dimensions, by a kernel density estimate."""
+"""Curves that enclose shares of the mass of samples in two dimensions, by a kernel density estimate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 _POINTS = 61  # along each side of the grid
-_MOST = 10_000  # draws that the estimate rests on
+_MOST = 10_000  # samples that the estimate rests on
 _AT_ONCE = 2000
 
 
 def mass_contours(ax: Axes, draws: Tensor, mass: Sequence[float], **style: Any) -> None:
-    """Draw a curve for each share of the mass, from the largest, of draws [M, 2]; ``style`` goes to ``ax.contour``.
+    """Draw a curve for each share of the mass, from the largest, of samples [M, 2]; ``style`` goes to ``ax.contour``.
 
-    The frame grows to hold the curves, and not the whole grid that the estimate is taken on.
+    The frame grows to hold the curves, but not the whole grid of the estimate.
 
     References:
         Scott (1992), Multivariate Density Estimation.
@@ -38,7 +38,7 @@ def mass_contours(ax: Axes, draws: Tensor, mass: Sequence[float], **style: Any) 
 
 
 def _smoothed(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A kernel density estimate of draws [M, 2] on a grid: the places along both sides, and the density [y, x]."""
+    """A kernel density estimate of samples [M, 2] on a grid: the places along both sides, and the density [y, x]."""
     root = torch.linalg.cholesky(torch.cov(v.T) + 1e-12 * torch.eye(2, dtype=v.dtype)) * len(v) ** (-1 / 6)
     reach = 3 * root.square().sum(1).sqrt()
     low, high = v.amin(0) - reach, v.amax(0) + reach

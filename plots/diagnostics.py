@@ -1,4 +1,4 @@
-"""Whether a measurement can be trusted, datum by datum: Pareto k-hat and effective sample sizes, ranked."""
+"""How reliable an estimate is for each data point: Pareto k-hat and effective sample sizes, ranked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from jensen.checked import checked
 from jensen.inference import Evidence
 
-from .axes import COLOURS, MARKERS, by_name, own_axes, styled, text_size
+from .axes import COLOURS, MARKERS, by_name, numbered_log, own_axes, styled, text_size
 
 _MARKS = 8  # markers along a curve
 
@@ -25,14 +25,14 @@ _MARKS = 8  # markers along a curve
 @checked
 @styled
 def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
-    r"""Pareto k-hat of the data, ranked, one curve a guide, with the limits of what can be trusted.
+    r"""Pareto k-hat of the data points, ranked, one curve for each guide, with the limits of reliability.
 
     .. math:: \hat{k} < \min\left(1 - \frac{1}{\log_{10} K}, \; 0.7\right)
 
-    Below this limit estimate and error of log p(x) can usually be trusted with K draws; below 0.5 the weights have a
-    finite variance too. The legend says which share of the data lies above the limit. An infinite k-hat stands as a
-    triangle at the upper edge. Refined estimates have curves of their own, with their number of draws for K. A small
-    k-hat proves nothing about regions that the guide never reached.
+    Below this limit the estimate of log p(x) and its error are usually reliable with K samples; below 0.5 the weights
+    also have finite variance. The legend gives the share of the data points above the limit. A triangle at the upper
+    edge is an infinite k-hat. Refined estimates have curves of their own, with their number of samples as K. A small
+    k-hat does not show that the guide reaches every region of the posterior.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
@@ -42,19 +42,24 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: data in per cent to the right, from the best to the worst, k-hat upwards.
+        The axes: data points in per cent to the right, from the best to the worst; k-hat upwards.
 
     Raises:
         ValueError: without results, and for K below 25, where there is no k-hat.
         TypeError: if they have no names.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.guides import PriorGuide
         >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
-        >>> model = PPCA(5, latent=2)
-        >>> evidence = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
-        >>> plot_pareto_k({"prior": evidence}).get_ylabel()
+        >>> data, results = load("digits"), {}
+        >>> for latent in (1, 2, 3):
+        ...     model = PPCA(64, latent).fit_closed_form(data.train)
+        ...     how = {"particles": 500, "refine": False, "seed": 0, "progress": False}
+        ...     results[f"D = {latent}"] = evaluate(model, PriorGuide(model), data.test[:100], **how)
+        >>> ax = plot_pareto_k(results)
+        >>> ax.get_ylabel()
         'Pareto k-hat of the weights'
     """
     by_name(results, "plot_pareto_k", "evaluate(...)")
@@ -83,12 +88,12 @@ def plot_pareto_k(results: Mapping[str, Evidence], ax: Axes | None = None) -> Ax
 @checked
 @styled
 def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
-    r"""Effective sample sizes of the data, ranked, one curve a guide, below the K draws that there were.
+    r"""Effective sample sizes of the data points, ranked, one curve for each guide, and the K samples of each.
 
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
-    So many independent draws from the posterior would be worth as much. It is 1 where one weight is all there is, and
-    means nothing where k-hat is above its limit. Refined estimates have curves of their own.
+    The estimate is as good as one from so many independent samples of the posterior. It is 1 where one weight
+    dominates, and it is meaningless where k-hat is above its limit. Refined estimates have curves of their own.
 
     References:
         Kong (1992), A Note on Importance Sampling Using Standardized Weights.
@@ -98,20 +103,26 @@ def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: data in per cent to the right, from the best to the worst; draws upwards, on a logarithmic axis.
+        The axes: data points in per cent to the right, from the best to the worst; samples upwards, on a logarithmic
+            axis.
 
     Raises:
         ValueError: without results.
         TypeError: if they have no names.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.guides import PriorGuide
         >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
-        >>> model = PPCA(5, latent=2)
-        >>> evidence = evaluate(model, PriorGuide(model), torch.randn(20, 5), particles=100, progress=False)
-        >>> plot_ess({"prior": evidence}).get_ylabel()
-        'effective sample size (draws)'
+        >>> data, results = load("digits"), {}
+        >>> for latent in (1, 2, 3):
+        ...     model = PPCA(64, latent).fit_closed_form(data.train)
+        ...     how = {"particles": 500, "refine": False, "seed": 0, "progress": False}
+        ...     results[f"D = {latent}"] = evaluate(model, PriorGuide(model), data.test[:100], **how)
+        >>> ax = plot_ess(results)
+        >>> ax.get_ylabel()
+        'effective sample size (samples)'
     """
     by_name(results, "plot_ess", "evaluate(...)")
     ax = own_axes(ax)
@@ -121,12 +132,12 @@ def plot_ess(results: Mapping[str, Evidence], ax: Axes | None = None) -> Axes:
         _curve(ax, i, x, -y, f"{name}: mean {float(ess.mean()):.3g}")
     for particles in sorted({draws for *_, draws in curves}):
         ax.axhline(particles, color="0.4", linewidth=0.8, linestyle="--", zorder=0, label=f"K = {particles}")
-    ax.set_yscale("log")
-    return _finish(ax, "effective sample size (draws)")
+    numbered_log(ax)
+    return _finish(ax, "effective sample size (samples)")
 
 
 def _curves(results: Mapping[str, Evidence]) -> list[tuple[str, Tensor, Tensor, int]]:
-    """Name, k-hat, effective sample size and number of draws of each guide, and of each refined estimate, once."""
+    """Name, k-hat, effective sample size and number of samples of each guide, and of each refined estimate, once."""
     curves: list[tuple[str, Tensor, Tensor, int]] = []
     refined: list[tuple[str, Tensor, Tensor, int]] = []
     for name, evidence in results.items():
@@ -139,12 +150,12 @@ def _curves(results: Mapping[str, Evidence]) -> list[tuple[str, Tensor, Tensor, 
 
 
 def _limit(particles: int) -> float:
-    """The largest k-hat that so many draws can bear."""
+    """The largest k-hat at which an estimate from so many samples is reliable."""
     return min(1 - 1 / math.log10(particles), 0.7)
 
 
 def _ranked(values: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The middle of each datum's share of the data in per cent, and the values, ascending: both [N]."""
+    """The places of ranked data points in per cent, each in the middle of its share, and the values, ascending: [N]."""
     n = len(values)
     return 100 * (np.arange(n) + 0.5) / n, values.cpu().double().sort().values.numpy()
 
@@ -167,7 +178,7 @@ def _draw_limits(ax: Axes, particles: set[int]) -> None:
 
 def _finish(ax: Axes, label: str) -> Axes:
     ax.set_xlim(0, 100)
-    ax.set_xlabel("data, from the best to the worst (%)")
+    ax.set_xlabel("data points, from the best to the worst (%)")
     ax.set_ylabel(label)
     ax.legend(fontsize=text_size(ax))
     return ax

@@ -1,4 +1,4 @@
-"""Draws from the posterior of several data, and a guide's draws over them: one picture for each datum."""
+"""Samples of the posterior of several data points, and those of a guide over them: one panel for each data point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .axes import COLOURS, WIDTH, at_least_one, own_figure, styled, text_size
 from .density import mass_contours
 
 _MASS = (0.9, 0.5)
-_SHOWN = 1000  # draws of the posterior in a picture
+_SHOWN = 1000  # samples of the posterior in a panel
 _PANEL = 1.7  # inches: two in a column of a paper
 
 
@@ -36,13 +36,14 @@ def plot_draws(
     seed: int | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
-    """Posterior draws of each datum as points, and curves that hold 50 and 90 % of a guide's mass.
+    """Posterior samples of each data point as points, and curves that enclose 50 and 90 % of a guide's mass.
 
-    The latents are shown in their unconstrained coordinates: two as they are, one as histograms. Of more, in units in
-    which the posterior has unit covariance, the picture shows the direction in which the guide's mean is off, and
-    across it the one in which the guide's scale is most unlike the posterior's; without a guide, the two principal
-    directions of the posterior. Draws that agree look off by about sqrt(F / ESS) all the same. The curves are those of
-    a kernel density estimate of the guide's draws, with Scott's bandwidth, which widens it a little.
+    The latents are shown in their unconstrained coordinates: two as they are, one as histograms. Of more than two, in
+    units in which the posterior has unit covariance, the panel shows two directions: the one in which the guide's mean
+    is off, and, orthogonal to it, the one in which the guide's scale differs most from that of the posterior. Without a
+    guide it shows the two principal directions of the posterior. Even two equal distributions seem to differ by about
+    sqrt(F / ESS). The curves are those of a kernel density estimate of the guide's samples, with Scott's bandwidth,
+    which widens it a little.
 
     References:
         Scott (1992), Multivariate Density Estimation.
@@ -50,32 +51,35 @@ def plot_draws(
     Args:
         posterior: what :func:`~jensen.inference.mcmc_posterior` returned.
         guide: a guide of the same model; None shows the posterior alone.
-        draws: how many draws of the guide the curves rest on.
-        columns: pictures per row, in a new figure: two fill a column of a paper, four its page.
-        titles: above the pictures, one for each datum; its number if None.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        axes: where to draw, one for each datum; a new figure if None.
+        draws: how many samples of the guide the curves are estimated from.
+        columns: panels per row, in a new figure: two are as wide as a column of a paper, four as its page.
+        titles: above the panels, one for each data point; its number if None.
+        seed: makes the samples repeatable and leaves the global random stream alone; None samples from that stream.
+        axes: where to draw, one for each data point; a new figure if None.
 
     Returns:
-        The axes, one for each datum.
+        The axes, one for each data point.
 
     Raises:
-        ValueError: for titles or axes that are not one for each datum, and on what
+        ValueError: if there is not one title, or one of the axes, for each data point, and on what
             :meth:`~jensen.inference.PosteriorDraws.distance` names.
 
     Example:
-        >>> from jensen.guides import PriorGuide
-        >>> from jensen.inference import mcmc_posterior
-        >>> from jensen.models import Ring
-        >>> model = Ring()
-        >>> posterior = mcmc_posterior(model, torch.tensor([[1.0], [4.0]]), method="rejection", progress=False)
-        >>> len(plot_draws(posterior, PriorGuide(model), draws=500))
+        >>> from jensen.guides import amortize
+        >>> from jensen.inference import fit, mcmc_posterior
+        >>> from jensen.models import Banana
+        >>> from jensen.networks import mlp
+        >>> model, x = Banana(), torch.tensor([[-1.0], [2.0]])
+        >>> guide = amortize(model, mlp(1, [16]), "full-covariance", context=16)
+        >>> history = fit(model, guide, model(n=500).detach(), epochs=40, lr=0.02, seed=0, progress=False)
+        >>> posterior = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
+        >>> len(plot_draws(posterior, guide, seed=0))
         2
     """
     n, _, features = posterior.unconstrained.shape
     for name, given in (("titles", titles), ("axes", axes)):
         if given is not None and len(given) != n:
-            raise ValueError(f"{name} needs one for each of the {n} data, but got {len(given)}")
+            raise ValueError(f"{name} needs one for each of the {n} data points, but got {len(given)}")
     of_guide = None if guide is None else posterior.guide_draws(guide, draws, seed=seed).double()
     figure = None
     if axes is None:
@@ -98,7 +102,7 @@ def plot_draws(
             ax.set_ylabel(labels[1] if i == 0 else "")
         for label in (ax.xaxis.label, ax.yaxis.label):
             label.set_fontsize(small)
-        ax.set_title(f"datum {i}" if titles is None else titles[i], fontsize=large)
+        ax.set_title(f"data point {i}" if titles is None else titles[i], fontsize=large)
     handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=COLOURS[0], label="posterior")]
     handles += [Line2D([], [], color=COLOURS[1], label="guide, 50 and 90 %")] * (guide is not None)
     if figure is None:
@@ -109,7 +113,7 @@ def plot_draws(
 
 
 def _flat(u: Tensor, v: Tensor | None, names: Sequence[str]) -> tuple[Tensor, Tensor | None, Sequence[str]]:
-    """Two coordinates of draws [S, F] and [M, F], and what they are called."""
+    """Two coordinates of samples [S, F] and [M, F], and what they are called."""
     if u.shape[1] == 2:
         return u, v, names
     away, covariance = u - u.mean(0), torch.cov(u.T)

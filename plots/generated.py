@@ -1,4 +1,4 @@
-"""What a pair makes: samples of its model, and data above their reconstructions."""
+"""Samples of a model, and data above their reconstructions."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def plot_samples(
     seed: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Data drawn from a model: the mean of p(x | z) at latents drawn from the prior, or x itself.
+    """Samples of a model: the mean of p(x | z) at latents sampled from the prior, or samples of x.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=n)``; with an example any Pyro model, called as
+        model: a model called as ``model(None, *covariates, n=n)``; with ``data``, any Pyro model, called as
             ``model(*data)``, that observes its first argument.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
-        n: how many.
+        n: the number of samples.
         columns: images per row.
-        noise: False shows E[x | z], True the x that were drawn, with the observation model's noise.
-        covariates: what the model reads beside x, tensors of n rows: the classes of a conditional model.
+        noise: False shows E[x | z], True samples of x, with the noise of the observation model.
+        covariates: the model's other arguments, tensors of n rows: the classes of a conditional model.
         data: an example of the data, as for :func:`~jensen.inference.simulate`, covariates included.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
+        seed: makes the samples repeatable and leaves the global random stream alone; None samples from that stream.
         ax: where to draw; a new figure if None.
 
     Returns:
@@ -58,10 +58,13 @@ def plot_samples(
         ValueError: for images that do not have ``shape``, and on what :func:`~jensen.inference.simulate` names.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.models import PPCA
-        >>> ax = plot_samples(PPCA(64, latent=2), (8, 8), n=20, seed=0)
-        >>> ax.get_images()[0].get_array().shape  # two rows of ten, a pixel between
-        (17, 89)
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=16).fit_closed_form(data.train)
+        >>> ax = plot_samples(model, data.image_shape, seed=0)
+        >>> ax.get_images()[0].get_array().shape  # five rows of ten, a pixel between them
+        (44, 89)
     """
     with running(model, model, "plot_samples", seed=seed):
         if data is None:
@@ -88,42 +91,45 @@ def plot_reconstructions(
     seed: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Each datum above its reconstruction: the mean of p(x | z), averaged over draws from the guide.
+    """Each data point above its reconstruction: the mean of p(x | z), averaged over samples of the guide.
 
     Args:
         model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
-        data: those to show, a tensor [N, ...] or a tuple of tensors: ``data.test[:20]``.
+        data: the data to show, a tensor [N, ...] or a tuple of tensors: ``data.test[:20]``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
-        columns: data per row.
-        particles: how many draws from the guide a reconstruction is averaged over.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
+        columns: data points per row.
+        particles: the number of samples of the guide that a reconstruction is averaged over.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
+        seed: makes the samples repeatable and leaves the global random stream alone; None samples from that stream.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes, as of :func:`~jensen.plots.plot_images`: rows of data and of reconstructions by turns.
+        The axes, as of :func:`~jensen.plots.plot_images`: rows of data and rows of reconstructions alternate.
 
     Raises:
         ValueError: for data that do not have ``shape``, a model that observes several sites, and on what
             :func:`~jensen.inference.reconstruct` names.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
-        >>> model = PPCA(64, latent=2)
-        >>> ax = plot_reconstructions(model, ExactPosterior(model), torch.rand(10, 64), (8, 8))
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=8).fit_closed_form(data.train)
+        >>> ax = plot_reconstructions(model, ExactPosterior(model), data.test[:10], data.image_shape, seed=0)
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['x', 'E[x | z]']
     """
     x = as_tensors(data)[0]
     again = reconstruct(model, guide, data, particles, seed=seed)
     if isinstance(again, dict):
-        raise ValueError(f"a picture shows what one site observes, but the model observes {list(again)}")
+        raise ValueError(f"plot_reconstructions shows one observed site, but the model observes {list(again)}")
     if again.numel() != x.numel():
         raise ValueError(
-            f"a picture shows the first argument, of shape {list(x.shape)}, but the model observes {list(again.shape)}"
+            f"plot_reconstructions shows the first argument, of shape {list(x.shape)}, but the model observes "
+            f"{list(again.shape)}"
         )
     columns = min(at_least_one(columns), len(x))
     padding = x.new_full((-len(x) % columns, *x.shape[1:]), torch.nan)

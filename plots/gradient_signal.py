@@ -13,18 +13,18 @@ from matplotlib.axes import Axes
 from jensen.checked import checked
 from jensen.inference import GradientSignal
 
-from .axes import COLOURS, MARKERS, by_name, own_axes, styled, text_size
+from .axes import COLOURS, MARKERS, by_name, numbered_log, own_axes, particles_axis, styled, text_size
 
 
 @checked
 @styled
 def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | None = None) -> Axes:
-    """Draw the signal-to-noise ratio of gradients against K, a line for each kind, on logarithmic axes.
+    """Draw the signal-to-noise ratio of gradients against K, a curve for each estimator, on logarithmic axes.
 
-    A dotted line falls like 1 / sqrt(K), as the standard gradient of the importance-weighted bound does.
+    A dotted line falls as 1 / sqrt(K), as the standard gradient of the importance-weighted bound does.
 
     Args:
-        results: by the name of the gradient, what :func:`jensen.inference.gradient_signal` returned for each K.
+        results: what :func:`jensen.inference.gradient_signal` returned for each K, by the name of the estimator.
         ax: where to draw; a new figure if None.
 
     Returns:
@@ -39,9 +39,15 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
 
     Example:
         >>> import torch
-        >>> one = torch.ones(3)
-        >>> signals = {k: GradientSignal(one / k, one / k, repeats=1000) for k in (1, 4, 16)}
-        >>> plot_signal({"standard": signals}).get_ylabel()
+        >>> from jensen.inference import GradientSignal
+        >>> def signal(k, mean, variance):
+        ...     return GradientSignal(torch.full((3,), mean / k), torch.full((3,), variance / k), repeats=1000)
+        >>> results = {
+        ...     "standard": {k: signal(k, 1.0, 1.0) for k in (1, 4, 16, 64)},
+        ...     "doubly reparameterized": {k: signal(k, 1.0, 0.8 / k) for k in (1, 4, 16, 64)},
+        ... }
+        >>> ax = plot_signal(results)
+        >>> ax.get_ylabel()
         'signal-to-noise ratio of the gradient'
     """
     by_name(results, "plot_signal", "{K: gradient_signal(...)}")
@@ -59,10 +65,9 @@ def plot_signal(results: Mapping[str, Mapping[int, GradientSignal]], ax: Axes | 
     counts = np.array(sorted({k for signals in results.values() for k in signals}), dtype=float)
     first = next(iter(results.values()))
     start, at = next((signal.snr, k) for k, signal in first.items())
-    ax.plot(counts, start * np.sqrt(at / counts), color="grey", linestyle=":", linewidth=1, label="like 1/√K")
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xlabel("particles K")
+    ax.plot(counts, start * np.sqrt(at / counts), color="grey", linestyle=":", linewidth=1, label="falls as 1/√K")
+    particles_axis(ax)
+    numbered_log(ax)
     ax.set_ylabel("signal-to-noise ratio of the gradient")
     ax.legend(fontsize=text_size(ax))
     return ax

@@ -1,4 +1,4 @@
-"""Grids of images, grey or in colour: what pictures of samples, reconstructions and walks through latents share."""
+"""Grids of images, grey or in colour, which figures of samples, reconstructions and traversals share."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def plot_images(
     """Images in a grid, row after row.
 
     Args:
-        images: [N, height * width] or [N, height, width]; with colours three planes one after the other, [N, 3 * height
+        images: [N, height * width] or [N, height, width]; in colour, three channels one after the other, [N, 3 * height
             * width] or [N, 3, height, width], or three values for each pixel where ``shape`` says so.
-        shape: height and width of an image in pixels: ``data.image_shape``; (height, width, 3) where the three values
-            of a pixel stand together.
+        shape: height and width of an image in pixels: ``data.image_shape``; (height, width, 3) where the channels come
+            last.
         columns: images per row.
-        value_range: the values drawn white and black (of each colour, none and all of it); what lies outside is
-            clipped: ``data.value_range``.
-        cmap: the colours of grey values: ``"gray_r"`` draws ink on paper, ``"gray"`` light on black.
+        value_range: the values that are drawn white and black (in colour: without and with full intensity); values
+            outside are clipped: ``data.value_range``.
+        cmap: the colour map of grey values: ``"gray_r"`` draws dark on white, ``"gray"`` light on black.
         title: above the grid.
         row_labels: left of the rows, from the top: for data above reconstructions.
         ax: where to draw; a new figure if None.
@@ -56,7 +56,8 @@ def plot_images(
     Example:
         >>> from jensen.datasets import load
         >>> data = load("digits")
-        >>> plot_images(data.test[:20], data.image_shape, title="digits").get_title()
+        >>> ax = plot_images(data.test[:50], data.image_shape, title="digits")
+        >>> ax.get_title()
         'digits'
     """
     left = max((0.1 + 0.06 * len(label) for label in row_labels), default=0.0)
@@ -80,7 +81,7 @@ def draw_grid(
     gaps: tuple[int, int] | None = None,
     room: tuple[float, float] = (0.0, 0.0),
 ) -> Axes:
-    """Draw images in a grid without ticks' marks or a frame; a new figure is as high as it takes.
+    """Draw images in a grid without marks of ticks and without a frame; the height of a new figure fits the grid.
 
     Args:
         images: as for :func:`plot_images`.
@@ -89,9 +90,9 @@ def draw_grid(
         value_range: as for :func:`plot_images`.
         cmap: as for :func:`plot_images`.
         ax: where to draw; a new figure if None.
-        owner: who asks, for errors.
+        owner: the function that errors name.
         gaps: pixels between rows and between columns; an eighth of an image's height if None.
-        room: inches in a new figure for what stands left of the grid, and below and above it.
+        room: inches in a new figure for labels left of the grid, and for those below and above it.
     """
     if cmap not in colormaps:
         raise ValueError(f"cmap is the name of a colour map of matplotlib, such as 'gray_r', but got {cmap!r}")
@@ -108,7 +109,7 @@ def draw_grid(
 
 
 def cell_centres(count: int, size: int, gap: int) -> list[float]:
-    """Where the middles of the first cells stand along one side of a grid of images, in its pixels."""
+    """The middles of the first cells along one side of a grid of images, in its pixels."""
     return [i * (size + gap) + (size - 1) / 2 for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""The latent map: where the data lie in latent space, and where the prior does."""
+"""The latent map: where the data and the prior lie in latent space."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def plot_latent(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A scatter of latent positions in two dimensions by class, over curves that hold 50 and 90 % of the prior.
+    """Latent positions in two dimensions, coloured by class, with curves that enclose 50 and 90 % of the prior.
 
-    More than ten classes are places on a scale of colours, which stands beside the map in place of a legend.
+    For more than ten classes a colour bar beside the map replaces the legend.
 
-    More than two latent dimensions are projected on the two principal components of ``z``; the axes say so, and the
-    prior is projected with them.
+    More than two latent dimensions are projected on the two principal components of ``z``; the labels of the axes say
+    so, and the prior is projected in the same way.
 
     Args:
-        z: one position per datum, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of
+        z: one position for each data point, [N, D] with D at least 2: ``encode(model, guide, x)["z"]`` of
             :func:`~jensen.inference.encode`.
-        labels: class of each datum, int64 [N]; one colour for all if None.
-        prior: draws from the prior, [M, D]: ``simulate(model, 10_000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
+        labels: the class of each data point, int64 [N]; one colour for all if None.
+        prior: samples of the prior, [M, D]: ``simulate(model, 10_000)[0]["z"]`` of :func:`~jensen.inference.simulate`.
             The curves are those of a kernel density estimate, with Scott's bandwidth. None draws no curves.
         classes: the name of every class, by its number: ``data.classes``; empty shows the numbers.
         title: above the map.
@@ -56,21 +56,26 @@ def plot_latent(
             labels, or a prior of other dimensions.
 
     Example:
-        >>> z, labels = torch.randn(100, 8), torch.arange(100) % 10
-        >>> plot_latent(z, labels, prior=torch.randn(1000, 8)).get_xlabel()
-        '1st principal direction of 8 latents'
+        >>> from jensen.datasets import load
+        >>> from jensen.models import PPCA
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=2).fit_closed_form(data.train)
+        >>> z = model.posterior(data.test).mean
+        >>> ax = plot_latent(z, data.labels["test"], prior=torch.randn(5000, 2))
+        >>> ax.get_xlabel()
+        '$z_1$'
     """
     if z.dim() != 2 or z.shape[1] < 2:
         raise ValueError(f"plot_latent needs z of shape [N, D] with D at least 2, but got {list(z.shape)}")
     if not (z.isfinite().all() and (prior is None or prior.isfinite().all())):
         raise ValueError("plot_latent needs finite numbers, but z or prior holds NaN or infinity: leave those rows out")
     if labels is not None and labels.shape != (len(z),):
-        raise ValueError(f"labels has one for each of the {len(z)} data, but its shape is {list(labels.shape)}")
+        raise ValueError(f"labels needs one for each of the {len(z)} data points, but has shape {list(labels.shape)}")
     if labels is not None and classes and int(labels.max()) >= len(classes):
-        raise ValueError(f"classes names {len(classes)} classes, but there is a label {int(labels.max())}")
+        raise ValueError(f"classes names {len(classes)} classes, but labels holds {int(labels.max())}")
     D = z.shape[1]
     if prior is not None and (prior.dim() != 2 or prior.shape[1] != D or len(prior) < 3):
-        raise ValueError(f"prior holds draws of shape [M, {D}], three or more, but got {list(prior.shape)}")
+        raise ValueError(f"prior needs three samples or more, of shape [M, {D}], but got {list(prior.shape)}")
     z, drawn = z.detach().cpu().double(), None if prior is None else prior.detach().cpu().double()
     if D > 2:
         centre = z.mean(0)
@@ -112,7 +117,7 @@ def _short(name: str) -> str:
 
 
 def _scale_of_classes(ax: Axes, z: Tensor, labels: Tensor, numbers: list[int], names: list[str]) -> None:
-    """A scatter whose colours are places on a scale beside it: a legend of more classes than colours says nothing."""
+    """A scatter with a colour bar: a legend cannot tell apart more classes than there are colours."""
     place = torch.searchsorted(torch.tensor(numbers), labels.cpu())
     points = ax.scatter(z[:, 0], z[:, 1], s=8, c=place, cmap="turbo", linewidths=0)
     ticks = sorted({round(i * (len(numbers) - 1) / (len(COLOURS) - 1)) for i in range(len(COLOURS))})

@@ -1,4 +1,4 @@
-"""Training curves that grow while a pair is trained."""
+"""Training curves that grow during training."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .axes import house_style, own_figure, settle, without_pyplot
 from .training import plot_training
 
 _PANELS = (("elbo", "shaped", "validation"), ("rate",), ("distortion",))
-_PIXELS = 480  # the width of a picture in a notebook
-_SHARE = 6  # of the time between two pictures, one part is spent on drawing
+_PIXELS = 480  # the width of the figure in a notebook
+_SHARE = 6  # one part of so many of the time is spent on drawing
 
 
 class LiveCurves:
-    """A callback of ``fit`` that shows the curves of the run below a notebook's cell, and redraws them as they grow.
+    """A callback of ``fit`` that shows the training curves below the cell of a notebook and updates them.
 
-    The bound on the training data with that on the validation data, and where the history has them rate and distortion
-    below. Outside of a notebook nothing is shown; ``figure`` holds the last picture all the same.
+    The upper panel has the bounds on training and validation data, the lower ones rate and distortion, where the
+    history holds them. Outside a notebook nothing is shown, but ``figure`` holds the last figure.
 
     Args:
-        seconds: the least time between two pictures. Drawing takes at most about a sixth of the run's time.
+        seconds: the shortest time between two updates. Drawing takes at most about a sixth of the training time.
 
     Attributes:
-        figure: the last picture; None before the first epoch. :func:`~jensen.plots.save` takes it.
+        figure: the last figure; None before the first epoch. :func:`~jensen.plots.save` takes it.
 
     Raises:
         ValueError: for negative seconds.
@@ -52,7 +52,7 @@ class LiveCurves:
     @checked
     def __init__(self, seconds: float = 1.0) -> None:
         if seconds < 0:
-            raise ValueError(f"seconds is the least time between two pictures, not negative, but got {seconds}")
+            raise ValueError(f"seconds is the shortest time between two updates, not negative, but got {seconds}")
         self.seconds = seconds
         self.figure: Figure | None = None
         self._history: History | None = None
@@ -60,7 +60,7 @@ class LiveCurves:
         self._next = 0.0
 
     def after_epoch(self, history: History, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-        """Draw what the history holds, if it is time to."""
+        """Update the figure, if enough time has passed."""
         if self._history is None:
             self._show, self._next = _notebook(), 0.0
         self._history = history
@@ -68,7 +68,7 @@ class LiveCurves:
             self._draw(history)
 
     def close(self) -> None:
-        """Draw the whole run, and be ready for another."""
+        """Draw the whole run; the callback can then be used for another."""
         if self._history is not None:
             self._draw(self._history)
         self._history = self._show = None
@@ -101,7 +101,7 @@ def _picture(history: History) -> Figure:
 
 
 def _notebook() -> Callable[[bytes], None] | None:
-    """What shows a PNG below the cell that runs, in the place of the one before; None outside of notebooks."""
+    """A function that shows a PNG below the running cell and replaces the previous one; None outside a notebook."""
     if "IPython" not in sys.modules:
         return None
     shell = sys.modules["IPython"].get_ipython()

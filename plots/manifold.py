@@ -1,4 +1,4 @@
-"""What a model makes of a grid over two of its latents."""
+"""Images that a model decodes from a grid over two of its latents."""
 
 from __future__ import annotations
 
@@ -41,35 +41,38 @@ def plot_manifold(
 
     .. math:: \mathbb{E}[x \mid z_{ij}], \qquad z_{ij} = (F_1^{-1}(u_i), F_2^{-1}(u_j), \ldots)
 
-    F are the distribution functions of the latents under the prior, and the u run from 1 to 99 %, so spaced that a
-    normal prior gives an even grid. All other latents stay at their median; latents of other sites at their mean.
+    F are the distribution functions of the latents under the prior, and u goes from 1 to 99 %, spaced so that a normal
+    prior gives an even grid. The other latents of the site stay at their median, those of other sites at their mean.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, figure 4.
 
     Args:
-        model: a model called as ``model(None, *covariates, n=n)``; with an example any Pyro model, called as
+        model: a model called as ``model(None, *covariates, n=n)``; with ``data``, any Pyro model, called as
             ``model(*data)``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         site: the latent site, a vector; the first continuous one with two features if None.
-        latents: which two of its features go to the right and upwards, from 0.
+        latents: which two of its features vary, counted from 0: the first to the right, the second upwards.
         points: images along each side, at least 2.
-        covariates: what the model reads beside x, tensors of one row: the class of a conditional model.
+        covariates: the model's other arguments, tensors of one row: the class of a conditional model.
         data: an example of the data, of one row, as for :func:`~jensen.inference.simulate`, covariates included.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
         ax: where to draw; a new figure if None.
 
     Returns:
         The axes: the values of both latents below and left of the grid.
 
     Raises:
-        ValueError: for a site or latents that the model has not, fewer than two points, a model that does not draw
-            images of ``shape``, and on what :func:`~jensen.inference.simulate` names.
+        ValueError: for a site or latents that the model does not have, fewer than two points, a model that does not
+            decode images of ``shape``, and on what :func:`~jensen.inference.simulate` names.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.models import PPCA
-        >>> ax = plot_manifold(PPCA(64, latent=2), (8, 8), points=5)
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=2).fit_closed_form(data.train)
+        >>> ax = plot_manifold(model, data.image_shape, points=11)
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['−2.33', '0.00', '2.33']
     """

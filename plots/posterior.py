@@ -1,9 +1,9 @@
-r"""The posterior of one datum and a guide's draws from it, in two latent dimensions.
+r"""The posterior of one data point and samples of a guide, in two latent dimensions.
 
 .. math:: p(z \mid x) = \frac{p(x, z)}{\int p(x, z) \, dz}
 
-The integral is a sum over a grid, on a window that is looked for: it grows where the density reaches its edge, and
-shrinks to where the density is.
+The integral is a sum over a grid. Its window is found by search: it grows where the density reaches its edge, and
+shrinks to the region where the density is high.
 """
 
 from __future__ import annotations
@@ -55,35 +55,40 @@ def plot_posterior(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The true posterior of one datum as filled contours, and draws from the guide as points over it.
+    """The true posterior of one data point as filled contours, with samples of the guide as points over it.
 
-    The bands hold 50, 90 and 99 % of the posterior's mass. The density is known up to its integral, which is taken on
-    the grid; a posterior that is much thinner than the grid is fine needs more points.
+    The bands enclose 50, 90 and 99 % of the posterior's mass. The grid gives the normalizing constant, so a posterior
+    that is much narrower than a cell of the grid needs more points.
 
     Args:
-        model: a model that says its ``latents``: one site, of event shape [2].
+        model: a model that declares its ``latents``: one site, of event shape [2].
         guide: its guide; None draws the true posterior alone.
-        x: the datum, [1, ...] or [X].
-        draws: how many points are drawn from the guide.
-        points: how many points the grid has along each side.
-        mcmc: draws from the posterior to show as points too, [S, 2]: ``posterior.draws["z"][i]`` of
+        x: the data point, [1, ...] or [X].
+        draws: the number of samples of the guide.
+        points: the number of points along each side of the grid.
+        mcmc: samples of the posterior to show as well, [S, 2]: ``posterior.draws["z"][i]`` of
             :func:`~jensen.inference.mcmc_posterior`.
-        seed: makes the draws repeatable and leaves the user's random stream alone; None draws from that stream.
-        title: above the picture.
+        seed: makes the samples repeatable and leaves the global random stream alone; None samples from that stream.
+        title: above the figure.
         ax: where to draw; a new figure if None.
 
     Returns:
         The axes, with equal units in both directions.
 
     Raises:
-        ValueError: for more than one datum, latents other than one site of two dimensions, or a density that is not
-            finite anywhere near the origin; and on what :func:`~jensen.inference.log_weights` names.
+        ValueError: for more than one data point, latents other than one site of two dimensions, or a density that is
+            not finite anywhere near the origin; and on what :func:`~jensen.inference.log_weights` names.
 
     Example:
-        >>> from jensen.guides import PriorGuide
-        >>> from jensen.models import Ring
-        >>> model = Ring()
-        >>> plot_posterior(model, PriorGuide(model), torch.tensor([[3.0]]), draws=500).get_xlabel()
+        >>> from jensen.guides import amortize
+        >>> from jensen.inference import fit
+        >>> from jensen.models import Banana
+        >>> from jensen.networks import mlp
+        >>> model = Banana()
+        >>> guide = amortize(model, mlp(1, [16]), "mean-field", context=16)
+        >>> history = fit(model, guide, model(n=500).detach(), epochs=40, lr=0.02, seed=0, progress=False)
+        >>> ax = plot_posterior(model, guide, torch.tensor([[2.0]]), draws=500, seed=0)
+        >>> ax.get_xlabel()
         '$z_1$'
     """
     shapes = {site: list(shape) for site, shape in model.latents.items()}
@@ -93,14 +98,13 @@ def plot_posterior(
     x = x.unsqueeze(0) if x.dim() == 1 else x
     if x.dim() < 2 or len(x) != 1:
         raise ValueError(
-            f"plot_posterior draws the posterior of one datum, of shape [1, ...] or [X], but got {list(x.shape)}: "
-            "take x[i : i + 1]"
+            f"plot_posterior needs one data point, of shape [1, ...] or [X], but got {list(x.shape)}: take x[i : i + 1]"
         )
     if points < 16:
-        raise ValueError(f"points is how many the grid has along each side, at least 16, but got {points}")
+        raise ValueError(f"points is the number of points along each side of the grid, at least 16, but got {points}")
 
     if mcmc is not None and (mcmc.dim() != 2 or mcmc.shape[1] != 2):
-        raise ValueError(f"mcmc are draws of shape [S, 2], but got {list(mcmc.shape)}")
+        raise ValueError(f"mcmc needs samples of shape [S, 2], but got {list(mcmc.shape)}")
 
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
@@ -152,7 +156,7 @@ def _grid(low: Tensor, high: Tensor, points: int) -> Tensor:
 
 
 def _window(log_density: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The corners, each [2], of a box that holds every z whose density is within e^-9 of the highest."""
+    """The corners, each [2], of a box around every z whose log density is within 9 nats of the highest."""
     low, high = torch.full((2,), -10.0).double(), torch.full((2,), 10.0).double()
     for _ in range(60):
         value = log_density(_grid(low, high, _COARSE))  # [S, S]

@@ -1,4 +1,4 @@
-"""Pictures as files: for the screen and for print."""
+"""Figures as files: for the screen and for print."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _DPI = 300
 
 @checked
 def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Save a picture twice: PNG at 300 dots per inch, and PDF whose text stays text, in TrueType fonts.
+    """Save a figure as PNG at 300 dots per inch and as PDF with TrueType fonts, whose text can be selected.
 
-    The page is as large as the figure, so text has in print the size that it was given. The files hold no date: the
-    same figure gives the same bytes. Each is written whole or not at all; a link is replaced, not followed.
+    The page has the size of the figure, so text of 8 points has 8 points in print. The files hold no date: the same
+    figure gives the same bytes. Each is written whole or not at all; a link is replaced, not followed.
 
     A script closes a figure that a ``plot_*`` function made once it is saved, so that a loop keeps none open: call
     ``plt.show()`` before. Notebooks still show it, and figures of your own stay open.
 
     Args:
-        picture: the axes that a picture returned, or a figure.
-        path: where to, with or without the ending ``.png`` or ``.pdf``; missing folders are made.
+        picture: the axes that a ``plot_*`` function returned, or a figure.
+        path: the file, with or without the ending ``.png`` or ``.pdf``; missing folders are made.
 
     Returns:
         The paths of the PNG and of the PDF.
 
     Raises:
-        TypeError: for what is neither axes nor a figure.
-        ValueError: for axes that no longer stand in a figure.
+        TypeError: if ``picture`` is neither axes nor a figure.
+        ValueError: for axes that were removed from their figure.
 
     Example:
         >>> import tempfile
@@ -49,9 +49,9 @@ def save(picture: Axes | Figure, path: str | os.PathLike[str]) -> tuple[Path, Pa
         ['map.png', 'map.pdf']
     """
     if not isinstance(picture, Axes | Figure):
-        raise TypeError(f"save takes the axes that a picture returned, or a figure, but got {type(picture).__name__}")
+        raise TypeError(f"save takes the axes of a plot_* function, or a figure, but got {type(picture).__name__}")
     if picture.figure is None:
-        raise ValueError("these axes were removed from their figure: draw the picture again")
+        raise ValueError("these axes were removed from their figure: draw it again")
     figure = picture.figure.figure  # of a subfigure, the whole
     path = Path(path)
     if not path.name:

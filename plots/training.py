@@ -1,4 +1,4 @@
-"""How a training went, epoch by epoch."""
+"""Training curves: bounds, rate and distortion against the epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CURVES = {
     "rate": ("rate", "rate KL(q(z|x) ‖ p(z))"),
     "distortion": ("distortion", "distortion -E log p(x|z)"),
 }
-"""By the names of a history's lists: what a curve is called, and what its axis measures."""
+"""By the name of a history's list: the name of the curve, and the quantity on its axis."""
 
 _BOUNDS = ("elbo", "shaped", "validation")
 _MARKS = 8  # markers along a curve
@@ -32,29 +32,38 @@ _MARKS = 8  # markers along a curve
 @checked
 @styled
 def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | None = None) -> Axes:
-    """Curves of a training run against its epochs.
+    """Training curves against the epoch.
 
-    Of a run of twenty epochs or more the frame holds all but the first tenth, which is usually far off. A vertical line
-    marks the epoch whose parameters were kept, where training stopped early.
+    For twenty epochs or more, the y axis covers all but the first tenth of them, whose values are usually far lower.
+    With early stopping, a vertical line marks the epoch whose parameters were kept.
 
     Args:
         history: what :func:`jensen.inference.fit` returned.
         curves: which lists of the history, among ``"elbo"``, ``"shaped"``, ``"validation"``, ``"rate"`` and
-            ``"distortion"``; those that the run did not write down are left out. Rate and distortion are of the
+            ``"distortion"``; those that the history does not hold are left out. Rate and distortion are those of the
             validation data.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: epochs, counted from 1, to the right; nats per datum (or in all) upwards.
+        The axes: epochs, counted from 1, to the right; nats per data point (or in all) upwards.
 
     Raises:
         ValueError: for unknown curves, and a history that has none of them.
 
     Example:
-        >>> from jensen.inference import History
-        >>> history = History(elbo=[-9.0, -4.0, -3.0], validation=[-7.0, -4.5, -3.5])
-        >>> [line.get_label() for line in plot_training(history).get_lines()]
-        ['training bound', 'validation ELBO']
+        >>> import torch
+        >>> from jensen.guides import amortize
+        >>> from jensen.inference import fit
+        >>> from jensen.models import PPCA
+        >>> from jensen.networks import mlp
+        >>> model = PPCA(20, latent=4)
+        >>> x = model(n=300).detach()
+        >>> guide = amortize(model, mlp(20, [32]), "full-covariance", context=32)
+        >>> how = {"epochs": 100, "patience": 20, "lr": 0.01, "seed": 0, "progress": False}
+        >>> history = fit(model, guide, x[:100], validation=x[100:], **how)
+        >>> ax = plot_training(history)
+        >>> [line.get_label() for line in ax.get_lines()]
+        ['training bound', 'validation ELBO', 'kept']
     """
     if unknown := sorted(set(curves) - set(CURVES)):
         raise ValueError(f"curves are among {list(CURVES)}, but got {unknown}")
@@ -77,7 +86,9 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
         ax.axvline(history.best_epoch, color="0.4", linewidth=0.8, linestyle=":", label="kept")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
-    ax.set_ylabel(" and ".join(dict.fromkeys(CURVES[name][1] for name in shown)) + f"\n({history.unit})")
+    quantities = list(dict.fromkeys(CURVES[name][1] for name in shown))
+    what = quantities[0] if len(quantities) == 1 else ", ".join(CURVES[name][0] for name in shown)
+    ax.set_ylabel(f"{what}\n({history.unit})")
     if len(ax.get_lines()) > 1:
         ax.legend(fontsize=text_size(ax))
     return ax

@@ -1,4 +1,4 @@
-"""Walks through latent space, decoded: from one datum to another, and along one latent at a time."""
+"""Images along lines in latent space: from one data point to another, and along one latent at a time."""
 
 from __future__ import annotations
 
@@ -39,51 +39,53 @@ def plot_interpolations(
     seed: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""The way from one datum to another: what the model makes of points between their posterior means, one pair a row.
+    r"""Images decoded from points between the posterior means of two data points, one pair of data points a row.
 
     .. math::
         \mathbb{E}[x \mid z_t], \qquad
         z_t = (1 - t) \, \mathbb{E}_{q(z \mid x_0)}[z] + t \, \mathbb{E}_{q(z \mid x_1)}[z]
 
-    The data themselves stand at both ends. A discrete latent is that of the nearer end.
+    The data points themselves are at both ends. A discrete latent has the value of the nearer end.
 
     Args:
         model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
-        start: the data at the left, a tensor [N, ...] or a tuple of tensors; the covariates of the way are theirs.
-        end: those at the right, as many.
+        start: the data at the left, a tensor [N, ...] or a tuple of tensors; the images between use their covariates.
+        end: the data at the right, as many.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
-        steps: points on each way, both ends included, at least 2.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
-        seed: makes the guide's draws, where its means take any, repeatable; None draws from the user's random stream.
+        steps: points in a row, both ends included, at least 2.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
+        seed: makes the guide's samples, where its means need any, repeatable; None takes the global random stream.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes; t below the columns.
+        The axes, with t below the columns.
 
     Raises:
         ValueError: for ``start`` and ``end`` of different length, fewer than two steps, a model without continuous
             latents, and on what :func:`~jensen.inference.encode` and :func:`~jensen.inference.decode` name.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
-        >>> model, x = PPCA(64, latent=2), torch.rand(4, 64)
-        >>> ax = plot_interpolations(model, ExactPosterior(model), x[:2], x[2:], (8, 8), steps=5)
+        >>> data = load("digits")
+        >>> model, x = PPCA(64, latent=16).fit_closed_form(data.train), data.test
+        >>> ax = plot_interpolations(model, ExactPosterior(model), x[:4], x[4:8], data.image_shape, steps=5)
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['$x_0$', '0', '0.25', '0.5', '0.75', '1', '$x_1$']
     """
     tensors = as_tensors(start), as_tensors(end)
     first, last = (part[0] for part in tensors)
     if len(first) != len(last):
-        raise ValueError(f"start and end have one datum for each other, but got {len(first)} and {len(last)} of them")
+        raise ValueError(f"start and end need the same number of data points, but got {len(first)} and {len(last)}")
     if steps < 2:
-        raise ValueError(f"steps is the number of points on the way, both ends included, at least 2, but got {steps}")
+        raise ValueError(f"steps is the number of points in a row, both ends included, at least 2, but got {steps}")
     z, z_end = (encode(model, guide, part, seed=seed) for part in tensors)
     discrete = _discrete(model, guide, tensors[0])
     if not set(z) - discrete:
-        raise ValueError(f"there is no way between discrete latents, and the model has no others than {sorted(z)}")
+        raise ValueError(f"discrete latents cannot be interpolated, and the model has no others than {sorted(z)}")
     n, t = len(first), torch.linspace(0, 1, steps)
     between = {site: _each_way(z[site], z_end[site], t.round() if site in discrete else t) for site in z}
     rows = tuple(part.repeat_interleave(steps, 0) for part in tensors[0])
@@ -97,7 +99,7 @@ def plot_interpolations(
     labels = ["$x_0$", *(f"{float(part):.2g}" for part in t), "$x_1$"]
     ax.set_xticks(cell_centres(steps + 2, shape[1], gap_of(shape)), labels=labels)
     ax.set_yticks([])
-    ax.set_xlabel("share t of the way between the posterior means")
+    ax.set_xlabel("t, from the posterior mean of $x_0$ to that of $x_1$")
     return ax
 
 
@@ -117,42 +119,45 @@ def plot_traversals(
     seed: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """One latent at a time, from the 0.5 % to the 99.5 % quantile of its prior; the others stay at a datum's mean.
+    """Vary one latent at a time from the 0.5 % to the 99.5 % quantile of its prior; the others stay at their mean.
 
-    A row that does not change belongs to a latent that the model does not use.
+    The mean is that of the guide for one data point. A row that does not change belongs to a latent that the model does
+    not use.
 
     Args:
         model: any Pyro model, called as ``model(*data)``, that observes its first argument, at one site.
         guide: its guide, called with the same data.
-        data: the datum to start from, a tensor [1, ...] or a tuple of tensors: ``data.test[:1]``.
+        data: one data point, a tensor [1, ...] or a tuple of tensors: ``data.test[:1]``.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         site: the latent site, a vector; the first continuous one if None.
-        latents: which of its features, from 0; the first ten if None.
+        latents: which of its features, counted from 0; the first ten if None.
         steps: images in a row, evenly spaced in quantiles of a normal distribution, at least 2.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
-        seed: makes the guide's draws, where its means take any, repeatable; None draws from the user's random stream.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
+        seed: makes the guide's samples, where its means need any, repeatable; None takes the global random stream.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: one row a latent, quantiles of the prior below the columns.
+        The axes: one row for each latent, quantiles of the prior below the columns.
 
     Raises:
-        ValueError: for more than one datum, fewer than two steps, a site or latents that the model has not, and on what
-            :func:`~jensen.inference.encode` and :func:`~jensen.inference.decode` name.
+        ValueError: for more than one data point, fewer than two steps, a site or latents that the model does not have,
+            and on what :func:`~jensen.inference.encode` and :func:`~jensen.inference.decode` name.
 
     Example:
+        >>> from jensen.datasets import load
         >>> from jensen.guides import ExactPosterior
         >>> from jensen.models import PPCA
-        >>> model = PPCA(64, latent=3)
-        >>> ax = plot_traversals(model, ExactPosterior(model), torch.rand(1, 64), (8, 8))
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=4).fit_closed_form(data.train)
+        >>> ax = plot_traversals(model, ExactPosterior(model), data.test[:1], data.image_shape)
         >>> [label.get_text() for label in ax.get_yticklabels()]
-        ['$z_{1}$', '$z_{2}$', '$z_{3}$']
+        ['$z_{1}$', '$z_{2}$', '$z_{3}$', '$z_{4}$']
     """
     tensors = as_tensors(data)
     if len(tensors[0]) != 1:
         n = len(tensors[0])
-        raise ValueError(f"a traversal starts from one datum, data of shape [1, ...], but got {n}: take x[i : i + 1]")
+        raise ValueError(f"a traversal needs one data point, of shape [1, ...], but got {n}: take x[i : i + 1]")
     if steps < 2:
         raise ValueError(f"steps is the number of images in a row, at least 2, but got {steps}")
     z = encode(model, guide, data, seed=seed)
@@ -184,7 +189,7 @@ def decoded(model: Program, values: Mapping[str, Tensor], data: tuple[Tensor, ..
     """The mean of the one site that a model observes, at latents."""
     means = decode(model, values, data=data)
     if isinstance(means, dict):
-        raise ValueError(f"a picture shows what one site observes, but the model observes {list(means)}")
+        raise ValueError(f"a grid of images shows one observed site, but the model observes {list(means)}")
     return means
 
 
@@ -205,7 +210,7 @@ def pick_site(site: str | None, values: Mapping[str, Tensor], least: int) -> str
         wanted = "a latent site" if site is None else f"site {site!r}"
         shapes = {name: list(value.shape[1:]) for name, value in values.items()}
         raise ValueError(
-            f"{wanted} is to be a continuous vector of at least {least} features, but the model's continuous latents "
+            f"{wanted} must be a continuous vector of at least {least} features, but the model's continuous latents "
             f"have the shapes {shapes}"
         )
     return vectors[0] if site is None else site

@@ -1,4 +1,4 @@
-"""The data of which a measurement says the least, or the worst: as images, for a look at what they have in common."""
+"""The data points with the least reliable or the worst results, as images: what do they have in common?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .images import Shape, draw_grid, gap_of
 By = Literal["pareto_k", "ess", "log_evidence", "elbo", "gap"]
 
 _LABELS = {
-    "pareto_k": "Pareto k-hat of the weights, the highest",
-    "ess": "effective sample size (draws), the lowest",
-    "log_evidence": "log p(x) (nats), the lowest",
-    "elbo": "ELBO (nats), the lowest",
-    "gap": "log p(x) - ELBO (nats), the highest",
+    "pareto_k": "highest Pareto k-hat of the weights",
+    "ess": "lowest effective sample size (samples)",
+    "log_evidence": "lowest log p(x) (nats)",
+    "elbo": "lowest ELBO (nats)",
+    "gap": "highest log p(x) - ELBO (nats)",
 }
 _CAPTION = 0.2  # inches in a column of a paper, for a line between rows of images
 
@@ -42,43 +42,46 @@ def plot_worst(
     cmap: str = "gray_r",
     ax: Axes | None = None,
 ) -> Axes:
-    """The worst data as images, each with its place in the data and its value.
+    """The worst data points as images, each with its number and its value.
 
     Args:
         evidence: what :func:`jensen.inference.evaluate` returned for these data.
-        data: the data that it was measured on, a tensor [N, ...] or a tuple of tensors.
+        data: the same data, a tensor [N, ...] or a tuple of tensors.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
-        by: what makes a datum bad: a high ``"pareto_k"`` (its estimate cannot be trusted), a low ``"ess"``, a low
-            ``"log_evidence"`` (the exact one where it is known) or ``"elbo"`` (the model does not expect it), a high
-            ``"gap"`` (the guide fails on it).
-        n: how many; all of them if there are fewer.
+        by: the criterion: a high ``"pareto_k"`` (the estimate is unreliable), a low ``"ess"``, a low
+            ``"log_evidence"`` (the exact one where it is known) or ``"elbo"`` (unlikely under the model), a high
+            ``"gap"`` (the guide is a poor approximation).
+        n: how many data points; all of them if there are fewer.
         columns: images per row.
-        value_range: the values drawn white and black: ``data.value_range``.
-        cmap: the colours of grey values; ``"gray"`` draws light on black.
+        value_range: the values that are drawn white and black: ``data.value_range``.
+        cmap: the colour map of grey values; ``"gray"`` draws light on black.
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: the worst datum first; "#i" is ``data[i]``.
+        The axes: the worst data point first; "#i" is ``data[i]``.
 
     Raises:
-        ValueError: for data that the evidence is not of, or do not have ``shape``; an unknown ``by``; k-hat where there
-            is none (K below 25).
+        ValueError: if ``evidence`` is of other data, or the data do not have ``shape``; for an unknown ``by``; for
+            k-hat with fewer than 25 particles.
 
     Example:
-        >>> from jensen.guides import PriorGuide
+        >>> from jensen.datasets import load
+        >>> from jensen.guides import ExactPosterior
         >>> from jensen.inference import evaluate
         >>> from jensen.models import PPCA
-        >>> model, x = PPCA(4, latent=2), torch.rand(20, 4)
-        >>> evidence = evaluate(model, PriorGuide(model), x, particles=100, progress=False)
-        >>> plot_worst(evidence, x, (2, 2), n=4).get_xlabel()
-        'Pareto k-hat of the weights, the highest'
+        >>> data = load("digits")
+        >>> model = PPCA(64, latent=8).fit_closed_form(data.train)
+        >>> evidence = evaluate(model, ExactPosterior(model), data.test, particles=100, seed=0, progress=False)
+        >>> ax = plot_worst(evidence, data.test, data.image_shape, by="log_evidence")
+        >>> ax.get_xlabel()
+        'lowest log p(x) (nats)'
     """
     if by not in get_args(By):
         raise ValueError(f"by is one of {list(get_args(By))}, but got {by!r}")
     x = as_tensors(data)[0]
     values = (evidence.best if by == "log_evidence" else getattr(evidence, by)).double().cpu()  # [N]
     if len(values) != len(x):
-        raise ValueError(f"evidence is of {len(values)} data, but got {len(x)}: give those that were measured")
+        raise ValueError(f"evidence is of {len(values)} data points, but got {len(x)}: give the measured data")
     if by == "pareto_k" and evidence.particles < 25:
         raise ValueError(
             f"k-hat takes at least 25 particles, but evidence has {evidence.particles}: evaluate with more"

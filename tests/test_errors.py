@@ -439,7 +439,7 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: plot_images(torch.zeros(6, 4), (2, 2), columns=0),
-            "columns is the number of pictures per row",
+            "columns is the number of images or panels per row",
         ),
         (
             lambda: amortize(lambda x: PPCA(4, 2)(x), data=(torch.zeros(6, 4), torch.zeros(6, 4))),

@@ -11,9 +11,12 @@ from foreign import EXAMPLE, Images
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from jensen.families import MeanField
 from jensen.guides import ExactPosterior, PriorGuide, amortize
@@ -57,7 +60,7 @@ from jensen.plots import (
     plot_worst,
     save,
 )
-from jensen.plots.axes import without_pyplot
+from jensen.plots.axes import COLOURS, without_pyplot
 
 SHAPE = (4, 4)
 HISTORY = History(
@@ -90,10 +93,13 @@ def _bounds(upper=False):
     return replace(b, upper=b.mean + 2, upper_error=b.error) if upper else b
 
 
-def _gaps():
+def _gaps(elbo=1.0, local=0.4, noise=0.0):
+    """Gaps of a guide and of the best member of its family, in nats below log p(x)."""
     found = _evidence()
-    local = replace(found, elbo=found.elbo + 0.6)
-    return Gaps(found, local, gained=0 * found.elbo, converged=found.elbo < 1, rounds=1, seconds=0.1)
+    spread = noise * torch.linspace(-1, 1, len(found.elbo)).double()
+    found = replace(found, elbo=found.log_evidence - elbo + spread)
+    best = replace(found, elbo=found.log_evidence - local + spread / 2)
+    return Gaps(found, best, gained=0 * found.elbo, converged=found.elbo < 1, rounds=1, seconds=0.1)
 
 
 def _rates(rate):
@@ -411,7 +417,7 @@ def test_effective_sample_sizes_are_ranked_below_k():
     assert ax.lines[0].get_ydata().tolist() == pytest.approx([1000 / (1 + i) for i in range(40)])
     assert ax.lines[0].get_label() == f"mean-field: mean {sum(25 / (1 + i) for i in range(40)):.3g}"
     assert (ax.lines[-1].get_label(), set(ax.lines[-1].get_ydata())) == ("K = 1000", {1000})
-    assert (ax.get_yscale(), ax.get_xlabel()) == ("log", "data, from the best to the worst (%)")
+    assert (ax.get_yscale(), ax.get_xlabel()) == ("log", "data points, from the best to the worst (%)")
 
 
 @pytest.mark.parametrize(
@@ -441,6 +447,55 @@ def test_a_map_shows_where_the_prior_is():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["prior, 50 %", "prior, 90 %"]
     far = plot_latent(z + 10, prior=draws)
     assert far.get_xlim()[0] < -1.5 < 11 < far.get_xlim()[1]
+
+
+@pytest.mark.parametrize("gap", [4.0, 0.002])
+def test_every_gap_can_be_seen_and_read(gap):
+    ax = plot_gaps({"mean-field": _gaps(elbo=4.0, local=1.0), "flow": _gaps(elbo=gap, local=gap / 4)})
+    FigureCanvasAgg(ax.figure).draw()
+    of_family, of_encoder = ax.containers[0].patches, ax.containers[1].patches
+    assert [bar.get_width() for bar in of_family] == pytest.approx([1.0, gap / 4])
+    assert [bar.get_x() + bar.get_width() for bar in of_encoder] == pytest.approx([4.0, gap])
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3] / 255
+    colours = np.array([to_rgb(COLOURS[0]), to_rgb(COLOURS[4])])
+    for bars in zip(of_family, of_encoder, strict=True):  # also of the shortest there are pixels in colour
+        box = Bbox.union([bar.get_window_extent() for bar in bars])
+        rows = slice(*sorted(round(pixels.shape[0] - y) for y in (box.y0 + 2, box.y1 - 2)))
+        columns = slice(round(box.x0) - 3, round(box.x1) + 4)
+        off = np.abs(pixels[rows, columns, None] - colours).max(-1)  # [rows, columns, 2]
+        assert (off < 0.1).any((0, 2)).sum() >= 2, "at least two columns of pixels"
+    assert [text.get_text().split(" ")[0] for text in ax.texts] == ["4.0000", f"{gap:.4f}"]
+
+
+def test_whiskers_stand_out_from_bars():
+    noisy = _gaps(elbo=4.0, local=1.0, noise=2.0)
+    ax = plot_gaps({"mean-field": noisy})
+    FigureCanvasAgg(ax.figure).draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[..., :3].astype(int)
+    lines = [c for c in ax.collections if isinstance(c, LineCollection)]
+    assert len(lines) == 2
+    for line in lines:
+        (start, end) = ax.transData.transform(line.get_segments()[0])
+        row, column = round(pixels.shape[0] - start[1]), round(0.75 * start[0] + 0.25 * end[0])
+        seen = pixels[row - 5 : row + 6, column]
+        assert seen.max(-1).min() < 40, "a black line"
+        assert (seen.min(-1) > 235).any(), "with white beside it, on bars of any colour"
+
+
+def test_names_of_close_points_do_not_cover_each_other():
+    ax = plot_rate_distortion({name: _rates(10.0 + 0.01 * i) for i, name in enumerate(("mean-field", "full", "IAF"))})
+    FigureCanvasAgg(ax.figure).draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_a_logarithmic_axis_has_ticks_to_read_within_less_than_a_decade():
+    ax = plot_ess({"a": replace(_evidence(), ess=torch.linspace(300.0, 800.0, 40).double())})
+    ax.figure.canvas.draw()
+    low, high = ax.get_ylim()
+    shown = [t.get_text() for at, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True) if low <= at <= high]
+    assert {"300", "500", "700", "1000"} <= set(shown)
 
 
 # training
@@ -527,23 +582,29 @@ def test_results_come_by_name(draw):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda m, g, x: plot_interpolations(m, g, x[:2], x[:1], SHAPE), "but got 2 and 1 of them"),
+        (
+            lambda m, g, x: plot_interpolations(m, g, x[:2], x[:1], SHAPE),
+            "same number of data points, but got 2 and 1",
+        ),
         (lambda m, g, x: plot_interpolations(m, g, x[:1], x[:1], SHAPE, steps=1), "at least 2, but got 1"),
-        (lambda m, g, x: plot_traversals(m, g, x, SHAPE), r"starts from one datum.* but got 8: take x\[i"),
+        (lambda m, g, x: plot_traversals(m, g, x, SHAPE), r"needs one data point.* but got 8: take x\[i"),
         (lambda m, g, x: plot_traversals(m, g, x[:1], SHAPE, steps=1), "at least 2, but got 1"),
         (lambda m, g, x: plot_traversals(m, g, x[:1], SHAPE, latents=[3]), r"from 0 to 2, but got \[3\]"),
-        (lambda m, g, x: plot_traversals(m, g, x[:1], SHAPE, site="y"), "site 'y' is to be a continuous vector"),
+        (lambda m, g, x: plot_traversals(m, g, x[:1], SHAPE, site="y"), "site 'y' must be a continuous vector"),
         (lambda m, g, x: plot_manifold(m, SHAPE, points=1), "at least 2, but got 1"),
         (lambda m, g, x: plot_manifold(m, SHAPE, latents=(0, 3)), r"from 0 to 2, but got \(0, 3\)"),
         (lambda m, g, x: plot_manifold(PPCA(16, 1), SHAPE), "at least 2 features"),
         (lambda m, g, x: plot_samples(m, (5, 5)), r"images of shape \[N, 25\], or \[N, 5, 5\], but got \[50, 16\]"),
-        (lambda m, g, x: plot_latent(x, prior=torch.randn(9, 3)), r"shape \[M, 16\], three or more, but got \[9, 3\]"),
+        (
+            lambda m, g, x: plot_latent(x, prior=torch.randn(9, 3)),
+            r"or more, of shape \[M, 16\], but got \[9, 3\]",
+        ),
         (
             lambda m, g, x: plot_pareto_k({"a": _evidence(4, 20)}),
             r"at least 25 particles, but results have \{'a': 20\}",
         ),
         (lambda m, g, x: plot_worst(_evidence(8), x, SHAPE, by="loss"), "by is 'pareto_k'.*, but got 'loss'"),
-        (lambda m, g, x: plot_worst(_evidence(9), x, SHAPE), "evidence is of 9 data, but got 8"),
+        (lambda m, g, x: plot_worst(_evidence(9), x, SHAPE), "evidence is of 9 data points, but got 8"),
         (lambda m, g, x: plot_worst(_evidence(8, 20), x, SHAPE), "at least 25 particles, but evidence has 20"),
         (lambda m, g, x: plot_training(HISTORY, ["loss"]), r"curves are among .* but got \['loss'\]"),
         (lambda m, g, x: plot_training(History()), "the history holds none of"),
@@ -560,5 +621,5 @@ def test_there_is_no_way_between_bits():
 
     model = BinaryLatentVAE(mlp(3, [8]), Bernoulli(16, 8), latent=3)
     x = torch.zeros(1, 16)
-    with pytest.raises(ValueError, match=r"no way between discrete latents, .* than \['z'\]"):
+    with pytest.raises(ValueError, match=r"discrete latents cannot be interpolated, .* than \['z'\]"):
         plot_interpolations(model, PriorGuide(model), x, x, SHAPE)

@@ -124,8 +124,8 @@ def test_a_density_that_is_nowhere_finite_is_named():
     ("draw", "message"),
     [
         (lambda: plot_posterior(PPCA(5, 3), None, torch.zeros(1, 5)), r"one latent site .* has \{'z': \[3\]\}"),
-        (lambda: plot_posterior(Ring(), None, torch.zeros(4, 1)), r"one datum, .* but got \[4, 1\]: take x\[i"),
-        (lambda: plot_posterior(Ring(), None, torch.tensor(1.0)), r"one datum, .* but got \[\]"),
+        (lambda: plot_posterior(Ring(), None, torch.zeros(4, 1)), r"one data point, .* but got \[4, 1\]: take x\[i"),
+        (lambda: plot_posterior(Ring(), None, torch.tensor(1.0)), r"one data point, .* but got \[\]"),
         (lambda: plot_posterior(Ring(), None, X, points=5), "at least 16, but got 5"),
         (lambda: plot_posterior(Ring(), PriorGuide(Ring()), X, draws=0), "at least 1, but got 0"),
     ],

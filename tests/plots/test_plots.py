@@ -10,7 +10,7 @@ import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
-from jensen.inference import Bounds
+from jensen.inference import Bounds, Evidence
 from jensen.plots import plot_bounds, plot_images, plot_latent, save
 from jensen.plots.axes import without_pyplot
 
@@ -30,18 +30,51 @@ def test_bounds_are_drawn_with_bands_of_two_errors():
     band = ax.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(-3.2)
     assert ax.get_xscale() == "log"
-    assert ax.get_ylabel() == "bound on log p(x) (nats per datum)"
+    assert ax.get_ylabel() == "bound on log p(x) (nats per data point)"
 
 
-def test_bounds_from_above_are_drawn_dashed_in_the_same_colour():
+def test_upper_bounds_are_drawn_dashed_in_the_same_colour():
     both = replace(_BOUNDS["loose"], upper=torch.tensor([-1.0, -1.5, -1.9]), upper_error=torch.full((3,), 0.2))
     ax = plot_bounds({"one": both, "other": _BOUNDS["tight"]})
     lines = {line.get_label(): line for line in ax.get_lines()}
-    assert list(lines) == ["one", "one, from above", "other", "exact log p(x)"]
-    assert lines["one, from above"].get_ydata().tolist() == pytest.approx([-1.0, -1.5, -1.9])
-    assert lines["one, from above"].get_linestyle() == "--"
-    assert lines["one, from above"].get_color() == lines["one"].get_color() != lines["other"].get_color()
+    assert list(lines) == ["one", "one, upper bound", "other", "exact log p(x)"]
+    assert lines["one, upper bound"].get_ydata().tolist() == pytest.approx([-1.0, -1.5, -1.9])
+    assert lines["one, upper bound"].get_linestyle() == "--"
+    assert lines["one, upper bound"].get_color() == lines["one"].get_color() != lines["other"].get_color()
     assert ax.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(-0.6)
+
+
+def test_the_log_evidence_of_each_model_is_marked_in_its_colour():
+    values = {"tight": -1.0, "loose": -1.5, "other": 0.0}
+    evidence = {
+        name: Evidence(
+            **{field: torch.full((4,), value) for field in ("elbo", "elbo_error", "log_evidence", "standard_error")},
+            ess=torch.ones(4),
+            pareto_k=torch.full((4,), 0.9 if name == "loose" else 0.1),
+            exact=None,
+            particles=100,
+            features=1,
+        )
+        for name, value in values.items()
+    }
+    ax = plot_bounds(_BOUNDS, evidence=evidence)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines) == ["loose", "tight", "loose: log p(x), k-hat > 0.7 for 100.0 %", "tight: log p(x)"]
+    for label, line in list(lines.items())[2:]:
+        name = label.split(":")[0]
+        assert set(line.get_ydata()) == {values[name]}
+        assert line.get_color() == lines[name].get_color()
+    assert lines["tight: log p(x)"].get_linestyle() == "-."
+    alone = plot_bounds(_BOUNDS, evidence={"loose": evidence["loose"]})  # the exact value of the other stays
+    assert [line.get_label() for line in alone.get_lines()][2] == "exact log p(x)"
+
+
+def test_particles_are_written_as_numbers():
+    ax = plot_bounds(_BOUNDS)
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    assert [text.get_text() for at, text in ticks if low <= at <= high] == ["1", "2", "4"]
 
 
 def test_latents_are_drawn_by_class():
@@ -52,7 +85,7 @@ def test_latents_are_drawn_by_class():
     assert (ax.get_xlabel(), ax.get_title()) == ("$z_1$", "map")
     named = plot_latent(z, labels, classes=("red", "green", "blue"))
     assert [c.get_label() for c in named.collections] == ["red", "green", "blue"]
-    with pytest.raises(ValueError, match="classes names 2 classes, but there is a label 2"):
+    with pytest.raises(ValueError, match="classes names 2 classes, but labels holds 2"):
         plot_latent(z, labels, classes=("red", "green"))
 
 
@@ -139,7 +172,10 @@ def test_pyplot_is_imported_when_a_figure_is_first_made():
     [
         (lambda: plot_bounds({}), "results is empty"),
         (lambda: plot_latent(torch.randn(5, 1)), r"D at least 2, but got \[5, 1\]"),
-        (lambda: plot_latent(torch.randn(5, 2), torch.zeros(4)), r"one for each of the 5 data, but its shape is \[4\]"),
+        (
+            lambda: plot_latent(torch.randn(5, 2), torch.zeros(4)),
+            r"each of the 5 data points, but has shape \[4\]",
+        ),
         (lambda: plot_images(torch.rand(3, 5), (2, 2)), r"images of shape \[N, 4\], or \[N, 2, 2\], but got \[3, 5\]"),
     ],
 )

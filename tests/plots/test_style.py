@@ -41,6 +41,20 @@ def test_the_callers_style_is_back_afterwards():
     assert rcParams == before
 
 
+def test_what_a_backend_sets_when_the_first_figure_loads_it_stays(monkeypatch):
+    """The backend of notebooks turns on interactive mode then, and shows figures only as long as it is on."""
+    figure = plt.figure
+
+    def loaded(**how):
+        plt.ion()
+        return figure(**how)
+
+    monkeypatch.setattr(plt, "figure", loaded)
+    plot_bounds(BOUNDS)
+    assert plt.isinteractive()
+    plt.ioff()
+
+
 def test_given_axes_keep_the_style_of_their_maker():
     with rc_context({"font.family": "STIXGeneral", "xtick.labelsize": 9, "ytick.labelsize": 9}):
         ax = plot_bounds(BOUNDS, ax=plt.subplots()[1])
@@ -67,3 +81,8 @@ def test_what_fails_leaves_no_empty_figure():
     with pytest.raises(RuntimeError, match="size of tensor"):
         plot_bounds({"one": Bounds([1, 2], torch.tensor([-3.0, -2.0]), torch.ones(5), exact=None)})
     assert plt.get_fignums() == []
+
+
+def test_a_call_that_does_not_fit_is_refused_in_pythons_words():
+    with pytest.raises(TypeError, match=r"plot_bounds\(\) got an unexpected keyword argument 'axes'"):
+        plot_bounds(BOUNDS, axes=None)
