@@ -40,6 +40,7 @@ nitpick_ignore = [("py:class", name) for name in ("Data", "Kind", "Program", "Sp
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are shown as they are committed; the gate executes them
+nb_render_markdown_format = "myst"  # tables in text that notebooks compute
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

@@ -73,7 +73,8 @@ def plot_draws(
         >>> guide = amortize(model, mlp(1, [16]), "full-covariance", context=16)
         >>> history = fit(model, guide, model(n=500).detach(), epochs=40, lr=0.02, seed=0, progress=False)
         >>> posterior = mcmc_posterior(model, x, method="rejection", seed=0, progress=False)
-        >>> len(plot_draws(posterior, guide, seed=0))
+        >>> axes = plot_draws(posterior, guide, seed=0)
+        >>> len(axes)
         2
     """
     n, _, features = posterior.unconstrained.shape

@@ -1,4 +1,4 @@
-"""The course: notebooks that open with a question, close with its answer, define nothing, and say what was printed."""
+"""The tutorials: notebooks that open with a question, close with its answer, and compute the numbers in their text."""
 
 import ast
 import importlib
@@ -10,9 +10,11 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.\d+(?:e[-+]?\d+)?(?![\w.]*\w)")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.\d+(?:e[-+]?\d+)?(?![\w.]*\w)|[-+]?\d[\d,.]*(?= (?:%|nats?\b))")
+NO_PROSE = re.compile(r"`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)", re.S)  # code, formulae, the targets of links
+NOMINAL = {0.7, 50, 80, 90, 95, 99, 100}  # the limit of k-hat; levels of intervals, in per cent
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|usr|opt|var|mnt|private)/|[A-Z]:\\\\")
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+HIDDEN = {"tags": ["remove-input"]}
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -38,10 +40,44 @@ def _printed(cell):
     return "\n".join(texts)
 
 
+def _sentences(cell):
+    """The Markdown that a code cell computes in its last line; None for any other cell."""
+    if cell["cell_type"] != "code":
+        return None
+    *_, last = ast.parse(_source(cell)).body
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and ast.unparse(last.value.func) == "Markdown":
+        (text,) = last.value.args
+        return text
+    return None
+
+
+def _typed(cell):
+    """The text of a cell as its author typed it, without code, formulae and links."""
+    if cell["cell_type"] == "markdown":
+        return NO_PROSE.sub(" ", _source(cell))
+    text = _sentences(cell)
+    return "" if text is None else " _ ".join(part.value for part in text.values if isinstance(part, ast.Constant))
+
+
+def _read(cell):
+    """The text of a cell as it is read."""
+    if cell["cell_type"] == "markdown":
+        return _source(cell)
+    return "".join("".join(output.get("data", {}).get("text/markdown", "")) for output in cell["outputs"])
+
+
 def _numbers(text):
-    """The numbers with a decimal point, each with the number of its decimals."""
-    found = [number.replace(",", "") for number in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
-    return [(float(number), len(number.split("e")[0].split(".")[1]), number) for number in found]
+    """The numbers with a decimal point, and those of per cent and of nats."""
+    return [
+        float(number.strip(".,").replace(",", "")) for number in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    ]
+
+
+def _constants(path):
+    """The numbers that the code sets."""
+    trees = [ast.walk(ast.parse(_source(cell))) for cell in _cells(path, "code") if _sentences(cell) is None]
+    values = [node.value for tree in trees for node in tree if isinstance(node, ast.Constant)]
+    return {float(value) for value in values if isinstance(value, int | float)}
 
 
 def _title(path):
@@ -56,53 +92,55 @@ def _way(path):
     return " · ".join(before + after)
 
 
-def test_the_course_is_complete_and_in_order():
+def test_the_tutorials_are_complete_and_in_order():
     assert [path.name[:3] for path in PATHS] == [f"{i:02d}_" for i in range(1, len(PATHS) + 1)]
-    assert len(PATHS) >= 9
+    assert len(PATHS) >= 15
 
 
 @each
 def test_opens_with_a_question_and_closes_with_its_answer(path):
-    first, *_, last = _cells(path)
+    first, *_, answer, last = _cells(path)
     assert first["cell_type"] == last["cell_type"] == "markdown"
     title, way, question, before, *_ = _source(first).split("\n\n")
     assert re.fullmatch(rf"# {path.name[:2]} · \S.*", title)
     assert question.startswith("**Question.** ")
     assert "?" in question
     assert before.startswith("**From before.** ")
-    answer = _source(last)
-    assert answer.startswith("**Answer.** ")
-    assert _numbers(answer), "an answer rests on numbers"
-    assert way == answer.split("\n\n")[-1] == _way(path)
+    assert _read(answer).startswith("**Answer.** ")
+    assert _numbers(_read(answer)), "an answer rests on numbers"
+    assert way == _source(last) == _way(path)
 
 
 @each
-def test_the_text_says_what_was_printed(path):
-    """A number with a decimal point in the text stands in the code, or was printed above it (a share, per cent)."""
-    code = "\n".join(_source(cell) for cell in _cells(path, "code"))
-    known = [0.7, *(value for value, *_ in _numbers(code))]  # 0.7: the limit of k-hat
+def test_no_measured_number_is_typed(path):
+    """A decimal or a percentage in the text is one that the code sets, or the code computes it where it stands."""
+    known = _constants(path) | NOMINAL
     for cell in _cells(path):
-        if cell["cell_type"] == "code":
-            known += [value for value, *_ in _numbers(_printed(cell))]
-            continue
-        text = re.sub(r"\]\([^)]*\)", "]", _source(cell))
-        for value, decimals, number in _numbers(text):
-            close = 0.5000001 * 10.0**-decimals
-            if "e" in number:
-                assert any(f"{other:.{decimals}e}" == f"{value:.{decimals}e}" for other in known), number
-            else:
-                assert any(
-                    min(abs(abs(value) - scale * abs(other)) for scale in (1, 100)) <= close for other in known
-                ), f"{number} was never printed"
+        assert {abs(number) for number in _numbers(_typed(cell))} <= known, cell["id"]
 
 
 @each
-def test_defines_nothing(path):
+def test_sentences_with_numbers_show_no_code(path):
+    for cell in _cells(path, "code"):
+        text = _sentences(cell)
+        assert cell["metadata"] == ({} if text is None else HIDDEN), cell["id"]
+        if text is not None:
+            *before, _ = ast.parse(_source(cell)).body
+            assert all(isinstance(statement, ast.Assign) for statement in before), cell["id"]
+            assert isinstance(text, ast.JoinedStr), f"{cell['id']} computes nothing: it is a Markdown cell"
+            computed = [part.value for part in text.values if isinstance(part, ast.FormattedValue)]
+            assert not any(isinstance(value, ast.Constant) for value in computed), cell["id"]
+            assert "$" not in _read(cell), f"{cell['id']}: the site sets formulae in Markdown cells only"
+
+
+@each
+def test_defines_nothing_but_pyro_programs(path):
     for cell in _cells(path, "code"):
         for node in ast.walk(ast.parse(_source(cell))):
-            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda), _source(
-                cell
-            )
+            assert not isinstance(node, ast.Lambda), _source(cell)
+        for node in ast.parse(_source(cell)).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert "pyro.sample(" in ast.unparse(node), _source(cell)
 
 
 @each
@@ -110,8 +148,8 @@ def test_imports_what_there_is(path):
     for cell in _cells(path, "code"):
         for node in ast.walk(ast.parse(_source(cell))):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("jensen"):
-                room = importlib.import_module(node.module)
-                assert {alias.name for alias in node.names} <= set(room.__all__)
+                module = importlib.import_module(node.module)
+                assert {alias.name for alias in node.names} <= set(module.__all__)
 
 
 @each
@@ -128,7 +166,7 @@ def test_was_run_once_from_the_first_cell_to_the_last(path):
 def test_has_the_same_form(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert [cell["id"] for cell in notebook["cells"]] == [f"cell-{i:02d}" for i in range(len(notebook["cells"]))]
-    assert all(cell["metadata"] == {} for cell in notebook["cells"])
+    assert all(cell["metadata"] == {} for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 

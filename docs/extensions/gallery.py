@@ -87,7 +87,7 @@ def _statements(name: str, doc: str) -> Iterator[str]:
 
 
 def page(entries: list[Entry]) -> str:
-    """The page in MyST: thumbnails that lead to the reference, then each figure beside its code."""
+    """The page in MyST: thumbnails that lead to the reference, then each figure above its code."""
     cards = "".join(_CARD.format(entry=entry) for entry in entries)
     return _TOP + f"::::{{container}} gallery\n{cards}::::\n" + "".join(map(_section, entries))
 
