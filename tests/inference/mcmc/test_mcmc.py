@@ -443,7 +443,7 @@ def test_one_coordinate_is_a_histogram():
 
 def test_titles_that_do_not_fit_are_named():
     found = _drawn(Ring(), torch.ones(2, 1), "rejection", draws=10)
-    with pytest.raises(ValueError, match="titles needs one for each of the 2 data, but got 1"):
+    with pytest.raises(ValueError, match="titles needs one for each of the 2 data points, but got 1"):
         plot_draws(found, titles=["one"])
 
 
