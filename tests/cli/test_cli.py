@@ -309,7 +309,7 @@ def test_a_card_is_printed_by_name(capsys):
         (["--likelihood", "poisson"], "is for counts 0, 1, 2, ..."),
         (["--components", "3"], "--components is for mixtures, but --model vae is none"),
         (["--beta", "2", "--objective", "iwae"], "--beta is a setting of --objective elbo"),
-        (["--gradient", "dreg"], "gradient is 'standard' or 'stl', but got 'dreg'"),
+        (["--gradient", "dreg"], "gradient must be 'standard' or 'stl', but got 'dreg'"),
         (["--binarize", "dynamic", "--dequantize"], "take one"),
         (["--epochs", "0"], "--epochs is at least 1, but got 0"),
         (["--lr", "-1"], "--lr is a positive number, but got -1"),
