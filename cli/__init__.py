@@ -1,8 +1,8 @@
-"""The command line: ``jensen compare`` runs the main job and writes a report, ``jensen train`` leaves a run folder.
+"""The command line: ``jensen compare`` trains, measures and writes a report; ``jensen train`` writes a run folder.
 
-``evaluate`` and ``sample`` need nothing but that folder; ``datasets`` says what data there are.
+``evaluate`` and ``sample`` read only that folder; ``datasets`` lists the data sets.
 
-This room stands on top: it puts the others together and holds nothing that they need.
+This subpackage uses the others; none of them uses it.
 """
 
 from .entry import main

@@ -1,4 +1,4 @@
-"""The command ``jensen``: one function for each of its commands, and what becomes of errors."""
+"""The command ``jensen``: the function of each subcommand, and the exit status of each error."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run a command, and say in one line what went wrong; the exit status, as :func:`jensen.cli.main` has it."""
+    """Run a command and print an error in one line; returns the exit status of :func:`jensen.cli.main`."""
     as_json = options.json
     forget_notices()
     try:
         with memory_told(), _warnings_as_lines():
             _COMMANDS[options.command](options, sys.stderr.isatty())
-    except BrokenPipeError:  # the reader of stdout has seen enough
+    except BrokenPipeError:  # the reader of stdout has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Unkept as error:  # its document was printed already
+    except Unkept as error:  # its document is already printed
         return fail(f"error: {error}", 2, False)
     except KeyboardInterrupt as stop:
         return fail("interrupted" + f"; {stop}" * bool(str(stop)), 130, as_json)
     except FloatingPointError as error:
         return fail(f"error: {error}", 1, as_json)
     except MemoryError as error:
-        return fail(f"error: {error or 'this takes more memory than there is'}", 2, as_json)
+        return fail(f"error: {error or 'not enough memory'}", 2, as_json)
     except (ValueError, OSError, ImportError, TypeError, NotImplementedError) as error:
         return fail(f"error: {error}", 2, as_json)
     return 0
@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Print a warning as a line of the command, without the place in the code that it comes from."""
+    """Print each warning as one line, without its file and line number."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: note(f"jensen: warning: {message}") + "\n"
     try:

@@ -1,4 +1,4 @@
-"""``jensen compare``: the main job, from data to tables, pictures and a report."""
+"""``jensen compare``: train and measure guides and models; print tables, write figures and a report."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from .terminal import SCHEMA, say, versions, write_json
 from .terminal import progress as progress_line
 from .terminal import report as deliver
 
-ROWS = {"exact": "exact posterior"}  # where the name of the row is not that of the option
+ROWS = {"exact": "exact posterior"}  # rows that are not named like the option
 Pair = tuple[nn.Module, nn.Module]
-Rows = dict[str, list[Pair]]  # by name, the pair that each seed gave
+Rows = dict[str, list[Pair]]  # by name: the model and guide of each seed
 Histories = dict[str, list[History]]
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Run the job that the options describe."""
+    """Train, measure and report as the options say."""
     guides = _guides(options.guides)
     if options.model != "ppca" and not set(guides) & set(FAMILIES):
         raise ValueError(
-            f"the second block trains its guides, so --guides needs one of {', '.join(FAMILIES)} (or --model ppca "
-            "leaves that block out)"
+            f"--guides needs at least one of {', '.join(FAMILIES)}, because the second block trains its guides, but "
+            f"got {options.guides}; --model ppca omits that block"
         )
     job = _Job(options, progress)
     with _folder(options.out):
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """The folder of a report; one that was made for it and got nothing is taken away again."""
+    """Create the folder of a report; if it was created here and stays empty, remove it."""
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,7 +71,7 @@ def _report(job: _Job, guides: list[str]) -> None:
     pairs: dict[str, dict[str, Pair]] = {}  # of each block; in figures stands the first seed
     if options.model in ("ppca", "all"):
         rows, histories = job.one_model(guides)
-        note = _ONE_MODEL + (" Its density takes the binary pixels for real numbers." if job.binary else "")
+        note = _ONE_MODEL + (" The Gaussian density treats the binary pixels as real numbers." if job.binary else "")
         blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
         pairs["one-model"] = {name: of[0] for name, of in rows.items()}
     if options.model in ("vae", "all"):
@@ -126,21 +126,19 @@ def _draw(
     page.write(out / "report.html")
 
 
-_ONE_MODEL = (
-    "Probabilistic PCA in closed form, W turned by a fixed rotation, frozen; guides whose parameters are affine in x."
-)
+_ONE_MODEL = "Probabilistic PCA in closed form, its W rotated and frozen. The parameters of each guide are affine in x."
 
 
 class _Job:
-    """Data, settings and what is trained."""
+    """The data, the settings, and the trained models and guides."""
 
     def __init__(self, options: argparse.Namespace, progress: bool) -> None:
         for name in ("latent", "particles", "test_size", "epochs", "seeds"):
             value = getattr(options, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but got {value}")
         if not 0 <= options.seed < 2**32:
-            raise ValueError(f"--seed is between 0 and 2^32 - 1, but got {options.seed}")
+            raise ValueError(f"--seed must be between 0 and 2^32 - 1, but got {options.seed}")
         self.options, self.progress = options, progress
         binarize = None if options.binarize == "none" else options.binarize
         settings = {"source": options.data, "binarize": binarize, "dequantize": None, "seed": options.seed}
@@ -154,7 +152,7 @@ class _Job:
         self.features = self.data.train.shape[1]
         if self.features < 2:
             raise ValueError(
-                f"--data {self.data.name} has one feature, and PPCA needs two or more: take jensen train --model vae"
+                f"--data {self.data.name} has one feature, but PPCA needs at least two: use jensen train --model vae"
             )
         if doubt := likely_reason(self.data.train, not indexed):
             say(f"{self.data.name}: {doubt}")
@@ -162,12 +160,12 @@ class _Job:
         self.histories: dict[str, list[History]] = {}
         self.seeds = range(options.seed, options.seed + options.seeds)
         self.binary = self.data.levels == 2 or holds_bits(self.data)
-        self.note = "PPCA by SVI, and a VAE with one learned noise level; encoders are networks."
+        self.note = "PPCA trained by SVI, and VAEs with one learned noise scale. Encoders are neural networks."
         if self.binary:
-            self.note = "A Bernoulli VAE (binary data: PPCA's density would not compare with its probabilities)."
+            self.note = "Bernoulli VAEs only: the density of PPCA cannot be compared with probabilities of binary data."
 
     def one_model(self, guides: list[str]) -> tuple[Rows, Histories]:
-        """PPCA in closed form, rotated and frozen, with each guide fitted to it."""
+        """PPCA in closed form, its W rotated and frozen, with each guide fitted to it."""
         model = PPCA(self.features, self.options.latent).fit_closed_form(self.data.train).rotated(self.options.seed)
         rows: Rows = {}
         histories: Histories = {}
@@ -185,7 +183,7 @@ class _Job:
         return model, amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
 
     def trained_together(self, families: list[str]) -> tuple[Rows, Histories]:
-        """PPCA and a VAE, each trained with its guide."""
+        """PPCA and VAEs, each trained together with its guide."""
         latent, hidden = self.options.latent, 128 if self.features < 200 else 400
         makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
         if not self.binary:
@@ -202,7 +200,7 @@ class _Job:
         for name, (make, family) in makers.items():
 
             def pair(make: Callable[[], PPCA | VAE] = make, name: str = name, family: str = family) -> Pair:
-                with training_memory(f"the pair {name} that --latent {latent} makes for {self.features} features"):
+                with training_memory(f"{name} with --latent {latent} and {self.features} features"):
                     model = make()
                     return model, amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
 
@@ -212,7 +210,7 @@ class _Job:
     def train(
         self, name: str, make: Callable[[], Pair], lr: float, freeze: Any = ()
     ) -> tuple[list[Pair], list[History]]:
-        """Fit a pair from each seed: cosine learning rate, the parameters of the best validation epoch."""
+        """Train a model and guide from each seed, with a cosine learning rate; keep the best validation epoch."""
         pairs: list[Pair] = []
         histories: list[History] = []
         for seed in self.seeds:
@@ -229,7 +227,7 @@ class _Job:
                     lr=lr,
                     scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.epochs),
                     validation=self.data.validation,
-                    patience=self.epochs,  # never stops early, but keeps the best epoch
+                    patience=self.epochs,  # never stops early; keeps the best epoch
                     freeze=freeze,
                     seed=seed,
                     progress=self.progress,
@@ -239,7 +237,7 @@ class _Job:
         return pairs, histories
 
     def measure(self, title: str, note: str, pairs: Rows, histories: Histories) -> Comparison:
-        """Measure the pairs and print their block."""
+        """Measure the models and guides of a block and print its table."""
         progress_line(f"measuring {', '.join(pairs)}")
         table = compare(
             pairs,
@@ -254,11 +252,11 @@ class _Job:
         )
         unit = table.unit
         if self.options.bits:
-            unit = "bits per dimension (of minus the value: smaller is better"
+            unit = "bits per dimension (sign reversed: smaller is better"
             unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
-            print(f"{self.data.name}: {len(self.test)} test data, {self.options.particles} particles each, {unit}\n")
+            print(f"{self.data.name}: {len(self.test)} test points, {self.options.particles} particles each, {unit}\n")
             print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
             print(f"\n{table.sentence()}\n", flush=True)
         return table
@@ -270,5 +268,5 @@ def _guides(text: str) -> list[str]:
         if name not in GUIDES:
             raise ValueError(f"--guides: there is no guide {name!r}; {suggestion(name, GUIDES)}")
     if not names:
-        raise ValueError(f"--guides needs at least one of {', '.join(GUIDES)}")
+        raise ValueError(f"--guides needs at least one of {', '.join(GUIDES)}, but got none")
     return [name for name in GUIDES if name in names]

@@ -1,4 +1,4 @@
-"""``jensen datasets``: what data there are, and the card of each."""
+"""``jensen datasets``: list the data sets, or print the card of one."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _table(known: list[Card]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), _cut(line[4], room)])
         for line in lines
     ]
-    where = f"Files are looked for in {' and '.join(_places())}."
+    where = f"Files are searched for in {' and '.join(_places())}."
     return "\n".join([*(line.rstrip() for line in text), "", where, "jensen datasets NAME prints a card."])
 
 
 def _count(card: Card) -> str:
     size = card.splits.get("train")
-    return "as asked" if size is None else f"{size:,}"
+    return "any number" if size is None else f"{size:,}"
 
 
 def _shape(card: Card) -> str:
@@ -64,11 +64,11 @@ def _standing(card: Card) -> str:
         return card.access
     if _present(card):
         return "present"
-    return "to download" if card.access == "downloaded" else "to be put in place"
+    return "to download" if card.access == "downloaded" else "to add by hand"
 
 
 def _present(card: Card) -> bool:
-    """Whether the files of a set are there; what is embedded or made here always is."""
+    """Whether the files of a data set are present; embedded and synthetic sets always are."""
     if card.access in ("embedded", "synthetic"):
         return True
     return any((Path(place) / card.name).is_dir() and any((Path(place) / card.name).iterdir()) for place in _places())

@@ -1,4 +1,4 @@
-"""The command ``jensen``: it parses its arguments, and only then imports what takes seconds."""
+"""The command ``jensen``. The arguments are parsed first, because the other imports take seconds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after ``jensen``; those of the process if None.
 
     Returns:
-        The exit status: 0; 1 for a run that failed (its loss was no longer finite), 2 for what the user can mend, 130
-        when interrupted. With ``--json`` an error, too, is one JSON document on stdout.
+        The exit status: 0 for success, 1 for a failed run (its loss became infinite or NaN), 2 for an error that the
+        user can correct, 130 after Ctrl-C. With ``--json``, an error is printed as one JSON document on stdout, too.
 
     Example:
         >>> main(["compare", "--data", "digits", "--guides", "full_rank"])
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .command import main as run
     options.words = arguments
     status = run(options)
-    if argv is None and _is_ours():  # what Python still does at its end is not interrupted by a page of its own
+    if argv is None and _is_ours():  # Ctrl-C while Python exits prints no traceback
         signal.signal(signal.SIGINT, lambda *_: os._exit(status))
     return status
 
 
 def _stopping(as_json: bool) -> Callable[..., None]:
-    """What ends the process at once, with a line: nothing was begun that would have to be undone."""
+    """A signal handler that prints one line and ends the process at once: nothing needs to be cleaned up yet."""
 
     def stop(*_: Any) -> None:
         os.write(2, b"jensen: interrupted\n")
@@ -66,14 +66,14 @@ def _stopping(as_json: bool) -> Callable[..., None]:
 
 
 def _is_ours() -> bool:
-    """Whether Ctrl-C raises KeyboardInterrupt here: nobody has asked for something else."""
+    """Whether Ctrl-C raises KeyboardInterrupt here, as it does if no other handler was installed."""
     main_thread = threading.current_thread() is threading.main_thread()
     return main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextmanager
 def _on_interrupt(stop: Callable[..., None]) -> Iterator[None]:
-    """Let Ctrl-C do something else than to raise in the midst of another library's imports."""
+    """Handle Ctrl-C by ``stop`` inside this block, instead of an exception inside the imports of other libraries."""
     if not _is_ours():
         yield
         return

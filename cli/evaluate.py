@@ -1,4 +1,4 @@
-"""``jensen evaluate``: measure runs, with nothing but their folders."""
+"""``jensen evaluate``: measure trained runs from their folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .terminal import SCHEMA, Unkept, report, say, versions, write_json
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Measure the runs that the options name, show the result, and write report.json into the folder of each."""
+    """Measure runs, print the result, and write report.json and report.html into the folder of each run."""
     groups = _groups(options.runs)
     folders = {run: folder for of in groups.values() for run, folder in of.items()}
     first = next(iter(folders.values()))
@@ -33,8 +33,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
             listed = ", ".join(f"{name} {ours.get(name)} and {theirs.get(name)}" for name in other)
             raise ValueError(
-                f"{first.path} and {folder.path} were trained on other data, or on the same otherwise prepared "
-                f"({listed}): their numbers do not compare; evaluate them one at a time"
+                f"{first.path} and {folder.path} were trained on different data, or on data prepared differently "
+                f"({listed}), so their numbers cannot be compared: evaluate them one at a time"
             )
     trained = {run: folder.trained() for run, folder in folders.items()}
     data = reopen(first.data_settings(options.data))
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
     how["train"] = _fitted_to(data, options)
-    head = f"{data.name}: {len(x)} {options.split} data"
+    head = f"{data.name}: {len(x)} {options.split} points"
     if len(trained) == 1:
         (run, (model, guide, _)) = next(iter(trained.items()))
         measured = {run: evaluate(model, guide, x, **how)}
@@ -64,9 +64,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         text += "".join(f"\nactive units{of_run}, {site}: {count}" for site, count in units.items())
     reports = {}
     for run, evidence in measured.items():
-        if evidence.below:
-            fell = _fell(trained[run][2])
-            say(f"{run}: log p(x) is below that of one {evidence.baseline_kind}, {evidence.below}{fell}")
+        if evidence.below and (fell := _fell(trained[run][2])):
+            say(f"{run}: {fell}")
         epochs = len(trained[run][2].elbo)
         reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
@@ -90,20 +89,20 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         except OSError as error:
             unkept.append(str(error))
     if unkept:
-        raise Unkept(f"the result is above, but not kept: {'; '.join(unkept)}")
+        raise Unkept(f"the result is printed above, but could not be saved: {'; '.join(unkept)}")
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:
-    """Short names of folders: the last part of the path, or all of it where last parts agree."""
+    """Short names of folders: the last part of the path, or the whole path if last parts are equal."""
     last = [path.resolve().name for path in paths]
     names = {part if last.count(part) == 1 else str(path): path for part, path in zip(last, paths, strict=True)}
     if len(names) < len(paths):
-        raise ValueError(f"a run was named twice: {', '.join(map(str, paths))}")
+        raise ValueError(f"each RUN must be given once, but got {', '.join(map(str, paths))}")
     return names
 
 
 def _groups(paths: list[Path]) -> dict[str, dict[str, RunFolder]]:
-    """The run folders of each row: one, or those that jensen train --seeds made in a folder."""
+    """The run folders of each row of the table: one, or all those of a folder of jensen train --seeds."""
     groups: dict[str, dict[str, RunFolder]] = {}
     for name, path in _names(paths).items():
         inside = sorted(path.glob("seed-*/configuration.json"), key=lambda file: (len(file.parent.name), file))
@@ -116,7 +115,7 @@ def _groups(paths: list[Path]) -> dict[str, dict[str, RunFolder]]:
 
 
 def _check_alike(runs: dict[str, RunFolder]) -> None:
-    """Refuse training runs of one row that differ by more than their seed."""
+    """Raise an error if training runs of one row differ in more than the seed."""
     (first, one), *others = runs.items()
     for name, folder in others:
         for part in ("pair", "training"):
@@ -124,8 +123,8 @@ def _check_alike(runs: dict[str, RunFolder]) -> None:
             if other := sorted(key for key in ours if key != "seed" and ours[key] != theirs.get(key)):
                 listed = ", ".join(f"{key} {ours[key]} and {theirs.get(key)}" for key in other)
                 raise ValueError(
-                    f"{first} and {name} differ by more than their seed ({listed}), so they are no training runs of "
-                    "one row: name the runs themselves"
+                    f"{first} and {name} differ in more than the seed ({listed}), so they cannot share a row: give "
+                    "their own folders as RUN"
                 )
 
 
@@ -134,36 +133,36 @@ def _runs(of: dict[str, RunFolder]) -> str:
 
 
 def _identity(folder: RunFolder) -> dict[str, Any]:
-    """The settings that identify the data of a run; a file of one's own by its contents, not its path."""
+    """The settings that identify the data of a run; a user's file is identified by its contents, not its path."""
     data = folder.configuration["data"]
     own = data.get("sha256") is not None
     return {name: value for name, value in data.items() if value is not None and not (own and name == "source")}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:
-    """The data to measure on: at most so many of the split, binarized where batches are."""
+    """The data points to measure: at most ``--test-size`` of the split, binarized if training batches are."""
     for name in ("particles", "test_size"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {getattr(options, name)}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(options, name)}")
     x: Tensor = getattr(data, options.split)
     if not len(x):
-        raise ValueError(f"--split {options.split}: {data.name} has no such data; take another split")
+        raise ValueError(f"--split {options.split} is empty for {data.name}: use another split")
     x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
     with private_randomness(options.seed, "evaluate", "data"):
         return x if transform is None else transform(x)
 
 
 def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
-    """The data that the baseline is fitted to: the training data, where others are measured."""
+    """The data for the baseline: the training data, unless these are measured themselves."""
     return None if options.split == "train" else data.train
 
 
 def _fell(history: History) -> str:
-    """What a training bound that fell says of a model, in words."""
+    """A sentence with a remedy, if the training bound fell from the first to the last epoch; else empty."""
     bounds = history.elbo
     if len(bounds) < 2 or not bounds[-1] < bounds[0]:
         return ""
-    return f"; its training bound fell from {bounds[0]:.4g} to {bounds[-1]:.4g}: train with a lower --lr"
+    return f"the training bound fell from {bounds[0]:.4g} to {bounds[-1]:.4g}: train with a lower --lr"
 
 
 def _describe(folder: RunFolder) -> str:
@@ -179,7 +178,7 @@ def _bits(evidence: Evidence, data: Dataset, bits: bool) -> str:
 
 
 def _table(table: Comparison, data: Dataset, bits: bool) -> str:
-    unit = f"bits per dimension of minus the value{_offset(data)}" if bits else table.unit
+    unit = f"bits per dimension, sign reversed: smaller is better{_offset(data)}" if bits else table.unit
     return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset)}\n\n{table.sentence()}"
 
 

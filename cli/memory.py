@@ -1,4 +1,4 @@
-"""Arrays that are larger than memory: refused before they are made where that is known, else told in a sentence."""
+"""Arrays larger than memory: an error before they are created if the size is known, else a clear error after."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _WANTED = re.compile(r"tried to allocate (\d+) bytes|(?:unable|tried) to allocat
 
 @contextmanager
 def memory_told() -> Iterator[None]:
-    """Raise MemoryError, in a sentence, where torch or NumPy could not get the memory for an array."""
+    """Raise a MemoryError with a clear message if torch or NumPy cannot allocate an array."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
         found = _WANTED.search(text)
-        told = isinstance(error, MemoryError) and text and found is None  # it has its sentence already
+        told = isinstance(error, MemoryError) and text and found is None  # it has a clear message already
         if told or not lacking:
             raise
         much = "" if found is None else f" ({found[2] or size_of(int(found[1]))} for one array)"
         raise MemoryError(
-            f"this takes more memory than there is{much}: take fewer of what makes arrays large, such as latents, "
-            "widths of layers, data at once or draws"
+            f"not enough memory{much}: reduce what makes arrays large, such as the number of latents, the width of "
+            "layers, the batch size or the number of samples"
         ) from error
 
 
 def size_of(count: float) -> str:
-    """A number of bytes, for people.
+    """A number of bytes, in a readable unit.
 
     Example:
         >>> size_of(1_024_000_000_000)
@@ -53,32 +53,32 @@ def size_of(count: float) -> str:
 
 
 def of_machine() -> float:
-    """The bytes of memory of this machine, or of the container that the process runs in; infinite where unknown."""
+    """The memory of this machine or container in bytes; infinite if unknown."""
     found = [float("inf")]
     with suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for place in _LIMITS:
-        with suppress(OSError, ValueError):  # it holds "max" where there is none
+        with suppress(OSError, ValueError):  # the file holds "max" if there is no limit
             found.append(int(Path(place).read_text()))
     return min(found)
 
 
 class Within(TorchFunctionMode):
-    """A block in which tensors may take so many bytes together; the first beyond them is refused before it is made.
+    """A block with a limit on the total bytes of new tensors; the tensor that exceeds it is not created.
 
     Args:
-        limit: the bytes.
-        what: who takes them, as the subject of the sentence.
+        limit: in bytes.
+        what: what needs the memory, for the error message.
 
     Raises:
-        MemoryError: where they would take more.
+        MemoryError: if the tensors need more.
 
     Example:
         >>> with Within(1000, "this example"):
         ...     x = torch.zeros(1000)
         Traceback (most recent call last):
         ...
-        MemoryError: this example takes more than 4 kB, and there are 1 kB for it
+        MemoryError: not enough memory for this example: more than 4 kB needed, but 1 kB available
     """
 
     def __init__(self, limit: float, what: str) -> None:
@@ -88,7 +88,7 @@ class Within(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count what a maker of tensors is about to take, then let it."""
+        """Add the bytes of the tensor that this function is about to create, then call the function."""
         kwargs = kwargs or {}
         if func in _MAKERS:
             plain = {name: value for name, value in kwargs.items() if name not in ("device", "generator", "out")}
@@ -96,18 +96,19 @@ class Within(TorchFunctionMode):
             self.taken += planned.numel() * planned.element_size()
             if self.taken > self.limit:
                 raise MemoryError(
-                    f"{self.what} takes more than {size_of(self.taken)}, and there are {size_of(self.limit)} for it"
+                    f"not enough memory for {self.what}: more than {size_of(self.taken)} needed, but "
+                    f"{size_of(self.limit)} available"
                 )
         return func(*args, **kwargs)
 
 
 def training_memory(what: str) -> Within:
-    """A block that makes what is to be trained: of its bytes there are to be gradients, moments and copies, too.
+    """A block that creates what will be trained; the limit leaves memory for gradients, moments and copies.
 
     Args:
-        what: who takes them, as the subject of the sentence.
+        what: what needs the memory, for the error message.
     """
     return Within(of_machine() / _COPIES, what)
 
 
-_COPIES = 5  # a parameter, its gradient, two moments of Adam, and the last good value
+_COPIES = 5  # a parameter, its gradient, two moments of Adam, and the last finite value

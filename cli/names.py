@@ -1,6 +1,6 @@
-"""The names that options take, known before anything is imported that takes seconds.
+"""The names that options accept; this module is fast to import.
 
-:mod:`jensen.cli.pairs` says which class each name stands for.
+:mod:`jensen.cli.pairs` holds the class of each name.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ GRADIENTS = ("standard", "stl", "dreg")
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is none: the nearest of the names, and all of them.
+    """The end of an error message for an unknown name: the nearest name, and all names.
 
     Example:
         >>> suggestion("vea", ["ppca", "vae"])
-        'did you mean vae? There are ppca, vae'
+        'did you mean vae? Choose from ppca, vae'
     """
     names = list(names)
     close = get_close_matches(name, names, n=1)
-    return (f"did you mean {close[0]}? There are " if close else "there are ") + ", ".join(names)
+    return (f"did you mean {close[0]}? Choose from " if close else "choose from ") + ", ".join(names)

@@ -1,7 +1,7 @@
-"""Models, guides, likelihoods and objectives by name: one table, which all commands share.
+"""Models, guides, likelihoods and objectives by name, for all commands.
 
-A name stands for a class of :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families` or
-:mod:`jensen.inference`; what a run folder stores is names and numbers alone.
+Each name stands for a class of :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families` or
+:mod:`jensen.inference`. A run folder stores only names and numbers.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ OBJECTIVES: dict[str, Callable[..., ELBO | IWAE | Renyi]] = {"elbo": ELBO, "iwae
 
 @dataclass(frozen=True)
 class Design:
-    """A pair in names and numbers.
+    """A model and its guide, described by names and numbers.
 
     Attributes:
-        model: its name.
-        guide: its name.
-        latent: the number of latent features; of each layer, from the data up, for a hierarchical model.
-        hidden: the widths of the networks' hidden layers, for each layer of latents.
-        likelihood: the name of the observation model; None where the model brings its own.
-        components: the number of components of a mixture; None for other models.
+        model: the name of the model.
+        guide: the name of the guide.
+        latent: the number of latent dimensions; for a hierarchical model one per layer, nearest to the data first.
+        hidden: the widths of the hidden layers, for each layer of latents.
+        likelihood: the name of the likelihood; None if the model has a fixed one.
+        components: the number of mixture components; None for other models.
 
     Example:
         >>> design = Design("vae", "full-covariance", (8,), ((128,),), "gaussian")
@@ -112,37 +112,37 @@ class Design:
         if self.likelihood is not None and self.likelihood not in LIKELIHOODS:
             raise ValueError(f"there is no likelihood {self.likelihood!r}: {suggestion(self.likelihood, LIKELIHOODS)}")
         if not self.latent or not self.hidden or not all(self.hidden):
-            raise ValueError("--latent and --hidden are one number or more, but got none")
+            raise ValueError("--latent and --hidden must have at least one number, but got none")
         kind = MODELS[self.model]
         if self.guide not in kind.guides:
             homes = [name for name, other in MODELS.items() if self.guide in other.guides]
             raise ValueError(
-                f"--guide {self.guide} does not serve --model {self.model}, but {' and '.join(homes)}; for "
-                f"{self.model} there are {', '.join(kind.guides)}"
+                f"--guide {self.guide} works only with --model {' or '.join(homes)}, but got --model {self.model}; its "
+                f"guides are {', '.join(kind.guides)}"
             )
         if len(self.latent) > 1 and not kind.layers:
             raise ValueError(
-                f"--model {self.model} has one layer of latents, so --latent is one number, but got "
-                f"{','.join(map(str, self.latent))}; several are for --model hierarchical"
+                f"--model {self.model} has one layer of latents, so --latent must be one number, but got "
+                f"{','.join(map(str, self.latent))}; only --model hierarchical has several layers"
             )
         if len(self.hidden) not in (1, len(self.latent)):
             raise ValueError(
-                f"--hidden gives the widths of one network, or of one for each of the {len(self.latent)} layers of "
-                f"latents (200,200/100,100), but got {len(self.hidden)}"
+                f"--hidden must have one list of widths, or one for each of the {len(self.latent)} layers of "
+                f"latents (such as 200,200/100,100), but got {len(self.hidden)}"
             )
         if self.likelihood is not None and not kind.observes:
             raise ValueError(
-                f"--model {self.model} brings its own Gaussian likelihood: leave --likelihood out, or take --model vae"
+                f"--model {self.model} has a fixed Gaussian likelihood: omit --likelihood, or use --model vae"
             )
         if self.components is not None and not kind.mixes:
-            raise ValueError(f"--components is for mixtures, but --model {self.model} is none: leave it out")
+            raise ValueError(f"--components is only for mixtures, but --model {self.model} is not a mixture: omit it")
         numbers = [*self.latent, *(w for widths in self.hidden for w in widths), self.components or 1]
         if min(numbers) < 1:
-            raise ValueError(f"--latent, --hidden and --components are at least 1, but got {min(numbers)}")
+            raise ValueError(f"--latent, --hidden and --components must be at least 1, but got {min(numbers)}")
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Design:
-        """The design that :meth:`to_dict` described."""
+        """The design from the result of :meth:`to_dict`."""
         hidden = tuple(tuple(widths) for widths in stored["hidden"])
         return cls(**{**stored, "latent": tuple(stored["latent"]), "hidden": hidden})
 
@@ -151,7 +151,7 @@ class Design:
         return {**vars(self), "latent": list(self.latent), "hidden": [list(widths) for widths in self.hidden]}
 
     def build(self, features: int) -> Pair:
-        """A fresh pair for data of so many features."""
+        """A new model and guide for data with this number of features."""
         model = MODELS[self.model].make(self, features)
         return model, self._guide(model, features)
 
@@ -178,7 +178,7 @@ class Design:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A model by name: how it is made, and what goes with it."""
+    """How to make a model, and the options that it accepts."""
 
     make: Callable[[Design, int], nn.Module]
     guides: tuple[str, ...] = tuple(FAMILIES)
@@ -216,7 +216,7 @@ MODELS: dict[str, _Kind] = {
 
 
 def objective_of(training: Mapping[str, Any]) -> ELBO | IWAE | Renyi:
-    """The objective that a run's settings describe: ``objective``, ``particles``, ``gradient``, ``alpha``, ``beta``.
+    """The objective from the settings ``objective``, ``particles``, ``gradient``, ``alpha`` and ``beta`` of a run.
 
     Raises:
         ValueError: for a setting that the objective does not have.
@@ -231,8 +231,6 @@ def objective_of(training: Mapping[str, Any]) -> ELBO | IWAE | Renyi:
         raise ValueError(f"there is no objective {name!r}: {suggestion(name, OBJECTIVES)}")
     for option, home in (("alpha", "renyi"), ("beta", "elbo")):
         if training[option] is not None and name != home:
-            raise ValueError(
-                f"--{option} is a setting of --objective {home}, but the objective is {name}: leave it out"
-            )
+            raise ValueError(f"--{option} is only for --objective {home}, but the objective is {name}: omit it")
     more = {option: training[option] for option in ("alpha", "beta") if training[option] is not None}
     return OBJECTIVES[name](num_particles=training["particles"], gradient=training["gradient"], **more)

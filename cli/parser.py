@@ -1,4 +1,4 @@
-"""A parser of arguments that suggests the right name for a misspelt one, and knows which options were given."""
+"""An argument parser that suggests names for misspelt ones, and records which options were given."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .names import suggestion
 
 
 class Misuse(ValueError):
-    """Arguments that make no sense; the message names the command whose help says more."""
+    """An error in the arguments; the message names the command whose help to read."""
 
 
 _NO_DEFAULT = (None, False, argparse.SUPPRESS)
 
 
 class _Help(argparse.HelpFormatter):
-    """Help with the default of every option that has one, and names whole."""
+    """Help with the default of each option, and without line breaks inside names."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return wrap(" ".join(text.split()), width, break_on_hyphens=False)
@@ -37,7 +37,7 @@ class _Help(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose errors are :class:`Misuse` and suggest names; options are not abbreviated.
 
-    What it parses has ``given``: the names of the options that stand in the arguments.
+    The parsed namespace has an attribute ``given``: the names of the options in the arguments.
 
     Example:
         >>> parser = Parser(prog="jensen")
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, and note the options that were given."""
+        """Parse, and record the options that were given."""
         args = sys.argv[1:] if args is None else list(args)
         parsed, extras = super().parse_known_args(args, namespace)
         words = {word.split("=", 1)[0] for word in args}
@@ -66,10 +66,10 @@ class Parser(argparse.ArgumentParser):
         return parsed, extras
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """Parse; an option that is none gets the nearest one as a suggestion.
+        """Parse; the error for an unknown option suggests the nearest one.
 
         Raises:
-            Misuse: for arguments that make no sense.
+            Misuse: for invalid arguments.
         """
         parsed, extras = self.parse_known_args(args, namespace)
         if extras:
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         names = [name for action in self._actions for name in action.option_strings]
         wrong = [word.split("=", 1)[0] for word in extras if word.startswith("-")]
         if not wrong:
-            self.error(f"there is no place for {' '.join(extras)}")
+            self.error(f"unexpected argument {' '.join(extras)}")
         close = get_close_matches(wrong[0], names, n=1)
         self.error(f"there is no option {wrong[0]}" + (f"; did you mean {close[0]}?" if close else ""))
 
@@ -103,7 +103,7 @@ def choices(what: str, names: Iterable[str], *others: str) -> Callable[[str], st
         >>> choices("model", ["ppca", "vae"])("vea")
         Traceback (most recent call last):
         ...
-        argparse.ArgumentTypeError: there is no model 'vea'; did you mean vae? There are ppca, vae
+        argparse.ArgumentTypeError: there is no model 'vea'; did you mean vae? Choose from ppca, vae
     """
     known = [*names, *others]
 
@@ -116,7 +116,7 @@ def choices(what: str, names: Iterable[str], *others: str) -> Callable[[str], st
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between.
+    """Whole numbers, separated by commas.
 
     Example:
         >>> numbers("128,64")
@@ -125,11 +125,11 @@ def numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"whole numbers with commas between, but got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be whole numbers separated by commas, but got {text!r}") from None
 
 
 def groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """Groups of whole numbers, with slashes between the groups.
+    """Groups of whole numbers, separated by slashes.
 
     Example:
         >>> groups("200,200/100,100")
@@ -139,7 +139,7 @@ def groups(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def whole_or(word: str) -> Callable[[str], int | None]:
-    """The type of an option that is a whole number, or the word for None.
+    """The type of an option that is a whole number, or a word that stands for None.
 
     Example:
         >>> whole_or("auto")("12"), whole_or("auto")("auto")
@@ -150,7 +150,7 @@ def whole_or(word: str) -> Callable[[str], int | None]:
         try:
             return None if text == word else int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"a whole number or {word}, but got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be a whole number or {word}, but got {text!r}") from None
 
     return whole
 
@@ -166,7 +166,7 @@ def refinement(text: str) -> str | bool | int:
     try:
         return words[text] if text in words else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"auto, yes, no or a number of evaluations, but got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be auto, yes, no or a whole number, but got {text!r}") from None
 
 
 def _shown(default: Any) -> str:

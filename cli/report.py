@@ -36,21 +36,21 @@ from .terminal import say
 
 Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 
-_LESS = "train for longer, take a smaller --beta, or a decoder that is less able (narrower --hidden)"
+_LESS = "train for longer, reduce --beta, or use a weaker decoder (narrower --hidden)"
 
 
 def carried(
     model: nn.Module, guide: nn.Module, x: Tensor, seed: int, whose: str = "", remedy: str = _LESS
 ) -> dict[str, str]:
-    """How many units of each latent site tell data apart, by site: "1 of 8"; where none does, a line says so."""
+    """The number of active units of each latent site, such as "1 of 8"; prints a line for a collapsed site."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PosteriorCollapseWarning)
             found = rate_distortion(model, guide, x, 50, seed=seed, progress=False)
-    except (ValueError, NotImplementedError):  # it is not known of joint weights, and of guides without a density
+    except (ValueError, NotImplementedError):  # not defined for joint weights and for guides without a density
         return {}
     for site in found.collapsed if len(x) > 1 else ():
-        say(f"{whose}posterior collapse: no unit of {site} tells one datum from another; {remedy}")
+        say(f"{whose}posterior collapse: no unit of {site} carries information about the data; {remedy}")
     return {site: f"{count} of {found.activity[site].numel()}" for site, count in found.active_units.items()}
 
 
@@ -89,7 +89,7 @@ def draw_bounds(
 @without_pyplot()
 @house_style()
 def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
-    """Draw both parts of the gap of one block's guides, where they were measured; the name of the file."""
+    """Draw the approximation and amortization gaps of one block, if measured; returns the file name."""
     shown = {name: row.gaps for name, row in table.rows.items() if row.gaps is not None}
     shown = {name: gaps for name, gaps in shown.items() if name != "prior"}  # its bar would dwarf the others
     if not shown:
@@ -103,7 +103,7 @@ def draw_gaps(out: Path, block: str, table: Comparison) -> list[str]:
 @without_pyplot()
 @house_style()
 def draw_images(out: Path, data: Dataset, test: Tensor, pairs: Pairs, labels: Tensor | None, seed: int) -> list[str]:
-    """Draw latent map, samples and reconstructions of pairs, as far as the data have them; the files' names."""
+    """Draw latent map, samples and reconstructions, if the data allow them; returns the file names."""
     drawn = []
     if all(model.latents["z"][0] > 1 for model, _ in pairs.values()):  # type: ignore[index]
         drawn.append(_keep(_latent_maps(pairs, test, labels, data.classes, seed), out / "latent-map.png"))
@@ -125,17 +125,17 @@ def draw_run(
     classes: Sequence[str],
     seed: int,
 ) -> list[str]:
-    """Draw what a run folder shows: its curve, and what the pair makes of test data; the files' names.
+    """Draw the figures of a run folder: training curve, samples, reconstructions, latent map; returns the file names.
 
     Args:
         out: the run folder.
-        facts: of the data, as the configuration has them.
+        facts: of the data, from the configuration.
         pair: model and guide.
         history: of the training.
-        test: data, [N, X].
+        test: data points, [N, X].
         labels: their classes, [N], if any.
         classes: the names of those classes, if any.
-        seed: of the draws.
+        seed: of the samples.
     """
     model, guide = pair
     drawn = {"training": plot_training(history)}
@@ -159,12 +159,12 @@ def draw_run(
 @without_pyplot()
 @house_style()
 def images_of(x: Tensor, facts: Mapping[str, Any], columns: int = 10) -> Axes:
-    """A picture of images [N, X], as facts of the data say."""
+    """A figure of images [N, X]; the facts of the data give their shape and range."""
     return plot_images(x, tuple(facts["image_shape"]), columns=columns, value_range=_values(facts, x))
 
 
 def _values(facts: Mapping[str, Any], x: Tensor) -> tuple[float, float]:
-    """The values drawn white and black: those of the images where none are declared."""
+    """The values drawn white and black: if none are declared, the range of the images."""
     low, high = facts["value_range"] or (float(x.min()), float(x.max()))
     return low, high
 
@@ -220,7 +220,7 @@ def aligned(means: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
 
 
 def _range(data: Dataset) -> tuple[float, float]:
-    """The values drawn white and black: those of the data where none are declared."""
+    """The values drawn white and black: if none are declared, the range of the data."""
     return data.value_range or (float(data.train.min()), float(data.train.max()))
 
 
@@ -251,14 +251,14 @@ def _reconstructions(pairs: Pairs, data: Dataset, test: Tensor, seed: int) -> Fi
         columns=len(x),
         value_range=_range(data),
         row_labels=tuple(rows),
-        title="E[x | z], averaged over 32 samples of q(z | x)",
+        title="E[x | z], averaged over 32 samples from q(z | x)",
         ax=figure.subplots(),
     )
     return figure
 
 
 def _window(curves: list[Tensor], known: list[Tensor]) -> tuple[float, float]:
-    """Limits that hold all curves, but the lowest of several: naive Monte Carlo starts far below the others."""
+    """Axis limits for all curves except the lowest of three or more: naive Monte Carlo starts far below."""
     starts = sorted(float(curve[0]) for curve in curves)
     top = max(float(value) for value in (*(curve[-1] for curve in curves), *known))
     low = starts[1 if len(starts) > 2 else 0]
@@ -267,5 +267,5 @@ def _window(curves: list[Tensor], known: list[Tensor]) -> tuple[float, float]:
 
 
 def _keep(figure: Figure, path: Path) -> str:
-    """Write a picture as PNG and as PDF; the name of the PNG."""
+    """Save a figure as PNG and PDF; returns the name of the PNG."""
     return save(figure, path)[0].name

@@ -1,15 +1,16 @@
-"""The folder of a run: its settings, its history, its parameters and what was measured.
+"""The folder of a run: its settings, its history, its parameters and its measurements.
 
-| file | what it holds |
+| file | contents |
 | --- | --- |
-| configuration.json | data, pair and training in names and numbers, facts of the data, versions |
-| checkpoint.pt | parameters, optimizer, random state and position, after every whole epoch |
-| history.json | the bound, epoch by epoch: ``History.from_json`` reads it |
-| report.json | what ``jensen evaluate`` measured |
-| training.png, samples.png, ... | pictures, each a PDF too |
+| configuration.json | data, model, guide and training as names and numbers, facts of the data, versions |
+| checkpoint.pt | parameters, optimizer, random state and position, saved after every complete epoch |
+| history.json | the bound after each epoch: ``History.from_json`` reads it |
+| report.json | the results of ``jensen evaluate`` |
+| report.html | the results as one page |
+| training.png, samples.png, ... | figures, also as PDF |
 
-Every file but the pictures holds its schema version; files of a newer one are refused. configuration.json, the
-checkpoint and results hold a digest of their contents: a file that has changed since it was written is refused.
+Every JSON file and checkpoint holds its schema version; files of a newer version raise an error. configuration.json,
+the checkpoint and results hold a digest of their contents: a file that was changed after writing raises an error.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _PICTURES = ("training", "samples", "reconstructions", "latent-map")
 
 
 class _Data(TypedDict):
-    """How the data of a run are found and prepared."""
+    """The source and the preparation of the data of a run."""
 
     source: str
     binarize: str | None
@@ -62,7 +63,7 @@ class _Data(TypedDict):
 
 
 class _Facts(TypedDict):
-    """What a run keeps of its data."""
+    """Facts of the data that a run stores."""
 
     name: str
     features: int
@@ -79,7 +80,7 @@ class _Facts(TypedDict):
 
 
 class _Pair(TypedDict):
-    """The pair in names and numbers."""
+    """Model and guide as names and numbers."""
 
     model: str
     guide: str
@@ -90,7 +91,7 @@ class _Pair(TypedDict):
 
 
 class _Training(TypedDict):
-    """How it is trained."""
+    """The settings of training."""
 
     objective: str
     particles: int
@@ -118,26 +119,26 @@ class _Configuration(TypedDict):
 
 
 def _check(configuration: dict[str, Any]) -> None:
-    """Raise ValueError unless a configuration is one that jensen train writes."""
+    """Raise a ValueError unless jensen train could have written this configuration."""
     check_digest(configuration)
     decoded(_Configuration, configuration, "configuration")
     facts, training = configuration["facts"], configuration["training"]
     counts = {name: facts[name] for name in ("features", "train", "channels")}
     counts |= {name: training[name] for name in ("particles", "epochs", "batch_size")}
     if wrong := {name: value for name, value in counts.items() if value < 1}:
-        raise ValueError(f"numbers that are at least 1 are {wrong}")
+        raise ValueError(f"these numbers must be at least 1: {wrong}")
     if not 0 <= training["seed"] < 2**32 or not 0 < training["lr"] < float("inf"):
-        raise ValueError(f"seed is {training['seed']} and lr {training['lr']}")
+        raise ValueError(f"seed must be below 2^32 and lr positive, but got {training['seed']} and {training['lr']}")
     if facts["image_shape"] is not None and (
         len(facts["image_shape"]) != 2 or prod(facts["image_shape"]) * facts["channels"] != facts["features"]
     ):
-        raise ValueError(f"images of shape {facts['image_shape']} have no {facts['features']} features")
+        raise ValueError(f"images of shape {facts['image_shape']} cannot have {facts['features']} features")
     Design.of(configuration["pair"])
     objective_of(training)
 
 
 def _locked(path: Path) -> int | None:
-    """A handle that holds a lock on a folder until it is closed; None where the system has no such locks."""
+    """A handle that locks a folder until it is closed; None if the system has no such locks."""
     if _LOCKS is None:
         return None
     handle = os.open(path, os.O_RDONLY)
@@ -146,7 +147,7 @@ def _locked(path: Path) -> int | None:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(
-            f"another process trains into {path} now: wait for it, or take another folder with --run DIR"
+            f"another process is training in {path}: wait for it, or use another folder with --run DIR"
         ) from None
     except OSError:  # some network file systems have no locks
         pass
@@ -154,11 +155,11 @@ def _locked(path: Path) -> int | None:
 
 
 class RunFolder:
-    """A run folder, read or begun.
+    """A run folder, opened or new.
 
     Args:
         path: the folder.
-        configuration: what configuration.json holds.
+        configuration: the contents of configuration.json.
     """
 
     def __init__(self, path: Path, configuration: dict[str, Any]) -> None:
@@ -167,26 +168,26 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of an earlier run.
+        """Open the folder of an earlier run.
 
         Raises:
-            ValueError: if it is none, or its configuration is torn, of something else, or of a newer schema version.
+            ValueError: if it is not a run folder, or if its configuration is damaged or has a newer schema version.
         """
         file = path / "configuration.json"
         if not file.is_file():
             others = [folder.parent.name for folder in path.resolve().parent.glob("*/configuration.json")]
             close = get_close_matches(path.name, others, n=1)
-            hint = f"did you mean {path.parent / close[0]}?" if close else "jensen train --run DIR makes one"
+            hint = f"did you mean {path.parent / close[0]}?" if close else "jensen train --run DIR creates one"
             if inside := sorted(file.parent.name for file in path.glob("seed-*/configuration.json")):
                 hint = (
-                    f"it holds the runs of --seeds {len(inside)}: name one, as {path / inside[0]}, or give jensen "
-                    "train --resume this option too"
+                    f"it holds the runs of --seeds {len(inside)}: give one of them, such as {path / inside[0]}, or add "
+                    f"--seeds {len(inside)} to jensen train --resume"
                 )
-            raise ValueError(f"{path} is not a run folder: there is no configuration.json in it; {hint}")
+            raise ValueError(f"{path} is not a run folder, because it has no configuration.json; {hint}")
         try:
             configuration = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON ({error}); put the file back, or train again") from error
+            raise ValueError(f"{file} is not valid JSON ({error}); restore the file, or train again") from error
         schema = configuration.get("jensen_run") if isinstance(configuration, dict) else None
         if type(schema) is not int:
             raise ValueError(f"{file} is not the configuration of a run; train again")
@@ -194,26 +195,26 @@ class RunFolder:
         try:
             _check(configuration)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{file} is damaged ({error}); put the file back, or train again") from error
+            raise ValueError(f"{file} is damaged ({error}); restore the file, or train again") from error
         configuration.pop(DIGEST, None)
         return cls(path, configuration)
 
     @classmethod
     def begin(cls, path: Path, configuration: dict[str, Any], overwrite: bool, stack: ExitStack) -> RunFolder:
-        """A folder for a new run, with its configuration written, for this process alone until ``stack`` is closed.
+        """Create the folder of a new run with its configuration, locked by this process until ``stack`` is closed.
 
         Raises:
-            ValueError: if the folder holds a run and may not be overwritten, or holds something else.
+            ValueError: if the folder holds a run that must not be overwritten, or other files.
         """
         folder = cls(path, {"jensen_run": FORMAT, **configuration, "versions": versions()})
         holds = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
         if "configuration.json" in holds and not overwrite:
             raise ValueError(
-                f"{path} holds a run: --resume goes on with it, --overwrite begins it anew, --run DIR takes another "
-                "folder"
+                f"{path} already holds a run: continue it with --resume, replace it with --overwrite, or use another "
+                "folder with --run DIR"
             )
         if (holds and "configuration.json" not in holds) or path.is_file():
-            raise ValueError(f"{path} is there and is no run folder: take another with --run DIR")
+            raise ValueError(f"{path} exists and is not a run folder: use another folder with --run DIR")
         path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(folder.alone())
         folder.clear()
@@ -221,27 +222,29 @@ class RunFolder:
         return folder
 
     def data_settings(self, moved: Path | None) -> dict[str, Any]:
-        """The settings of the run's data, with its file where it is now.
+        """The settings of the data of the run, with the current path of its file.
 
         Raises:
-            ValueError: if the data are no file of the user's own.
+            ValueError: if the data do not come from a file of the user.
             FileNotFoundError: if there is no such file.
         """
         settings: dict[str, Any] = self.configuration["data"]
         if moved is None:
             return settings
         if settings.get("sha256") is None:
-            raise ValueError(f"--data is for a file of your own, but {self.path} was trained on {settings['source']}")
+            raise ValueError(
+                f"--data is only for a file of your own, but {self.path} was trained on {settings['source']}: omit it"
+            )
         if not moved.is_file():
             raise FileNotFoundError(f"--data {moved}: there is no such file")
         return {**settings, "source": str(moved.resolve())}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """A block in which no other process trains into this folder; what is left of this one if it is killed.
+        """A block in which no other process can train in this folder; the lock ends with the process.
 
         Raises:
-            ValueError: if another process does.
+            ValueError: if another process is training in it.
         """
         handle = _locked(self.path)
         try:
@@ -262,31 +265,31 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove a run that never began, and its folder where nothing else is in it."""
+        """Remove a run without any epoch, and its folder if nothing else is in it."""
         self.clear()
         with suppress(OSError):  # something else is in it, or it is gone
             self.path.rmdir()
 
     def tidy(self) -> None:
-        """Remove what a run that was killed left half-written, and what an earlier state of the run was measured as."""
+        """Remove partial files of a killed run, and the reports on an earlier state of the run."""
         for file in [*partials(self.path), self.path / "report.json", self.path / "report.html"]:
             file.unlink(missing_ok=True)
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
-        """The pair as the run began with it."""
+        """The model and guide with the initial parameters of the run."""
         with private_randomness(self.configuration["training"]["seed"]):
             return Design.of(self.configuration["pair"]).build(self.configuration["facts"]["features"])
 
     def trained(self) -> tuple[nn.Module, nn.Module, History]:
-        """The pair as its checkpoint has it, and its history.
+        """The model and guide with the parameters of the checkpoint, and the history.
 
         Raises:
-            ValueError: if no epoch was completed.
+            ValueError: if no epoch is complete.
         """
         if not self.checkpoint.is_file():
             raise ValueError(
-                f"{self.path} has no checkpoint: no epoch was completed; "
-                f"{command('train', '--run', self.path, '--resume')} trains it"
+                f"{self.path} has no checkpoint, because no epoch was completed: train it with "
+                f"{command('train', '--run', self.path, '--resume')}"
             )
         model, guide = self.pair()
         history = restore(model, guide, self.checkpoint)
@@ -296,7 +299,7 @@ class RunFolder:
         return model, guide, history
 
     def keep_history(self) -> int:
-        """Write history.json from the checkpoint, where there is one; the number of whole epochs."""
+        """Write history.json from the checkpoint, if there is one; returns the number of complete epochs."""
         if not self.checkpoint.is_file():
             return 0
         history = History.from_checkpoint(self.checkpoint)

@@ -1,4 +1,4 @@
-"""``jensen sample``: data drawn from the model of a run, in the format that the file's ending names."""
+"""``jensen sample``: sample data from the model of a run; the file extension sets the format."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from .terminal import report
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Draw from the model of the run that the options name, and write the draws to a file."""
+    """Sample from the model of a run, and write the samples to a file."""
     if options.n < 1:
-        raise ValueError(f"-n is at least 1, but got {options.n}")
+        raise ValueError(f"-n must be at least 1, but got {options.n}")
     ending = options.out.suffix.lower()
     if ending not in _WRITERS:
         raise ValueError(f"--out {options.out}: there is no format {ending!r}: {suggestion(ending, _WRITERS)}")
     folder = RunFolder.open(options.run)
     facts = folder.configuration["facts"]
     if ending in _PICTURES and facts["image_shape"] is None:
-        raise ValueError(f"{facts['name']} holds no images, so its draws are no picture: take --out FILE.csv or .npz")
+        raise ValueError(
+            f"--out {options.out} is a figure, but {facts['name']} holds no images: use --out FILE.csv or FILE.npz"
+        )
     model, _, _ = folder.trained()
     numbers = facts["features"] + sum(shape.numel() for shape in model.latents.values())  # type: ignore[operator]
     if (needed := _COPIES * 4.0 * options.n * numbers) > of_machine():
         raise MemoryError(
-            f"-n {options.n} takes about {size_of(needed)} of memory, and there are {size_of(of_machine())}: draw "
-            "fewer at a time, with another --seed each"
+            f"-n {options.n} needs about {size_of(needed)} of memory, but this machine has {size_of(of_machine())}: "
+            "sample fewer at a time, each time with another --seed"
         )
     with private_randomness(options.seed, "sample"):
         latents, x = simulate(model, options.n)
@@ -47,13 +49,13 @@ def run(options: argparse.Namespace, progress: bool) -> None:
     with whole(options.out) as partial:
         _WRITERS[ending](partial, {name: values.cpu() for name, values in arrays.items()}, facts)
     x = arrays["x"]
-    kind = "means E[x | z], z ~ p(z)" if options.mean else "draws"
+    kind = "means E[x | z], z ~ p(z)" if options.mean else "samples"
     document = {"run": str(folder.path), "out": str(options.out), "shape": list(x.shape), "seed": options.seed}
     report(f"{options.out} holds {len(x)} {kind}", {**document, "mean": options.mean}, options.json)
 
 
 Arrays = dict[str, Tensor]
-_COPIES = 6  # of what is drawn: noise, draws, hidden layers, the file
+_COPIES = 6  # of the samples: noise, samples, hidden layers, the file
 
 
 def _npy(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The data of a run: loaded as its settings say, the same in every process; files of the user's are told by a hash."""
+"""The data of a run, loaded from its settings, equal in every process; a hash identifies a file of the user."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .terminal import say
 OWN = ("label", "header", "drop", "only", "member", "levels", "image_shape", "standardize")
 
 
-_DRAWN = (1, 3)  # channels of images that pictures show
+_DRAWN = (1, 3)  # channels of images that figures can show
 
 
 def _open(settings: Mapping[str, Any], aloud: bool = False) -> tuple[Dataset, bool]:
-    """The data set that settings describe: ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
+    """Load the data set of the settings ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
 
-    What warns of the data is said where they are new (``aloud``). The second value is whether a column was found that
-    numbers the rows.
+    With ``aloud``, warnings about the data are printed. The second value is whether an index column was found, that is,
+    a column that numbers the rows.
 
     Raises:
-        ValueError: for a name that is none, and what the data set does not allow.
-        FileNotFoundError: if its files are not there.
+        ValueError: for an unknown name, or settings that the data set does not allow.
+        FileNotFoundError: if its files do not exist.
     """
     binarize = settings["binarize"]
     how: dict[str, Any] = {"dequantize": settings["dequantize"], "seed": settings["seed"]}
@@ -55,27 +55,27 @@ def _sha256(path: Path) -> str:
 
 
 def _as_given(value: Any) -> Any:
-    """A setting as it was before JSON made a list of it."""
+    """A setting as it was before JSON turned tuples into lists."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What happens to every batch: pixels are drawn anew where data are binarized dynamically."""
+    """The transform of every batch: with dynamic binarization, pixels are sampled again; else None."""
     return torch.bernoulli if settings["binarize"] == "dynamic" else None
 
 
 def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset, bool]:
-    """Load data, dequantized where grey levels meet a density.
+    """Load data; grey levels are dequantized if the likelihood is a density.
 
-    Returns the settings as they came to be, the data, and whether an index column was named.
+    Returns the final settings, the data, and whether an index column was found.
 
     Args:
-        settings: as for :func:`_open`; ``dequantize`` None leaves the choice to this function, which says it.
+        settings: as for :func:`_open`; if ``dequantize`` is None, this function chooses it and prints the choice.
         density: whether the likelihood is a density.
     """
     if settings["binarize"] == "dynamic":
         if settings["dequantize"]:
-            raise ValueError("--binarize draws zeros and ones, --dequantize fills the steps between levels: take one")
+            raise ValueError("--binarize makes zeros and ones, --dequantize makes real numbers: use only one of them")
         settings = {**settings, "dequantize": False}
     path = Path(settings["source"])
     if path.is_file():
@@ -87,16 +87,19 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
         say(f"{data.name}: --label {settings['label']} has {classes} classes")
     if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
         raise ValueError(
-            f"--binarize dynamic takes values as probabilities, but {data.name} holds values from "
-            f"{float(data.train.min()):g} to {float(data.train.max()):g}: scale them to between 0 and 1"
+            f"--binarize dynamic needs values between 0 and 1, but {data.name} holds values from "
+            f"{float(data.train.min()):g} to {float(data.train.max()):g}: rescale them"
         )
     grey = data.levels is not None and data.levels > 2 and settings["binarize"] is None
     if density and grey and not data.dequantized and settings["dequantize"] is None:
-        say(f"{data.name}: grey levels are dequantized, so that they have a density (--no-dequantize leaves them)")
+        say(
+            f"{data.name}: grey levels are dequantized, because the likelihood is a density (--no-dequantize turns "
+            "this off)"
+        )
         settings = {**settings, "dequantize": True}
         data, _ = _open(settings)
     if data.channels not in _DRAWN:
-        say(f"{data.name}: images of {data.channels} channels are used as vectors, and no pictures of them are drawn")
+        say(f"{data.name}: images with {data.channels} channels are used as vectors, and figures do not show them")
         data = replace(data, image_shape=None, channels=1)
     return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data, indexed
 
@@ -105,34 +108,34 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
     """The data of an earlier run.
 
     Raises:
-        ValueError: if the user's file is not what it was.
-        FileNotFoundError: if it is not where it was.
+        ValueError: if the file of the user has changed.
+        FileNotFoundError: if it does not exist any more.
     """
     digest = settings.get("sha256")
     path = Path(settings["source"])
     if digest is not None and not path.is_file():
         raise FileNotFoundError(
-            f"the run was trained on {path}, and there is no such file now: put it there, or say by --data FILE "
-            "where it is"
+            f"the run was trained on {path}, but there is no such file now: restore it, or give its new path with "
+            "--data FILE"
         )
     if digest is not None and _sha256(path) != digest:
-        raise ValueError(f"{path} has changed since the run was begun: put the file back, or train again")
+        raise ValueError(f"{path} has changed since the run was started: restore the file, or train again")
     return _open(settings)[0]
 
 
 def flat(data: Dataset, command: str) -> Dataset:
-    """The same data, if they are vectors.
+    """The same data, if data points are vectors.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if they are not vectors.
     """
     shape = list(data.train.shape[1:])
     if len(shape) == 1:
         return data
-    images = f"take --image-shape {','.join(map(str, shape))} if they are images; else " if len(shape) in (2, 3) else ""
+    images = f"for images add --image-shape {','.join(map(str, shape))}; else " if len(shape) in (2, 3) else ""
     raise ValueError(
-        f"--data {data.name} holds data of shape {shape}, and {command} takes vectors: {images}flatten them, or train "
-        "in Python"
+        f"--data {data.name} has data points of shape {shape}, but {command} needs vectors: {images}flatten them, or "
+        "train in Python"
     )
 
 
@@ -142,7 +145,7 @@ def holds_bits(data: Dataset) -> bool:
 
 
 def facts(data: Dataset) -> dict[str, Any]:
-    """What a run folder keeps of its data, so that pictures and samples need no data."""
+    """Facts of the data that a run folder stores, so that figures and samples do not need the data."""
     return {
         "name": data.name,
         "features": data.train[0].numel(),
@@ -160,12 +163,12 @@ def facts(data: Dataset) -> dict[str, Any]:
 
 
 def added_bits(data: Dataset) -> str:
-    """What :attr:`~jensen.datasets.Dataset.bits_offset` adds, in words."""
+    """The terms of :attr:`~jensen.datasets.Dataset.bits_offset`, in words."""
     grey = [f"log2 {data.levels} of the grey-level scale"] if data.dequantized else []
-    own = ["the mean log2 of standardization's scale (bits are in the data's own units)"]
+    own = ["the mean log2 of the standardization scale (bits refer to the original units)"]
     return " and ".join(grey + (own if data.scale is not None else []))
 
 
 def pick(x: Tensor, size: int, seed: int) -> Tensor:
-    """The positions of at most so many rows, at random."""
+    """Random positions of at most ``size`` rows."""
     return torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]

@@ -1,4 +1,4 @@
-"""What the commands say, and to whom: results to stdout, all else to stderr, one strict JSON document on request."""
+"""The output of the commands: results on stdout, other lines on stderr, or one strict JSON document."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ SCHEMA = 1  # of the JSON documents of the commands
 
 
 class Unkept(OSError):
-    """A result that was shown could not be written to its file."""
+    """A result was printed, but could not be written to its file."""
 
 
 _notices: list[str] = []
 
 
 def say(text: str) -> None:
-    """A line beside the progress bars, or in their place in a log, which a report repeats."""
+    """Print a line on stderr, and keep it for the report."""
     progress(note(text))
 
 
 def note(text: str) -> str:
-    """The same text, which a report repeats."""
+    """Keep a text for the report; returns the text."""
     _notices.append(text)
     return text
 
 
 def progress(text: str) -> None:
-    """A line that says how far a command is."""
+    """Print a line about the progress of a command on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def notices() -> list[str]:
-    """The lines of this command that a report repeats, each once."""
+    """The lines of this command for the report, without repetition."""
     return list(dict.fromkeys(_notices))
 
 
 def forget_notices() -> None:
-    """Begin a command, in a process that may have run another one."""
+    """Remove the lines of an earlier command in the same process."""
     _notices.clear()
 
 
 def fail(message: str, status: int, as_json: bool) -> int:
-    """Say what went wrong, in a document too if one is wanted; the exit status."""
+    """Print an error, with ``as_json`` also as a JSON document; returns the exit status."""
     say(f"jensen: {message}")
     if as_json:
         print(strict_json({"error": message.removeprefix("error: "), "status": status}))
@@ -73,7 +73,7 @@ def fail(message: str, status: int, as_json: bool) -> int:
 
 
 def command(*words: object) -> str:
-    """A command of jensen as a shell takes it, quoted where that is needed.
+    """A command line of jensen, quoted for a shell.
 
     Example:
         >>> command("evaluate", "my run")
@@ -87,12 +87,12 @@ def _like_an_option(word: object) -> bool:
 
 
 def report(text: str, document: dict[str, Any], as_json: bool) -> None:
-    """Print a result: its text, or its JSON document alone, with its schema version."""
+    """Print a result: either its text, or its JSON document with the schema version."""
     print(strict_json({"schema": SCHEMA, **document}) if as_json else text, flush=True)
 
 
 def strict_json(document: Any) -> str:
-    """JSON without NaN and infinities, which become null: they are not JSON.
+    """JSON in which NaN and infinities are null, because JSON does not have them.
 
     Example:
         >>> strict_json({"gap": float("nan")})
@@ -102,7 +102,7 @@ def strict_json(document: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same nest of dicts and lists, with null for numbers that JSON does not have."""
+    """The same nested dicts and lists, with None for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -111,15 +111,15 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write strict JSON, whole or not at all."""
-    from jensen.results.files import whole  # torch comes with it, and terminal is there before
+    """Write strict JSON; if it fails, no partial file remains."""
+    from jensen.results.files import whole  # it imports torch, which is slow
 
     with whole(path) as partial:
         partial.write_text(json.dumps(finite(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of what numbers depend on."""
+    """The versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("jensen", "torch", "pyro-ppl", "numpy")
     }

@@ -1,4 +1,4 @@
-"""``jensen train``: one pair, trained into a run folder."""
+"""``jensen train``: train a model and a guide, and save them in a run folder."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ _TRAINING = (
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
-    """Train the pair that the options describe, or go on with that of a run folder; with --seeds, several of them."""
+    """Train a model and guide, or continue the training of a run folder; with --seeds, several of them."""
     _check_device(options.device)
     if options.seeds < 1:
-        raise ValueError(f"--seeds is the number of training runs, at least 1, but got {options.seeds}")
+        raise ValueError(f"--seeds must be at least 1, but got {options.seeds}")
     if options.seeds == 1:
         text, document = _one(options, progress)
         report(f"{text}\nmeasure it with: {command('evaluate', options.run)}", document, options.json)
         return
     if (options.run / "configuration.json").is_file():
-        raise ValueError(f"{options.run} holds one run, so it has no room for those of --seeds: take another --run DIR")
+        raise ValueError(f"{options.run} holds a single run, so --seeds cannot use it: use another --run DIR")
     made = {}
     for seed in range(options.seed, options.seed + options.seeds):
         folder = options.run / f"seed-{seed}"
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
 
 
 def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, Any]]:
-    """One run: what to print of it, and its document."""
+    """Train one run; returns the text to print and the JSON document."""
     with ExitStack() as stack:
         begin = _begin
         if options.resume:
@@ -81,7 +81,7 @@ def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, An
 def _train(
     options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool
 ) -> tuple[str, dict[str, Any]]:
-    """Train, keep and draw what came of it, whatever ends it."""
+    """Train, save and draw the results; if training stops early, keep the completed epochs."""
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
     progress_line(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
@@ -91,14 +91,14 @@ def _train(
     except KeyboardInterrupt:
         epochs = folder.keep_history()
         raise KeyboardInterrupt(
-            f"{folder.path} holds epoch {epochs} of {training['epochs']}; go on with: {_go_on(options)}"
+            f"{folder.path} holds epoch {epochs} of {training['epochs']}; continue with: {_go_on(options)}"
         ) from None
     except FloatingPointError as error:
         if not folder.keep_history():
             folder.discard()
             raise
         raise FloatingPointError(
-            f"{error}. {folder.path} keeps the epochs before; begin anew with a lower --lr and --overwrite"
+            f"{error}. {folder.path} keeps the earlier epochs; start again with a lower --lr and --overwrite"
         ) from error
     except (OSError, MemoryError) as error:
         if new and not folder.checkpoint.is_file():
@@ -106,8 +106,8 @@ def _train(
                 folder.discard()
             raise
         if isinstance(error, MemoryError):
-            raise MemoryError(f"{error}; {folder.path} keeps the epochs before") from error
-        raise OSError(error.errno, f"{error.strerror}; go on with: {_go_on(options)}") from error
+            raise MemoryError(f"{error}; {folder.path} keeps the earlier epochs") from error
+        raise OSError(error.errno, f"{error.strerror}; continue with: {_go_on(options)}") from error
     except (ValueError, TypeError, NotImplementedError):
         if new:
             folder.discard()
@@ -154,7 +154,7 @@ def _write_page(
 
 
 def _go_on(options: argparse.Namespace) -> str:
-    """The command that goes on with a run, or with all those of --seeds."""
+    """The command that continues a run, or all runs of --seeds."""
     if options.seeds == 1:
         return command("train", "--run", options.run, "--resume")
     whole = options.whole
@@ -188,7 +188,7 @@ def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> Histo
 
 
 class _Lines(Callback):
-    """A plain line now and then, for logs: about twenty in a run, and one after every minute."""
+    """Progress as plain lines, for logs: about twenty per run, and at least one per minute."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs, self._every, self._printed = epochs, -(-epochs // 20), time.monotonic()
@@ -205,7 +205,7 @@ class _Lines(Callback):
 
 
 def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor | None]:
-    """At most so many test data, else training data, prepared as batches are; and their classes, if any."""
+    """At most ``size`` test points (without any, training points), prepared like batches; and their classes, if any."""
     settings, seed = folder.configuration, folder.configuration["training"]["seed"]
     split = "test" if len(data.test) else "train"
     x: Tensor = getattr(data, split)
@@ -234,7 +234,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     if kind.observes and likelihood is None:
         bits = holds_bits(data)
         if bits and not binary:
-            say(f"{data.name}: every value is 0 or 1, so the likelihood is bernoulli (--likelihood takes another)")
+            say(f"{data.name}: every value is 0 or 1, so the likelihood is bernoulli (--likelihood sets another)")
         design = replace(design, likelihood="bernoulli" if binary or bits else "gaussian")
     if kind.mixes and options.components is None:
         design = replace(design, components=10)
@@ -251,7 +251,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
 
 
 def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
-    """The run to go on with: every given option must have the value it was begun with; only epochs may differ."""
+    """Open a run to continue: each given option must equal the setting of the run; only epochs may differ."""
     folder = RunFolder.open(options.run)
     _check_again(options, folder)
     stack.enter_context(folder.alone())
@@ -267,17 +267,17 @@ def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
         if now != (then := folder.configuration["versions"].get(name))
     }
     for name, (now, then) in changed.items():
-        say(f"the run was begun with {name} {then}, and goes on with {now}: it may end with slightly other numbers")
+        say(f"the run was started with {name} {then} and continues with {now}: its numbers may differ slightly")
     folder.tidy()
     return folder, opened, False
 
 
 def _begin_alike(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
-    """A run of --seeds that --resume finds not begun: with the settings of those that are."""
+    """Start a missing run of --seeds under --resume, with the settings of the existing runs."""
     whole = options.whole.run
     others = sorted(whole.glob("seed-*/configuration.json"))
     if not others:
-        raise ValueError(f"{whole} holds no run of --seeds to go on with: leave --resume out")
+        raise ValueError(f"{whole} holds no run of --seeds to continue: omit --resume")
     other = RunFolder.open(others[0].parent)
     _check_again(options, other)
     data = _data_now(options, other)
@@ -289,9 +289,9 @@ def _begin_alike(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFold
 
 
 def _check_again(options: argparse.Namespace, folder: RunFolder) -> None:
-    """Refuse options that --resume cannot change; an option that the run is older than was not given then."""
+    """Raise an error for options that --resume cannot change; options newer than the run count as not given."""
     if options.overwrite:
-        raise ValueError("--resume goes on with a run, --overwrite begins it anew: take one of them")
+        raise ValueError("--resume continues a run, --overwrite replaces it: use only one of them")
     training, data = folder.configuration["training"], folder.configuration["data"]
     pair = Design.of(folder.configuration["pair"])
     begun = {**dict.fromkeys(OWN), **vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
@@ -299,18 +299,18 @@ def _check_again(options: argparse.Namespace, folder: RunFolder) -> None:
     begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
         value = getattr(options, name)
-        if name == "data" and data.get("sha256") is not None:  # its contents are compared where it is opened
+        if name == "data" and data.get("sha256") is not None:  # reopen compares its contents
             continue
         if value not in ("auto", begun[name]) and not (value == "none" and begun[name] is None):
             then = "not given" if begun[name] is None else begun[name]
             raise ValueError(
-                f"--{name.replace('_', '-')} was {then} when {folder.path} was begun, and cannot be {value} now: leave "
-                "it out, or train into another folder"
+                f"--{name.replace('_', '-')} was {then} when {folder.path} was started, and cannot be {value} now: "
+                "omit it, or use another folder"
             )
 
 
 def _data_now(options: argparse.Namespace, folder: RunFolder) -> dict[str, Any]:
-    """The settings of a run's data, with its file where --data says that it is now."""
+    """The settings of the data of a run; --data gives the current path of its file."""
     data: dict[str, Any] = folder.configuration["data"]
     if data.get("sha256") is not None and "data" in options.given:
         return folder.data_settings(Path(options.data))
@@ -318,18 +318,18 @@ def _data_now(options: argparse.Namespace, folder: RunFolder) -> dict[str, Any]:
 
 
 def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:
-    """More epochs than the run was begun with, if they were asked for."""
+    """Increase the number of epochs of the run, if --epochs is larger."""
     training = folder.configuration["training"]
     if "epochs" not in options.given or options.epochs == training["epochs"]:
         return
     if training["schedule"] == "cosine":
         raise ValueError(
-            f"--epochs cannot be {options.epochs} now: the learning rate follows a cosine over {training['epochs']} "
-            "epochs; leave it out, or train into another folder"
+            f"--epochs cannot be {options.epochs} now, because the learning rate follows a cosine over "
+            f"{training['epochs']} epochs: omit it, or use another folder"
         )
     done = folder.keep_history()
     if options.epochs < max(1, done):
-        raise ValueError(f"--epochs is {options.epochs}, but {folder.path} holds {done} epochs: ask for more")
+        raise ValueError(f"--epochs is {options.epochs}, but {folder.path} holds {done} epochs: give a larger number")
     training["epochs"] = options.epochs
     folder.write()
 
@@ -338,12 +338,13 @@ def _check_numbers(options: argparse.Namespace) -> None:
     for name in ("particles", "epochs", "batch_size", "patience"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is at least 1, but got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but got {value}")
     for name in ("seed", "data_seed"):
         if not 0 <= getattr(options, name) < 2**32:
-            raise ValueError(f"--{name.replace('_', '-')} is between 0 and 2^32 - 1, but got {getattr(options, name)}")
+            option, value = name.replace("_", "-"), getattr(options, name)
+            raise ValueError(f"--{option} must be between 0 and 2^32 - 1, but got {value}")
     if not 0 < options.lr < float("inf"):
-        raise ValueError(f"--lr is a positive number, but got {options.lr:g}")
+        raise ValueError(f"--lr must be a positive number, but got {options.lr:g}")
 
 
 def _check_device(device: str) -> None:
@@ -351,36 +352,36 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used here ({reason}); take --device cpu") from error
+        raise ValueError(f"--device {device} cannot be used here ({reason}); use --device cpu") from error
 
 
 def _check_memory(design: Design, features: int) -> None:
-    """Refuse a pair too large for this machine, before anything is written."""
+    """Raise an error for a model and guide too large for this machine, before anything is written."""
     latent, widths = (",".join(map(str, numbers)) for numbers in (design.latent, design.hidden[0]))
     mixed = f", --components {design.components}" if design.components else ""
-    what = f"the pair that --latent {latent}, --hidden {widths}{mixed} make for {features} features"
+    what = f"--latent {latent}, --hidden {widths}{mixed} and {features} features"
     with private_randomness(0), training_memory(what):
         design.build(features)
 
 
 def _check_support(design: Design, data: Dataset, binary: bool) -> None:
-    """Refuse pairs whose likelihood and data do not go together, before anything is written."""
+    """Raise an error if likelihood and data do not fit together, before anything is written."""
     likelihood = design.likelihood if MODELS[design.model].observes else "gaussian"
     if binary and likelihood in DENSITIES:
         what = f"--likelihood {likelihood}" if MODELS[design.model].observes else f"--model {design.model}"
         raise ValueError(
-            f"{what} is a density of real numbers, but {data.name} is binary, where a density grows without bound: "
-            "take --model vae --likelihood bernoulli"
+            f"{what} is a density of real numbers, which is unbounded on binary data such as {data.name}: use --model "
+            "vae --likelihood bernoulli"
         )
     x = data.train
     if likelihood == "bernoulli" and not binary and bool(((x != 0) & (x != 1)).any()):
         low, high = float(x.min()), float(x.max())
         raise ValueError(
-            f"--likelihood bernoulli is for zeros and ones, but {data.name} holds values from {low:g} to {high:g}: "
-            "binarize them (--binarize threshold, sample or dynamic), or take --likelihood gaussian"
+            f"--likelihood bernoulli needs zeros and ones, but {data.name} holds values from {low:g} to {high:g}: "
+            "binarize them (--binarize threshold, sample or dynamic), or use --likelihood gaussian"
         )
     if design.likelihood in ("poisson", "negative-binomial") and bool(((x < 0) | (x != x.floor())).any()):
         raise ValueError(
-            f"--likelihood {design.likelihood} is for counts 0, 1, 2, ..., but {data.name} holds other values: take "
+            f"--likelihood {design.likelihood} needs counts 0, 1, 2, ..., but {data.name} holds other values: use "
             "--likelihood gaussian"
         )

@@ -1,15 +1,15 @@
 """jensen: latent-variable models for Pyro whose likelihoods can be trusted.
 
-A generative model p(x, z) and a guide q(z | x) are an ordinary Pyro pair. Train it with SVI, then measure it: the ELBO
-beside an importance-weighted estimate of log p(x), beside the exact value where there is one.
+A generative model p(x, z) and a guide q(z | x) are ordinary Pyro programs. Train them with SVI, then measure them: the
+ELBO, an importance-weighted estimate of log p(x), and the exact value if it is known.
 
 The subpackages: :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.families`, :mod:`jensen.networks`,
 :mod:`jensen.inference`, :mod:`jensen.datasets`, :mod:`jensen.plots`, :mod:`jensen.reports`,
 :mod:`jensen.cli`.
 
-``jensen`` itself gives :func:`~jensen.datasets.load`, :func:`~jensen.guides.amortize`, :func:`~jensen.inference.fit`,
+``jensen`` itself has :func:`~jensen.datasets.load`, :func:`~jensen.guides.amortize`, :func:`~jensen.inference.fit`,
 :func:`~jensen.inference.evaluate` and :func:`~jensen.inference.compare`, and the subpackages as attributes. Each is
-imported when it is first used, so that ``import jensen`` takes no time.
+imported at its first use, so ``import jensen`` is fast.
 
 Example:
     >>> import jensen as jn
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
         return metadata.version("jensen")
     if name not in __all__:
         raise AttributeError(
-            f"module 'jensen' has no attribute {name!r}; it has {', '.join(__all__)}, and all other names are in its "
+            f"module 'jensen' has no attribute {name!r}; it has {', '.join(__all__)}; all other names are in its "
             "subpackages"
         )
     home = import_module(f"jensen.{_HOMES.get(name, name)}")

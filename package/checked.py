@@ -1,16 +1,15 @@
-"""Arguments are what their annotations say, or a sentence names the one that is not.
+"""Check arguments against their annotations; the error names the argument that does not fit.
 
-| annotation | takes | refuses |
+| annotation | accepted | refused |
 | --- | --- | --- |
-| ``int`` | whole numbers, NumPy's and those of a tensor without dimensions too, below 2^31 | True, 64.0 |
+| ``int`` | whole numbers below 2^31, also of NumPy or in a tensor without dimensions | True, 64.0 |
 | ``float`` | real numbers, likewise | NaN, True |
 | ``Tensor`` | dense tensors that hold values | tensors on the device "meta", sparse and quantized ones |
 | ``Literal`` | its values | |
-| ``Callable`` | what can be called | |
+| ``Callable`` | callables | |
 
-and sequences, mappings, tuples and unions of these. Data (``Tensor | tuple[Tensor, ...]``, ``*data``) are looked at
-where they are read, by :func:`jensen.kernel.arguments.as_tensors`. What an argument means (at least 1, a power of two)
-its function says.
+and sequences, mappings, tuples and unions of these. Data (``Tensor | tuple[Tensor, ...]``, ``*data``) are checked
+later, by :func:`jensen.kernel.arguments.as_tensors`. Each function checks the range of its arguments itself.
 """
 
 from __future__ import annotations
@@ -38,25 +37,25 @@ R = TypeVar("R")
 C = TypeVar("C")
 
 _LARGEST = 2**31 - 1
-_WIDE = {"limit": 2**63 - 1, "seed": 2**64 - 1}  # bytes of a file; what torch.manual_seed takes
+_WIDE = {"limit": 2**63 - 1, "seed": 2**64 - 1}  # bytes of a file; the range of torch.manual_seed
 _SHOWN = 60  # characters of a value in a message
 
 
 class _Misfit(Exception):
-    """What came is not what an annotation says: what is expected, in words."""
+    """A value does not fit its annotation; the message is the expected value, in words."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function, or the ``__init__`` of a class, whose arguments are looked at before it runs.
+    """Check the arguments of a function, or of the ``__init__`` of a class, before it runs.
 
-    Numbers of other libraries come as Python's. Annotations that cannot be read (names for type checkers only) are no
-    reason to refuse anything.
+    Numbers of other libraries are converted to Python's. An annotation that cannot be evaluated (names for type
+    checkers only) is not checked.
 
     Args:
-        function: annotated.
+        function: a function with annotations.
 
     Returns:
-        The function: it raises TypeError for an argument of another type, ValueError for one of another value.
+        The function: it raises TypeError for an argument of the wrong type, ValueError for a wrong value.
 
     Example:
         >>> @checked
@@ -66,7 +65,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         3
         >>> draws(2.5)
         Traceback (most recent call last):
-        TypeError: n is a whole number, but got 2.5 (a float)
+        TypeError: n must be a whole number, but got 2.5 (a float)
     """
     signature = inspect.signature(function)
     hints: dict[str, Any] = {}
@@ -76,7 +75,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError:
-            return function(*args, **kwargs)  # raises it, in Python's words
+            return function(*args, **kwargs)  # raises the error of Python
         if not hints:
             hints.update(_hints(function, signature))
         for name, value in given.arguments.items():
@@ -89,34 +88,34 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def checked_fields(record: type[C]) -> type[C]:
-    """A dataclass whose fields are looked at before it is made."""
+    """Check the fields of a dataclass before an object is created."""
     record.__init__ = checked(record.__init__)  # type: ignore[method-assign]
     return record
 
 
 def check_tensor(value: object, name: str) -> None:
-    """Raise TypeError for what is no tensor, ValueError for one without values or not dense."""
+    """Raise TypeError for an object that is not a tensor, ValueError for a tensor without values or not dense."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a tensor, but got {shown(value)}; {as_data(value, name)}")
+        raise TypeError(f"{name} must be a tensor, but got {shown(value)}; {as_data(value, name)}")
     if value.is_nested:
         raise ValueError(
-            f"{name} is a dense tensor, but got a nested one; use torch.nested.to_padded_tensor({name}, 0.0), and mask "
-            "what it fills in"
+            f"{name} must be a dense tensor, but got a nested one; use torch.nested.to_padded_tensor({name}, 0.0), and "
+            "mask the padding"
         )
     if value.layout is not torch.strided or value.is_quantized:
-        raise ValueError(f"{name} is a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
+        raise ValueError(f"{name} must be a dense tensor, but got one of layout {value.layout}; use {name}.to_dense()")
     if value.is_meta:
-        raise ValueError(f"{name} is on the device 'meta', where tensors hold no values: give one with values")
+        raise ValueError(f"{name} must hold values, but got a tensor on the device 'meta': use another device")
 
 
 def as_data(value: object, name: str) -> str:
-    """How what holds data is made a tensor, in code.
+    """The code that converts an object with data to a tensor.
 
     Example:
         >>> as_data(np.zeros((3, 2)), "data")
         'use torch.as_tensor(data, dtype=torch.float32)'
         >>> as_data(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(3, 2))), "data")
-        'batches are made here (batch_size=): use data.dataset.tensors[0]'
+        'batches are made by this function (batch_size=): use data.dataset.tensors[0]'
     """
     read = f"jensen.datasets.from_array({name}).train"
     kind = type(value).__module__.partition(".")[0]
@@ -124,28 +123,29 @@ def as_data(value: object, name: str) -> str:
         return f"use {name}.train (and {name}.validation, {name}.test)"
     if isinstance(value, torch.utils.data.DataLoader):
         made = as_data(value.dataset, f"{name}.dataset")
-        return f"batches are made here (batch_size=): {made}" + f"({name}.dataset)" * made.endswith("as_tensor")
+        call = f"({name}.dataset)" * made.endswith("as_tensor")
+        return f"batches are made by this function (batch_size=): {made}{call}"
     if isinstance(value, torch.utils.data.TensorDataset):
         one = len(value.tensors) == 1
-        return f"use {name}.tensors[0]" + ("" if one else f", or {name}.tensors for a pair that takes them all")
+        return f"use {name}.tensors[0]" + ("" if one else f", or {name}.tensors for all of them")
     if isinstance(value, np.ma.MaskedArray):
         return f"use torch.as_tensor({name}.astype(float).filled(numpy.nan), dtype={torch.get_default_dtype()})"
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return f"use torch.as_tensor({name}, dtype={torch.get_default_dtype()})"
     if isinstance(value, (str, os.PathLike)):
-        return f"use jensen.datasets.load({name}).train for a data set of that name, or a file"
+        return f"use jensen.datasets.load({name}).train for the name of a data set or a file"
     if isinstance(value, torch.utils.data.Dataset) or (isinstance(value, np.ndarray) and value.dtype.names):
         return f"use {read}"
     if kind in _TABLES:
         whole = f"torch.tensor({name}{_TABLES[kind]}, dtype={torch.get_default_dtype()})"
         if getattr(value, "ndim", 2) == 1:  # labels, or one feature
             return f"use {whole}"
-        return f"use {read}, a part of the rows, or for all of them {whole}"
+        return f"use {read} for the training rows, or {whole} for all rows"
     return "use torch.as_tensor"
 
 
 def as_event(x: Tensor, shape: tuple[int, ...], name: str) -> str:
-    """How rows of the same numbers in another shape get this one, in code; nothing if they are other numbers.
+    """The code that changes data points to the required shape; empty if the number of values differs.
 
     Example:
         >>> as_event(torch.zeros(5, 8, 8, 3), (3, 8, 8), "x")
@@ -166,7 +166,7 @@ def as_event(x: Tensor, shape: tuple[int, ...], name: str) -> str:
     return ""
 
 
-_TABLES = {  # what makes one array of what these libraries hold
+_TABLES = {  # the method that makes one array of an object of the library
     "pandas": ".to_numpy()",
     "polars": ".to_numpy()",
     "pyarrow": ".to_pandas().to_numpy()",
@@ -177,25 +177,25 @@ _TABLES = {  # what makes one array of what these libraries hold
 
 
 def check_data(x: object, name: str) -> None:
-    """Raise TypeError for what is no tensor, ValueError for one without values, not dense, or complex."""
+    """Raise TypeError for an object that is not a tensor, ValueError for no values, not dense, or complex."""
     check_tensor(x, name)
     assert isinstance(x, Tensor)
     if x.is_complex():
-        raise ValueError(f"{name} is {x.dtype}, but densities are of real numbers: use torch.view_as_real({name})")
+        raise ValueError(f"{name} must be real, but got {x.dtype}: use torch.view_as_real({name})")
 
 
 def check_features(x: object, name: str, like: Tensor | None = None) -> None:
-    """Raise an error for what a layer cannot read: no tensor, whole numbers, another precision than its weights'."""
+    """Raise an error unless a layer can read ``x``: a tensor with the floating-point type of its weights."""
     check_data(x, name)
     assert isinstance(x, Tensor)
     wanted = x.dtype if like is None or torch.is_autocast_enabled(x.device.type) else like.dtype
     if not x.is_floating_point() or x.dtype != wanted:
         to = torch.get_default_dtype() if not wanted.is_floating_point else wanted
-        raise ValueError(f"{name} is {x.dtype}, but layers read {to}: convert it ({name}.to({to}))")
+        raise ValueError(f"{name} must be {to} for the layers, but got {x.dtype}: convert it ({name}.to({to}))")
 
 
 def shown(value: object) -> str:
-    """What a value is, in a few words."""
+    """A short description of a value."""
     kind = type(value).__name__
     if value is None:
         return "None"
@@ -220,7 +220,7 @@ def _with_article(kind: str) -> str:
 
 
 def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
-    """The annotations of a function; Any where one cannot be read."""
+    """The annotations of a function; Any if one cannot be evaluated."""
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     hints = {}
     for name, parameter in signature.parameters.items():
@@ -235,18 +235,18 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
 
 
 def _fitted(value: Any, hint: Any, name: str) -> Any:
-    """The value, as its annotation has it; TypeError or ValueError where it is something else."""
+    """The value, converted to its annotation; TypeError or ValueError if it does not fit."""
     if name in ("model", "guide") and isinstance(value, type) and callable(value):
-        raise TypeError(f"{name} is the class {value.__name__}: make one, {value.__name__}(...)")
-    if name == "objective":  # those of Pyro's that do not serve have better ones, which is said where it is used
+        raise TypeError(f"{name} must be an object, but got the class {value.__name__}: use {value.__name__}(...)")
+    if name == "objective":  # checked later, with better messages for objectives of Pyro
         return value
     if name == "pairs":
         _check_pairs(value)
     if name == "optimizer" and isinstance(value, torch.optim.Optimizer):
         kind = type(value).__name__
         raise TypeError(
-            f"optimizer is a class such as torch.optim.{kind}, which is called with the parameters of the pair and lr, "
-            f"but got one that is made already: give torch.optim.{kind}, or a functools.partial of it"
+            f"optimizer must be a class such as torch.optim.{kind}, which is called with parameters and lr, but got an "
+            f"object of it: use torch.optim.{kind}, or a functools.partial of it"
         )
     if name == "device" and isinstance(value, (str, torch.device, int)) and not isinstance(value, bool):
         return _device(value)
@@ -254,34 +254,37 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
         return _as(value, hint, name)
     except _Misfit as misfit:
         error = ValueError if _right_type(value, hint) else TypeError
-        raise error(f"{name} is {misfit}, but got {shown(value)}") from None
+        raise error(f"{name} must be {misfit}, but got {shown(value)}") from None
 
 
 def _check_pairs(value: Any) -> None:
-    """Raise TypeError for what are no pairs by name."""
-    what = "pairs gives each (model, guide) its name, {'mean-field': (model, guide)}, or a list of them, one a seed"
+    """Raise TypeError unless the value is a dictionary of models and guides by name."""
+    what = "pairs must be a dictionary {name: (model, guide)}, or {name: [(model, guide), ...]} with one per seed"
     if not isinstance(value, Mapping):
         raise TypeError(f"{what}, but got {shown(value)}")
     for name, pair in value.items():
         if not isinstance(name, str):
-            raise TypeError(f"{what}, but a name is {shown(name)}")
+            raise TypeError(f"{what}, but got the name {shown(name)}")
         alone = isinstance(pair, tuple) and len(pair) == 2 and not isinstance(pair[0], (tuple, list))
         for one in [pair] if alone else pair if isinstance(pair, (tuple, list)) else [pair]:
             if not (isinstance(one, tuple) and len(one) == 2 and all(map(callable, one))):
-                raise TypeError(f"{what}, but {name!r} has {shown(one)}")
+                raise TypeError(f"{what}, but got {shown(one)} for {name!r}")
             for half, program in zip(("model", "guide"), one, strict=True):
                 if isinstance(program, type):
-                    raise TypeError(f"the {half} of {name!r} is the class {program.__name__}: make one of it")
+                    raise TypeError(
+                        f"the {half} of {name!r} must be an object, but got the class {program.__name__}: use "
+                        f"{program.__name__}(...)"
+                    )
 
 
 def _right_type(value: Any, hint: Any) -> bool:
-    """Whether a value has a type that an annotation takes, if not the value."""
+    """Whether the type of a value fits an annotation, so that only the value is wrong."""
     kinds = _flat(hint)
     if isinstance(value, bool):
         return bool in kinds or any(get_origin(k) is Literal and True in get_args(k) for k in kinds)
     if isinstance(value, str):
         return str in kinds or any(get_origin(k) is Literal for k in kinds)
-    if isinstance(value, (tuple, list)):  # of another length
+    if isinstance(value, (tuple, list)):  # of the wrong length
         lengths = [len(get_args(k)) for k in kinds if get_origin(k) is tuple and ... not in get_args(k)]
         return bool(lengths) and len(value) not in lengths
     if isinstance(value, (int, np.integer)):
@@ -298,7 +301,7 @@ def _flat(hint: Any) -> list[Any]:
 
 
 def _as(value: Any, hint: Any, name: str) -> Any:
-    """The value as an annotation has it; _Misfit with what is expected."""
+    """The value, converted to an annotation; _Misfit with the expected value if it does not fit."""
     kinds = _flat(hint)
     if tuple[Tensor, ...] in kinds and Tensor in kinds:  # data
         return value
@@ -312,7 +315,7 @@ def _as(value: Any, hint: Any, name: str) -> Any:
 
 
 def _either(whats: list[str]) -> str:
-    """What is expected, as a list; the values of a Literal are parted by zeros."""
+    """The expected values as a list in words; the values of a Literal are separated by zeros."""
     listed = list(dict.fromkeys(what for whole in whats for what in whole.split("\0")))
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"
 
@@ -340,7 +343,7 @@ def _as_one(value: Any, kind: Any, name: str) -> Any:
         return value
     try:
         fits = isinstance(value, what)
-    except TypeError:  # a protocol that is not for run time: what is to be there, its functions are looked for later
+    except TypeError:  # a protocol without isinstance: only its attributes are checked
         lacking = [name for name in what.__annotations__ if not hasattr(value, name)]
         if lacking or isinstance(value, type):
             raise _Misfit(f"an object with {' and '.join(what.__annotations__) or what.__name__}") from None
@@ -383,7 +386,7 @@ def _real(value: Any, name: str) -> float:
         raise _Misfit(what) from None
     if math.isnan(number):
         raise _Misfit(f"{what} other than NaN")
-    exact: Any = value  # an int stays one where a float holds it
+    exact: Any = value  # an int is kept if a float can hold it
     return exact if type(exact) is float or (type(exact) is int and abs(exact) < 2**53) else number
 
 
@@ -410,12 +413,12 @@ def _device(value: str | torch.device | int) -> torch.device:
     try:
         device = torch.device(value)
         if device.type == "meta":
-            raise RuntimeError("tensors hold no values there")
+            raise RuntimeError("tensors on it hold no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError, AttributeError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(
-            f"device is where to run, such as 'cpu', but {value!r} cannot be used here: {why}; leave device out"
+            f"device must be a device such as 'cpu', but {value!r} cannot be used here: {why}; omit device"
         ) from error
     return device
 
@@ -428,9 +431,9 @@ def _called(value: Any, parts: tuple[Any, ...], name: str) -> Any:
 
 
 def _check_forward(value: Any) -> None:
-    """Refuse a module that cannot be called, since its class defines no ``forward``."""
+    """Raise _Misfit for a module that cannot be called, because its class defines no ``forward``."""
     if isinstance(value, nn.Module) and getattr(value.forward, "__func__", None) is nn.Module.forward:
-        raise _Misfit("a module with a forward of its own")
+        raise _Misfit("a module with a forward method")
 
 
 def _sequence(value: Any, parts: tuple[Any, ...], name: str) -> Any:

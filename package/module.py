@@ -1,8 +1,8 @@
-"""The root of a Pyro pair: a PyroModule under a name of its own.
+"""The base class of models and guides: a PyroModule with a unique name.
 
-Pyro keeps parameters in one global store, by name. Two root modules without a name (``model.net`` and ``guide.net``;
-two models of one class) collide there: under classic ``SVI.step`` one of them is silently never trained. Every model
-and guide of jensen is therefore a :class:`UniqueModule`.
+Pyro keeps all parameters in one global store, by name. Two modules without a name (``model.net`` and ``guide.net``, or
+two models of one class) share entries of this store, and ``SVI.step`` then trains only one of them, without a warning.
+Therefore every model and guide of jensen is a :class:`UniqueModule`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _count = itertools.count()
 
 
 class UniqueModule(PyroModule):
-    """A ``PyroModule`` whose name in Pyro's parameter store no other module has; copies get a name of their own.
+    """A ``PyroModule`` with a unique name in Pyro's parameter store; each copy gets a new name.
 
     Example:
         >>> import copy
@@ -30,7 +30,7 @@ class UniqueModule(PyroModule):
     def __init__(self) -> None:
         super().__init__(name=f"{type(self).__name__}_{next(_count)}")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # deepcopy and unpickling come through here
+    def __setstate__(self, state: dict[str, Any]) -> None:  # called by deepcopy and unpickling
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._pyro_name = f"{type(self).__name__}_{next(_count)}"
         for name, part in self.named_modules():

@@ -1,8 +1,8 @@
-"""Progress bars: one rule for whether they show, one form for what they say.
+"""Progress bars: when they are shown, and their labels.
 
-A bar is shown where ``progress`` asks for it and somebody can see it: in a terminal, or in a notebook that a person
-runs. In a log, a pipe, and a notebook that a program executes (nbclient, papermill), nothing is written. A bar that is
-done goes away; the result is what stays.
+A bar is shown if ``progress`` is True and someone can see it: in a terminal, or in a notebook that a person runs.
+Nothing is written to a log or a pipe, or in a notebook that a program executes (nbclient, papermill). A finished bar
+disappears.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _name: ContextVar[str] = ContextVar("name", default="")
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Bars that open inside say what they measure or train.
+    """Add a name to the labels of all bars inside this block.
 
     Example:
         >>> with named("full covariance"):
@@ -40,14 +40,14 @@ def named(name: str) -> Iterator[None]:
 def progress_bar(
     what: str, points: int = 0, over: Iterable[Any] | None = None, *, progress: bool = True, **how: Any
 ) -> Any:
-    """A progress bar of tqdm, to be closed by its user: a context manager.
+    """A progress bar of tqdm, as a context manager.
 
     Args:
-        what: what is done, in a word: "evaluate".
-        points: the number of data points; 0 where there are none.
-        over: what to iterate over.
-        progress: False shows nothing, whoever watches.
-        how: arguments of ``tqdm``.
+        what: the name of the task, such as "evaluate".
+        points: the number of data points; 0 if there are none.
+        over: an iterable.
+        progress: False shows no bar.
+        how: other arguments of ``tqdm``.
 
     Example:
         >>> with progress_bar("fit", 100, range(3), progress=False) as epochs:
@@ -56,20 +56,20 @@ def progress_bar(
     """
     if not progress or not watched():
         return tqdm.tqdm(over, disable=True)
-    with warnings.catch_warnings():  # a notebook without ipywidgets gets a bar of text
+    with warnings.catch_warnings():  # a notebook without ipywidgets shows a text bar
         warnings.simplefilter("ignore", tqdm.TqdmWarning)
         from tqdm.auto import tqdm as shown
     return shown(over, desc=label(what, points), leave=False, **how)
 
 
 def label(what: str, points: int) -> str:
-    """What stands before a bar: what is done, with which model and guide, to how many data points."""
+    """The label of a bar: the task, the name of model and guide, and the number of data points."""
     details = [_name.get()] * bool(_name.get()) + [f"{points} data points"] * (points > 0)
     return ": ".join([what, ", ".join(details)]) if details else what
 
 
 def watched() -> bool:
-    """Whether somebody can see a bar. A program that executes a notebook takes no input; a person's front end does."""
+    """Whether someone can see a bar. A notebook that a program executes does not allow input; one of a person does."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None)
     if kernel is not None:

@@ -1,4 +1,4 @@
-"""Numbers that print, export and come back: records, tables in text and HTML, files, standard errors."""
+"""Results that can be printed, exported and read again: records, tables, files, standard errors."""
 
 from .records import Measurement, Quantity, Record
 from .standard_errors import mc_error, standard_error_of_mean

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and read without running anything.
+"""Files that are written completely or not at all, and read without running code from them.
 
-A file is written beside its place, flushed to the disk, and moved there. A checkpoint is the zip archive of
-``torch.save``; its comment is the SHA-256 of all bytes before the comment, which is compared before anything is parsed.
+A file is written to a temporary path in the same folder, flushed to the disk, and renamed. A checkpoint is the zip
+archive of ``torch.save``; its comment is the SHA-256 of all bytes before the comment, which is checked before parsing.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _MARK = b"jensen sha256 "
 
 @contextmanager
 def whole(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
-    """A path beside this one to write to; it takes its place where nothing failed, so that a crash leaves the last one.
+    """A temporary path to write to; it replaces ``path`` if the block succeeds, so a crash keeps the previous file.
 
-    Folders on the way are made, unless ``parents`` is False. A link is replaced by the file, and what it points to
-    stays as it is.
+    Missing parent folders are created, unless ``parents`` is False. A symbolic link is replaced by the file; its target
+    does not change.
 
     Raises:
-        OSError: if the file cannot be written, for one of the reasons of a disk: the sentence names the file.
+        OSError: if the file cannot be written; the message names the file.
     """
     target = Path(path)
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}.partial.{target.name}")  # the ending stays: writers go by it
+    partial = target.with_name(f".{os.getpid()}.partial.{target.name}")  # writers choose the format by the extension
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -48,17 +48,17 @@ def whole(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Pat
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}: {target} could not be written", None) from error
     finally:
-        with suppress(OSError):  # a read-only disk: the error above is the one to tell
+        with suppress(OSError):  # a read-only disk: the error above is more useful
             partial.unlink(missing_ok=True)
 
 
 def partials(folder: Path) -> list[Path]:
-    """What runs that were killed left half-written in a folder."""
+    """The partial files that killed runs left in a folder."""
     return [*folder.glob("*.partial"), *folder.glob(".*.partial.*")]
 
 
 def _sync(folder: Path) -> None:
-    """Flush the entry of a file that was moved, where the system lets a folder be opened for that."""
+    """Flush the folder entry of a renamed file, if the system can open folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -68,27 +68,27 @@ def _sync(folder: Path) -> None:
 
 
 def check_schema(schema: int, newest: int, what: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if the schema version of a file is newer than the newest that this version of jensen reads."""
+    """Raise a ValueError if this version of jensen cannot read the schema version of a file."""
     if schema > newest:
         raise ValueError(
             f"{what} has schema version {schema}, but jensen {version('jensen')} reads versions up to {newest}: "
-            "install the version of jensen that wrote it, or a later one"
+            "install the version of jensen that wrote it, or a newer one"
         )
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write plain tensors and numbers, whole or not at all, with the schema version and those of the libraries.
+    """Write tensors and numbers, completely or not at all, with the versions of the schema and of the libraries.
 
     Raises:
-        OSError: if the file cannot be written; also if its folder is not there, so that a folder that was removed while
-            a run wrote to it is missed.
+        OSError: if the file cannot be written, or if its folder does not exist: a folder that was removed during a run
+            is an error.
     """
     versions = {"torch": str(torch.__version__), "pyro": version("pyro-ppl"), "python": platform.python_version()}
     with whole(path, parents=False) as partial:
         try:
             with partial.open("wb") as file:
                 torch.save({"jensen_checkpoint": _CHECKPOINT, "versions": versions, **state}, file)
-        except RuntimeError as error:  # how the writer of archives tells that a write failed
+        except RuntimeError as error:  # torch raises this if a write fails
             cause = error.__context__ if isinstance(error.__context__, OSError) else None
             if cause is None and "PytorchStreamWriter" not in str(error):
                 raise
@@ -100,26 +100,27 @@ def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`write_checkpoint` wrote, with ``weights_only=True``: nothing in the file is run.
+    """Read what :func:`write_checkpoint` wrote, with ``weights_only=True``: no code of the file runs.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is torn, changed since it was written, of another kind, or of a newer schema version.
+        ValueError: if the file is damaged, was changed after writing, is not a checkpoint, or has a newer schema
+            version.
     """
     with open(path, "rb") as file:
         try:
             _check_bytes(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of bytes that are no checkpoint, the reader raises anything
+        except Exception as error:  # torch.load raises many types of errors for damaged files
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} cannot be read as a checkpoint: it is torn or of another kind ({said}); give the file "
-                "that fit(..., checkpoint=...) wrote, and if it is that file, start again without it"
+                f"{path} cannot be read as a checkpoint, because it is damaged or another kind of file ({said}); give "
+                "the file that fit(..., checkpoint=...) wrote, and if it is that file, start again without it"
             ) from error
     schema = state.get("jensen_checkpoint") if isinstance(state, dict) else None
     if type(schema) is not int or schema < 1:
-        raise ValueError(f"{path} is not a checkpoint written by fit; give the file named in fit(..., checkpoint=...)")
+        raise ValueError(f"{path} is not a checkpoint written by fit: give the file of fit(..., checkpoint=...)")
     check_schema(schema, _CHECKPOINT, path)
     return dict(state)
 
@@ -141,15 +142,15 @@ def _digest(file: IO[bytes], size: int) -> str:
 
 
 def _check_bytes(file: IO[bytes]) -> None:
-    """Raise ValueError unless a file is an archive that is whole, and no larger than it looks."""
+    """Raise ValueError unless a file is a complete, uncompressed archive."""
     size, end = os.fstat(file.fileno()).st_size, len(_comment("0" * 64))
     file.seek(max(0, size - end))
     tail = file.read()
     if _MARK in tail or len(tail) < end:
         if tail != _comment(_digest(file, size - end)):
-            raise ValueError("its SHA-256 is not the one that it was written with")
-    elif not tail.endswith(b"\0\0") or tail[-22:-18] != b"PK\5\6":  # a file of 0.1.0 has no comment
-        raise ValueError("its end is not that of an archive")
+            raise ValueError("its SHA-256 does not match its contents")
+    elif not tail.endswith(b"\0\0") or tail[-22:-18] != b"PK\5\6":  # a file of version 0.1.0 has no comment
+        raise ValueError("its end is not the end of an archive")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):

@@ -1,17 +1,17 @@
-"""Results: their summary, table and data frame, and a JSON file that gives back every bit.
+"""Results: their summary, table and data frame, and a JSON file without loss of precision.
 
-A :class:`Measurement` declares each :class:`Quantity` once; the rest is made from that. A file is one JSON object:
+A :class:`Measurement` declares each :class:`Quantity` once; summary, table and frame follow. A file is one JSON object:
 
-| key | what it holds |
+| key | contents |
 | --- | --- |
 | ``"format"`` | ``"jensen."`` and the name of the class |
 | ``"version"`` | the schema version, 1 |
 | ``"fields"`` | the fields of the class by name |
-| ``"sha256"`` | the digest of the three (:mod:`jensen.results.schema`); files of 0.1.0 have none |
+| ``"sha256"`` | the digest of these three (:mod:`jensen.results.schema`); files of version 0.1.0 have none |
 
-A tensor is ``{"dtype": "float64", "shape": [2, 3], "values": [...]}``, its values one after the other; a result inside
+A tensor is ``{"dtype": "float64", "shape": [2, 3], "values": [...]}``, its values in row-major order; a result inside
 a result is the object of its fields. Numbers that JSON does not have are the strings ``"NaN"``, ``"Infinity"`` and
-``"-Infinity"``. Floats are written with as many digits as give back the same bits, so nothing is lost either way.
+``"-Infinity"``. Floats have enough digits for a bitwise identical result.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Record(Printed, Checked):
 
     @abstractmethod
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        """What the rows of a data frame are, their names, and its columns; None for one that is not there."""
+        """The index name, the index and the columns of the data frame; a column without values is None."""
 
     def check(self) -> None:
-        """Raise a ValueError unless the columns of the frame have a value for each of its rows."""
+        """Raise a ValueError unless each column of the frame has one value per row."""
         try:
             _, rows, columns = self._columns()
             lengths = {
@@ -71,7 +71,7 @@ class Record(Printed, Checked):
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def to_frame(self) -> Any:
-        """This result as a ``pandas.DataFrame``: the numbers as they are, unrounded, in nats where they have a unit."""
+        """This result as a ``pandas.DataFrame`` of unrounded numbers; quantities with a unit are in nats."""
         import pandas
 
         name, rows, columns = self._columns()
@@ -83,12 +83,12 @@ class Record(Printed, Checked):
         return pandas.DataFrame(values, index=pandas.Index(rows, name=name))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """This result as one JSON object, from which :meth:`from_json` makes it again, bit by bit.
+        """This result as one JSON object; :meth:`from_json` reads it, with bitwise identical numbers.
 
         Numbers that JSON does not have are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
         Args:
-            path: a file to write it to as well, whole or not at all; folders on the way to it are made.
+            path: a file to write as well, completely or not at all; missing parent folders are created.
 
         Returns:
             The text.
@@ -103,14 +103,14 @@ class Record(Printed, Checked):
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Self:
-        """The result that :meth:`to_json` wrote.
+        """Read a result that :meth:`to_json` wrote.
 
         Args:
-            source: the text, or the path of a file. A string that begins with a bracket is the text.
+            source: the text, or the path of a file. A string that starts with a bracket is the text.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: for text that is torn, of something else, or of a newer schema version.
+            ValueError: if the text is damaged, is not this kind of result, or has a newer schema version.
         """
         is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[", "")
         what = "the text" if is_text else str(source)
@@ -121,7 +121,7 @@ class Record(Printed, Checked):
             result: Any = decoded(cls, fields, "fields") if version <= VERSION else None
         except (ValueError, TypeError, OverflowError, RecursionError, RuntimeError) as error:
             raise ValueError(
-                f"{what} cannot be read as the JSON of a {cls.__name__}: {error}; write it anew, with {cls.__name__}."
+                f"{what} cannot be read as the JSON of a {cls.__name__}: {error}; write it again with {cls.__name__}."
                 "to_json()"
             ) from error
         check_schema(version, VERSION, what)
@@ -129,20 +129,20 @@ class Record(Printed, Checked):
 
 
 class Quantity(NamedTuple):
-    """A quantity of a :class:`Measurement`: its summary, columns and table row are made from this one declaration.
+    """A quantity of a :class:`Measurement`: its summary, columns and table row follow from this declaration.
 
     Attributes:
         name: its key in ``summary()``, in ``to_dict()["per_datum"]`` and in the frame.
-        value: a tensor with a number for each datum, [N]; or one value for all of them, which the summary repeats; None
-            where it is not known.
-        label: of its row in the table; without one it has no row, and no standard error over the data.
-        error: the Monte Carlo standard error of its mean, where it has one.
+        value: a tensor with one number per data point, [N]; or one value for all, which the summary repeats; None if
+            unknown.
+        label: the label of its row in the table; without one it has no row, and no standard error over the data.
+        error: the Monte Carlo standard error of its mean, if it has one.
         data_error: whether the summary has the standard error of its mean over the data.
-        digits: an error of another quantity, whose digits the row shows too.
-        unit: of the summary and the table; values per datum are always in nats.
+        digits: an error of another quantity; the row shows the digits for this error, too.
+        unit: the unit of the summary and the table; values per data point are always in nats.
         total: whether the summary has the sum of the values instead of their mean.
         in_summary: whether it is in the summary.
-        frame: its name in the frame, if it follows from other quantities: ``to_dict`` then leaves its values out.
+        frame: its name in the frame, if it follows from other quantities: then ``to_dict`` omits its values.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Quantity(NamedTuple):
     frame: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """Its mean, total or single value, and the errors that it has."""
+        """Its mean, total or single value, with its errors."""
         value, unit = self.value, _UNITS[self.unit]
         per_datum = isinstance(value, Tensor)
         result = {self.name: value if not per_datum else int(value.sum()) if self.total else _mean(value) / unit}
@@ -168,21 +168,21 @@ class Quantity(NamedTuple):
         return result
 
     def row(self) -> list[str]:
-        """Its label, mean and both errors, to the digits that the errors allow."""
+        """Its label, mean and both errors, rounded to the precision of the errors."""
         mean, *errors = (self.summary().get(f"{self.name}{part}") for part in ("", "_data_error", "_mc_error"))
         digits = digits_of(*errors, self.digits)
         return [self.label, decimals(mean, digits), *("" if e is None else decimals(e, digits) for e in errors)]
 
 
 class Measurement(Record):
-    """A record of quantities per datum, each declared once by :meth:`_quantities`."""
+    """A record of quantities per data point, each declared once by :meth:`_quantities`."""
 
     @abstractmethod
     def _quantities(self) -> Sequence[Quantity]:
-        """What was measured, in the order of the summary and of the table."""
+        """The measured quantities, in the order of the summary and the table."""
 
     def _per_datum(self, frame: bool = False) -> dict[str, Tensor]:
-        """The values per datum, by name; for a frame, also those that follow from others."""
+        """The values per data point, by name; for a frame, also those that follow from other quantities."""
         tensors = [q for q in self._quantities() if isinstance(q.value, Tensor)]
         return {q.frame or q.name: q.value for q in tensors if frame or not q.frame}
 
@@ -198,16 +198,16 @@ class Measurement(Record):
     def summary(self) -> dict[str, Any]:
         """Means over the data with their errors.
 
-        ``*_data_error`` is the standard error over the data set (how much the mean would move with other data),
-        ``*_mc_error`` the Monte Carlo error of the mean (how much with other particles). What is true or false of each
-        datum is given as the share of the data, zero weights and particles spent as totals.
+        ``*_data_error`` is the standard error over the data set (how much the mean would change with other data),
+        ``*_mc_error`` the Monte Carlo error of the mean (how much it would change with other particles). Boolean
+        quantities are given as the share of data points; zero weights and particles spent are totals.
         """
         quantities = self._quantities()
         n = next(len(q.value) for q in quantities if isinstance(q.value, Tensor))
         return {"n": n} | {name: v for q in quantities if q.in_summary for name, v in q.summary().items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and lists: the summary, and the values per datum."""
+        """Everything as plain numbers and lists: the summary, and the values per data point."""
         return {"summary": self.summary(), "per_datum": {k: v.tolist() for k, v in self._per_datum().items()}}
 
 
@@ -228,16 +228,21 @@ def _opened(document: Any, cls: type) -> tuple[int, Any]:
     kind = document.get("format") if isinstance(document, dict) else None
     if kind != _format(cls):
         raise ValueError(f'"format" is {kind!r}, but {_format(cls)!r} was expected')
-    expect(document, set(document) <= {"format", "version", "fields", DIGEST}, "an object with other keys", "the file")
+    expect(
+        document,
+        set(document) <= {"format", "version", "fields", DIGEST},
+        "an object with only the known keys",
+        "the text",
+    )
     version = document.get("version")
-    expect(version, type(version) is int and version > 0, "a number from 1 on", "version")
+    expect(version, type(version) is int and version > 0, "a number of at least 1", "version")
     if version <= VERSION:
         check_digest(document)
     return version, document.get("fields")
 
 
 def _encoded(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value in the form for JSON."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return {"dtype": dtype, "shape": list(value.shape), "values": _encoded(value.flatten().tolist())}

@@ -1,12 +1,12 @@
-"""What a file says, held against the types that it should have; and a digest over what it says.
+"""Check the contents of a file against a schema of types, and against a digest.
 
 A schema is a type: a dataclass, a ``TypedDict`` (keys that may be missing are ``NotRequired``), ``dict[str, float]``,
-``list[int]``, ``tuple[int, int]``, ``Literal["a", "b"]``, a union, a tensor. :func:`decoded` gives back what JSON or a
-checkpoint stands for, of this type, or says in a ``ValueError`` which field is something else. Everything that is read
-from a file passes through it before use.
+``list[int]``, ``tuple[int, int]``, ``Literal["a", "b"]``, a union, a tensor. :func:`decoded` converts JSON or a
+checkpoint to this type, or raises a ``ValueError`` that names the field of another type. All contents of files are
+checked by it before use.
 
-A digest is the SHA-256 of a document in one form of JSON, whatever its spaces, and stands in the document itself. A
-file whose digest differs has changed since it was written; a file of 0.1.0 has none.
+A digest is the SHA-256 of a document in a canonical form of JSON, and is stored in the document itself. If it differs,
+the file was changed after writing; a file of version 0.1.0 has no digest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn, NotRequired, Union, get_args, get_ori
 import torch
 from torch import Tensor
 
-DIGEST = "sha256"  # the key of a document's own digest
+DIGEST = "sha256"  # the key of the digest in a document
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)}
 _DTYPES |= {"bool": torch.bool}
@@ -32,14 +32,14 @@ _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Checked:
-    """What a file may say, and more of it than types do: :func:`decoded` calls :meth:`check`."""
+    """A class with a check in addition to its types: :func:`decoded` calls :meth:`check`."""
 
     def check(self) -> None:
-        """Raise a ValueError where fields do not agree with each other."""
+        """Raise a ValueError if fields do not fit together."""
 
 
 def digest_of(document: Mapping[str, Any]) -> str:
-    """The digest of a JSON document, without the digest that it holds itself.
+    """The digest of a JSON document, computed without the stored digest.
 
     Example:
         >>> digest_of({"a": 1, "sha256": "..."}) == digest_of({"a": 1})
@@ -51,39 +51,39 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def check_digest(document: Mapping[str, Any]) -> None:
-    """Hold a document against the digest that it holds, if it holds one.
+    """Compare a document with its stored digest, if it has one.
 
     Raises:
         ValueError: if they differ.
     """
     if DIGEST in document and document[DIGEST] != digest_of(document):
-        raise ValueError("its SHA-256 is not the one that it was written with: it has changed since")
+        raise ValueError("its SHA-256 does not match its contents: it was changed after writing")
 
 
 def expect(value: Any, good: bool, what: str, where: str) -> Any:
     """The value, if it is good.
 
     Raises:
-        ValueError: if it is not; the message says where it stands, and what was expected.
+        ValueError: if it is not; the message names its place and the expected value.
     """
     if not good:
-        raise ValueError(f"{where} is {what}, but got {_shown(value)}")
+        raise ValueError(f"{where} must be {what}, but got {_shown(value)}")
     return value
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict | list | tuple):  # never printed whole: it may be as deep as it likes
+    if isinstance(value, dict | list | tuple):  # never printed in full: it may be deeply nested
         return f"a {type(value).__name__} of {len(value)}"
     return repr(str(value)[:40])
 
 
 def decoded(hint: Any, value: Any, where: str) -> Any:
-    """What JSON or a checkpoint stands for, of the type that a schema says it has.
+    """Convert a value of JSON or a checkpoint to the type of a schema.
 
     Args:
         hint: the schema, a type.
-        value: what was read.
-        where: what to call it in an error.
+        value: the value from the file.
+        where: its name in an error message.
 
     Raises:
         ValueError: for the first field of another type.
@@ -105,7 +105,7 @@ def decoded(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, where)
     if is_typeddict(hint):
-        hints = get_type_hints(hint, include_extras=True)  # where annotations are text, the class does not know itself
+        hints = get_type_hints(hint, include_extras=True)  # __required_keys__ is wrong if annotations are text
         return _fields(
             hint, value, where, {name for name, part in hints.items() if get_origin(part) is not NotRequired}
         )
@@ -147,14 +147,14 @@ def _sequence(origin: type, inner: tuple[Any, ...], value: Any, where: str) -> A
 
 
 def _fields(schema: Any, value: Any, where: str, needed: set[str]) -> dict[str, Any]:
-    """The fields of an object by name, if none is missing or unknown."""
+    """The fields of an object by name; ValueError if any is missing or unknown."""
     expect(value, isinstance(value, dict), f"the object of a {schema.__name__.lstrip('_')}", where)
     hints = get_type_hints(schema, include_extras=True)
     known = set(hints) if is_typeddict(schema) else {f.name for f in dataclasses.fields(schema)}
     missing, unknown = sorted(needed - set(value)), sorted(str(name)[:40] for name in set(value) - known)
     if missing or unknown:
         name = schema.__name__.lstrip("_")
-        raise ValueError(f"{where} of a {name} misses {missing}, and {unknown[:5]} are not known")
+        raise ValueError(f"{where} of a {name} misses {missing}, and {unknown[:5]} are unknown")
     return {name: decoded(hints[name], part, f"{where}.{name}") for name, part in value.items()}
 
 
@@ -176,25 +176,25 @@ def _float(value: Any, where: str) -> float:
 
 def _tensor(value: Any, where: str) -> Tensor:
     good = isinstance(value, dict) and set(value) == {"dtype", "shape", "values"}
-    expect(value, good, "a tensor: its dtype, shape and values", where)
+    expect(value, good, "a tensor with dtype, shape and values", where)
     known = isinstance(value["dtype"], str) and value["dtype"] in _DTYPES
-    expect(value["dtype"], known, f"of a dtype out of {sorted(_DTYPES)}", where)
+    expect(value["dtype"], known, f"one of the dtypes {sorted(_DTYPES)}", where)
     dtype, shape, values = _DTYPES[value["dtype"]], value["shape"], value["values"]
     sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    expect(shape, sizes, "of a shape of whole numbers", where)
+    expect(shape, sizes, "a shape of whole numbers", where)
     whole = isinstance(values, list) and len(values) == math.prod(shape)
-    expect(values, whole, f"a list of as many values as shape {shape} has", where)
+    expect(values, whole, f"a list with the number of values of shape {shape}", where)
     if dtype.is_floating_point:
         values = [_float(number, where) for number in values]
     else:
         kind = bool if dtype is torch.bool else int
-        expect(values, all(type(number) is kind for number in values), f"of {value['dtype']} values only", where)
+        expect(values, all(type(number) is kind for number in values), f"a list of {value['dtype']} values", where)
     made = torch.tensor(values, dtype=dtype).reshape(shape)
     if not dtype.is_floating_point:
-        expect(values, made.flatten().tolist() == values, f"of numbers that {value['dtype']} holds", where)
+        expect(values, made.flatten().tolist() == values, f"a list of numbers in the range of {value['dtype']}", where)
     return made
 
 
 def refused(name: str) -> NoReturn:
-    """Raise for a word that JSON does not have: given to ``json.loads`` as ``parse_constant``."""
-    raise ValueError(f"{name} is no JSON")
+    """Raise for NaN and infinities, which JSON does not have: the ``parse_constant`` of ``json.loads``."""
+    raise ValueError(f"{name} is not valid JSON")

@@ -8,21 +8,21 @@ import math
 
 from torch import Tensor
 
-MANY = 1000  # degrees of freedom from which on Student's t is the normal distribution
+MANY = 1000  # degrees of freedom from which Student's t is treated as normal
 
 
 def standard_error_of_mean(values: Tensor) -> float:
-    """The standard error of a mean over data; NaN for one datum."""
+    """The standard error of a mean over data; NaN for a single data point."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def mc_error(errors: Tensor) -> float:
-    """The Monte Carlo error of a mean over data, from those of its terms."""
+    """The Monte Carlo error of a mean over data, from the errors of its terms."""
     return float(errors.square().sum().sqrt()) / len(errors)
 
 
 def within_t(t: float, freedom: int) -> float:
-    """The probability that Student's t, of so many degrees of freedom, lies between -t and t.
+    """The probability that Student's t with ``freedom`` degrees of freedom lies between -t and t.
 
     References:
         Abramowitz and Stegun (1964), Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
@@ -38,7 +38,7 @@ def within_t(t: float, freedom: int) -> float:
 
 
 def significant(mean: float, error: float, freedom: float) -> bool:
-    """Whether a difference is beyond two standard errors, or as unlikely under Student's t.
+    """Whether a difference exceeds two standard errors, or the equivalent quantile of Student's t.
 
     Example:
         >>> significant(2.1, 1.0, math.inf), significant(2.1, 1.0, 4), significant(3.1, 1.0, 4)

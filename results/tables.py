@@ -1,4 +1,4 @@
-"""Results as tables: aligned text for a terminal, a small HTML table for a notebook, from one description."""
+"""Results as tables: aligned text for a terminal, or a small HTML table for a notebook."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LINE = "border-bottom:1px solid currentColor"
 
 
 class Table(NamedTuple):
-    """What is printed of a result: a line above, numbers in columns, facts that are no columns, sentences below.
+    """The printed form of a result: a head line, columns of numbers, facts in one line each, sentences below.
 
     Attributes:
-        head: what was measured, and the unit.
-        columns: the headings, the first of them over the names of the rows.
-        rows: the cells; the first of each is its name.
-        facts: what is known of the whole, by name.
+        head: the kind of result, and the unit.
+        columns: the headings; the first one is above the names of the rows.
+        rows: the cells; the first cell is the name of the row.
+        facts: pairs of a name and a value.
         notes: sentences.
     """
 
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """Aligned lines: names at the left, numbers by their decimal points."""
+        """Aligned lines: names on the left, numbers aligned at the decimal point."""
         return "\n".join([*filter(None, [self.head]), *self.grid(), *filter(None, self.notes)])
 
     def grid(self) -> list[str]:
@@ -55,7 +55,7 @@ class Table(NamedTuple):
         return [line.rstrip() for line in [*text[:1], *rule, *text[1:], *facts]]
 
     def html(self) -> str:
-        """A table in the colours of the page, whatever they are; text is escaped, and there are no scripts."""
+        """A table in the colours of the page; text is escaped, and there are no scripts."""
         parts = [f"<p>{_escaped(self.head)}</p>" if self.head else ""]
         if self.columns or self.facts:
             head = "".join(_cell(name, "th", "col", i) for i, name in enumerate(self.columns))
@@ -74,7 +74,7 @@ class Table(NamedTuple):
 
 
 class Printed:
-    """A result that prints itself from its :class:`Table`: ``print``, at the prompt, in a notebook."""
+    """A result that is printed as its :class:`Table`: by ``print``, at the prompt, and in a notebook."""
 
     @abstractmethod
     def _table(self) -> Table: ...
@@ -102,21 +102,21 @@ class Printed:
         Args:
             path: the file.
             title: of the page; the name of the class by default.
-            data: the data points that were measured, [N, ...]: marks and rows of the page then show them.
-            image_shape: where data points are images, their height and width: ``data.image_shape``.
-            value_range: the values drawn white and black; by default those of the data.
+            data: the measured data points, [N, ...]: with them, points and rows of the page show their data.
+            image_shape: the height and width of data points that are images, such as ``data.image_shape``.
+            value_range: the values drawn white and black; by default the range of the data.
 
         Returns:
             The path.
         """
-        from jensen.reports import Report  # which stands above the results that it shows
+        from jensen.reports import Report  # imported late, because reports import results
 
         page = Report(title or type(self).__name__, data=data, image_shape=image_shape, value_range=value_range)
         return page.add(self).write(path)
 
 
 def _by_point(cells: Sequence[str]) -> list[str]:
-    """A column of cells in one width, its numbers one under the other by their decimal points."""
+    """A column of cells of equal width, with numbers aligned at the decimal point."""
     after = [_after_point(cell) for cell in cells]
     most = max((n for n in after if n is not None), default=0)
     padded = [cell if n is None else cell + " " * (most - n) for cell, n in zip(cells, after, strict=True)]
@@ -125,7 +125,7 @@ def _by_point(cells: Sequence[str]) -> list[str]:
 
 
 def _after_point(cell: str) -> int | None:
-    """How many characters a number has from its decimal point on; None for what is no number."""
+    """The number of characters from the decimal point on; None if the cell is not a number."""
     if _NUMBER.fullmatch(cell) is None:
         return None
     return len(cell) - cell.rindex(".") if "." in cell else 0
@@ -142,21 +142,21 @@ def _escaped(text: str) -> str:
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
-    """A number with so many decimals, without a negative zero; a dash for what is not known."""
+    """A number with ``digits`` decimals, without a negative zero; a dash if it is unknown."""
     return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent; a dash for what is not known."""
+    """A share in per cent; a dash if it is unknown."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def digits_of(data: float | None, *others: float | None) -> int:
-    """The decimals that show two digits of the smallest error of a number, at most 4; 3 where no error is known.
+    """The number of decimals that shows two digits of the smallest error, at most 4; 3 if no error is known.
 
     Args:
-        data: its error over the data, of which no more than three digits are shown.
-        others: its other errors.
+        data: the error over the data, of which at most three digits are shown.
+        others: the other errors.
     """
     known = [_two_digits(error) for error in (data, *others) if error is not None and 0 < error < math.inf]
     if not known:
@@ -170,6 +170,6 @@ def _two_digits(error: float) -> int:
 
 
 def with_error(value: float, error: float) -> str:
-    """A value and its error, to two digits of the error."""
+    """A value and its error, rounded to two digits of the error."""
     digits = digits_of(error)
     return f"{decimals(value, digits)} ± {decimals(error, digits)}"

@@ -157,7 +157,7 @@ def test_a_torn_checkpoint(tmp_path, kept):
     file = tmp_path / "c.pt"
     _fit(model, guide, x, checkpoint=file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"c.pt cannot be read as a checkpoint: it is torn or of another kind"):
+    with pytest.raises(ValueError, match=r"c.pt cannot be read as a checkpoint, because it is damaged or another"):
         _fit(model, guide, x, checkpoint=file, resume=True)
 
 
@@ -247,16 +247,16 @@ def test_an_option_that_is_a_tensor_without_dimensions():
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
 def test_whole_numbers_for_layers_that_read_others(use, dtype):
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match=rf"{dtype}, but layers read torch.float32: convert it"):
+    with pytest.raises(ValueError, match=rf"must be torch.float32 for the layers, but got {dtype}: convert it"):
         use(model, guide, torch.ones_like(x).to(dtype))
 
 
 @each_use
 def test_tensors_without_values(use):
     model, guide, x = pair("PPCA", "MeanField")
-    with pytest.raises(ValueError, match="on the device 'meta', where tensors hold no values"):
+    with pytest.raises(ValueError, match="must hold values, but got a tensor on the device 'meta'"):
         use(model, guide, x.to("meta"))
-    with pytest.raises(ValueError, match="complex64, but densities are of real numbers"):
+    with pytest.raises(ValueError, match=r"must be real, but got torch.complex64"):
         use(model, guide, x.to(torch.complex64))
 
 
@@ -434,9 +434,9 @@ def test_bounds_need_a_power_of_two_and_data():
         ),
         (
             lambda: from_array(torch.eye(6, 4).to_sparse()),
-            "x is a dense tensor, but got one of layout torch.sparse_coo",
+            "x must be a dense tensor, but got one of layout torch.sparse_coo",
         ),
-        (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels is a dense tensor"),
+        (lambda: from_array(torch.zeros(6, 4), torch.zeros(6).to_sparse()), "labels must be a dense tensor"),
         (
             lambda: amortize(lambda x: PPCA(4, 2)(x), nn.Linear(3, 3), data=torch.zeros(6, 4)),
             r"encoder cannot be called on data of shape \[6, 4\]: RuntimeError: mat1 and mat2",
@@ -486,7 +486,7 @@ def test_exact_densities_name_numbers_of_another_kind(model, call):
 def test_only_guides_take_objects_that_say_their_latents():
     said = SimpleNamespace(latents={"z": (2,)})
     assert amortize(said, mlp(4, [5]), context=5)(torch.zeros(3, 4))["z"].shape == (3, 2)
-    with pytest.raises(TypeError, match="model is a function, but got a SimpleNamespace"):
+    with pytest.raises(TypeError, match="model must be a function, but got a SimpleNamespace"):
         simulate(said, 3)
 
 

@@ -45,7 +45,7 @@ def test_both_blocks_are_printed_with_their_sentences(report):
         assert any(line.startswith(row + " ") for line in printed.splitlines()), row
     assert "All rows share one model, so ELBO differences measure the guides." in printed
     assert "Each row is a different model: compare log p(x), not the ELBO." in printed
-    assert "digits: 20 test data, 50 particles each, nats per data point" in printed
+    assert "digits: 20 test points, 50 particles each, nats per data point" in printed
     assert "training mean-field: 2 epochs" in log  # plain lines, since this is no terminal
 
 
@@ -106,7 +106,7 @@ def test_seeds_of_a_report_are_training_runs(tmp_path, capsys):
         assert "Errors cover test points and training runs (2 of each row)." in block["sentence"]
     assert "PPCA, seed 1" in document["histories"]
     assert main([*arguments[:-1], "0", "--out", str(tmp_path)]) == 2
-    assert "--seeds is at least 1" in capsys.readouterr().err
+    assert "--seeds must be at least 1" in capsys.readouterr().err
 
 
 def test_a_report_says_what_is_wrong_with_data_and_pairs(tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
         == 0
     )
     printed = capsys.readouterr().out
-    assert "A Bernoulli VAE" in printed
+    assert "Bernoulli VAEs only" in printed
     assert "\nPPCA" not in printed
 
 
@@ -205,13 +205,16 @@ def test_help_explains_every_option_with_its_default(capsys, monkeypatch):
         (["--model", "vea"], "argument --model: there is no model 'vea'; did you mean vae?"),
         (["--particels", "5"], "there is no option --particels; did you mean --particles?"),
         (["--data", "digist"], "there is no data set 'digist'; did you mean 'digits'?"),
-        (["--epochs", "many"], "argument --epochs: a whole number or auto, but got 'many'"),
-        (["digits"], "there is no place for digits"),
+        (["--epochs", "many"], "argument --epochs: must be a whole number or auto, but got 'many'"),
+        (["digits"], "unexpected argument digits"),
         (["--guides", ","], "--guides needs at least one of"),
-        (["--particles", "0"], "--particles is at least 1, but got 0"),
-        (["--epochs", "0"], "--epochs is at least 1, but got 0"),
+        (["--particles", "0"], "--particles must be at least 1, but got 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, but got 0"),
         (["--latent", "64"], "PPCA needs 1 <= latent < features, but got latent=64, features=64"),
-        (["--model", "vae", "--guides", "exact"], "--guides needs one of mean-field, low-rank, full-covariance"),
+        (
+            ["--model", "vae", "--guides", "exact"],
+            "--guides needs at least one of mean-field, low-rank",
+        ),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(arguments, message, tmp_path, capsys):
@@ -288,7 +291,7 @@ def test_data_sets_are_listed_with_their_cards(capsys, tmp_path, monkeypatch):
     lines = {line.split()[0]: line for line in printed.splitlines() if line}
     assert set(cards()) <= set(lines)
     assert "embedded" in lines["digits"] and "present" in lines["mnist"]
-    assert "to be put in place" in lines["oil_flow"] and "to download" in lines["cifar10"]
+    assert "to add by hand" in lines["oil_flow"] and "to download" in lines["cifar10"]
     assert str(tmp_path) in printed
     assert main(["datasets", "--json"]) == 0
     listed = {card["name"]: card for card in json.loads(capsys.readouterr().out)["datasets"]}
@@ -310,24 +313,24 @@ def test_a_card_is_printed_by_name(capsys):
     [
         (["--guide", "mean-feld"], "there is no guide 'mean-feld'; did you mean mean-field?"),
         (["--likelihood", "gausian"], "there is no likelihood 'gausian'; did you mean gaussian?"),
-        (["--guide", "exact"], "--guide exact does not serve --model vae, but ppca and factor-analysis"),
-        (["--guide", "ladder"], "--guide ladder does not serve --model vae, but hierarchical"),
-        (["--latent", "4,2"], "several are for --model hierarchical"),
-        (["--latent", "0"], "--latent, --hidden and --components are at least 1, but got 0"),
+        (["--guide", "exact"], "--guide exact works only with --model ppca or factor-analysis, but got --model vae"),
+        (["--guide", "ladder"], "--guide ladder works only with --model hierarchical, but got --model vae"),
+        (["--latent", "4,2"], "only --model hierarchical has several layers"),
+        (["--latent", "0"], "--latent, --hidden and --components must be at least 1, but got 0"),
         (["--hidden", "16/8/4"], "but got 3"),
-        (["--model", "ppca", "--likelihood", "bernoulli"], "brings its own Gaussian likelihood"),
-        (["--model", "ppca", "--binarize", "threshold"], "take --model vae --likelihood bernoulli"),
-        (["--binarize", "threshold", "--likelihood", "laplace"], "where a density grows without bound"),
+        (["--model", "ppca", "--likelihood", "bernoulli"], "has a fixed Gaussian likelihood"),
+        (["--model", "ppca", "--binarize", "threshold"], "use --model vae --likelihood bernoulli"),
+        (["--binarize", "threshold", "--likelihood", "laplace"], "which is unbounded on binary data"),
         (["--likelihood", "bernoulli"], "binarize them (--binarize threshold, sample or dynamic)"),
-        (["--likelihood", "poisson"], "is for counts 0, 1, 2, ..."),
-        (["--components", "3"], "--components is for mixtures, but --model vae is none"),
-        (["--beta", "2", "--objective", "iwae"], "--beta is a setting of --objective elbo"),
-        (["--gradient", "dreg"], "gradient is 'standard' or 'stl', but got 'dreg'"),
-        (["--binarize", "dynamic", "--dequantize"], "take one"),
-        (["--epochs", "0"], "--epochs is at least 1, but got 0"),
-        (["--lr", "-1"], "--lr is a positive number, but got -1"),
+        (["--likelihood", "poisson"], "needs counts 0, 1, 2, ..."),
+        (["--components", "3"], "--components is only for mixtures, but --model vae is not a mixture"),
+        (["--beta", "2", "--objective", "iwae"], "--beta is only for --objective elbo"),
+        (["--gradient", "dreg"], "gradient must be 'standard' or 'stl', but got 'dreg'"),
+        (["--binarize", "dynamic", "--dequantize"], "use only one of them"),
+        (["--epochs", "0"], "--epochs must be at least 1, but got 0"),
+        (["--lr", "-1"], "--lr must be a positive number, but got -1"),
         (["--device", "cudda"], "--device cudda cannot be used here"),
-        (["--resume"], "there is no configuration.json in it"),
+        (["--resume"], "it has no configuration.json"),
     ],
 )
 def test_train_names_a_mistake_before_anything_is_written(arguments, message, tmp_path, capsys):
@@ -348,16 +351,16 @@ def test_own_images_of_zeros_and_ones_are_binary(tmp_path, capsys):
     arguments = ["--data", str(_own_images(tmp_path)), "--epochs", "1"]
     run = ["train", *arguments, "--no-pictures", "--hidden", "8", "--latent", "2", "--run", str(tmp_path / "run")]
     assert main(run) == 2
-    assert "take --image-shape 4,4 if they are images" in capsys.readouterr().err
+    assert "for images add --image-shape 4,4" in capsys.readouterr().err
     assert main([*run, "--image-shape", "4,4"]) == 0
     assert "the likelihood is bernoulli" in capsys.readouterr().err
     pair = json.loads((tmp_path / "run" / "configuration.json").read_text())["pair"]
     assert pair["likelihood"] == "bernoulli"
     compare = ["compare", *arguments, "--particles", "20", "--model", "vae", "--guides", "mean-field", "--latent", "2"]
     assert main([*compare, "--out", str(tmp_path / "report")]) == 2
-    assert "take --image-shape 4,4 if they are images" in capsys.readouterr().err
+    assert "for images add --image-shape 4,4" in capsys.readouterr().err
     assert main([*compare, "--image-shape", "4,4", "--out", str(tmp_path / "report")]) == 0
-    assert "A Bernoulli VAE" in capsys.readouterr().out
+    assert "Bernoulli VAEs only" in capsys.readouterr().out
 
 
 def test_a_column_of_classes_is_named(tmp_path, capsys):
@@ -429,14 +432,14 @@ def test_arrays_and_channels_are_options(tmp_path, capsys):
     assert main(train) == 2
     assert "--member colour" in capsys.readouterr().err
     assert main([*train, "--member", "colour", "--label", "kind"]) == 2
-    assert "take --image-shape 6,5,3 if they are images" in capsys.readouterr().err
+    assert "for images add --image-shape 6,5,3" in capsys.readouterr().err
     assert main([*train, "--member", "colour", "--label", "kind", "--image-shape", "6,5,3"]) == 0
     facts = json.loads((tmp_path / "run" / "configuration.json").read_text())["facts"]
     assert (facts["image_shape"], facts["channels"]) == ([6, 5], 3)
     assert (tmp_path / "run" / "samples.png").is_file()
     capsys.readouterr()
     assert main([*train, "--member", "two", "--image-shape", "6,5,2", "--overwrite"]) == 0
-    assert "images of 2 channels are used as vectors, and no pictures of them are drawn" in capsys.readouterr().err
+    assert "images with 2 channels are used as vectors, and figures do not show them" in capsys.readouterr().err
     assert not (tmp_path / "run" / "samples.png").exists()
 
 
@@ -448,7 +451,7 @@ def test_a_run_finds_its_moved_data(tmp_path, capsys):
     evaluate = ["evaluate", str(tmp_path / "run"), "--particles", "20"]
     capsys.readouterr()
     assert main(evaluate) == 2
-    assert "--data FILE where it is" in capsys.readouterr().err
+    assert "give its new path with --data FILE" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(tmp_path / "none.npy")]) == 2
     assert "there is no such file" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(moved)]) == 0

@@ -72,7 +72,7 @@ sys.exit(main(sys.argv[1:]))
     )
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2, done.stderr
-    assert "checkpoint.pt could not be written; go on with: jensen train --run" in last
+    assert "checkpoint.pt could not be written; continue with: jensen train --run" in last
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "configuration.json"]
     assert main(["train", "--run", str(folder), "--resume", "--no-pictures"]) == 0
@@ -87,7 +87,7 @@ def test_evaluate_shows_what_it_cannot_keep(run, capsys, monkeypatch):
     assert main(["evaluate", str(run), "--particles", "20", "--test-size", "30"]) == 2
     out, err = capsys.readouterr()
     assert "ELBO" in out
-    assert "the result is above, but not kept: [Errno 28] No space left on device: " in err
+    assert "the result is printed above, but could not be saved: [Errno 28] No space left on device: " in err
     assert main(["evaluate", str(run), "--particles", "20", "--test-size", "30", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["runs"]["small"]["summary"]["n"] == 30
     assert not list(run.glob("*report.json*"))

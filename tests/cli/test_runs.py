@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_a_usable_run_and_says_how_to_go_on(stopped):
     assert kept == epochs
     last = log.splitlines()[-1]
     assert last == (
-        f"jensen: interrupted; {folder} holds epoch {epochs} of 60; go on with: jensen train --run {folder} --resume"
+        f"jensen: interrupted; {folder} holds epoch {epochs} of 60; continue with: jensen train --run {folder} --resume"
     )
     assert "Traceback" not in log
 
@@ -166,7 +166,7 @@ def test_runs_on_other_data_do_not_share_a_table(run, tmp_path, capsys):
     assert main(["train", "--run", str(other), *_SMALL, "--binarize", "threshold"]) == 0
     assert json.loads((other / "configuration.json").read_text())["pair"]["likelihood"] == "bernoulli"
     assert main(["evaluate", str(run), str(other)]) == 2
-    assert "their numbers do not compare; evaluate them one at a time" in capsys.readouterr().err
+    assert "their numbers cannot be compared: evaluate them one at a time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "png"])
@@ -208,11 +208,11 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path, capsys):
 def test_a_run_is_not_overwritten_unasked(run, tmp_path, capsys):
     before = _state(run)["history"]["elbo"]
     assert main(["train", "--run", str(run), *_SMALL, "--seed", "1"]) == 2
-    assert "--resume goes on with it, --overwrite begins it anew" in capsys.readouterr().err
+    assert "continue it with --resume, replace it with --overwrite" in capsys.readouterr().err
     assert _state(run)["history"]["elbo"] == before
     (tmp_path / "thesis.tex").write_text("precious")
     assert main(["train", "--run", str(tmp_path), *_SMALL, "--overwrite"]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -249,7 +249,7 @@ def test_a_run_that_diverges_fails_with_1_and_keeps_its_epochs(tmp_path, monkeyp
     arguments = ["train", "--run", str(tmp_path / "r"), *_SMALL, "--epochs", "9", "--schedule", "cosine", "--json"]
     assert main(arguments) == 1
     shown = capsys.readouterr()
-    assert "begin anew with a lower --lr and --overwrite" in json.loads(shown.out)["error"]
+    assert "start again with a lower --lr and --overwrite" in json.loads(shown.out)["error"]
     assert len(_history(tmp_path / "r").elbo) == 2
 
 
@@ -319,27 +319,27 @@ def _edited(change, digest=True):
     ("damage", "message"),
     [
         (lambda folder: (folder / "checkpoint.pt").write_bytes(b"torn"), "cannot be read as a checkpoint"),
-        (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint: no epoch was completed"),
-        (lambda folder: (folder / "configuration.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "checkpoint.pt").unlink(), "has no checkpoint, because no epoch was completed"),
+        (lambda folder: (folder / "configuration.json").write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / "configuration.json").write_text("{}"), "is not the configuration of a run"),
         (
             lambda folder: (folder / "configuration.json").write_text('{"jensen_run": 2}'),
             "configuration.json has schema version 2",
         ),
-        (lambda folder: (folder / "configuration.json").unlink(), "there is no configuration.json in it"),
-        (lambda folder: (folder / "configuration.json").write_text('{"a":' * 100_000), "is no JSON"),
-        (_edited(lambda c: c["training"].update(lr=0.1), digest=False), "its SHA-256 is not the one"),
+        (lambda folder: (folder / "configuration.json").unlink(), "it has no configuration.json"),
+        (lambda folder: (folder / "configuration.json").write_text('{"a":' * 100_000), "is not valid JSON"),
+        (_edited(lambda c: c["training"].update(lr=0.1), digest=False), "its SHA-256 does not match"),
         (_edited(lambda c: c.pop("training")), r"misses ['training']"),
         (_edited(lambda c: c["pair"].pop("latent")), r"misses ['latent']"),
         (_edited(lambda c: c["pair"].update(model="vea")), "there is no model 'vea': did you mean vae?"),
-        (_edited(lambda c: c["pair"].update(latent=[])), "--latent and --hidden are one number or more"),
-        (_edited(lambda c: c["pair"].update(latent=["2"])), "configuration.pair.latent[0] is of type int"),
+        (_edited(lambda c: c["pair"].update(latent=[])), "--latent and --hidden must have at least one number"),
+        (_edited(lambda c: c["pair"].update(latent=["2"])), "configuration.pair.latent[0] must be of type int"),
         (_edited(lambda c: c["training"].update(objective="x")), "there is no objective 'x'"),
-        (_edited(lambda c: c["training"].update(seed=-1)), "seed is -1"),
-        (_edited(lambda c: c["training"].update(schedule="none")), "configuration.training.schedule is one of"),
-        (_edited(lambda c: c["facts"].update(features=0)), "numbers that are at least 1"),
-        (_edited(lambda c: c["facts"].update(image_shape=[9, 9])), "have no 64 features"),
-        (_edited(lambda c: c.update(versions=None)), "configuration.versions is an object"),
+        (_edited(lambda c: c["training"].update(seed=-1)), "seed must be below 2^32"),
+        (_edited(lambda c: c["training"].update(schedule="none")), "configuration.training.schedule must be one of"),
+        (_edited(lambda c: c["facts"].update(features=0)), "these numbers must be at least 1"),
+        (_edited(lambda c: c["facts"].update(image_shape=[9, 9])), "cannot have 64 features"),
+        (_edited(lambda c: c.update(versions=None)), "configuration.versions must be an object"),
     ],
 )
 def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, capsys):
@@ -373,7 +373,7 @@ def test_a_file_of_ones_own_is_trained_on_and_told_by_its_content(tmp_path, caps
     _own(tmp_path, 301)
     capsys.readouterr()
     assert main(["evaluate", "../r", "--particles", "30"]) == 2
-    assert "has changed since the run was begun" in capsys.readouterr().err
+    assert "has changed since the run was started" in capsys.readouterr().err
 
 
 def test_images_of_ones_own_are_drawn_and_dequantized(tmp_path, capsys):
@@ -427,10 +427,10 @@ def test_a_run_goes_on_where_its_data_are_now(tmp_path, capsys):
     file.rename(tmp_path / "moved.csv")
     again = ["train", "--run", str(tmp_path / "r"), "--resume", "--epochs", "4", "--no-pictures"]
     assert main(again) == 2
-    assert "say by --data FILE where it is" in capsys.readouterr().err
+    assert "give its new path with --data FILE" in capsys.readouterr().err
     _own(tmp_path, 61).rename(tmp_path / "other.csv")
     assert main([*again, "--data", str(tmp_path / "other.csv")]) == 2
-    assert "has changed since the run was begun" in capsys.readouterr().err
+    assert "has changed since the run was started" in capsys.readouterr().err
     assert main([*again, "--data", str(tmp_path / "moved.csv")]) == 0
     assert _epochs(tmp_path / "r") == 4
     assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it has the absolute path now
@@ -441,7 +441,7 @@ def test_two_processes_do_not_train_into_one_folder(run, tmp_path, capsys):
     with folder.alone():
         for how in (["--resume"], ["--overwrite"]):
             assert main(["train", "--run", str(run), *how, *_SMALL]) == 2
-            assert f"another process trains into {run} now" in capsys.readouterr().err
+            assert f"another process is training in {run}" in capsys.readouterr().err
     assert _epochs(run) == 3
     assert main(["train", "--run", str(run), "--resume", "--no-pictures"]) == 0
 
@@ -490,8 +490,8 @@ def test_features_of_other_scales_are_told_and_stand_beside_a_baseline(tmp_path,
     x = np.random.default_rng(0).normal(size=(200, 3)) * [1, 1, 300]
     train, measured = _said(tmp_path, x, capsys)
     assert "features differ in scale by a factor of" in train.err and "--standardize" in train.err
-    assert "run: log p(x) is below that of one Gaussian per feature, by" in measured.err
-    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would differ
+    assert "below the baseline" in measured.out and "below" not in measured.err
+    assert "\nGaussian per feature  " in measured.out  # fitted to the training data, or its row would say otherwise
     train, measured = _said(tmp_path, x, capsys, "--standardize", "--model", "ppca", "--guide", "exact")
     assert "scale" not in train.err + measured.err and "below" not in measured.err + measured.out
 
@@ -511,7 +511,7 @@ def test_a_collapsed_posterior_is_told(tmp_path, capsys):
     assert main(["train", "--data", "pinwheel", "--beta", "50", *arguments]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["active_units"] == {"z": "0 of 2"}
-    assert "posterior collapse: no unit of z tells one datum from another" in shown.err
+    assert "posterior collapse: no unit of z carries information about the data" in shown.err
     assert main(["evaluate", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
     shown = capsys.readouterr()
     assert "active units, z: 0 of 2" in shown.out and "posterior collapse" in shown.err
@@ -528,7 +528,7 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
         _state(tmp_path / "a" / "seed-5")["parameters"][-1], _state(tmp_path / "b")["parameters"][-1]
     )  # the same run as one alone
     assert main([*several, "--seeds", "2", "--run", str(tmp_path / "b")]) == 2
-    assert "holds one run, so it has no room" in capsys.readouterr().err
+    assert "holds a single run, so --seeds cannot use it" in capsys.readouterr().err
     assert main([*several, "--seeds", "0"]) == 2
     (tmp_path / "a" / "seed-6" / "configuration.json").unlink()  # as without the second
     for file in (tmp_path / "a" / "seed-6").iterdir():
@@ -566,12 +566,12 @@ def test_seeds_that_are_not_begun_go_on_as_the_others(tmp_path, capsys):
     for mistake in (["train", "--resume", "--run", str(run)], ["evaluate", str(run / "seed-3")], ["sample", str(run)]):
         assert main(mistake) == 2
     said = capsys.readouterr().err
-    assert said.count("it holds the runs of --seeds 3: name one") == 2
+    assert said.count("it holds the runs of --seeds 3: give one of them") == 2
     assert main(["train", "--run", str(tmp_path / "none"), "--seeds", "2", "--resume"]) == 2
-    assert "holds no run of --seeds to go on with: leave --resume out" in capsys.readouterr().err
+    assert "holds no run of --seeds to continue: omit --resume" in capsys.readouterr().err
     assert main(["train", "--resume", "--run", str(run / "seed-2"), "--epochs", "3", "--no-pictures"]) == 0
     assert main(["evaluate", str(run), "--particles", "5"]) == 2
-    assert "differ by more than their seed (epochs 2 and 3)" in capsys.readouterr().err
+    assert "differ in more than the seed (epochs 2 and 3)" in capsys.readouterr().err
 
 
 def test_runs_older_than_an_option_are_as_if_it_was_not_given(tmp_path, capsys):

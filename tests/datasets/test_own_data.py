@@ -102,7 +102,7 @@ def test_splits_are_seeded_and_share_no_datum():
             ValueError, match="split must be three shares that sum to 1, or three numbers that sum to 100"
         ):
             from_array(x, split=split)
-    with pytest.raises(ValueError, match="split is a tuple of 3, but got a tuple of 2"):
+    with pytest.raises(ValueError, match="split must be a tuple of 3, but got a tuple of 2"):
         from_array(x, split=(0.5, 0.5))
     with pytest.raises(ValueError, match="leaves no training data"):
         from_array(x, split=(0, 0.5, 0.5))

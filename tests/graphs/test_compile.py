@@ -705,7 +705,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(monkey
 @pytest.mark.parametrize("call", [fit, evaluate])
 def test_compile_is_one_of_three(call):
     model, guide, x = _small()
-    with pytest.raises(ValueError, match="compile is 'auto' or True or False, but got 'yes'"):
+    with pytest.raises(ValueError, match="compile must be 'auto' or True or False, but got 'yes'"):
         call(model, guide, x, compile="yes", progress=False)
 
 

@@ -210,7 +210,7 @@ _ROWS = torch.arange(24.0).reshape(12, 2).sin()
 def test_what_holds_data_comes_with_the_code_that_makes_a_tensor_of_it(data):
     with pytest.raises(TypeError, match="data is a tensor or a tuple of tensors, but got") as caught:
         fit(_model, _guide, data, epochs=1, progress=False)
-    codes = re.split("use |, a part of the rows, or for all of them | \\(and", str(caught.value))[1:]
+    codes = re.split("use | for the training rows, or | for all rows| \\(and", str(caught.value))[1:]
     for code in [code for code in codes if code.startswith(("data", "jensen", "torch"))]:
         rows = eval(code, {"data": data, "jensen": jensen, "torch": torch, "numpy": np})
         assert rows.dtype == torch.float32 and {*map(tuple, rows.tolist())} <= {*map(tuple, _ROWS.tolist())}

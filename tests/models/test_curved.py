@@ -204,7 +204,7 @@ def test_data_beyond_one_chunk_are_the_same(float64):
     [
         (lambda: Banana(noise=0.0), "noise is a positive standard deviation, but got 0.0"),
         (lambda: Ring(noise=-1.0), "noise is a positive standard deviation, but got -1.0"),
-        (lambda: Ring(noise=math.nan), "noise is a number other than NaN, but got nan"),
+        (lambda: Ring(noise=math.nan), "noise must be a number other than NaN, but got nan"),
         (lambda: Ring(latent=0), "latent is the number of latent features, at least 1, but got 0"),
         (lambda: Banana(curvature=math.inf), "curvature is a finite number, but got inf"),
         (lambda: Ring().log_evidence(torch.zeros(3)), r"Ring expects data x of shape \[N, 1\], but got \[3\]"),

@@ -244,7 +244,7 @@ def test_a_subfigures_whole_page_is_saved(tmp_path):
 
 
 def test_what_is_no_picture_is_not_saved(tmp_path):
-    with pytest.raises(TypeError, match="picture is an Axes or a Figure, but got 'map'"):
+    with pytest.raises(TypeError, match="picture must be an Axes or a Figure, but got 'map'"):
         save("map", tmp_path / "map")
     ax = plot_images(torch.rand(2, 16), SHAPE)
     ax.remove()
@@ -573,7 +573,7 @@ def test_live_curves_outside_a_notebook_show_nothing(capsys):
 
 @pytest.mark.parametrize("draw", [plot_bounds, plot_pareto_k, plot_ess, plot_gaps, plot_signal, plot_rate_distortion])
 def test_results_come_by_name(draw):
-    with pytest.raises(TypeError, match=r"results is a dictionary of .* by name, but got a list"):
+    with pytest.raises(TypeError, match=r"results must be a dictionary of .* by name, but got a list"):
         draw([1])
     with pytest.raises(ValueError, match=rf"results is empty: {draw.__name__} needs at least one"):
         draw({})
@@ -603,7 +603,7 @@ def test_results_come_by_name(draw):
             lambda m, g, x: plot_pareto_k({"a": _evidence(4, 20)}),
             r"at least 25 particles, but results have \{'a': 20\}",
         ),
-        (lambda m, g, x: plot_worst(_evidence(8), x, SHAPE, by="loss"), "by is 'pareto_k'.*, but got 'loss'"),
+        (lambda m, g, x: plot_worst(_evidence(8), x, SHAPE, by="loss"), "by must be 'pareto_k'.*, but got 'loss'"),
         (lambda m, g, x: plot_worst(_evidence(9), x, SHAPE), "evidence is of 9 data points, but got 8"),
         (lambda m, g, x: plot_worst(_evidence(8, 20), x, SHAPE), "at least 25 particles, but evidence has 20"),
         (lambda m, g, x: plot_training(HISTORY, ["loss"]), r"curves are among .* but got \['loss'\]"),

@@ -292,7 +292,7 @@ class _Nowhere(UniqueModule):
     ("options", "message"),
     [
         ({"data": torch.zeros(11, 5)}, r"at most 10, but got 11: use data\[:10\]"),
-        ({"method": "gibbs"}, "method is 'nuts', .* but got 'gibbs'"),
+        ({"method": "gibbs"}, "method must be 'nuts', .* but got 'gibbs'"),
         ({"draws": 3}, "draws is at least 4, but got 3"),
         ({"warmup": 0}, "warmup is at least 1, but got 0"),
         ({"chains": 0}, "chains is at least 1, but got 0"),

@@ -294,7 +294,7 @@ def test_one_datum_is_ranked_as_one():
     }
     assert "`a` is above `b` at this test point" in Comparison(rows, False).sentence()
     model = PPCA(4, 2)
-    with pytest.raises(TypeError, match=r"its name, .*, but a name is 1 \(an int\)"):
+    with pytest.raises(TypeError, match=r"pairs must be a dictionary .*, but got the name 1 \(an int\)"):
         compare({1: (model, PriorGuide(model))}, torch.randn(5, 4))
 
 
@@ -514,7 +514,7 @@ class _Slow:
 
 def test_pairs_have_names():
     model = PPCA(5, 2)
-    with pytest.raises(TypeError, match=r"pairs gives each \(model, guide\) its name, .* but got a list of 1"):
+    with pytest.raises(TypeError, match=r"pairs must be a dictionary .* but got a list of 1"):
         compare([(model, PriorGuide(model))], torch.randn(9, 5))
 
 

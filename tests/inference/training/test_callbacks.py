@@ -101,7 +101,7 @@ def test_a_callback_that_draws_and_switches_modes_changes_nothing():
 
 
 def test_something_else_is_refused():
-    with pytest.raises(TypeError, match="callbacks is a Callback or a sequence of Callback objects"):
+    with pytest.raises(TypeError, match="callbacks must be a Callback or a sequence of Callback objects"):
         _fit(callbacks=[_fit])
 
 

@@ -42,12 +42,12 @@ CHANGES = {
     "one beta": (lambda s: s["optimizer"]["param_groups"][0].update(betas=[0.9]), "betas"),
     "other parameters": (lambda s: s["optimizer"]["param_groups"][0].update(params=[0]), "other parameter groups"),
     "an unknown setting": (lambda s: s["optimizer"]["param_groups"][0].update(more=1), r"\['more'\]"),
-    "a list for an optimizer": (lambda s: s.update(optimizer=[]), "checkpoint.optimizer is the object"),
+    "a list for an optimizer": (lambda s: s.update(optimizer=[]), "checkpoint.optimizer must be the object"),
     "no names": (lambda s: s.pop("names"), r"misses \['names'\]"),
-    "an unknown field": (lambda s: s.update(more=1), r"\['more'\] are not known"),
+    "an unknown field": (lambda s: s.update(more=1), r"\['more'\] are unknown"),
     "other precision": (lambda s: s.update(parameters=[p.double() for p in s["parameters"]]), "torch.float64"),
     "a curve that is too long": (lambda s: s["history"].update(learning_rate=[1.0] * 9), "learning_rate"),
-    "a curve of text": (lambda s: s["history"].update(elbo=["a", "b"]), r"history.elbo\[0\] is a number"),
+    "a curve of text": (lambda s: s["history"].update(elbo=["a", "b"]), r"history.elbo\[0\] must be a number"),
     "steps below zero": (lambda s: s["history"].update(steps=-1), "steps"),
     "a best epoch to come": (lambda s: s["history"].update(best_epoch=7), "best_epoch"),
     "a random state of another kind": (lambda s: s.update(random=torch.zeros(3)), "no state of a generator"),
@@ -145,5 +145,5 @@ def test_a_damaged_history_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     _fit(path, 1)
     _damaged(path, lambda s: s["history"].update(elbo=None))
-    with pytest.raises(ValueError, match=r"damaged checkpoint: history\.elbo is a list"):
+    with pytest.raises(ValueError, match=r"damaged checkpoint: history\.elbo must be a list"):
         History.from_checkpoint(path)

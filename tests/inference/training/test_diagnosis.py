@@ -130,5 +130,5 @@ def test_a_guide_that_draws_nan_from_the_first_step_on_is_told_so():
 def test_an_optimizer_is_a_class():
     model = PPCA(5, 2)
     made = torch.optim.Adam(model.parameters())
-    with pytest.raises(TypeError, match=r"optimizer is a class such as torch\.optim\.Adam, .* made already"):
+    with pytest.raises(TypeError, match=r"optimizer must be a class such as torch\.optim\.Adam, .* an object of it"):
         fit(model, ExactPosterior(model), torch.randn(9, 5), optimizer=made)
