@@ -12,14 +12,14 @@ from jensen import __version__
 from jensen.cli import main
 from jensen.cli.report import images_of
 
-_QUICK = ["--epochs", "2", "--particles", "50", "--test-size", "20"]
+_QUICK = ["--epochs", "2", "--particles", "50", "--test-size", "20", "--no-pictures"]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """One quick run of the whole job: its output, and the folder that it wrote."""
     out = tmp_path_factory.mktemp("report")
-    command = [sys.executable, "-m", "jensen", "compare", "--out", str(out), *_QUICK]
+    command = [sys.executable, "-m", "jensen", "compare", "--out", str(out), *_QUICK[:-1]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout, done.stderr, out
 
@@ -147,14 +147,14 @@ def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
 
 @pytest.mark.data("oil_flow")
 def test_data_that_are_no_images_have_no_image_pictures(tmp_path):
-    assert main(["compare", "--data", "oil_flow", "--latent", "2", "--out", str(tmp_path), *_QUICK]) == 0
+    assert main(["compare", "--data", "oil_flow", "--latent", "2", "--out", str(tmp_path), *_QUICK[:-1]]) == 0
     assert not (tmp_path / "samples.png").exists()
     assert (tmp_path / "latent-map.png").exists()
 
 
 def test_gaps_are_printed_drawn_and_stored(tmp_path, capsys):
     guides = ["--guides", "mean-field,laplace,exact"]
-    assert main(["compare", "--model", "ppca", "--gaps", *guides, "--out", str(tmp_path), *_QUICK]) == 0
+    assert main(["compare", "--model", "ppca", "--gaps", *guides, "--out", str(tmp_path), *_QUICK[:-1]]) == 0
     head, _, mean_field, laplace, _, baseline = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert head.split()[-6:-4] == ["approximation", "amortization"]
     assert baseline.startswith("Gaussian per feature  log p(x) ")
@@ -406,7 +406,7 @@ def test_columns_and_headers_are_options(tmp_path, capsys, first, options, featu
     rows = 60 + ("--no-header" in options)
     assert kept["facts"]["features"] == features
     assert sum(kept["facts"][part] for part in ("train", "validation", "test")) == rows
-    assert main(["evaluate", run, "--particles", "5"]) == 0
+    assert main(["evaluate", "--no-pictures", run, "--particles", "5"]) == 0
     assert main(["train", "--resume", "--run", run, *options, "--epochs", "2", "--no-pictures"]) == 0
     assert main(["train", "--resume", "--run", run, "--drop", "1", "--epochs", "2", "--no-pictures"]) == 2
 
@@ -418,7 +418,7 @@ def test_what_is_doubtful_in_a_table_is_said_once(tmp_path, capsys):
     assert said.count("warning: own: column 'rownames' counts the rows: if it is an index, leave it out") == 1
     assert "--drop rownames" in said
     assert "counts the rows, like an index" not in said
-    assert main(["evaluate", run, "--particles", "5"]) == 0
+    assert main(["evaluate", "--no-pictures", run, "--particles", "5"]) == 0
     assert "rownames" not in capsys.readouterr().err
     assert main(["train", "--data", _table(tmp_path / "own.csv", ["0,1,2,3,4"]), *_SHORT, "--run", run]) == 2
     assert "in a shell --header or --no-header" in capsys.readouterr().err
@@ -456,7 +456,7 @@ def test_a_run_finds_its_moved_data(tmp_path, capsys):
     assert "there is no such file" in capsys.readouterr().err
     assert main([*evaluate, "--data", str(moved)]) == 0
     assert main([*run, "--data", str(moved), "--run", str(tmp_path / "second")]) == 0
-    assert main(["evaluate", str(tmp_path / "second"), *evaluate[1:], "--data", str(moved)]) == 0
+    assert main(["evaluate", "--no-pictures", str(tmp_path / "second"), *evaluate[1:], "--data", str(moved)]) == 0
     np.save(moved, np.zeros((60, 4, 4)))
     assert main([*evaluate, "--data", str(moved)]) == 2
     assert "has changed" in capsys.readouterr().err

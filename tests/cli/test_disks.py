@@ -84,11 +84,11 @@ sys.exit(main(sys.argv[1:]))
 def test_evaluate_shows_what_it_cannot_keep(run, capsys, monkeypatch):
     _full(monkeypatch, "report.json")
     (run / "report.json").unlink(missing_ok=True)
-    assert main(["evaluate", str(run), "--particles", "20", "--test-size", "30"]) == 2
+    assert main(["evaluate", "--no-pictures", str(run), "--particles", "20", "--test-size", "30"]) == 2
     out, err = capsys.readouterr()
     assert "ELBO" in out
     assert "the result is printed above, but could not be saved: [Errno 28] No space left on device: " in err
-    assert main(["evaluate", str(run), "--particles", "20", "--test-size", "30", "--json"]) == 2
+    assert main(["evaluate", "--no-pictures", str(run), "--particles", "20", "--test-size", "30", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["runs"]["small"]["summary"]["n"] == 30
     assert not list(run.glob("*report.json*"))
 

@@ -1,6 +1,7 @@
 """Runs: a self-contained folder that survives interrupts of the process."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_several_runs_make_one_table(run, tmp_path, capsys):
     other = tmp_path / "exact"
     assert main(["train", "--run", str(other), *_SMALL, "--model", "ppca", "--guide", "exact"]) == 0
     capsys.readouterr()
-    assert main(["evaluate", str(run), str(other), "--particles", "50", "--test-size", "20"]) == 0
+    assert main(["evaluate", "--no-pictures", str(run), str(other), "--particles", "50", "--test-size", "20"]) == 0
     printed = capsys.readouterr().out
     assert "ELBO  log p(x)  ± data" in printed
     assert printed.count("\nsmall ") == 1 and printed.count("\nexact ") == 1
@@ -165,7 +166,7 @@ def test_runs_on_other_data_do_not_share_a_table(run, tmp_path, capsys):
     other = tmp_path / "binary"
     assert main(["train", "--run", str(other), *_SMALL, "--binarize", "threshold"]) == 0
     assert json.loads((other / "configuration.json").read_text())["pair"]["likelihood"] == "bernoulli"
-    assert main(["evaluate", str(run), str(other)]) == 2
+    assert main(["evaluate", "--no-pictures", str(run), str(other)]) == 2
     assert "their numbers cannot be compared: evaluate them one at a time" in capsys.readouterr().err
 
 
@@ -280,7 +281,22 @@ def test_every_model_is_trained_and_measured_again(model, guide, more, tmp_path)
     folder = tmp_path / "run"
     options = [*_SMALL, "--epochs", "2", "--batch-size", "600", "--model", model, "--guide", guide, *more]
     assert main(["train", "--run", str(folder), *options]) == 0
-    assert main(["evaluate", str(folder), "--particles", "30", "--test-size", "40", "--split", "validation"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--no-pictures",
+                str(folder),
+                "--particles",
+                "30",
+                "--test-size",
+                "40",
+                "--split",
+                "validation",
+            ]
+        )
+        == 0
+    )
     measured = json.loads((folder / "report.json").read_text())["summary"]["elbo"]
     assert measured == pytest.approx(_history(folder).validation[-1], abs=3.0)
 
@@ -348,7 +364,7 @@ def test_a_damaged_folder_says_what_is_wrong(damage, message, run, tmp_path, cap
     for name in ("configuration.json", "checkpoint.pt"):
         (folder / name).write_bytes((run / name).read_bytes())
     damage(folder)
-    assert main(["evaluate", str(folder)]) == 2
+    assert main(["evaluate", "--no-pictures", str(folder)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -369,10 +385,13 @@ def test_a_file_of_ones_own_is_trained_on_and_told_by_its_content(tmp_path, caps
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # the file is found from anywhere
     assert main(["evaluate", "../r", "--particles", "30"]) == 0
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">a</th><th scope="col">b</th><th scope="col">c</th>' in page  # of samples
+    assert re.search(r"\\na -?\d[\d.e-]*, b -?\d[\d.e-]*, c -?\d", page)  # of marks
     assert main(["train", "--run", "../r", "--resume", "--data", "../x.csv"]) == 0
     _own(tmp_path, 301)
     capsys.readouterr()
-    assert main(["evaluate", "../r", "--particles", "30"]) == 2
+    assert main(["evaluate", "--no-pictures", "../r", "--particles", "30"]) == 2
     assert "has changed since the run was started" in capsys.readouterr().err
 
 
@@ -433,7 +452,9 @@ def test_a_run_goes_on_where_its_data_are_now(tmp_path, capsys):
     assert "has changed since the run was started" in capsys.readouterr().err
     assert main([*again, "--data", str(tmp_path / "moved.csv")]) == 0
     assert _epochs(tmp_path / "r") == 4
-    assert main(["evaluate", str(tmp_path / "r"), "--particles", "20"]) == 0  # it has the absolute path now
+    assert (
+        main(["evaluate", "--no-pictures", str(tmp_path / "r"), "--particles", "20"]) == 0
+    )  # it has the absolute path now
 
 
 def test_two_processes_do_not_train_into_one_folder(run, tmp_path, capsys):
@@ -482,7 +503,7 @@ def _said(folder, x, capsys, *more):
     run = str(folder / "run")
     assert main(["train", "--data", str(folder / "own.csv"), "--run", run, *_SMALL, *more, "--overwrite"]) == 0
     told = capsys.readouterr()
-    assert main(["evaluate", run, "--particles", "30"]) == 0
+    assert main(["evaluate", "--no-pictures", run, "--particles", "30"]) == 0
     return told, capsys.readouterr()
 
 
@@ -512,7 +533,7 @@ def test_a_collapsed_posterior_is_told(tmp_path, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out)["active_units"] == {"z": "0 of 2"}
     assert "posterior collapse: no unit of z carries information about the data" in shown.err
-    assert main(["evaluate", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
+    assert main(["evaluate", "--no-pictures", str(tmp_path / "r"), "--particles", "30", "--test-size", "100"]) == 0
     shown = capsys.readouterr()
     assert "active units, z: 0 of 2" in shown.out and "posterior collapse" in shown.err
 
@@ -536,7 +557,7 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
     assert main([*several, "--seeds", "2", "--run", str(tmp_path / "a"), "--resume"]) == 0
     assert "measure them with: jensen evaluate" in capsys.readouterr().out
     quick = ["--particles", "20", "--test-size", "50"]
-    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), *quick, "--json"]) == 0
+    assert main(["evaluate", "--no-pictures", str(tmp_path / "a"), str(tmp_path / "b"), *quick, "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
     assert list(measured["runs"]) == ["a/seed-5", "a/seed-6", "b"]
     row = measured["comparison"]["rows"]["a"]
@@ -545,7 +566,7 @@ def test_runs_of_several_seeds_are_one_row(tmp_path, capsys):
     assert row["elbo"] == pytest.approx(sum(means) / 2)
     assert "b, one training run, assumed to vary like the other rows" in measured["comparison"]["sentence"]
     assert (tmp_path / "a" / "seed-6" / "report.json").is_file()
-    assert main(["evaluate", str(tmp_path / "a"), *quick]) == 0
+    assert main(["evaluate", "--no-pictures", str(tmp_path / "a"), *quick]) == 0
     shown = capsys.readouterr().out
     assert "2 training runs" in shown and "± runs" in shown
 
@@ -570,7 +591,7 @@ def test_seeds_that_are_not_begun_go_on_as_the_others(tmp_path, capsys):
     assert main(["train", "--run", str(tmp_path / "none"), "--seeds", "2", "--resume"]) == 2
     assert "holds no run of --seeds to continue: omit --resume" in capsys.readouterr().err
     assert main(["train", "--resume", "--run", str(run / "seed-2"), "--epochs", "3", "--no-pictures"]) == 0
-    assert main(["evaluate", str(run), "--particles", "5"]) == 2
+    assert main(["evaluate", "--no-pictures", str(run), "--particles", "5"]) == 2
     assert "differ in more than the seed (epochs 2 and 3)" in capsys.readouterr().err
 
 
@@ -584,7 +605,7 @@ def test_runs_older_than_an_option_are_as_if_it_was_not_given(tmp_path, capsys):
     for name in ("header", "drop", "only", "member"):
         del old.configuration["data"][name]
     old.write()
-    assert main(["evaluate", *runs, "--particles", "5"]) == 0
+    assert main(["evaluate", "--no-pictures", *runs, "--particles", "5"]) == 0
     capsys.readouterr()
     for option in (["--drop", "1"], ["--no-header"], ["--only", "0"]):
         assert main(["train", "--resume", "--run", runs[0], *option, "--epochs", "2", "--no-pictures"]) == 2

@@ -107,7 +107,7 @@ def test_bits_of_standardized_data_are_in_their_own_units(tmp_path, capsys):
     np.savetxt(tmp_path / "own.csv", x, delimiter=",", header="a,b,c", comments="")
     run = str(tmp_path / "run")
     assert main(["train", "--data", str(tmp_path / "own.csv"), "--standardize", "--run", run, *_SMALL]) == 0
-    assert main(["evaluate", run, "--bits", "--particles", "20"]) == 0
+    assert main(["evaluate", "--no-pictures", run, "--bits", "--particles", "20"]) == 0
     shown = capsys.readouterr().out
     assert "the mean log2 of the standardization scale (bits refer to the original units) added" in shown
     assert "None" not in shown

@@ -43,7 +43,12 @@ def test_the_evidence_in_a_report_loads():
 
 def test_a_run_folder_is_measured_again(tmp_path, capsys):
     folder = shutil.copytree(FILES / "run", tmp_path / "run")
-    assert main(["evaluate", str(folder), "--data", str(FILES / "rows.csv"), "--particles", "30", "--json"]) == 0
+    assert (
+        main(
+            ["evaluate", "--no-pictures", str(folder), "--data", str(FILES / "rows.csv"), "--particles", "30", "--json"]
+        )
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     report = printed["runs"]["run"]
     assert printed["schema"] == report["schema"] == json.loads((folder / "report.json").read_text())["schema"] == 1
