@@ -60,6 +60,8 @@ class Report:
         value_range: tuple[float, float] | None = None,
         columns: Sequence[str] = (),
     ) -> None:
+        if image_shape is not None and data is None:
+            raise ValueError("image_shape needs data: pass the data points that were measured")
         self.title = title
         self.findings: list[str] = []
         self.sections: list[Section] = []

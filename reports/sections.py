@@ -58,6 +58,13 @@ class Material:
     items: list[Item] = field(default_factory=list)
     _places: dict[int, int] = field(default_factory=dict)
 
+    def check(self, n: int, joint: bool) -> None:
+        """Raise a ValueError unless the data are those of a result of so many data points."""
+        if self.data is not None and not joint and len(self.data) != n:
+            raise ValueError(
+                f"data has {len(self.data)} data points, but the result has {n}: give the data that were measured"
+            )
+
     def image(self, n: int) -> int | None:
         """The place of the image of a data point."""
         if self.images is None or self.data is None:
@@ -104,7 +111,11 @@ def _(result: Evidence) -> list[str]:
     if n == 1:
         mean, gap = decimals(float(result.best.mean())), decimals(float(result.gap.mean()))
     sentences = [f"Log p(x) of {over} is {mean} nats{unit} ({kind}); the ELBO is {gap} nats below it."]
-    if result.exact is None and result.unreliable is not None:
+    if lost := int((~(result.best.isfinite() & result.elbo.isfinite())).sum()):
+        sentences = [f"Log p(x) or ELBO is not finite for {lost:,} of {n:,} data points, so there are no means."]
+    if n == 1 and result.particles >= 25:
+        sentences.append(f"The Pareto k-hat of the weights is {float(result.pareto_k):.2f}: reliable below 0.7.")
+    elif result.exact is None and result.unreliable is not None:
         sentence = f"It is unreliable (k-hat > 0.7) for {percent(result.unreliable)} of the data points"
         if result.by_guide is not None:
             share = percent(result.by_guide.unreliable)
@@ -124,6 +135,7 @@ def _(result: Evidence) -> list[str]:
 
 @sections_of.register
 def _(result: Evidence, material: Material) -> list[Section]:
+    material.check(len(result.best), result.joint)
     found = [Section("Table", [grid_of(result._table())])]
     if result.joint or len(result.best) < 2:
         return found
@@ -155,6 +167,7 @@ def _(result: Comparison, material: Material) -> list[Section]:
         blocks.append(drawn(plot_gaps(split), "The gap, split into the guide family's and the encoder's part."))
     elif whole:
         blocks.append(drawn(gap_bars(whole), "Variational gap of each row; whiskers are two standard errors."))
+    material.check(len(result._first.best), result.joint)
     found = [Section("Table", blocks)]
     if result.joint or len(result._first.best) < 2:
         return found

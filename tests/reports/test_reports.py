@@ -188,6 +188,26 @@ def test_a_script_in_a_name_is_text(tmp_path):
     assert "<script>alert" not in text
 
 
+def test_joint_weights_and_numbers_that_are_not_finite_are_said_as_such(tmp_path):
+    joint = some_evidence(1, joint=True).to_html(tmp_path / "page.html").read_text()
+    assert "Log p(x) of all data points jointly is" in joint
+    assert "The Pareto k-hat of the weights is 0.50: reliable below 0.7." in joint
+    lost = some_evidence(4, log_evidence=torch.tensor([-1.0, float("nan"), -2.0, float("-inf")]).double())
+    text = lost.to_html(tmp_path / "page.html").read_text()
+    assert "Log p(x) or ELBO is not finite for 2 of 4 data points" in text
+
+
+def test_data_are_those_that_were_measured(tmp_path):
+    evidence = some_evidence(4)
+    with pytest.raises(ValueError, match="data has 3 data points, but the result has 4"):
+        evidence.to_html(tmp_path / "page.html", data=torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"images of shape \[N, 9\]"):
+        evidence.to_html(tmp_path / "page.html", data=torch.zeros(4, 4), image_shape=(3, 3))
+    with pytest.raises(ValueError, match="image_shape needs data"):
+        evidence.to_html(tmp_path / "page.html", image_shape=(2, 2))
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_need_their_shape():
     with pytest.raises(ValueError, match="image_shape"):
         Report("rows", data=torch.zeros(2, 4)).images("Samples", [([torch.zeros(4)], "")])
