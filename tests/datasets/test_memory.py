@@ -74,7 +74,7 @@ def _check(asked, size):
     for path, came, ratio in found:
         assert came == size
         # on a busy machine the measurement may miss the peak, so the lower limit is loose
-        assert 0.2 < ratio < 1.5, f"{path}: {ratio:.2f} times the size of its data"
+        assert 0.2 < ratio < 1.6, f"{path}: {ratio:.2f} times the size of its data"
 
 
 def test_no_column_or_row_is_lost_in_pieces(tmp_path, monkeypatch):

@@ -253,13 +253,13 @@ def test_a_discretized_logistic_is_scipys(size):
 
 
 OUTSIDE = {
-    "DiscretizedLogistic": (DiscretizedLogistic, 256.0, "it is the whole numbers from 0 to 255: round"),
+    "DiscretizedLogistic": (DiscretizedLogistic, 256.0, "the support is the whole numbers from 0 to 255: round"),
     "Bernoulli": (Bernoulli, 0.5, "binarize grey images"),
-    "Poisson": (Poisson, -1.0, "it is the whole numbers from 0 on: round"),
-    "NegativeBinomial": (NegativeBinomial, 1.5, "it is the whole numbers from 0 on: round"),
-    "Binomial": (partial(Binomial, trials=3), 4.0, "it is the whole numbers from 0 to 3: round"),
-    "Categorical": (partial(Categorical, levels=256), 256.0, "it is the whole numbers from 0 to 255: round"),
-    "ContinuousBernoulli": (ContinuousBernoulli, 1.5, "it is the numbers from 0 to 1: scale"),
+    "Poisson": (Poisson, -1.0, "the support is the whole numbers from 0 on: round"),
+    "NegativeBinomial": (NegativeBinomial, 1.5, "the support is the whole numbers from 0 on: round"),
+    "Binomial": (partial(Binomial, trials=3), 4.0, "the support is the whole numbers from 0 to 3: round"),
+    "Categorical": (partial(Categorical, levels=256), 256.0, "the support is the whole numbers from 0 to 255: round"),
+    "ContinuousBernoulli": (ContinuousBernoulli, 1.5, "the support is the numbers from 0 to 1: scale"),
 }
 
 

@@ -365,7 +365,7 @@ def test_groups_that_nothing_in_the_data_tells_have_free_numbers():
 # enumeration, copies, names
 
 
-@pytest.mark.parametrize("family", ["FullCovariance", "IAF"])
+@pytest.mark.parametrize("family", ["FullCovariance", pytest.param("IAF", marks=pytest.mark.slow)])
 def test_rows_with_parameters_of_their_own_leave_what_the_encoder_costs(family):
     """The posterior of a linear model is Gaussian: the gap is an amortization gap, and log p(x) is exact."""
     torch.manual_seed(0)

@@ -14,12 +14,10 @@ from jensen.models import PPCA
 
 evaluate = partial(with_refined, refine=False)  # from samples of the guide
 
-REACH = {  # family, epochs, learning rate
-    "full covariance": (FullCovariance, 300, 2e-2),
+REACH = {"full covariance": (FullCovariance, 300, 2e-2)}  # family, epochs, learning rate
+SLOWLY = {
     "low rank, full rank": (partial(LowRank, rank=8), 900, 3e-2),
     "IAF": (IAF, 300, 2e-2),
-}
-SLOWLY = {
     "spline, autoregressive": (partial(NeuralSpline, hidden=[32]), 500, 4e-2),
     "spline, coupling": (partial(NeuralSpline, coupling=True, hidden=[32]), 500, 3e-2),
     "Sylvester, orthogonal": (partial(Sylvester, layers=2), 900, 2e-2),

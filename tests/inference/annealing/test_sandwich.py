@@ -74,6 +74,7 @@ def test_the_bounds_of_a_linear_model_meet_around_its_evidence(linear, start, te
     assert found.contradictions() == []
 
 
+@pytest.mark.slow
 def test_the_bounds_of_a_trained_vae_meet(deep):
     model, guide = deep
     found = sandwich(model, guide, 80, start="guide", temperatures=150, particles=500, seed=0, progress=False)

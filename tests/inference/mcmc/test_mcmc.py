@@ -31,6 +31,10 @@ LENGTHS = {
 }
 
 
+def _slow(method):
+    return pytest.param(method, marks=pytest.mark.slow)
+
+
 def _drawn(model, x, method="nuts", seed=0, **options):
     """Two chains, without the occasional warning about short chains."""
     with warnings.catch_warnings():
@@ -112,7 +116,7 @@ def test_chains_that_never_moved_are_worth_nothing():
 # the posterior
 
 
-@pytest.mark.parametrize("method", LENGTHS)
+@pytest.mark.parametrize("method", [_slow("random_walk"), *(name for name in LENGTHS if name != "random_walk")])
 def test_a_gaussian_posterior_has_its_mean_and_covariance(method):
     model, x = _ppca()
     x = x[:1] if method in ("nuts", "hmc") else x
@@ -181,6 +185,7 @@ def test_a_simplex_has_its_conjugate_posterior(float64):
     _means_are(found, found.draws["z"].square(), p.variance + p.mean.square())
 
 
+@pytest.mark.slow
 def test_sites_that_depend_on_each_other(float64):
     model = TwoLevels()
     x = model(n=1).detach()

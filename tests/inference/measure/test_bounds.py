@@ -99,6 +99,7 @@ def test_k_particles_are_the_true_one_and_the_others_of_its_block():
     torch.testing.assert_close(b.upper, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_error_from_above_covers_the_exact_value_of_a_tight_guide():
     """Over 200 data sets, U_K minus the exact mean in standard errors: not too low, and rarely too high."""
     model, guide = _trained(FullCovariance, 40)

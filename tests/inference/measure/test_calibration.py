@@ -362,13 +362,13 @@ def test_observed_labels_are_data_not_latents():
             pyro.sample("obs", dist.Normal(z + 2 * y, 0.5), obs=features)
 
     def guide(features, label=None):  # the posterior on a grid
-        z = torch.linspace(-6, 6, 2401).unsqueeze(-1)
+        z = torch.linspace(-6, 6, 601).unsqueeze(-1)
         log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Bernoulli(torch.sigmoid(z)).log_prob(label)
         log_p = log_p + dist.Normal(z + 2 * label, 0.5).log_prob(features)
         p = dist.Categorical(logits=log_p.T)
         with pyro.plate("rows", len(features)):
             i = pyro.sample("i", p, infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Uniform(z[i, 0] - 0.0025, z[i, 0] + 0.0025))
+            pyro.sample("z", dist.Uniform(z[i, 0] - 0.01, z[i, 0] + 0.01))
 
     example = torch.zeros(3), torch.tensor([0.0, 1.0, 1.0])
     found = calibrate(model, guide, N, L, data=example, seed=0, progress=False)

@@ -134,6 +134,7 @@ def test_one_particle_is_enough_with_the_exact_posterior(digits):
     assert "log p(x), exact" in str(evidence)
 
 
+@pytest.mark.slow
 def test_elbo_error_is_the_spread_of_the_elbo():
     """Over 400 repeats the spread of the mean log weight matches its error, around one value."""
     model, guide, x = pair("PPCA", "MeanField")
@@ -188,6 +189,7 @@ def test_bounds_rise_to_the_exact_value(digits, rotated_with_mean_field):
     assert abs(b.mean[0] - elbo.elbo.mean()) < 4 * error
 
 
+@pytest.mark.slow
 def test_the_error_of_the_bounds_is_their_spread_over_repeats():
     model, guide, x = pair("VAE, shared scale", "MeanField")
     runs = [bounds(model, guide, x, particles=16, seed=s, progress=False) for s in range(300)]

@@ -465,6 +465,7 @@ class Loud(Objective):
         return -(bound.detach() + surrogate - surrogate.detach()), bound
 
 
+@pytest.mark.slow
 def test_the_other_draws_make_the_score_function_quieter_and_pyro_has_none():
     model, guide, x = bits()
     ours = torch.stack([gradients(IWAE(8), model, guide, x) for _ in range(300)])
