@@ -813,7 +813,7 @@ def test_the_picture_of_signals_shows_each_ratio():
     assert ax.lines[0].get_xdata().tolist() == [1, 4, 16]
     assert ax.lines[0].get_ydata().tolist() == pytest.approx([s.snr for s in signals.values()])
     assert ax.lines[-1].get_ydata().tolist() == pytest.approx([signals[1].snr / math.sqrt(k) for k in (1, 4, 16)])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["standard", "dreg", "like 1/√K"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["standard", "dreg", "falls as 1/√K"]
     with pytest.raises(ValueError, match="results is empty"):
         plot_signal({})
 
