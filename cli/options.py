@@ -18,7 +18,8 @@ _EXITS = """exit status:
   2    an error that you can correct, such as a wrong option or a missing file
   130  interrupted by Ctrl-C; jensen train --resume continues the run
 
-Every command has --json: it prints one JSON document to stdout, and all other output to stderr."""
+Every command has --json: it prints one JSON document to stdout, and all other
+output to stderr."""
 
 
 def parser() -> Parser:

@@ -136,6 +136,7 @@ def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
                 "30",
                 "--test-size",
                 "10",
+                "--no-pictures",
             ]
         )
         == 0

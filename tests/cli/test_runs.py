@@ -484,7 +484,7 @@ def test_a_checkpoint_that_another_run_wrote_is_not_written_over(tmp_path):
 
     same = {"checkpoint": file, "progress": False}
     begin = Intruder(lambda: fit(*other, x, epochs=1, **same))
-    with pytest.raises(FileExistsError, match=r"c\.pt was written by another run since the last epoch of this one"):
+    with pytest.raises(FileExistsError, match=r"c\.pt was written by another run since the last epoch of this run"):
         fit(*pair, x, epochs=4, callbacks=begin, **same)
     assert History.from_checkpoint(file).steps == 1
     go_on = Intruder(lambda: fit(*other, x, epochs=4, resume=True, **same))
