@@ -13,15 +13,19 @@ from jensen import plots
 
 
 @pytest.fixture
-def two(monkeypatch):
+def references():
+    return dict(sources._reference())
+
+
+@pytest.fixture
+def two(references, monkeypatch):
     monkeypatch.setattr(plots, "__all__", ["LiveCurves", "plot_images", "plot_samples", "save"])
 
 
-def test_the_page_shows_each_figure_its_code_and_its_reference(two, tmp_path):
+def test_the_page_shows_each_figure_its_code_and_its_reference(references, two, tmp_path):
     gallery.generate(tmp_path)
     page = (tmp_path / "gallery.md").read_text()
     assert re.findall(r"^## (.*)$", page, re.M) == ["plot_images", "plot_samples"]
-    references = dict(sources._reference())
     for name in ("plot_images", "plot_samples"):
         assert imread(tmp_path / "gallery" / f"{name}.png").shape[1] == 510
         (target,) = re.findall(rf":target: (.*)\.html#jensen\.plots\.{name}$", page, re.M)

@@ -225,6 +225,7 @@ def test_mean_field_parameters_of_their_own_reach_the_known_optimum(float64):
     assert before.gap.mean() > after.gap.mean() + 0.2
 
 
+@pytest.mark.slow
 def test_a_chain_of_their_own_follows_its_own_levels(float64):
     model, guide, x = made("chain", "MeanField")
     local = guide.local(x)

@@ -262,6 +262,7 @@ def test_a_structured_linear_guide_reaches_the_exact_evidence_and_mean_field_can
     assert gaps["MeanField"] > 0.05
 
 
+@pytest.mark.slow
 def test_a_recurrent_guide_reaches_the_exact_evidence_of_ragged_sequences():
     model = _model()
     lengths = torch.randint(1, T + 1, (1200,))

@@ -510,7 +510,7 @@ def test_curves_are_those_of_the_history():
     assert list(lines["training bound"].get_xdata()) == list(range(1, 31))
     assert set(lines["kept"].get_xdata()) == {28}
     assert ax.get_ylim()[0] == pytest.approx(HISTORY.validation[3] - 0.06 * 785)  # all but the first tenth
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "bound on log p(x)\n(nats per datum)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "bound on log p(x)\n(nats per data point)")
     assert plot_training(HISTORY, ["distortion"]).lines[0].get_ydata().tolist() == HISTORY.distortion
 
 

@@ -162,7 +162,7 @@ def test_curved_posteriors_have_the_moments_of_quadrature(model, x, method, floa
     _means_are(found, statistics(found.draws["z"]), (weights.unsqueeze(-1) * statistics(grid)).sum(0))
 
 
-@pytest.mark.parametrize("method", ["random_walk", "rejection"])
+@pytest.mark.parametrize("method", [_slow("random_walk"), "rejection"])
 def test_a_positive_site_has_its_conjugate_posterior(method, float64):
     model, x = GammaPoisson(), torch.tensor([[0.0, 1.0], [7.0, 4.0]])
     found = _drawn(model, x, method)

@@ -68,6 +68,7 @@ def test_the_tolerance_is_met_and_spent_where_it_is_needed():
     assert evidence.particles == evidence.spent.max()
 
 
+@pytest.mark.slow
 def test_repeats_with_a_tolerance_have_no_bias_beyond_that_of_their_number():
     """Copies of one data point: stopping does not select low estimates."""
     x = torch.full((2000, D), 2.0).double()
@@ -144,6 +145,7 @@ def _unguarded(x, guide, tolerance, most):
     return value, stopped
 
 
+@pytest.mark.slow
 def test_a_planted_heavy_tail_is_not_believed():
     """A guide of 0.45 of the posterior's width in five dimensions: k = 0.8, and rare samples dominate the evidence."""
     x = torch.zeros(200, D).double()

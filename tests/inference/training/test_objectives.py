@@ -369,6 +369,7 @@ def test_a_guide_at_the_exact_posterior_sticks_the_landing():
     assert float(standard.abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_signal_of_the_standard_gradient_falls_with_the_particles_and_that_of_dreg_does_not():
     torch.manual_seed(0)
     model, family, rows = PPCA(5, latent=2), FullCovariance(2, context=None), 8000
