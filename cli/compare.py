@@ -17,7 +17,7 @@ from torch import nn
 from jensen.datasets import Dataset
 from jensen.families import Bernoulli, Gaussian
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
-from jensen.inference import Comparison, History, compare, fit, likely_reason
+from jensen.inference import Bounds, Comparison, Evidence, History, compare, fit, likely_reason
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 from jensen.progress import named
@@ -36,6 +36,7 @@ ROWS = {"exact": "exact posterior"}  # rows that are not named like the option
 Pair = tuple[nn.Module, nn.Module]
 Rows = dict[str, list[Pair]]  # by name: the model and guide of each seed
 Histories = dict[str, list[History]]
+Blocks = dict[str, Comparison]
 
 
 def run(options: argparse.Namespace, progress: bool) -> None:
@@ -67,7 +68,7 @@ def _folder(out: Path) -> Iterator[None]:
 def _report(job: _Job, guides: list[str]) -> None:
     """Train, measure, print and draw."""
     options, out = job.options, job.options.out
-    blocks: dict[str, Comparison] = {}
+    blocks: Blocks = {}
     pairs: dict[str, dict[str, Pair]] = {}  # of each block; in figures stands the first seed
     if options.model in ("ppca", "all"):
         rows, histories = job.one_model(guides)
@@ -81,8 +82,10 @@ def _report(job: _Job, guides: list[str]) -> None:
         for name, (model, guide) in pairs["trained-together"].items():
             carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
     settings = {name: v for name, v in vars(options).items() if name not in ("given", "words")} | {"out": str(out)}
+    curves: dict[str, dict[str, Bounds]] = {}
     if not options.no_pictures:
-        _draw(job, blocks, pairs, settings)
+        curves = {name: curves_of(of, job.test, options.seed) for name, of in pairs.items()}
+        _draw(job, blocks, pairs, curves)
     report = {
         "schema": SCHEMA,
         "settings": settings,
@@ -99,31 +102,50 @@ def _report(job: _Job, guides: list[str]) -> None:
         "pictures": job.pictures,
     }
     write_json(out / "report.json", report)
+    if not options.no_pictures:
+        _write_page(job, blocks, pairs, curves, settings)
     made = "" if options.no_pictures else f"{len(job.pictures)} figures, report.html and "
     deliver(f"{made}report.json {'are' if made else 'is'} in {out}/", report, options.json)
 
 
-def _draw(
-    job: _Job, blocks: dict[str, Comparison], pairs: dict[str, dict[str, Pair]], settings: dict[str, Any]
+def _draw(job: _Job, blocks: Blocks, pairs: dict[str, dict[str, Pair]], curves: dict[str, dict[str, Bounds]]) -> None:
+    """Draw the figures of each block."""
+    out = job.options.out
+    for name, table in blocks.items():
+        job.pictures += draw_bounds(out, job.data, len(job.test), name, curves[name], _first_seed(table))
+        job.pictures += draw_gaps(out, name, table)
+    job.pictures += draw_images(out, job.data, job.test, _shown(pairs), job.labels, job.options.seed)
+
+
+def _write_page(
+    job: _Job,
+    blocks: Blocks,
+    pairs: dict[str, dict[str, Pair]],
+    curves: dict[str, dict[str, Bounds]],
+    settings: dict[str, Any],
 ) -> None:
-    """Draw the figures of each block, and write report.html."""
-    options, out = job.options, job.options.out
+    """Write report.html."""
+    options = job.options
     page = page_of(f"{job.data.name}: models and guides compared", job.data, job.test)
     for name, table in blocks.items():
-        curves = curves_of(pairs[name], job.test, options.seed)
-        alone = {row: (found.runs or [found.evidence])[0] for row, found in table.rows.items()}  # of the first seed
-        evidence = {} if table.shared_model else alone
-        job.pictures += draw_bounds(out, job.data, len(job.test), name, curves, evidence)
-        job.pictures += draw_gaps(out, name, table)
         page.add(table, title := name.replace("-", " ").capitalize())
-        page.bounds(curves, evidence, title)
-    shown = pairs.get("trained-together") or {f"PPCA, {n}": pair for n, pair in list(pairs["one-model"].items())[-1:]}
-    job.pictures += draw_images(out, job.data, job.test, shown, job.labels, options.seed)
-    name, (model, guide) = list(shown.items())[-1]
-    shown_by(page, model, guide, job.test, list(alone.values())[-1], options.seed, name)
+        page.bounds(curves[name], _first_seed(table), title)
+    name, (model, guide) = list(_shown(pairs).items())[-1]
+    last = list(list(blocks.values())[-1].rows.values())[-1]
+    shown_by(page, model, guide, job.test, (last.runs or [last.evidence])[0], options.seed, name)
     page.training({name: of[0] for name, of in job.histories.items()})
     about(page, options.words, settings, job.data.citation)
-    page.write(out / "report.html")
+    page.write(options.out / "report.html")
+
+
+def _first_seed(table: Comparison) -> dict[str, Evidence]:
+    """The evidence of each row's first training run, if every row has a model of its own."""
+    return {} if table.shared_model else {name: (row.runs or [row.evidence])[0] for name, row in table.rows.items()}
+
+
+def _shown(pairs: dict[str, dict[str, Pair]]) -> dict[str, Pair]:
+    """The models and guides whose images are drawn: those trained together, or the last guide of the one model."""
+    return pairs.get("trained-together") or {f"PPCA, {n}": of for n, of in list(pairs["one-model"].items())[-1:]}
 
 
 _ONE_MODEL = "Probabilistic PCA in closed form, its W rotated and frozen. The parameters of each guide are affine in x."

@@ -23,7 +23,7 @@ from jensen.reports.references import references
 
 from .terminal import command, notices, versions
 
-_FEW = 200  # data points of the bounds
+_FEW = 200  # data points that calibration simulates
 _SHOWN = 12  # images
 _FEATURES = 8  # of a row
 
@@ -48,9 +48,11 @@ def shown_by(
     """Add what a model and a guide make of data points: calibration, samples, reconstructions; under a name."""
     of = f" of {name}" if name else ""
     try:
-        page.add(calibrate(model, guide, _FEW, seed=seed, progress=False), name)
+        ranks = calibrate(model, guide, _FEW, seed=seed, progress=False)
     except (ValueError, NotImplementedError, TypeError) as error:
         page.section(f"Calibration{of}", Text(f"Not measured: {error}."))
+    else:
+        page.add(ranks, name)
     with private_randomness(seed, "pictures"), torch.no_grad():
         latents, drawn = simulate(model, _SHOWN)
         means = decode(model, latents)

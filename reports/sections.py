@@ -142,7 +142,7 @@ def _(result: Evidence, material: Material) -> list[Section]:
     series = {"reported": result}
     if result.by_guide is not None:
         series = {"refined": result, "samples of the guide": result.by_guide}
-    return [*found, _points(series, material), _worst(result, material)]
+    return [*found, _points(series, series, material), _worst(result, material)]
 
 
 @findings_of.register
@@ -171,11 +171,14 @@ def _(result: Comparison, material: Material) -> list[Section]:
     found = [Section("Table", blocks)]
     if result.joint or len(result._first.best) < 2:
         return found
-    series = {name: row.evidence.by_guide or row.evidence for name, row in result.rows.items()}
     of = {name: row.evidence for name, row in result.rows.items()}
+    weights = {name: evidence.by_guide or evidence for name, evidence in of.items()}
+    points = _points(of, weights, material)
+    if any(weights[name] is not of[name] for name in of):
+        points = replace(points, note=f"{points.note} k-hat, ESS and error are those of samples from each guide alone.")
     best = max(of, key=lambda name: (float(of[name].best.mean()), float(of[name].elbo.mean())))
     worst = _worst(of[best], material)
-    return [*found, _points(series, material), replace(worst, note=f"Of {best}. {worst.note}")]
+    return [*found, points, replace(worst, note=f"Of {best}. {worst.note}")]
 
 
 @sections_of.register
@@ -223,12 +226,21 @@ def bounds_of(curves: Mapping[str, Bounds], evidence: Mapping[str, Evidence] | N
     return Section("Bounds", [drawn(ax, caption)])
 
 
-def _points(series: Mapping[str, Evidence], material: Material) -> Section:
-    """Panels of k-hat, effective sample size, error and gap of each data point."""
+def _points(series: Mapping[str, Evidence], weights: Mapping[str, Evidence], material: Material) -> Section:
+    """Panels of each data point.
+
+    Args:
+        series: whose log p(x) and gap are shown, by name.
+        weights: whose k-hat, effective sample size and error are shown.
+        material: of the page.
+    """
     first = next(iter(series.values()))
     chosen = _chosen(first, max(200, PANEL // len(series)))
     items = {
-        name: [material.item(n, [f"#{n}" + f", {name}" * (len(series) > 1), *_lines(evidence, n)]) for n in chosen]
+        name: [
+            material.item(n, [f"#{n}" + f", {name}" * (len(series) > 1), *_lines(evidence, weights[name], n)])
+            for n in chosen
+        ]
         for name, evidence in series.items()
     }
     at = torch.tensor(chosen)
@@ -241,11 +253,11 @@ def _points(series: Mapping[str, Evidence], material: Material) -> Section:
 
     panels: list[Figure | None] = []
     if first.particles >= 25:
-        k_hat = {name: evidence.pareto_k for name, evidence in series.items()}
+        k_hat = {name: evidence.pareto_k for name, evidence in weights.items()}
         panels.append(panel(of(k_hat), "Pareto k-hat", line=(0.7, "0.7"), caption="Above 0.7: unreliable."))
-    sizes = {name: evidence.ess for name, evidence in series.items()}
+    sizes = {name: evidence.ess for name, evidence in weights.items()}
     panels.append(panel(of(sizes), "effective sample size", log=True, caption="Effective sample size of the weights."))
-    errors = {name: evidence.standard_error for name, evidence in series.items()}
+    errors = {name: evidence.standard_error for name, evidence in weights.items()}
     panels.append(panel(of(errors), "error (nats)", log=True, caption="Monte Carlo standard error of log p(x)."))
     gap = {name: evidence.gap for name, evidence in series.items()}
     panels.append(panel(of(gap), "gap (nats)", caption="Variational gap, log p(x) - ELBO."))
@@ -304,12 +316,13 @@ def _numbers(evidence: Evidence, n: int) -> dict[str, float]:
     return {name: float(value[n]) for name, value in values.items()}
 
 
-def _lines(evidence: Evidence, n: int) -> list[str]:
-    of = {name: _number(value) for name, value in _numbers(evidence, n).items()}
+def _lines(evidence: Evidence, weights: Evidence, n: int) -> list[str]:
+    of, by = ({name: _number(value) for name, value in _numbers(e, n).items()} for e in (evidence, weights))
+    own = "" if weights is evidence else "samples from the guide: "
     return [
         f"log p(x) {of['log p(x)']}, error {of['error']}",
         f"ELBO {of['ELBO']}, gap {of['gap']}",
-        f"k-hat {of['k-hat']}, ESS {of['ESS']}",
+        f"{own}k-hat {by['k-hat']}, ESS {by['ESS']}" + (f", error {by['error']}" if own else ""),
     ]
 
 

@@ -150,6 +150,20 @@ def test_the_finding_says_what_the_table_says(tmp_path):
     assert '<p class="finding">ELBO below <code>a</code> (paired over test points, nats): b 1.000' in text
 
 
+def test_a_mark_of_a_comparison_has_the_gap_of_its_table_and_the_weights_of_its_guide(tmp_path):
+    low = some_evidence(4, log_evidence=torch.full((4,), -4.9).double(), pareto_k=torch.full((4,), 0.9).double())
+    refined = some_evidence(4, method="refined", by_guide=low)
+    table = Comparison({"a": Row(refined, 5, 1.5), "b": Row(refined, 5, 1.5)}, True)
+    page = _Page(table.to_html(tmp_path / "page.html").read_text())
+    item = next(item["text"] for item in page.items if item["text"].startswith("#0, a"))
+    assert item.splitlines()[1:] == [
+        "log p(x) -5, error 0.1",
+        "ELBO -6, gap 1",
+        "samples from the guide: k-hat 0.9, ESS 20, error 0.1",
+    ]
+    assert "k-hat, ESS and error are those of samples from each guide alone." in page.text
+
+
 def test_two_reports_of_the_same_results_are_the_same(digits, tmp_path):
     model, x, _ = digits
     evidence = evaluate(model, ExactPosterior(model), x, 50, seed=0, progress=False)
