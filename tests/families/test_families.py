@@ -434,7 +434,7 @@ def test_a_flow_starts_close_to_its_gaussian(float64):
         (lambda: StudentT(3, 8, df=-1.0), "df must be a positive number"),
         (lambda: Mixture(3, 8, components=0), "at least 1 component"),
         (lambda: NeuralSpline(3, 8, bins=1), "between 2 and 500 bins"),
-        (lambda: Sylvester(3, 8, kind="diagonal"), "kind is 'orthogonal'"),
+        (lambda: Sylvester(3, 8, kind="diagonal"), "kind must be 'orthogonal'"),
         (lambda: Sylvester(3, 8, rank=4), "rank must lie between 1 and"),
     ],
 )

@@ -307,7 +307,7 @@ def test_masked_data_outside_the_support_are_not_in_the_message():
         (lambda: DiscretizedLogistic(3, 8, components=0), "components at least 1, but got levels=256, components=0"),
         (lambda: Categorical(3, 8, levels=1), "levels must be at least 2"),
         (lambda: NegativeBinomial(3, 8, total_count=-1.0), 'total_count must be a positive number, "shared"'),
-        (lambda: Laplace(3, 8, scale="free"), "scale is a number, 'shared'"),
+        (lambda: Laplace(3, 8, scale="free"), "scale must be a number, 'shared'"),
     ],
 )
 def test_wrong_options_are_named(make, message):

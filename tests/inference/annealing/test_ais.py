@@ -365,7 +365,7 @@ def test_a_support_that_moves_is_named():
         ({"chains": 1}, "chains is at least 2, but got 1"),
         ({"leapfrog": 0}, "leapfrog is at least 1"),
         ({"pilot": 1}, "pilot is at least 2"),
-        ({"start": "posterior"}, "start is 'guide' or 'prior'"),
+        ({"start": "posterior"}, "start must be 'guide' or 'prior'"),
         ({"guide": None, "start": "guide"}, "start='guide' needs a guide.*start='prior'"),
         ({"temperatures": 0}, "temperatures is the number of steps"),
         ({"temperatures": [0.0, 0.5]}, "increase from exactly 0 to exactly 1"),

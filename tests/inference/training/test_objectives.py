@@ -520,8 +520,8 @@ def test_enumerated_sites_are_summed_out():
     ("make", "match"),
     [
         (lambda: IWAE(0), "at least 1, but got 0"),
-        (lambda: IWAE(2, "landing"), "gradient is 'standard'"),
-        (lambda: ELBO(gradient="dreg"), "gradient is 'standard'"),
+        (lambda: IWAE(2, "landing"), "gradient must be 'standard'"),
+        (lambda: ELBO(gradient="dreg"), "gradient must be 'standard'"),
         (lambda: Renyi(math.inf), "finite number, but got inf"),
         (lambda: ELBO(beta=-1.0), "at least 0"),
         (lambda: ELBO(free_bits={"z": -1.0}), "at least 0"),
