@@ -176,6 +176,9 @@ class _Job:
             raise ValueError(
                 f"--data {self.data.name} has one feature, but PPCA needs at least two: use jensen train --model vae"
             )
+        if options.latent >= self.features and "latent" not in options.given:
+            options.latent = self.features - 1
+            say(f"{self.data.name} has {self.features} features, so --latent is {options.latent}")
         if doubt := likely_reason(self.data.train, not indexed):
             say(f"{self.data.name}: {doubt}")
         self.pictures: list[str] = []

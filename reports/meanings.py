@@ -19,12 +19,13 @@ _MEANINGS = {
     r"approximation": "Approximation gap: what the best member of the guide's family still loses.",
     r"amortization": "Amortization gap: what the encoder loses beside the best member of its family.",
     r"ESS|effective sample size.*": "Effective sample size: how many equally weighted samples carry as much "
-    "information. The weights are even where it is close to the number of samples.",
+    "information. Rows that share a model share one log p(x), and so this number.",
     r"k>0\.7|data points with k-hat > 0\.7": "Share of data points whose Pareto k-hat is above 0.7: their "
-    "estimate of log p(x) is unreliable, and usually too low.",
+    "estimate of log p(x) is unreliable, and usually too low. Rows that share a model share one log p(x), and so "
+    "this share.",
     r"k-hat": "Pareto k-hat, the tail index of the importance weights: above 0.7 the estimate is unreliable.",
     r"params": "Number of trainable parameters; of the guide alone where all rows share one model.",
-    r"seconds": "Wall-clock seconds of training (where known) and of the measurement.",
+    r"seconds": "Wall-clock seconds: of training (where known) and measurement; in a training table, since the start.",
     # rows of a measurement
     r"ELBO": "Evidence lower bound, the mean log weight: what SVI maximizes. It is below log p(x), up to noise.",
     r"log p\(x\), refined": "Log-likelihood from importance sampling with a proposal of its own for each data point.",

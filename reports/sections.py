@@ -113,23 +113,30 @@ def _(result: Evidence) -> list[str]:
     sentences = [f"Log p(x) of {over} is {mean} nats{unit} ({kind}); the ELBO is {gap} nats below it."]
     if lost := int((~(result.best.isfinite() & result.elbo.isfinite())).sum()):
         sentences = [f"Log p(x) or ELBO is not finite for {lost:,} of {n:,} data points, so there are no means."]
+    if result.too_low:
+        sentences.insert(0, f"The estimate is unreliable: log p(x) is below the ELBO {result.too_low}.")
     if n == 1 and result.particles >= 25:
-        sentences.append(f"The Pareto k-hat of the weights is {float(result.pareto_k):.2f}: reliable below 0.7.")
+        k_hat, sure = float(result.pareto_k), "reliable"
+        if not k_hat <= 0.7:
+            sure = "unreliable" if result.exact is None else "unreliable as an estimate, but log p(x) is exact"
+        sentences.append(f"The Pareto k-hat of the weights is {k_hat:.2f} (limit 0.7): {sure}.")
     elif result.exact is None and result.unreliable is not None:
-        sentence = f"It is unreliable (k-hat > 0.7) for {percent(result.unreliable)} of the data points"
+        sentence = f"The estimate is unreliable (k-hat > 0.7) for {percent(result.unreliable)} of the data points"
+        if not result.unreliable:
+            sentence = "The estimate is reliable for all data points (k-hat of at most 0.7)"
         if result.by_guide is not None:
             share = percent(result.by_guide.unreliable)
-            sentence += f"; with {result.particles:,} samples from the guide alone it would be for {share}"
+            sentence += f"; with {result.particles:,} samples from the guide alone it is unreliable for {share}"
         sentences.append(f"{sentence}.")
     elif result.exact is not None and result.unreliable is not None:
         share = percent(result.unreliable)
-        sentences.append(f"The importance-weighted estimate is unreliable (k-hat > 0.7) for {share} of them.")
+        sentences.append(f"Log p(x) is exact; its estimate has k-hat > 0.7 for {share} of the data points.")
     if result.baseline is not None:
         difference = result.best - result.baseline
         by = with_error(float(difference.mean()), standard_error_of_mean(difference)).removeprefix("-")
         where = "above" if float(difference.mean()) > 0 else "below"
         reason = f": {result.below.partition(': ')[2]}" if result.below else ""
-        sentences.append(f"That is {by} nats {where} the baseline ({result.baseline_kind}){reason}.")
+        sentences.append(f"Log p(x) is {by} nats {where} the baseline ({result.baseline_kind}){reason}.")
     return sentences
 
 
@@ -298,10 +305,9 @@ def _worst(evidence: Evidence, material: Material) -> Section:
         cells = [*(_number(value) for value in _numbers(evidence, n).values()), *(material.row(n) for _ in row)]
         rows.append((f"#{n}", "", cells, material.image(n)))
     grid = Grid(columns=[(name, meaning_of(name)) for name in [*names, *row]], rows=rows, sortable=True)
-    listed = ", ".join(extremes)
-    return Section(
-        "Worst data points", [grid], f"The {_WORST} with the {listed}.".replace(", highest", ", and highest")
-    )
+    *rest, last = extremes or ("lowest log p(x)",)
+    listed = " and ".join(filter(None, [", ".join(rest), last]))
+    return Section("Worst data points", [grid], f"The {_WORST} with the {listed}.")
 
 
 def _numbers(evidence: Evidence, n: int) -> dict[str, float]:

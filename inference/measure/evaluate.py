@@ -171,6 +171,16 @@ class Evidence(Measurement):
         """The share of data points whose k-hat is not below 0.7; None for fewer than 25 particles."""
         return float((~(self.pareto_k <= 0.7)).double().mean()) if self.particles >= 25 else None
 
+    @property
+    def too_low(self) -> str:
+        """If an estimated log p(x) lies below the ELBO, which is impossible, by how much; else empty."""
+        excess = float((self.elbo - self.log_evidence).mean())
+        error = math.hypot(mc_error(self.elbo_error), mc_error(self.standard_error))
+        rounding = 1e-4 * (1 + float(self.elbo.abs().mean()))
+        if self.exact is not None or self.particles < 25 or not excess > 3 * error + rounding:
+            return ""
+        return f"by {decimals(excess, 2)} {self.unit}, which is impossible: the estimate of log p(x) is too low"
+
     def _quantities(self) -> list[Quantity]:
         noise = mc_error(self.elbo_error), mc_error(self.standard_error)
         errors = {name: mc_error(values) for name, values in self.corrected_error.items()}
@@ -258,11 +268,15 @@ class Evidence(Measurement):
 
     def _summary_table(self, head: str, facts: Sequence[tuple[str, str]]) -> Table:
         doubt = [("exact log p(x) omitted", self.doubt)] if self.doubt else []
+        doubt += [("below the ELBO", self.too_low)] if self.too_low else []
         doubt += [("below the baseline", self.below)] if self.below else []
         return super()._summary_table(head, [*facts, *doubt])
 
     def _joint_facts(self, size: str) -> list[tuple[str, str]]:
-        facts = [("effective sample size", size), ("k-hat", decimals(float(self.pareto_k), 2))]
+        k_hat, more = decimals(float(self.pareto_k), 2), "refine=20_000" if self.by_guide else "particles=20_000"
+        if self.exact is None and self.particles >= 25 and not float(self.pareto_k) <= 0.7:
+            k_hat += f", above 0.7: log p(x) is unreliable; use more evaluations, such as {more}"
+        facts = [("effective sample size", size), ("k-hat", k_hat)]
         if self.converged is not None and self.spent is not None:
             facts.append(("tolerance reached", "yes" if self.converged.all() else "no"))
             facts.append(("particles spent", f"{int(self.spent):,}"))

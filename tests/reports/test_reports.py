@@ -144,7 +144,7 @@ def test_the_finding_says_what_the_table_says(tmp_path):
     high = some_evidence(4, pareto_k=torch.tensor([0.1, 0.2, 0.9, 0.3]).double())
     text = high.to_html(tmp_path / "page.html").read_text()
     assert "Log p(x) of 4 data points is -4.00 ± 0.43 nats per data point (estimated); the ELBO is" in text
-    assert "It is unreliable (k-hat &gt; 0.7) for 25.0 % of the data points." in text
+    assert "The estimate is unreliable (k-hat &gt; 0.7) for 25.0 % of the data points." in text
     both = Comparison({"a": Row(high, 5, 1.5), "b": Row(some_evidence(4, elbo=high.elbo - 1), 7, 2.0)}, True)
     text = both.to_html(tmp_path / "page.html").read_text()
     assert '<p class="finding">ELBO below <code>a</code> (paired over test points, nats): b 1.000' in text
@@ -205,7 +205,7 @@ def test_a_script_in_a_name_is_text(tmp_path):
 def test_joint_weights_and_numbers_that_are_not_finite_are_said_as_such(tmp_path):
     joint = some_evidence(1, joint=True).to_html(tmp_path / "page.html").read_text()
     assert "Log p(x) of all data points jointly is" in joint
-    assert "The Pareto k-hat of the weights is 0.50: reliable below 0.7." in joint
+    assert "The Pareto k-hat of the weights is 0.50 (limit 0.7): reliable." in joint
     lost = some_evidence(4, log_evidence=torch.tensor([-1.0, float("nan"), -2.0, float("-inf")]).double())
     text = lost.to_html(tmp_path / "page.html").read_text()
     assert "Log p(x) or ELBO is not finite for 2 of 4 data points" in text

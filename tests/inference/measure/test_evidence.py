@@ -12,6 +12,7 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 from members import pair
+from one_of_each import some_evidence
 from pyro import poutine
 from torch import nn
 
@@ -460,3 +461,18 @@ def test_one_draw_tells_no_gap(float64):
     assert bool((evaluate(model.forward, PriorGuide(model), x, particles=2, seed=0, progress=False).gap > 0).all())
     known = evaluate(model, PriorGuide(model), x, particles=1, seed=0, progress=False)
     torch.testing.assert_close(known.gap, model.log_evidence(x) - known.elbo)
+
+
+def test_an_estimate_below_the_elbo_and_a_high_k_hat_of_joint_weights_are_said_in_the_table():
+    evidence = some_evidence(
+        1,
+        joint=True,
+        pareto_k=torch.tensor([2.65]).double(),
+        elbo=torch.tensor([-3.0]).double(),
+        elbo_error=torch.zeros(1),
+    )  # log p(x) is -5 +- 0.1
+    assert evidence.too_low == "by 2.00 nats in total, which is impossible: the estimate of log p(x) is too low"
+    assert "below the ELBO" in str(evidence)
+    assert "2.65, above 0.7: log p(x) is unreliable; use more evaluations, such as particles=20_000" in str(evidence)
+    assert "below the ELBO" not in str(some_evidence(4))
+    assert not some_evidence(1, elbo=torch.tensor([-4.8]).double(), elbo_error=torch.zeros(1)).too_low  # two errors
