@@ -24,6 +24,7 @@ _MEANINGS = {
     "estimate of log p(x) is unreliable, and usually too low. Rows that share a model share one log p(x), and so "
     "this share.",
     r"k-hat": "Pareto k-hat, the tail index of the importance weights: above 0.7 the estimate is unreliable.",
+    r"k>0\.7, guide samples only": "Share of data points whose k-hat is above 0.7 with samples from each guide alone.",
     r"params": "Number of trainable parameters; of the guide alone where all rows share one model.",
     r"seconds": "Wall-clock seconds: of training (where known) and measurement; in a training table, since the start.",
     # rows of a measurement

@@ -313,7 +313,15 @@ class Comparison(Record):
                 unit = evidence.features * math.log(2) if bits else 1.0
                 value = offset - mean / unit if bits else mean
                 found[evidence.baseline_kind] = f"log p(x) {decimals(value, digits_of(error / unit))}"
-        return list(found.items())
+        return [*found.items(), *self._by_guides()]
+
+    def _by_guides(self) -> list[tuple[str, str]]:
+        """The share of unreliable weights of each guide's own samples, where rows share a refined log p(x)."""
+        own = {name: row.evidence.by_guide for name, row in self.rows.items()}
+        shares = {name: e.unreliable for name, e in own.items() if e is not None and e.unreliable is not None}
+        if not self.shared_model or self.joint or len(self.rows) < 2 or not shares:
+            return []
+        return [("k>0.7, guide samples only", ", ".join(f"{name} {percent(share)}" for name, share in shares.items()))]
 
     def _values(self, name: str, quantity: Literal["elbo", "log_evidence"]) -> Tensor:
         return _of(self.rows[name].evidence, quantity)

@@ -1,6 +1,7 @@
 """The command line: its output, files and exit status."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -156,9 +157,10 @@ def test_data_that_are_no_images_have_no_image_pictures(tmp_path):
 def test_gaps_are_printed_drawn_and_stored(tmp_path, capsys):
     guides = ["--guides", "mean-field,laplace,exact"]
     assert main(["compare", "--model", "ppca", "--gaps", *guides, "--out", str(tmp_path), *_QUICK[:-1]]) == 0
-    head, _, mean_field, laplace, _, baseline = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    head, _, mean_field, laplace, _, baseline, own = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert head.split()[-6:-4] == ["approximation", "amortization"]
-    assert baseline.startswith("Gaussian per feature  log p(x) ")
+    assert re.match(r"Gaussian per feature +log p\(x\) ", baseline)
+    assert own.startswith("k>0.7, guide samples only  mean-field ")
     assert mean_field.startswith("mean-field") and laplace.startswith("laplace")
     stored = json.loads((tmp_path / "report.json").read_text())
     split = {name: row["gaps"] for name, row in stored["blocks"]["one-model"]["rows"].items()}

@@ -91,7 +91,10 @@ def test_training_time_counts(shared):
 def test_the_table_is_aligned_and_says_what_it_shows(shared):
     pairs, x = shared
     table = compare(pairs, x, particles=100, seed=0, progress=False)
-    head, columns, rule, *rows, baseline, sentence = str(table).splitlines()
+    head, columns, rule, *rows, baseline, own, sentence = str(table).splitlines()
+    shares = [f"{n} {100 * table.rows[n].evidence.by_guide.unreliable:.1f} %" for n in ("prior", "mean-field")]
+    assert own.split("  ")[0] == "k>0.7, guide samples only"
+    assert own.endswith(", ".join(shares))
     lowest = table.rows["prior"].evidence.baseline.mean()
     assert baseline.startswith("Gaussian per feature, fitted here  log p(x) -")
     assert float(baseline.split()[-1]) == pytest.approx(float(lowest), abs=0.01)
