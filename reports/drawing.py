@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.legend import Legend
 from torch import Tensor
 
-from jensen.plots.axes import COLOURS, MARKERS, own_axes, styled
+from jensen.plots.axes import COLOURS, MARKERS, numbered_log, own_axes, styled
 from jensen.results.tables import decimals, digits_of
 
 from .page import Figure
@@ -107,13 +107,13 @@ def _scattered(
         )
         places += [items[n] for n in good.tolist()]
     if log:
-        ax.set_yscale("log")
+        numbered_log(ax)
     if line is not None:
         ax.axhline(line[0], color="black", linestyle="--", linewidth=0.8, label=line[1])
     ax.set_xlabel("log p(x) (nats)")
     ax.set_ylabel(label)
     if len(series) > 1 or line is not None:
-        ax.legend(fontsize=6.5)
+        ax.legend()
     return ax
 
 

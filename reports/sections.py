@@ -252,22 +252,21 @@ def _points(series: Mapping[str, Evidence], weights: Mapping[str, Evidence], mat
     }
     at = torch.tensor(chosen)
 
-    def of(values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
+    def of(whose: Mapping[str, Evidence], quantity: str) -> dict[str, tuple[Tensor, Tensor, list[int]]]:
         return {
-            name: (series[name].best[at].double().cpu(), value[at].double().cpu(), items[name])
-            for name, value in values.items()
+            name: (series[name].best[at].double().cpu(), getattr(e, quantity)[at].double().cpu(), items[name])
+            for name, e in whose.items()
         }
 
     panels: list[Figure | None] = []
     if first.particles >= 25:
-        k_hat = {name: evidence.pareto_k for name, evidence in weights.items()}
-        panels.append(panel(of(k_hat), "Pareto k-hat", line=(0.7, "0.7"), caption="Above 0.7: unreliable."))
-    sizes = {name: evidence.ess for name, evidence in weights.items()}
-    panels.append(panel(of(sizes), "effective sample size", log=True, caption="Effective sample size of the weights."))
-    errors = {name: evidence.standard_error for name, evidence in weights.items()}
-    panels.append(panel(of(errors), "error (nats)", log=True, caption="Monte Carlo standard error of log p(x)."))
-    gap = {name: evidence.gap for name, evidence in series.items()}
-    panels.append(panel(of(gap), "gap (nats)", caption="Variational gap, log p(x) - ELBO."))
+        k_hat = of(weights, "pareto_k")
+        panels.append(panel(k_hat, "Pareto k-hat", line=(0.7, "0.7"), caption="Above 0.7: unreliable."))
+    caption = "Effective sample size of the weights."
+    panels.append(panel(of(weights, "ess"), "effective sample size", log=True, caption=caption))
+    caption = "Monte Carlo standard error of log p(x)."
+    panels.append(panel(of(weights, "standard_error"), "error (nats)", log=True, caption=caption))
+    panels.append(panel(of(series, "gap"), "gap (nats)", caption="Variational gap, log p(x) - ELBO."))
     note = "Point at a mark to see the data point. The same data point is ringed in every panel."
     if len(chosen) < len(first.best):
         note += f" {len(chosen):,} of {len(first.best):,} data points are shown."

@@ -26,7 +26,7 @@ class _Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.text, self.addresses, self.points, self.marks, self.tags, self._figure = text, [], [], [], [], None
+        self.text, self.addresses, self.points, self.marks, self.tags, self._inside = text, [], [], [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -40,8 +40,8 @@ class _Page(HTMLParser):
         if tag == "g" and "points" in found.get("id", ""):
             self._inside = True
         elif tag == "g":
-            self._inside = getattr(self, "_inside", False) and "clip-path" in found
-        if tag == "use" and getattr(self, "_inside", False):
+            self._inside = self._inside and "clip-path" in found
+        if tag == "use" and self._inside:
             self.marks[-1] += 1
 
     @property
