@@ -42,7 +42,6 @@ from torch.distributions import (
     ComposeTransform,
     Distribution,
     Independent,
-    TransformedDistribution,
     biject_to,
     constraints,
 )
@@ -213,7 +212,7 @@ class Observed(TorchDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All values."""
-        values: Tensor = self.base_dist.enumerate_support(expand=expand)  # type: ignore[no-untyped-call]
+        values: Tensor = self.base_dist.enumerate_support(expand=expand)
         return values
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Observed:
@@ -282,7 +281,8 @@ def _score(fn: Any, x: Tensor, seen: Tensor) -> Tensor:
         return _marginal(*gaussian, x, seen)
     if hasattr(fn, "component_distribution"):
         parts = _score(fn.component_distribution, _beside(x, fn.event_dim), _beside(seen, fn.event_dim))
-        return (fn.mixture_distribution.logits.log_softmax(-1) + parts).logsumexp(-1)
+        mixed: Tensor = (fn.mixture_distribution.logits.log_softmax(-1) + parts).logsumexp(-1)
+        return mixed
     if (chain := _entrywise(fn)) is not None:
         jacobian: Any = 0.0
         for transform in reversed(chain):
@@ -346,7 +346,8 @@ def _each(fn: Any, x: Tensor, seen: Tensor, y: Tensor) -> Tensor:
         logits = fn.mixture_distribution.logits + _score(fn.component_distribution, inside, known)
         shape = (*x.shape[: x.dim() - fn.event_dim], logits.shape[-1], *fn.event_shape)
         each = _each(fn.component_distribution, *(part.expand(shape) for part in (inside, known, asked)))
-        return (logits.log_softmax(-1)[(..., *(None,) * fn.event_dim)] + each).logsumexp(-1 - fn.event_dim)
+        mixed: Tensor = (logits.log_softmax(-1)[(..., *(None,) * fn.event_dim)] + each).logsumexp(-1 - fn.event_dim)
+        return mixed
     raise NotImplementedError(
         f"the densities of single features of {_name(fn)} given others are not known: use a likelihood with "
         "independent features, or a Gaussian"
@@ -378,9 +379,11 @@ def _marginal(loc: Tensor, covariance: Tensor, df: Tensor | None, x: Tensor, see
     distance, log_det = y.square().sum(-1), root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     count = seen.sum(-1).to(x.dtype)
     if df is None:
-        return -0.5 * (distance + count * math.log(2 * math.pi)) - log_det
+        gaussian: Tensor = -0.5 * (distance + count * math.log(2 * math.pi)) - log_det
+        return gaussian
     normalizer = torch.lgamma((df + count) / 2) - torch.lgamma(df / 2) - count / 2 * (df.log() + math.log(math.pi))
-    return normalizer - log_det - (df + count) / 2 * (distance / df).log1p()
+    student: Tensor = normalizer - log_det - (df + count) / 2 * (distance / df).log1p()
+    return student
 
 
 def _moved(covariance: Tensor, r: Tensor, seen: Tensor) -> Tensor:
@@ -395,7 +398,8 @@ def _spread(covariance: Tensor, seen: Tensor) -> Tensor:
     root = torch.linalg.cholesky(_inside(covariance, seen))
     across = torch.where(seen.unsqueeze(-1), covariance, 0.0)  # rows of the observed features
     half = torch.linalg.solve_triangular(root, across, upper=False)
-    return covariance - half.mT @ half
+    left: Tensor = covariance - half.mT @ half
+    return left
 
 
 def _whole(fn: Any, seen: Tensor) -> Tensor:
@@ -421,7 +425,7 @@ def _whole(fn: Any, seen: Tensor) -> Tensor:
 
 def _entrywise(fn: Any) -> list[Any] | None:
     """The transforms of single features of a ``TransformedDistribution``; None for any other."""
-    if not isinstance(fn, TransformedDistribution):
+    if not hasattr(fn, "transforms"):
         return None
     flat, waiting = [], list(fn.transforms)
     while waiting:
@@ -452,7 +456,7 @@ def _point(fn: Any, like: Tensor) -> Tensor:
     if hasattr(fn, "component_distribution"):
         inner = _point(fn.component_distribution, like)
         return inner if not inner.dim() else inner.select(-1 - fn.event_dim, 0)
-    if isinstance(fn, TransformedDistribution):
+    if hasattr(fn, "transforms"):
         point = _point(fn.base_dist, like)
         if not point.dim() and any(part.domain.event_dim for part in fn.transforms):
             point = point.expand(fn.base_dist.event_shape)
@@ -470,7 +474,8 @@ def _point(fn: Any, like: Tensor) -> Tensor:
             return torch.nn.functional.one_hot(torch.zeros((), dtype=torch.long), fn.event_shape[-1]).to(like)
         return torch.as_tensor(getattr(support, "lower_bound", 0), dtype=like.dtype, device=like.device)
     if support.event_dim == 0 and support is not constraints.real:
-        return biject_to(support)(like.new_zeros(())).detach()
+        inside: Tensor = biject_to(support)(like.new_zeros(()))
+        return inside.detach()
     if support is constraints.simplex:
         return like.new_full((fn.event_shape[-1],), 1 / fn.event_shape[-1])
     return like.new_zeros(())
@@ -493,7 +498,7 @@ def _observe_only(msg: Any) -> None:
             msg["fn"] = Observed(fn)
 
 
-class HoledPlate(pyro.plate):  # type: ignore[misc]
+class HoledPlate(pyro.plate):
     """A plate inside which observed sites score only what is not NaN."""
 
     def _process_message(self, msg: Any) -> None:
