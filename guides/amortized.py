@@ -268,7 +268,7 @@ def amortize(
     Args:
         model: a model with ``latents``, or any Pyro model, called as ``model(*data)``.
         encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron on standardized
-            data.
+            data, with the mask as an additional input if ``data`` contain missing values (NaN).
         family: the family, called as ``family(features, context)``: a class, a ``functools.partial`` of one, or the
             name of a class of ``jensen.families`` (``"mean-field"`` is ``MeanField``).
         context: the width of the encoder's output; if None, found by running it on ``data``, or on samples of the

@@ -8,7 +8,7 @@ each data point, and the family is mapped over the data points.
 
 from __future__ import annotations
 
-__all__ = ["Constant", "PerDatum"]
+__all__ = ["Constant", "PerDatum", "same_values"]
 
 import copy
 from typing import Any
@@ -45,7 +45,8 @@ class Constant(nn.Module):
         if get_proxy_mode() is None:
             self._check(data)
             return self.context
-        same = torch.stack([(own == x).all() for own, x in zip(self._known, data, strict=True)]).all()
+        pairs = zip(self._known, data, strict=True)
+        same = torch.stack([_agree(own, x).all() for own, x in pairs]).all()
         return torch.where(same, self.context, torch.nan)  # a traced function must not branch on values
 
     @property
@@ -54,11 +55,27 @@ class Constant(nn.Module):
 
     def _check(self, data: tuple[Tensor, ...]) -> None:
         known = tuple(own.to(x) for own, x in zip(self._known, data, strict=True))
-        if any(own.shape != x.shape or not torch.equal(own, x) for own, x in zip(known, data, strict=True)):
+        if not all(same_values(own, x) for own, x in zip(known, data, strict=True)):
             raise ValueError(
                 f"this guide has parameters for {len(self.context)} data points, but got {len(data[0])} other data "
                 "points: pass the data of the guide in the same order, or call guide.local(*data) for other data"
             )
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape and equal values; NaN, a missing value, equals NaN.
+
+    Example:
+        >>> x = torch.tensor([1.0, torch.nan])
+        >>> same_values(x, x.clone()), torch.equal(x, x.clone())
+        (True, False)
+    """
+    return a.shape == b.shape and (torch.equal(a, b) or (a.is_floating_point() and bool(_agree(a, b).all())))
+
+
+def _agree(a: Tensor, b: Tensor) -> Tensor:
+    """Where values are equal, or both NaN."""
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 class PerDatum(nn.Module):

@@ -46,6 +46,7 @@ from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_o
 from jensen.kernel.weights import Program, model_sites
 from jensen.module import UniqueModule
 from jensen.networks import mlp
+from jensen.networks.masked import with_mask
 
 from .local import Constant, PerDatum
 from .members import Member, check_context, join, made_by, site_transform
@@ -88,9 +89,10 @@ class _Column(NamedTuple):
     column: int | None
 
     def of(self, data: tuple[Tensor, ...]) -> Tensor:
-        """The groups, [N]."""
+        """The groups, [N]; -1, which no index accepts, where the group is missing."""
         x = data[self.tensor]
-        return (x if self.column is None else x[..., self.column]).long()
+        x = x if self.column is None else x[..., self.column]
+        return torch.where(x.isnan(), -1, x).long() if x.is_floating_point() else x.long()
 
 
 class Structured(UniqueModule):
@@ -115,7 +117,8 @@ class Structured(UniqueModule):
         model: a Pyro model, called as ``model(*data)``.
         data: the tensors that the model is called with.
         encoder: a network from the data to a context [N, context]; if None, a multilayer perceptron on standardized
-            data. Only local sites and pooled groups use it.
+            data, with the mask as an additional input if ``data`` contain missing values (NaN). Only
+            local sites and pooled groups use it.
         family: the family, called as ``family(features, context)``. Its samples are real vectors.
         context: the width of the encoder's output; if None, inferred, or chosen by the width of the data.
 
@@ -150,8 +153,9 @@ class Structured(UniqueModule):
         context: int | None = None,
     ) -> None:
         super().__init__()
+        full = tuple(map(_filled, data))  # the runs read structure and priors
         with forked_rng():  # one random stream: the second run samples other values
-            sites, again = _run(model, data), _run(model, data)
+            sites, again = _run(model, full), _run(model, full)
         latent = [site for site in sites if not site["is_observed"]]
         self.enumerated = tuple(s["name"] for s in latent if _to_enumerate(s))
         latent = [site for site in latent if site["name"] not in self.enumerated]
@@ -174,7 +178,7 @@ class Structured(UniqueModule):
         local = [s["name"] for s in latent if rows is not None and rows in _plates(s)]
         grouped = [name for name, piece in pieces.items() if piece.plates and name not in local]
         theta = [name for name in pieces if name not in local and name not in grouped]
-        starts = _starts(model, data, latent, pieces, theta)
+        starts = _starts(model, full, latent, pieces, theta)
         wide = sum(pieces[name].width for name in grouped) > _FEW
         apart: dict[_Plate, list[str]] = {}
         for name in grouped:
@@ -192,7 +196,7 @@ class Structured(UniqueModule):
         with forked_rng():
             for plate in {p for name in grouped for p in pieces[name].plates if len(pieces[name].plates) == 1}:
                 name = next(n for n in grouped if pieces[n].plates == (plate,))
-                found = _group_column(model, data, sites, rows, plate, name)
+                found = _group_column(model, full, sites, rows, plate, name, list(_columns(data)))
                 if found is not None:
                     self._columns[plate.name] = found
 
@@ -772,8 +776,21 @@ def _flat(start: Tensor, rows: int | None) -> Tensor:
     return start if len(start) == rows else start.mean(0).expand(rows, -1)
 
 
+def _filled(x: Tensor) -> Tensor:
+    """Data in which a missing value (NaN) is the median of its column, one of the observed values; 0 without any."""
+    if not x.is_floating_point() or not x.isnan().any():
+        return x
+    return torch.where(x.isnan(), x.nanmedian(0).values.nan_to_num(), x)
+
+
 def _group_column(
-    model: Program, data: tuple[Tensor, ...], sites: list[Site], rows: _Plate | None, plate: _Plate, name: str
+    model: Program,
+    data: tuple[Tensor, ...],
+    sites: list[Site],
+    rows: _Plate | None,
+    plate: _Plate,
+    name: str,
+    columns: list[_Column],
 ) -> _Column | None:
     """Find the column of integers with the group of each row of a plate.
 
@@ -781,7 +798,7 @@ def _group_column(
     """
     if rows is None or plate.full != plate.size or len(data[0]) != rows.size:
         return None
-    found = [c for c in _columns(data) if _counts(c.of(data), plate.size)]
+    found = [c for c in columns if _counts(c.of(data), plate.size)]
     if not found:
         return None
     values = {s["name"]: s["value"] for s in sites if not s["is_observed"]}
@@ -810,12 +827,13 @@ def _group_column(
 
 
 def _columns(data: tuple[Tensor, ...]) -> Iterator[_Column]:
-    """The columns that may hold integers."""
+    """The columns that may hold integers: without missing values."""
     for i, x in enumerate(data):
-        if x.dim() == 1:
+        whole = ~x.isnan().any(0) if x.dim() and len(x) else x.new_ones(x.shape[1:], dtype=torch.bool)
+        if x.dim() == 1 and whole:
             yield _Column(i, None)
         elif x.dim() == 2 and x.shape[1] <= 64:
-            yield from (_Column(i, j) for j in range(x.shape[1]))
+            yield from (_Column(i, j) for j in range(x.shape[1]) if whole[j])
 
 
 def _counts(group: Tensor, size: int) -> bool:
@@ -827,6 +845,9 @@ def _counts(group: Tensor, size: int) -> bool:
 
 class _Encoder(nn.Module):
     """A multilayer perceptron on standardized data; a column of groups becomes one-hot columns.
+
+    If the data contain missing values (NaN), the observed ones give the means and standard deviations, and the mask is
+    an additional input.
 
     Args:
         data: the data that give the means and standard deviations.
@@ -842,10 +863,14 @@ class _Encoder(nn.Module):
         self.groups = {column: size for column, size in groups.items() if size <= _CATEGORIES}
         self._left_out = set(groups)
         numbers = self._numbers(data, torch.get_default_dtype())
-        scale = numbers.std(0, unbiased=False)
-        self.register_buffer("loc", numbers.mean(0))
+        loc, scale = numbers.mean(0), numbers.std(0, unbiased=False)
+        if holes := bool(numbers.isnan().any()):
+            loc = numbers.nanmean(0).nan_to_num()
+            scale = (numbers - loc).square().nanmean(0).sqrt()
+        self.register_buffer("loc", loc)
         self.register_buffer("scale", torch.where(scale > 0, scale, torch.ones_like(scale)))
-        features = len(scale) + sum(self.groups.values())
+        self.holes = holes
+        features = (2 if holes else 1) * len(scale) + sum(self.groups.values())
         if features == 0:
             raise ValueError(
                 "the data have only group columns, so there is nothing to encode: pass an encoder to amortize"
@@ -854,7 +879,8 @@ class _Encoder(nn.Module):
         self.network = mlp(features, [self.width, self.width])
 
     def forward(self, *data: Tensor) -> Tensor:
-        parts = [(self._numbers(data, self.loc.dtype) - self.loc) / self.scale]
+        numbers = (self._numbers(data, self.loc.dtype) - self.loc) / self.scale
+        parts = [with_mask(numbers, ~numbers.isnan()) if self.holes else numbers.nan_to_num()]
         for column, size in self.groups.items():
             known = torch.arange(size, device=self.loc.device)
             parts.append((column.of(data).reshape(-1, 1) == known).to(self.loc.dtype))
@@ -862,10 +888,10 @@ class _Encoder(nn.Module):
         return h
 
     def _numbers(self, data: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """All columns except those of groups, [N, F]; NaN (a missing value) becomes 0."""
+        """All columns except those of groups, [N, F]."""
         parts = []
         for i, x in enumerate(data):
-            x = x.reshape(len(x), -1).to(dtype).nan_to_num()
+            x = x.reshape(len(x), -1).to(dtype)
             kept = [j for j in range(x.shape[1]) if not {_Column(i, j), _Column(i, None)} & self._left_out]
             parts.append(x if len(kept) == x.shape[1] else x[:, kept])
         return torch.cat(parts, -1)

@@ -37,7 +37,7 @@ from jensen.kernel.weights import Pair, check_pair, log_joint
 from jensen.module import UniqueModule
 
 from .amortized import Joint, coordinates, draw_jointly, supports_of
-from .local import Constant, PerDatum
+from .local import Constant, PerDatum, same_values
 from .members import site_transform
 
 _LEAST = 200  # steps that are worth building a graph
@@ -419,11 +419,11 @@ def _is_module(program: Any) -> bool:
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:
-    """Whether the tensors equal the earlier ones."""
+    """Whether the tensors equal the earlier ones; missing values (NaN) are equal."""
     if len(before) != len(now):
         return False
     alike = (a.dtype == b.dtype and a.device == b.device for a, b in zip(before, now, strict=True))
-    return all(alike) and all(map(torch.equal, before, now))
+    return all(alike) and all(map(same_values, before, now))
 
 
 class _FixedDraws(TorchDispatchMode):

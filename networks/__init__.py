@@ -7,6 +7,7 @@ takes its output as context.
 from .conditioned import Conditioned
 from .convolutional import conv_decoder, conv_encoder
 from .corruption import GaussianNoise, MaskingNoise
+from .masked import Masked
 from .mlp import gated_mlp, mlp, residual_mlp
 from .recurrent import recurrent
 from .tied import Transposed
@@ -14,6 +15,7 @@ from .tied import Transposed
 __all__ = [
     "Conditioned",
     "GaussianNoise",
+    "Masked",
     "MaskingNoise",
     "Transposed",
     "conv_decoder",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["plot_reconstructions", "plot_samples"]
 
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -14,8 +13,8 @@ from jensen.kernel.batches import Data, as_tensors
 from jensen.kernel.modes import running
 from jensen.kernel.weights import Program
 
-from .axes import at_least_one, styled
-from .images import Shape, plot_images
+from .axes import styled
+from .images import Shape, draw_rows, plot_images
 from .walks import decoded
 
 
@@ -131,11 +130,5 @@ def plot_reconstructions(
             f"plot_reconstructions shows the first argument, of shape {list(x.shape)}, but the model observes "
             f"{list(again.shape)}"
         )
-    columns = min(at_least_one(columns), len(x))
-    padding = x.new_full((-len(x) % columns, *x.shape[1:]), torch.nan)
-    pairs = (torch.cat([part.reshape(x.shape), padding]).split(columns) for part in (x, again))
-    rows = [row for pair in zip(*pairs, strict=True) for row in pair]
-    labels = ["x", "E[x | z]"] * (len(rows) // 2)
-    return plot_images(
-        torch.cat(rows), shape, columns=columns, value_range=value_range, cmap=cmap, row_labels=labels, ax=ax
-    )
+    rows = {"x": x, "E[x | z]": again.reshape(x.shape)}
+    return draw_rows(rows, shape, columns, value_range, cmap, ax, "plot_reconstructions")

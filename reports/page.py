@@ -24,9 +24,10 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from matplotlib import image as mpl_image
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from jensen.plots.images import Shape, as_images
+from jensen.plots.images import HOLE, Shape, as_images
 from jensen.results.tables import Table
 
 from .meanings import meaning_of
@@ -175,7 +176,12 @@ class Thumbnails:
     def uri(self) -> str:
         """The PNG, as the address of its own contents."""
         low, high = self.value_range
-        scaled = ((torch.stack(self.images) - low) / (high - low)).clamp(0, 1).nan_to_num(1.0)
+        images = torch.stack(self.images)  # [N, H, W(, 3)]
+        scaled, holes = ((images - low) / (high - low)).clamp(0, 1), images.isnan()
+        if holes.any():  # in colour: missing pixels have one of their own
+            if images.dim() == 3:
+                scaled, holes = (1 - scaled).unsqueeze(-1), holes.unsqueeze(-1)
+            scaled = torch.where(holes.any(-1, keepdim=True), scaled.new_tensor(to_rgb(HOLE)), scaled)
         missing = -len(scaled) % self.columns
         tiles = torch.cat([scaled, scaled.new_ones(missing, *scaled.shape[1:])])
         grid = tiles.unflatten(0, (-1, self.columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # [H, W(, 3)]

@@ -67,7 +67,9 @@ class Report:
         self.sections: list[Section] = []
         images = None
         if data is not None and image_shape is not None:
-            images = Thumbnails(image_shape, value_range or (float(data.min()), float(data.max())))
+            known = data[~data.isnan()]
+            own = (float(known.min()), float(known.max())) if known.numel() else (0.0, 1.0)
+            images = Thumbnails(image_shape, value_range or own)
         self.material = Material(None if data is None else data.detach().cpu(), columns, images)
 
     def add(self, result: Printed, name: str = "") -> Self:

@@ -80,8 +80,8 @@ class Material:
         values = self.data[n].flatten().tolist()
         names = self.columns if len(self.columns) == len(values) else [f"[{i}]" for i in range(len(values))]
         more = f", ... ({len(values)} in all)" if len(values) > _SHOWN else ""
-        shown = zip(names[:_SHOWN], values[:_SHOWN], strict=True)
-        return ", ".join(f"{name} {value:.4g}" for name, value in shown) + more
+        shown = ("missing" if math.isnan(value) else f"{value:.4g}" for value in values[:_SHOWN])
+        return ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=False)) + more
 
     def item(self, n: int, lines: Sequence[str]) -> int:
         """A new item of a data point; its place."""

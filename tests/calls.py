@@ -226,6 +226,7 @@ def _suits(world, target):
     family = world.families.MeanField(2, 5)
     by_owner = {
         ("networks.Conditioned", "network"): nn.Linear(5, 3),
+        ("networks.Masked", "network"): nn.Linear(8, 3),
         ("networks.Transposed", "layer"): nn.Linear(5, 3),
         ("networks.conv_decoder", "image"): (4, 4),
         ("networks.conv_encoder", "image"): (4, 4),

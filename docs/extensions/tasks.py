@@ -38,7 +38,13 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
     "networks": {
         "Multilayer perceptrons": ("mlp", "gated_mlp", "residual_mlp"),
         "Images and sequences": ("conv_encoder", "conv_decoder", "recurrent"),
-        "Covariates, noise and tied weights": ("Conditioned", "GaussianNoise", "MaskingNoise", "Transposed"),
+        "Covariates, missing values, noise and tied weights": (
+            "Conditioned",
+            "Masked",
+            "GaussianNoise",
+            "MaskingNoise",
+            "Transposed",
+        ),
     },
     "inference": {
         "Train": ("fit", "History", "restore", "Callback", "CSVLogger", "TensorBoardLogger"),

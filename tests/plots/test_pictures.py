@@ -61,6 +61,7 @@ from jensen.plots import (
     save,
 )
 from jensen.plots.axes import COLOURS, without_pyplot
+from jensen.plots.images import HOLE
 
 SHAPE = (4, 4)
 HISTORY = History(
@@ -281,6 +282,21 @@ def test_samples_are_the_models_mean_or_its_draws():
     for noise, expected in ((False, mean), (True, x)):
         ax = plot_samples(model, SHAPE, n=20, columns=10, noise=noise, seed=5)
         torch.testing.assert_close(_cell(ax, 1, 3), expected[13].detach())
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 3)])
+def test_missing_pixels_have_a_colour_of_their_own(shape):
+    x = torch.rand(3, *shape)
+    x[1, 2, 3] = torch.nan
+    ax = plot_images(x.flatten(1), shape, columns=2)
+    grid, holes = ax.get_images()
+    assert np.asarray(grid.get_array()).shape[:2] == (9, 9)
+    if shape == SHAPE:
+        torch.testing.assert_close(_cell(ax, 0, 1), x[1].flatten(), equal_nan=True)
+    shown = np.asarray(holes.get_array())
+    assert np.argwhere(shown[..., 3] > 0).tolist() == [[2, 8]]  # in the second cell; not in the empty fourth
+    assert shown[2, 8, :3] == pytest.approx(to_rgb(HOLE))
+    assert len(plot_images(x[:1].flatten(1), shape).get_images()) == 1
 
 
 def test_data_stand_above_their_reconstructions():

@@ -127,6 +127,29 @@ def test_the_thumbnails_are_the_images(digits):
         assert abs(1 - tile - x[n].reshape(2, 3).numpy()).max() < 0.01  # ink on paper
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_missing_values_are_shown_as_such(channels, digits):
+    import base64
+    import io
+
+    from matplotlib import image
+    from matplotlib.colors import to_rgb
+
+    from jensen.plots.images import HOLE
+
+    x = torch.linspace(0, 255, 4 * 6 * channels).reshape(4, 6 * channels)
+    x[1, 2] = torch.nan
+    report = Report("holes", data=x, image_shape=(2, 3))
+    assert report.material.images.value_range == (0.0, 255.0)
+    assert report.material.image(1) == 0
+    drawn = image.imread(io.BytesIO(base64.b64decode(report.material.images.uri.partition(",")[2])))
+    assert drawn[0, 2, :3] == pytest.approx(to_rgb(HOLE), abs=0.01)
+    values = x[1].reshape(channels, 2, 3)[:, 0, 1] / 255
+    expected = values if channels == 3 else 1 - values.expand(3)  # ink on paper
+    assert drawn[0, 1, :3] == pytest.approx(expected.numpy(), abs=0.01)
+    assert Report("rows", data=x, columns=list("abcdef")[: 6 * channels]).material.row(1).count("missing") == 1
+
+
 def test_a_large_measurement_shows_its_worst_data_points(tmp_path):
     n = 5000
     gap = torch.zeros(n).double()
