@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, History, compare, evaluate
+from jensen.kernel.batches import placed
 from jensen.kernel.randomness import private_randomness
 
 from .page import about, curves_of, page_of, shown_by
@@ -149,7 +150,7 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
         raise ValueError(f"--split {options.split} is empty for {data.name}: use another split")
     x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
     with private_randomness(options.seed, "evaluate", "data"):
-        return x if transform is None else transform(x)
+        return placed((x,), None, transform)[0]
 
 
 def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
