@@ -68,6 +68,14 @@ def _data(command: Parser, ways: tuple[str, ...]) -> _ArgumentGroup:
     )
     add("--drop", nargs="+", action="extend", metavar="COLUMN", help="for a file: columns to leave out")
     add("--only", nargs="+", action="extend", metavar="COLUMN", help="for a file: the only columns to use")
+    add(
+        "--missing",
+        nargs="+",
+        action="extend",
+        metavar="VALUE",
+        help="for a file: words and numbers that mark missing values, such as NA or -999; NaN, empty cells, NA, ? and "
+        "the like then do so too",
+    )
     add("--member", metavar="NAME", help="for an .npz or .mat file: the name of the data array")
     add("--levels", type=int, metavar="L", help="for a file: the number of grey levels (values 0 to L - 1)")
     add("--image-shape", type=numbers, metavar="H,W", help="for a file of images: their shape, H,W or H,W,C or C,H,W")

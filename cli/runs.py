@@ -55,6 +55,7 @@ class _Data(TypedDict):
     header: NotRequired[bool | None]
     drop: NotRequired[list[str] | None]
     only: NotRequired[list[str] | None]
+    missing: NotRequired[list[str] | None]
     member: NotRequired[str | None]
     levels: int | None
     image_shape: list[int] | None

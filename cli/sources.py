@@ -19,7 +19,7 @@ from jensen.datasets.findings import IndexColumnWarning
 
 from .terminal import say
 
-OWN = ("label", "header", "drop", "only", "member", "levels", "image_shape", "standardize")
+OWN = ("label", "header", "drop", "only", "missing", "member", "levels", "image_shape", "standardize")
 
 
 _DRAWN = (1, 3)  # channels of images that figures can show
@@ -60,8 +60,16 @@ def _as_given(value: Any) -> Any:
 
 
 def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """The transform of every batch: with dynamic binarization, pixels are sampled again; else None."""
-    return torch.bernoulli if settings["binarize"] == "dynamic" else None
+    """The transform of every batch: with dynamic binarization, observed pixels are sampled again; else None."""
+    if settings["binarize"] != "dynamic":
+        return None
+    return torch.bernoulli if settings.get("missing") is None else _sampled
+
+
+def _sampled(x: Tensor) -> Tensor:
+    """Pixels sampled from Bernoulli(x); NaN where they are missing."""
+    holes = x.isnan()
+    return torch.bernoulli(x.masked_fill(holes, 0)).masked_fill(holes, torch.nan)
 
 
 def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset, bool]:
@@ -85,11 +93,17 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     if settings.get("label") is not None:
         classes = len(data.classes) or len(torch.cat(list(data.labels.values())).unique())
         say(f"{data.name}: --label {settings['label']} has {classes} classes")
-    if settings["binarize"] == "dynamic" and (float(data.train.min()) < 0 or float(data.train.max()) > 1):
-        raise ValueError(
-            f"--binarize dynamic needs values between 0 and 1, but {data.name} holds values from "
-            f"{float(data.train.min()):g} to {float(data.train.max()):g}: rescale them"
-        )
+    if settings.get("missing") is not None:
+        masks, values = data.masks.values(), sum(x.numel() for x in (data.train, data.validation, data.test))
+        say(f"{data.name}: {100 * sum(int(mask.sum()) for mask in masks) / values:.2g} % of the values are missing")
+    if settings["binarize"] == "dynamic":
+        observed = data.train if settings.get("missing") is None else data.train[~data.train.isnan()]
+        low, high = float(observed.min()), float(observed.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"--binarize dynamic needs values between 0 and 1, but {data.name} holds values from {low:g} to "
+                f"{high:g}: rescale them"
+            )
     grey = data.levels is not None and data.levels > 2 and settings["binarize"] is None
     if density and grey and not data.dequantized and settings["dequantize"] is None:
         say(
@@ -140,8 +154,8 @@ def flat(data: Dataset, command: str) -> Dataset:
 
 
 def holds_bits(data: Dataset) -> bool:
-    """Whether every value is 0 or 1."""
-    return all(bool(((x == 0) | (x == 1)).all()) for x in (data.train, data.validation, data.test))
+    """Whether every observed value is 0 or 1."""
+    return all(bool(((x == 0) | (x == 1) | x.isnan()).all()) for x in (data.train, data.validation, data.test))
 
 
 def facts(data: Dataset) -> dict[str, Any]:

@@ -19,18 +19,20 @@ from jensen.checked import check_tensor, shown
 from .arrays import Pieces, check_size, of_sparse
 from .columns import listed
 from .dataset import Dataset
+from .missing import Missing
 from .tables import Table, is_frame, of_frame
 
 _TABLES = ("polars", "pyarrow")  # their tables are converted to pandas
 
 
-def of_memory(x: Any, labels: Any, limit: int) -> Table:
+def of_memory(x: Any, labels: Any, limit: int, missing: Missing | None = None) -> Table:
     """Data and labels from any supported container.
 
     Args:
         x: the data.
         labels: their labels, or the name of a column of ``x``.
         limit: the maximal bytes of a dense array of the data.
+        missing: what marks missing values.
 
     Raises:
         ValueError: for anything that is not data, labels given twice, or data above the limit.
@@ -48,10 +50,10 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
     if is_frame(x):
         column = labels if isinstance(labels, str | int) else None
         _check_order(x, labels)
-        table = of_frame(x, column)
+        table = of_frame(x, column, missing)
         return table if labels is None or column is not None else _labelled(table.x, labels, table.columns)
     if _is_anndata(x):
-        return _of_anndata(x, labels, limit)
+        return _of_anndata(x, labels, limit, missing)
     if isinstance(labels, str | int | float):
         raise ValueError(f"labels={labels!r} names a column, but x is not a DataFrame: pass the labels themselves")
     if isinstance(x, torch.utils.data.Dataset):
@@ -59,7 +61,7 @@ def of_memory(x: Any, labels: Any, limit: int) -> Table:
         if own is not None and labels is not None:
             raise ValueError("x already contains labels: omit the argument labels")
         return _labelled(Pieces.of(values), own if labels is None else labels)
-    return _labelled(_pieces(x, limit), labels)
+    return _labelled(_pieces(x, limit, missing), labels)
 
 
 def _check_order(frame: Any, labels: Any) -> None:
@@ -90,11 +92,13 @@ def _check_kind(x: Any) -> None:
         )
 
 
-def _pieces(x: Any, limit: int) -> Pieces:
+def _pieces(x: Any, limit: int, missing: Missing | None) -> Pieces:
     """Data in one array, sparse or dense."""
     if _is_sparse(x):
         return of_sparse(x, "x", limit)
     values = _array(x)
+    if values.dtype.kind in "OU" and missing is not None and (numbers := missing.numeric(values)) is not None:
+        return Pieces.of(numbers)
     if values.dtype.kind == "O":
         raise ValueError(
             f"x is {shown(x)}, which NumPy does not read as a numeric array: pass rows of equal length, and numbers "
@@ -112,13 +116,13 @@ def _is_anndata(x: object) -> bool:
     return any(kind.__name__ == "AnnData" for kind in type(x).__mro__)
 
 
-def _of_anndata(x: Any, labels: Any, limit: int) -> Table:
+def _of_anndata(x: Any, labels: Any, limit: int, missing: Missing | None) -> Table:
     """The matrix of an AnnData with its variable names, and labels from its observations."""
     if isinstance(labels, str):
         if labels not in x.obs:
             raise ValueError(f"x.obs has no column {labels!r} for labels=; it has {listed(list(x.obs.columns))}")
         labels = x.obs[labels]
-    return _labelled(_pieces(x.X, limit), labels, tuple(map(str, x.var_names)))
+    return _labelled(_pieces(x.X, limit, missing), labels, tuple(map(str, x.var_names)))
 
 
 def _array(x: Any, name: str = "x") -> NDArray[np.generic]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A data set in three splits.
+    """A data set in three splits. A value that was not observed is NaN.
 
     Attributes:
         name: its name.
@@ -69,8 +69,29 @@ class Dataset:
         done = [f"binarized by {self.binarized}"] if self.binarized else []
         done += ["dequantized"] if self.dequantized else []
         done += ["standardized"] if self.scale is not None else []
+        missing = {part: count for part, x in self._splits().items() if (count := _missing(x))}
+        whole = sum(x.numel() for x in self._splits().values())
+        done += [f"{100 * sum(missing.values()) / whole:.2g} % missing"] if missing else []
         words = "".join(f"; {word}" for word in done)
         return f"<Dataset {self.name}: {sizes} of {shape} features{words}; licence: {self.licence}>"
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Where values are missing, by split name: Boolean tensors [N, X], True for NaN; empty if none is missing.
+
+        Example:
+            >>> from jensen.datasets import hide, load
+            >>> data = load("digits")
+            >>> data.masks
+            {}
+            >>> hide(data, 0.5).masks["test"].shape
+            torch.Size([400, 64])
+        """
+        splits = self._splits()
+        return {part: x.isnan() for part, x in splits.items()} if any(map(_missing, splits.values())) else {}
+
+    def _splits(self) -> dict[str, Tensor]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
     def bits_offset(self) -> float:
@@ -80,3 +101,13 @@ class Dataset:
         """
         levels = math.log2(self.levels) if self.dequantized and self.levels else 0.0
         return levels + (float(self.scale.double().log2().mean()) if self.scale is not None else 0.0)
+
+
+def _missing(x: Tensor) -> int:
+    """The number of missing values."""
+    if not x.is_floating_point() or not x.sum().isnan():  # without a copy, because the data may be large
+        return 0
+    return sum(int(part.isnan().sum()) for part in x.split(_ROWS))
+
+
+_ROWS = 4096  # at once

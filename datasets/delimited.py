@@ -15,6 +15,7 @@ import gzip
 import lzma
 import math
 import re
+import shlex
 import warnings
 import zlib
 from collections import Counter
@@ -30,10 +31,10 @@ from numpy.typing import NDArray
 
 from .arrays import LIMIT, Pieces, check_size
 from .columns import Wanted, advise_drop, advise_label, check_names, listed, select
+from .missing import WORDS, Missing
 from .tables import Table
 
-_MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null"})
-_MARKERS = sorted({*_MISSING, *map(str.upper, _MISSING), *map(str.title, _MISSING), "NaN"})  # pandas is case-sensitive
+_MARKERS = sorted({*WORDS, *map(str.upper, WORDS), *map(str.title, WORDS), "NaN"})  # pandas is case-sensitive
 _NUMBER = {
     sign: re.compile(rf"[+-]?(({digits})(e[+-]?[0-9]+)?|inf(inity)?|nan)", re.IGNORECASE)
     for sign, digits in ((".", r"[0-9]+\.?[0-9]*|\.[0-9]+"), (",", r"[0-9]+(,[0-9]+)?"))  # "3," is a number and a comma
@@ -63,6 +64,7 @@ def read_csv(
     limit: int = LIMIT,
     drop: Wanted = None,
     only: Wanted = None,
+    missing: Missing | None = None,
 ) -> Table:
     """Read a table of numbers from a text file, which may be compressed (.gz, .bz2, .xz).
 
@@ -79,6 +81,7 @@ def read_csv(
         limit: the maximal bytes of the numbers in memory, and of the text of a compressed file.
         drop: columns to omit, of any content.
         only: the columns of the data, if not all others.
+        missing: other words that mark missing values.
 
     Returns:
         The table. Columns without names are called 0, 1, ...; missing values (empty, NA, NaN, ?, - and similar) are
@@ -92,7 +95,7 @@ def read_csv(
     from pandas.errors import ParserError, ParserWarning  # imported here because pandas is slow to import
 
     try:
-        texts = _texts(path, limit)
+        texts = _texts(path, limit, missing or Missing())
         text = max(texts, key=_fit)
         layout = _lay_out(text, label, header, drop, only)
         if not layout.rows or not layout.kept:
@@ -116,6 +119,7 @@ class _Text:
     """The file, its encoding, and its delimiter; a blank means any number of blanks and tabs.
 
     Attributes:
+        missing: which words mark missing values.
         skip: the number of lines before the table.
         comment: the last of these lines without its #, if it is a comment.
     """
@@ -123,6 +127,7 @@ class _Text:
     path: Path
     encoding: str
     delimiter: str
+    missing: Missing
     skip: int = 0
     comment: str = ""
 
@@ -161,7 +166,7 @@ def _opened(path: Path, encoding: str, newline: str | None = "") -> TextIO:
     return file
 
 
-def _texts(path: Path, limit: int) -> list[_Text]:
+def _texts(path: Path, limit: int, missing: Missing) -> list[_Text]:
     """The file in its encoding, for each possible delimiter."""
     encoding = _encoding(path, limit)
     skip, comment, delimiters = 0, "", "\t;,| "
@@ -172,7 +177,8 @@ def _texts(path: Path, limit: int) -> list[_Text]:
             skip, comment = skip + 1, line[1:].strip() if line[0] == "#" else ""
             if line[0] != "#":
                 delimiters = line.strip().removeprefix("sep=") or "\t"
-    return [_Text(path, encoding, delimiter, skip, comment) for delimiter in delimiters if delimiter in "\t;,| "]
+    some = [delimiter for delimiter in delimiters if delimiter in "\t;,| "]
+    return [_Text(path, encoding, delimiter, missing, skip, comment) for delimiter in some]
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ def _fit(text: _Text) -> tuple[int, float]:
         likely = text.delimiter not in " |" or len(sample[1]) == len(sample[0]) or _has_row_names(text, sample)
         return 2 if likely else 0, 0.0  # names may contain blanks
     fields = [field for record in sample[1:] or sample for field in record]
-    return 3, sum(any(_is_value(field, sign) for sign in text.decimals) for field in fields) / len(fields)
+    return 3, sum(any(_is_value(text, field, sign) for sign in text.decimals) for field in fields) / len(fields)
 
 
 def _lay_out(text: _Text, label: str | int | None, header: bool | None, drop: Wanted, only: Wanted) -> _Layout:
@@ -414,7 +420,7 @@ def _kind(text: _Text, field: str) -> str:
     """The kind of a field: number, missing, or word."""
     if any(_is_number(field, sign) for sign in text.decimals):
         return "number"
-    return "missing" if field.strip().lower() in _MISSING else "word"
+    return "missing" if text.missing.marks(field) else "word"
 
 
 def _value(text: _Text, field: str) -> float:
@@ -466,7 +472,7 @@ def _parsed(text: _Text, layout: _Layout, decimal: str) -> Iterator[tuple[tuple[
             names=list(range(layout.width)),
             index_col=False,
             usecols=layout.kept,
-            na_values=_MARKERS,
+            na_values=[*_MARKERS, *text.missing.words],
             keep_default_na=False,
             skip_blank_lines=False,
             skipinitialspace=True,
@@ -518,7 +524,7 @@ def _faults(text: _Text, layout: _Layout, decimal: str) -> tuple[dict[str, _Faul
         if _is_number(field, decimal):
             continue
         name = layout.columns[column]
-        if field.lower() in _MISSING:
+        if text.missing.marks(field):
             missing[name] += 1
         else:
             fault = faults.get(name, _Fault(line, field))
@@ -534,15 +540,16 @@ def _complaint(text: _Text, rows: int, faults: dict[str, _Fault], missing: dict[
         which += f"; of its {rows} fields {count} {'is not a number' if count == 1 else 'are not numbers'}"
     if missing:
         which += f", and values are missing: {listed([f'{count} of {column!r}' for column, count in missing.items()])}"
-    comma = field not in _MISSING and _is_number(field, ",")
+    comma = field not in WORDS and _is_number(field, ",")
     hint = "; a decimal comma is supported only with semicolons or tabs as delimiters: write a point" if comma else ""
     if _GROUPED.fullmatch(field):
         hint = "; write it without thousands separators"
-    if any(_is_value(field, sign) for sign in text.decimals):
+    if any(_is_value(text, field, sign) for sign in text.decimals):
         hint = "; other numbers use another decimal sign: use only one of the two"
     out = [*faults, *missing]
     mend = (
-        f"correct {'that line' if count == 1 else 'those lines'} (a missing value is an empty field), or "
+        f"correct {'that line' if count == 1 else 'those lines'} (if the value is missing, pass missing={field!r}, in "
+        f"a shell --missing {shlex.quote(field)}), or "
         if few
         else ""
     )
@@ -570,7 +577,7 @@ def _classes(labels: list[str], decimals: str) -> NDArray[np.generic]:
     for sign in decimals:
         if all(_REAL[sign].fullmatch(label) for label in labels):
             return np.array([float(label.replace(sign, ".")) for label in labels])
-    missing = _MISSING - {"-"} if "+" in labels else _MISSING
+    missing = WORDS - {"-"} if "+" in labels else WORDS
     return np.array([None if label.lower() in missing else label for label in labels], dtype=object)
 
 
@@ -578,6 +585,6 @@ def _is_number(field: str, decimal: str) -> bool:
     return bool(_NUMBER[decimal].fullmatch(field.strip()))
 
 
-def _is_value(field: str, decimal: str) -> bool:
+def _is_value(text: _Text, field: str, decimal: str) -> bool:
     """Whether a field is a number or a marker of a missing value."""
-    return _is_number(field, decimal) or field.strip().lower() in _MISSING
+    return _is_number(field, decimal) or text.missing.marks(field)

@@ -7,7 +7,7 @@ __all__ = ["Findings", "IndexColumnWarning"]
 import math
 import warnings
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .columns import advise_drop, listed
 from .counters import Counters
+from .missing import Missing
 from .preparation import Moments
 from .stand_ins import StandIns
 from .tables import Table
@@ -38,6 +39,7 @@ class Findings:
         images: whether the data are images.
         spread: whether moments are always needed.
         of_file: whether the table is from a file, for the advice in messages.
+        missing: what marks missing values; None if there may be none.
     """
 
     def __init__(
@@ -50,16 +52,21 @@ class Findings:
         images: bool,
         spread: bool,
         of_file: bool,
+        missing: Missing | None = None,
     ) -> None:
         shape = table.x.shape
         self._columns, self._dtype, self._levels, self._of_file = table.columns, dtype, levels, of_file
+        self._allowed = missing
         self._whole = levels is not None or not dtype.is_floating_point  # whether fractions are errors
         self._spread = spread or _may_round(table.x.dtype, dtype)
         self._train = np.zeros(shape[0], bool)
         self._train[train] = True
         self._images = images
         self._vectors = not images and len(shape) > 2  # the steps of a sequence
-        self.moments = Moments(shape[-1:] if self._vectors else shape[1:])
+        features = shape[-1:] if self._vectors else shape[1:]
+        self.moments = Moments(features)
+        self._known_rows = np.full(shape[0], missing is None)  # with an observed value
+        self._known_features = np.full(features, missing is None)  # with an observed value in the training data
         self._counters = Counters((0, 0) if images else shape, table.columns)
         self._stand_ins = StandIns(shape[1] if len(shape) == 2 and not images else 0)
         self._missing = self._infinite = 0
@@ -73,21 +80,27 @@ class Findings:
         """Process a piece and its position."""
         some, _, columns = place
         start = (some.start or 0, columns.start or 0)
-        finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
-        if not finite.all():
-            places, nan = np.argwhere(~finite), int(np.isnan(values).sum())
+        finite = np.isfinite(values) if values.dtype.kind == "f" else np.full(values.shape, True)
+        legal = finite if self._allowed is None else finite | np.isnan(values)
+        if not legal.all():
+            places, nan = np.argwhere(~legal), 0 if self._allowed is not None else int(np.isnan(values).sum())
             self._missing, self._infinite = self._missing + nan, self._infinite + len(places) - nan
             if self._columns:
-                for column, count in enumerate((~finite).reshape(len(values), -1).sum(0).tolist()):
+                for column, count in enumerate((~legal).reshape(len(values), -1).sum(0).tolist()):
                     self._at[start[1] + column] += count
             places = places[:_SHOWN] + np.array([start[0], *[0] * (values.ndim - 2), start[1]])
             self._places = sorted([*self._places, *map(tuple, places.tolist())])[:_SHOWN]
-            values = values[finite]
         elif not self._places:
             self._add(some, columns, values)
             self._counters.look(values, *start)
             if not self._images:
                 self._stand_ins.look(values, start[1])
+            if self._allowed is not None:
+                self._known_rows[some] |= finite.reshape(len(values), -1).any(1)
+                train = finite[self._train[some]]
+                self._known_features[..., columns] |= self._steps(train).any(0)
+        if not finite.all():
+            values = values[finite]
         if values.size:
             self._low, self._high = min(self._low, values.min().item()), max(self._high, values.max().item())
         if self._whole and not self._fractions and values.dtype.kind == "f":
@@ -98,10 +111,16 @@ class Findings:
             return
         train = values[self._train[some]].astype(np.float64, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers whose squares overflow
-            self.moments.add(train.reshape(-1, train.shape[-1]) if self._vectors else train, columns)
+            self.moments.add(self._steps(train), columns)
+
+    def _steps(self, values: NDArray[_Kind]) -> NDArray[_Kind]:
+        """The rows of values whose features have moments of their own: for sequences their steps."""
+        return values.reshape(-1, values.shape[-1]) if self._vectors else values
 
     def check(self, name: str, rounded: bool = True) -> None:
         """Raise ValueError for missing values, and for values that the dtype (if ``rounded``) or levels would change.
+
+        Where values may be missing, a row or a feature must have an observed one.
 
         Raises:
             ValueError: for such values; the message gives their number and positions.
@@ -117,7 +136,11 @@ class Findings:
             counts = listed([f"{self._at[i]} of {columns[i]!r}" for i in sorted(self._at) if self._at[i]])
             out = f" ({counts})" if bad else ""
             out += f"; or {advise_drop(bad)}" if self._of_file and 0 < len(bad) < len(columns) else ""
-            raise ValueError(f"{name} has {' and '.join(what)}, at {where}: drop those rows, or fill in values{out}")
+            mark = "pass missing='nan', in a shell --missing nan, if they were not observed; " if self._missing else ""
+            raise ValueError(
+                f"{name} has {' and '.join(what)}, at {where}: {mark}drop those rows, or fill in values{out}"
+            )
+        self._check_known(name)
         ends = f"values from {self._low:g} to {self._high:g}"
         if dtype.is_floating_point:
             largest = max(abs(self._low), abs(self._high))
@@ -137,6 +160,22 @@ class Findings:
                 )
         if levels is not None and (self._low < 0 or self._high > levels - 1 or self._fractions):
             raise ValueError(f"{name} has {ends}, but levels={levels} requires integers from 0 to {levels - 1}")
+
+    def _check_known(self, name: str) -> None:
+        """Raise ValueError for rows without any observed value, and for features without one in the training data."""
+        if len(empty := np.flatnonzero(~self._known_rows)):
+            many = len(empty) > 1
+            raise ValueError(
+                f"{name} has {len(empty)} row{'s' * many} without any observed value, row{'s' * many} "
+                f"{listed(empty.tolist())}: drop {'them' if many else 'it'}"
+            )
+        if len(unknown := np.flatnonzero(~self._known_features.reshape(-1)).tolist()):
+            out = [self._columns[i] for i in unknown] if self._columns else list(map(str, unknown))
+            remedy = advise_drop(out) if self._of_file else f"leave {'them' if len(out) > 1 else 'it'} out of x"
+            raise ValueError(
+                f"{name} has no observed training value of {_which(unknown[0], self._columns)}"
+                f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: {remedy}"
+            )
 
     def _check_rounding(self, name: str) -> None:
         """Raise ValueError if the rounding steps of the dtype are not small compared with the spread of a feature."""
@@ -161,7 +200,7 @@ class Findings:
         for i, (code, count) in list(self._stand_ins.found().items())[:_SHOWN]:
             warnings.warn(
                 f"{name}: {_which(i, self._columns)} holds {code:g} in {count} row{'s' * (count > 1)}, far from its "
-                "other values: if it marks missing values, drop those rows, or fill in values",
+                f"other values: if it marks missing values, pass {(self._allowed or Missing()).advice(code)}",
                 stacklevel=4,
             )
 
@@ -172,6 +211,7 @@ def _may_round(given: np.dtype[Any], dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and given.kind in "iuf" and not narrow
 
 
+_Kind = TypeVar("_Kind", bound=np.generic)
 _SHOWN = 5  # positions named in a message
 _COARSE = 0.05  # harmless rounding, in standard deviations
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 from .arrays import LIMIT, Pieces, read_matlab, read_npy, read_npz
 from .columns import Wanted, select
 from .delimited import PACKED, read_csv
+from .missing import Missing
 from .tables import Table, read_parquet
 
 READ = ".npy, .npz, .mat, .parquet, and text such as .csv, .tsv, .txt, .data (also compressed as .gz, .bz2, .xz)"
@@ -78,6 +79,7 @@ def read_table(
     drop: Wanted = None,
     only: Wanted = None,
     member: str | None = None,
+    missing: Missing | None = None,
 ) -> Table:
     """Read a file of numbers in the format given by its suffix, or otherwise by its first bytes.
 
@@ -89,6 +91,7 @@ def read_table(
         drop: columns to omit, by name or position.
         only: the columns of the data, if not all others.
         member: the array of the data in an ``.npz`` or ``.mat`` file.
+        missing: its words mark missing values in text; :func:`from_array` applies its numbers and its mask.
 
     Returns:
         Its data and labels.
@@ -112,7 +115,7 @@ def read_table(
     if member is not None and kind not in (".npz", ".mat"):
         raise ValueError(f"member names an array of an .npz or .mat file, but got {path}")
     if kind == ".csv":
-        return read_csv(path, label, header, limit, drop, only)
+        return read_csv(path, label, header, limit, drop, only, missing)
     if kind == ".parquet":
         return read_parquet(path, label, limit, drop, only)
     if kind == ".npy":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["encode", "warn_of_many"]
+__all__ = ["encode", "is_missing", "warn_of_many"]
 
 import warnings
 from numbers import Number
@@ -27,7 +27,7 @@ def encode(
         labels = labels.astype(np.float64) if any(label % 1 for label in labels.tolist()) else labels.astype(np.int64)
     if labels.dtype.kind in "biuf":
         if labels.dtype.kind == "f" and (missing := np.flatnonzero(np.isnan(labels)).tolist()):
-            raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
+            raise _missing(name, missing)
         if labels.dtype.kind == "f" and (labels % 1 != 0).any():  # NaN for infinity
             other = labels[labels % 1 != 0]
             raise ValueError(
@@ -38,13 +38,20 @@ def encode(
         if len(labels) and labels.dtype.kind in "uf" and not -(2**63) <= int(labels.min()) <= int(labels.max()) < 2**63:
             raise ValueError(f"labels of {name} are as large as {labels.max()}, above int64: renumber the classes")
         return labels.astype(np.int64), ()
-    missing = [i for i, label in enumerate(labels.tolist()) if _is_missing(label)]
+    missing = [i for i, label in enumerate(labels.tolist()) if is_missing(label)]
     if missing:
-        raise ValueError(f"labels of {name} have {len(missing)} missing values, the first in row {missing[0]}")
+        raise _missing(name, missing)
     words = [_word(label) for label in labels.tolist()]  # in an array, each would be as long as the longest
     classes = sorted(set(words))
     code = {word: i for i, word in enumerate(classes)}
     return np.fromiter((code[word] for word in words), np.int64, len(words)), tuple(classes)
+
+
+def _missing(name: str, rows: list[int]) -> ValueError:
+    return ValueError(
+        f"labels of {name} have {len(rows)} missing values, the first in row {rows[0]}: give these data points a class "
+        "of their own, drop them, or omit the labels"
+    )
 
 
 def _word(label: Any) -> str:
@@ -57,7 +64,7 @@ def _word(label: Any) -> str:
         return label.decode("latin-1")
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
     """Whether a label is None, NaN, or the missing value of pandas."""
     return label is None or type(label).__name__ in ("NAType", "NaTType") or bool(label != label)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from .cards import Card, cards
 from .columns import Wanted
 from .dataset import Dataset
 from .formats import READ, is_path, read_table
+from .missing import Missing
 from .own import from_array
 from .preparation import Split, prepare
 from .published import READERS
@@ -52,6 +53,7 @@ def load(
     member: str | None = None,
     levels: int | None = None,
     image_shape: tuple[int, ...] | None = None,
+    missing: Any = None,
     limit: int | None = None,
 ) -> Dataset:
     r"""Load a data set by name, one of :func:`cards`, or your own data from a file.
@@ -87,6 +89,9 @@ def load(
         member: of an ``.npz`` or ``.mat`` file, the array of the data; None: the only one, or the one called ``x``.
         levels: of a file, the number of grey levels, if the data are grey levels.
         image_shape: of a file, (height, width) or (channels, height, width), if the data are images.
+        missing: of a file, what marks values that were not observed, besides NaN and null: ``"nan"`` for nothing else,
+            in a text empty cells and NA, N/A, NaN, null, None, ?, -; a word, a number or a list of them, such as -999;
+            or a Boolean mask (:func:`from_array`). None: a missing value is an error.
         limit: the maximal bytes of a file's data in memory; 4 GiB if None.
 
     Returns:
@@ -113,7 +118,8 @@ def load(
     if "://" in str(name):
         raise ValueError(f"{name} is an address: download the file, and pass its path")
     if not isinstance(name, str) or (name not in cards() and is_path(name)):
-        table = read_table(Path(name), label, header, limit or LIMIT, drop, only, member)
+        marks = Missing.of(missing)
+        table = read_table(Path(name), label, header, limit or LIMIT, drop, only, member, marks)
         return from_array(
             table,
             name=Path(name).stem,
@@ -124,6 +130,7 @@ def load(
             binarize=binarize,
             dequantize=bool(dequantize),
             standardize=standardize,
+            missing=marks,
             dtype=dtype,
         )
     card = _card(name)
@@ -135,6 +142,7 @@ def load(
         "member": member,
         "levels": levels,
         "image_shape": image_shape,
+        "missing": missing,
         "limit": limit,
     }
     if given := [argument for argument, value in for_files.items() if value is not None]:

@@ -6,6 +6,7 @@ __all__ = ["from_array"]
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from .dataset import Dataset
 from .findings import Findings
 from .images import Images, images_of
 from .labels import encode, warn_of_many
+from .missing import Missing
 from .preparation import Moments, Split, check_scale, draw_split, prepare
+from .tables import Table
 
 
 @checked
@@ -38,6 +41,7 @@ def from_array(
     binarize: str | None = None,
     dequantize: bool = False,
     standardize: bool = False,
+    missing: Any = None,
     dtype: torch.dtype = torch.float32,
     limit: int = LIMIT,
 ) -> Dataset:
@@ -63,6 +67,10 @@ def from_array(
         dequantize: whether to add uniform noise to grey levels, so that they have a density (:func:`load`).
         standardize: whether to subtract the mean and divide by the standard deviation of each training feature, in
             float64, before the values are stored.
+        missing: None: a missing value is an error. ``"nan"``: NaN, None and masked values were not observed. A word, a
+            number or a list of them, such as ``-999`` or ``["?", -999]``: so were values equal to it. Or a Boolean mask
+            of the shape of x, True where a value was not observed. In the result such values are NaN, and statistics
+            are those of the observed values. Labels must be known.
         dtype: of the data.
         limit: the maximal bytes in memory of the items of a torch ``Dataset`` or of a sparse matrix made dense; 4 GiB
             by default.
@@ -71,11 +79,13 @@ def from_array(
         The :class:`Dataset`.
 
     Raises:
-        ValueError: if the data are empty, not numeric, of another shape, have missing or infinite values (the message
-            gives their number and positions), are not grey levels although ``levels`` is given, or would lose precision
-            by rounding; if labels do not match the data or are not classes; if the data exceed ``limit``; and as for
-            :func:`load`.
-        TypeError: for a torch ``Dataset`` without a length, a ``DataLoader``, a path, or data that already have splits.
+        ValueError: if the data are empty, not numeric, of another shape, have infinite values or, without ``missing``,
+            missing ones (the message gives their number and positions), are not grey levels although ``levels`` is
+            given, or would lose precision by rounding; if a mask has another shape, a row has no observed value, a
+            feature has none in the training data, or ``dtype`` has no NaN; if labels do not match the data, are missing
+            or are not classes; if the data exceed ``limit``; and as for :func:`load`.
+        TypeError: for a torch ``Dataset`` without a length, a ``DataLoader``, a path, data that already have splits, or
+            another type of ``missing``.
 
     Example:
         >>> data = from_array(torch.arange(40.0).reshape(20, 2), [0, 1] * 10, standardize=True)
@@ -83,9 +93,21 @@ def from_array(
         <Dataset array: 16 training, 2 validation, 2 test data of 2 features; standardized; licence: none stated>
         >>> round(data.train.mean().item(), 6), data.labels["test"].shape
         (0.0, torch.Size([2]))
+        >>> data = from_array([[1.0, -999.0], [2.0, 3.0], [4.0, 5.0]], missing=-999, split=(3, 0, 0))
+        >>> data
+        <Dataset array: 3 training, 0 validation, 0 test data of 2 features; 17 % missing; licence: none stated>
+        >>> int(data.masks["train"].sum())
+        1
     """
-    table = of_memory(x, labels, limit)
+    given = Missing.of(missing)
+    table = of_memory(x, labels, limit, given)
     n, *sizes = _checked_shape(name, table.x)
+    if given is not None:
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"missing= needs a floating-point dtype for NaN, but got {dtype}: use torch.float32 or torch.float64"
+            )
+        table = replace(table, x=given.applied(name, table.x, table.columns))
     images = None if image_shape is None else images_of(name, tuple(sizes), image_shape)
     if dequantize and levels is None:
         raise ValueError(f"dequantize needs the number of levels of {name}: pass levels, for bytes levels=256")
@@ -95,8 +117,11 @@ def from_array(
         raise ValueError(f"dtype is {dtype}, but data are real: use torch.float32 or torch.float64")
     rows = draw_split(n, split, seed)
     codes, classes = (None, ()) if table.labels is None else encode(name, table.labels, n, sizes)
+    of_file = isinstance(x, Table)
     direct = standardize and levels is None and binarize is None  # with statistics of the values before rounding
-    found = Findings(table, rows["train"], dtype, levels, images=images is not None, spread=direct, of_file=table is x)
+    found = Findings(
+        table, rows["train"], dtype, levels, images=images is not None, spread=direct, of_file=of_file, missing=given
+    )
     if direct:
         for place, values in _native(table.x):
             found.look(place, values)

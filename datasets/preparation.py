@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["SPLITS", "Moments", "Split", "check_scale", "draw_split", "prepare"]
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,12 +93,16 @@ def prepare(
 
 
 def _each(data: Dataset, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Dataset:
-    """Apply a change to all rows, some rows at a time, in the order of the splits."""
+    """Apply a change to all rows, some rows at a time, in the order of the splits; missing values stay NaN."""
 
     def changed(x: Tensor) -> Tensor:
         made = x if x.dtype == dtype else torch.empty_like(x, dtype=dtype)
         for part, target in zip(_blocks(x), _blocks(made), strict=True):
-            target.copy_(change(part))
+            holes = part.isnan() if part.is_floating_point() else None
+            if holes is None or not holes.any():
+                target.copy_(change(part))
+            else:  # the observed values become what they would be without holes, noise included
+                target.copy_(change(part.masked_fill(holes, 0))).masked_fill_(holes, torch.nan)
         return made
 
     return replace(data, train=changed(data.train), validation=changed(data.validation), test=changed(data.test))
@@ -130,11 +135,14 @@ def _binarized(data: Dataset, how: str, seed: int) -> Dataset:
     if data.levels == 2:
         raise ValueError(f"{data.name} is binary: there is nothing to binarize")
     for split in SPLITS:
-        x = getattr(data, split)
-        if x.numel() and (x.min() < 0 or x.max() > 1):
+        low, high = math.inf, -math.inf
+        for part in _blocks(getattr(data, split)):
+            if len(seen := part[~part.isnan()]):
+                low, high = min(low, seen.min().item()), max(high, seen.max().item())
+        if low < 0 or high > 1:
             raise ValueError(
-                f"binarize needs values between 0 and 1, but {data.name} has values from {x.min():g} to {x.max():g}; "
-                "if they are grey levels, pass their number, such as levels=256"
+                f"binarize needs values between 0 and 1, but {data.name} has values from {low:g} to {high:g}; if they "
+                "are grey levels, pass their number, such as levels=256"
             )
     noise = torch.Generator().manual_seed(seed)
     change = {
@@ -164,7 +172,7 @@ def _standardized(data: Dataset, dtype: torch.dtype) -> Dataset:
 
 
 class Moments:
-    """Mean and standard deviation of features in float64, accumulated over blocks of rows.
+    """Mean and standard deviation of features in float64, accumulated over blocks of rows; NaN is left out.
 
     Args:
         shape: of the features.
@@ -178,21 +186,26 @@ class Moments:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._rows = np.zeros(shape[-1], np.int64)
+        self._rows = np.zeros(shape, np.int64)  # with an observed value
         self._first, self._mean, self._squares = np.zeros((3, *shape))
 
     def add(self, x: NDArray[np.float64], columns: slice = slice(None)) -> None:
         """Add rows [n, ..., k] of these columns of the last dimension."""
         if not len(x):
             return
-        here, n, m = (..., columns), self._rows[columns], len(x)
-        self._first[here] = np.where(n > 0, self._first[here], x[0])  # a shift near the mean, to avoid loss of digits
+        here = (..., columns)
+        n, seen = self._rows[here], ~np.isnan(x)
+        whole = bool(seen.all())
+        m = np.full(n.shape, len(x)) if whole else seen.sum(0)
+        first = x[0] if whole else np.where(m > 0, np.take_along_axis(x, seen.argmax(0)[None], 0)[0], 0.0)
+        self._first[here] = np.where(n > 0, self._first[here], first)  # a shift near the mean, to avoid loss of digits
         x = x - self._first[here]
-        mean = x.mean(0)
-        off = mean - self._mean[here]
-        self._mean[here] += off * m / (n + m)
-        self._squares[here] += ((x - mean) ** 2).sum(0) + off**2 * n * m / (n + m)
-        self._rows[columns] = n + m
+        mean = (x if whole else np.where(seen, x, 0.0)).sum(0) / np.maximum(1, m)
+        off, total = mean - self._mean[here], np.maximum(1, n + m)
+        squares = (x - mean) ** 2
+        self._mean[here] += off * m / total
+        self._squares[here] += (squares if whole else np.where(seen, squares, 0.0)).sum(0) + off**2 * n * m / total
+        self._rows[here] = n + m
 
     @property
     def location(self) -> NDArray[np.float64]:

@@ -33,14 +33,17 @@ class StandIns:
         self._others = np.zeros(width, np.int64)
 
     def look(self, values: NDArray[np.generic], column: int) -> None:
-        """Process a piece of finite numbers [n, X] that begins at this column."""
+        """Process a piece of finite or missing numbers [n, X] that begins at this column."""
         if values.ndim != 2 or values.dtype.kind not in "if" or not len(values):
             return
         here = slice(column, column + values.shape[1])
-        low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
-        others = np.full(values.shape[1], len(values))
+        gone = np.isnan(values)
+        holes = gone.any()
+        low = (np.where(gone, np.inf, values) if holes else values).min(0).astype(np.float64)
+        high = (np.where(gone, -np.inf, values) if holes else values).max(0).astype(np.float64)
+        others = len(values) - gone.sum(0)
         for i in np.flatnonzero(np.isin(low, _CODES) | np.isin(high, _CODES)).tolist():
-            of = values[:, i].astype(np.float64)
+            of = values[~gone[:, i], i].astype(np.float64)
             coded = np.isin(of, _CODES)
             self._count[:, column + i] += (of[coded] == _CODES[:, None]).sum(1)
             others[i] -= coded.sum()

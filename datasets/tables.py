@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .arrays import LIMIT, Pieces, check_size
 from .columns import Wanted, advise_drop, advise_label, check_names, listed, select
+from .missing import Missing
 
 
 @dataclass(frozen=True)
@@ -200,15 +201,15 @@ def is_frame(x: object) -> bool:
     return pandas is not None and isinstance(x, pandas.DataFrame)
 
 
-def of_frame(frame: Any, label: str | int | None = None) -> Table:
-    """The columns of a DataFrame, without its index.
+def of_frame(frame: Any, label: str | int | None = None, missing: Missing | None = None) -> Table:
+    """The columns of a DataFrame, without its index; text becomes numbers only where ``missing`` marks the other cells.
 
     Raises:
         ValueError: if a column other than the label is not numeric, or two columns have the same name.
     """
     check_names(_FRAME, list(frame.columns))
     columns = {str(name): _plain(frame.iloc[:, i]) for i, name in enumerate(frame.columns)}
-    return _of_columns(_FRAME, columns, label if label is None else str(label))
+    return _of_columns(_FRAME, columns, label if label is None else str(label), missing)
 
 
 def _plain(column: Any) -> NDArray[np.generic]:
@@ -220,12 +221,18 @@ def _plain(column: Any) -> NDArray[np.generic]:
     return values if values.dtype.kind in "biuf" else values.astype(np.float64)
 
 
-def _of_columns(source: str, columns: dict[str, NDArray[np.generic]], label: str | int | None) -> Table:
+def _of_columns(
+    source: str, columns: dict[str, NDArray[np.generic]], label: str | int | None, missing: Missing | None
+) -> Table:
     names = tuple(columns)
     if label is not None and label not in names:
         raise ValueError(f"{source} has no column {label!r} for labels=; it has {listed(names)}")
     at = None if label is None else names.index(str(label))
     kept = [name for i, name in enumerate(names) if i != at]
+    if missing is not None:
+        texts = [name for name in kept if columns[name].dtype.kind == "O"]
+        read = {name: missing.numeric(columns[name]) for name in texts}
+        columns = {**columns, **{name: numbers for name, numbers in read.items() if numbers is not None}}
     wrong = {name: str(columns[name].dtype) for name in kept if columns[name].dtype.kind not in "biuf"}
     if wrong:
         _refuse_columns(source, wrong)

@@ -170,6 +170,17 @@ class LowRankGaussian(Drawn):
         self.basis, root = torch.linalg.qr(torch.cat([factor, eye], -2))  # [..., D + R, R], [..., R, R]
         self.log_det = scale.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean, [..., D]."""
+        return self.loc.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """diag(s) (I + U U^T) diag(s), [..., D, D]."""
+        root = self.scale.unsqueeze(-1) * self.factor
+        return root @ root.mT + torch.diag_embed(self.scale.square())
+
     def draw(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """A sample, and its log-density from the noise."""
         D, rank = self.factor.shape[-2:]

@@ -10,7 +10,7 @@ __all__ = ["Mixture"]
 import math
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Categorical, Independent, Normal, TorchDistribution
 from torch import Size, Tensor
 from torch.nn import functional as F
 
@@ -78,6 +78,22 @@ class _Mixture(Drawn):
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
         super().__init__(loc.shape[:-2], loc.shape[-1:])
         self.log_weights, self.loc, self.scale = logits.log_softmax(-1), loc, scale  # [..., C], [..., C, D]
+
+    @property
+    def mixture_distribution(self) -> Categorical:
+        """The distribution of the component."""
+        return Categorical(logits=self.log_weights)
+
+    @property
+    def component_distribution(self) -> Independent:
+        """The distribution of a value given its component: batch shape [..., C], event shape [D]."""
+        return Independent(Normal(self.loc, self.scale), 1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, [..., D]."""
+        mean: Tensor = (self.log_weights.exp().unsqueeze(-1) * self.loc).sum(-2)
+        return mean.expand(self.batch_shape + self.event_shape)
 
     def draw(self, shape: Size) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

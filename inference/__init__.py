@@ -21,6 +21,7 @@ from .measure.decoding import decode, encode, reconstruct
 from .measure.diagnostics import pareto_k
 from .measure.evaluate import Evidence, evaluate
 from .measure.gaps import Gaps, gaps
+from .measure.impute import HeldOut, Imputation, held_out, impute
 from .measure.rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
 from .training.callbacks import Callback, CSVLogger, TensorBoardLogger
 from .training.checkpoint import restore
@@ -47,7 +48,9 @@ __all__ = [
     "GradientSignal",
     "GuideDistance",
     "HasEvidence",
+    "HeldOut",
     "History",
+    "Imputation",
     "LinearAnnealing",
     "MCMCConvergenceWarning",
     "Objective",
@@ -72,6 +75,8 @@ __all__ = [
     "float32_products",
     "gaps",
     "gradient_signal",
+    "held_out",
+    "impute",
     "likely_reason",
     "log_joint",
     "log_weights",

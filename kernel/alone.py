@@ -18,6 +18,8 @@ from contextlib import contextmanager
 
 import torch
 
+from jensen.missing import holes_forgotten
+
 from .caller import outside
 
 
@@ -26,6 +28,7 @@ class _Process:
 
     def __init__(self, forked: bool = False) -> None:
         self.lock = threading.RLock()
+        self.depth = 0  # of nested blocks
         self.forked = forked
 
 
@@ -60,4 +63,10 @@ def alone() -> Iterator[None]:
                 stacklevel=outside(),
             )
         process.forked = False
-        yield
+        process.depth += 1
+        try:
+            yield
+        finally:
+            process.depth -= 1
+            if not process.depth:
+                holes_forgotten()

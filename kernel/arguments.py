@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from jensen.checked import as_data, check_data
+from jensen.missing import expect_holes
 
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
@@ -77,6 +78,7 @@ def check_tensors(data: Any) -> None:
         raise TypeError(_no_tensor(data))
     for i, x in enumerate(tensors):
         check_data(x, f"data[{i}]" if isinstance(data, tuple) else "data")
+    expect_holes(*tensors)
 
 
 def in_a_line(error: BaseException) -> str:

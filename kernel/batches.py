@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from jensen.checked import shown
+from jensen.missing import expect_holes, has_holes
 from jensen.progress import progress_bar
 
 from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
@@ -60,14 +61,15 @@ _LOOKED_AT = 512  # data points checked at once
 
 
 def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | None) -> tuple[Tensor, ...]:
-    """The tensors on their device, the first one transformed."""
+    """The tensors on their device, the first one transformed; what is missing in it (NaN) stays missing."""
     moved = tuple(x if device is None else x.to(device) for x in tensors)
     if transform is None:
         return moved
     if not moved:
         raise ValueError("batch_transform is applied to the first tensor of the data, but data is ()")
     try:
-        made = transform(moved[0])
+        holes = moved[0].isnan() if has_holes(moved[0]) else None
+        made = transform(moved[0] if holes is None else moved[0].masked_fill(holes, 0.0))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"batch_transform fails on a tensor of shape {list(moved[0].shape)} ({in_a_line(error)}): it receives the "
@@ -78,6 +80,13 @@ def placed(tensors: Iterable[Tensor], device: Device, transform: Transform | Non
             f"batch_transform must return one row for each row of its input, of shape {list(moved[0].shape)}, but it "
             f"returned {shown(made)}"
         )
+    if holes is not None:
+        if made.shape != holes.shape:
+            raise ValueError(
+                f"batch_transform must keep the shape {list(holes.shape)} of data with missing values, but it returned "
+                f"{list(made.shape)}"
+            )
+        made = made.masked_fill(holes, math.nan)
     return (made, *moved[1:])
 
 
@@ -250,6 +259,7 @@ def stream(
             that holds values for other data, and the errors of :func:`~jensen.kernel.weights.check_pair`.
         TypeError: for a call that does not match the program's arguments.
     """
+    expect_holes(*data)
     n = rows_of(data)
     rows = n if is_autoguide(guide) else min(n, max(1, at_once // together), most or n)
     layout = layout_on(model, guide, data, rows)

@@ -65,6 +65,11 @@ def _not_finite(i: int, finite: Tensor) -> str:
     )
 
 
+def _missing(i: int, holes: Tensor) -> str:
+    row = holes.nonzero()[0].tolist()
+    return f"data[{i}] holds {int(holes.sum())} NaN, the first at index {row}"
+
+
 @contextmanager
 def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator[bool]:
     """Check data; if they contain NaN, also that the block runs on them. Yields whether they contain NaN.
@@ -87,8 +92,10 @@ def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator
     except (RuntimeError, ValueError) as error:
         i = holes[0]
         raise ValueError(
-            f"{_not_finite(i, finite[i])} (NaN may mark a missing value only if every log-density stays finite, as "
-            f"with pyro.distributions.NanMaskedNormal, but here: {str(error).splitlines()[0]})"
+            f"{_missing(i, ~finite[i])}, and model and guide do not run on it: if NaN marks missing values, give "
+            "missing='nan' to fit and evaluate (elsewhere the model as jensen.missing.observed_only(model)), and a "
+            "guide that reads NaN, such as an encoder in jensen.networks.Masked; else remove or fill these rows "
+            f"(the error: {str(error).splitlines()[0]})"
         ) from error
 
 

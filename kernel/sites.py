@@ -44,6 +44,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
+from jensen.missing import has_holes
+
 from .supports import log_density
 
 Program = Callable[..., Any]
@@ -108,8 +110,8 @@ def in_plate(fn: Callable[..., Any], particles: int, nesting: int) -> Callable[.
 
 
 def base_of(fn: Any) -> Any:
-    """The distribution inside ``Independent``, ``mask`` and ``expand``."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    """The distribution inside ``Independent``, ``mask`` and ``expand``, of all features of an observation."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Observed"):
         fn = fn.base_dist
     return fn
 
@@ -259,17 +261,21 @@ class AtMode(Messenger):
 
 
 def observed_numbers(site: Site) -> float:
-    """How many numbers of the data a site observes: the unmasked ones, times N/B in a subsampled plate."""
+    """How many numbers of the data a site observes: neither masked nor NaN, times N/B in a subsampled plate."""
     fn, value = site["fn"], site["value"]
     shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     seen = _masked(torch.ones(shape, dtype=torch.bool, device=value.device), site["mask"])
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Observed"):
         if isinstance(fn, Independent):
             inner = fn.event_shape[: fn.reinterpreted_batch_ndims]
             seen = seen.reshape(seen.shape + (1,) * len(inner)).expand(seen.shape + inner)
         seen = _masked(seen, getattr(fn, "_mask", None))
         fn = fn.base_dist
-    return float(seen.sum()) * int(fn.event_shape.numel()) * subsampling(plates_of(site))
+    seen = seen.reshape(seen.shape + (1,) * fn.event_dim)
+    if has_holes(value):
+        seen = seen & ~value.isnan()
+    numbers = torch.broadcast_shapes(seen.shape, shape + site["fn"].event_shape)
+    return float(seen.expand(numbers).sum()) * subsampling(plates_of(site))
 
 
 def _masked(seen: Tensor, mask: Any) -> Tensor:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, Distribution, Transform, constraints
 
+from jensen.missing import Observed
+
 
 def bounds_of(fn: Any) -> list[Tensor]:
     """The tensors that bound the support of a distribution; none if its support is fixed or unknown."""
@@ -41,6 +43,8 @@ def inside_of(fn: Any, value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: for a distribution without a support.
     """
+    if isinstance(fn, Observed):
+        return inside_of(fn.base_dist, fn.filled(value))
     inside: Tensor = fn.support.check(value)
     if (shifted := _shifted(fn)) is None:
         return inside
@@ -77,7 +81,7 @@ def _innermost(support: Any) -> Any:
 
 def _shifted(fn: Any) -> Any:
     """The ``TransformedDistribution`` inside a distribution, if its stated support hides a narrower one; else None."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution", "Observed"):
         fn = fn.base_dist
     if type(fn).__name__ != "TransformedDistribution":  # subclasses state their own support
         return None

@@ -6,6 +6,7 @@ __all__ = ["Terms", "stopped_log_q"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.independent import Independent
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from jensen.missing import Observed
 
 from .lifts import Half, Run, read_both
 from .sites import Scored, Site, SiteFacts, folded, padded, score, subsampling, summed_to
@@ -194,6 +197,30 @@ class Terms:
             assert frame.dim is not None
             shape[value.dim() - facts.event_dim + frame.dim] = frame.size
         return weights.reshape(shape)
+
+    def completed(self, site: str, how: Literal["mean", "sample"]) -> Tensor:
+        r"""An observed site with :math:`E[x_\text{mis} \mid x_\text{obs}, z]`, or a sample of it: [K, N, *event]."""
+        return self._of_observed(site, lambda fn, x: fn.completed(x, how))
+
+    def log_prob_each(self, site: str, values: Tensor) -> Tensor:
+        r"""Log p(y_j | x_obs, z) of each single value y_j where the observed site is missing: [K, N, *event].
+
+        Args:
+            site: the observed site.
+            values: y, of the shape of its values; NaN where there is none.
+        """
+        return self._of_observed(site, lambda fn, x: fn.log_prob_each(x, values))
+
+    def _of_observed(self, site: str, make: Callable[[Observed, Tensor], Tensor]) -> Tensor:
+        source, facts = self._of(site)[0], self.p[site]
+        depth = source.lifted.nesting + facts.event_dim
+
+        def of(sites: Mapping[str, Site]) -> Tensor:
+            fn = sites[site]["fn"]
+            fn = fn if isinstance(fn, Observed) else Observed(fn)
+            return padded(make(fn, sites[site]["value"]), depth + source.extra)
+
+        return source.read(of)
 
     def _of(self, site: str) -> tuple[Half, Half]:
         if self._halves is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jensen.checked import as_event, check_data
+from jensen.missing import HoledPlate
 
 
 def check_width(x: Tensor, event_shape: Sequence[int], owner: str) -> None:
@@ -48,6 +49,8 @@ def origin(features: int) -> Tensor:
 def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str) -> pyro.plate:
     """The plate of a model's data points: over the rows of ``x``, or over ``n`` new ones.
 
+    Inside it, observed sites score only what is not NaN: a missing value is not part of the likelihood.
+
     Raises:
         ValueError: if ``x`` is empty or of another shape than [N, *event_shape], or ``n`` is less than 1.
     """
@@ -56,7 +59,7 @@ def data_plate(x: Tensor | None, event_shape: Sequence[int], n: int, owner: str)
         n = len(x)
     if n < 1:
         raise ValueError(f"{owner} needs at least one data point, but got {n}")
-    return pyro.plate("data", n, dim=-1)
+    return HoledPlate("data", n, dim=-1)
 
 
 def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,8 @@ class Banana(_Curved):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, by quadrature in float64: [N], in the precision of ``x``."""
         check_reals(x, self.event_shape, "Banana")
-        return torch.cat([self._integral(part) for part in x.split(2**14)]).to(x.dtype)
+        log_p = torch.cat([self._integral(part) for part in x.split(2**14)]).to(x.dtype)
+        return log_p.masked_fill(x.isnan().squeeze(-1), 0.0)
 
     def _integral(self, x: Tensor) -> Tensor:
         x = x.double()
@@ -181,10 +182,12 @@ class Ring(_Curved):
         """Log p(x) of each row of ``x`` [N, 1], in nats, computed in float64: [N], in the precision of ``x``."""
         check_reals(x, self.event_shape, "Ring")
         if self.latent != 2:
-            return torch.cat([self._integral(part) for part in x.split(2**11)]).to(x.dtype)
-        t = x.squeeze(-1).double()
-        tail: Tensor = torch.special.log_ndtr(t / self.noise - self.noise / 2)
-        return (self.noise**2 / 8 - t / 2 - math.log(2) + tail).to(x.dtype)
+            log_p = torch.cat([self._integral(part) for part in x.split(2**11)])
+        else:
+            t = x.squeeze(-1).double()
+            tail = torch.special.log_ndtr(t / self.noise - self.noise / 2)
+            log_p = self.noise**2 / 8 - t / 2 - math.log(2) + tail
+        return log_p.to(x.dtype).masked_fill(x.isnan().squeeze(-1), 0.0)
 
     def _integral(self, x: Tensor) -> Tensor:
         x = x.double()

@@ -79,6 +79,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "datasets": {
         "Load data": ("load", "from_array", "Dataset", "cards", "Card", "Result"),
+        "Missing values": ("hide",),
         "Synthetic data": ("linear_gaussian", "linear_dynamics", "pinwheel", "bars"),
     },
     "plots": {

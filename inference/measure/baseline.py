@@ -8,10 +8,10 @@ r"""A trivial baseline: independent distributions, one per feature, fitted in cl
 | of zeros and ones | Bernoulli | (ones + 1/2) / (N + 1) |
 | of counts | Poisson | (sum + 1/2) / (N + 1) |
 
-A feature that is constant in the fit has no largest Gaussian density: its variance is set to 1 / (2 pi), so that
-its log-density is 0 at that constant. The halves come from Jeffreys' prior: values that are absent from the fit keep
-a positive probability. If a model's log p(x) is below the baseline, it has learned nothing, or something is wrong with
-the data or the training.
+Missing values (NaN) are left out of the fit and of the sum. A feature that is constant in the fit has no largest
+Gaussian density: its variance is set to 1 / (2 pi), so that its log-density is 0 at that constant. The halves come from
+Jeffreys' prior: values that are absent from the fit keep a positive probability. If a model's log p(x) is below the
+baseline, it has learned nothing, or something is wrong with the data or the training.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from jensen.checked import check_data, checked
 from jensen.kernel.sites import base_of
 from jensen.kernel.weights import Program, observed_sites
+from jensen.missing import has_holes
 
 Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
 
@@ -62,7 +63,9 @@ def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | 
     if len(seen) != 1 or seen[0]["mask"] is not None:
         return None
     fn, value = seen[0]["fn"], seen[0]["value"]
-    if value.numel() != data[0].numel() or not torch.equal(value.reshape(data[0].shape).to(data[0]), data[0]):
+    if value.numel() != data[0].numel():
+        return None
+    if not torch.allclose(value.reshape(data[0].shape).to(data[0]), data[0], rtol=0.0, atol=0.0, equal_nan=True):
         return None
     if type(fn).__name__ == "MaskedDistribution" or math.prod(fn.shape()) != value.numel():
         return None
@@ -92,7 +95,7 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
         The :class:`Baseline`.
 
     Raises:
-        ValueError: for data that are empty or not finite, and training data with other features.
+        ValueError: for data that are empty or infinite, and training data with other features.
 
     Example:
         >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
@@ -104,31 +107,36 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
     own = train is None
     rows = _rows(x, "x")  # [N, X]
     fitted = rows if train is None else _rows(train, "train")
+    seen, of_fit = ~rows.isnan(), ~fitted.isnan()
     if fitted.shape[1] != rows.shape[1]:
         raise ValueError(f"x and train need the same features, but got {list(x.shape)} and {list(fitted.shape)}")
+    rows, fitted = rows.nan_to_num(0.0), fitted.nan_to_num(0.0)
+    count = of_fit.sum(0).clamp_min(1)
     if kind == "Gaussian":
-        location = fitted.mean(0)
-        variance = (fitted - location).square().mean(0)
-        constant = (fitted == fitted[0]).all(0)
+        location = fitted.sum(0) / count
+        variance = torch.where(of_fit, fitted - location, 0.0).square().sum(0) / count
+        low, high = (torch.where(of_fit, fitted, end) for end in (math.inf, -math.inf))
+        constant = low.amin(0) >= high.amax(0)
         variance = variance.clamp_min(1e-300).masked_fill(constant, 1 / (2 * math.pi))
         log_f = -0.5 * ((rows - location).square() / variance + (2 * math.pi * variance).log())
     else:
-        mean = (fitted.sum(0) + 0.5) / (len(fitted) + 1)
+        mean = (fitted.sum(0) + 0.5) / (of_fit.sum(0) + 1)
         log_f = rows * mean.log()
         log_f = log_f + ((1 - rows) * (-mean).log1p() if kind == "Bernoulli" else -mean - torch.lgamma(rows + 1))
+    log_f = torch.where(seen, log_f, 0.0)
     parameters = rows.shape[1] * (2 if kind == "Gaussian" else 1)
     return Baseline(kind, log_f.sum(1), own, favour=parameters / len(rows) if own else 0.0)
 
 
 def _rows(x: Tensor, name: str) -> Tensor:
-    """The data in float64, [N, X].
+    """The data in float64, [N, X], NaN where a value is missing.
 
     Raises:
-        ValueError: if they are empty or not finite.
+        ValueError: if they are empty or infinite.
     """
     check_data(x, name)
-    if not x.numel() or not x.dim() or not bool(x.isfinite().all()):
-        raise ValueError(f"{name} has data of shape [N, ...] without NaN or infinity, but got {list(x.shape)}")
+    if not x.numel() or not x.dim() or bool(x.isinf().any()):
+        raise ValueError(f"{name} has data of shape [N, ...] without infinity, but got {list(x.shape)}")
     return x.detach().reshape(len(x), -1).double().cpu()
 
 
@@ -145,13 +153,15 @@ def likely_reason(x: Tensor, index: bool = True) -> str:
         far from 1; each with the remedy.
 
     Raises:
-        ValueError: for data that are empty or not finite.
+        ValueError: for data that are empty or infinite.
 
     Example:
         >>> likely_reason(torch.randn(50, 2) * torch.tensor([1.0, 500.0]))[:35]
         'features differ in scale by a facto'
     """
     rows = _rows(x, "x")
+    if has_holes(rows):  # a missing value is taken as the mean of its feature
+        rows = torch.where(rows.isnan(), rows.nanmean(0).nan_to_num(0.0), rows)
     low, high = float(rows.min()), float(rows.max())
     if 16 <= high <= 255 and low >= 0 and rows.shape[1] >= 9 and bool((rows == rows.floor()).all()):
         levels = 256 if high > 63 else int(high) + 1

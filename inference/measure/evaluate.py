@@ -39,6 +39,7 @@ from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
 from jensen.kernel.sites import observed_numbers
 from jensen.kernel.weights import Program, observed_sites
+from jensen.missing import Missing, has_holes, prepared
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
@@ -302,6 +303,7 @@ def evaluate(
     train: Data | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
+    missing: Missing = None,
     chunk_size: int | None = None,
     max_plate_nesting: int | None = None,
     compile: Compile = "auto",
@@ -348,6 +350,8 @@ def evaluate(
             measured data, which favours it, and its row is marked.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
+        missing: ``"nan"``, or a Boolean mask of the first tensor, as for :func:`fit`: log p(x) is then that of the
+            observed values.
         chunk_size: how many (data point, particle) combinations are run at once (how many particles, if the model holds
             its data); None: as many as fit into a processor's cache.
         max_plate_nesting: how many dimensions the plates take, as in Pyro's losses. None: found by a run.
@@ -381,6 +385,7 @@ def evaluate(
         (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
+    model, data = prepared(model, data, missing)
     tensors = as_tensors(data, held=True)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
@@ -428,6 +433,14 @@ def evaluate(
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
+        if known is not None and bool(known.isnan().any()):
+            lost = int(known.isnan().sum())
+            warnings.warn(
+                f"log_evidence of the model is NaN for {lost} data points, so the exact log p(x) is omitted"
+                + (": it does not accept missing values" if any(map(has_holes, tensors)) else ""),
+                stacklevel=outside(),
+            )
+            known = None
         corrections = corrections_of(joined)
         evidence = Evidence(
             **joined,

@@ -51,6 +51,7 @@ from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
+from jensen.missing import Missing, prepared
 from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
@@ -86,6 +87,7 @@ def fit(
     resume: bool = False,
     batch_transform: Transform | None = None,
     freeze: nn.Module | Iterable[nn.Module] = (),
+    missing: Missing = None,
     max_plate_nesting: int | None = None,
     compile: Compile = "auto",
     callbacks: Callback | Iterable[Callback] = (),
@@ -99,6 +101,8 @@ def fit(
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+        Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets.
+        https://arxiv.org/abs/1812.02633
 
     Args:
         model: any Pyro model, called as ``model(*batch)``.
@@ -123,6 +127,11 @@ def fit(
         resume: continue from ``checkpoint`` if it exists: the result equals that of an uninterrupted run.
         batch_transform: applied to the first tensor of every batch: ``torch.bernoulli`` binarizes grey images.
         freeze: modules whose parameters do not change, in evaluation mode: ``freeze=model`` fits the guide alone.
+        missing: ``"nan"``: NaN in the data is a missing value, and every observed site scores only what was observed
+            (:func:`jensen.missing.observed_only`); or a Boolean mask of the first tensor, True where it is missing.
+            None: NaN is accepted where every log-density stays finite, as with all models of jensen. The encoder of
+            the guide must read NaN (:class:`jensen.networks.Masked`). With importance-weighted objectives this is
+            MIWAE (Mattei and Frellsen 2019).
         max_plate_nesting: how many dimensions the plates take, for jensen's objectives (Pyro's own have it as an
             argument). None: found by a run of model and guide.
         compile: whether steps run in a compiled graph, traced once: ``"auto"`` where that pays, ``True`` wherever
@@ -160,6 +169,7 @@ def fit(
     """
     warn_if_busy()
     start = time.perf_counter()
+    model, data = prepared(model, data, missing)
     train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
     held_out = None
     if validation is not None:

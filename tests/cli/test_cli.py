@@ -11,7 +11,9 @@ import torch
 
 from jensen import __version__
 from jensen.cli import main
+from jensen.cli.options import parser
 from jensen.cli.report import images_of
+from jensen.cli.sources import OWN, batch_transform, holds_bits, reopen, settle
 
 _QUICK = ["--epochs", "2", "--particles", "50", "--test-size", "20", "--no-pictures"]
 
@@ -412,6 +414,46 @@ def test_columns_and_headers_are_options(tmp_path, capsys, first, options, featu
     assert main(["evaluate", "--no-pictures", run, "--particles", "5"]) == 0
     assert main(["train", "--resume", "--run", run, *options, "--epochs", "2", "--no-pictures"]) == 0
     assert main(["train", "--resume", "--run", run, "--drop", "1", "--epochs", "2", "--no-pictures"]) == 2
+
+
+def _settled(file, *options):
+    given = parser().parse_args(["train", "--data", str(file), *options])
+    binarize = None if given.binarize == "none" else given.binarize
+    settings = {"source": given.data, "binarize": binarize, "dequantize": None, "seed": 0}
+    return settle({**settings, **{name: getattr(given, name) for name in OWN}}, density=True)[:2]
+
+
+def test_what_marks_missing_values_is_an_option(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(60, 3)).round(3).astype(str)
+    x[::3, 0], x[1::3, 1], x[2::3, 2] = "NA", "unknown", "-999"
+    (tmp_path / "own.csv").write_text("\n".join(map(",".join, [list("abc"), *x.tolist()])))
+    settings, data = _settled(tmp_path / "own.csv", "--missing", "unknown", "-999", "--standardize")
+    assert "own: 33 % of the values are missing" in capsys.readouterr().err
+    assert sum(int(mask.sum()) for mask in data.masks.values()) == 60
+    again = reopen(json.loads(json.dumps(settings)))  # as a run folder keeps them
+    torch.testing.assert_close(again.train, data.train, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="in a shell --missing unknown"):
+        _settled(tmp_path / "own.csv", "--missing=-999")
+    grey = np.where(np.arange(120).reshape(30, 4) % 7 == 0, np.nan, np.arange(120).reshape(30, 4) % 2)
+    np.save(tmp_path / "grey.npy", grey / 2)
+    settings, data = _settled(tmp_path / "grey.npy", "--missing", "nan", "--binarize", "dynamic")
+    drawn = batch_transform(settings)(data.train)
+    assert torch.equal(drawn.isnan(), data.masks["train"]) and set(drawn[~drawn.isnan()].tolist()) == {0, 1}
+    np.save(tmp_path / "bits.npy", grey)
+    assert holds_bits(_settled(tmp_path / "bits.npy", "--missing", "nan")[1])
+    np.save(tmp_path / "grey.npy", grey * 2)
+    with pytest.raises(ValueError, match="--binarize dynamic needs values between 0 and 1, but grey holds values from"):
+        _settled(tmp_path / "grey.npy", "--missing", "nan", "--binarize", "dynamic")
+
+
+def test_a_run_remembers_what_marks_missing_values(tmp_path, capsys):
+    file, run = _table(tmp_path / "own.csv", ["id,a,b,c,kind"]), str(tmp_path / "run")
+    options = ["--label", "kind", "--drop", "id", "--missing", "NA", "-999"]
+    assert main(["train", "--data", file, *options, *_SHORT, "--run", run]) == 0
+    assert json.loads((tmp_path / "run" / "configuration.json").read_text())["data"]["missing"] == ["NA", "-999"]
+    assert main(["train", "--resume", "--run", run, "--missing", "NA", "--epochs", "2", "--no-pictures"]) == 2
+    assert "--missing was ['NA', '-999'] when" in capsys.readouterr().err
+    assert main(["evaluate", "--no-pictures", run, "--particles", "5"]) == 0
 
 
 def test_what_is_doubtful_in_a_table_is_said_once(tmp_path, capsys):

@@ -602,12 +602,12 @@ def test_runs_older_than_an_option_are_as_if_it_was_not_given(tmp_path, capsys):
     for run in runs:
         assert main(["train", "--data", str(file), *_QUICK, "--epochs", "1", "--no-pictures", "--run", run]) == 0
     old = RunFolder.open(tmp_path / "old")
-    for name in ("header", "drop", "only", "member"):
+    for name in ("header", "drop", "only", "missing", "member"):
         del old.configuration["data"][name]
     old.write()
     assert main(["evaluate", "--no-pictures", *runs, "--particles", "5"]) == 0
     capsys.readouterr()
-    for option in (["--drop", "1"], ["--no-header"], ["--only", "0"]):
+    for option in (["--drop", "1"], ["--no-header"], ["--only", "0"], ["--missing", "NA"]):
         assert main(["train", "--resume", "--run", runs[0], *option, "--epochs", "2", "--no-pictures"]) == 2
         assert f"{option[0].replace('no-', '')} was not given when" in capsys.readouterr().err
     assert main(["train", "--resume", "--run", runs[0], "--epochs", "2", "--no-pictures"]) == 0

@@ -1,0 +1,204 @@
+"""Imputation and held-out values: against the conditional distributions of linear-Gaussian models."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from jensen.families import FullCovariance, Gaussian, Poisson
+from jensen.guides import PriorGuide
+from jensen.inference import HeldOut, Imputation, held_out, impute
+from jensen.models import VAE
+from jensen.networks import mlp
+from jensen.results.standard_errors import mc_error
+
+NAN = math.nan
+
+
+class _Linear(torch.nn.Module):
+    """A decoder mu + W z, so that the data are Gaussian."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, z):
+        return z @ self.weight.T
+
+
+def _linear(n=30, features=4, seed=0):
+    """A VAE whose data are Gaussian, with data in which about half of the values are missing, and the covariance."""
+    torch.manual_seed(seed)
+    weight = torch.randn(features, 2, dtype=torch.float64)
+    model = VAE(_Linear(weight), Gaussian(features, None, scale=0.5), 2).double()
+    x = model(n=n)
+    holed = x.masked_fill(torch.rand(x.shape) < 0.5, NAN)
+    holed[0], holed[1] = NAN, x[1]
+    return model, x, holed, weight @ weight.T + 0.25 * torch.eye(features, dtype=torch.float64)
+
+
+def _conditional(covariance, row):
+    """Mean and covariance of the missing values of a row."""
+    out, seen = row.isnan(), ~row.isnan()
+    gain = covariance[out][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
+    return gain @ row[seen], covariance[out][:, out] - gain @ covariance[seen][:, out]
+
+
+def test_means_variances_quantiles_and_draws_are_those_of_the_conditional_distribution():
+    model, _, holed, covariance = _linear()
+    found = impute(model, PriorGuide(model), holed, 20_000, draws=400, levels=(0.1, 0.5), seed=0, progress=False)
+    assert torch.equal(found.mean[1], holed[1])
+    assert math.isinf(found.ess[1])
+    for n in [0, *range(2, 30)]:
+        out = holed[n].isnan()
+        if not out.any():
+            continue
+        mean, left = _conditional(covariance, holed[n])
+        deviation = left.diagonal().sqrt()
+        error = deviation / found.ess[n].sqrt()
+        assert bool(((found.mean[n][out] - mean).abs() <= 4.5 * error).all())
+        assert bool(((found.variance[n][out] / left.diagonal() - 1).abs() <= 8 / found.ess[n].sqrt()).all())
+        assert torch.equal(found.mean[n][~out], holed[n][~out])
+        low = dist.Normal(mean, deviation).icdf(torch.tensor(0.1).double())
+        assert bool(((found.quantiles[0, n][out] - low).abs() <= 8 * error).all())
+        assert bool(((found.quantiles[1, n][out] - mean).abs() <= 6 * error).all())
+        drawn = found.draws[:, n][:, out]
+        assert bool(((drawn.mean(0) - mean).abs() <= 4.5 * deviation * (1 / 400 + 1 / found.ess[n]).sqrt()).all())
+        if out.sum() == 2:  # the samples of a row belong together
+            near = left[0, 1] / deviation.prod()
+            assert abs(float(drawn.T.corrcoef()[0, 1] - near)) < 0.25
+
+
+def test_correlated_noise_is_part_of_the_conditional_mean():
+    torch.manual_seed(1)
+    likelihood = FullCovariance(3, None)
+    parameters = torch.randn(likelihood.size, dtype=torch.float64)
+    model = VAE(_Constant(parameters), likelihood, 1).double()
+    p = likelihood(parameters)
+    x = torch.tensor([[0.3, NAN, NAN], [NAN, 0.2, -1.0]], dtype=torch.float64)
+    found = impute(model, PriorGuide(model), x, 50, seed=0, progress=False)
+    for n in range(2):
+        centred = x[n] - p.loc
+        mean, _ = _conditional(p.covariance_matrix, centred)
+        torch.testing.assert_close(found.mean[n][x[n].isnan()], mean + p.loc[x[n].isnan()])
+
+
+class _Constant(torch.nn.Module):
+    def __init__(self, parameters):
+        super().__init__()
+        self.parameters_ = parameters
+
+    def forward(self, z):
+        return self.parameters_.expand(*z.shape[:-1], -1)
+
+
+def test_held_out_values_jointly_and_alone():
+    model, x, holed, covariance = _linear(n=200, seed=2)
+    found = held_out(model, PriorGuide(model), holed, x, 4000, seed=0, progress=False)
+    assert found.count.tolist() == holed.isnan().sum(1).tolist()
+    joint, single = [], []
+    for row, known in zip(x, holed, strict=True):
+        out = known.isnan()
+        if not out.any():
+            joint.append(row.new_zeros(()))
+            single.append(row.new_zeros(()))
+            continue
+        mean, left = _conditional(covariance, known)
+        joint.append(dist.MultivariateNormal(mean, left).log_prob(row[out]))
+        single.append(dist.Normal(mean, left.diagonal().sqrt()).log_prob(row[out]).sum())
+    for estimate, errors, truth in (
+        (found.joint, found.joint_error, joint),
+        (found.single, found.single_error, single),
+    ):
+        off = estimate - torch.stack(truth)
+        covered = (off.abs() <= 2 * errors + 1e-5).double().mean()
+        assert 0.9 <= float(covered) <= 1.0
+        assert abs(float(off.mean())) <= 4 * mc_error(errors) + 1e-5
+    assert float((found.joint - found.single).mean()) > 0.05  # two different numbers
+    assert bool(found.each.isnan()[~holed.isnan()].all())
+
+
+def test_counts_keep_their_support():
+    torch.manual_seed(3)
+    model = VAE(mlp(2, [8]), Poisson(3, 8), 2)
+    x = model(n=20).masked_fill(torch.rand(20, 3) < 0.4, NAN)
+    found = impute(model, PriorGuide(model), x, 200, seed=0, progress=False)
+    assert bool((found.draws == found.draws.round()).all())
+    assert bool((found.draws >= 0).all())
+    assert bool((found.quantiles == found.quantiles.round()).all())
+
+
+def _program(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def _program_guide(x):
+    n = float((~x.isnan()).sum())
+    pyro.sample("mean", dist.Normal(x.nansum() / (n + 0.01), (n + 0.01) ** -0.5))
+
+
+def test_any_program_with_joint_weights():
+    torch.manual_seed(4)
+    x = torch.where(torch.rand(20) < 0.3, NAN, 3.0 + torch.randn(20))
+    found = impute(_program, _program_guide, x, 4000, missing="nan", seed=0, progress=False)
+    n = int((~x.isnan()).sum())
+    mean, variance = float(x.nansum()) / (n + 0.01), 1 + 1 / (n + 0.01)
+    out = x.isnan()
+    assert float((found.mean[out] - mean).abs().max()) < 0.02
+    assert float((found.variance[out] / variance - 1).abs().max()) < 0.12
+
+
+def test_units_and_columns_come_back():
+    model, _, holed, _ = _linear()
+    found = impute(model, PriorGuide(model), holed, 100, columns=["a", "b", "c", "d"], seed=0, progress=False)
+    location, scale = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    back = found.in_units(location, scale)
+    torch.testing.assert_close(back.mean, found.mean * scale + location)
+    torch.testing.assert_close(back.variance, found.variance * scale**2)
+    assert list(back.to_frame().columns) == ["a", "b", "c", "d"]
+    assert back.to_frame().shape == (30, 4)
+    again = Imputation.from_json(found.to_json())
+    assert torch.equal(again.draws, found.draws)
+    assert "missing values" in str(found)
+
+
+def test_a_held_out_result_comes_back():
+    model, x, holed, _ = _linear()
+    found = held_out(model, PriorGuide(model), holed, x, 100, seed=0, refine=False, progress=False)
+    again = HeldOut.from_json(found.to_json())
+    assert torch.equal(again.single, found.single)
+    assert "each alone" in str(found)
+    assert {"joint", "joint_error", "single", "single_error"} <= set(found.to_frame())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"particles": 0}, "particles and draws are at least 1"),
+        ({"draws": 0}, "particles and draws are at least 1"),
+        ({"levels": [2.0]}, "levels are probabilities"),
+        ({"columns": ["a"]}, "columns must name each of 4 features, but got 1 names"),
+        ({"site": "y"}, r"site must be an observed site of the model, \['x'\], but got 'y'"),
+        ({"data": torch.zeros(3, 4).double()}, "no missing values"),
+        ({"missing": torch.zeros(3, 4, dtype=torch.bool)}, "missing must have the shape of the data"),
+    ],
+)
+def test_what_cannot_be_imputed_is_said(change, sentence):
+    model, _, holed, _ = _linear()
+    arguments = {"data": holed, "particles": 10} | change
+    with pytest.raises(ValueError, match=sentence):
+        impute(model, PriorGuide(model), progress=False, **arguments)
+
+
+def test_held_out_values_must_agree_with_the_data():
+    model, x, holed, _ = _linear()
+    with pytest.raises(ValueError, match="differs from data where data are observed"):
+        held_out(model, PriorGuide(model), holed, x + 1, 10, progress=False)
+    with pytest.raises(ValueError, match="nothing is held out"):
+        held_out(model, PriorGuide(model), holed, holed.nan_to_num(NAN), 10, progress=False)
+    with pytest.raises(ValueError, match="complete must have the shape"):
+        held_out(model, PriorGuide(model), holed, x[:3], 10, progress=False)
