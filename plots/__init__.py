@@ -17,9 +17,11 @@ from .gaps import plot_gaps
 from .generated import plot_reconstructions, plot_samples
 from .gradient_signal import plot_signal
 from .images import plot_images
+from .imputations import plot_imputations
 from .latent import plot_latent
 from .live import LiveCurves
 from .manifold import plot_manifold
+from .missing import plot_missing
 from .posterior import plot_posterior
 from .rate import plot_rate_distortion
 from .save import save
@@ -34,9 +36,11 @@ __all__ = [
     "plot_ess",
     "plot_gaps",
     "plot_images",
+    "plot_imputations",
     "plot_interpolations",
     "plot_latent",
     "plot_manifold",
+    "plot_missing",
     "plot_pareto_k",
     "plot_posterior",
     "plot_ranks",

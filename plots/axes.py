@@ -119,7 +119,7 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 
 def settle(figure: Figure) -> None:
     """Make the ticks of a figure now: matplotlib makes them when it draws, in the style of that time."""
-    for ax in figure.axes:
+    for ax in [inner for outer in figure.axes for inner in (outer, *outer.child_axes)]:
         for axis in (ax.xaxis, ax.yaxis):
             axis.get_major_ticks()
             axis.get_minor_ticks()

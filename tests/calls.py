@@ -287,6 +287,8 @@ def _suits(world, target):
         ("plots.plot_signal", "results"): {"a": {1: world.signal}},
         ("plots.plot_latent", "z"): torch.randn(6, 2),
         ("plots.plot_latent", "labels"): torch.arange(6) % 2,
+        ("plots.plot_imputations", "imputed"): (world.x, world.x, world.x[None]),
+        ("plots.plot_imputations", "truth"): world.x,
         ("plots.plot_posterior", "x"): world.x[0],
         ("plots.plot_posterior", "points"): 11,
         ("plots.plot_manifold", "points"): 3,

@@ -89,6 +89,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         "Posteriors": ("plot_posterior", "plot_draws"),
         "Latent space": ("plot_latent", "plot_manifold", "plot_traversals", "plot_interpolations"),
         "Images and samples": ("plot_images", "plot_samples", "plot_reconstructions"),
+        "Missing values": ("plot_missing", "plot_imputations"),
         "Save a figure": ("save",),
     },
 }

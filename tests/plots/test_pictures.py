@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,9 +46,11 @@ from jensen.plots import (
     plot_ess,
     plot_gaps,
     plot_images,
+    plot_imputations,
     plot_interpolations,
     plot_latent,
     plot_manifold,
+    plot_missing,
     plot_pareto_k,
     plot_posterior,
     plot_ranks,
@@ -137,6 +140,15 @@ def _quadrature():
     return plot_posterior(model, PriorGuide(model), x, draws=100, mcmc=found.draws["z"][0], points=64, title="a banana")
 
 
+def _holed(*shape):
+    """Data of which about half is missing, more of the last features."""
+    return torch.rand(shape).masked_fill(torch.rand(shape) < torch.linspace(0, 1, shape[-1]), torch.nan)
+
+
+def _imputed():
+    return _holed(12, 16), torch.rand(12, 16), torch.rand(5, 12, 16)
+
+
 def _titled(ax):
     ax.set_title("a title of one's own", fontsize=8)
     return ax
@@ -153,6 +165,9 @@ PICTURES = {
     "interpolations": _walk,
     "traversals": _traversals,
     "images": lambda: plot_images(torch.rand(20, 16), SHAPE, title="images", row_labels=("above", "below")),
+    "missing": lambda: plot_missing(_holed(40, 4), columns=["age", "sex", "income (thousands of euros)", "BMI"]),
+    "missing of many": lambda: plot_missing(_holed(3000, 60)),
+    "imputations": lambda: plot_imputations(_imputed(), SHAPE, truth=torch.rand(12, 16), title="digits"),
     "pareto_k": lambda: plot_pareto_k({"mean-field": _evidence(), "full covariance": _evidence(30)}),
     "ess": lambda: plot_ess({"mean-field": _evidence(), "full covariance": _evidence(30)}),
     "worst": lambda: plot_worst(_evidence(), torch.rand(40, 16), SHAPE),
@@ -178,7 +193,7 @@ def picture(request):
 def _texts(figure):
     """All that can be read, with its box in pixels."""
     renderer = figure.canvas.get_renderer()
-    hidden = {t for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for t in _outside(axis)}
+    hidden = {t for ax in figure.findobj(Axes) for axis in (ax.xaxis, ax.yaxis) for t in _outside(axis)}
     shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
     return [(t, t.get_window_extent(renderer)) for t in shown]
 
@@ -297,6 +312,37 @@ def test_missing_pixels_have_a_colour_of_their_own(shape):
     assert np.argwhere(shown[..., 3] > 0).tolist() == [[2, 8]]  # in the second cell; not in the empty fourth
     assert shown[2, 8, :3] == pytest.approx(to_rgb(HOLE))
     assert len(plot_images(x[:1].flatten(1), shape).get_images()) == 1
+
+
+def test_imputations_keep_what_was_observed():
+    x, mean, draws = _imputed()
+    truth = torch.rand(12, 16)
+    ax = plot_imputations((x, mean, draws), SHAPE, truth=truth, draws=2, columns=8)
+    rows = [truth, x, *(torch.where(x.isnan(), z, x) for z in (mean, draws[0], draws[1]))]
+    for row, images in enumerate(rows):
+        torch.testing.assert_close(_cell(ax, row, 7), images[7], equal_nan=True)
+        torch.testing.assert_close(_cell(ax, 5 + row, 3), images[11], equal_nan=True)
+    names = ["truth", "observed", "mean", "sample 1", "sample 2"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == names * 2
+    result = SimpleNamespace(x=x.reshape(12, 4, 4), mean=mean, draws=draws)
+    again = plot_imputations(result, SHAPE, draws=0)
+    assert [t.get_text() for t in again.get_yticklabels()] == ["observed", "mean"] * 2
+    torch.testing.assert_close(_cell(again, 3, 1), rows[2][11])
+
+
+def test_rows_with_the_same_holes_are_together_and_features_have_their_share():
+    x = torch.rand(1000, 3)
+    x[::2, 1] = torch.nan
+    x[1::4, 0] = x[1::4, 2] = torch.nan
+    ax = plot_missing(x)
+    lines = torch.as_tensor(np.asarray(ax.get_images()[0].get_array()))
+    assert lines.shape == (400, 3)
+    assert lines.unique_consecutive(dim=0).tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
+    assert lines.mean(0).tolist() == pytest.approx([0.25, 0.5, 0.25])
+    (above,) = ax.child_axes
+    assert [bar.get_height() for bar in above.patches] == pytest.approx([25, 50, 25])
+    assert ax.get_title() == "33.3 % missing, 3 patterns"
+    assert plot_missing(x[:3].long().reshape(3, 3, 1)).get_title() == "0 % missing, 1 pattern"
 
 
 def test_data_stand_above_their_reconstructions():
@@ -610,6 +656,14 @@ def test_results_come_by_name(draw):
         (lambda m, g, x: plot_manifold(m, SHAPE, points=1), "at least 2, but got 1"),
         (lambda m, g, x: plot_manifold(m, SHAPE, latents=(0, 3)), r"from 0 to 2, but got \(0, 3\)"),
         (lambda m, g, x: plot_manifold(PPCA(16, 1), SHAPE), "at least 2 features"),
+        (lambda m, g, x: plot_missing(x[:0]), r"at least one row and feature, but got \[0, 16\]"),
+        (lambda m, g, x: plot_missing(x, columns=["a"]), "columns needs a name for each of the 16 features, but has 1"),
+        (
+            lambda m, g, x: plot_imputations((x, x[1:], x[None]), SHAPE),
+            r"of x, \[8, 16\], .* {'mean': \[7, 16\]}",
+        ),
+        (lambda m, g, x: plot_imputations((x, x, x), SHAPE), r"draws of shape \[m, 8, 16\], but got {'draws'"),
+        (lambda m, g, x: plot_imputations((x, x, x[None]), SHAPE, draws=-1), "at least 0, but got -1"),
         (lambda m, g, x: plot_samples(m, (5, 5)), r"images of shape \[N, 25\], or \[N, 5, 5\], but got \[50, 16\]"),
         (
             lambda m, g, x: plot_latent(x, prior=torch.randn(9, 3)),
