@@ -123,7 +123,7 @@ class _Linear(UniqueModule):
         given = self._condition(x)
         return MultivariateNormal(given.mean, scale_tril=given.root)
 
-    def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
 
         With o the observed and m the missing features, and C = W W^T + Sigma:

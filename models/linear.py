@@ -123,7 +123,7 @@ class PPCA(UniqueModule):
         loc = (x - self.mean) @ self.weight @ root @ root.T  # [N, D]
         return MultivariateNormal(loc, scale_tril=self.noise * root)
 
-    def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
 
         .. math::

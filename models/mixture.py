@@ -102,7 +102,7 @@ class MixtureOfPPCA(UniqueModule):
         conditioned = self._condition(x)
         return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
-    def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
 
         With r the responsibilities given the observed values, and m and v the mean and variance in each component:

@@ -148,7 +148,7 @@ class LinearGaussianSSM(UniqueModule):
         densities = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(torch.where(known, x, 0.0))
         return torch.where(known, densities, 0.0).sum((-2, -1))
 
-    def conditional(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def completed(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each missing value of ``x`` [N, T, X] given all observed values of its sequence.
 
         .. math::

@@ -23,6 +23,7 @@ from jensen.inference import IWAE, Imputation, evaluate, fit, impute
 from jensen.models import PPCA, VAE, FactorAnalysis, MixtureOfPPCA
 from jensen.networks import Masked, mlp
 
+_TOLERANCE = 1e-7  # nats per row that one more iteration must gain
 _MODELS = ("ppca", "factor-analysis", "mixture-of-ppca", "vae")
 
 
@@ -121,10 +122,10 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
                 self._fit_vae(x.float(), latent)
             else:
                 makers: dict[str, Any] = {"ppca": PPCA, "factor-analysis": FactorAnalysis}
-                make = makers.get(self.model)
-                model = make(features, latent) if make else MixtureOfPPCA(features, latent, self.components)
-                self.model_ = model.double().fit_em(x)
-                self.guide_ = ExactPosterior(self.model_) if make else None
+                make: Any = makers.get(self.model)
+                model: Any = make(features, latent) if make else MixtureOfPPCA(features, latent, self.components)
+                self.model_: Any = model.double().fit_em(x, tolerance=_TOLERANCE)
+                self.guide_: Any = ExactPosterior(self.model_) if make else None
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -191,8 +192,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
         return given, self._standardized(given)
 
     def _validated(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
+        least: dict[str, int] = {"ensure_min_features": 2, "ensure_min_samples": 2} if reset else {}
         x: NDArray[np.float64] = validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_features=2
+            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", **least
         )
         return x
 

@@ -1,5 +1,7 @@
 """Exact members on data with missing values, against the marginal Gaussian of what was observed in each row."""
 
+import itertools
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -87,7 +89,7 @@ def test_posterior_and_conditional_are_those_of_the_dense_gaussian(make, rate, f
     gaussian, weight = _gaussian(model), scale**2 * model.weight
     with torch.no_grad():
         posterior = model.posterior(x)
-        mean, variance = model.conditional(x)
+        mean, variance = model.completed(x)
         for n, row in enumerate(x):
             seen = ~row.isnan()
             gain = weight[seen].T @ torch.linalg.inv(gaussian.covariance_matrix[seen][:, seen])
@@ -105,7 +107,7 @@ def test_the_conditional_of_a_mixture_weights_its_components_by_what_was_observe
     model, x = _general(MixtureOfPPCA(X, D, C)), _holes(2 * torch.randn(30, X) + 1, rate)
     components, log_shares = _components(model)
     with torch.no_grad():
-        mean, variance = model.conditional(x)
+        mean, variance = model.completed(x)
         for n, row in enumerate(x):
             seen = ~row.isnan()
             log_p = [_marginal(c, seen).log_prob(row[seen]) if seen.any() else torch.tensor(0.0) for c in components]
@@ -130,7 +132,7 @@ def test_a_row_without_values_has_the_prior_as_posterior_and_full_rows_are_as_wi
         assert model.log_evidence(both)[-1].abs() < 1e-12
         _close(model.log_evidence(both)[:-1], model.log_evidence(x))
         _close(posterior.mean[:-1], model.posterior(x).mean)
-        _close(model.conditional(both)[1][-1], _variance(model))
+        _close(model.completed(both)[1][-1], _variance(model))
 
 
 def _variance(model):
@@ -158,11 +160,9 @@ def test_the_gradient_of_the_evidence_is_that_of_the_marginal_densities(make, fl
 def test_blocks_of_rows_give_what_one_block_gives(make, float64, monkeypatch):
     model, x = _general(make()), _holes(torch.randn(50, X), 0.4)
     with torch.no_grad():
-        whole = [model.log_evidence(x), model.posterior(x).mean, *model.conditional(x)]
+        whole = [model.log_evidence(x), model.posterior(x).mean, *model.completed(x)]
         monkeypatch.setattr(conditioning, "_BLOCK", 100)
-        for one, two in zip(
-            whole, [model.log_evidence(x), model.posterior(x).mean, *model.conditional(x)], strict=True
-        ):
+        for one, two in zip(whole, [model.log_evidence(x), model.posterior(x).mean, *model.completed(x)], strict=True):
             _close(one, two, atol=1e-12)
 
 
@@ -215,7 +215,7 @@ def test_every_step_of_em_increases_the_evidence(make, rate, float64):
         model = make()
         options = {"seed": None} if isinstance(start, MixtureOfPPCA) else {}
         found.append(_mean(model.fit_em(x, iterations=iterations, tolerance=0.0, **options), x))
-    assert all(after >= before - 1e-12 for before, after in zip(found, found[1:], strict=False))
+    assert all(after >= before - 1e-12 for before, after in itertools.pairwise(found))
     assert found[-1] > found[0] + 1e-3
 
 
@@ -372,7 +372,7 @@ def test_sequences_with_holes_are_those_of_the_dense_joint_gaussian(rate, ragged
     with torch.no_grad():
         joint = _joint(model)
         posterior, log_p = model.posterior(*data), model.log_evidence(*data)
-        mean, variance = model.conditional(*data)
+        mean, variance = model.completed(*data)
         for n, sequence in enumerate(x):
             row = sequence.clone()
             if ragged:
@@ -399,7 +399,7 @@ def test_beyond_a_length_nan_and_numbers_are_alike(float64):
     other[torch.arange(T) >= LENGTHS.unsqueeze(-1)] = torch.nan
     with torch.no_grad():
         assert torch.equal(model.log_evidence(x, LENGTHS), model.log_evidence(other, LENGTHS))
-        for one, two in zip(model.conditional(x, LENGTHS), model.conditional(other, LENGTHS), strict=True):
+        for one, two in zip(model.completed(x, LENGTHS), model.completed(other, LENGTHS), strict=True):
             assert torch.equal(one, two)
 
 
