@@ -146,6 +146,6 @@ def _logistic(splits: list[Tensor], rate: float, generator: torch.Generator) -> 
 
 
 _CALIBRATED = 10_000  # rows at most that fix the intercepts
-_HALVINGS = 60
+_HALVINGS = 40
 _FAR = 40.0  # sigmoid(-40) is 4e-18
 _ROWS = 4096  # at once
