@@ -282,11 +282,11 @@ class _Job:
         unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (sign reversed: smaller is better"
-            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
+            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset_of(self.test) else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
             print(f"{self.data.name}: {len(self.test)} test points, {self.options.particles} particles each, {unit}\n")
-            print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
+            print(table.table(bits=self.options.bits, offset=self.data.bits_offset_of(self.test)))
             print(f"\n{table.sentence()}\n", flush=True)
         return table
 
