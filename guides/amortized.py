@@ -24,6 +24,7 @@ from jensen.kernel.arguments import as_tensors
 from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import store_kept
 from jensen.kernel.randomness import forked_rng
+from jensen.missing import Missing, as_holes
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
@@ -259,6 +260,7 @@ def amortize(
     data: Tensor | tuple[Tensor, ...] | None = None,
     constraints: Mapping[str, Constraint] | None = None,
     joint: bool = False,
+    missing: Missing = None,
 ) -> Amortized | Joint | Structured:
     """Build an amortized guide for all latent sites of a model, with the same family for each.
 
@@ -279,6 +281,8 @@ def amortize(
             other programs the supports are read from the model.
         joint: whether one family samples all sites jointly; always true within each level of a :class:`Structured`
             guide.
+        missing: a Boolean mask of the first tensor of ``data``, True where a value is missing, as for
+            :func:`~jensen.inference.fit`; NaN needs none.
 
     Returns:
         An :class:`Amortized` guide, which samples the sites in the model's order, each given the earlier ones; or a
@@ -286,7 +290,8 @@ def amortize(
 
     Raises:
         ValueError: if ``context`` is not the width of the encoder's output; for a constraint on an unknown site, or on
-            a program whose supports are read; and for sites that such a guide cannot sample.
+            a program whose supports are read; for sites that such a guide cannot sample; and for a mask of another
+            shape than the data.
         TypeError: for a model without ``latents`` if ``data`` is None, and for an unknown family name.
 
     Example:
@@ -308,6 +313,8 @@ def amortize(
     """
     made = _family(family)
     tensors = None if data is None else as_tensors(data)
+    if tensors:
+        tensors = (as_holes(tensors[0], missing), *tensors[1:])
     if not hasattr(model, "latents"):
         if tensors is None:
             raise TypeError(
