@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import compare, datasets, evaluate, sample, train
+from . import compare, datasets, evaluate, impute, sample, train
 from .memory import memory_told
 from .terminal import Unkept, fail, forget_notices, note
 
@@ -20,6 +20,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
     "train": train.run,
     "evaluate": evaluate.run,
     "sample": sample.run,
+    "impute": impute.run,
     "datasets": datasets.run,
 }
 

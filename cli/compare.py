@@ -25,7 +25,7 @@ from jensen.progress import named
 from .memory import training_memory
 from .names import GUIDES, suggestion
 from .page import about, curves_of, page_of, shown_by
-from .pairs import FAMILIES
+from .pairs import FAMILIES, reading
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
@@ -172,6 +172,7 @@ class _Job:
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
+        self.masked = bool(self.data.masks)
         if self.features < 2:
             raise ValueError(
                 f"--data {self.data.name} has one feature, but PPCA needs at least two: use jensen train --model vae"
@@ -191,7 +192,8 @@ class _Job:
 
     def one_model(self, guides: list[str]) -> tuple[Rows, Histories]:
         """PPCA in closed form, its W rotated and frozen, with each guide fitted to it."""
-        model = PPCA(self.features, self.options.latent).fit_closed_form(self.data.train).rotated(self.options.seed)
+        start, x = PPCA(self.features, self.options.latent), self.data.train
+        model = (start.fit_em(x) if self.masked else start.fit_closed_form(x)).rotated(self.options.seed)
         rows: Rows = {}
         histories: Histories = {}
         for name in guides:
@@ -205,7 +207,8 @@ class _Job:
         return rows, histories
 
     def _fitted_guide(self, model: PPCA, name: str) -> Pair:
-        return model, amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
+        encoder = reading(nn.Identity(), self.features, self.masked)
+        return model, amortize(model, encoder, FAMILIES[name], context=self.features * (1 + self.masked))
 
     def trained_together(self, families: list[str]) -> tuple[Rows, Histories]:
         """PPCA and VAEs, each trained together with its guide."""
@@ -227,7 +230,8 @@ class _Job:
             def pair(make: Callable[[], PPCA | VAE] = make, name: str = name, family: str = family) -> Pair:
                 with training_memory(f"{name} with --latent {latent} and {self.features} features"):
                     model = make()
-                    return model, amortize(model, mlp(self.features, [hidden]), FAMILIES[family], context=hidden)
+                    encoder = reading(mlp(self.features * (1 + self.masked), [hidden]), self.features, self.masked)
+                    return model, amortize(model, encoder, FAMILIES[family], context=hidden)
 
             rows[name], histories[name] = self.train(name, pair, lr=5e-3)
         return rows, histories
@@ -278,11 +282,11 @@ class _Job:
         unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (sign reversed: smaller is better"
-            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
+            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset_of(self.test) else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
             print(f"{self.data.name}: {len(self.test)} test points, {self.options.particles} particles each, {unit}\n")
-            print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
+            print(table.table(bits=self.options.bits, offset=self.data.bits_offset_of(self.test)))
             print(f"\n{table.sentence()}\n", flush=True)
         return table
 

@@ -37,6 +37,7 @@ def parser() -> Parser:
         ("train", _train),
         ("evaluate", _evaluate),
         ("sample", _sample),
+        ("impute", _impute),
         ("datasets", _datasets),
     ):
         words = add.__doc__ or ""
@@ -243,6 +244,22 @@ def _sample(command: Parser) -> None:
     add("-n", type=int, default=64, metavar="N", help="number of data points")
     add("--out", type=Path, default=Path("samples.npz"), metavar="FILE", help="the file to write")
     add("--mean", action="store_true", help="write means E[x | z] instead of samples of x: images without noise")
+    add("--seed", type=int, default=0, help="seed of the samples")
+
+
+def _impute(command: Parser) -> None:
+    """Fill in the missing values of a table with a trained run.
+
+    Each missing value is replaced by its mean given the observed values of its row, in the units of the table. The
+    extension of FILE sets the format: .csv, .tsv and .parquet keep all columns of the table, .npy holds the features
+    of the run. With --draws, M more files hold complete samples: FILE-1.csv, FILE-2.csv, ...
+    """
+    add = command.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder of jensen train")
+    add("--data", type=Path, metavar="FILE", help="the table, with the columns of the run; by default its own data")
+    add("--out", type=Path, default=Path("filled.csv"), metavar="FILE", help="the file to write")
+    add("--draws", type=int, default=0, metavar="M", help="number of complete samples to write as well")
+    add("--particles", type=int, default=1000, metavar="K", help="samples from the guide per data point")
     add("--seed", type=int, default=0, help="seed of the samples")
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "OBJECTIVES",
     "Design",
     "objective_of",
+    "reading",
 ]
 
 from collections.abc import Callable, Mapping
@@ -44,7 +45,7 @@ from jensen.families import (
 from jensen.guides import Amortized, BottomUp, ExactPosterior, Ladder, amortize
 from jensen.inference import ELBO, IWAE, Renyi
 from jensen.models import PPCA, VAE, FactorAnalysis, GaussianMixtureVAE, Hierarchical, MixtureOfPPCA
-from jensen.networks import mlp
+from jensen.networks import Masked, mlp
 
 from .names import suggestion
 
@@ -89,6 +90,7 @@ class Design:
         hidden: the widths of the hidden layers, for each layer of latents.
         likelihood: the name of the likelihood; None if the model has a fixed one.
         components: the number of mixture components; None for other models.
+        masked: whether the encoder reads missing values (NaN), with the mask as an additional input.
 
     Example:
         >>> design = Design("vae", "full-covariance", (8,), ((128,),), "gaussian")
@@ -105,6 +107,7 @@ class Design:
     hidden: tuple[tuple[int, ...], ...]
     likelihood: str | None = None
     components: int | None = None
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -163,17 +166,27 @@ class Design:
     def _guide(self, model: Any, features: int) -> nn.Module:
         if self.guide == "exact":
             return ExactPosterior(model)
+        width = 2 * features if self.masked else features
         if self.guide == "bottom-up":
-            return BottomUp.of_widths(features, self.latent, self.widths)
+            chain = BottomUp.of_widths(width, self.latent, self.widths)
+            chain.encoder = reading(chain.encoder, features, self.masked)
+            return chain
         if self.guide == "ladder":
-            return Ladder.of_widths(model, features, self.widths)
+            ladder = Ladder.of_widths(model, width, self.widths)
+            ladder.networks[0] = reading(ladder.networks[0], features, self.masked)
+            return ladder
         context = self.hidden[0][-1]
-        encoder, family = mlp(features, self.hidden[0]), FAMILIES[self.guide]
+        encoder, family = reading(mlp(width, self.hidden[0]), features, self.masked), FAMILIES[self.guide]
         if "c" not in model.latents:
             return amortize(model, encoder, family, context=context)
         choices = model.latents["c"].numel()
         place = family(self.latent[0], context + choices)
         return Amortized(encoder, {"c": OneHotCategorical(choices, context), "z": place})
+
+
+def reading(network: nn.Module, features: int, masked: bool) -> nn.Module:
+    """A network of the data, which gets the mask as an additional input if values are missing."""
+    return Masked(network, features) if masked else network
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class _Pair(TypedDict):
     hidden: list[list[int]]
     likelihood: str | None
     components: int | None
+    masked: NotRequired[bool]
 
 
 class _Training(TypedDict):

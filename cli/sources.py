@@ -25,7 +25,7 @@ OWN = ("label", "header", "drop", "only", "missing", "member", "levels", "image_
 _DRAWN = (1, 3)  # channels of images that figures can show
 
 
-def _open(settings: Mapping[str, Any], aloud: bool = False) -> tuple[Dataset, bool]:
+def _open(settings: Mapping[str, Any], aloud: bool = False, **more: Any) -> tuple[Dataset, bool]:
     """Load the data set of the settings ``source``, ``binarize``, ``dequantize``, ``seed`` and those of ``OWN``.
 
     With ``aloud``, warnings about the data are printed. The second value is whether an index column was found, that is,
@@ -39,7 +39,7 @@ def _open(settings: Mapping[str, Any], aloud: bool = False) -> tuple[Dataset, bo
     how: dict[str, Any] = {"dequantize": settings["dequantize"], "seed": settings["seed"]}
     if binarize in ("threshold", "sample"):
         how["binarize"] = binarize
-    how |= {name: _as_given(settings[name]) for name in OWN if settings.get(name) is not None}
+    how |= {name: _as_given(settings[name]) for name in OWN if settings.get(name) is not None} | more
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
         data = load(settings["source"], **how)
@@ -60,16 +60,8 @@ def _as_given(value: Any) -> Any:
 
 
 def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """The transform of every batch: with dynamic binarization, observed pixels are sampled again; else None."""
-    if settings["binarize"] != "dynamic":
-        return None
-    return torch.bernoulli if settings.get("missing") is None else _sampled
-
-
-def _sampled(x: Tensor) -> Tensor:
-    """Pixels sampled from Bernoulli(x); NaN where they are missing."""
-    holes = x.isnan()
-    return torch.bernoulli(x.masked_fill(holes, 0)).masked_fill(holes, torch.nan)
+    """The transform of every batch: with dynamic binarization, pixels are sampled again; else None."""
+    return torch.bernoulli if settings["binarize"] == "dynamic" else None
 
 
 def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset, bool]:
@@ -118,8 +110,8 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data, indexed
 
 
-def reopen(settings: Mapping[str, Any]) -> Dataset:
-    """The data of an earlier run.
+def reopen(settings: Mapping[str, Any], **more: Any) -> Dataset:
+    """The data of an earlier run; ``more`` are other arguments of :func:`jensen.datasets.load`.
 
     Raises:
         ValueError: if the file of the user has changed.
@@ -134,7 +126,7 @@ def reopen(settings: Mapping[str, Any]) -> Dataset:
         )
     if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was started: restore the file, or train again")
-    return _open(settings)[0]
+    return _open(settings, **more)[0]
 
 
 def flat(data: Dataset, command: str) -> Dataset:

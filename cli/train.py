@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit, likely_reason
+from jensen.kernel.batches import placed
 from jensen.kernel.randomness import private_randomness
 from jensen.kernel.weights import Program
 from jensen.progress import named
@@ -212,7 +213,7 @@ def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor |
     rows, transform = pick(x, size, seed), batch_transform(settings["data"])
     labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed, "train", "pictures"):
-        return x[rows] if transform is None else transform(x[rows]), labels
+        return placed((x[rows],), None, transform)[0], labels
 
 
 def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Dataset, bool]:
@@ -239,6 +240,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     if kind.mixes and options.components is None:
         design = replace(design, components=10)
     _check_support(design, data, binary)
+    design = replace(design, masked=bool(data.masks))
     training = {name: getattr(options, name) for name in _TRAINING}
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10

@@ -49,7 +49,8 @@ def of_memory(x: Any, labels: Any, limit: int, missing: Missing | None = None) -
         x = pandas.DataFrame(x if x.ndim == 1 else x.ravel())
     if is_frame(x):
         column = labels if isinstance(labels, str | int) else None
-        _check_order(x, labels)
+        _check_order(x, labels, "labels")
+        _check_order(x, missing, "missing")
         table = of_frame(x, column, missing)
         return table if labels is None or column is not None else _labelled(table.x, labels, table.columns)
     if _is_anndata(x):
@@ -64,13 +65,13 @@ def of_memory(x: Any, labels: Any, limit: int, missing: Missing | None = None) -
     return _labelled(_pieces(x, limit, missing), labels)
 
 
-def _check_order(frame: Any, labels: Any) -> None:
-    """Raise ValueError if the index of the labels has another order than the data: rows match by position."""
-    index = getattr(labels, "index", None)
+def _check_order(frame: Any, other: Any, name: str) -> None:
+    """Raise ValueError if the index of labels or a mask has another order than the data: rows match by position."""
+    index = getattr(other, "index", None)
     if not isinstance(index, sys.modules["pandas"].Index) or index.equals(frame.index):
         return
     if len(index) == len(frame) and index.sort_values().equals(frame.index.sort_values()):
-        raise ValueError("labels have the index of x in another order: pass labels.loc[x.index]")
+        raise ValueError(f"got {name} with the index of x in another order: pass {name}.loc[x.index]")
 
 
 def _labelled(x: Pieces, labels: Any, columns: tuple[str, ...] = ()) -> Table:

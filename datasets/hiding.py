@@ -112,8 +112,8 @@ def _logistic(splits: list[Tensor], rate: float, generator: torch.Generator) -> 
     features = rows.shape[1]
     if features < 2:
         raise ValueError(f"mechanism='mar' needs at least two features, but x has the shape {list(train.shape)}")
-    complete = ~torch.stack([values.isnan().any(0).flatten().cpu() for values in splits if len(values)]).any(0)
     varying = (rows != rows[:1]).any(0)
+    complete = ~sum((values.isnan().any(0).flatten().cpu() for values in splits), torch.zeros_like(varying))
     kept = torch.nonzero(complete & varying)[:, 0]
     if not len(kept):
         raise ValueError("mechanism='mar' needs a feature without missing values that varies, but x has none")
@@ -146,6 +146,6 @@ def _logistic(splits: list[Tensor], rate: float, generator: torch.Generator) -> 
 
 
 _CALIBRATED = 10_000  # rows at most that fix the intercepts
-_HALVINGS = 60
+_HALVINGS = 40
 _FAR = 40.0  # sigmoid(-40) is 4e-18
 _ROWS = 4096  # at once

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jensen.checked import shown
+from jensen.checked import check_tensor, shown
 
 from .arrays import Pieces
 from .labels import is_missing
@@ -33,12 +33,14 @@ class Missing:
         numbers: numbers.
         mask: True where a value was not observed, of the shape of the data; None without a mask.
         columns: the names of the columns of the mask, if it is a DataFrame.
+        index: the index of that DataFrame.
     """
 
     words: frozenset[str] = frozenset()
     numbers: tuple[float, ...] = ()
     mask: NDArray[np.bool_] | None = None
     columns: tuple[str, ...] = ()
+    index: Any = None
 
     @staticmethod
     def of(given: Any) -> Missing | None:
@@ -49,13 +51,16 @@ class Missing:
 
         Example:
             >>> Missing.of(["unknown", "NA", "-999"])
-            Missing(words=frozenset({'unknown'}), numbers=(-999.0,), mask=None, columns=())
+            Missing(words=frozenset({'unknown'}), numbers=(-999.0,), mask=None, columns=(), index=None)
         """
         if given is None or isinstance(given, Missing):
             return given
+        if isinstance(given, Tensor):
+            check_tensor(given, "missing")
         markers = _markers(given)
         if markers is None:
-            return Missing(mask=_mask(given), columns=tuple(map(str, getattr(given, "columns", ()))))
+            columns = tuple(map(str, getattr(given, "columns", ())))
+            return Missing(mask=_mask(given), columns=columns, index=getattr(given, "index", None))
         words: set[str] = set()
         numbers: dict[float, None] = {}
         for marker in markers:
@@ -67,8 +72,8 @@ class Missing:
                     words.add(text)
             elif isinstance(marker, bool) or not isinstance(marker, Real):
                 raise _refuse(given)
-            elif not math.isnan(marker):
-                numbers[float(marker)] = None
+            elif not math.isnan(number := _float(marker)):
+                numbers[number] = None
         return Missing(frozenset(words), tuple(numbers))
 
     def marks(self, word: str) -> bool:
@@ -78,6 +83,9 @@ class Missing:
 
     def numeric(self, cells: NDArray[np.generic]) -> NDArray[np.float64] | None:
         """Objects or text as numbers, NaN where they are missing; None if a cell is neither.
+
+        Raises:
+            ValueError: for a whole number that float64 does not hold.
 
         Example:
             >>> Missing.of("?").numeric(np.array([["1.5", "?"], [None, 2]], dtype=object)).tolist()
@@ -93,7 +101,7 @@ class Missing:
             elif is_missing(cell):
                 numbers[i] = np.nan
             elif isinstance(cell, Real | np.bool_):
-                numbers[i] = float(cell)
+                numbers[i] = _float(cell)
             else:
                 return None
         return numbers.reshape(cells.shape)
@@ -110,14 +118,15 @@ class Missing:
 
         def read() -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
             for place, values in x.read():
-                marked = np.zeros(values.shape, bool) if mask is None else mask[place]
-                for number in self.numbers:
-                    with np.errstate(over="ignore"):  # a number that is infinite in the dtype of the values
-                        marked = marked | (values == number)
-                if marked.any():
-                    values = values.astype(np.result_type(values.dtype, np.float32))
-                    values[marked] = np.nan
-                yield place, values
+                for here, part in _thinner(place, values):
+                    marked = np.zeros(part.shape, bool) if mask is None else mask[here]
+                    for number in self.numbers:
+                        with np.errstate(over="ignore"):  # a number that is infinite in the dtype of the values
+                            marked = marked | (part == number)
+                    if marked.any():
+                        part = part.astype(np.result_type(part.dtype, np.float32))
+                        part[marked] = np.nan
+                    yield here, part
 
         return Pieces(x.shape, np.result_type(x.dtype, np.float32), read)
 
@@ -126,7 +135,7 @@ class Missing:
         mask = self.mask
         if mask is None:
             return None
-        if columns and set(columns) < set(self.columns):  # the mask also has columns that are not data
+        if columns and set(columns) <= set(self.columns):  # the mask may also have columns that are not data
             mask = mask[:, [self.columns.index(column) for column in columns]]
         if mask.shape != shape:
             raise ValueError(
@@ -141,6 +150,24 @@ class Missing:
         words = [repr(word) for word in sorted(self.words)]
         python = texts[0] if len(texts) == 1 and not words else f"[{', '.join([*words, *texts])}]"
         return f"missing={python}, in a shell --missing {' '.join([*map(_quoted, sorted(self.words)), *texts])}"
+
+
+def _thinner(
+    place: tuple[Any, ...], values: NDArray[np.generic]
+) -> Iterator[tuple[tuple[Any, ...], NDArray[np.generic]]]:
+    """The rows of a piece in pieces that have its bytes as float64: bytes grow eightfold."""
+    some, *rest = place
+    start, step = some.start or 0, max(1, len(values) * values.itemsize // 8)
+    for first in range(0, len(values), step):
+        part = values[first : first + step]
+        yield (slice(start + first, start + first + len(part)), *rest), part
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(f"float64 does not hold {shown(number)}: use another number") from None
 
 
 def _quoted(word: str) -> str:

@@ -70,9 +70,7 @@ def moments(x: Tensor, event_shape: Sequence[int], owner: str) -> tuple[Tensor, 
     """
     check_reals(x, event_shape, owner)
     if len(x) < 2 or not x.isfinite().all():
-        raise ValueError(
-            f"{owner} needs at least two data points without NaN or infinity, but got x of shape {list(x.shape)}"
-        )
+        raise ValueError(f"{owner} needs at least two data points, and finite ones, but got x of shape {list(x.shape)}")
     x = x.double()
     r = x - x[0]  # a mean much larger than the deviations would lose them to rounding
     shift = r.mean(0)

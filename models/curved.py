@@ -103,8 +103,9 @@ class Banana(_Curved):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, by quadrature in float64: [N], in the precision of ``x``."""
         check_reals(x, self.event_shape, "Banana")
+        missing, x = x.isnan(), torch.where(x.isnan(), 0.0, x)
         log_p = torch.cat([self._integral(part) for part in x.split(2**14)]).to(x.dtype)
-        return log_p.masked_fill(x.isnan().squeeze(-1), 0.0)
+        return log_p.masked_fill(missing.squeeze(-1), 0.0)
 
     def _integral(self, x: Tensor) -> Tensor:
         x = x.double()
@@ -181,13 +182,14 @@ class Ring(_Curved):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, 1], in nats, computed in float64: [N], in the precision of ``x``."""
         check_reals(x, self.event_shape, "Ring")
+        missing, x = x.isnan(), torch.where(x.isnan(), 0.0, x)
         if self.latent != 2:
             log_p = torch.cat([self._integral(part) for part in x.split(2**11)])
         else:
             t = x.squeeze(-1).double()
             tail = torch.special.log_ndtr(t / self.noise - self.noise / 2)
             log_p = self.noise**2 / 8 - t / 2 - math.log(2) + tail
-        return log_p.to(x.dtype).masked_fill(x.isnan().squeeze(-1), 0.0)
+        return log_p.to(x.dtype).masked_fill(missing.squeeze(-1), 0.0)
 
     def _integral(self, x: Tensor) -> Tensor:
         x = x.double()

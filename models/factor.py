@@ -23,7 +23,8 @@ __all__ = ["FactorAnalysis", "LinearGaussian"]
 
 import copy
 import math
-from typing import Self
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import pyro
 import torch
@@ -32,10 +33,21 @@ from torch import Size, Tensor, nn
 
 from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle
+from jensen.missing import has_holes
 from jensen.module import UniqueModule
 
 from .base import check_latent, check_reals, data_plate, moments
-from .conditioning import Conditioned, condition
+from .conditioning import (
+    Conditioned,
+    by_blocks,
+    condition,
+    condition_observed,
+    fill,
+    in_blocks,
+    predict,
+    split_observed,
+)
+from .incomplete import Parameters, check_observed, climb, fit_incomplete, losses_of, observed_variance
 from .priors import StandardNormal
 
 
@@ -76,6 +88,22 @@ class _Linear(UniqueModule):
         """Set Sigma to the best fit to ``residual``, the part of ``covariance`` not explained by W z: both [X, X]."""
         raise NotImplementedError
 
+    def _condition_observed(self, x: Tensor) -> Conditioned:
+        """The posterior of z given the observed values of ``x`` [N, X], and their log-density."""
+        raise NotImplementedError
+
+    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row: [N, X]."""
+        raise NotImplementedError
+
+    def _fit_observed(self, x: Tensor, iterations: int, tolerance: float) -> None:
+        """Fit the parameters to the observed values of ``x`` [N, X] by EM, from the current ones."""
+        raise NotImplementedError
+
+    def _rescale(self, shift: Tensor, scale: Tensor) -> None:
+        """Change the units of the features: p(x) becomes that of ``shift + scale * x``, both [X]."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """The Pyro model: observes ``x`` of shape [N, X], or samples ``n`` data points."""
         with data_plate(x, self.event_shape, n, type(self).__name__):
@@ -88,16 +116,35 @@ class _Linear(UniqueModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, X], in nats: [N]."""
-        return self._condition(x).log_density - self.log_det_root()
+        return self._condition(x).log_density
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
-        conditioned = self._condition(x)
-        return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
+        given = self._condition(x)
+        return MultivariateNormal(given.mean, scale_tril=given.root)
+
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
+
+        With o the observed and m the missing features, and C = W W^T + Sigma:
+
+        .. math::
+            \operatorname{E}[x_m \mid x_o] = \mu_m + C_{mo} C_{oo}^{-1} (x_o - \mu_o), \qquad
+            \operatorname{Cov}[x_m \mid x_o] = C_{mm} - C_{mo} C_{oo}^{-1} C_{om}
+
+        Returns:
+            The mean [N, X] and the variance [N, X]; an observed value is its own mean, with variance 0.
+        """
+        check_reals(x, self.event_shape, type(self).__name__, self.weight)
+        mean, variance = by_blocks(lambda rows: fill(rows, *self._predict(rows)), x, self.weight.numel())
+        return mean, variance
 
     def _condition(self, x: Tensor) -> Conditioned:
         check_reals(x, self.event_shape, type(self).__name__, self.weight)
-        return condition(self.whiten(x - self.mean), self.whiten(self.weight.T).T)
+        if has_holes(x):
+            return self._condition_observed(x)
+        given = condition(self.whiten(x - self.mean), self.whiten(self.weight.T).T)
+        return given._replace(log_density=given.log_density - self.log_det_root())
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, iterations: int = 20_000, tolerance: float = 1e-11) -> Self:
@@ -110,48 +157,101 @@ class _Linear(UniqueModule):
         with S the covariance of the data, divided by N. The last matrix is projected onto the noise that the model
         allows.
 
+        Where values are missing (NaN), the likelihood is that of the observed values. Then the mean is a parameter of
+        the M step too, and every iteration reads all data. The likelihood may have several local maxima. With most of
+        the values missing it also overfits: compare several starts, and judge the fit by data that were held out.
+
         Args:
             x: the data, [N, X].
             iterations: the maximal number of iterations.
             tolerance: stop when one iteration gains fewer nats per data point than this.
 
         Raises:
-            ValueError: for fewer than two data points, NaN or infinity, a constant feature, or data for which the
-                likelihood has no maximum in the noise.
+            ValueError: for fewer than two data points, infinity, a constant feature or one of which nothing was
+                observed, or data for which the likelihood has no maximum in the noise.
         """
+        if has_holes(x):
+            x, work = self._start(x)
+            work._fit_observed(x, iterations, tolerance)
+            self.load_state_dict(work.state_dict())
+            return self
         mean, covariance = self._moments(x)
         work = copy.deepcopy(self).to(covariance)  # in float64
         work.mean.copy_(mean)
         before = -math.inf
         for _ in range(iterations):
-            weight = work.whiten(work.weight.T).T  # [X, D]
-            eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-            root = inverse_root(weight.T @ weight + eye)
-            white = work.whiten(work.whiten(covariance).T)  # L^{-1} S L^{-T}, [X, X]
-            explained = (root.T @ (weight.T @ white @ weight) @ root).trace()
-            log_det = work.log_det_root() - root.diagonal().log().sum()
-            now = -float(log_det + (white.trace() - explained) / 2)  # the log-likelihood, up to a constant
+            now, update = work._em(covariance)
             if now - before < tolerance:
                 break
             before = now
-            inverse = root @ root.T
-            cross = work.whiten(covariance) @ weight @ inverse  # S B^T, [X, D]
-            second = inverse + inverse @ (weight.T @ white @ weight) @ inverse
-            work.weight.copy_(torch.linalg.solve(second, cross.T).T)
-            work.take_noise(covariance - work.weight @ cross.T, covariance)
+            update()
         self.load_state_dict(work.state_dict())
         return self
 
+    def fit_gradient(self, x: Tensor, iterations: int = 2_000) -> Self:
+        """Maximum likelihood by L-BFGS on the exact log p(x), from the current W and Sigma; returns the model.
+
+        Where values are missing (NaN), log p(x) is that of the observed values; see :meth:`fit_em`.
+
+        Args:
+            x: the data, [N, X].
+            iterations: the maximal number of iterations.
+
+        Raises:
+            ValueError: for fewer than two data points, infinity, a constant feature or one of which nothing was
+                observed.
+        """
+        x, work = self._start(x)
+        shift, scale = work.mean.detach().clone(), observed_variance(x).sqrt()
+        work._rescale(-shift / scale, 1 / scale)  # L-BFGS needs features of about the same size
+        x = (x - shift) / scale
+        climb(work.parameters(), lambda: losses_of(work, x), iterations)
+        work._rescale(shift, scale)
+        self.load_state_dict(work.state_dict())
+        return self
+
+    def _em(self, covariance: Tensor) -> tuple[float, Callable[[], None]]:
+        """The log-likelihood per data point, up to a constant, of data of this covariance, and the next iteration."""
+        weight = self.whiten(self.weight.T).T  # [X, D]
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        root = inverse_root(weight.T @ weight + eye)
+        white = self.whiten(self.whiten(covariance).T)  # L^{-1} S L^{-T}, [X, X]
+        explained = (root.T @ (weight.T @ white @ weight) @ root).trace()
+        log_det = self.log_det_root() - root.diagonal().log().sum()
+
+        def update() -> None:
+            inverse = root @ root.T
+            cross = self.whiten(covariance) @ weight @ inverse  # S B^T, [X, D]
+            second = inverse + inverse @ (weight.T @ white @ weight) @ inverse
+            self.weight.copy_(torch.linalg.solve(second, cross.T).T)
+            self.take_noise(covariance - self.weight @ cross.T, covariance)
+
+        return -float(log_det + (white.trace() - explained) / 2), update
+
+    def _start(self, x: Tensor) -> tuple[Tensor, Self]:
+        """Data in float64, and a copy of the model in float64 with their mean."""
+        x = check_observed(x, self.event_shape, type(self).__name__)
+        self._check_variation(x)
+        work = copy.deepcopy(self).to(x)
+        with torch.no_grad():
+            work.mean.copy_(x.nanmean(0))
+        return x, work
+
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""
-        owner = type(self).__name__
-        mean, covariance = moments(x, self.event_shape, owner)
-        if (still := (x == x[0]).all(0)).any():
-            raise ValueError(
-                f"{owner} has no maximum of the likelihood for constant features: x[:, {int(still.nonzero()[0])}] is "
-                f"always {mean[still][0]:g}; remove such features, or add noise (dequantize)"
-            )
+        mean, covariance = moments(x, self.event_shape, type(self).__name__)
+        self._check_variation(x)
         return mean, covariance
+
+    def _check_variation(self, x: Tensor) -> None:
+        """Raise ValueError for a feature whose observed values are all the same."""
+        lowest, highest = x.nan_to_num(math.inf).amin(0), x.nan_to_num(-math.inf).amax(0)
+        if (still := lowest == highest).any():
+            raise ValueError(
+                f"{type(self).__name__} has no maximum of the likelihood for constant features: "
+                f"x[:, {int(still.nonzero()[0])}] is always {lowest[still][0]:g}; remove such features, or add noise "
+                "(dequantize)"
+            )
 
 
 class FactorAnalysis(_Linear):
@@ -217,6 +317,24 @@ class FactorAnalysis(_Linear):
         """Set s^2 to the diagonal of ``residual`` [X, X]."""
         floor = 1e-12 * covariance.diagonal()
         self.log_noise.copy_(residual.diagonal().maximum(floor).log() / 2)
+
+    def _condition_observed(self, x: Tensor) -> Conditioned:
+        return condition_observed(x, self.mean, self.weight, self.log_noise)
+
+    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return predict(self._condition_observed(x), self.mean, self.weight, self.log_noise)
+
+    def _fit_observed(self, x: Tensor, iterations: int, tolerance: float) -> None:
+        floor = 1e-12 * observed_variance(x)
+        start = Parameters(x.new_zeros(1), self.mean[None], self.weight[None], self.log_noise[None])
+        best = fit_incomplete(
+            x, start, lambda squares, counts: (squares / counts).maximum(floor), iterations, tolerance
+        )
+        for parameter, value in zip((self.mean, self.weight, self.log_noise), best[1:], strict=True):
+            parameter.copy_(value[0])
+
+    def _rescale(self, shift: Tensor, scale: Tensor) -> None:
+        _rescale(self.mean, self.weight, self.log_noise, shift, scale)
 
 
 class LinearGaussian(_Linear):
@@ -287,3 +405,86 @@ class LinearGaussian(_Linear):
         rows, columns = torch.tril_indices(len(root), len(root), offset=-1, device=root.device)
         self.log_scale.copy_(root.diagonal().log())
         self.below.copy_((root / root.diagonal().unsqueeze(-1))[rows, columns])
+
+    def _condition_observed(self, x: Tensor) -> Conditioned:
+        noise = self.covariance
+
+        def block(x: Tensor) -> Conditioned:
+            values, observed = split_observed(x.to(noise.dtype))
+            root = _observed_root(noise, observed)  # [N, X, X]
+            y = torch.linalg.solve_triangular(root, ((values - self.mean) * observed).unsqueeze(-1), upper=False)
+            weight = torch.linalg.solve_triangular(root, observed.unsqueeze(-1) * self.weight, upper=False)
+            given = condition(y.squeeze(-1), weight)  # its rows of missing features are 0
+            log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            missing = observed.shape[-1] - observed.sum(-1)
+            return given._replace(log_density=given.log_density - log_det + missing * math.log(2 * math.pi) / 2)
+
+        return Conditioned(*by_blocks(block, x, noise.numel()))
+
+    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        covariance = self.marginal().covariance_matrix
+        completed = _complete(x.to(covariance.dtype), self.mean, covariance)
+        return completed.mean, (covariance.diagonal() - completed.gain.square().sum(-2)).clamp_min(0)
+
+    def _fit_observed(self, x: Tensor, iterations: int, tolerance: float) -> None:
+        before = -math.inf
+        for _ in range(iterations):
+            total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(self.covariance)
+            marginal = self.marginal().covariance_matrix
+            for rows in in_blocks(x, marginal.numel()):
+                completed = _complete(rows, self.mean, marginal)
+                missing = rows.isnan().to(x.dtype)
+                r = torch.where(rows.isnan(), completed.mean, rows) - self.mean  # E x - mu, [n, X]
+                gain = (completed.gain * missing.unsqueeze(-2)).flatten(0, 1)  # [n X, X]
+                total += completed.log_density.sum()
+                first += r.sum(0)
+                second += r.T @ r + (missing.T @ missing) * marginal - gain.T @ gain
+            now = float(total) / len(x)
+            if now - before < tolerance:
+                break
+            before = now
+            shift = first / len(x)
+            self.mean.add_(shift)
+            _, update = self._em(second / len(x) - shift.outer(shift))
+            update()
+
+    def _rescale(self, shift: Tensor, scale: Tensor) -> None:
+        _rescale(self.mean, self.weight, self.log_scale, shift, scale)
+
+
+class _Completed(NamedTuple):
+    """What follows from the observed values of a Gaussian of covariance C.
+
+    Attributes:
+        mean: E[x | x_o], [N, X]; at observed features it is not used.
+        gain: G with G^T G = C_{:o} C_{oo}^{-1} C_{o:}, [N, X, X].
+        log_density: log p(x_o), [N].
+    """
+
+    mean: Tensor
+    gain: Tensor
+    log_density: Tensor
+
+
+def _complete(x: Tensor, mean: Tensor, covariance: Tensor) -> _Completed:
+    values, observed = split_observed(x)
+    root = _observed_root(covariance, observed)  # [N, X, X]
+    y = torch.linalg.solve_triangular(root, ((values - mean) * observed).unsqueeze(-1), upper=False)
+    gain = torch.linalg.solve_triangular(root, observed.unsqueeze(-1) * covariance, upper=False)
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    distance = y.square().sum((-2, -1)) + observed.sum(-1) * math.log(2 * math.pi)
+    return _Completed(mean + (gain.mT @ y).squeeze(-1), gain, -distance / 2 - log_det)
+
+
+def _observed_root(covariance: Tensor, observed: Tensor) -> Tensor:
+    """The Cholesky factor of C_oo, for masks ``observed`` [N, X], with the identity at missing features: [N, X, X]."""
+    both = observed.unsqueeze(-1) * observed.unsqueeze(-2)
+    root: Tensor = torch.linalg.cholesky(covariance * both + torch.diag_embed(1 - observed))
+    return root
+
+
+@torch.no_grad()
+def _rescale(mean: Tensor, weight: Tensor, log_noise: Tensor, shift: Tensor, scale: Tensor) -> None:
+    mean.mul_(scale).add_(shift)
+    weight.mul_(scale.unsqueeze(-1))
+    log_noise.add_(scale.log())

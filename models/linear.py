@@ -27,6 +27,7 @@ from __future__ import annotations
 
 __all__ = ["PPCA"]
 
+import copy
 import math
 
 import pyro
@@ -36,9 +37,12 @@ from torch import Size, Tensor, nn
 
 from jensen.checked import checked
 from jensen.families.base import inverse_root
+from jensen.missing import has_holes
 from jensen.module import UniqueModule
 
 from .base import check_latent, check_reals, data_plate, moments, principal_plane
+from .conditioning import Conditioned, by_blocks, condition_observed, fill, predict
+from .incomplete import Parameters, check_observed, climb, fit_incomplete, losses_of, observed_variance
 
 
 class PPCA(UniqueModule):
@@ -100,6 +104,8 @@ class PPCA(UniqueModule):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Log p(x) of each row of ``x`` [N, X], in nats: [N]."""
         check_reals(x, self.event_shape, "PPCA", self.weight)
+        if has_holes(x):
+            return self._condition(x).log_density
         r = x - self.mean  # [N, X]
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
         m = r @ self.weight @ root @ root.T  # [N, D], the posterior mean
@@ -110,9 +116,36 @@ class PPCA(UniqueModule):
     def posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) of each row of ``x`` [N, X]: a Gaussian of batch shape [N] and event shape [D]."""
         check_reals(x, self.event_shape, "PPCA", self.weight)
+        if has_holes(x):
+            given = self._condition(x)
+            return MultivariateNormal(self.prior_scale * given.mean, scale_tril=self.prior_scale * given.root)
         root = _inverse_root(self.weight, self.noise, self.prior_scale)
         loc = (x - self.mean) @ self.weight @ root @ root.T  # [N, D]
         return MultivariateNormal(loc, scale_tril=self.noise * root)
+
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
+
+        .. math::
+            \operatorname{E}[x_i \mid x_o] = \mu_i + w_i^\top \operatorname{E}[z \mid x_o], \qquad
+            \operatorname{Var}[x_i \mid x_o] = w_i^\top \operatorname{Cov}[z \mid x_o] \, w_i + \sigma^2
+
+        Returns:
+            The mean [N, X] and the variance [N, X]; an observed value is its own mean, with variance 0.
+        """
+        check_reals(x, self.event_shape, "PPCA", self.weight)
+
+        def block(x: Tensor) -> tuple[Tensor, Tensor]:
+            weight = self.prior_scale * self.weight
+            return fill(x, *predict(self._condition(x), self.mean, weight, self.log_noise))
+
+        mean, variance = by_blocks(block, x, self.weight.numel())
+        return mean, variance
+
+    def _condition(self, x: Tensor) -> Conditioned:
+        """The posterior of z / nu given the observed values of ``x`` [N, X], and their log-density."""
+        log_noise = self.log_noise.expand(self.event_shape)
+        return condition_observed(x, self.mean, self.prior_scale * self.weight, log_noise)
 
     def rotated(self, seed: int) -> PPCA:
         """A copy with the same p(x) and W rotated by a random orthogonal matrix R: W R has non-orthogonal columns.
@@ -138,9 +171,13 @@ class PPCA(UniqueModule):
         The covariance divides by N (scikit-learn's ``PCA`` divides by N - 1). Returns the model.
 
         Raises:
-            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions (sigma
-                would be 0).
+            ValueError: for fewer than two data points, NaN (with missing values there is no closed form: use
+                :meth:`fit_em`) or infinity, or no variance left outside D directions (sigma would be 0).
         """
+        if has_holes(x):
+            raise ValueError(
+                "PPCA has no closed form for data with missing values (NaN): use fit_em(x), which accepts them"
+            )
         mean, covariance = self._moments(x)
         weight, variance = principal_plane(covariance, self.weight.shape[1])
         return self._assign(mean, weight / self.prior_scale, variance)
@@ -155,14 +192,23 @@ class PPCA(UniqueModule):
 
         with S the covariance of the data and prior scale 1 (Tipping and Bishop 1999, equations 29 and 30).
 
+        Where values are missing (NaN), the likelihood is that of the observed values. Then the mean is a parameter of
+        the M step too, every iteration reads all data, and sigma^2 does not fall below 1e-12 of the mean variance. The
+        likelihood may have several local maxima. With most of the values missing it also overfits: at 90 % missing,
+        500 data points and ten features, six starts ended up to 0.14 nats per data point apart. Then compare several
+        starts, and judge the fit by data that were held out.
+
         Args:
             x: the data, [N, X].
             iterations: the maximal number of iterations.
             tolerance: stop when one iteration gains fewer nats per data point than this.
 
         Raises:
-            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions.
+            ValueError: for fewer than two data points, infinity, no variance left outside D directions, or a feature
+                of which nothing was observed.
         """
+        if has_holes(x):
+            return self._fit_incomplete(x, iterations, tolerance)
         mean, covariance = self._moments(x)
         weight = self.weight.double() * self.prior_scale  # the model with prior scale 1
         variance = self.noise.double().square()
@@ -185,36 +231,50 @@ class PPCA(UniqueModule):
     def fit_gradient(self, x: Tensor, iterations: int = 2_000) -> PPCA:
         """Maximum likelihood by L-BFGS on the exact log p(x), from the current W and sigma; returns the model.
 
+        Where values are missing (NaN), log p(x) is that of the observed values; see :meth:`fit_em`.
+
         Args:
             x: the data, [N, X].
             iterations: the maximal number of iterations.
 
         Raises:
-            ValueError: for fewer than two data points, NaN or infinity, or no variance left outside D directions.
+            ValueError: for fewer than two data points, infinity, no variance left outside D directions, or a feature
+                of which nothing was observed.
         """
+        if has_holes(x):
+            x = check_observed(x, self.event_shape, "PPCA")
+            work = copy.deepcopy(self).to(x)
+            work.mean.data.copy_(x.nanmean(0))
+            climb(work.parameters(), lambda: losses_of(work, x), iterations)
+            return self._assign(work.mean, work.weight, work.noise.square())
         mean, covariance = self._moments(x)
         weight = self.weight.detach().double().requires_grad_()
         log_noise = self.log_noise.detach().double().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weight, log_noise],
-            max_iter=iterations,
-            tolerance_grad=1e-9,
-            tolerance_change=1e-12,
-            history_size=50,
-            line_search_fn="strong_wolfe",
-        )
 
-        def loss() -> Tensor:
-            optimizer.zero_grad()
+        def losses() -> list[Tensor]:
             noise = log_noise.exp()
             root = _inverse_root(weight, noise, self.prior_scale)
             explained = (root.T @ (weight.T @ covariance @ weight) @ root).trace()
-            value = -_log_density(covariance.trace() - explained, root, noise, self.prior_scale, len(mean))
-            value.backward()
-            return value
+            return [-_log_density(covariance.trace() - explained, root, noise, self.prior_scale, len(mean))]
 
-        optimizer.step(loss)
+        climb([weight, log_noise], losses, iterations)
         return self._assign(mean, weight.detach(), (2 * log_noise.detach()).exp())
+
+    def _fit_incomplete(self, x: Tensor, iterations: int, tolerance: float) -> PPCA:
+        x = check_observed(x, self.event_shape, "PPCA")
+        floor = 1e-12 * observed_variance(x).mean()
+        if not floor > 0:
+            raise ValueError(
+                "the observed values of every feature are constant, so the noise would be 0: use data that vary"
+            )
+
+        def pool(squares: Tensor, counts: Tensor) -> Tensor:
+            return (squares.sum() / counts.sum()).maximum(floor).expand(squares.shape)
+
+        weight, log_noise = self.weight.to(x) * self.prior_scale, self.log_noise.to(x).expand(self.event_shape)
+        start = Parameters(x.new_zeros(1), x.nanmean(0)[None], weight[None], log_noise[None])
+        best = fit_incomplete(x, start, pool, iterations, tolerance)
+        return self._assign(best.mean[0], best.weight[0] / self.prior_scale, (2 * best.log_noise[0, 0]).exp())
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [X] and covariance [X, X] (divided by N) of the data, in float64."""

@@ -19,10 +19,12 @@ from pyro.distributions import MultivariateNormal, Normal, OneHotCategorical
 from torch import Size, Tensor, nn
 
 from jensen.checked import checked
+from jensen.missing import has_holes
 from jensen.module import UniqueModule
 
 from .base import check_reals, data_plate, principal_plane
-from .conditioning import Conditioned, condition
+from .conditioning import Conditioned, by_blocks, condition, condition_observed, fill, predict
+from .incomplete import Parameters, check_observed, fit_incomplete, observed_variance
 from .priors import StandardNormal
 
 
@@ -100,15 +102,40 @@ class MixtureOfPPCA(UniqueModule):
         conditioned = self._condition(x)
         return MultivariateNormal(conditioned.mean, scale_tril=conditioned.root)
 
+    def completed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each missing value of ``x`` [N, X] given the observed values of its row.
+
+        With r the responsibilities given the observed values, and m and v the mean and variance in each component:
+
+        .. math::
+            \bar m_i = \operatorname{E}[x_i \mid x_o] = \sum_c r_c m_{ci}, \qquad
+            \operatorname{Var}[x_i \mid x_o] = \sum_c r_c \left(v_{ci} + (m_{ci} - \bar m_i)^2\right)
+
+        Returns:
+            The mean [N, X] and the variance [N, X]; an observed value is its own mean, with variance 0.
+        """
+
+        def block(x: Tensor) -> tuple[Tensor, Tensor]:
+            given = self._condition(x)
+            share = (self.logits.log_softmax(-1) + given.log_density).softmax(-1).unsqueeze(-1)  # [n, C, 1]
+            means, variances = predict(given, self.mean, self.weight, self.log_noise.unsqueeze(-1))  # [n, C, X]
+            mean = (share * means).sum(1)
+            return fill(x, mean, (share * (variances + (means - mean.unsqueeze(1)).square())).sum(1))
+
+        mean, variance = by_blocks(block, x, self.weight.numel())
+        return mean, variance
+
     def _condition(self, x: Tensor) -> Conditioned:
         check_reals(x, self.event_shape, "MixtureOfPPCA", self.weight)
+        if has_holes(x):
+            return condition_observed(x, self.mean, self.weight, self.log_noise.unsqueeze(-1).expand_as(self.mean))
         scale = self.noise.unsqueeze(-1)  # [C, 1]
-        return condition((x.unsqueeze(1) - self.mean) / scale, self.weight / scale.unsqueeze(-1))
+        given = condition((x.unsqueeze(1) - self.mean) / scale, self.weight / scale.unsqueeze(-1))
+        return given._replace(log_density=given.log_density - len(self.mean.T) * self.log_noise)
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """Log p(x, c): [N, C]."""
-        log_density = self._condition(x).log_density - len(self.mean.T) * self.log_noise
-        return self.logits.log_softmax(-1) + log_density
+        return self.logits.log_softmax(-1) + self._condition(x).log_density
 
     @torch.no_grad()
     def fit_em(
@@ -126,6 +153,10 @@ class MixtureOfPPCA(UniqueModule):
         scale falls below 1e-3 of the data's standard deviation (per feature, in quadratic mean). Otherwise a component
         with few data points could shrink onto them, and the likelihood would grow without bound.
 
+        Where values are missing (NaN), the likelihood is that of the observed values, and z too is summed out in the E
+        step. The clusters of the start are those of the data with the mean of each feature in place of its missing
+        values. This is a poor start if many values are missing: compare several seeds.
+
         Args:
             x: the data, [N, X].
             iterations: the maximal number of iterations.
@@ -133,17 +164,18 @@ class MixtureOfPPCA(UniqueModule):
             seed: of the k-means clusters used as the start; None: start from the current parameters.
 
         Raises:
-            ValueError: for fewer data points than components, NaN or infinity, or identical data points.
+            ValueError: for fewer data points than components, infinity, identical data points, or a feature of which
+                nothing was observed.
         """
-        check_reals(x, self.event_shape, "MixtureOfPPCA")
+        x = check_observed(x, self.event_shape, "MixtureOfPPCA")
         C = len(self.logits)
-        if len(x) < max(2, C) or not x.isfinite().all():
+        if len(x) < C:
             raise ValueError(
-                f"MixtureOfPPCA needs at least two data points, and one for each of the {C} components, without NaN "
-                f"or infinity, but got x of shape {list(x.shape)}"
+                f"MixtureOfPPCA needs at least one data point for each of the {C} components, but got x of shape "
+                f"{list(x.shape)}"
             )
-        x = x.double()
-        floor = 1e-6 * x.var(0, correction=0).mean()
+        holes = has_holes(x)
+        floor = 1e-6 * (observed_variance(x) if holes else x.var(0, correction=0)).mean()
         if not floor > 0:
             raise ValueError(
                 "MixtureOfPPCA has no maximum of the likelihood, because all data points are identical: use data "
@@ -151,10 +183,11 @@ class MixtureOfPPCA(UniqueModule):
             )
         work = copy.deepcopy(self).to(x)  # in float64
         if seed is not None:
-            from sklearn.cluster import KMeans  # imported here because it takes longer than all of Pyro
-
-            labels = KMeans(C, n_init=10, random_state=seed).fit(x.cpu().numpy()).labels_
-            work._maximize(x, nn.functional.one_hot(torch.as_tensor(labels).long(), C).to(x), floor)
+            work._start(x, seed, floor)
+        if holes:
+            work._fit_observed(x, floor, iterations, tolerance)
+            self.load_state_dict(work.state_dict())
+            return self
         before = -math.inf
         for _ in range(iterations):
             log_joint = work._log_joint(x)  # [N, C]
@@ -165,6 +198,32 @@ class MixtureOfPPCA(UniqueModule):
             work._maximize(x, log_joint.softmax(-1), floor)
         self.load_state_dict(work.state_dict())
         return self
+
+    def _start(self, x: Tensor, seed: int, floor: Tensor) -> None:
+        """Set the parameters to those of k-means clusters; missing values are replaced by means of their cluster."""
+        from sklearn.cluster import KMeans  # imported here because it takes longer than all of Pyro
+
+        C, missing = len(self.logits), x.isnan()
+        filled = torch.where(missing, x.nanmean(0), x)
+        labels = torch.as_tensor(KMeans(C, n_init=10, random_state=seed).fit(filled.cpu().numpy()).labels_).long()
+        clusters = nn.functional.one_hot(labels, C).to(x)  # [N, C]
+        if missing.any():
+            counts = clusters.T @ (~missing).to(x.dtype)  # [C, X]
+            means = torch.where(counts > 0, clusters.T @ x.nan_to_num(0.0) / counts.clamp_min(1), x.nanmean(0))
+            filled = torch.where(missing, means[labels.to(x.device)], x)
+        self._maximize(filled, clusters, floor)
+
+    def _fit_observed(self, x: Tensor, floor: Tensor, iterations: int, tolerance: float) -> None:
+        def pool(squares: Tensor, counts: Tensor) -> Tensor:
+            tiny = torch.finfo(x.dtype).tiny
+            return (squares.sum(-1) / counts.sum(-1).clamp_min(tiny)).maximum(floor).unsqueeze(-1).expand(counts.shape)
+
+        start = Parameters(self.logits, self.mean, self.weight, self.log_noise.unsqueeze(-1).expand_as(self.mean))
+        best = fit_incomplete(x, start, pool, iterations, tolerance)
+        self.logits.copy_(best.logits.log_softmax(-1))
+        self.mean.copy_(best.mean)
+        self.weight.copy_(best.weight)
+        self.log_noise.copy_(best.log_noise[:, 0])
 
     def _maximize(self, x: Tensor, responsibilities: Tensor, floor: Tensor) -> None:
         """Set the parameters to the optimum given ``responsibilities`` [N, C] of ``x`` [N, X]; sigma^2 >= ``floor``."""

@@ -18,7 +18,7 @@ with Q = diag(q)^2 (P at t = 1), starting from zero after the end. The posterior
 .. math:: z_t \mid z_{t-1}, x \sim \mathcal{N}((I - S_t J_t) F z_{t-1} + S_t h_t, S_t)
 
 and log p(x) = log p(x, z) - log p(z | x) at any z. It is evaluated at the posterior mean, where all terms are sums of
-squares.
+squares. Where features of a step are missing, R^{-1} has zeros in their places.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ from torch import Size, Tensor, nn
 from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle, matvec
 from jensen.families.chain import GaussMarkovChain
+from jensen.missing import has_holes
 from jensen.module import UniqueModule
 
 from .base import check_reals, data_plate
+from .conditioning import fill
 
 
 class LinearGaussianSSM(UniqueModule):
     r"""A linear-Gaussian state space model of sequences of different lengths.
 
-    Data are x, [N, T, X], and lengths, [N]: entries beyond a length are ignored, but must be finite (zero). The states
-    there follow the prior, so a guide of all T states has valid weights, and log p(x) is that of the observed steps.
-    The states are one site, ``"z"``, of event shape [T, D].
+    Data are x, [N, T, X], and lengths, [N]: entries beyond a length are ignored, but must be finite (zero) or NaN. The
+    states there follow the prior, so a guide of all T states has valid weights, and log p(x) is that of the observed
+    steps. Between them, NaN marks missing steps and missing features of a step. The states are one site, ``"z"``, of
+    event shape [T, D].
 
     The noise of the transitions is diagonal. This is no restriction, only a choice of coordinates for z.
 
@@ -132,9 +135,36 @@ class LinearGaussianSSM(UniqueModule):
         """Log p(x) of each sequence of ``x`` [N, T, X] up to its length, in nats: [N]."""
         posterior = self.posterior(x, lengths)
         z = posterior.mean  # [N, T, D]
-        log_joint = self.prior().log_prob(z) + self.likelihood(z, self._observed(len(x), lengths)).log_prob(x)
+        log_joint = self.prior().log_prob(z) + self._log_likelihood(x, z, self._observed(len(x), lengths))
         log_density: Tensor = log_joint - posterior.log_prob(z)
         return log_density
+
+    def _log_likelihood(self, x: Tensor, z: Tensor, observed: Tensor) -> Tensor:
+        """Log p(x | z) of the observed features at the steps that are ``observed``, bool [N or 1, T]: [N]."""
+        if not has_holes(x):
+            log_density: Tensor = self.likelihood(z, observed).log_prob(x)
+            return log_density
+        known = observed.unsqueeze(-1) & ~x.isnan()
+        densities = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(torch.where(known, x, 0.0))
+        return torch.where(known, densities, 0.0).sum((-2, -1))
+
+    def completed(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Mean and variance of each missing value of ``x`` [N, T, X] given all observed values of its sequence.
+
+        .. math::
+            \operatorname{E}[x_{ti} \mid x_o] = \mu_i + w_i^\top \operatorname{E}[z_t \mid x_o], \qquad
+            \operatorname{Var}[x_{ti} \mid x_o] = w_i^\top \operatorname{Cov}[z_t \mid x_o] \, w_i + s_i^2
+
+        Returns:
+            The mean [N, T, X] and the variance [N, T, X]; an observed value is its own mean, with variance 0. Both are
+            0 beyond the lengths.
+        """
+        posterior = self.posterior(x, lengths)
+        loc = self.mean + posterior.mean @ self.weight.T
+        spread = ((self.weight @ posterior.covariance) * self.weight).sum(-1)  # [N, T, X]
+        mean, variance = fill(x, loc, spread + self.noise.square())
+        within = self._observed(len(x), lengths).unsqueeze(-1)
+        return torch.where(within, mean, 0.0), torch.where(within, variance, 0.0)
 
     def posterior(self, x: Tensor, lengths: Tensor | None = None) -> GaussMarkovChain:
         """p(z | x) of each sequence of ``x`` [N, T, X]: a chain of batch shape [N] and event shape [T, D]."""
@@ -143,8 +173,15 @@ class LinearGaussianSSM(UniqueModule):
         scaled = self.weight / self.noise.square().unsqueeze(-1)  # R^{-1} W, [X, D]
         T, D = self.latents["z"]
         eye = torch.eye(D, dtype=x.dtype, device=x.device)
-        h = (torch.where(observed.unsqueeze(-1), x - self.mean, 0.0) @ scaled).unbind(1)  # T of [N, D]
-        J = (observed[..., None, None] * (self.weight.T @ scaled)).unbind(1)  # T of [N or 1, D, D]
+        if has_holes(x):
+            known = observed.unsqueeze(-1) & ~x.isnan()  # [N, T, X]
+            outer = self.weight.unsqueeze(-1) * scaled.unsqueeze(-2)  # [X, D, D]
+            precision = torch.tensordot(known.to(scaled.dtype), outer, 1)  # [N, T, D, D]
+        else:
+            known = observed.unsqueeze(-1)
+            precision = observed[..., None, None] * (self.weight.T @ scaled)
+        h = (torch.where(known, x - self.mean, 0.0) @ scaled).unbind(1)  # T of [N, D]
+        J = precision.unbind(1)  # T of [N or 1, D, D]
         J_later, h_later = torch.zeros_like(J[0]), torch.zeros_like(h[0])
         offsets, transitions, roots = [], [], []
         for t in reversed(range(T)):

@@ -8,8 +8,9 @@ The subpackages: :mod:`jensen.models`, :mod:`jensen.guides`, :mod:`jensen.famili
 :mod:`jensen.cli`.
 
 ``jensen`` itself has :func:`~jensen.datasets.load`, :func:`~jensen.guides.amortize`, :func:`~jensen.inference.fit`,
-:func:`~jensen.inference.evaluate` and :func:`~jensen.inference.compare`, and the subpackages as attributes. Each is
-imported at its first use, so ``import jensen`` is fast.
+:func:`~jensen.inference.evaluate` and :func:`~jensen.inference.compare`, the transformer
+:class:`~jensen.imputer.Imputer`, and the subpackages as attributes. Each is imported at its first use, so
+``import jensen`` is fast.
 
 Example:
     >>> import jensen as jn
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from . import cli, datasets, families, guides, inference, models, networks, plots, reports
     from .datasets import load
     from .guides import amortize
+    from .imputer import Imputer
     from .inference import compare, evaluate, fit
 
 __all__ = [
+    "Imputer",
     "__version__",
     "amortize",
     "cli",
@@ -48,7 +51,14 @@ __all__ = [
 
 __version__: str
 
-_HOMES = {"amortize": "guides", "compare": "inference", "evaluate": "inference", "fit": "inference", "load": "datasets"}
+_HOMES = {
+    "Imputer": "imputer",
+    "amortize": "guides",
+    "compare": "inference",
+    "evaluate": "inference",
+    "fit": "inference",
+    "load": "datasets",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -311,7 +311,7 @@ def impute(
         >>> x = torch.randn(50, 4)
         >>> x[torch.rand(50, 4) < 0.3] = math.nan
         >>> model = VAE(mlp(2, [8]), Gaussian(4, 8), latent=2)
-        >>> guide = amortize(model, Masked(mlp(8, [16])), MeanField, context=16)
+        >>> guide = amortize(model, Masked(mlp(8, [16]), 4), MeanField, context=16)
         >>> history = fit(model, guide, x, epochs=2, progress=False)
         >>> bool(impute(model, guide, x, particles=100, progress=False).mean.isfinite().all())
         True

@@ -49,7 +49,11 @@ def test_reading_takes_little_more_memory_than_the_data(tmp_path):
     for name, values in (("single", single), ("double", x)):
         table = {f"c{i}": values[:, i] for i in range(400)}
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet", compression="none", use_dictionary=False)
-    how = {"grey.npz": {"levels": 256, "dequantize": True}, "double.npy": {"standardize": True}}
+    how = {
+        "grey.npz": {"levels": 256, "dequantize": True, "missing": 7},
+        "double.npy": {"standardize": True},
+        "columns.npy": {"standardize": True, "missing": 0.5},
+    }
     _check([(str(path), how.get(path.name, {})) for path in sorted(tmp_path.iterdir())], size=4 * x.size)
 
 

@@ -172,8 +172,11 @@ def test_errors_name_columns_and_labels(tmp_path):
 def test_a_mask_of_a_data_frame_may_have_the_column_of_labels():
     frame = pd.DataFrame(X_NAN, columns=list("abcd"))
     frame.insert(1, "kind", np.arange(60) % 3)
-    data = from_array(frame.fillna(0.0), "kind", missing=frame.isna(), **HOW)
-    assert _sorted(data.train) == _sorted(X_NAN)
+    for mask in (frame.isna(), frame.isna()[list("dbca")]):
+        data = from_array(frame.fillna(0.0), "kind", missing=mask, **HOW)
+        assert _sorted(data.train) == _sorted(X_NAN)
+    with pytest.raises(ValueError, match="got missing with the index of x in another order: pass missing"):
+        from_array(frame, "kind", missing=frame.isna()[::-1])
 
 
 def test_labels_may_equal_the_number_that_marks_missing_features():

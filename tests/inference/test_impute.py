@@ -95,8 +95,8 @@ class _Constant(torch.nn.Module):
 
 
 def test_held_out_values_jointly_and_alone():
-    model, x, holed, covariance = _linear(n=200, seed=2)
-    found = held_out(model, PriorGuide(model), holed, x, 4000, seed=0, progress=False)
+    model, x, holed, covariance = _linear(n=100, seed=2)
+    found = held_out(model, PriorGuide(model), holed, x, 2000, seed=0, progress=False)
     assert found.count.tolist() == holed.isnan().sum(1).tolist()
     joint, single = [], []
     for row, known in zip(x, holed, strict=True):
