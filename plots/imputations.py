@@ -74,14 +74,14 @@ def plot_imputations(
     Example:
         >>> import torch
         >>> from jensen.datasets import load
-        >>> from jensen.guides import Laplace
+        >>> from jensen.guides import ExactPosterior
         >>> from jensen.inference import impute
         >>> from jensen.models import PPCA
         >>> data = load("digits")
         >>> model = PPCA(64, latent=16).fit_closed_form(data.train)
         >>> truth = data.test[:10]
         >>> x = truth.masked_fill(torch.rand(truth.shape) < 0.5, torch.nan)
-        >>> imputed = impute(model, Laplace(model), x, seed=0, progress=False)
+        >>> imputed = impute(model, ExactPosterior(model), x, seed=0, progress=False)
         >>> ax = plot_imputations(imputed, data.image_shape, truth=truth, value_range=data.value_range)
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['truth', 'observed', 'mean', 'sample 1', 'sample 2', 'sample 3']
