@@ -20,7 +20,7 @@ from torch.distributions.constraints import Constraint
 from jensen import families
 from jensen.checked import checked
 from jensen.families import MeanField
-from jensen.kernel.arguments import as_tensors
+from jensen.kernel.arguments import as_tensors, in_a_line
 from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import store_kept
 from jensen.kernel.randomness import forked_rng
@@ -329,16 +329,17 @@ def amortize(
             )
         return Structured(model, tensors, encoder, made, context)
     if encoder is None or context is None:
-        found = None if encoder is None or tensors is not None else _width(model, encoder)
+        found, error = (None, None) if encoder is None or tensors is not None else _width(model, encoder)
         if found is None:
             if tensors is None:
+                reason = "" if error is None else f" (on samples of the model: {in_a_line(error)})"
                 raise TypeError(
                     "amortize needs data to build the encoder or to find its output width, but got none: pass "
-                    "data=x, or both encoder and context"
-                )
+                    f"data=x, or both encoder and context{reason}"
+                ) from error
             encoder, found = encoder_for(tensors, encoder, context)
         context = found
-    elif (found := _width(model, encoder, tensors)) not in (None, context):
+    elif (found := _width(model, encoder, tensors)[0]) not in (None, context):
         raise ValueError(
             f"context must be the width of the encoder's output, {found}, but got {context}: omit it, and the width "
             "is inferred"
@@ -359,8 +360,10 @@ def amortize(
 
 
 @torch.no_grad()
-def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None) -> int | None:
-    """The width of an encoder's output on data, or on samples of the model; None if the encoder fails on them.
+def _width(
+    model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None
+) -> tuple[int | None, Exception | None]:
+    """The width of an encoder's output on data, or on samples of the model, or the error that it raises on them.
 
     Modules, Pyro's parameter store and the random state are restored afterwards.
     """
@@ -371,9 +374,9 @@ def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = Non
         try:
             drawn = model(n=2) if data is None else data
             h = encoder(*(drawn if isinstance(drawn, tuple) else (drawn,)))
-        except Exception:  # a user's model or encoder may fail here in any way; the width is then unknown
-            return None
-    return h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None
+        except Exception as error:  # a user's model or encoder may fail here in any way; the width is then unknown
+            return None, error
+    return (h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None), None
 
 
 def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:
