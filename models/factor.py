@@ -23,7 +23,7 @@ __all__ = ["FactorAnalysis", "LinearGaussian"]
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import pyro
@@ -47,7 +47,7 @@ from .conditioning import (
     predict,
     split_observed,
 )
-from .incomplete import Parameters, check_observed, climb, fit_incomplete, losses_of, observed_variance
+from .incomplete import Parameters, ascend, check_observed, climb, fit_incomplete, losses_of, observed_variance
 from .priors import StandardNormal
 
 
@@ -427,26 +427,41 @@ class LinearGaussian(_Linear):
         return completed.mean, (covariance.diagonal() - completed.gain.square().sum(-2)).clamp_min(0)
 
     def _fit_observed(self, x: Tensor, iterations: int, tolerance: float) -> None:
-        before = -math.inf
-        for _ in range(iterations):
-            total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(self.covariance)
-            marginal = self.marginal().covariance_matrix
-            for rows in in_blocks(x, marginal.numel()):
-                completed = _complete(rows, self.mean, marginal)
-                missing = rows.isnan().to(x.dtype)
-                r = torch.where(rows.isnan(), completed.mean, rows) - self.mean  # E x - mu, [n, X]
-                gain = (completed.gain * missing.unsqueeze(-2)).flatten(0, 1)  # [n X, X]
-                total += completed.log_density.sum()
-                first += r.sum(0)
-                second += r.T @ r + (missing.T @ missing) * marginal - gain.T @ gain
-            now = float(total) / len(x)
-            if now - before < tolerance:
-                break
-            before = now
-            shift = first / len(x)
-            self.mean.add_(shift)
-            _, update = self._em(second / len(x) - shift.outer(shift))
-            update()
+        parameters = list(self.parameters())
+
+        def take(values: Sequence[Tensor]) -> None:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+
+        def step(now: Sequence[Tensor]) -> tuple[float, Callable[[], Sequence[Tensor]]]:
+            take(now)
+            log_likelihood, shift, covariance = self._expect(x)
+
+            def following() -> Sequence[Tensor]:
+                self.mean.add_(shift)
+                _, update = self._em(covariance)
+                update()
+                return [parameter.clone() for parameter in parameters]
+
+            return log_likelihood, following
+
+        start = [parameter.clone() for parameter in parameters]
+        take(ascend(start, step, lambda far: far, iterations, tolerance))
+
+    def _expect(self, x: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Log p(x) per data point; the change of the mean [X], and the covariance [X, X], of the completed data."""
+        marginal = self.marginal().covariance_matrix
+        total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(marginal)
+        for rows in in_blocks(x, marginal.numel()):
+            completed = _complete(rows, self.mean, marginal)
+            missing = rows.isnan().to(x.dtype)
+            r = torch.where(rows.isnan(), completed.mean, rows) - self.mean  # E x - mu, [n, X]
+            gain = (completed.gain * missing.unsqueeze(-2)).flatten(0, 1)  # [n X, X]
+            total += completed.log_density.sum()
+            first += r.sum(0)
+            second += r.T @ r + (missing.T @ missing) * marginal - gain.T @ gain
+        shift = first / len(x)
+        return float(total) / len(x), shift, second / len(x) - shift.outer(shift)
 
     def _rescale(self, shift: Tensor, scale: Tensor) -> None:
         _rescale(self.mean, self.weight, self.log_scale, shift, scale)
