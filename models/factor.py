@@ -15,6 +15,9 @@ In units of the noise, V = L^{-1} W and y = L^{-1} (x - mu), all of them are one
     \log p(x) &= -\tfrac12 \left(|y - V m|^2 + |m|^2 + \log\det M + X \log 2\pi\right) - \log \det L
 
 Only a D x D matrix is inverted, and the quadratic form is a sum of squares, which is accurate in float32.
+
+Where features are missing (NaN), p(x) is that of the observed ones: L is the root of their part of Sigma, and W has the
+rows that belong to them.
 """
 
 from __future__ import annotations
@@ -158,8 +161,9 @@ class _Linear(UniqueModule):
         allows.
 
         Where values are missing (NaN), the likelihood is that of the observed values. Then the mean is a parameter of
-        the M step too, and every iteration reads all data. The likelihood may have several local maxima. With most of
-        the values missing it also overfits: compare several starts, and judge the fit by data that were held out.
+        the M step too, every iteration reads all data, and extrapolation saves iterations. The likelihood may have
+        several local maxima, and with most of the values missing the fit overfits: compare several starts, and judge
+        the fit by data that were held out.
 
         Args:
             x: the data, [N, X].
@@ -262,6 +266,8 @@ class FactorAnalysis(_Linear):
     Unlike PPCA, it does not depend on the units of the features. If the likelihood grows without bound as the noise of
     a feature vanishes (a Heywood case), ``fit_em`` stops at 1e-12 of that feature's variance.
 
+    NaN in the data marks a missing value: log p(x) and the posterior are then those of the observed values.
+
     References:
         Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis. https://doi.org/10.1007/BF02293851
         Bartholomew, Knott and Moustaki (2011), Latent Variable Models and Factor Analysis.
@@ -345,6 +351,9 @@ class LinearGaussian(_Linear):
     W and Sigma are not identified by p(x), which is any Gaussian: at the maximum of the likelihood W W^T + Sigma is the
     covariance of the data, and the split between the two depends on where the fit started.
 
+    NaN in the data marks a missing value: log p(x) and the posterior are then those of the observed values, which takes
+    a matrix of size X x X for each data point.
+
     References:
         Roweis and Ghahramani (1999), A Unifying Review of Linear Gaussian Models.
         https://doi.org/10.1162/089976699300016674
@@ -422,7 +431,7 @@ class LinearGaussian(_Linear):
         return Conditioned(*by_blocks(block, x, noise.numel()))
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        covariance = self.marginal().covariance_matrix
+        covariance = self.weight @ self.weight.T + self.covariance
         completed = _complete(x.to(covariance.dtype), self.mean, covariance)
         return completed.mean, (covariance.diagonal() - completed.gain.square().sum(-2)).clamp_min(0)
 
@@ -450,7 +459,7 @@ class LinearGaussian(_Linear):
 
     def _expect(self, x: Tensor) -> tuple[float, Tensor, Tensor]:
         """Log p(x) per data point; the change of the mean [X], and the covariance [X, X], of the completed data."""
-        marginal = self.marginal().covariance_matrix
+        marginal = self.weight @ self.weight.T + self.covariance
         total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(marginal)
         for rows in in_blocks(x, marginal.numel()):
             completed = _complete(rows, self.mean, marginal)

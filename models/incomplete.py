@@ -179,8 +179,8 @@ def fit_incomplete(
         return float(sums.log_likelihood) / len(x), lambda: maximize(sums, parameters, pool)
 
     def allowed(far: Sequence[Tensor]) -> Parameters:
-        *others, log_noise = far
-        return Parameters(*others, pool((2 * log_noise).exp(), torch.ones_like(log_noise)).log() / 2)
+        variance = (2 * Parameters(*far).log_noise).exp()
+        return Parameters(*far)._replace(log_noise=pool(variance, torch.ones_like(variance)).log() / 2)
 
     best = Parameters(*ascend(start._replace(mean=start.mean - shift), step, allowed, iterations, tolerance))
     return best._replace(mean=best.mean + shift)
@@ -215,12 +215,17 @@ def ascend(
     now, before, path = start, -math.inf, [start]
     third: Sequence[Tensor] | None = None  # the iterate to continue from, while ``now`` is extrapolated
     for _ in range(iterations):
-        reached, following = step(now)
+        try:
+            reached, following = step(now)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # extrapolated to where the covariance has no Cholesky factor
+            if third is None:
+                raise
+            reached = -math.inf
         if third is not None and not reached >= before:
-            now, third, path = third, None, [third]
+            now, path, third = third, [third], None
             continue
         third = None
-        if reached - before < tolerance:
+        if not reached - before >= tolerance:
             break
         before, now = reached, following()
         path.append(now)

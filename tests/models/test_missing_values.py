@@ -275,6 +275,13 @@ def test_with_most_values_missing_em_stops_where_the_gradient_vanishes(float64):
     assert abs(_mean(PPCA(8, D).fit_gradient(x), x) - found[-1]) < 0.2
 
 
+def test_a_fit_without_noise_is_warned_about(float64):
+    x = torch.randn(60, D) @ torch.randn(D, X)
+    x = _holes(x, 0.2)
+    with pytest.warns(UserWarning, match=r"largest without noise.*: use a latent below 2, or more data points"):
+        PPCA(X, D).fit_em(x)
+
+
 @pytest.mark.parametrize("mechanism", ["mcar", "mar"])
 @pytest.mark.parametrize("name", ["PPCA", "FactorAnalysis"])
 def test_em_finds_the_truth_better_than_deletion_and_mean_imputation(name, mechanism, float64):
