@@ -20,11 +20,13 @@ __all__ = [
     "HoledPlate",
     "Observed",
     "as_holes",
+    "equal_values",
     "expect_holes",
     "has_holes",
     "holes_forgotten",
     "observed_only",
     "prepared",
+    "same_values",
 ]
 
 import math
@@ -87,6 +89,22 @@ def has_holes(x: object) -> bool:
         return bool(x.isnan().any())
     except RuntimeError:  # inside torch.vmap
         return _State.expected
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape and equal values; NaN, a missing value, equals NaN.
+
+    Example:
+        >>> x = torch.tensor([1.0, torch.nan])
+        >>> same_values(x, x.clone()), torch.equal(x, x.clone())
+        (True, False)
+    """
+    return a.shape == b.shape and (torch.equal(a, b) or (a.is_floating_point() and bool(equal_values(a, b).all())))
+
+
+def equal_values(a: Tensor, b: Tensor) -> Tensor:
+    """Where values are equal, or both NaN."""
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def prepared(model: Callable[..., Any], data: Any, missing: Missing) -> tuple[Callable[..., Any], Any]:

@@ -9,8 +9,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jensen.families import FullCovariance, Gaussian, MeanField
 from jensen.guides import BottomUp, Contractive, Ladder, SemiAmortized, amortize
-from jensen.guides.local import Constant, same_values
+from jensen.guides.local import Constant
 from jensen.inference import log_weights
+from jensen.missing import same_values
 from jensen.models import VAE, Hierarchical
 from jensen.module import UniqueModule
 from jensen.networks import Masked, mlp
