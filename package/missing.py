@@ -20,6 +20,7 @@ __all__ = [
     "HoledPlate",
     "Observed",
     "as_holes",
+    "draw_missing",
     "equal_values",
     "expect_holes",
     "has_holes",
@@ -528,6 +529,38 @@ class HoledPlate(pyro.plate):
 class _ObservedOnly(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         _observe_only(msg)
+
+
+class _DrawMissing(Messenger):
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["fn"], Observed):
+            msg["value"] = msg["fn"].completed(msg["value"], "sample")
+
+
+def draw_missing(model: Callable[..., Any]) -> Callable[..., Any]:
+    r"""Any Pyro model, whose observed sites return a sample of their missing values given the observed ones.
+
+    .. math:: x_\text{mis} \sim p(x_\text{mis} \mid x_\text{obs}, z)
+
+    What is scored does not change: log p(x_obs | z). Replayed against a guide, the program returns complete data;
+    :func:`jensen.inference.impute` weights such samples by their importance.
+
+    Args:
+        model: a Pyro model.
+
+    Returns:
+        A Pyro model with the same arguments.
+
+    Example:
+        >>> from jensen.models import PPCA
+        >>> model, x = PPCA(3, latent=1), torch.tensor([[1.0, torch.nan, 2.0]])
+        >>> model(x)
+        tensor([[1., nan, 2.]])
+        >>> draw_missing(model)(x).isfinite().tolist()
+        [[True, True, True]]
+    """
+    wrapped: Callable[..., Any] = _DrawMissing()(observed_only(model))
+    return wrapped
 
 
 def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:

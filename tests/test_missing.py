@@ -13,7 +13,7 @@ from jensen import families
 from jensen.families import FullCovariance, Gaussian, LowRank, MeanField, Mixture
 from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
 from jensen.inference import ELBO, IWAE, Renyi, ais, evaluate, exact_log_evidence, fit, gaps, log_weights
-from jensen.missing import Observed, as_holes, has_holes, observed_only
+from jensen.missing import Observed, as_holes, draw_missing, has_holes, observed_only
 from jensen.models import PPCA, VAE, Banana, BinaryLatentVAE, ConditionalVAE, Ring
 from jensen.networks import Conditioned, mlp
 
@@ -384,3 +384,19 @@ def test_sums_and_integrals_over_latents_condition_on_what_was_observed():
     for curved in (Ring(latent=2, noise=0.5), Banana(curvature=0.5, noise=0.5)):
         one = curved.log_evidence(torch.tensor([[1.0], [NAN]]))
         assert torch.equal(one, torch.cat([curved.log_evidence(torch.tensor([[1.0]])), torch.zeros(1)]))
+
+
+def test_a_model_draws_what_is_missing_on_request_and_scores_the_same():
+    model, x = _ppca()
+    torch.manual_seed(8)
+    with pyro.poutine.trace() as plain:
+        assert torch.equal(model(x).isnan(), x.isnan())
+    torch.manual_seed(8)
+    with pyro.poutine.trace() as drawn:
+        made = draw_missing(model)(x).detach()
+    assert torch.equal(plain.trace.log_prob_sum(), drawn.trace.log_prob_sum())
+    assert torch.equal(made[~x.isnan()], x[~x.isnan()])
+    z = drawn.trace.nodes["z"]["value"]
+    noise = ((made - (model.mean + z @ model.weight.T))[x.isnan()] / model.noise).detach()
+    assert abs(float(noise.mean())) < 4 / math.sqrt(len(noise))
+    assert abs(float(noise.std()) - 1) < 4 / math.sqrt(2 * len(noise))
