@@ -202,8 +202,8 @@ class _Linear(UniqueModule):
             iterations: the maximal number of iterations.
 
         Raises:
-            ValueError: for fewer than two data points, infinity, a constant feature or one of which nothing was
-                observed.
+            ValueError: for fewer than two data points, infinity, a constant feature, one of which nothing was
+                observed, or noise that becomes too small.
         """
         x, work = self._start(x)
         shift, scale = work.mean.detach().clone(), observed_variance(x).sqrt()

@@ -244,7 +244,11 @@ def _extrapolated(first: Sequence[Tensor], second: Sequence[Tensor], third: Sequ
 
 
 def climb(parameters: Iterable[Tensor], losses: Callable[[], Iterable[Tensor]], iterations: int) -> None:
-    """Minimize the sum of ``losses()`` by L-BFGS; each loss is differentiated before the next one is computed."""
+    """Minimize the sum of ``losses()`` by L-BFGS; each loss is differentiated before the next one is computed.
+
+    Raises:
+        ValueError: where the noise becomes so small that a covariance has no Cholesky factor.
+    """
     optimizer = torch.optim.LBFGS(
         list(parameters),
         max_iter=iterations,
@@ -262,7 +266,13 @@ def climb(parameters: Iterable[Tensor], losses: Callable[[], Iterable[Tensor]], 
             total += part.detach().cpu()
         return total
 
-    optimizer.step(loss)
+    try:
+        optimizer.step(loss)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            "L-BFGS found no maximum of the likelihood, because the noise became too small: use a smaller latent, more "
+            "data points, or fit_em(x)"
+        ) from error
 
 
 def losses_of(model: HasLogEvidence, x: Tensor) -> Iterator[Tensor]:
@@ -289,7 +299,8 @@ def check_observed(x: Tensor, event_shape: Sequence[int], owner: str) -> Tensor:
         )
     if (empty := x.isnan().all(0)).any():
         places = empty.nonzero().flatten().tolist()
-        others = f" (and {len(places) - 1} others)" if len(places) > 1 else ""
+        more = len(places) - 1
+        others = f" (and {more} other{'s' * (more > 1)})" * bool(more)
         raise ValueError(
             f"{owner} cannot be fitted to x[:, {places[0]}]{others}, which has no observed value: remove such features"
         )

@@ -246,8 +246,8 @@ class PPCA(UniqueModule):
             iterations: the maximal number of iterations.
 
         Raises:
-            ValueError: for fewer than two data points, infinity, no variance left outside D directions, or a feature
-                of which nothing was observed.
+            ValueError: for fewer than two data points, infinity, no variance left outside D directions, a feature of
+                which nothing was observed, or noise that becomes too small.
         """
         if has_holes(x):
             x = check_observed(x, self.event_shape, "PPCA")

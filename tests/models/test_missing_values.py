@@ -282,6 +282,14 @@ def test_a_fit_without_noise_is_warned_about(float64):
         PPCA(X, D).fit_em(x)
 
 
+def test_a_gradient_that_loses_the_noise_says_so(float64):
+    """Two data points with values in every feature, so W alone explains them."""
+    x = torch.randn(9, 5)
+    x[2:, :3] = torch.nan
+    with pytest.raises(ValueError, match="because the noise became too small: use a smaller latent"):
+        FactorAnalysis(5, 4).fit_gradient(x)
+
+
 @pytest.mark.parametrize("mechanism", ["mcar", "mar"])
 @pytest.mark.parametrize("name", ["PPCA", "FactorAnalysis"])
 def test_em_finds_the_truth_better_than_deletion_and_mean_imputation(name, mechanism, float64):
