@@ -151,8 +151,8 @@ def test_every_public_name_has_a_place_in_the_reference():
             ]
             assert len(found) == 1, f"jensen.{room}.{name} is on {found}"
     assert len(sources.ROOMS) == 9
-    for module, names in tasks.ALONE.items():
-        for name in names:
+    for module, listed in tasks.ALONE.items():
+        for name in listed:
             assert re.search(rf"^.. auto\w+:: jensen\.{module}\.{name}$", pages[f"api/{module}.rst"], re.M)
 
 
