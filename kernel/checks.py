@@ -8,6 +8,7 @@ __all__ = [
     "check_scale",
     "check_shapes",
     "check_simulated",
+    "check_spread",
     "checked_data",
     "fit_values",
 ]
@@ -23,6 +24,8 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
+
+from jensen.missing import Observed
 
 from .arguments import check_tensors
 from .caller import outside
@@ -89,6 +92,8 @@ def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator
         return
     try:
         yield True
+    except NotImplementedError:  # it names what is not possible
+        raise
     except (RuntimeError, ValueError) as error:
         i = holes[0]
         raise ValueError(
@@ -100,10 +105,32 @@ def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator
 
 
 def check_holes(sites: list[Site]) -> None:
-    """Raise ValueError unless every log-density is finite at data that contain NaN."""
+    """Raise ValueError unless every log-density is finite at data that contain NaN.
+
+    Where missing values are left out, what is observed may be outside of a support that moves: minus infinity.
+    """
     for site in sites:
-        if not bool(score(site).sum().isfinite()):
+        log_prob = score(site)
+        fine = log_prob.isfinite() | log_prob.isneginf() if isinstance(site["fn"], Observed) else log_prob.isfinite()
+        if not bool(fine.all()):
             raise ValueError(f"the log-density of site '{site['name']}' is not finite")
+
+
+def check_spread(sites: list[Site], data: tuple[Tensor, ...]) -> None:
+    """Raise ValueError if a site takes more values as missing than the data lack: the model computed with NaN.
+
+    The mean of a column with one NaN is NaN, so is the whole column without it, and none of it would be scored.
+    """
+    lost = sum(int(x.isnan().sum()) for x in data if x.is_floating_point())
+    for site in sites if data else ():
+        if site["is_observed"] and isinstance(site["fn"], Observed):
+            count = int(site["value"].isnan().sum())
+            if count > lost:
+                raise ValueError(
+                    f"the model observes {count} NaN at site '{site['name']}', but the data hold {lost}: it computes "
+                    "with NaN before it observes (a mean, a difference), or a function gives NaN (a logarithm): "
+                    "observe the data themselves, prepare them before, or use torch.nanmean"
+                )
 
 
 def _moves(site: Site, again: Again | None) -> bool:

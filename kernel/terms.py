@@ -212,6 +212,11 @@ class Terms:
         return self._of_observed(site, lambda fn, x: fn.log_prob_each(x, values))
 
     def _of_observed(self, site: str, make: Callable[[Observed, Tensor], Tensor]) -> Tensor:
+        """A tensor computed from the distribution and the value of an observed site: [K, N, *event].
+
+        Raises:
+            ValueError: if another plate of the site stands left of that of the data.
+        """
         source, facts = self._of(site)[0], self.p[site]
         depth = source.lifted.nesting + facts.event_dim
 
@@ -220,7 +225,15 @@ class Terms:
             fn = fn if isinstance(fn, Observed) else Observed(fn)
             return padded(make(fn, sites[site]["value"]), depth + source.extra)
 
-        return source.read(of)
+        made = source.read(of)  # [K, *plates, *event]
+        first = 1 + depth - (self.values[site].dim() if self.joint else facts.event_dim - (self._keep[0].dim or 0))
+        if any(size != 1 for size in made.shape[1:first]):
+            raise ValueError(
+                f"site '{site}' has the shape {list(made.shape[1:])}, where another plate stands left of that of the "
+                "data: open the plate of the data with the most negative dim, or make the other a part of the event "
+                "(.to_event)"
+            )
+        return made.reshape(made.shape[:1] + made.shape[first:])
 
     def _of(self, site: str) -> tuple[Half, Half]:
         if self._halves is None:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from jensen.checked import checked
 
 from .arguments import check_tensors, explained
-from .checks import check_holes, check_match, check_scale, check_shapes, checked_data, fit_values
+from .checks import check_holes, check_match, check_scale, check_shapes, check_spread, checked_data, fit_values
 from .layout import Layout, layout_of, without_auxiliary
 from .lifts import Call, Half, Lifted, LiftedPair, Run, Way, for_proof, slowest
 from .modes import watched_modes
@@ -374,7 +374,9 @@ def check_pair(model: Program, guide: Program, *data: Tensor) -> Layout:
             check_holes([*sites[0], *sites[1]])
         check_scale([*sites[0], *sites[1]])
         check_shapes(*sites, model_again)
-        return layout_of(*sites, guide_again)
+        layout = layout_of(*sites, guide_again)
+    check_spread(sites[0], data)
+    return layout
 
 
 def scaled_elbo(model: Program, guide: Program, *data: Tensor) -> Tensor:

@@ -122,6 +122,11 @@ def prepared(model: Callable[..., Any], data: Any, missing: Missing) -> tuple[Ca
     if missing is None:
         return model, data
     if isinstance(missing, Tensor):
+        if isinstance(data, tuple) and not data:
+            raise ValueError(
+                "missing is a mask of the first tensor of the data, but data is (): give missing='nan', and NaN in the "
+                "data that the model holds"
+            )
         first, *rest = data if isinstance(data, tuple) else (data,)
         check_tensor(first, "data[0]" if rest else "data")
         first = as_holes(first, missing)
@@ -294,12 +299,12 @@ def _score(fn: Any, x: Tensor, seen: Tensor) -> Tensor:
     if kind == "ExpandedDistribution":
         value = _score(fn.base_dist, x, seen)
         return value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape))
-    if fn.event_dim == 0:
+    if len(fn.event_shape) == 0:
         return torch.where(seen, fn.log_prob(x), 0.0)
     if (gaussian := _gaussian(fn)) is not None:
         return _marginal(*gaussian, x, seen)
     if hasattr(fn, "component_distribution"):
-        parts = _score(fn.component_distribution, _beside(x, fn.event_dim), _beside(seen, fn.event_dim))
+        parts = _score(fn.component_distribution, _beside(x, len(fn.event_shape)), _beside(seen, len(fn.event_shape)))
         mixed: Tensor = (fn.mixture_distribution.logits.log_softmax(-1) + parts).logsumexp(-1)
         return mixed
     if (chain := _entrywise(fn)) is not None:
@@ -308,7 +313,7 @@ def _score(fn: Any, x: Tensor, seen: Tensor) -> Tensor:
             y, x = x, transform.inv(x)
             jacobian = jacobian + torch.where(seen, transform.log_abs_det_jacobian(x, y), 0.0)
         base = fn.base_dist
-        return _score(base, x, seen) - _sum_rightmost(jacobian, fn.event_dim)
+        return _score(base, x, seen) - _sum_rightmost(jacobian, len(fn.event_shape))
     whole = _whole(fn, seen)
     return torch.where(whole, fn.log_prob(x), 0.0)
 
@@ -318,7 +323,7 @@ def _complete(fn: Any, x: Tensor, seen: Tensor, how: str) -> Tensor:
     kind = type(fn).__name__
     if isinstance(fn, Independent) or kind in ("MaskedDistribution", "ExpandedDistribution"):
         return _complete(fn.base_dist, x, seen, how)
-    if fn.event_dim == 0:
+    if len(fn.event_shape) == 0:
         return torch.where(seen, x, _made(fn, x, how))
     if (gaussian := _gaussian(fn)) is not None:
         loc, covariance, df = gaussian
@@ -326,16 +331,16 @@ def _complete(fn: Any, x: Tensor, seen: Tensor, how: str) -> Tensor:
             start = loc if how == "mean" else _made(fn, x, how)  # a sample moved to agree with x (Matheron's rule)
             return torch.where(seen, x, start + _moved(covariance, x - start, seen))
     if hasattr(fn, "component_distribution"):
-        inside, known = _beside(x, fn.event_dim), _beside(seen, fn.event_dim)
+        inside, known = _beside(x, len(fn.event_shape)), _beside(seen, len(fn.event_shape))
         logits = fn.mixture_distribution.logits + _score(fn.component_distribution, inside, known)  # [..., C]
-        shape = (*x.shape[: x.dim() - fn.event_dim], logits.shape[-1], *fn.event_shape)
+        shape = (*x.shape[: x.dim() - len(fn.event_shape)], logits.shape[-1], *fn.event_shape)
         each = _complete(fn.component_distribution, inside.expand(shape), known.expand(shape), how)
         share = logits.softmax(-1)
         if how == "sample":
             which = torch.distributions.OneHotCategorical(probs=share).sample()
             share = which.to(x.dtype)
-        weighted = each * share[(..., *(None,) * fn.event_dim)]
-        return torch.where(seen, x, weighted.sum(-1 - fn.event_dim))
+        weighted = each * share[(..., *(None,) * len(fn.event_shape))]
+        return torch.where(seen, x, weighted.sum(-1 - len(fn.event_shape)))
     if how == "sample" and (chain := _entrywise(fn)) is not None:
         for transform in reversed(chain):
             x = transform.inv(x)
@@ -344,7 +349,7 @@ def _complete(fn: Any, x: Tensor, seen: Tensor, how: str) -> Tensor:
             x = transform(x)
         return x
     whole = _whole(fn, seen)
-    return torch.where(whole[(..., *(None,) * fn.event_dim)], x, _made(fn, x, how))
+    return torch.where(whole[(..., *(None,) * len(fn.event_shape))], x, _made(fn, x, how))
 
 
 def _each(fn: Any, x: Tensor, seen: Tensor, y: Tensor) -> Tensor:
@@ -352,7 +357,7 @@ def _each(fn: Any, x: Tensor, seen: Tensor, y: Tensor) -> Tensor:
     kind = type(fn).__name__
     if isinstance(fn, Independent) or kind in ("MaskedDistribution", "ExpandedDistribution"):
         return _each(fn.base_dist, x, seen, y)
-    if fn.event_dim == 0:
+    if len(fn.event_shape) == 0:
         value: Tensor = fn.log_prob(y)
         return value.expand(x.shape)
     if (gaussian := _gaussian(fn)) is not None and gaussian[2] is None:
@@ -361,11 +366,13 @@ def _each(fn: Any, x: Tensor, seen: Tensor, y: Tensor) -> Tensor:
         variance = _spread(covariance, seen).diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(x.dtype).tiny)
         return -0.5 * ((y - mean).square() / variance + variance.log() + math.log(2 * math.pi))
     if hasattr(fn, "component_distribution"):
-        inside, known, asked = (_beside(part, fn.event_dim) for part in (x, seen, y))
+        inside, known, asked = (_beside(part, len(fn.event_shape)) for part in (x, seen, y))
         logits = fn.mixture_distribution.logits + _score(fn.component_distribution, inside, known)
-        shape = (*x.shape[: x.dim() - fn.event_dim], logits.shape[-1], *fn.event_shape)
+        shape = (*x.shape[: x.dim() - len(fn.event_shape)], logits.shape[-1], *fn.event_shape)
         each = _each(fn.component_distribution, *(part.expand(shape) for part in (inside, known, asked)))
-        mixed: Tensor = (logits.log_softmax(-1)[(..., *(None,) * fn.event_dim)] + each).logsumexp(-1 - fn.event_dim)
+        mixed: Tensor = (logits.log_softmax(-1)[(..., *(None,) * len(fn.event_shape))] + each).logsumexp(
+            -1 - len(fn.event_shape)
+        )
         return mixed
     raise NotImplementedError(
         f"the densities of single features of {_name(fn)} given others are not known: use a likelihood with "
@@ -427,7 +434,7 @@ def _whole(fn: Any, seen: Tensor) -> Tensor:
     Raises:
         NotImplementedError: if one is observed in part.
     """
-    flat = seen.flatten(seen.dim() - fn.event_dim)
+    flat = seen.flatten(seen.dim() - len(fn.event_shape))
     whole, some = flat.all(-1), flat.any(-1)
     try:
         parts = get_proxy_mode() is None and bool((some & ~whole).any())
@@ -454,15 +461,23 @@ def _entrywise(fn: Any) -> list[Any] | None:
         else:
             flat.append(part)
     alone = all(part.domain.event_dim == part.codomain.event_dim == 0 for part in flat)
-    return flat if alone and fn.base_dist.event_dim == fn.event_dim else None
+    return flat if alone and len(fn.base_dist.event_shape) == len(fn.event_shape) else None
 
 
 def _made(fn: Any, x: Tensor, how: str) -> Tensor:
     """The mean, or a sample, of the shape of ``x``."""
     if how == "mean":
-        mean: Tensor = fn.mean
+        try:
+            mean: Tensor = fn.mean
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"the mean of {_name(fn)} is not known, so its missing values cannot be imputed"
+            ) from error
+        if isinstance(fn, torch.distributions.Categorical):  # PyTorch's mean of it is NaN
+            states = fn.enumerate_support()
+            mean = (states * fn.log_prob(states).exp()).sum(0)
         return mean.expand(x.shape)
-    batch = x.shape[: x.dim() - fn.event_dim]
+    batch = x.shape[: x.dim() - len(fn.event_shape)]
     sample: Tensor = fn.expand(batch).sample()
     return sample.to(x.dtype)
 
@@ -474,7 +489,7 @@ def _point(fn: Any, like: Tensor) -> Tensor:
         return _point(fn.base_dist, like)
     if hasattr(fn, "component_distribution"):
         inner = _point(fn.component_distribution, like)
-        return inner if not inner.dim() else inner.select(-1 - fn.event_dim, 0)
+        return inner if not inner.dim() else inner.select(-1 - len(fn.event_shape), 0)
     if hasattr(fn, "transforms"):
         point = _point(fn.base_dist, like)
         if not point.dim() and any(part.domain.event_dim for part in fn.transforms):
@@ -495,8 +510,13 @@ def _point(fn: Any, like: Tensor) -> Tensor:
     if support.event_dim == 0 and support is not constraints.real:
         inside: Tensor = biject_to(support)(like.new_zeros(()))
         return inside.detach()
-    if support is constraints.simplex:
-        return like.new_full((fn.event_shape[-1],), 1 / fn.event_shape[-1])
+    if support.event_dim:
+        try:
+            onto = biject_to(support)
+            middle: Tensor = onto(like.new_zeros(onto.inverse_shape(fn.event_shape)))
+        except NotImplementedError:  # no map from the reals is known
+            return like.new_zeros(())
+        return middle.detach()
     return like.new_zeros(())
 
 
@@ -514,6 +534,7 @@ def _observe_only(msg: Any) -> None:
     if msg["is_observed"] and not site_is_subsample(msg) and has_holes(msg["value"]):
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not isinstance(fn, Observed):
+            _State.expected = True  # also in graphs of a model that holds its data
             msg["fn"] = Observed(fn)
 
 

@@ -400,3 +400,91 @@ def test_a_model_draws_what_is_missing_on_request_and_scores_the_same():
     noise = ((made - (model.mean + z @ model.weight.T))[x.isnan()] / model.noise).detach()
     assert abs(float(noise.mean())) < 4 / math.sqrt(len(noise))
     assert abs(float(noise.std()) - 1) < 4 / math.sqrt(2 * len(noise))
+
+
+def _centred(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x - x.mean(0))
+
+
+def _logged(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x.log())
+
+
+def _guide_of_z(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(("model", "hole"), [(_centred, True), (_logged, False)])
+def test_values_that_the_model_makes_nan_are_not_missing(model, hole):
+    torch.manual_seed(7)
+    x = torch.randn(6, 3)
+    if hole:
+        x[0, 0] = NAN
+    with pytest.raises(ValueError, match=r"observes \d+ NaN at site 'x', but the data hold [01]: it computes with NaN"):
+        evaluate(model, _guide_of_z, x, 10, missing="nan", progress=False)
+    with pytest.raises(ValueError, match=r"observes \d+ NaN at site 'x'"):
+        exact_log_evidence(observed_only(model), x, method="quadrature", progress=False)
+
+
+def test_a_support_that_moves_leaves_out_what_is_missing():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(0.0, z.exp()[..., None] * torch.ones(2)).to_event(1), obs=x)
+
+    x = torch.tensor([[1.0, NAN], [NAN, NAN], [0.5, 2.0]])
+    found = evaluate(model, _guide_of_z, x, 20_000, missing="nan", refine=False, seed=0, progress=False)
+    z = torch.linspace(-8.0, 8.0, 100_001, dtype=torch.float64)
+    prior = dist.Normal(0.0, 1.0).log_prob(z) + math.log(16.0 / 100_000)
+    for row, value, error in zip(x, found.log_evidence, found.standard_error, strict=True):
+        seen = row[~row.isnan()]
+        inside = (z.exp() > seen.max()) if len(seen) else torch.ones_like(z, dtype=torch.bool)
+        exact = (prior - len(seen) * z)[inside].logsumexp(0)
+        assert abs(float(value - exact)) < 5 * float(error) + 1e-3
+
+
+def test_a_model_that_holds_its_data_is_traced_with_its_missing_values():
+    x = torch.tensor([0.5, NAN, 1.0])
+
+    def model():
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    how = {"missing": "nan", "refine": False, "seed": 0, "progress": False}
+    eager = evaluate(model, guide, (), 100, compile=False, **how)
+    torch.testing.assert_close(evaluate(model, guide, (), 100, compile=True, **how).log_evidence, eager.log_evidence)
+    assert eager.log_evidence[1] == 0
+    with pytest.raises(ValueError, match=r"missing is a mask of the first tensor of the data, but data is \(\)"):
+        evaluate(model, guide, (), 10, missing=x.isnan(), progress=False)
+
+
+def test_matrices_may_be_missing_as_a_whole_and_components_be_of_pytorch():
+    torch.manual_seed(8)
+    p = dist.LKJCholesky(3, torch.tensor(2.0)).expand([2])
+    x = p.sample()
+    assert Observed(p).log_prob(x.index_fill(0, torch.tensor(1), NAN)).tolist() == [float(p.log_prob(x)[0]), 0.0]
+    normal = torch.distributions.Normal(torch.randn(2, 3), torch.ones(2, 3))
+    mixture = dist.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([0.3, 0.7])), torch.distributions.Independent(normal, 1)
+    )
+    x = torch.tensor([0.3, NAN, -1.0])
+    parts = normal.log_prob(x.nan_to_num(0.0))[:, [0, 2]].sum(-1)
+    expected = (torch.tensor([0.3, 0.7]).log() + parts).logsumexp(0)
+    torch.testing.assert_close(Observed(mixture).log_prob(x), expected)
+
+
+def test_the_mean_of_categories_is_that_of_their_numbers():
+    p = Observed(dist.Categorical(torch.tensor([0.2, 0.3, 0.5])).expand([2]))
+    torch.testing.assert_close(p.completed(torch.tensor([NAN, 2.0])), torch.tensor([1.3, 2.0]))
+    logit = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.SigmoidTransform()])
+    with pytest.raises(NotImplementedError, match="the mean of TransformedDistribution is not known"):
+        Observed(logit).completed(torch.tensor([NAN, 0.5]))

@@ -17,7 +17,7 @@ from jensen.checked import checked
 from jensen.kernel.arguments import explained
 from jensen.kernel.batches import Data, Device, as_tensors, placed
 from jensen.kernel.caller import outside
-from jensen.kernel.checks import check_holes, check_scale, check_shapes, checked_data
+from jensen.kernel.checks import check_holes, check_scale, check_shapes, check_spread, checked_data
 from jensen.kernel.modes import running
 from jensen.kernel.parameters import own_modules
 from jensen.kernel.randomness import forked_rng
@@ -199,6 +199,7 @@ def exact_log_evidence(
             sites = model_sites(model, *tensors)
             if holes:
                 check_holes(sites)
+        check_spread(sites, tensors)
         check_scale(sites)
         check_shapes(sites, [], lambda: model_sites(model, *tensors))
         latents = read_latents(model, tensors)

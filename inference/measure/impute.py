@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = ["HeldOut", "Imputation", "held_out", "impute"]
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from jensen.checked import check_tensor, checked, shown
 from jensen.kernel.batches import Data, Part, as_tensors, stream
+from jensen.kernel.caller import outside
 from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.terms import Terms
@@ -322,10 +324,13 @@ def impute(
     if not any(map(has_holes, tensors)):
         raise ValueError("data has no missing values (NaN), so there is nothing to impute: give missing=mask, or NaN")
     parts: list[dict[str, Tensor]] = []
+    changed = False
 
     def look(t: Terms, part: Part, name: str) -> None:
-        x = t.values[name]
+        nonlocal changed
         log_w, drawn = _of_rows(t), t.completed(name, "sample")
+        x = t.values[name].expand(drawn.shape[1:])
+        changed = changed or not any(_holds(data, x) for data in part.data)
         share = log_w.softmax(0).to(drawn.dtype)  # [K, N]
         spread = share.reshape(*share.shape, *(1,) * (drawn.dim() - 2))
         mean = (spread * t.completed(name, "mean")).sum(0)
@@ -335,7 +340,7 @@ def impute(
         ess = share.double().square().sum(0).reciprocal()
         parts.append(
             {
-                "x": x.expand(drawn.shape[1:]),
+                "x": x,
                 "mean": torch.where(x.isnan(), mean, x),
                 "variance": (spread * (drawn - mean).square()).sum(0) * x.isnan(),
                 "quantiles": _quantiles(drawn, share, levels).movedim(0, 1),
@@ -351,6 +356,18 @@ def impute(
     known = _conditional(model, tensors, name, made["x"])
     if known is not None:
         made["mean"], made["variance"] = known
+    if changed:
+        warnings.warn(
+            f"the values observed at site '{name}' are not those of the data: the model transforms them, and the "
+            "imputation has the units of the site",
+            stacklevel=outside(),
+        )
+    if lost := int((~made["mean"].isfinite()).sum()):
+        warnings.warn(
+            f"the mean of {lost} missing values is not finite (a Cauchy distribution has no mean, nor a Student's t "
+            "with few degrees of freedom): use quantiles or draws",
+            stacklevel=outside(),
+        )
     names = tuple(map(str, columns))
     if names and len(names) != made["x"][0].numel():
         raise ValueError(f"columns must name each of {made['x'][0].numel()} features, but got {len(names)} names")
@@ -417,10 +434,16 @@ def held_out(
     parts: list[dict[str, Tensor]] = []
 
     def look(t: Terms, part: Part, name: str) -> None:
-        x = t.values[name]
-        y = held[part.rows].to(x).reshape(x.shape)
-        asked = ~y.isnan()  # [N, *event]
+        x, given = t.values[name], part.data[0]
+        fits = x.numel() == given.numel()
+        y = held[part.rows].to(x).reshape(x.shape) if fits else torch.full_like(x, math.nan)
         log_w, each = _of_rows(t), t.log_prob_each(name, y)
+        if not fits or not _holds(given, x.reshape(given.shape)):
+            raise ValueError(
+                f"held-out values are those of the first tensor, but site '{name}' observes other values: observe the "
+                "tensor as it is, and transform data and complete before"
+            )
+        asked = ~y.isnan()  # [N, *event]
         share = log_w.softmax(0).to(each.dtype)  # [K, N]
         spread = share.log().reshape(*share.shape, *(1,) * (each.dim() - 2))
         found = torch.where(asked, (spread + each).logsumexp(0), 0.0)
@@ -451,6 +474,19 @@ def held_out(
         complete=whole,
         particles=particles,
     )
+
+
+def _holds(data: Tensor, x: Tensor) -> bool:
+    """Whether each feature of x [N, ...] is one of the data [N, ...]."""
+    if data.shape[:1] != x.shape[:1]:
+        return False
+    a, b = (part.reshape(len(part), -1).to(x) for part in (data, x))
+    if a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True):
+        return True
+    if a.shape == b.shape:
+        return False
+    a, b = a.nan_to_num(math.inf), b.nan_to_num(math.inf)  # data are finite
+    return all(bool((a == column.unsqueeze(1)).all(0).any()) for column in b.unbind(1))
 
 
 def _check_numbers(particles: int, draws: int, levels: Sequence[float]) -> None:
@@ -506,6 +542,11 @@ def _over(
             if part.layout.summed:  # states that are summed out have no values
                 return _over(model, sampled(guide), tensors, particles, site, seed, what, progress, look)
             terms = part.pair.terms(part.data, particles)
+            if terms.summed:
+                raise NotImplementedError(
+                    f"{what} needs a sample of each latent site, but the states of enumerated sites are summed out: "
+                    f"{sorted(terms.log_p)}; sample these sites in the guide"
+                )
             name = name or _site_of(terms, tensors, site)
             look(terms, part, name)
     return name
@@ -530,8 +571,17 @@ def _site_of(t: Terms, tensors: tuple[Tensor, ...], site: str | None) -> str:
 
 
 def _of_rows(t: Terms) -> Tensor:
-    """Log weights in float64, [K, N]; [K, 1] if joint."""
+    """Log weights in float64, [K, N]; [K, 1] if joint.
+
+    Raises:
+        ValueError: if all weights of a data point are zero.
+    """
     log_w = t.log_weights.double()
+    if lost := int(log_w.isneginf().all(0).sum()):
+        raise ValueError(
+            f"none of the {len(log_w)} samples of the guide is possible given the observed values, for {lost} data "
+            "points: use more particles, or a guide that is closer to the posterior"
+        )
     return log_w.unsqueeze(-1) if t.joint else log_w
 
 

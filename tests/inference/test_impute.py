@@ -1,6 +1,7 @@
 """Imputation and held-out values: against the conditional distributions of linear-Gaussian models."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -202,3 +203,80 @@ def test_held_out_values_must_agree_with_the_data():
         held_out(model, PriorGuide(model), holed, holed.nan_to_num(NAN), 10, progress=False)
     with pytest.raises(ValueError, match="complete must have the shape"):
         held_out(model, PriorGuide(model), holed, x[:3], 10, progress=False)
+
+
+def _factor(x, left=0, turned=False, shift=0.0):
+    """x_nj ~ N(z_n, 1), with a plate of two other latents left of the data, or features in a plate left of them."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if left:
+            with pyro.plate("left", left, dim=-2):
+                pyro.sample("u", dist.Normal(0.0, 1.0))
+        if turned:
+            with pyro.plate("features", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+        else:
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x - shift)
+
+
+def _factor_guide(x, left=0, **_):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        if left:
+            with pyro.plate("left", left, dim=-2):
+                pyro.sample("u", dist.Normal(0.0, 1.0))
+
+
+def _holed_rows():
+    return torch.tensor([[1.0, NAN, 2.0], [NAN, -1.0, NAN], [0.5, 0.5, NAN]])
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_plates_left_of_the_data_without_the_site_do_not_matter(left):
+    x, model, guide = _holed_rows(), partial(_factor, left=left), partial(_factor_guide, left=left)
+    found = impute(model, guide, x, 20_000, missing="nan", seed=0, progress=False)
+    assert found.mean.shape == found.draws.shape[1:] == x.shape
+    for row, mean in zip(x, found.mean, strict=True):
+        seen = row[~row.isnan()]
+        torch.testing.assert_close(
+            mean[row.isnan()], (seen.sum() / (1 + len(seen))).expand(int(row.isnan().sum())), rtol=0.0, atol=0.05
+        )
+
+
+def test_a_plate_of_the_site_left_of_the_data_is_refused():
+    x = _holed_rows()  # as many rows as features: nothing else would show it
+    for measure in (impute, partial(held_out, complete=x.nan_to_num(0.0), refine=False)):
+        with pytest.raises(ValueError, match="where another plate stands left of that of the data"):
+            measure(partial(_factor, turned=True), _factor_guide, x, particles=10, missing="nan", progress=False)
+
+
+def test_a_site_in_other_units_is_said():
+    x = _holed_rows()
+    with pytest.warns(UserWarning, match="'x' are not those of the data: .* the units of the site"):
+        impute(partial(_factor, shift=1.0), _factor_guide, x, 10, missing="nan", progress=False)
+    with pytest.raises(ValueError, match="those of the first tensor, but site 'x' observes other values"):
+        held_out(partial(_factor, shift=1.0), _factor_guide, x, x.nan_to_num(0.0), 10, missing="nan", progress=False)
+
+
+def test_summed_states_means_and_weights_that_do_not_exist_are_said():
+    def summed(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def cauchy(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Cauchy(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def bounded(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(0.0, z.exp()[..., None] * torch.ones(2)).to_event(1), obs=x)
+
+    x = torch.tensor([1.0, NAN])
+    with pytest.raises(NotImplementedError, match="the states of enumerated sites are summed out"):
+        impute(summed, lambda x: None, x, 10, missing="nan", progress=False)
+    with pytest.warns(UserWarning, match="the mean of 1 missing values is not finite"):
+        impute(cauchy, _factor_guide, x, 10, missing="nan", seed=0, progress=False)
+    with pytest.raises(ValueError, match=r"none of the 2 samples of the guide is possible .* for 1 data points"):
+        impute(bounded, _factor_guide, torch.tensor([[1e4, NAN]]), 2, missing="nan", seed=0, progress=False)
