@@ -15,6 +15,7 @@ from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
 from jensen.inference import ELBO, IWAE, Renyi, ais, evaluate, exact_log_evidence, fit, gaps, log_weights
 from jensen.missing import Observed, as_holes, draw_missing, has_holes, observed_only
 from jensen.models import PPCA, VAE, Banana, BinaryLatentVAE, ConditionalVAE, Ring
+from jensen.module import UniqueModule
 from jensen.networks import Conditioned, mlp
 
 NAN = math.nan
@@ -488,3 +489,29 @@ def test_the_mean_of_categories_is_that_of_their_numbers():
     logit = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.SigmoidTransform()])
     with pytest.raises(NotImplementedError, match="the mean of TransformedDistribution is not known"):
         Observed(logit).completed(torch.tensor([NAN, 0.5]))
+
+
+class _Own(UniqueModule):
+    """A model of the user's own, which knows its evidence, but does not know of missing values when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.known = PPCA(4, latent=1)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            loc = self.known.mean + z @ self.known.weight.T
+            pyro.sample("x", dist.Normal(loc, self.known.noise).to_event(1), obs=x)
+
+    def log_evidence(self, x):
+        return self.known.log_evidence(x)
+
+
+def test_a_module_of_the_users_own_is_wrapped_and_keeps_its_exact_evidence():
+    torch.manual_seed(9)
+    model, x = _Own(), torch.randn(20, 4)
+    x[torch.rand(20, 4) < 0.4] = NAN
+    found = evaluate(model, PriorGuide(model.known), x, 500, missing="nan", seed=0, progress=False)
+    torch.testing.assert_close(found.exact, model.log_evidence(x).double().detach())
+    assert float((found.log_evidence - found.exact).abs().max()) < 0.2
