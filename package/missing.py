@@ -29,6 +29,7 @@ __all__ = [
 
 import math
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Literal
 
 import pyro
@@ -37,7 +38,7 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import (
     ComposeTransform,
     Distribution,
@@ -533,6 +534,11 @@ class _ObservedOnly(Messenger):
         _observe_only(msg)
 
 
+def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _ObservedOnly():
+        return model(*args, **kwargs)
+
+
 def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     r"""Any Pyro model, with NaN in its observations as missing values: each site scores what was observed.
 
@@ -564,5 +570,7 @@ def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     """
     if isinstance(model, UniqueModule):
         return model
+    if isinstance(model, nn.Module):  # a method of the module: its parameters, modes and state belong to the model
+        return MethodType(_run_observed, model)
     wrapped: Callable[..., Any] = _ObservedOnly()(model)
     return wrapped
