@@ -32,6 +32,7 @@ __all__ = [
 
 import math
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Literal
 
 import pyro
@@ -587,6 +588,11 @@ def _knows(model: object) -> bool:
     return isinstance(model, nn.Module) and type(model).forward.__module__.startswith("jensen.models")
 
 
+def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _ObservedOnly():
+        return model(*args, **kwargs)
+
+
 def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     r"""Any Pyro model, with NaN in its observations as missing values: each site scores what was observed.
 
@@ -618,5 +624,7 @@ def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     """
     if _knows(model):
         return model
+    if isinstance(model, nn.Module):  # a method of the module: its parameters, modes and state belong to the model
+        return MethodType(_run_observed, model)
     wrapped: Callable[..., Any] = _ObservedOnly()(model)
     return wrapped

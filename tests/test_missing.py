@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule
 from torch import nn
 
 from jensen import families
@@ -515,3 +516,35 @@ def test_a_module_of_the_users_own_is_wrapped_and_keeps_its_exact_evidence():
     found = evaluate(model, PriorGuide(model.known), x, 500, missing="nan", seed=0, progress=False)
     torch.testing.assert_close(found.exact, model.log_evidence(x).double().detach())
     assert float((found.log_evidence - found.exact).abs().max()) < 0.2
+
+
+def test_a_module_that_observes_in_part_is_compiled_as_it_is():
+    class Decoder(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(1, 3)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+    class Encoder(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 1)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.net(x.nan_to_num(0.0)), 1.0).to_event(1))
+
+    torch.manual_seed(9)
+    x = torch.randn(40, 3).masked_fill(torch.rand(40, 3) < 0.3, NAN)
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(9)
+        model, guide = Decoder(), Encoder()
+        history = fit(model, guide, x, missing="nan", epochs=3, batch_size=20, compile=compile, seed=0, progress=False)
+        assert history.compiled == compile
+        found.append(history.elbo)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
