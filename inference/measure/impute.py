@@ -54,7 +54,8 @@ class Imputation(Record):
             parameters, unless model and guide are fitted again on bootstrap samples of the data.
         ess: the effective sample size of the weights, [N]; infinite where nothing is missing.
         pareto_k: their Pareto k-hat, [N]: above 0.7 a row is unreliable.
-        particles: K.
+        samples: the number of weighted samples of z, [N].
+        particles: K: with a proposal for each data point, the evaluations of log p(x, z), including ``samples``.
         exact: whether mean and variance are exact rather than estimated from the samples.
         method: ``"refined"``: samples of a proposal for each data point; ``"guide"``: of the guide; else why the
             guide's samples were used.
@@ -81,6 +82,7 @@ class Imputation(Record):
     draws: Tensor
     ess: Tensor
     pareto_k: Tensor
+    samples: Tensor
     particles: int
     exact: bool = False
     method: str = "guide"
@@ -99,7 +101,7 @@ class Imputation(Record):
 
     def __getitem__(self, rows: slice | Tensor) -> Imputation:
         """The imputation of some data points, such as ``imputation[:10]``."""
-        alone = {name: getattr(self, name)[rows] for name in ("x", "mean", "variance", "ess", "pareto_k")}
+        alone = {name: getattr(self, name)[rows] for name in ("x", "mean", "variance", "ess", "pareto_k", "samples")}
         return replace(self, **alone, quantiles=self.quantiles[:, rows], draws=self.draws[:, rows])
 
     def in_units(self, location: Tensor, scale: Tensor) -> Imputation:
@@ -149,8 +151,7 @@ class Imputation(Record):
         rows = missing.any(1)
         facts = [("missing values", f"{int(missing.sum()):,} of {missing.numel():,}")]
         if rows.any():
-            size = self.ess[rows].clamp_max(self.particles).mean()
-            facts.append(("effective sample size, mean", f"{decimals(float(size), 1)} of {self.particles}"))
+            facts.append(("effective sample size, mean", _size(self.ess[rows], self.samples[rows])))
             facts.append(("rows with k-hat > 0.7", f"{percent(self.unreliable)} of those with missing values"))
         facts.append(("mean and variance", "exact" if self.exact else "estimated from the samples"))
         facts.append(("samples of z", _sampled(self.method)))
@@ -171,6 +172,10 @@ class Imputation(Record):
 
 
 _SHOWN = 20  # features in a table
+
+
+def _size(ess: Tensor, samples: Tensor) -> str:
+    return f"{decimals(float(ess.mean()), 1)} of {decimals(float(samples.double().mean()), 0)}"
 
 
 def _sampled(method: str) -> str:
@@ -211,6 +216,7 @@ class HeldOut(Measurement):
         complete: the evidence of the observed and held-out values.
         ess: the effective sample size of the weights of ``single``.
         pareto_k: their Pareto k-hat.
+        samples: the number of these weights, [N].
         particles: K.
         method: how ``single`` was sampled, as for :class:`Imputation`.
 
@@ -237,6 +243,7 @@ class HeldOut(Measurement):
     complete: Evidence
     ess: Tensor
     pareto_k: Tensor
+    samples: Tensor
     particles: int
     method: str = "guide"
 
@@ -264,7 +271,7 @@ class HeldOut(Measurement):
         facts = [
             ("held-out values", f"{int(self.count.sum()):,}"),
             ("per held-out value, each alone", f"{decimals(self.per_value, 4)} nats"),
-            ("effective sample size, mean", f"{decimals(float(self.ess[held].mean()), 1)} of {self.particles}"),
+            ("effective sample size, mean", _size(self.ess[held], self.samples[held])),
             ("data points with k-hat > 0.7", percent(k_hat)),
             ("samples of z", _sampled(self.method)),
         ]
@@ -567,7 +574,8 @@ def _over(
         real = len(rows) if terms.joint else real
         data = tuple(x[rows.to(x.device)] for x in tensors)
         found = look(terms, log_w.unsqueeze(-1) if log_w.dim() == 1 else log_w, data, rows, name)
-        parts.append({key: values[:real].cpu() for key, values in found.items()})
+        found["samples"] = torch.full_like(rows, len(log_w))
+        parts.append({key: values.expand(len(rows), *values.shape[1:])[:real].cpu() for key, values in found.items()})
         places.append(rows[:real].cpu())
 
     def joined() -> dict[str, Tensor]:
