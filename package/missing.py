@@ -534,11 +534,6 @@ class _ObservedOnly(Messenger):
         _observe_only(msg)
 
 
-def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with _ObservedOnly():
-        return model(*args, **kwargs)
-
-
 def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     r"""Any Pyro model, with NaN in its observations as missing values: each site scores what was observed.
 
@@ -574,3 +569,8 @@ def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
         return MethodType(_run_observed, model)
     wrapped: Callable[..., Any] = _ObservedOnly()(model)
     return wrapped
+
+
+def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _ObservedOnly():
+        return model(*args, **kwargs)
