@@ -90,7 +90,7 @@ class Imputation(Record):
     @property
     def unreliable(self) -> float:
         """The share of rows with missing values whose k-hat is not below 0.7."""
-        rows = self.missing.flatten(1).any(1)
+        rows = _flat(self.missing).any(1)
         return float((~(self.pareto_k[rows] <= 0.7)).double().mean()) if rows.any() else 0.0
 
     def in_units(self, location: Tensor, scale: Tensor) -> Imputation:
@@ -125,18 +125,18 @@ class Imputation(Record):
         """Values of the shape of the data, such as one of the ``draws``, as a ``pandas.DataFrame`` with columns."""
         import pandas
 
-        flat = values.flatten(1).cpu().numpy()
+        flat = _flat(values).cpu().numpy()
         return pandas.DataFrame(flat, columns=list(self._names()))
 
     def _names(self) -> Sequence[str]:
         return self.columns or [f"x{i}" for i in range(self.mean[0].numel())]
 
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        flat = self.mean.flatten(1)
+        flat = _flat(self.mean)
         return "row", range(len(flat)), dict(zip(self._names(), flat.unbind(1), strict=True))
 
     def _table(self) -> Table:
-        missing = self.missing.flatten(1)
+        missing = _flat(self.missing)
         rows = missing.any(1)
         facts = [("missing values", f"{int(missing.sum()):,} of {missing.numel():,}")]
         if rows.any():
@@ -144,11 +144,9 @@ class Imputation(Record):
             facts.append(("effective sample size, mean", f"{decimals(float(size), 1)} of {self.particles}"))
             facts.append(("rows with k-hat > 0.7", f"{percent(self.unreliable)} of those with missing values"))
         facts.append(("mean and variance", "exact" if self.exact else "estimated from the samples"))
-        spread = self.variance.flatten(1).sqrt()
+        spread = _flat(self.variance).sqrt()
         lines: list[list[str]] = []
-        for name, out, values, deviation in zip(
-            self._names(), missing.T, self.mean.flatten(1).T, spread.T, strict=True
-        ):
+        for name, out, values, deviation in zip(self._names(), missing.T, _flat(self.mean).T, spread.T, strict=True):
             if out.any() and len(lines) < _SHOWN:
                 mean, sd = (decimals(float(part[out].mean()), 3) for part in (values, deviation))
                 lines.append([name, str(int(out.sum())), mean, sd])
@@ -447,13 +445,14 @@ def held_out(
         share = log_w.softmax(0).to(each.dtype)  # [K, N]
         spread = share.log().reshape(*share.shape, *(1,) * (each.dim() - 2))
         found = torch.where(asked, (spread + each).logsumexp(0), 0.0)
-        off = torch.where(asked, (each - found).expm1(), 0.0).flatten(2).sum(2)  # [K, N]: the delta method
+        off = torch.where(asked, (each - found).expm1(), 0.0)  # the delta method
+        off = off.reshape(*off.shape[:2], -1).sum(2)  # [K, N]
         parts.append(
             {
                 "each": found.masked_fill(~asked, math.nan).double(),
-                "single": found.flatten(1).sum(1).double(),
+                "single": _flat(found).sum(1).double(),
                 "single_error": (share * off).square().sum(0).sqrt().double(),
-                "count": asked.flatten(1).sum(1),
+                "count": _flat(asked).sum(1),
                 "ess": share.double().square().sum(0).reciprocal(),
                 "pareto_k": tail_of(log_w),
             }
@@ -492,8 +491,8 @@ def _holds(data: Tensor, x: Tensor) -> bool:
 def _check_numbers(particles: int, draws: int, levels: Sequence[float]) -> None:
     if particles < 1 or draws < 1:
         raise ValueError(f"particles and draws are at least 1, but got {particles} and {draws}")
-    if not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"levels are probabilities in [0, 1], but got {list(levels)}")
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise ValueError(f"levels are probabilities in [0, 1], at least one, but got {list(levels)}")
 
 
 def _held_out_values(x: Tensor, complete: Tensor) -> Tensor:
@@ -568,6 +567,11 @@ def _site_of(t: Terms, tensors: tuple[Tensor, ...], site: str | None) -> str:
             f"the model observes {sorted(observed)}: name the site to impute, site={(holed or ['x'])[0]!r}"
         )
     return site or holed[0]
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Values [N, *event] as [N, X]; one feature where there is no event."""
+    return values.reshape(len(values), -1)
 
 
 def _of_rows(t: Terms) -> Tensor:
