@@ -72,7 +72,8 @@ def _report(job: _Job, guides: list[str]) -> None:
     pairs: dict[str, dict[str, Pair]] = {}  # of each block; in figures stands the first seed
     if options.model in ("ppca", "all"):
         rows, histories = job.one_model(guides)
-        note = _ONE_MODEL + (" The Gaussian density treats the binary pixels as real numbers." if job.binary else "")
+        note = _WITH_HOLES if job.masked else _ONE_MODEL
+        note += " The Gaussian density treats the binary pixels as real numbers." if job.binary else ""
         blocks["one-model"] = job.measure("One model, several guides", note, rows, histories)
         pairs["one-model"] = {name: of[0] for name, of in rows.items()}
     if options.model in ("vae", "all"):
@@ -148,6 +149,10 @@ def _shown(pairs: dict[str, dict[str, Pair]]) -> dict[str, Pair]:
     return pairs.get("trained-together") or {f"PPCA, {n}": of for n, of in list(pairs["one-model"].items())[-1:]}
 
 
+_WITH_HOLES = (
+    "Probabilistic PCA of the observed values by EM, its W rotated and frozen. The encoder of each guide is a neural "
+    "network of the observed values and the mask."
+)
 _ONE_MODEL = "Probabilistic PCA in closed form, its W rotated and frozen. The parameters of each guide are affine in x."
 
 
@@ -172,7 +177,7 @@ class _Job:
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]
-        self.masked = bool(self.data.masks)
+        self.masked, self.hidden = bool(self.data.masks), 128 if self.features < 200 else 400
         if self.features < 2:
             raise ValueError(
                 f"--data {self.data.name} has one feature, but PPCA needs at least two: use jensen train --model vae"
@@ -207,12 +212,14 @@ class _Job:
         return rows, histories
 
     def _fitted_guide(self, model: PPCA, name: str) -> Pair:
-        encoder = reading(nn.Identity(), self.features, self.masked)
-        return model, amortize(model, encoder, FAMILIES[name], context=self.features * (1 + self.masked))
+        if not self.masked:
+            return model, amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
+        encoder = reading(mlp(2 * self.features, [self.hidden]), self.features, True)  # no posterior is affine in x now
+        return model, amortize(model, encoder, FAMILIES[name], context=self.hidden)
 
     def trained_together(self, families: list[str]) -> tuple[Rows, Histories]:
         """PPCA and VAEs, each trained together with its guide."""
-        latent, hidden = self.options.latent, 128 if self.features < 200 else 400
+        latent, hidden = self.options.latent, self.hidden
         makers: dict[str, tuple[Callable[[], PPCA | VAE], str]] = {}
         if not self.binary:
             best = "full-covariance" if "full-covariance" in families else families[-1]
@@ -282,11 +289,11 @@ class _Job:
         unit = table.unit
         if self.options.bits:
             unit = "bits per dimension (sign reversed: smaller is better"
-            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset else ")"
+            unit += f"; {added_bits(self.data)} is added)" if self.data.bits_offset_of(self.test) else ")"
         if not self.options.json:
             print(f"{title}\n{note}")
             print(f"{self.data.name}: {len(self.test)} test points, {self.options.particles} particles each, {unit}\n")
-            print(table.table(bits=self.options.bits, offset=self.data.bits_offset))
+            print(table.table(bits=self.options.bits, offset=self.data.bits_offset_of(self.test)))
             print(f"\n{table.sentence()}\n", flush=True)
         return table
 

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         (run, (model, guide, _)) = next(iter(trained.items()))
         measured = {run: evaluate(model, guide, x, **how)}
         table = None
-        text = "\n".join([f"{head}; {_describe(folders[run])}", _bits(measured[run], data, options.bits)])
+        text = "\n".join([f"{head}; {_describe(folders[run])}", _bits(measured[run], data, x, options.bits)])
     else:
         pairs = {name: [trained[run][:2] for run in of] for name, of in groups.items()}
         histories = {name: [trained[run][2] for run in of] for name, of in groups.items()}
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             row = table.rows[name]
             measured |= dict(zip(of, row.runs or [row.evidence], strict=True))
         lines = [f"{name}: {_describe(next(iter(of.values())))}{_runs(of)}" for name, of in groups.items()]
-        text = "\n".join([head, *lines, "", _table(table, data, options.bits)])
+        text = "\n".join([head, *lines, "", _table(table, data, x, options.bits)])
     active = {run: carried(model, guide, x, options.seed) for run, (model, guide, _) in trained.items()}
     for run, units in active.items():
         of_run = f" of {run}" * (len(active) > 1)
@@ -68,7 +68,9 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         if evidence.below and (fell := _fell(trained[run][2])):
             say(f"{run}: {fell}")
         epochs = len(trained[run][2].elbo)
-        reports[run] = _report(folders[run], evidence, data, options, epochs) | {"active_units": active[run]}
+        reports[run] = _report(folders[run], evidence, data.bits_offset_of(x), options, epochs) | {
+            "active_units": active[run]
+        }
     document = {"runs": reports, "comparison": None if table is None else table.to_dict()}
     report(text, document, options.json)
     unkept = []
@@ -172,23 +174,24 @@ def _describe(folder: RunFolder) -> str:
     return f"{pair['model']} with {latent} latents, guide {pair['guide']}, objective {training['objective']}"
 
 
-def _bits(evidence: Evidence, data: Dataset, bits: bool) -> str:
+def _bits(evidence: Evidence, data: Dataset, x: Tensor, bits: bool) -> str:
     if not bits:
         return str(evidence)
-    return f"{evidence}\nbits per dimension: {evidence.bits_per_dimension(data.bits_offset):.4f}{_offset(data)}"
+    value = evidence.bits_per_dimension(data.bits_offset_of(x))
+    return f"{evidence}\nbits per dimension: {value:.4f}{_offset(data, x)}"
 
 
-def _table(table: Comparison, data: Dataset, bits: bool) -> str:
-    unit = f"bits per dimension, sign reversed: smaller is better{_offset(data)}" if bits else table.unit
-    return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset)}\n\n{table.sentence()}"
+def _table(table: Comparison, data: Dataset, x: Tensor, bits: bool) -> str:
+    unit = f"bits per dimension, sign reversed: smaller is better{_offset(data, x)}" if bits else table.unit
+    return f"{unit}\n{table.table(bits=bits, offset=data.bits_offset_of(x))}\n\n{table.sentence()}"
 
 
-def _offset(data: Dataset) -> str:
-    return f" (with {added_bits(data)} added)" if data.bits_offset else ""
+def _offset(data: Dataset, x: Tensor) -> str:
+    return f" (with {added_bits(data)} added)" if data.bits_offset_of(x) else ""
 
 
 def _report(
-    folder: RunFolder, evidence: Evidence, data: Dataset, options: argparse.Namespace, epochs: int
+    folder: RunFolder, evidence: Evidence, offset: float, options: argparse.Namespace, epochs: int
 ) -> dict[str, Any]:
     settings = {
         name: getattr(options, name) for name in ("split", "test_size", "particles", "tolerance", "refine", "seed")
@@ -199,7 +202,7 @@ def _report(
         "measured": settings,
         "epochs": epochs,
         "units": evidence.unit,
-        "bits_per_dimension": evidence.bits_per_dimension(data.bits_offset),
+        "bits_per_dimension": evidence.bits_per_dimension(offset),
         "summary": evidence.summary(),
         "evidence": json.loads(evidence.to_json()),  # Evidence.from_json reads it
         "configuration": folder.configuration,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from jensen.missing import has_holes
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
@@ -97,10 +99,30 @@ class Dataset:
     def bits_offset(self) -> float:
         """Bits per dimension to add, to refer to the data before scaling.
 
-        log2 of the number of grey levels for dequantized data, and the mean log2 of the scales of standardization.
+        log2 of the number of grey levels for dequantized data, and the mean log2 of the scales of standardization over
+        the observed values of the test data (of the training data if there are none).
+        """
+        return self.bits_offset_of(self.test if len(self.test) else self.train)
+
+    def bits_offset_of(self, x: Tensor) -> float:
+        """:attr:`bits_offset` for some of the data, such as the measured rows: the mean is over their observed values.
+
+        Example:
+            >>> from jensen.datasets import from_array
+            >>> x = torch.tensor([[1.0, 4.0], [3.0, torch.nan], [2.0, 8.0]]).repeat(10, 1)
+            >>> data = from_array(x, missing="nan", standardize=True)
+            >>> narrow, wide = data.scale.log2().tolist()
+            >>> data.bits_offset_of(torch.tensor([[0.0, torch.nan]])) == narrow
+            True
         """
         levels = math.log2(self.levels) if self.dequantized and self.levels else 0.0
-        return levels + (float(self.scale.double().log2().mean()) if self.scale is not None else 0.0)
+        if self.scale is None:
+            return levels
+        log_scale = self.scale.double().log2()
+        if not has_holes(x):
+            return levels + float(log_scale.mean())
+        seen = (~x.isnan()).double().reshape(len(x), -1, len(log_scale)).mean((0, 1))
+        return levels + float((seen * log_scale).sum() / seen.sum())
 
 
 def _missing(x: Tensor) -> int:

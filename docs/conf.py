@@ -34,8 +34,10 @@ extensions = [
 ]
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store"]
 nitpicky = True
-# Overloads are written as their source has them.
-nitpick_ignore = [("py:class", name) for name in ("Data", "Kind", "Program", "Split", "Tensor", "Wanted", "_Name")]
+# Overloads, and distributions, whose class has a signature of its own, are written as their source has them.
+nitpick_ignore = [
+    ("py:class", name) for name in ("Data", "Distribution", "Kind", "Program", "Split", "Tensor", "Wanted", "_Name")
+]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3

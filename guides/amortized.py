@@ -20,10 +20,11 @@ from torch.distributions.constraints import Constraint
 from jensen import families
 from jensen.checked import checked
 from jensen.families import MeanField
-from jensen.kernel.arguments import as_tensors
+from jensen.kernel.arguments import as_tensors, in_a_line
 from jensen.kernel.modes import buffers_kept, modes_kept
 from jensen.kernel.parameters import store_kept
 from jensen.kernel.randomness import forked_rng
+from jensen.missing import Missing, as_holes
 from jensen.module import UniqueModule
 
 from .local import Constant, PerDatum
@@ -259,6 +260,7 @@ def amortize(
     data: Tensor | tuple[Tensor, ...] | None = None,
     constraints: Mapping[str, Constraint] | None = None,
     joint: bool = False,
+    missing: Missing = None,
 ) -> Amortized | Joint | Structured:
     """Build an amortized guide for all latent sites of a model, with the same family for each.
 
@@ -279,6 +281,8 @@ def amortize(
             other programs the supports are read from the model.
         joint: whether one family samples all sites jointly; always true within each level of a :class:`Structured`
             guide.
+        missing: a Boolean mask of the first tensor of ``data``, True where a value is missing, as for
+            :func:`~jensen.inference.fit`; NaN needs none.
 
     Returns:
         An :class:`Amortized` guide, which samples the sites in the model's order, each given the earlier ones; or a
@@ -286,7 +290,8 @@ def amortize(
 
     Raises:
         ValueError: if ``context`` is not the width of the encoder's output; for a constraint on an unknown site, or on
-            a program whose supports are read; and for sites that such a guide cannot sample.
+            a program whose supports are read; for sites that such a guide cannot sample; and for a mask of another
+            shape than the data.
         TypeError: for a model without ``latents`` if ``data`` is None, and for an unknown family name.
 
     Example:
@@ -308,6 +313,8 @@ def amortize(
     """
     made = _family(family)
     tensors = None if data is None else as_tensors(data)
+    if tensors:
+        tensors = (as_holes(tensors[0], missing), *tensors[1:])
     if not hasattr(model, "latents"):
         if tensors is None:
             raise TypeError(
@@ -322,16 +329,17 @@ def amortize(
             )
         return Structured(model, tensors, encoder, made, context)
     if encoder is None or context is None:
-        found = None if encoder is None or tensors is not None else _width(model, encoder)
+        found, error = (None, None) if encoder is None or tensors is not None else _width(model, encoder)
         if found is None:
             if tensors is None:
+                reason = "" if error is None else f" (on samples of the model: {in_a_line(error)})"
                 raise TypeError(
                     "amortize needs data to build the encoder or to find its output width, but got none: pass "
-                    "data=x, or both encoder and context"
-                )
+                    f"data=x, or both encoder and context{reason}"
+                ) from error
             encoder, found = encoder_for(tensors, encoder, context)
         context = found
-    elif (found := _width(model, encoder, tensors)) not in (None, context):
+    elif (found := _width(model, encoder, tensors)[0]) not in (None, context):
         raise ValueError(
             f"context must be the width of the encoder's output, {found}, but got {context}: omit it, and the width "
             "is inferred"
@@ -352,8 +360,10 @@ def amortize(
 
 
 @torch.no_grad()
-def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None) -> int | None:
-    """The width of an encoder's output on data, or on samples of the model; None if the encoder fails on them.
+def _width(
+    model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = None
+) -> tuple[int | None, Exception | None]:
+    """The width of an encoder's output on data, or on samples of the model, or the error that it raises on them.
 
     Modules, Pyro's parameter store and the random state are restored afterwards.
     """
@@ -364,9 +374,9 @@ def _width(model: Any, encoder: nn.Module, data: tuple[Tensor, ...] | None = Non
         try:
             drawn = model(n=2) if data is None else data
             h = encoder(*(drawn if isinstance(drawn, tuple) else (drawn,)))
-        except Exception:  # a user's model or encoder may fail here in any way; the width is then unknown
-            return None
-    return h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None
+        except Exception as error:  # a user's model or encoder may fail here in any way; the width is then unknown
+            return None, error
+    return (h.shape[-1] if isinstance(h, Tensor) and h.dim() > 1 else None), None
 
 
 def _family(family: str | Callable[[int, Any], Member]) -> Callable[[int, Any], Member]:

@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from jensen.families.base import Drawn
+from jensen.missing import equal_values, same_values
 
 
 class Constant(nn.Module):
@@ -46,7 +47,7 @@ class Constant(nn.Module):
             self._check(data)
             return self.context
         pairs = zip(self._known, data, strict=True)
-        same = torch.stack([_agree(own, x).all() for own, x in pairs]).all()
+        same = torch.stack([equal_values(own, x).all() for own, x in pairs]).all()
         return torch.where(same, self.context, torch.nan)  # a traced function must not branch on values
 
     @property
@@ -60,22 +61,6 @@ class Constant(nn.Module):
                 f"this guide has parameters for {len(self.context)} data points, but got {len(data[0])} other data "
                 "points: pass the data of the guide in the same order, or call guide.local(*data) for other data"
             )
-
-
-def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have one shape and equal values; NaN, a missing value, equals NaN.
-
-    Example:
-        >>> x = torch.tensor([1.0, torch.nan])
-        >>> same_values(x, x.clone()), torch.equal(x, x.clone())
-        (True, False)
-    """
-    return a.shape == b.shape and (torch.equal(a, b) or (a.is_floating_point() and bool(_agree(a, b).all())))
-
-
-def _agree(a: Tensor, b: Tensor) -> Tensor:
-    """Where values are equal, or both NaN."""
-    return (a == b) | (a.isnan() & b.isnan())
 
 
 class PerDatum(nn.Module):

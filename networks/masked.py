@@ -121,8 +121,10 @@ class Masked(nn.Module):
                     f"Masked doubles the input: build the network for 2 * {width} = {2 * width} {kind}, but it was "
                     f"built for {width}"
                 ) from error
-            error.add_note(f"Masked doubles the input, from {list(x.shape)} to {list(given.shape)}.")
-            raise
+            if type(error) not in (RuntimeError, ValueError):  # others may not be made of a sentence
+                raise
+            sizes = f"from {list(x.shape)} to {list(given.shape)}"
+            raise type(error)(f"{error} (Masked doubles the input, {sizes})") from error
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape of one x as it is given: images may be flat."""

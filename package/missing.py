@@ -20,11 +20,14 @@ __all__ = [
     "HoledPlate",
     "Observed",
     "as_holes",
+    "draw_missing",
+    "equal_values",
     "expect_holes",
     "has_holes",
     "holes_forgotten",
     "observed_only",
     "prepared",
+    "same_values",
 ]
 
 import math
@@ -51,8 +54,6 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.types import _size
 
 from jensen.checked import check_tensor, checked, shown
-
-from .module import UniqueModule
 
 Missing = Literal["nan"] | Tensor | None
 
@@ -88,6 +89,22 @@ def has_holes(x: object) -> bool:
         return bool(x.isnan().any())
     except RuntimeError:  # inside torch.vmap
         return _State.expected
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape and equal values; NaN, a missing value, equals NaN.
+
+    Example:
+        >>> x = torch.tensor([1.0, torch.nan])
+        >>> same_values(x, x.clone()), torch.equal(x, x.clone())
+        (True, False)
+    """
+    return a.shape == b.shape and (torch.equal(a, b) or (a.is_floating_point() and bool(equal_values(a, b).all())))
+
+
+def equal_values(a: Tensor, b: Tensor) -> Tensor:
+    """Where values are equal, or both NaN."""
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def prepared(model: Callable[..., Any], data: Any, missing: Missing) -> tuple[Callable[..., Any], Any]:
@@ -534,6 +551,48 @@ class _ObservedOnly(Messenger):
         _observe_only(msg)
 
 
+class _DrawMissing(Messenger):
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["fn"], Observed):
+            msg["value"] = msg["fn"].completed(msg["value"], "sample")
+
+
+def draw_missing(model: Callable[..., Any]) -> Callable[..., Any]:
+    r"""Any Pyro model, whose observed sites return a sample of their missing values given the observed ones.
+
+    .. math:: x_\text{mis} \sim p(x_\text{mis} \mid x_\text{obs}, z)
+
+    What is scored does not change: log p(x_obs | z). Replayed against a guide, the program returns complete data;
+    :func:`jensen.inference.impute` weights such samples by their importance.
+
+    Args:
+        model: a Pyro model.
+
+    Returns:
+        A Pyro model with the same arguments.
+
+    Example:
+        >>> from jensen.models import PPCA
+        >>> model, x = PPCA(3, latent=1), torch.tensor([[1.0, torch.nan, 2.0]])
+        >>> model(x)
+        tensor([[1., nan, 2.]])
+        >>> draw_missing(model)(x).isfinite().tolist()
+        [[True, True, True]]
+    """
+    wrapped: Callable[..., Any] = _DrawMissing()(observed_only(model))
+    return wrapped
+
+
+def _knows(model: object) -> bool:
+    """Whether a model scores what was observed by itself: the program is one of jensen's models."""
+    return isinstance(model, nn.Module) and type(model).forward.__module__.startswith("jensen.models")
+
+
+def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _ObservedOnly():
+        return model(*args, **kwargs)
+
+
 def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
     r"""Any Pyro model, with NaN in its observations as missing values: each site scores what was observed.
 
@@ -563,14 +622,9 @@ def observed_only(model: Callable[..., Any]) -> Callable[..., Any]:
         >>> trace.nodes["x"]["log_prob"].isfinite().tolist()
         [True, True]
     """
-    if isinstance(model, UniqueModule):
+    if _knows(model):
         return model
     if isinstance(model, nn.Module):  # a method of the module: its parameters, modes and state belong to the model
         return MethodType(_run_observed, model)
     wrapped: Callable[..., Any] = _ObservedOnly()(model)
     return wrapped
-
-
-def _run_observed(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with _ObservedOnly():
-        return model(*args, **kwargs)

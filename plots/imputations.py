@@ -52,8 +52,9 @@ def plot_imputations(
     Missing pixels are light blue. Observed pixels are the same in all rows.
 
     Args:
-        imputed: data with NaN where a pixel is missing, their conditional means and samples: an object with the
-            attributes ``x`` [N, X], ``mean`` [N, X] and ``draws`` [m, N, X], or a tuple of these three tensors.
+        imputed: what :func:`jensen.inference.impute` returned, or another object with the attributes ``x`` (the data
+            [N, X], NaN where a pixel is missing), ``mean`` [N, X] and ``draws`` (samples [m, N, X]), or a tuple of
+            these three tensors.
         shape: height and width of an image in pixels: ``data.image_shape``; see :func:`~jensen.plots.plot_images`.
         truth: the complete images [N, X] where they are known: the first row.
         draws: how many of the samples are shown.
@@ -73,13 +74,15 @@ def plot_imputations(
     Example:
         >>> import torch
         >>> from jensen.datasets import load
+        >>> from jensen.guides import ExactPosterior
+        >>> from jensen.inference import impute
+        >>> from jensen.models import PPCA
         >>> data = load("digits")
+        >>> model = PPCA(64, latent=16).fit_closed_form(data.train)
         >>> truth = data.test[:10]
         >>> x = truth.masked_fill(torch.rand(truth.shape) < 0.5, torch.nan)
-        >>> nearest = (x.unsqueeze(1) - data.train).square().nansum(-1).topk(5, largest=False).indices  # [N, 5]
-        >>> samples = data.train[nearest].transpose(0, 1)
-        >>> shown = {"truth": truth, "value_range": data.value_range}
-        >>> ax = plot_imputations((x, samples.mean(0), samples), data.image_shape, **shown)
+        >>> imputed = impute(model, ExactPosterior(model), x, seed=0, progress=False)
+        >>> ax = plot_imputations(imputed, data.image_shape, truth=truth, value_range=data.value_range)
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['truth', 'observed', 'mean', 'sample 1', 'sample 2', 'sample 3']
     """

@@ -19,13 +19,16 @@ from jensen.inference import (
     Calibration,
     Comparison,
     Evidence,
+    HeldOut,
     History,
+    Imputation,
     RateDistortion,
 )
 from jensen.inference import Gaps as Split
 from jensen.plots import (
     plot_bounds,
     plot_gaps,
+    plot_missing,
     plot_ranks,
     plot_rate_distortion,
     plot_training,
@@ -207,6 +210,36 @@ def _(result: Split, material: Material) -> list[Section]:
         plot_gaps({"guide": result}), "Approximation and amortization gap; whiskers are two standard errors."
     )
     return [Section("Gaps", [grid_of(result._table()), figure])]
+
+
+@findings_of.register
+def _(result: Imputation) -> list[str]:
+    missing = result.missing
+    how = "exact" if result.exact else f"estimated from {result.particles} particles"
+    found = [
+        f"{int(missing.sum()):,} of {missing.numel():,} values are missing; their means and variances are {how}.",
+    ]
+    if result.unreliable > 0:
+        found.append(f"For {percent(result.unreliable)} of the rows with missing values k-hat > 0.7: unreliable.")
+    return found
+
+
+@sections_of.register
+def _(result: Imputation, material: Material) -> list[Section]:
+    figure = drawn(
+        plot_missing(result.x, columns=result.columns or material.columns),
+        "Which values are missing, and the share that each feature misses.",
+    )
+    return [Section("Missing values", [grid_of(result._table()), figure])]
+
+
+@findings_of.register
+def _(result: HeldOut) -> list[str]:
+    joint = with_error(float(result.joint.mean()), standard_error_of_mean(result.joint))
+    return [
+        f"log p(held out | observed) is {joint} nats per data point jointly, and {decimals(result.per_value, 4)} nats "
+        "per held-out value alone."
+    ]
 
 
 @sections_of.register

@@ -22,6 +22,8 @@ from jensen.inference import (
     bounds,
     compare,
     evaluate,
+    held_out,
+    impute,
     rate_distortion,
 )
 
@@ -52,6 +54,7 @@ def one_of_each():
     one, two = torch.ones(3).double(), torch.zeros(3).double()
     split = Gaps(some_evidence(), some_evidence(elbo=-4.5 * one), 0.01 * one, one > 0, 3, 2.5)
     half = torch.tensor([[0.5, -0.25]]).double()
+    holes = x.masked_fill(torch.rand(x.shape) < 0.3, math.nan)
     return [
         evaluate(model, guide, x, 50, **settings),
         evaluate(model, guide, x, tolerance=0.5, max_particles=600, **settings),
@@ -66,4 +69,6 @@ def one_of_each():
         Sandwich(Bracket(-2 * one, two, -one, two), Bracket(-2 * one, two, -one, two), -one, 9, 8, 7, "prior", False),
         ExactEvidence(one, two, "quadrature", torch.tensor([3, 4, 5]), 1e-6),
         GuideDistance(one[:1], one[:1], half, half.abs(), half.exp(), half.abs(), ("z[0]", "z[1]")),
+        impute(model, PriorGuide(model), holes, 50, **settings),
+        held_out(model, PriorGuide(model), holes, x, 50, **settings),
     ]

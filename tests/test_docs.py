@@ -151,6 +151,9 @@ def test_every_public_name_has_a_place_in_the_reference():
             ]
             assert len(found) == 1, f"jensen.{room}.{name} is on {found}"
     assert len(sources.ROOMS) == 9
+    for module, listed in tasks.ALONE.items():
+        for name in listed:
+            assert re.search(rf"^.. auto\w+:: jensen\.{module}\.{name}$", pages[f"api/{module}.rst"], re.M)
 
 
 @pytest.fixture
@@ -202,6 +205,8 @@ def test_every_subpackage_with_a_long_list_has_tasks():
         ("Evidence.by_guide", "jensen.inference.Evidence.by_guide"),
         ("Laplace", None),  # of two subpackages
         ("guides.Laplace", "jensen.guides.Laplace"),
+        ("observed_only", "jensen.missing.observed_only"),
+        ("jensen.Imputer", "jensen.imputer.Imputer"),
         ("IWAE < ELBO", None),
         ("jensen compare", None),
     ],

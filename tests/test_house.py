@@ -24,7 +24,7 @@ MAY_IMPORT = {  # and every room jensen.checked, jensen.missing and jensen.progr
     "checked": set(),
     "progress": set(),
     "module": set(),
-    "missing": {"module"},
+    "missing": set(),
     "imputer": {"families", "guides", "inference", "models", "networks"},
     "networks": set(),
     "families": {"networks"},

@@ -14,8 +14,9 @@ from jensen import families
 from jensen.families import FullCovariance, Gaussian, LowRank, MeanField, Mixture
 from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
 from jensen.inference import ELBO, IWAE, Renyi, ais, evaluate, exact_log_evidence, fit, gaps, log_weights
-from jensen.missing import Observed, as_holes, has_holes, observed_only
+from jensen.missing import Observed, as_holes, draw_missing, has_holes, observed_only
 from jensen.models import PPCA, VAE, Banana, BinaryLatentVAE, ConditionalVAE, Ring
+from jensen.module import UniqueModule
 from jensen.networks import Conditioned, mlp
 
 NAN = math.nan
@@ -397,6 +398,22 @@ def test_sums_and_integrals_over_latents_condition_on_what_was_observed():
         assert torch.equal(one, torch.cat([curved.log_evidence(torch.tensor([[1.0]])), torch.zeros(1)]))
 
 
+def test_a_model_draws_what_is_missing_on_request_and_scores_the_same():
+    model, x = _ppca()
+    torch.manual_seed(8)
+    with pyro.poutine.trace() as plain:
+        assert torch.equal(model(x).isnan(), x.isnan())
+    torch.manual_seed(8)
+    with pyro.poutine.trace() as drawn:
+        made = draw_missing(model)(x).detach()
+    assert torch.equal(plain.trace.log_prob_sum(), drawn.trace.log_prob_sum())
+    assert torch.equal(made[~x.isnan()], x[~x.isnan()])
+    z = drawn.trace.nodes["z"]["value"]
+    noise = ((made - (model.mean + z @ model.weight.T))[x.isnan()] / model.noise).detach()
+    assert abs(float(noise.mean())) < 4 / math.sqrt(len(noise))
+    assert abs(float(noise.std()) - 1) < 4 / math.sqrt(2 * len(noise))
+
+
 def _centred(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -483,6 +500,32 @@ def test_the_mean_of_categories_is_that_of_their_numbers():
     logit = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.SigmoidTransform()])
     with pytest.raises(NotImplementedError, match="the mean of TransformedDistribution is not known"):
         Observed(logit).completed(torch.tensor([NAN, 0.5]))
+
+
+class _Own(UniqueModule):
+    """A model of the user's own, which knows its evidence, but does not know of missing values when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.known = PPCA(4, latent=1)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            loc = self.known.mean + z @ self.known.weight.T
+            pyro.sample("x", dist.Normal(loc, self.known.noise).to_event(1), obs=x)
+
+    def log_evidence(self, x):
+        return self.known.log_evidence(x)
+
+
+def test_a_module_of_the_users_own_is_wrapped_and_keeps_its_exact_evidence():
+    torch.manual_seed(9)
+    model, x = _Own(), torch.randn(20, 4)
+    x[torch.rand(20, 4) < 0.4] = NAN
+    found = evaluate(model, PriorGuide(model.known), x, 500, missing="nan", seed=0, progress=False)
+    torch.testing.assert_close(found.exact, model.log_evidence(x).double().detach())
+    assert float((found.log_evidence - found.exact).abs().max()) < 0.2
 
 
 def test_a_module_that_observes_in_part_is_compiled_as_it_is():

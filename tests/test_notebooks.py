@@ -94,7 +94,7 @@ def _way(path):
 
 def test_the_tutorials_are_complete_and_in_order():
     assert [path.name[:3] for path in PATHS] == [f"{i:02d}_" for i in range(1, len(PATHS) + 1)]
-    assert len(PATHS) >= 15
+    assert len(PATHS) >= 16
 
 
 @each

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from sources import ROOMS, home
+from tasks import ALONE
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -34,6 +35,10 @@ def owners() -> dict[str, str]:
             full = f"jensen.{home(room, name)[1]}.{name}"
             found.setdefault(name, set()).add(full)
             found.setdefault(f"{room}.{name}", set()).add(full)
+    for module, names in ALONE.items():
+        for name in names:
+            found.setdefault(name, set()).add(f"jensen.{module}.{name}")
+            found[f"{module}.{name}"] = {f"jensen.{module}.{name}"}
     return {name: fulls.pop() for name, fulls in found.items() if len(fulls) == 1}
 
 

@@ -10,10 +10,10 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tasks import grouped
+from tasks import ALONE, grouped
 
 import jensen
 from jensen.reports.references import references
@@ -88,8 +88,13 @@ def _toctree(entries: list[str], depth: int = 1) -> str:
 
 
 def _reference() -> Iterator[tuple[str, str]]:
-    """A page per subpackage, below it a page per task, and below that a page per module with public names."""
-    yield "api/module.rst", _heading("jensen.module", "=") + ".. automodule:: jensen.module\n   :members:\n"
+    """A page per subpackage, below it a page per task, and below that a page per module with public names.
+
+    Modules that belong to no subpackage have a page each.
+    """
+    for module, names in ALONE.items():
+        top = _heading(f"jensen.{module}", "=") + f".. automodule:: jensen.{module}\n   :no-members:\n\n"
+        yield f"api/{module}.rst", top + _entries(module, names)
     for room in ROOMS:
         modules = dict(public(room))
         tasks = grouped(room, modules)
@@ -144,6 +149,8 @@ def members() -> str:
         doc = inspect.getdoc(importlib.import_module(f"jensen.{room}")) or ""
         text += _heading(f"jensen.{room}", "-") + f"{_plain(doc.splitlines()[0])}\n\n"
         text += _tables(room, grouped(room, dict(public(room))), "~")
+    for module, names in ALONE.items():
+        text += _heading(f"jensen.{module}", "-") + _table(module, names)
     return text
 
 
@@ -157,7 +164,7 @@ def _tables(room: str, tasks: dict[str, list[str]], line: str) -> str:
     return text + (f"Also importable from here: {', '.join(elsewhere)}.\n\n" if elsewhere else "")
 
 
-def _table(room: str, names: list[str]) -> str:
+def _table(room: str, names: Iterable[str]) -> str:
     return _TABLE + "".join(_row(room, name) for name in names) + "\n"
 
 
@@ -193,7 +200,12 @@ def _cited(entry: str) -> str:
 
 
 def _module(room: str, module: str, names: list[str]) -> str:
-    text = _heading(", ".join(names), "=") + f".. automodule:: {module}\n   :no-members:\n   :no-index:\n\n"
+    top = _heading(", ".join(names), "=") + f".. automodule:: {module}\n   :no-members:\n   :no-index:\n\n"
+    return top + _entries(room, names)
+
+
+def _entries(room: str, names: Iterable[str]) -> str:
+    text = ""
     for name in names:
         value = getattr(importlib.import_module(f"jensen.{room}"), name)
         kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"

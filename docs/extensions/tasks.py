@@ -74,6 +74,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         "Exact values": ("exact_log_evidence", "ExactEvidence", "HasEvidence"),
         "Annealing and upper bounds": ("ais", "AIS", "sandwich", "Sandwich", "Bracket"),
         "Posterior samples by MCMC": ("mcmc_posterior", "PosteriorDraws", "GuideDistance", "MCMCConvergenceWarning"),
+        "Impute missing values": ("impute", "Imputation", "held_out", "HeldOut", "HasCompletion"),
         "Simulate, encode, reconstruct": ("simulate", "encode", "decode", "reconstruct"),
         "Log weights and computation": ("log_weights", "terms", "Terms", "log_joint", "float32_products"),
     },
@@ -92,6 +93,13 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         "Missing values": ("plot_missing", "plot_imputations"),
         "Save a figure": ("save",),
     },
+}
+
+# Modules of the package itself that have pages of their own, and what is public in them.
+ALONE: dict[str, tuple[str, ...]] = {
+    "imputer": ("Imputer",),
+    "missing": ("observed_only", "draw_missing", "as_holes", "Observed"),
+    "module": ("UniqueModule",),
 }
 
 

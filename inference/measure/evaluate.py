@@ -385,6 +385,7 @@ def evaluate(
         (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
+    exactly = model
     model, data = prepared(model, data, missing)
     tensors = as_tensors(data, held=True)
     where = place_of(tensors, device, model, guide)
@@ -432,7 +433,7 @@ def evaluate(
             parts.append({name: values.cpu() for name, values in reduced.items()})
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
-        known = cheap_evidence(model, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
+        known = cheap_evidence(exactly, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
         if known is not None and bool(known.isnan().any()):
             lost = int(known.isnan().sum())
             warnings.warn(

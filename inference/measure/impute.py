@@ -13,15 +13,15 @@ __all__ = ["HeldOut", "Imputation", "held_out", "impute"]
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from jensen.checked import check_tensor, checked, shown
-from jensen.kernel.batches import Data, Part, as_tensors, stream
+from jensen.kernel.batches import Batch, Data, as_tensors, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
@@ -34,6 +34,7 @@ from jensen.results.tables import Table, decimals, percent
 
 from .diagnostics import pareto_k as tail_of
 from .evaluate import Evidence, evaluate
+from .refined import refine as find
 
 _NUMBERS = 2**24  # of the samples of missing values that are held at once
 
@@ -55,6 +56,8 @@ class Imputation(Record):
         pareto_k: their Pareto k-hat, [N]: above 0.7 a row is unreliable.
         particles: K.
         exact: whether mean and variance are exact rather than estimated from the samples.
+        method: ``"refined"``: samples of a proposal for each data point; ``"guide"``: of the guide; else why the
+            guide's samples were used.
         columns: the names of the features; empty if they have none.
 
     Example:
@@ -80,6 +83,7 @@ class Imputation(Record):
     pareto_k: Tensor
     particles: int
     exact: bool = False
+    method: str = "guide"
     columns: tuple[str, ...] = ()
 
     @property
@@ -92,6 +96,11 @@ class Imputation(Record):
         """The share of rows with missing values whose k-hat is not below 0.7."""
         rows = _flat(self.missing).any(1)
         return float((~(self.pareto_k[rows] <= 0.7)).double().mean()) if rows.any() else 0.0
+
+    def __getitem__(self, rows: slice | Tensor) -> Imputation:
+        """The imputation of some data points, such as ``imputation[:10]``."""
+        alone = {name: getattr(self, name)[rows] for name in ("x", "mean", "variance", "ess", "pareto_k")}
+        return replace(self, **alone, quantiles=self.quantiles[:, rows], draws=self.draws[:, rows])
 
     def in_units(self, location: Tensor, scale: Tensor) -> Imputation:
         """The imputation of standardized data in the units of the data before: x scale + location.
@@ -144,20 +153,27 @@ class Imputation(Record):
             facts.append(("effective sample size, mean", f"{decimals(float(size), 1)} of {self.particles}"))
             facts.append(("rows with k-hat > 0.7", f"{percent(self.unreliable)} of those with missing values"))
         facts.append(("mean and variance", "exact" if self.exact else "estimated from the samples"))
+        facts.append(("samples of z", _sampled(self.method)))
         spread = _flat(self.variance).sqrt()
         lines: list[list[str]] = []
+        shown = _SHOWN if self.columns or missing.shape[1] <= _SHOWN else 0
         for name, out, values, deviation in zip(self._names(), missing.T, _flat(self.mean).T, spread.T, strict=True):
-            if out.any() and len(lines) < _SHOWN:
+            if out.any() and len(lines) < shown:
                 mean, sd = (decimals(float(part[out].mean()), 3) for part in (values, deviation))
                 lines.append([name, str(int(out.sum())), mean, sd])
         more = int(missing.any(0).sum()) - len(lines)
-        if more:
+        if more and lines:
             facts.append(("features not shown", str(more)))
         head = f"{len(self.x)} data points, {self.particles} particles each"
         return Table(head, ("", "missing", "mean imputed", "mean std. dev."), lines, facts)
 
 
 _SHOWN = 20  # features in a table
+
+
+def _sampled(method: str) -> str:
+    known = {"refined": "a proposal for each data point", "guide": "the guide"}
+    return known.get(method, f"the guide: {method}")
 
 
 @runtime_checkable
@@ -194,6 +210,7 @@ class HeldOut(Measurement):
         ess: the effective sample size of the weights of ``single``.
         pareto_k: their Pareto k-hat.
         particles: K.
+        method: how ``single`` was sampled, as for :class:`Imputation`.
 
     Example:
         >>> from jensen.guides import ExactPosterior
@@ -219,6 +236,7 @@ class HeldOut(Measurement):
     ess: Tensor
     pareto_k: Tensor
     particles: int
+    method: str = "guide"
 
     @property
     def per_value(self) -> float:
@@ -240,12 +258,14 @@ class HeldOut(Measurement):
 
     def _table(self) -> Table:
         held = self.count > 0
+        held = held if len(held) == len(self.ess) else torch.ones_like(self.ess, dtype=torch.bool)  # joint weights
         k_hat = float((~(self.pareto_k[held] <= 0.7)).double().mean())
         facts = [
             ("held-out values", f"{int(self.count.sum()):,}"),
             ("per held-out value, each alone", f"{decimals(self.per_value, 4)} nats"),
             ("effective sample size, mean", f"{decimals(float(self.ess[held].mean()), 1)} of {self.particles}"),
             ("data points with k-hat > 0.7", percent(k_hat)),
+            ("samples of z", _sampled(self.method)),
         ]
         return self._summary_table(f"{len(self.joint)} data points, {self.particles} particles each, nats", facts)
 
@@ -262,6 +282,7 @@ def impute(
     columns: Sequence[str] = (),
     missing: Missing = None,
     site: str | None = None,
+    refine: bool | Literal["auto"] = "auto",
     seed: int | None = None,
     progress: bool = True,
 ) -> Imputation:
@@ -290,6 +311,10 @@ def impute(
         missing: ``"nan"``, for a model that does not know NaN, or a Boolean mask of the first tensor, as for
             :func:`~jensen.inference.fit`.
         site: the observed site whose values are imputed, if the model observes several with missing values.
+        refine: whether the samples of z come from a separate proposal for each data point, as in
+            :func:`~jensen.inference.evaluate`, at ``particles`` evaluations of log p(x, z) each, rather than from the
+            guide. ``"auto"``: if it is possible, unless the guide's weights are constant; ``True``: with a warning if
+            it is impossible.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         progress: whether to show a progress bar.
 
@@ -317,41 +342,37 @@ def impute(
         True
     """
     _check_numbers(particles, draws, levels)
+    exactly = model
     model, data = prepared(model, data, missing)
     tensors = as_tensors(data)
     if not any(map(has_holes, tensors)):
         raise ValueError("data has no missing values (NaN), so there is nothing to impute: give missing=mask, or NaN")
-    parts: list[dict[str, Tensor]] = []
     changed = False
 
-    def look(t: Terms, part: Part, name: str) -> None:
+    def look(t: Terms, log_w: Tensor, data: Batch, rows: Tensor, name: str) -> dict[str, Tensor]:
         nonlocal changed
-        log_w, drawn = _of_rows(t), t.completed(name, "sample")
+        drawn = t.completed(name, "sample")
         x = t.values[name].expand(drawn.shape[1:])
-        changed = changed or not any(_holds(data, x) for data in part.data)
+        changed = changed or not any(_holds(part, x) for part in data)
         share = log_w.softmax(0).to(drawn.dtype)  # [K, N]
         spread = share.reshape(*share.shape, *(1,) * (drawn.dim() - 2))
         mean = (spread * t.completed(name, "mean")).sum(0)
         which = torch.multinomial(share.T, draws, replacement=True).T  # [m, N]
-        rows = torch.arange(drawn.shape[1], device=drawn.device)
         full = x.isnan().reshape(drawn.shape[1], -1).sum(1) == 0
         ess = share.double().square().sum(0).reciprocal()
-        parts.append(
-            {
-                "x": x,
-                "mean": torch.where(x.isnan(), mean, x),
-                "variance": (spread * (drawn - mean).square()).sum(0) * x.isnan(),
-                "quantiles": _quantiles(drawn, share, levels).movedim(0, 1),
-                "draws": drawn[which, rows].movedim(0, 1),
-                "ess": ess.masked_fill(full, math.inf),
-                "pareto_k": tail_of(log_w).masked_fill(full, 0.0),
-            }
-        )
+        return {
+            "x": x,
+            "mean": torch.where(x.isnan(), mean, x),
+            "variance": (spread * (drawn - mean).square()).sum(0) * x.isnan(),
+            "quantiles": _quantiles(drawn, share, levels).movedim(0, 1),
+            "draws": drawn[which, torch.arange(drawn.shape[1], device=drawn.device)].movedim(0, 1),
+            "ess": ess.masked_fill(full, math.inf),
+            "pareto_k": tail_of(log_w).masked_fill(full, 0.0),
+        }
 
-    name = _over(model, guide, tensors, particles, site, seed, "impute", progress, look)
-    made = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+    made, name, method = _over(model, guide, tensors, particles, site, refine, seed, "impute", progress, look)
     made["quantiles"], made["draws"] = made["quantiles"].movedim(1, 0), made["draws"].movedim(1, 0)
-    known = _conditional(model, tensors, name, made["x"])
+    known = _conditional(exactly, tensors, name, made["x"])
     if known is not None:
         made["mean"], made["variance"] = known
     if changed:
@@ -370,7 +391,12 @@ def impute(
     if names and len(names) != made["x"][0].numel():
         raise ValueError(f"columns must name each of {made['x'][0].numel()} features, but got {len(names)} names")
     return Imputation(
-        **made, levels=tuple(map(float, levels)), particles=particles, exact=known is not None, columns=names
+        **made,
+        levels=tuple(map(float, levels)),
+        particles=particles,
+        exact=known is not None,
+        method=method,
+        columns=names,
     )
 
 
@@ -384,6 +410,7 @@ def held_out(
     *,
     missing: Missing = None,
     site: str | None = None,
+    refine: bool | Literal["auto"] = "auto",
     seed: int | None = None,
     progress: bool = True,
     **settings: Any,
@@ -405,6 +432,7 @@ def held_out(
         particles: the number K of samples per data point.
         missing: as for :func:`impute`.
         site: as for :func:`impute`.
+        refine: as for :func:`impute`, for both numbers.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         progress: whether to show a progress bar.
         settings: other arguments of :func:`~jensen.inference.evaluate`, such as ``refine=False``.
@@ -429,13 +457,12 @@ def held_out(
     model, data = prepared(model, data, missing)
     tensors = as_tensors(data)
     held = _held_out_values(tensors[0], complete)
-    parts: list[dict[str, Tensor]] = []
 
-    def look(t: Terms, part: Part, name: str) -> None:
-        x, given = t.values[name], part.data[0]
+    def look(t: Terms, log_w: Tensor, data: Batch, rows: Tensor, name: str) -> dict[str, Tensor]:
+        x, given = t.values[name], data[0]
         fits = x.numel() == given.numel()
-        y = held[part.rows].to(x).reshape(x.shape) if fits else torch.full_like(x, math.nan)
-        log_w, each = _of_rows(t), t.log_prob_each(name, y)
+        y = held[rows.to(held.device)].to(x).reshape(x.shape) if fits else torch.full_like(x, math.nan)
+        each = t.log_prob_each(name, y)
         if not fits or not _holds(given, x.reshape(given.shape)):
             raise ValueError(
                 f"held-out values are those of the first tensor, but site '{name}' observes other values: observe the "
@@ -447,21 +474,18 @@ def held_out(
         found = torch.where(asked, (spread + each).logsumexp(0), 0.0)
         off = torch.where(asked, (each - found).expm1(), 0.0)  # the delta method
         off = off.reshape(*off.shape[:2], -1).sum(2)  # [K, N]
-        parts.append(
-            {
-                "each": found.masked_fill(~asked, math.nan).double(),
-                "single": _flat(found).sum(1).double(),
-                "single_error": (share * off).square().sum(0).sqrt().double(),
-                "count": _flat(asked).sum(1),
-                "ess": share.double().square().sum(0).reciprocal(),
-                "pareto_k": tail_of(log_w),
-            }
-        )
+        return {
+            "each": found.masked_fill(~asked, math.nan).double(),
+            "single": _flat(found).sum(1).double(),
+            "single_error": (share * off).square().sum(0).sqrt().double(),
+            "count": _flat(asked).sum(1),
+            "ess": share.double().square().sum(0).reciprocal(),
+            "pareto_k": tail_of(log_w),
+        }
 
-    _over(model, guide, tensors, particles, site, seed, "held_out", progress, look)
-    made = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+    made, _, method = _over(model, guide, tensors, particles, site, refine, seed, "held_out", progress, look)
     filled = torch.where(held.isnan(), tensors[0], held.to(tensors[0]))
-    how: dict[str, Any] = {"seed": seed, "progress": progress, **settings}
+    how: dict[str, Any] = {"refine": refine, "seed": seed, "progress": progress, **settings}
     observed = evaluate(model, guide, tensors, particles, **how)
     whole = evaluate(model, guide, (filled, *tensors[1:]), particles, **how)
     errors = [e.standard_error if e.exact is None else torch.zeros_like(e.standard_error) for e in (observed, whole)]
@@ -472,6 +496,7 @@ def held_out(
         observed=observed,
         complete=whole,
         particles=particles,
+        method=method,
     )
 
 
@@ -486,6 +511,11 @@ def _holds(data: Tensor, x: Tensor) -> bool:
         return False
     a, b = a.nan_to_num(math.inf), b.nan_to_num(math.inf)  # data are finite
     return all(bool((a == column.unsqueeze(1)).all(0).any()) for column in b.unbind(1))
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Values [N, *event] as [N, X]; one feature where there is no event."""
+    return values.reshape(len(values), -1)
 
 
 def _check_numbers(particles: int, draws: int, levels: Sequence[float]) -> None:
@@ -510,54 +540,88 @@ def _held_out_values(x: Tensor, complete: Tensor) -> Tensor:
     return held
 
 
+Look = Callable[[Terms, Tensor, Batch, Tensor, str], dict[str, Tensor]]
+
+
 def _over(
     model: Program,
     guide: Program,
-    tensors: tuple[Tensor, ...],
+    tensors: Batch,
     particles: int,
     site: str | None,
+    refine: bool | Literal["auto"],
     seed: int | None,
     what: str,
     progress: bool,
-    look: Any,
-) -> str:
-    """Call ``look`` on the terms of the data in order, part by part; returns the name of the imputed site."""
+    look: Look,
+) -> tuple[dict[str, Tensor], str, str]:
+    """The results of ``look`` for all data points in order; the name of the imputed site; and the method of sampling.
+
+    ``look`` is called with the terms at weighted samples of z for some data points, the log weights, these data, their
+    indices, and the name of the site.
+    """
+    parts: list[dict[str, Tensor]] = []
+    places: list[Tensor] = []
+    name = ""
+
+    def keep(terms: Terms, log_w: Tensor, rows: Tensor, real: int) -> None:
+        nonlocal name
+        name = name or _site_of(terms, site)
+        _check_possible(log_w)
+        rows = torch.arange(len(tensors[0]), device=rows.device) if terms.joint else rows
+        real = len(rows) if terms.joint else real
+        data = tuple(x[rows.to(x.device)] for x in tensors)
+        found = look(terms, log_w.unsqueeze(-1) if log_w.dim() == 1 else log_w, data, rows, name)
+        parts.append({key: values[:real].cpu() for key, values in found.items()})
+        places.append(rows[:real].cpu())
+
+    def joined() -> dict[str, Tensor]:
+        order = torch.cat(places).argsort()
+        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return {key: x[order] if len(x) == len(order) else x for key, x in whole.items()}  # joint weights: one of all
+
     numbers = max(x[0].numel() for x in tensors)
     most = max(1, _NUMBERS // (particles * numbers))
-    name = ""
+    how: dict[str, Any] = {"seed": seed, "progress": progress}
+    method = "guide"
     with running(model, guide, what, seed=seed):
-        for part in stream(
-            model,
-            guide,
-            tensors,
-            what,
-            at_once=particles * most,
-            together=particles,
-            most=most,
-            weights="any",
-            progress=progress,
-            seed=seed,
-        ):
+        if refine is True or (refine and not _constant(model, guide, tensors)):
+            refined = find(model, guide, tensors, particles, look=keep, **how)
+            if not isinstance(refined, str):
+                return joined(), name, "refined"
+            method = refined
+            if refine is True:
+                warnings.warn(f"samples of the guide are used: {method}", stacklevel=outside())
+        sizes: dict[str, Any] = {"at_once": particles * most, "together": particles, "most": most}
+        for part in stream(model, guide, tensors, what, weights="any", **sizes, **how):
             if part.layout.summed:  # states that are summed out have no values
-                return _over(model, sampled(guide), tensors, particles, site, seed, what, progress, look)
+                return _over(model, sampled(guide), tensors, particles, site, False, seed, what, progress, look)
             terms = part.pair.terms(part.data, particles)
             if terms.summed:
                 raise NotImplementedError(
                     f"{what} needs a sample of each latent site, but the states of enumerated sites are summed out: "
                     f"{sorted(terms.log_p)}; sample these sites in the guide"
                 )
-            name = name or _site_of(terms, tensors, site)
-            look(terms, part, name)
-    return name
+            rows = torch.arange(part.first, part.first + len(part), device=terms.log_weights.device)
+            keep(terms, terms.log_weights.double(), rows, len(rows))
+    return joined(), name, method
 
 
-def _site_of(t: Terms, tensors: tuple[Tensor, ...], site: str | None) -> str:
-    """The observed site that has the shape of the data with missing values.
+def _constant(model: Program, guide: Program, tensors: Batch) -> bool:
+    """Whether the weights of the first data points are constant: no proposal can be better than the guide."""
+    how: dict[str, Any] = {"at_once": 32 * 16, "together": 16, "most": 32, "weights": "any", "progress": False}
+    part = next(iter(stream(model, guide, tensors, "impute", **how)))
+    log_w = part.pair.log_weights(part.data, 16).double()
+    return bool((log_w.std(0) <= 1e-4 * (1 + log_w.mean(0).abs())).all())
+
+
+def _site_of(t: Terms, site: str | None) -> str:
+    """The observed site whose values are missing.
 
     Raises:
         ValueError: if there is none, or there are several.
     """
-    observed = {name: t.values[name] for name in t.log_p if name not in t.log_q and t.values[name].numel()}
+    observed = {name: t.values[name] for name, facts in t.p.items() if facts.observed and t.values[name].numel()}
     if site is not None and site not in observed:
         raise ValueError(f"site must be an observed site of the model, {sorted(observed)}, but got {site!r}")
     fits = [name for name, value in observed.items() if value.is_floating_point() and value.dim()]
@@ -569,24 +633,13 @@ def _site_of(t: Terms, tensors: tuple[Tensor, ...], site: str | None) -> str:
     return site or holed[0]
 
 
-def _flat(values: Tensor) -> Tensor:
-    """Values [N, *event] as [N, X]; one feature where there is no event."""
-    return values.reshape(len(values), -1)
-
-
-def _of_rows(t: Terms) -> Tensor:
-    """Log weights in float64, [K, N]; [K, 1] if joint.
-
-    Raises:
-        ValueError: if all weights of a data point are zero.
-    """
-    log_w = t.log_weights.double()
+def _check_possible(log_w: Tensor) -> None:
+    """Raise ValueError if all weights of a data point are zero."""
     if lost := int(log_w.isneginf().all(0).sum()):
         raise ValueError(
-            f"none of the {len(log_w)} samples of the guide is possible given the observed values, for {lost} data "
-            "points: use more particles, or a guide that is closer to the posterior"
+            f"none of the {len(log_w)} samples of z is possible given the observed values, for {lost} data points: use "
+            "more particles, or a guide that is closer to the posterior"
         )
-    return log_w.unsqueeze(-1) if t.joint else log_w
 
 
 def _quantiles(values: Tensor, share: Tensor, levels: Sequence[float]) -> Tensor:

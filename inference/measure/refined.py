@@ -10,6 +10,7 @@ __all__ = ["Refined", "Strata", "bounds_of", "refine", "target_of"]
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from jensen.graphs.compile import Compile
 from jensen.kernel.arguments import in_a_line
 from jensen.kernel.batches import Part, stream
 from jensen.kernel.coordinates import Coordinates
+from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
 
 from .diagnostics import RunningWeights
@@ -32,6 +34,9 @@ _BLOCK = 2**7  # data points refined at once
 _MOST = 256  # coordinates
 _ALIKE = 32  # numbers of samples are multiples of this
 _NUMBERS = 2**22  # coordinates of samples held at once
+
+
+Look = Callable[[Terms, Tensor, Tensor, int], None]
 
 
 class Refined(NamedTuple):
@@ -68,6 +73,7 @@ def refine(
     max_plate_nesting: int | None = None,
     compile: Compile = "auto",
     progress: bool = True,
+    look: Look | None = None,
 ) -> Refined | str:
     """Log p(x) by a separate proposal for each data point; or the reason why there is none.
 
@@ -80,6 +86,8 @@ def refine(
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.
         compile: as for :func:`~jensen.inference.evaluate`.
         progress: whether to show a progress bar.
+        look: called with the model's terms at the fresh samples of some data points, their log weights [K, n], the
+            indices of these data points [n], and the number of them that are not padding; only without discrete sites.
     """
     if (least := Plan.of(budget, 1).least(1)) > budget:
         return f"a data point needs a budget of at least {least} evaluations, not {budget}"
@@ -92,17 +100,21 @@ def refine(
         blocks = _blocks(part, program, funnels)
         if isinstance(blocks, str):
             return blocks
+        first = part.first
         for block, given in blocks:
             if target is None:
                 made = target_of(part, budget, False if funnels else compile, program, block, given)
                 if isinstance(made, str):
                     return made
                 target, plan = made
+                if look is not None and target.states > 1:
+                    return "the model has discrete sites, whose states are summed out"
             else:
                 target.move_to(block, given)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*runs one particle after the other")
-                parts.append(_refined(target, plan))
+                parts.append(_refined(target, plan, look, first))
+            first += len(target)
     return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
@@ -168,8 +180,8 @@ def target_of(
     return target, plan
 
 
-def _refined(target: Target, plan: Plan) -> Refined:
-    """The estimates of a block."""
+def _refined(target: Target, plan: Plan, look: Look | None, first: int) -> Refined:
+    """The estimates of a block, whose first data point has the index ``first``."""
     proposal, modes = propose(target, plan)
     full = torch.zeros(len(target), dtype=torch.float64, device=target.spent.device)
     numbers = [full.clone() for _ in range(4)]
@@ -182,10 +194,16 @@ def _refined(target: Target, plan: Plan) -> Refined:
             own = proposal.of(block.rows)
             counts = own.counts(count)
             strata, weights = Strata(counts, target.spent), RunningWeights(count)
+            seen: list[tuple[Tensor, Tensor]] = []
             for u in own.draw(target, block, counts, _piece(target, block)):
                 found = own.log_weights_at(target, block, u, counts, target.blocks)
                 strata.update(found)
                 weights.update(found)
+                if look is not None:
+                    seen.append((u, found))
+            if look is not None:
+                points, log_w = map(torch.cat, zip(*seen, strict=True))
+                look(target.terms(block, points), log_w, first + block.rows, block.real)
             log_evidence, noise = strata.results()
             reduced = weights.results()
             values = (log_evidence, noise, reduced["ess"], reduced["pareto_k"])

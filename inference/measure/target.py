@@ -22,7 +22,8 @@ from jensen.kernel.newton import slopes
 from jensen.kernel.parameters import tensors_of
 from jensen.kernel.plain import PlainState
 from jensen.kernel.randomness import forked_rng
-from jensen.kernel.weights import Program, densities
+from jensen.kernel.terms import Terms
+from jensen.kernel.weights import Program, densities, terms_at
 
 from .hmc import Point
 
@@ -218,6 +219,13 @@ class Target:
             return Point(u, *run(u, *block.data))
 
         return at
+
+    @torch.no_grad()
+    def terms(self, block: Block, u: Tensor) -> Terms:
+        """The terms of the model at coordinates [C, N, F], for a target without discrete sites."""
+        with validation_enabled(False):
+            values, _ = self._sized(block.data).coordinates.values(u)
+            return terms_at(self._programs[0], values, *block.data, lifted=self._model)
 
     def of_guide(self, count: int, block: Block | None = None) -> Tensor:
         """Samples of the guide, [C, N, F]."""

@@ -14,6 +14,7 @@ from jensen.cli import main
 from jensen.cli.options import parser
 from jensen.cli.report import images_of
 from jensen.cli.sources import OWN, batch_transform, holds_bits, reopen, settle
+from jensen.kernel.batches import placed
 
 _QUICK = ["--epochs", "2", "--particles", "50", "--test-size", "20", "--no-pictures"]
 
@@ -437,7 +438,7 @@ def test_what_marks_missing_values_is_an_option(tmp_path, capsys):
     grey = np.where(np.arange(120).reshape(30, 4) % 7 == 0, np.nan, np.arange(120).reshape(30, 4) % 2)
     np.save(tmp_path / "grey.npy", grey / 2)
     settings, data = _settled(tmp_path / "grey.npy", "--missing", "nan", "--binarize", "dynamic")
-    drawn = batch_transform(settings)(data.train)
+    (drawn,) = placed((data.train,), None, batch_transform(settings))
     assert torch.equal(drawn.isnan(), data.masks["train"]) and set(drawn[~drawn.isnan()].tolist()) == {0, 1}
     np.save(tmp_path / "bits.npy", grey)
     assert holds_bits(_settled(tmp_path / "bits.npy", "--missing", "nan")[1])

@@ -98,3 +98,13 @@ def test_hierarchical_guides_read_missing_values(folder, tmp_path, guide, capsys
     assert main(["train", "--run", str(tmp_path / "run"), *more, "--no-pictures"]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--particles", "50", "--no-pictures"]) == 0
     assert "log p(x)" in capsys.readouterr().out
+
+
+def test_models_and_guides_are_compared_on_what_was_observed(folder, tmp_path, capsys):
+    more = ["--data", str(folder / "own.csv"), "--missing", "NA", "--standardize", "--drop", "id", "kind"]
+    more += ["--latent", "1", "--epochs", "1", "--particles", "50", "--no-pictures", "--guides", "mean-field,exact"]
+    assert main(["compare", *more, "--out", str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["blocks"]["one-model"]["rows"]
+    exact = rows["exact posterior"]
+    assert exact["elbo"] == pytest.approx(exact["exact"], abs=1e-4)
+    assert rows["mean-field"]["elbo"] < exact["elbo"]

@@ -9,8 +9,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jensen.families import FullCovariance, Gaussian, MeanField
 from jensen.guides import BottomUp, Contractive, Ladder, SemiAmortized, amortize
-from jensen.guides.local import Constant, same_values
+from jensen.guides.local import Constant
 from jensen.inference import log_weights
+from jensen.missing import same_values
 from jensen.models import VAE, Hierarchical
 from jensen.module import UniqueModule
 from jensen.networks import Masked, mlp
@@ -92,10 +93,39 @@ def test_the_default_encoder_standardizes_by_what_is_observed_and_reads_the_mask
     seen = ~x.isnan()
     standard = torch.where(seen, (x - encoder.loc) / encoder.scale, 0.0)
     torch.testing.assert_close(encoder(x), encoder.network(torch.cat([standard, seen.double()], -1)))
+    marked = amortize(Holed(), data=x.nan_to_num(-999.0), missing=~seen).encoder
+    assert torch.equal(marked.loc, encoder.loc)
+    assert torch.equal(marked.scale, encoder.scale)
+    with pytest.raises(ValueError, match=r"missing must have the shape of the data, \[400, 5\]"):
+        amortize(Holed(), data=x, missing=seen[0])
     full = torch.randn(7, X)
     assert encoder(full).isfinite().all()
     assert amortize(Holed(), data=full).encoder.network[1].in_features == X  # no mask for complete data
     assert amortize(Holed(), data=full).encoder(x).isfinite().all()
+
+
+def test_a_model_and_its_guides_condition_on_what_is_observed(float64):
+    """Values that are hidden change nothing: log weights are those of a model of the observed features alone."""
+    model = VAE(mlp(2, [8]), Gaussian(X, 8, scale="diagonal"), latent=2)
+    x = torch.randn(N, X)
+    x[:, 3:] = torch.nan
+    guide = amortize(model, data=x)
+    part = VAE(model.decoder, Gaussian(3, 8, scale="diagonal"), latent=2)
+    with torch.no_grad():
+        part.likelihood.affine.weight.copy_(model.likelihood.affine.weight[:3])
+        part.likelihood.affine.bias.copy_(model.likelihood.affine.bias[:3])
+
+    def of_part(y):
+        return guide(torch.cat([y, y.new_full((len(y), 2), torch.nan)], -1))
+
+    log_w = []
+    for p, q, y in ((model, guide, x), (part, of_part, x[:, :3])):
+        torch.manual_seed(0)
+        log_w.append(log_weights(p, q, y, particles=4))
+    torch.testing.assert_close(*log_w)
+    assert log_w[0].isfinite().all()
+    for refined in (guide.local(x), SemiAmortized(guide, model, steps=2)):
+        assert log_weights(model, refined, x, particles=4).isfinite().all()
 
 
 def grouped(x, y):

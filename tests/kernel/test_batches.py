@@ -138,7 +138,7 @@ def test_plates_that_are_not_those_of_the_data_are_refused():
 
 def test_every_datum_is_looked_at_before_it_is_run():
     model, x = PPCA(5, latent=2), torch.randn(2000, 5)
-    x[1999, 3] = torch.nan
+    x[1999, 3] = torch.inf
     parts = stream(model, PriorGuide(model), as_tensors(x), "test", at_once=100, progress=False)
     assert len(next(parts)) == 100
     with pytest.raises(ValueError, match=r"NaN or infinite, the first at index"):

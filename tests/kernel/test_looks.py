@@ -154,7 +154,7 @@ def test_what_fails_for_another_reason_is_not_accused():
         look_at(model, _Wide(), (torch.randn(20, 6),))
     x = torch.randn(20, 5)
     x[15] = torch.nan  # the first two rows would run
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"data\[0\] holds 5 NaN, the first at index \[15, 0\]"):
         look_at(model, _Wide(), (x,))
     assert layout_on(model, _Wide(), (x,), 15).sizes == (15,)
 

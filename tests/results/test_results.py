@@ -20,7 +20,9 @@ from jensen.inference import (
     ExactEvidence,
     Gaps,
     GuideDistance,
+    HeldOut,
     History,
+    Imputation,
     RateDistortion,
     Sandwich,
     compare,
@@ -36,7 +38,7 @@ def measured():
     return one_of_each()
 
 
-KINDS = range(13)
+KINDS = range(15)
 
 
 def _same(one, two):
@@ -430,7 +432,7 @@ def test_every_result_has_a_frame_and_a_dict(measured, kind):
 def test_the_kinds_are_all_here(measured):
     kinds = {type(result) for result in measured}
     kept = {Evidence, Comparison, Gaps, Bounds, RateDistortion, History, Calibration, AIS, Sandwich, ExactEvidence}
-    assert kinds == kept | {GuideDistance}
+    assert kinds == kept | {GuideDistance, Imputation, HeldOut}
     assert len(measured) == len(KINDS)
 
 

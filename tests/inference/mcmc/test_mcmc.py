@@ -301,7 +301,7 @@ class _Nowhere(UniqueModule):
         ({"draws": 3}, "draws is at least 4, but got 3"),
         ({"warmup": 0}, "warmup is at least 1, but got 0"),
         ({"chains": 0}, "chains is at least 1, but got 0"),
-        ({"data": torch.full((1, 5), math.nan)}, "NaN"),
+        ({"data": torch.full((1, 5), math.inf)}, "NaN or infinite"),
         (
             {"model": PPCA(5, 3), "method": "rejection"},
             "one or two latent coordinates, but this model has 3: use 'nuts'",
