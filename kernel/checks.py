@@ -95,12 +95,12 @@ def checked_data(data: tuple[Tensor, ...], dtypes: set[torch.dtype]) -> Iterator
     except NotImplementedError:  # it names what is not possible
         raise
     except (RuntimeError, ValueError) as error:
-        i = holes[0]
+        found = ", and ".join(_missing(i, ~finite[i]) for i in holes)
         raise ValueError(
-            f"{_missing(i, ~finite[i])}, and model and guide do not run on it: if NaN marks missing values, give "
+            f"{found}, and model and guide do not run on it: if NaN marks missing values that the model observes, give "
             "missing='nan' to fit and evaluate (elsewhere the model as jensen.missing.observed_only(model)), and a "
-            "guide that reads NaN, such as an encoder in jensen.networks.Masked; else remove or fill these rows "
-            f"(the error: {str(error).splitlines()[0]})"
+            "guide that reads NaN, such as an encoder in jensen.networks.Masked; else (covariates, for example) remove "
+            f"or fill these rows (the error: {str(error).splitlines()[0]})"
         ) from error
 
 

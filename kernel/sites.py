@@ -205,6 +205,8 @@ def score(site: Site) -> Tensor:
     try:
         log_prob = log_density(site)
     except (KeyError, NotImplementedError) as error:  # of a flow without an inverse, which stores its samples
+        if site["is_observed"]:
+            raise NotImplementedError(f"site '{site['name']}': {error}") from error
         raise NotImplementedError(
             f"site '{site['name']}': its distribution cannot compute log q of a given value ({error})"
         ) from error

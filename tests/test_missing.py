@@ -129,6 +129,14 @@ def test_dependent_features_of_unknown_marginal_are_refused_in_part_only():
     with pytest.raises(NotImplementedError, match="OneHotCategorical is the distribution of dependent features"):
         Observed(p).log_prob(torch.tensor([NAN, 0.0, 1.0]))
 
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", p.expand([len(x)]), obs=x)
+
+    with pytest.raises(NotImplementedError, match=r"^site 'x': OneHotCategorical is the distribution of dependent"):
+        log_weights(observed_only(model), _guide_of_z, torch.tensor([[NAN, 0.0, 1.0]]))
+
 
 def test_completed_values_are_conditional_means_and_samples():
     p, x, missing = _made(CORRELATED["FullCovariance"])
@@ -346,6 +354,8 @@ def test_infinite_values_and_missing_labels_are_refused():
     assert math.isfinite(fit(conditional, own, (x, y), epochs=1, progress=False).elbo[0])
     with pytest.raises(ValueError, match=r"data\[1\] holds 1 NaN, the first at index \[4\]"):
         fit(conditional, own, (x.nan_to_num(0.0), y.float().index_fill(0, torch.tensor(4), NAN)), epochs=1)
+    with pytest.raises(ValueError, match=r"data\[0\] holds \d+ NaN, .*, and data\[1\] holds 1 NaN, .* \(covariates,"):
+        fit(conditional, own, (x, y.float().index_fill(0, torch.tensor(4), NAN)), missing="nan", epochs=1)
 
 
 def test_binarizing_batches_keeps_what_is_missing():

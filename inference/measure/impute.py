@@ -96,7 +96,7 @@ class Imputation(Record):
     @property
     def unreliable(self) -> float:
         """The share of rows with missing values whose k-hat is not below 0.7."""
-        rows = self.missing.flatten(1).any(1)
+        rows = _flat(self.missing).any(1)
         return float((~(self.pareto_k[rows] <= 0.7)).double().mean()) if rows.any() else 0.0
 
     def __getitem__(self, rows: slice | Tensor) -> Imputation:
@@ -136,18 +136,18 @@ class Imputation(Record):
         """Values of the shape of the data, such as one of the ``draws``, as a ``pandas.DataFrame`` with columns."""
         import pandas
 
-        flat = values.flatten(1).cpu().numpy()
+        flat = _flat(values).cpu().numpy()
         return pandas.DataFrame(flat, columns=list(self._names()))
 
     def _names(self) -> Sequence[str]:
         return self.columns or [f"x{i}" for i in range(self.mean[0].numel())]
 
     def _columns(self) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
-        flat = self.mean.flatten(1)
+        flat = _flat(self.mean)
         return "row", range(len(flat)), dict(zip(self._names(), flat.unbind(1), strict=True))
 
     def _table(self) -> Table:
-        missing = self.missing.flatten(1)
+        missing = _flat(self.missing)
         rows = missing.any(1)
         facts = [("missing values", f"{int(missing.sum()):,} of {missing.numel():,}")]
         if rows.any():
@@ -155,12 +155,10 @@ class Imputation(Record):
             facts.append(("rows with k-hat > 0.7", f"{percent(self.unreliable)} of those with missing values"))
         facts.append(("mean and variance", "exact" if self.exact else "estimated from the samples"))
         facts.append(("samples of z", _sampled(self.method)))
-        spread = self.variance.flatten(1).sqrt()
+        spread = _flat(self.variance).sqrt()
         lines: list[list[str]] = []
         shown = _SHOWN if self.columns or missing.shape[1] <= _SHOWN else 0
-        for name, out, values, deviation in zip(
-            self._names(), missing.T, self.mean.flatten(1).T, spread.T, strict=True
-        ):
+        for name, out, values, deviation in zip(self._names(), missing.T, _flat(self.mean).T, spread.T, strict=True):
             if out.any() and len(lines) < shown:
                 mean, sd = (decimals(float(part[out].mean()), 3) for part in (values, deviation))
                 lines.append([name, str(int(out.sum())), mean, sd])
@@ -267,6 +265,7 @@ class HeldOut(Measurement):
 
     def _table(self) -> Table:
         held = self.count > 0
+        held = held if len(held) == len(self.ess) else torch.ones_like(self.ess, dtype=torch.bool)  # joint weights
         k_hat = float((~(self.pareto_k[held] <= 0.7)).double().mean())
         facts = [
             ("held-out values", f"{int(self.count.sum()):,}"),
@@ -480,12 +479,13 @@ def held_out(
         share = log_w.softmax(0).to(each.dtype)  # [K, N]
         spread = share.log().reshape(*share.shape, *(1,) * (each.dim() - 2))
         found = torch.where(asked, (spread + each).logsumexp(0), 0.0)
-        off = torch.where(asked, (each - found).expm1(), 0.0).flatten(2).sum(2)  # [K, N]: the delta method
+        off = torch.where(asked, (each - found).expm1(), 0.0)  # the delta method
+        off = off.reshape(*off.shape[:2], -1).sum(2)  # [K, N]
         return {
             "each": found.masked_fill(~asked, math.nan).double(),
-            "single": found.flatten(1).sum(1).double(),
+            "single": _flat(found).sum(1).double(),
             "single_error": (share * off).square().sum(0).sqrt().double(),
-            "count": asked.flatten(1).sum(1),
+            "count": _flat(asked).sum(1),
             "ess": share.double().square().sum(0).reciprocal(),
             "pareto_k": tail_of(log_w),
         }
@@ -520,11 +520,16 @@ def _holds(data: Tensor, x: Tensor) -> bool:
     return all(bool((a == column.unsqueeze(1)).all(0).any()) for column in b.unbind(1))
 
 
+def _flat(values: Tensor) -> Tensor:
+    """Values [N, *event] as [N, X]; one feature where there is no event."""
+    return values.reshape(len(values), -1)
+
+
 def _check_numbers(particles: int, draws: int, levels: Sequence[float]) -> None:
     if particles < 1 or draws < 1:
         raise ValueError(f"particles and draws are at least 1, but got {particles} and {draws}")
-    if not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"levels are probabilities in [0, 1], but got {list(levels)}")
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise ValueError(f"levels are probabilities in [0, 1], at least one, but got {list(levels)}")
 
 
 def _held_out_values(x: Tensor, complete: Tensor) -> Tensor:
@@ -580,7 +585,8 @@ def _over(
 
     def joined() -> dict[str, Tensor]:
         order = torch.cat(places).argsort()
-        return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
+        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return {key: x[order] if len(x) == len(order) else x for key, x in whole.items()}  # joint weights: one of all
 
     numbers = max(x[0].numel() for x in tensors)
     most = max(1, _NUMBERS // (particles * numbers))

@@ -297,3 +297,31 @@ def test_summed_states_means_and_weights_that_do_not_exist_are_said():
         impute(cauchy, _factor_guide, x, 10, missing="nan", seed=0, progress=False)
     with pytest.raises(ValueError, match=r"none of the 2 samples of z is possible .* for 1 data points"):
         impute(bounded, _factor_guide, torch.tensor([[1e4, NAN]]), 2, missing="nan", seed=0, progress=False)
+
+
+def test_data_of_one_feature_have_no_event():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    holed = x.index_fill(0, torch.tensor(1), NAN)
+    found = impute(model, _factor_guide, holed, 100, missing="nan", seed=0, progress=False)
+    assert "x0" in str(found)
+    assert found.unreliable < 1
+    assert torch.equal(Imputation.from_json(found.to_json()).mean, found.mean)
+    held = held_out(model, _factor_guide, holed, x, 20_000, missing="nan", refine=False, seed=0, progress=False)
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x[1])
+    assert float(held.single[1]) == pytest.approx(float(exact), abs=0.02)
+    assert held.count.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"levels are probabilities in \[0, 1\], at least one, but got \[\]"):
+        impute(model, _factor_guide, holed, 10, levels=[], missing="nan", progress=False)
+
+
+def test_held_out_values_with_joint_weights_are_shown():
+    x = torch.tensor([2.0, 3.0, 4.0])
+    holed = x.index_fill(0, torch.tensor(1), NAN)
+    found = held_out(_program, _program_guide, holed, x, 1000, missing="nan", refine=False, seed=0, progress=False)
+    assert "held-out values" in str(found)
+    exact = dist.Normal(6.0 / 2.01, math.sqrt(1 + 1 / 2.01)).log_prob(x[1])
+    assert float(found.single[1]) == pytest.approx(float(exact), abs=0.05)
