@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jensen.checked import check_data, checked
+from jensen.missing import as_holes
 
 from .dataset import Dataset
 from .preparation import SPLITS
@@ -92,7 +93,7 @@ def hide(
 
 def _holed(x: Tensor, probability: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
     """A copy with NaN where values are hidden; ``probability`` maps rows of observed values [n, X] to [n, X]."""
-    made = x.detach().clone() if x.is_floating_point() else x.to(torch.get_default_dtype())
+    made = x.detach().clone() if x.is_floating_point() else as_holes(x, torch.zeros_like(x, dtype=torch.bool))
     for part in made.split(_ROWS) if x.numel() else ():
         p = probability(part.reshape(len(part), -1).cpu().double())
         u = torch.rand(p.shape, generator=generator, dtype=torch.float64)

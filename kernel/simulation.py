@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["DrawnData", "OnExample", "WithoutData", "drawn_data", "prior_quantiles", "simulate"]
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from jensen.checked import checked
+from jensen.missing import has_holes
 
 from .arguments import check_tensors, explained
 from .batches import Data, as_tensors
@@ -56,8 +58,8 @@ def simulate(model: Program, n: int, *covariates: Tensor, data: Data | None = No
     With an example, a model of any style can sample data: all its observed sites are sampled, whatever their names,
     and arguments that it does not observe are covariates, which stay unchanged. An observed value must be an argument,
     or its numbers reshaped or cut into slices that together cover all of it. Where a mask excludes an observation, the
-    example's value stays (padding, missing values). A model whose later sites read earlier data is run until the data
-    stop changing. Models with an example are run in evaluation mode.
+    example's value stays (padding, missing values), and NaN stays missing. A model whose later sites read earlier data
+    is run until the data stop changing. Models with an example are run in evaluation mode.
 
     Args:
         model: a model called as ``model(None, *covariates, n=n)`` that samples its data at site ``"x"``; with an
@@ -187,6 +189,7 @@ class OnExample:
         rows = torch.arange(n) % len(example[0])
         self._model, self._n, self._alone = model, n, isinstance(data, Tensor)
         self._data = tuple(x.detach().index_select(0, rows.to(x.device)) for x in example)
+        self._holes = tuple(x.isnan() if has_holes(x) else None for x in self._data)
         claim_parameters(model, model)
         try:
             with forked_rng():
@@ -225,7 +228,9 @@ class OnExample:
             if site["name"] in seen:
                 self._check_put(site, seen[site["name"]])
         check_simulated([site for site in sites if site["name"] not in seen], self._n)
-        return sites, self._data[0] if self._alone else self._data
+        pairs = zip(self._data, self._holes, strict=True)
+        drawn = tuple(x if holes is None else x.masked_fill(holes, math.nan) for x, holes in pairs)
+        return sites, drawn[0] if self._alone else drawn
 
     def sites(self, given: Mapping[str, Tensor]) -> list[Site]:
         """The sites of a run at given values; values of data sites replace parts of the arguments."""

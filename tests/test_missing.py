@@ -13,7 +13,19 @@ from torch import nn
 from jensen import families
 from jensen.families import FullCovariance, Gaussian, LowRank, MeanField, Mixture
 from jensen.guides import Amortized, ExactPosterior, PriorGuide, amortize
-from jensen.inference import ELBO, IWAE, Renyi, ais, evaluate, exact_log_evidence, fit, gaps, log_weights
+from jensen.inference import (
+    ELBO,
+    IWAE,
+    Renyi,
+    ais,
+    calibrate,
+    evaluate,
+    exact_log_evidence,
+    fit,
+    gaps,
+    log_weights,
+    simulate,
+)
 from jensen.missing import Observed, as_holes, draw_missing, has_holes, observed_only
 from jensen.models import PPCA, VAE, Banana, BinaryLatentVAE, ConditionalVAE, Ring
 from jensen.module import UniqueModule
@@ -558,3 +570,14 @@ def test_a_module_that_observes_in_part_is_compiled_as_it_is():
         assert history.compiled == compile
         found.append(history.elbo)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_sampled_data_miss_what_their_example_misses():
+    torch.manual_seed(10)
+    model, x = _ppca(n=30)
+    _latents, made = simulate(model, 60, data=x)
+    assert torch.equal(made.isnan(), x.isnan().repeat(2, 1))
+    weights = log_weights(model, ExactPosterior(model), made, particles=2)
+    torch.testing.assert_close(weights[0], _marginals(model, made), rtol=1e-9, atol=1e-9)
+    found = calibrate(model, ExactPosterior(model), 200, draws=19, data=x, seed=0, progress=False)
+    assert float(found.p_values.min()) > 1e-3
