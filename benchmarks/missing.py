@@ -50,12 +50,18 @@ common.PACKAGES += ("scikit-learn",)
 TABLES = ("uci", "mnist", "speed")
 SOURCES = {"breast cancer": "breast_cancer", "wine": "wine", "iris": "iris", "diabetes": "diabetes"}
 FULL = {
-    "uci": {"seeds": 5, "trees": 100, "steps": 1500, "every": 250, "batch": 64, "K": 20, "particles": 1000},
+    "uci": {"seeds": 5},
+    "forest": {"trees": 100, "rounds": 10},
+    "ridge": {"rounds": 100},
+    "miwae": {"steps": 2000, "every": 250, "batch": 64, "lr": 2e-3, "K": 20, "particles": 1000},
     "mnist": {"images": 50_000, "epochs": 15, "test": 400, "particles": 500, "refine": 4000},
     "speed": {"rows": 100_000, "features": 50, "latent": 10, "steps": 100, "rounds": 7},
 }
 QUICK = {
-    "uci": {"seeds": 2, "trees": 2, "steps": 6, "every": 3, "batch": 64, "K": 3, "particles": 30},
+    "uci": {"seeds": 2},
+    "forest": {"trees": 2, "rounds": 2},
+    "ridge": {"rounds": 2},
+    "miwae": {"steps": 6, "every": 3, "batch": 64, "lr": 2e-3, "K": 3, "particles": 30},
     "mnist": {"images": 300, "epochs": 2, "test": 10, "particles": 60, "refine": 500},
     "speed": {"rows": 500, "features": 8, "latent": 2, "steps": 5, "rounds": 2},
 }
@@ -92,25 +98,21 @@ class Results:
         self.tables = json.loads(path.read_text())["tables"] if path.exists() else {}
         self.settings = QUICK if options.quick else FULL
 
-    def measure(self, table, key, function):
-        """``function()``, a dictionary of numbers, unless the file holds it already."""
-        settings = self.settings[table]
-        kept = self.tables.get(table)
-        if kept is None or kept["settings"] != settings:
-            kept = self.tables[table] = {"settings": settings, "made": [], "cells": {}}
+    def measure(self, table, key, function, settings):
+        """``function()``, a dictionary of numbers, unless the file holds it already, with the same settings."""
+        kept = self.tables.setdefault(table, {"made": [], "cells": {}})
         only = [part.strip() for part in self.options.only.split(";") if part.strip()]
-        if (only and key.split("/")[-2 if table == "uci" else -1] not in only) or (
-            key in kept["cells"] and not self.options.fresh
-        ):
+        if only and not set(only) & set(key.split("/")):
             return
-        begin = time.process_time()
+        if not self.options.fresh and kept["cells"].get(key, {}).get("settings") == settings:
+            return
         try:
             found = function()
         except Exception as error:  # the other results are still measured, and a later run measures this one
             print(table, key, f"{type(error).__name__}: {error}", flush=True)
             self.failed += 1
             return
-        kept["cells"][key] = {**found, "processor seconds": time.process_time() - begin}
+        kept["cells"][key] = {**found, "settings": settings}
         print(table, key, {k: v for k, v in kept["cells"][key].items() if not isinstance(v, list)}, flush=True)
         about = common.provenance(__file__, self.options, self.start)
         line = common.made_by(about)
@@ -126,9 +128,11 @@ def error_of(filled, truth, where):
 
 def uci(options, results):
     """Impute four tables by each method."""
-    settings = results.settings["uci"]
-    for (method, function), source, seed in itertools.product(METHODS.items(), SOURCES, range(settings["seeds"])):
-        results.measure("uci", f"{source}/{method}/{seed}", partial(imputed, source, function, seed, settings))
+    seeds = range(results.settings["uci"]["seeds"])
+    for (method, (function, kind)), source, seed in itertools.product(METHODS.items(), SOURCES, seeds):
+        settings = results.settings.get(kind, {})
+        made = partial(imputed, source, function, seed, settings)
+        results.measure("uci", f"{source}/{method}/{seed}", made, settings)
 
 
 def imputed(source, function, seed, settings):
@@ -180,12 +184,12 @@ def by_neighbours(x, seed, settings):
     return fill(k, x), k
 
 
-def by_regressions(estimator, rounds, x, seed, settings):
+def by_regressions(estimator, x, seed, settings):
     """``IterativeImputer``: regressions of each feature on all others, in turn."""
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
-    imputer = IterativeImputer(estimator(settings, seed), max_iter=rounds, random_state=seed)
+    imputer = IterativeImputer(estimator(settings, seed), max_iter=settings["rounds"], random_state=seed)
     filled = sklearn_fill(imputer, x)
     return filled, f"{imputer.n_iter_} rounds"
 
@@ -226,11 +230,11 @@ def by_ppca(x, seed, settings):
     return fill(latent, x), latent
 
 
-def by_miwae(likelihood, x, seed, settings):
+def by_miwae(likelihood, family, x, seed, settings):
     """A VAE trained by the importance-weighted bound of the observed values (MIWAE).
 
-    Two hidden layers of 128 units, half as many latents as features, K = 20, Adam at 1e-3 and batches of 64, as in the
-    notebook of Mattei and Frellsen; but tanh, the mask beside the input, and doubly reparameterized gradients. The
+    Two hidden layers of 128 units, half as many latents as features, K = 20 and batches of 64, as in the notebook of
+    Mattei and Frellsen; but tanh, the mask beside the input, doubly reparameterized gradients, and Adam at 2e-3. The
     number of steps is chosen; the chosen state is trained for a last part on all observed values.
     """
     x = x.float()
@@ -242,8 +246,8 @@ def by_miwae(likelihood, x, seed, settings):
     torch.manual_seed(seed)
     model = VAE(mlp(latent, [128, 128], nn.Tanh), likelihood(features, 128), latent)
     encoder = Masked(mlp(2 * features, [128, 128], nn.Tanh), features)
-    guide = amortize(model, encoder, StudentT, context=128)
-    how = {"batch_size": settings["batch"], "seed": seed, "progress": False}
+    guide = amortize(model, encoder, family, context=128)
+    how = {"batch_size": settings["batch"], "lr": settings["lr"], "seed": seed, "progress": False}
     watch = Best(fewer, x, held, -(-settings["every"] // per_epoch), settings, seed)
     objective = IWAE(settings["K"], gradient="dreg")
     epochs = watch.every * (settings["steps"] // settings["every"])
@@ -274,24 +278,25 @@ class Best(Callback):
 
 
 OURS = "jensen: "
-METHODS = {
-    "mean": by_mean,
-    "KNNImputer": by_neighbours,
-    "IterativeImputer, BayesianRidge": partial(by_regressions, bayesian_ridge, 100),
-    "IterativeImputer, random forest": partial(by_regressions, forest, 10),
-    "IterativeImputer, extra trees": partial(by_regressions, extra_trees, 10),
-    "jensen: PPCA, EM": by_ppca,
-    "jensen: MIWAE, Student's t": partial(by_miwae, StudentT),
-    "jensen: MIWAE, Gaussian": partial(by_miwae, partial(Gaussian, scale="diagonal")),
+METHODS = {  # the function, and the name of its settings
+    "mean": (by_mean, ""),
+    "KNNImputer": (by_neighbours, ""),
+    "IterativeImputer, BayesianRidge": (partial(by_regressions, bayesian_ridge), "ridge"),
+    "IterativeImputer, random forest": (partial(by_regressions, forest), "forest"),
+    "IterativeImputer, extra trees": (partial(by_regressions, extra_trees), "forest"),
+    "jensen: PPCA, EM": (by_ppca, ""),
+    "jensen: MIWAE, Gaussian": (partial(by_miwae, partial(Gaussian, scale="diagonal"), MeanField), "miwae"),
+    "jensen: MIWAE, Student's t": (partial(by_miwae, StudentT, StudentT), "miwae"),
 }
 
 
 def uci_text(table):
     """The errors of all methods, and who is best."""
-    settings, cells = table["settings"], table["cells"]
+    cells = table["cells"]
+    seeds = sorted({int(key.split("/")[-1]) for key in cells})
 
     def of(source, method, name):
-        found = [cells.get(f"{source}/{method}/{seed}", {}).get(name) for seed in range(settings["seeds"])]
+        found = [cells.get(f"{source}/{method}/{seed}", {}).get(name) for seed in seeds]
         return [value for value in found if value is not None]
 
     methods = [m for m in METHODS if any(of(source, m, "error") for source in SOURCES)]
@@ -311,7 +316,7 @@ def uci_text(table):
         if not all(groups):
             continue
         ours, theirs = (min(group, key=lambda m: mean[s, m]) for group in groups)
-        pairs = ([cells.get(f"{s}/{m}/{seed}") for m in (ours, theirs)] for seed in range(settings["seeds"]))
+        pairs = ([cells.get(f"{s}/{m}/{seed}") for m in (ours, theirs)] for seed in seeds)
         gaps = [a["error"] - b["error"] for a, b in pairs if a and b]
         verdict = "jensen is the best" if mean[s, ours] < mean[s, theirs] else "jensen is not the best"
         close = len(gaps) > 1 and abs(statistics.mean(gaps)) < 2 * statistics.stdev(gaps) / len(gaps) ** 0.5
@@ -323,8 +328,11 @@ def uci_text(table):
         [
             "## Half of a table is missing",
             "Root mean squared error of the missing values, in standard deviations: mean over "
-            f"{settings['seeds']} seeds ± its standard error; the smallest mean of a column is bold. Forests have "
-            f"{settings['trees']} trees and 10 rounds, BayesianRidge up to 100.",
+            f"{len(seeds)} seeds ± its standard error; the smallest mean of a column is bold. Settings: "
+            + "; ".join(
+                f"{m}: {', '.join(f'{k} {v:g}' for k, v in s.items())}" for m in methods if (s := of_any(cells, m))
+            )
+            + ".",
             *table["made"],
             common.table(["", *SOURCES], rows),
             "\n".join(notes),
@@ -332,6 +340,11 @@ def uci_text(table):
             common.table(["", *SOURCES], times),
         ]
     )
+
+
+def of_any(cells, method):
+    """The settings of the cells of a method."""
+    return next(cell["settings"] for key, cell in cells.items() if key.split("/")[1] == method)
 
 
 def spread(values):
@@ -370,9 +383,9 @@ def mnist(options, results):
     test = data.test[order[: settings["test"]]]
     hidden = hide(test, 0.5, seed=1)
     means = holed.nanmean(0)
-    results.measure("mnist", "independent pixels", partial(by_pixel, means, hidden, test, len(train)))
+    results.measure("mnist", "independent pixels", partial(by_pixel, means, hidden, test, len(train)), settings)
     for name, way in WAYS.items():
-        results.measure("mnist", name, partial(trained, way, train, holed, means, hidden, test, settings))
+        results.measure("mnist", name, partial(trained, way, train, holed, means, hidden, test, settings), settings)
 
 
 def by_pixel(means, hidden, test, n):
@@ -430,7 +443,8 @@ def trained(way, train, holed, means, hidden, test, settings):
 
 def mnist_text(table):
     """Log-likelihoods per image and per pixel, and paired differences to training on the observed pixels."""
-    settings, cells = table["settings"], table["cells"]
+    cells = table["cells"]
+    settings = next(iter(cells.values()))["settings"]
     names = [n for n in ("independent pixels", *WAYS) if n in cells]
     reference = cells.get(next(iter(WAYS)))
     rows, pairs = [], []
@@ -587,9 +601,10 @@ def speed(options, results):
     settings = results.settings["speed"]
     common.confine(options.threads)
     for title, setting in VAES.items():
-        results.measure("speed", title, partial(timed, options, STEPS, {**setting, **settings}, settings["steps"]))
+        setting = {**setting, **settings}
+        results.measure("speed", title, partial(timed, options, STEPS, setting, settings["steps"]), setting)
     title = f"EM of PPCA, {settings['rows']:,} x {settings['features']}, {settings['latent']} latents"
-    results.measure("speed", title, partial(timed, options, ITERATIONS, settings, 1))
+    results.measure("speed", title, partial(timed, options, ITERATIONS, settings, 1), settings)
 
 
 def timed(options, contenders, setting, multiple):
