@@ -311,7 +311,7 @@ def uci_text(table):
 
     def of(source, method, name):
         found = [cells.get(f"{source}/{method}/{seed}", {}).get(name) for seed in seeds]
-        return [value for value in found if value is not None]
+        return [] if None in found else found  # means over different seeds cannot be compared
 
     methods = [m for m in METHODS if any(of(source, m, "error") for source in SOURCES)]
     mean = {(s, m): statistics.mean(e) for s in SOURCES for m in methods if (e := of(s, m, "error"))}
@@ -349,6 +349,7 @@ def uci_text(table):
             + ".",
             *table["made"],
             common.table(["", *SOURCES], rows),
+            "The best row of jensen and the best of the others (which ones is known only after the measurement):",
             "\n".join(notes),
             "Processor seconds of a run, with the choice of neighbours, latents, components or steps.",
             common.table(["", *SOURCES], times),
