@@ -15,8 +15,7 @@ at every visit with the mean of its observed values as probability (grey values 
 All have the same networks, including an encoder that reads the mask, and the same number of passes. Measured on test
 images with holes of their own: log p of the observed pixels, and of the missing ones given the observed ones, both
 without any imputation in the likelihood. The encoders of imputing models read the holes filled in their own way (zeros;
-means). All measurements of log p(x) are refined, which makes them almost independent of the encoder; only the column of
-single pixels uses the samples of the guide.
+means). All measurements are refined, which makes them almost independent of the encoder.
 
 **speed.** A training step of a VAE with and without missing values, and an iteration of EM of PPCA. Contenders run in
 turn, in separate processes on the same cores; a ratio is the median (minimum to maximum) of the ratios of the rounds.
@@ -54,8 +53,8 @@ FULL = {
     "forest": {"trees": 50, "rounds": 10},
     "ridge": {"rounds": 100},
     "em": {"iterations": 500, "tolerance": 1e-6},
-    "miwae": {"steps": 1250, "every": 250, "batch": 64, "lr": 2e-3, "K": 20, "particles": 1000},
-    "mnist": {"images": 50_000, "epochs": 15, "test": 400, "particles": 500, "refine": 4000},
+    "miwae": {"steps": 1250, "every": 250, "batch": 64, "lr": 2e-3, "K": 20, "particles": 1000, "refine": "auto"},
+    "mnist": {"images": 50_000, "epochs": 15, "test": 400, "particles": 4000},
     "speed": {"rows": 100_000, "features": 50, "latent": 10, "steps": 100, "rounds": 7},
 }
 QUICK = {
@@ -63,8 +62,8 @@ QUICK = {
     "forest": {"trees": 2, "rounds": 2},
     "ridge": {"rounds": 2},
     "em": {"iterations": 3, "tolerance": 1e-6},
-    "miwae": {"steps": 6, "every": 3, "batch": 64, "lr": 2e-3, "K": 3, "particles": 30},
-    "mnist": {"images": 300, "epochs": 2, "test": 10, "particles": 60, "refine": 500},
+    "miwae": {"steps": 6, "every": 3, "batch": 64, "lr": 2e-3, "K": 3, "particles": 300, "refine": "auto"},
+    "mnist": {"images": 300, "epochs": 2, "test": 10, "particles": 500},
     "speed": {"rows": 500, "features": 8, "latent": 2, "steps": 5, "rounds": 2},
 }
 
@@ -96,6 +95,7 @@ class Results:
 
     def __init__(self, options):
         self.options, self.start, self.failed = options, common.started(), 0
+        self.commit = common.provenance(__file__, options, self.start)["commit"]
         path = options.out / "missing.json"
         self.tables = json.loads(path.read_text())["tables"] if path.exists() else {}
         self.settings = QUICK if options.quick else FULL
@@ -116,7 +116,7 @@ class Results:
             return
         kept["cells"][key] = {**found, "settings": settings}
         print(table, key, {k: v for k, v in kept["cells"][key].items() if not isinstance(v, list)}, flush=True)
-        about = common.provenance(__file__, self.options, self.start)
+        about = common.provenance(__file__, self.options, self.start) | {"commit": self.commit}
         line = common.made_by(about)
         kept["made"] = [old for old in kept["made"] if old.split(" on ")[0] != line.split(" on ")[0]] + [line]
         texts = [TEXTS[name](self.tables[name]) for name in TABLES if name in self.tables]
@@ -263,8 +263,10 @@ def by_miwae(likelihood, family, x, seed, settings):
     model.load_state_dict(watch.state[0])
     guide.load_state_dict(watch.state[1])
     fit(model, guide, x, objective, epochs=watch.every, **how)
-    found = impute(model, guide, x, settings["particles"], draws=1, seed=seed, progress=False)
-    return found.mean.double(), f"{watch.epoch * per_epoch} steps; k-hat > 0.7: {100 * found.unreliable:.0f} %"
+    how = {"draws": 1, "refine": settings["refine"], "seed": seed, "progress": False}
+    found = impute(model, guide, x, settings["particles"], **how)
+    k_hat = f"k-hat > 0.7: {100 * found.unreliable:.0f} % ({found.method})"
+    return found.mean.double(), f"{watch.epoch * per_epoch} steps; {k_hat}"
 
 
 class Best(Callback):
@@ -278,7 +280,8 @@ class Best(Callback):
         """Impute, and compare."""
         if len(history.elbo) % self.every:
             return
-        found = impute(model, guide, self.x, self.particles, draws=1, seed=self.seed, progress=False)
+        how = {"draws": 1, "refine": False, "seed": self.seed, "progress": False}
+        found = impute(model, guide, self.x, self.particles, **how)
         now = error_of(found.mean, self.truth, self.held)
         if now < self.least:
             self.least, self.epoch = now, len(history.elbo)
@@ -344,7 +347,7 @@ def uci_text(table):
             "Root mean squared error of the missing values, in standard deviations: mean over "
             f"{len(seeds)} seeds ± its standard error; the smallest mean of a column is bold. Settings: "
             + "; ".join(
-                f"{m}: {', '.join(f'{k} {v:g}' for k, v in s.items())}" for m in methods if (s := of_any(cells, m))
+                f"{m}: {', '.join(f'{k} {v}' for k, v in s.items())}" for m in methods if (s := of_any(cells, m))
             )
             + ".",
             *table["made"],
@@ -409,11 +412,16 @@ def by_pixel(means, hidden, test, n):
     each = torch.distributions.Bernoulli(p).log_prob(test).double()
     out = hidden.isnan()
     return {
-        "observed": (each * ~out).sum(1).tolist(),
-        "joint": (each * out).sum(1).tolist(),
-        "single": (each * out).sum(1).tolist(),
+        "observed": rounded((each * ~out).sum(1)),
+        "joint": rounded((each * out).sum(1)),
+        "single": rounded((each * out).sum(1)),
         "count": int(out.sum()),
     }
+
+
+def rounded(values):
+    """Numbers for the file."""
+    return [round(float(v), 4) for v in values]
 
 
 def trained(way, train, holed, means, hidden, test, settings):
@@ -439,18 +447,17 @@ def trained(way, train, holed, means, hidden, test, settings):
         seed=0,
         progress=False,
     )
-    particles, refine = settings["particles"], settings["refine"]
-    found = held_out(model, guide, hidden, test, particles, refine=refine, seed=0, progress=False)
+    found = held_out(model, guide, hidden, test, settings["particles"], seed=0, progress=False)
     return {
-        "observed": found.observed.best.tolist(),
-        "joint": found.joint.tolist(),
-        "joint error": found.joint_error.tolist(),
-        "single": found.single.tolist(),
-        "single error": found.single_error.tolist(),
+        "observed": rounded(found.observed.best),
+        "joint": rounded(found.joint),
+        "joint error": rounded(found.joint_error),
+        "single": rounded(found.single),
+        "single error": rounded(found.single_error),
         "count": int(found.count.sum()),
         "ess": float(found.ess.mean()),
         "k-hat, refined": max(found.observed.unreliable, found.complete.unreliable),
-        "k-hat, guide": float((~(found.pareto_k <= 0.7)).double().mean()),
+        "k-hat, single": float((~(found.pareto_k <= 0.7)).double().mean()),
         "bound at the end of training": history.elbo[-1],
         "seconds of training": history.seconds,
     }
@@ -476,7 +483,7 @@ def mnist_text(table):
                 f"{statistics.mean(cell['joint']) / count:.4f}",
                 mean_of(cell["single"]),
                 f"{statistics.mean(cell['single']) / count:.4f}",
-                *(f"{100 * cell[k]:.0f} %" if k in cell else "-" for k in ("k-hat, refined", "k-hat, guide")),
+                *(f"{100 * cell[k]:.0f} %" if k in cell else "-" for k in ("k-hat, refined", "k-hat, single")),
             ]
         )
         if reference is not None and cell is not reference:
@@ -493,7 +500,7 @@ def mnist_text(table):
     ]
     head = [
         "training on", "log p(observed)", "per pixel", "log p(missing given observed), jointly", "per pixel",
-        "sum of log p(each missing given observed)", "per pixel", "k-hat > 0.7, refined", "k-hat > 0.7, guide",
+        "sum of log p(each missing given observed)", "per pixel", "k-hat > 0.7, jointly", "k-hat > 0.7, each",
     ]  # fmt: skip
     return "\n\n".join(
         [
@@ -501,9 +508,12 @@ def mnist_text(table):
             f"Statically binarized MNIST, {settings['images']:,} training images, {settings['epochs']} passes of a "
             f"784-200-200-50 VAE; {settings['test']} random test images. Nats per image, ± the standard error over the "
             f"images (Monte Carlo errors of these means are at most {max(errors, default=0):.2f}). Refined with "
-            f"{settings['refine']:,} evaluations per image; single pixels with {settings['particles']} samples of the "
-            "guide, whose k-hat is in the last column: where it is high, the sum of single pixels is only "
-            "approximate.",
+            + (
+                f"{settings['refine']:,} evaluations per image; single pixels with {settings['particles']} samples of "
+                "the guide, whose k-hat is in the last column: where it is high, their sum is only approximate."
+                if "refine" in settings
+                else f"{settings['particles']:,} evaluations per image."
+            ),
             *table["made"],
             common.table(head, rows),
             "Paired differences to training on the observed pixels only (above 0: better than it).",
