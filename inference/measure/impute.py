@@ -320,8 +320,8 @@ def impute(
         site: the observed site whose values are imputed, if the model observes several with missing values.
         refine: whether the samples of z come from a separate proposal for each data point, as in
             :func:`~jensen.inference.evaluate`, at ``particles`` evaluations of log p(x, z) each, rather than from the
-            guide. ``"auto"``: if it is possible, unless the guide's weights are constant; ``True``: with a warning if
-            it is impossible.
+            guide. ``"auto"``: if it is possible, and k-hat of the guide's weights is above 0.7 for more than 5 % of the
+            first 64 data points (by samples that are not used again); ``True``: with a warning if it is impossible.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         progress: whether to show a progress bar.
 
@@ -439,7 +439,7 @@ def held_out(
         particles: the number K of samples per data point.
         missing: as for :func:`impute`.
         site: as for :func:`impute`.
-        refine: as for :func:`impute`, for both numbers.
+        refine: as for :func:`impute`; for the joint number as for :func:`~jensen.inference.evaluate`.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
         progress: whether to show a progress bar.
         settings: other arguments of :func:`~jensen.inference.evaluate`, such as ``refine=False``.
@@ -593,7 +593,7 @@ def _over(
     how: dict[str, Any] = {"seed": seed, "progress": progress}
     method = "guide"
     with running(model, guide, what, seed=seed):
-        if refine is True or (refine and not _constant(model, guide, tensors)):
+        if refine is True or (refine and not _suffices(model, guide, tensors, particles)):
             refined = find(model, guide, tensors, particles, look=keep, **how)
             if not isinstance(refined, str):
                 return joined(), name, "refined"
@@ -615,12 +615,21 @@ def _over(
     return joined(), name, method
 
 
-def _constant(model: Program, guide: Program, tensors: Batch) -> bool:
-    """Whether the weights of the first data points are constant: no proposal can be better than the guide."""
-    how: dict[str, Any] = {"at_once": 32 * 16, "together": 16, "most": 32, "weights": "any", "progress": False}
-    part = next(iter(stream(model, guide, tensors, "impute", **how)))
-    log_w = part.pair.log_weights(part.data, 16).double()
-    return bool((log_w.std(0) <= 1e-4 * (1 + log_w.mean(0).abs())).all())
+def _suffices(model: Program, guide: Program, tensors: Batch, particles: int) -> bool:
+    """Whether the guide's samples are good enough, by samples for the first data points that are used for nothing else.
+
+    They are if the weights are constant, or k-hat is above 0.7 for at most 5 % of these data points.
+    """
+    how: dict[str, Any] = {"at_once": _PILOT * particles, "together": particles, "most": _PILOT, "progress": False}
+    part = next(iter(stream(model, guide, tensors, "impute", weights="any", **how)))
+    log_w = part.pair.log_weights(part.data, particles).double()
+    log_w = log_w.unsqueeze(-1) if log_w.dim() == 1 else log_w
+    constant = log_w.std(0) <= 1e-4 * (1 + log_w.mean(0).abs())
+    doubtful = ~(tail_of(log_w) <= 0.7) & ~constant
+    return bool(doubtful.double().mean() <= _DOUBTFUL)
+
+
+_PILOT, _DOUBTFUL = 64, 0.05
 
 
 def _site_of(t: Terms, site: str | None) -> str:
