@@ -8,7 +8,7 @@ programs without jensen (``pyro.infer.SVI.step``, ``model(x)``) does not take th
 
 from __future__ import annotations
 
-__all__ = ["alone"]
+__all__ = ["alone", "on_one_thread_if_forked"]
 
 import os
 import threading
@@ -45,24 +45,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside the block, no other thread runs a model and guide.
+def on_one_thread_if_forked() -> None:
+    """Before tensors are read: in a forked process, continue with one thread.
 
     Warns:
-        UserWarning: in a forked process, which continues with one thread: OpenMP threads do not survive a fork, and
-            PyTorch would wait for them forever.
+        UserWarning: in a forked process: OpenMP threads do not survive a fork, and PyTorch would wait for them forever.
     """
     process = _here
+    if process.forked and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        warnings.warn(
+            "this process was forked, and OpenMP threads do not survive a fork: PyTorch now runs on one thread. To "
+            "use more, start processes with multiprocessing.get_context('spawn')",
+            stacklevel=outside(),
+        )
+    process.forked = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block, no other thread runs a model and guide; warns as :func:`on_one_thread_if_forked`."""
+    process = _here
     with process.lock:
-        if process.forked and torch.get_num_threads() > 1:
-            torch.set_num_threads(1)
-            warnings.warn(
-                "this process was forked, and OpenMP threads do not survive a fork: PyTorch now runs on one thread. To "
-                "use more, start processes with multiprocessing.get_context('spawn')",
-                stacklevel=outside(),
-            )
-        process.forked = False
+        on_one_thread_if_forked()
         process.depth += 1
         try:
             yield

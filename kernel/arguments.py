@@ -15,6 +15,7 @@ __all__ = [
     "in_a_line",
     "misfit",
     "other_lengths",
+    "prepared",
     "rows_of",
 ]
 
@@ -29,7 +30,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from jensen.checked import as_data, check_data
-from jensen.missing import expect_holes
+from jensen.missing import Missing, expect_holes
+from jensen.missing import prepared as with_missing
+
+from .alone import on_one_thread_if_forked
 
 Data = Tensor | tuple[Tensor, ...]
 Batch = tuple[Tensor, ...]
@@ -78,7 +82,14 @@ def check_tensors(data: Any) -> None:
         raise TypeError(_no_tensor(data))
     for i, x in enumerate(tensors):
         check_data(x, f"data[{i}]" if isinstance(data, tuple) else "data")
+    on_one_thread_if_forked()
     expect_holes(*tensors)
+
+
+def prepared(model: Any, data: Any, missing: Missing) -> tuple[Any, Any]:
+    """:func:`jensen.missing.prepared`, also in a forked process."""
+    on_one_thread_if_forked()
+    return with_missing(model, data, missing)
 
 
 def in_a_line(error: BaseException) -> str:

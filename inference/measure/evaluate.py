@@ -33,13 +33,14 @@ from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
+from jensen.kernel.arguments import prepared
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
 from jensen.kernel.sites import observed_numbers
 from jensen.kernel.weights import Program, observed_sites
-from jensen.missing import Missing, has_holes, prepared
+from jensen.missing import Missing, has_holes
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error

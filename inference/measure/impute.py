@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from jensen.checked import check_tensor, checked, shown
+from jensen.kernel.arguments import prepared
 from jensen.kernel.batches import Batch, Data, as_tensors, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.enumeration import sampled
 from jensen.kernel.modes import running
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
-from jensen.missing import Missing, has_holes, prepared
+from jensen.missing import Missing, has_holes
 from jensen.results.records import Measurement, Quantity, Record
 from jensen.results.standard_errors import mc_error
 from jensen.results.tables import Table, decimals, percent

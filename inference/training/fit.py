@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
 from jensen.graphs.products import product_route
+from jensen.kernel.arguments import prepared
 from jensen.kernel.batches import (
     Batches,
     Data,
@@ -51,7 +52,7 @@ from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
-from jensen.missing import Missing, prepared
+from jensen.missing import Missing
 from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
