@@ -273,14 +273,18 @@ def test_every_objective_trains_on_what_was_observed(objective):
     assert history.elbo[-1] > history.elbo[0] + 0.5
 
 
-def test_graphs_and_eager_steps_agree_where_the_first_batches_are_complete():
+@pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_graphs_and_eager_runs_agree_where_the_first_batches_are_complete(measured):
     bounds = []
     for compile in (False, True):
         model, guide, x = _pairs()
         x[:150] = x[:150].nan_to_num(0.3)
-        history = fit(model, guide, x, epochs=3, batch_size=20, seed=0, compile=compile, progress=False)
-        found = evaluate(model, guide, x, 30, refine=False, seed=0, compile=compile, progress=False)
-        bounds.append([*history.elbo, float(found.log_evidence.mean())])
+        if measured:
+            found = evaluate(model, guide, x, 30, refine=False, seed=0, compile=compile, progress=False)
+            bounds.append([float(found.log_evidence.mean())])
+        else:
+            history = fit(model, guide, x, epochs=3, batch_size=20, seed=0, compile=compile, progress=False)
+            bounds.append(history.elbo)
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
 
 
@@ -540,6 +544,7 @@ def test_a_module_of_the_users_own_is_wrapped_and_keeps_its_exact_evidence():
     assert float((found.log_evidence - found.exact).abs().max()) < 0.2
 
 
+@pytest.mark.slow
 def test_a_module_that_observes_in_part_is_compiled_as_it_is():
     class Decoder(PyroModule):
         def __init__(self):

@@ -83,7 +83,7 @@ def test_training_by_enumeration_reaches_the_optimum_of_the_likelihood(float64):
     torch.testing.assert_close(reached, optimum, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("objective", [ELBO(8), IWAE(2)], ids=["ELBO", "IWAE"])
+@pytest.mark.parametrize("objective", [pytest.param(ELBO(8), marks=pytest.mark.slow), IWAE(2)], ids=["ELBO", "IWAE"])
 def test_training_by_score_reaches_the_optimum_of_the_enumerated_bound(objective, float64):
     model = BinaryLatentVAE(nn.Identity(), Gaussian(3, 2, scale=0.6), 2)
     with torch.no_grad():
