@@ -253,7 +253,8 @@ class Observed(TorchDistribution):
             NotImplementedError: if a data point is observed in part, and the features of the distribution depend on
                 each other in a way whose marginal is not known.
         """
-        return _score(self.base_dist, self.filled(value), ~value.isnan())
+        missing = value.isnan()
+        return _score(self.base_dist, torch.where(missing, _point(self.base_dist, value), value), ~missing)
 
     def completed(self, x: Tensor, how: Literal["mean", "sample"] = "mean") -> Tensor:
         r"""``x`` with :math:`E[x_\text{mis} \mid x_\text{obs}]`, or a sample given x_obs, where it is missing.
