@@ -123,6 +123,7 @@ def test_a_report_says_what_is_wrong_with_data_and_pairs(tmp_path, capsys):
     assert "Below one Gaussian per feature: " in shown.out and "Gaussian per feature  log p(x)" in shown.out
 
 
+@pytest.mark.slow
 def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
     assert (
         main(
@@ -150,6 +151,7 @@ def test_binary_data_leave_ppca_out_of_the_second_block(tmp_path, capsys):
     assert "\nPPCA" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.data("oil_flow")
 def test_data_that_are_no_images_have_no_image_pictures(tmp_path):
     assert main(["compare", "--data", "oil_flow", "--latent", "2", "--out", str(tmp_path), *_QUICK[:-1]]) == 0

@@ -11,7 +11,12 @@ _KILLS = Path(__file__).parent.parent / "kills.py"
 
 
 @pytest.mark.parametrize(
-    ("route", "kills"), [("eager", 4), ("traced", 2), pytest.param("compiled", 6, marks=pytest.mark.slow)]
+    ("route", "kills"),
+    [
+        pytest.param("eager", 4, marks=pytest.mark.slow),
+        ("traced", 2),
+        pytest.param("compiled", 6, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_end_as_one_that_nothing_stopped(route, kills):
     done = subprocess.run([sys.executable, _KILLS, route, "--kills", str(kills)], capture_output=True, text=True)

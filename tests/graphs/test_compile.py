@@ -556,6 +556,7 @@ assert history.steps == 6
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path):
     """In a separate process, because Inductor caches that it found no compiler."""
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

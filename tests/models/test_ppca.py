@@ -158,7 +158,7 @@ def test_rotation_keeps_the_marginal_and_costs_the_mean_field_guide(digits):
 @pytest.mark.parametrize(
     ("rotate", "family"),
     [
-        (True, MeanField),
+        pytest.param(True, MeanField, marks=pytest.mark.slow),
         pytest.param(True, FullCovariance, marks=pytest.mark.slow),
         pytest.param(False, MeanField, marks=pytest.mark.slow),
     ],

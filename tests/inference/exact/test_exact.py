@@ -149,7 +149,9 @@ def _on_a_grid(model, x, end=8.0, points=1201):
     return torch.stack(parts).logsumexp(0) + 2 * (ticks[1] - ticks[0]).log()
 
 
-@pytest.mark.parametrize(("activation", "likelihood"), [(nn.Tanh, Gaussian), (nn.SiLU, Bernoulli)])
+@pytest.mark.parametrize(
+    ("activation", "likelihood"), [(nn.Tanh, Gaussian), pytest.param(nn.SiLU, Bernoulli, marks=pytest.mark.slow)]
+)
 def test_a_nonlinear_decoder_agrees_with_a_fine_grid(activation, likelihood):
     model = _vae(activation, likelihood)
     x = _drawn(model, 4)

@@ -137,7 +137,7 @@ def test_an_autoguides_gap_is_split_too(model, x):
         gaps(model, joint, x, particles=50, progress=False)
 
 
-@pytest.mark.parametrize("family", [pytest.param(IAF, marks=pytest.mark.slow), Sylvester])
+@pytest.mark.parametrize("family", [pytest.param(kind, marks=pytest.mark.slow) for kind in (IAF, Sylvester)])
 def test_flows_have_weights_of_their_own_for_each_datum(family):
     """Two latents, rotated: flows come close to the exact posterior, with and without a known log q of any value."""
     torch.manual_seed(0)

@@ -156,7 +156,7 @@ def test_a_graph_takes_the_steps_of_a_pair_that_callbacks_change(kind, route, fl
 
 
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store because requires_grad=False")
-@pytest.mark.parametrize("compile", ["auto", True, False])
+@pytest.mark.parametrize("compile", ["auto", pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_is_frozen_stays_what_is_thawed_moves_and_what_is_new_is_trained(compile, no_compiler, captured_once):
     seen = []
 
