@@ -25,7 +25,7 @@ from jensen.progress import named
 from .memory import training_memory
 from .names import GUIDES, suggestion
 from .page import about, curves_of, page_of, shown_by
-from .pairs import FAMILIES, reading
+from .pairs import FAMILIES, encoder_of
 from .report import carried, draw_bounds, draw_gaps, draw_images
 from .sources import OWN, added_bits, facts, flat, holds_bits, pick, settle
 from .terminal import SCHEMA, say, versions, write_json
@@ -214,7 +214,7 @@ class _Job:
     def _fitted_guide(self, model: PPCA, name: str) -> Pair:
         if not self.masked:
             return model, amortize(model, nn.Identity(), FAMILIES[name], context=self.features)
-        encoder = reading(mlp(2 * self.features, [self.hidden]), self.features, True)  # no posterior is affine in x now
+        encoder = encoder_of(self.features, [self.hidden], masked=True)  # no posterior is affine in x now
         return model, amortize(model, encoder, FAMILIES[name], context=self.hidden)
 
     def trained_together(self, families: list[str]) -> tuple[Rows, Histories]:
@@ -237,7 +237,7 @@ class _Job:
             def pair(make: Callable[[], PPCA | VAE] = make, name: str = name, family: str = family) -> Pair:
                 with training_memory(f"{name} with --latent {latent} and {self.features} features"):
                     model = make()
-                    encoder = reading(mlp(self.features * (1 + self.masked), [hidden]), self.features, self.masked)
+                    encoder = encoder_of(self.features, [hidden], self.masked)
                     return model, amortize(model, encoder, FAMILIES[family], context=hidden)
 
             rows[name], histories[name] = self.train(name, pair, lr=5e-3)

@@ -13,11 +13,11 @@ __all__ = [
     "MODELS",
     "OBJECTIVES",
     "Design",
+    "encoder_of",
     "objective_of",
-    "reading",
 ]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,14 +169,14 @@ class Design:
         width = 2 * features if self.masked else features
         if self.guide == "bottom-up":
             chain = BottomUp.of_widths(width, self.latent, self.widths)
-            chain.encoder = reading(chain.encoder, features, self.masked)
+            chain.encoder = _reading(chain.encoder, features, self.masked)
             return chain
         if self.guide == "ladder":
             ladder = Ladder.of_widths(model, width, self.widths)
-            ladder.networks[0] = reading(ladder.networks[0], features, self.masked)
+            ladder.networks[0] = _reading(ladder.networks[0], features, self.masked)
             return ladder
         context = self.hidden[0][-1]
-        encoder, family = reading(mlp(width, self.hidden[0]), features, self.masked), FAMILIES[self.guide]
+        encoder, family = encoder_of(features, self.hidden[0], self.masked), FAMILIES[self.guide]
         if "c" not in model.latents:
             return amortize(model, encoder, family, context=context)
         choices = model.latents["c"].numel()
@@ -184,8 +184,12 @@ class Design:
         return Amortized(encoder, {"c": OneHotCategorical(choices, context), "z": place})
 
 
-def reading(network: nn.Module, features: int, masked: bool) -> nn.Module:
+def encoder_of(features: int, widths: Sequence[int], masked: bool) -> nn.Module:
     """A network of the data, which gets the mask as an additional input if values are missing."""
+    return _reading(mlp(2 * features if masked else features, widths), features, masked)
+
+
+def _reading(network: nn.Module, features: int, masked: bool) -> nn.Module:
     return Masked(network, features) if masked else network
 
 

@@ -44,6 +44,7 @@ from jensen.kernel.arguments import explained, in_a_line
 from jensen.kernel.randomness import forked_rng
 from jensen.kernel.sites import At, AtMode, Site, base_of, is_discrete, plates_of
 from jensen.kernel.weights import Program, model_sites
+from jensen.missing import has_holes
 from jensen.module import UniqueModule
 from jensen.networks import mlp
 from jensen.networks.masked import with_mask
@@ -778,9 +779,7 @@ def _flat(start: Tensor, rows: int | None) -> Tensor:
 
 def _filled(x: Tensor) -> Tensor:
     """Data in which a missing value (NaN) is the median of its column, one of the observed values; 0 without any."""
-    if not x.is_floating_point() or not x.isnan().any():
-        return x
-    return torch.where(x.isnan(), x.nanmedian(0).values.nan_to_num(), x)
+    return torch.where(x.isnan(), x.nanmedian(0).values.nan_to_num(), x) if has_holes(x) else x
 
 
 def _group_column(
@@ -864,7 +863,7 @@ class _Encoder(nn.Module):
         self._left_out = set(groups)
         numbers = self._numbers(data, torch.get_default_dtype())
         loc, scale = numbers.mean(0), numbers.std(0, unbiased=False)
-        if holes := bool(numbers.isnan().any()):
+        if holes := has_holes(numbers):
             loc = numbers.nanmean(0).nan_to_num()
             scale = (numbers - loc).square().nanmean(0).sqrt()
         self.register_buffer("loc", loc)

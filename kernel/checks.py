@@ -121,16 +121,16 @@ def check_spread(sites: list[Site], data: tuple[Tensor, ...]) -> None:
 
     The mean of a column with one NaN is NaN, so is the whole column without it, and none of it would be scored.
     """
-    lost = sum(int(x.isnan().sum()) for x in data if x.is_floating_point())
-    for site in sites if data else ():
-        if site["is_observed"] and isinstance(site["fn"], Observed):
-            count = int(site["value"].isnan().sum())
-            if count > lost:
-                raise ValueError(
-                    f"the model observes {count} NaN at site '{site['name']}', but the data hold {lost}: it computes "
-                    "with NaN before it observes (a mean, a difference), or a function gives NaN (a logarithm): "
-                    "observe the data themselves, prepare them before, or use torch.nanmean"
-                )
+    holed = [site for site in sites if site["is_observed"] and isinstance(site["fn"], Observed)] if data else []
+    lost = sum(int(x.isnan().sum()) for x in data if x.is_floating_point()) if holed else 0
+    for site in holed:
+        count = int(site["value"].isnan().sum())
+        if count > lost:
+            raise ValueError(
+                f"the model observes {count} NaN at site '{site['name']}', but the data hold {lost}: it computes "
+                "with NaN before it observes (a mean, a difference), or a function gives NaN (a logarithm): "
+                "observe the data themselves, prepare them before, or use torch.nanmean"
+            )
 
 
 def _moves(site: Site, again: Again | None) -> bool:

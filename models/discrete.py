@@ -21,7 +21,7 @@ from torch import Size, Tensor, nn
 from jensen.checked import checked
 from jensen.families import BinaryVector, Family, OneHotCategorical
 from jensen.families.base import positive
-from jensen.missing import Observed, has_holes
+from jensen.missing import of_observed
 from jensen.module import UniqueModule
 
 from .base import check_width, data_plate
@@ -95,11 +95,9 @@ class BinaryLatentVAE(UniqueModule):
                 "latents: estimate it with evaluate"
             )
         prior = self.prior(self.logits)
-        holes = has_holes(x)
         parts = []
         for states in prior.enumerate_support().split(_STATES):  # [S, D]
-            likelihood = self.likelihood(self.decoder(states.unsqueeze(1)))  # batch shape [S, 1]
-            likelihood = Observed(likelihood) if holes else likelihood
+            likelihood = of_observed(self.likelihood(self.decoder(states.unsqueeze(1))), x)  # batch shape [S, 1]
             rows = max(1, _NUMBERS // (len(states) * self.event_shape.numel()))
             log_prior = prior.log_prob(states).unsqueeze(1)  # [S, 1]
             batches = [(log_prior + likelihood.log_prob(batch)).logsumexp(0) for batch in x.split(rows)]

@@ -36,7 +36,7 @@ from torch import Size, Tensor, nn
 
 from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle
-from jensen.missing import has_holes
+from jensen.missing import has_holes, observed_root
 from jensen.module import UniqueModule
 
 from .base import check_latent, check_reals, data_plate, moments
@@ -420,7 +420,7 @@ class LinearGaussian(_Linear):
 
         def block(x: Tensor) -> Conditioned:
             values, observed = split_observed(x.to(noise.dtype))
-            root = _observed_root(noise, observed)  # [N, X, X]
+            root = observed_root(noise, observed.bool())  # [N, X, X]
             y = torch.linalg.solve_triangular(root, ((values - self.mean) * observed).unsqueeze(-1), upper=False)
             weight = torch.linalg.solve_triangular(root, observed.unsqueeze(-1) * self.weight, upper=False)
             given = condition(y.squeeze(-1), weight)  # its rows of missing features are 0
@@ -492,19 +492,12 @@ class _Completed(NamedTuple):
 
 def _complete(x: Tensor, mean: Tensor, covariance: Tensor) -> _Completed:
     values, observed = split_observed(x)
-    root = _observed_root(covariance, observed)  # [N, X, X]
+    root = observed_root(covariance, observed.bool())  # [N, X, X]
     y = torch.linalg.solve_triangular(root, ((values - mean) * observed).unsqueeze(-1), upper=False)
     gain = torch.linalg.solve_triangular(root, observed.unsqueeze(-1) * covariance, upper=False)
     log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     distance = y.square().sum((-2, -1)) + observed.sum(-1) * math.log(2 * math.pi)
     return _Completed(mean + (gain.mT @ y).squeeze(-1), gain, -distance / 2 - log_det)
-
-
-def _observed_root(covariance: Tensor, observed: Tensor) -> Tensor:
-    """The Cholesky factor of C_oo, for masks ``observed`` [N, X], with the identity at missing features: [N, X, X]."""
-    both = observed.unsqueeze(-1) * observed.unsqueeze(-2)
-    root: Tensor = torch.linalg.cholesky(covariance * both + torch.diag_embed(1 - observed))
-    return root
 
 
 @torch.no_grad()

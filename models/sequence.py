@@ -35,7 +35,7 @@ from torch import Size, Tensor, nn
 from jensen.checked import checked
 from jensen.families.base import inverse_root, lower_triangle, matvec
 from jensen.families.chain import GaussMarkovChain
-from jensen.missing import has_holes
+from jensen.missing import has_holes, of_observed
 from jensen.module import UniqueModule
 
 from .base import check_reals, data_plate
@@ -135,18 +135,10 @@ class LinearGaussianSSM(UniqueModule):
         """Log p(x) of each sequence of ``x`` [N, T, X] up to its length, in nats: [N]."""
         posterior = self.posterior(x, lengths)
         z = posterior.mean  # [N, T, D]
-        log_joint = self.prior().log_prob(z) + self._log_likelihood(x, z, self._observed(len(x), lengths))
+        likelihood = of_observed(self.likelihood(z, self._observed(len(x), lengths)), x)
+        log_joint = self.prior().log_prob(z) + likelihood.log_prob(x)
         log_density: Tensor = log_joint - posterior.log_prob(z)
         return log_density
-
-    def _log_likelihood(self, x: Tensor, z: Tensor, observed: Tensor) -> Tensor:
-        """Log p(x | z) of the observed features at the steps that are ``observed``, bool [N or 1, T]: [N]."""
-        if not has_holes(x):
-            log_density: Tensor = self.likelihood(z, observed).log_prob(x)
-            return log_density
-        known = observed.unsqueeze(-1) & ~x.isnan()
-        densities = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(torch.where(known, x, 0.0))
-        return torch.where(known, densities, 0.0).sum((-2, -1))
 
     def completed(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Mean and variance of each missing value of ``x`` [N, T, X] given all observed values of its sequence.

@@ -26,6 +26,8 @@ __all__ = [
     "has_holes",
     "holes_forgotten",
     "observed_only",
+    "observed_root",
+    "of_observed",
     "prepared",
     "same_values",
 ]
@@ -86,7 +88,7 @@ def has_holes(x: object) -> bool:
     if get_proxy_mode() is not None:
         return _State.expected
     try:
-        return bool(x.isnan().any())
+        return bool(x.detach().sum().isnan()) and bool(x.isnan().any())  # the sum needs no copy of large data
     except RuntimeError:  # inside torch.vmap
         return _State.expected
 
@@ -133,7 +135,7 @@ def prepared(model: Callable[..., Any], data: Any, missing: Missing) -> tuple[Ca
     return observed_only(model), data
 
 
-def as_holes(x: Tensor, missing: Missing, name: str = "missing") -> Tensor:
+def as_holes(x: Tensor, missing: Missing) -> Tensor:
     """Data with NaN where a mask is True; ``"nan"`` and None leave them as they are.
 
     Whole numbers become real ones, which hold NaN: those of the default precision if it represents all of them.
@@ -149,10 +151,10 @@ def as_holes(x: Tensor, missing: Missing, name: str = "missing") -> Tensor:
     if missing is None or isinstance(missing, str):
         return x
     if missing.dtype != torch.bool:
-        raise ValueError(f"{name} must be 'nan' or a Boolean mask, True where x is missing, but got {shown(missing)}")
+        raise ValueError(f"missing must be 'nan' or a Boolean mask, True where x is missing, but got {shown(missing)}")
     if missing.shape != x.shape:
         raise ValueError(
-            f"{name} must have the shape of the data, {list(x.shape)}, but got a mask of shape {list(missing.shape)}"
+            f"missing must have the shape of the data, {list(x.shape)}, but got a mask of shape {list(missing.shape)}"
         )
     if not x.is_floating_point():
         dtype = torch.get_default_dtype()
@@ -390,16 +392,22 @@ def _gaussian(fn: Any) -> Gaussian | None:
     return (fn.loc, fn.covariance_matrix, None) if hasattr(fn, "loc") and hasattr(fn, "covariance_matrix") else None
 
 
-def _inside(covariance: Tensor, seen: Tensor) -> Tensor:
-    """The covariance of the observed features, with rows and columns of the identity for the others: [..., X, X]."""
+def observed_root(covariance: Tensor, seen: Tensor) -> Tensor:
+    """The Cholesky factor of the covariance of the observed features, of the identity for the others: [..., X, X].
+
+    Args:
+        covariance: of all features, [..., X, X].
+        seen: which features are observed, bool [..., X].
+    """
     both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    return torch.where(both, covariance, eye)
+    root: Tensor = torch.linalg.cholesky(torch.where(both, covariance, eye))
+    return root
 
 
 def _marginal(loc: Tensor, covariance: Tensor, df: Tensor | None, x: Tensor, seen: Tensor) -> Tensor:
     """Log-density of the observed features of a Gaussian or a multivariate Student's t."""
-    root = torch.linalg.cholesky(_inside(covariance, seen))
+    root = observed_root(covariance, seen)
     r = torch.where(seen, x - loc, 0.0)
     y = torch.linalg.solve_triangular(root, r.unsqueeze(-1), upper=False).squeeze(-1)
     distance, log_det = y.square().sum(-1), root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -414,14 +422,14 @@ def _marginal(loc: Tensor, covariance: Tensor, df: Tensor | None, x: Tensor, see
 
 def _moved(covariance: Tensor, r: Tensor, seen: Tensor) -> Tensor:
     """The mean of all features given the observed ones, relative to their own mean, at residuals r: [..., X]."""
-    root = torch.linalg.cholesky(_inside(covariance, seen))
+    root = observed_root(covariance, seen)
     inner = torch.cholesky_solve(torch.where(seen, r, 0.0).unsqueeze(-1), root).squeeze(-1)
     return (covariance @ torch.where(seen, inner, 0.0).unsqueeze(-1)).squeeze(-1)
 
 
 def _spread(covariance: Tensor, seen: Tensor) -> Tensor:
     """The covariance of all features given the observed ones: [..., X, X]."""
-    root = torch.linalg.cholesky(_inside(covariance, seen))
+    root = observed_root(covariance, seen)
     across = torch.where(seen.unsqueeze(-1), covariance, 0.0)  # rows of the observed features
     half = torch.linalg.solve_triangular(root, across, upper=False)
     left: Tensor = covariance - half.mT @ half
@@ -527,6 +535,11 @@ def _beside(x: Tensor, event_dim: int) -> Tensor:
 
 def _name(fn: Any) -> str:
     return type(fn).__name__.lstrip("_")
+
+
+def of_observed(fn: Any, x: Tensor) -> Any:
+    """The distribution that scores x: of what was observed, if values of x are missing."""
+    return Observed(fn) if has_holes(x) else fn
 
 
 def _observe_only(msg: Any) -> None:

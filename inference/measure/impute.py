@@ -266,7 +266,6 @@ class HeldOut(Measurement):
 
     def _table(self) -> Table:
         held = self.count > 0
-        held = held if len(held) == len(self.ess) else torch.ones_like(self.ess, dtype=torch.bool)  # joint weights
         k_hat = float((~(self.pareto_k[held] <= 0.7)).double().mean())
         facts = [
             ("held-out values", f"{int(self.count.sum()):,}"),
@@ -586,8 +585,7 @@ def _over(
 
     def joined() -> dict[str, Tensor]:
         order = torch.cat(places).argsort()
-        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        return {key: x[order] if len(x) == len(order) else x for key, x in whole.items()}  # joint weights: one of all
+        return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
 
     numbers = max(x[0].numel() for x in tensors)
     most = max(1, _NUMBERS // (particles * numbers))
