@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import AffineTransform, ComposeTransform, Distribution, Transform, constraints
+from torch.distributions import AffineTransform, Distribution, constraints
 
-from jensen.missing import Observed
+from jensen.missing import Observed, transforms_of
 
 
 def bounds_of(fn: Any) -> list[Tensor]:
     """The tensors that bound the support of a distribution; none if its support is fixed or unknown."""
     if (shifted := _shifted(fn)) is not None:
-        parts = [part for part in _chain(shifted) if isinstance(part, AffineTransform)]
+        parts = [part for part in transforms_of(shifted) if isinstance(part, AffineTransform)]
         moved = [x for part in parts for x in (part.loc, part.scale) if isinstance(x, Tensor)]
         return moved + bounds_of(shifted.base_dist)
     try:
@@ -48,7 +48,7 @@ def inside_of(fn: Any, value: Tensor) -> Tensor:
     inside: Tensor = fn.support.check(value)
     if (shifted := _shifted(fn)) is None:
         return inside
-    for transform in reversed(_chain(shifted)):
+    for transform in reversed(transforms_of(shifted)):
         inside = inside & _all_from(transform.codomain.check(value), value.dim() - fn.event_dim)
         value = transform.inv(value)
     return inside & _all_from(shifted.base_dist.support.check(value), value.dim() - fn.event_dim)
@@ -86,24 +86,11 @@ def _shifted(fn: Any) -> Any:
     if type(fn).__name__ != "TransformedDistribution":  # subclasses state their own support
         return None
     try:
-        narrower = [_innermost(c) for c in (fn.base_dist.support, *(part.codomain for part in _chain(fn)))]
+        narrower = [_innermost(c) for c in (fn.base_dist.support, *(part.codomain for part in transforms_of(fn)))]
         hidden = _innermost(fn.support) is constraints.real and any(c is not constraints.real for c in narrower)
     except NotImplementedError:
         return None
     return fn if hidden else None
-
-
-def _chain(fn: Any) -> list[Transform]:
-    """The transforms of a distribution, in order."""
-    flat: list[Transform] = []
-    waiting = list(fn.transforms)
-    while waiting:
-        part = waiting.pop(0)
-        if isinstance(part, ComposeTransform):
-            waiting = [*part.parts, *waiting]
-        else:
-            flat.append(part)
-    return flat
 
 
 def _all_from(checked: Tensor, batch: int) -> Tensor:

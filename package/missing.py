@@ -30,6 +30,7 @@ __all__ = [
     "of_observed",
     "prepared",
     "same_values",
+    "transforms_of",
 ]
 
 import math
@@ -48,6 +49,7 @@ from torch.distributions import (
     ComposeTransform,
     Distribution,
     Independent,
+    Transform,
     biject_to,
     constraints,
 )
@@ -457,17 +459,24 @@ def _whole(fn: Any, seen: Tensor) -> Tensor:
     return whole
 
 
-def _entrywise(fn: Any) -> list[Any] | None:
-    """The transforms of single features of a ``TransformedDistribution``; None for any other."""
-    if not hasattr(fn, "transforms"):
-        return None
-    flat, waiting = [], list(fn.transforms)
+def transforms_of(fn: Any) -> list[Transform]:
+    """The transforms of a distribution, in order."""
+    flat: list[Transform] = []
+    waiting = list(fn.transforms)
     while waiting:
         part = waiting.pop(0)
         if isinstance(part, ComposeTransform):
             waiting = [*part.parts, *waiting]
         else:
             flat.append(part)
+    return flat
+
+
+def _entrywise(fn: Any) -> list[Any] | None:
+    """The transforms of single features of a ``TransformedDistribution``; None for any other."""
+    if not hasattr(fn, "transforms"):
+        return None
+    flat = transforms_of(fn)
     alone = all(part.domain.event_dim == part.codomain.event_dim == 0 for part in flat)
     return flat if alone and len(fn.base_dist.event_shape) == len(fn.event_shape) else None
 
