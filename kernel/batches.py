@@ -122,9 +122,11 @@ class Batches(NamedTuple):
         """The batch of the first rows."""
         return self.take(torch.arange(min(self.size, self.n)))
 
-    def shuffled(self) -> tuple[Tensor, ...]:
+    def shuffled(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Rows of shuffled batches; a single batch keeps the order, as guides with a value per data point need."""
-        return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
+        if self.size >= self.n:
+            return (torch.arange(self.n),)
+        return torch.randperm(self.n, generator=generator).split(self.size)
 
 
 def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:

@@ -628,6 +628,7 @@ class ELBO(Objective):
         )
         self.analytic_kl, self.beta = analytic_kl, beta
         self.free_bits, self.free_bits_per = free_bits, free_bits_per
+        self.coupled = any(floors)
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, shaped by beta and free bits, and the ELBO."""
