@@ -206,7 +206,7 @@ def own_seed(seed: int | None) -> int | None:
 
 
 def own_share(total: int) -> range:
-    """The whole blocks of this process, of ``total`` in a row; at least one: if there are too few, some are repeated."""
+    """The whole blocks of this process, of ``total`` in a row; at least one, which others have as well if too few."""
     processes, here = count(), rank()
     if total < processes:
         one = min(here, total - 1)
@@ -222,28 +222,32 @@ def in_order(own: Sequence[T], total: int) -> list[T]:
 
 
 def check_alike(**facts: Any) -> None:
-    """Raise ValueError unless each fact is the same in all processes."""
+    """Raise ValueError, naming what differs, unless each fact is the same in all processes."""
     if count() == 1:
         return
     found = gathered(facts)
     for name, first in found[0].items():
-        for i, other in enumerate(found):
-            if other[name] != first:
+        for i, other in enumerate(facts[name] for facts in found):
+            if repr(other) != repr(first):  # NaN is like NaN
                 raise ValueError(
-                    f"the processes call the same function with different {name}: {first} in process 0, {other[name]} "
-                    f"in process {i}. Give all of them the same model, settings and all data (each takes its share), "
-                    "or let each work for itself (with jensen.processes.apart(): ...)"
+                    f"the processes call the same function with different {name}: {_differing(first, other)} in process "
+                    f"0, {_differing(other, first)} in process {i}; give all of them the same model, settings and all "
+                    "data (each takes its share), or let each work for itself (with jensen.processes.apart(): ...)"
                 )
 
 
-def fingerprint(tensors: Sequence[Tensor]) -> list[Any]:
-    """Numbers that differ if data differ: for each tensor its shape, dtype, and sums."""
+def _differing(one: Any, other: Any) -> Any:
+    """The part of a fact that differs from another one."""
+    if isinstance(one, dict):
+        return {key: value for key, value in one.items() if repr(value) != repr(other.get(key))}
+    return [value for value in one if value not in other] if isinstance(one, list) else one
+
+
+def facts_of(tensors: Sequence[Tensor]) -> list[str]:
+    """Words that differ if data differ: the shape, type and sum of each tensor."""
     if count() == 1:
         return []
-    return [
-        (list(x.shape), str(x.dtype), float(torch.nansum(x.detach().double())), x.flatten()[:: max(1, x.numel() // 8)].tolist())
-        for x in tensors
-    ]
+    return [f"{x.dtype} {list(x.shape)}, sum {float(x.nansum(dtype=torch.float64))!r}" for x in tensors]
 
 
 @torch.no_grad()

@@ -242,7 +242,11 @@ def fit(
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
-        processes.check_alike(parameters=run.names(), settings=run.configuration, data=processes.fingerprint(train.tensors))
+        processes.check_alike(
+            parameters=run.names(),
+            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
+            data=processes.facts_of(train.tensors),
+        )
         if shares is not None and shares.reason:
             warnings.warn(
                 f"{processes.count()} processes take the same batches, each with its own noise, since "
@@ -258,7 +262,8 @@ def fit(
         unproved: tuple[list[Tensor], int] | None = None
         points = train.n if train.tensors else 0
         interruptible = nullcontext() if shares is None else shares.interruptible()
-        with interruptible, progress_bar("fit", points, range(good_epoch, epochs), progress=progress, unit="epoch") as bar:
+        left = range(good_epoch, epochs)
+        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -421,7 +426,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
             raise
         if data.size < data.n:
             _check_other_sizes(model, guide, data, layout)
-        for rows in parts[1:]:
+        for rows in (parts[i] for i in processes.own_share(len(parts)) if i):
             try:
                 check_pair(model, guide, *data.take(rows))
             except (IndexError, RuntimeError, ValueError) as error:

@@ -88,7 +88,7 @@ class Shares:
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
         place = parameters[0].device
         slopes = [p.grad for p in parameters]
-        facts = [weight, float(self._interrupted), float(self._error is not None), *(float(g is not None) for g in slopes)]
+        facts = [weight, self._interrupted, self._error is not None, *(g is not None for g in slopes)]
         numbers = [loss.detach(), bound.detach()] if rows else [torch.zeros(()), torch.zeros(())]
         head = torch.tensor(facts, dtype=dtype, device=place)
         flat = torch.cat(
@@ -173,10 +173,10 @@ class Shares:
 
 
 def shares_of(
-    model: Program, guide: Program, data: Batches, layout: Layout, objective: ELBO, seed: int
+    model: Program, guide: Program, data: Batches, layout: Layout, objective: ELBO, seed: int | None
 ) -> Shares | None:
     """How the processes share the batches of the data; None for one process alone."""
-    if processes.count() == 1:
+    if processes.count() == 1 or seed is None:
         return None
     kind, reason = _divided(model, guide, data, layout, objective)
     found = processes.gathered((kind, reason))
@@ -189,15 +189,17 @@ def _divided(
 ) -> tuple[Literal["sum", "mean", "whole"], str]:
     """Whether losses of parts of a batch are summed or averaged; else why batches are not divided."""
     size, count = min(data.size, data.n), processes.count()
-    if not data.tensors or not layout.sizes:
-        return "whole", "a latent site is outside of the plate of the data" if data.tensors else "the model holds its data"
+    if not data.tensors:
+        return "whole", "the model holds its data"
+    if not layout.sizes:
+        return "whole", "a latent site is outside of the plate of the data"
     if type(objective) not in _SUMS and not (isinstance(objective, Objective) and not objective.coupled):
         return "whole", f"{type(objective).__name__} does not sum over the data points of a batch"
     if is_autoguide(guide):
         return "whole", f"{type(guide).__name__} holds a value for each data point"
     if any(isinstance(part, _NormBase) for owner in owners_of(model, guide) for part in owner.modules()):
         return "whole", "batch normalisation couples the data points of a batch"
-    parts = {len(some) for rows in {size, data.n % size} if rows for some in torch.arange(rows).tensor_split(count)} - {0}
+    parts = {some for rows in (size, data.n % size) for some in (rows // count, -(-rows // count))} - {0}
     whole = _scales(model, guide, data, size)
     kinds: set[str] = set()
     for rows in parts - {size}:

@@ -287,9 +287,7 @@ class Steps:
         run = self.run
         if self.shares is not None:
             loss, bound = self.shares.reduce(loss, bound, run.trained, rows)
-        good = bool(loss.isfinite()) and all(
-            bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None
-        )
+        good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()
             run.optimizer.step()
