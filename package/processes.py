@@ -119,6 +119,11 @@ def _local() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this process again, after one of the processes failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def place(device: torch.device | str | None) -> torch.device | str | None:
     """The device of this process: ``"cuda"`` without a number is a different GPU in each process of a machine."""
     if device is None or count() == 1 or torch.device(device) != torch.device("cuda"):
@@ -230,9 +235,10 @@ def check_alike(**facts: Any) -> None:
         for i, other in enumerate(facts[name] for facts in found):
             if repr(other) != repr(first):  # NaN is like NaN
                 raise ValueError(
-                    f"the processes call the same function with different {name}: {_differing(first, other)} in process "
-                    f"0, {_differing(other, first)} in process {i}; give all of them the same model, settings and all "
-                    "data (each takes its share), or let each work for itself (with jensen.processes.apart(): ...)"
+                    f"the processes call the same function with different {name}: {_differing(first, other)} in "
+                    f"process 0, {_differing(other, first)} in process {i}; give all of them the same model, settings "
+                    "and all data (each takes its share), or let each work for itself "
+                    "(with jensen.processes.apart(): ...)"
                 )
 
 
