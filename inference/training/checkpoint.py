@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NotRequired, TypedDict, cast
 
 import pyro
@@ -25,6 +25,7 @@ from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 from jensen.results.schema import decoded
 
+from .averaging import Average
 from .history import History
 
 FileMark = tuple[int, int]
@@ -72,6 +73,9 @@ class Contents(TypedDict):
     names: list[str]
     parameters: list[Tensor]
     best: list[Tensor] | None
+    average: NotRequired[list[Tensor]]
+    average_steps: NotRequired[int]
+    recent: NotRequired[list[Tensor]]
     optimizer: OptimizerState
     scheduler: dict[str, Any] | None
     history: History
@@ -103,6 +107,8 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         for values in (found["parameters"], found["best"] or ()):
             for value in values:
                 _check_storage(value)
+        for value in (*found.get("average", ()), *found.get("recent", ())):
+            _check_storage(value)
     except ValueError as error:
         raise ValueError(f"{path} is a damaged checkpoint: {error}; delete it and start again") from error
     return found
@@ -195,6 +201,9 @@ class Run:
         history: the history so far; :meth:`load` fills it in place.
 
     Attributes:
+        best: a snapshot of the best epoch by validation.
+        average: the average of the parameters over the steps, if it is kept.
+        recent: the validation ELBO of each data point after the last epochs, if the run stops by it.
         identity: of the run, in every checkpoint that it writes.
         written: the identity of the checkpoint file as this run last saw it.
     """
@@ -212,6 +221,8 @@ class Run:
         self.trained, self.optimizer, self.history = trained, optimizer, history
         self.scheduler = None if scheduler is None else _made_by(scheduler, optimizer)
         self.best: list[Tensor] | None = None
+        self.average: Average | None = None
+        self.recent: list[Tensor] = []
         self.configuration: dict[str, Any] = {}
         self.settings = Settings()
         self.buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
@@ -284,6 +295,7 @@ class Run:
                 "names": self.names(),
                 "parameters": self.snapshot(),
                 "best": self.best,
+                **self._averages(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "history": self.history.to_dict(),
@@ -294,6 +306,16 @@ class Run:
             },
         )
         self.written = mark_of(path)
+
+    def _averages(self) -> dict[str, Any]:
+        recent = {"recent": self.recent} if self.recent else {}
+        if self.average is None:
+            return recent
+        return {**recent, "average": self.average.of(self.trained), "average_steps": self.average.steps}
+
+    def measured(self) -> AbstractContextManager[None]:
+        """A block in which the parameters are those to be measured: their averages, if these are kept."""
+        return nullcontext() if self.average is None else self.average.used(self.trained)
 
     def load(self, path: str | os.PathLike[str], state: Contents) -> None:
         """Continue from the contents of a checkpoint: parameters, optimizer, random stream, history.
@@ -328,6 +350,12 @@ class Run:
             if best is not None:
                 _check_like(best, own_values, "best buffers and parameters")
             _check_optimizer(state["optimizer"], self.optimizer)
+            if (self.average is None) != ("average" not in state):
+                raise ValueError(
+                    "an average of the parameters is kept by the checkpoint or by this run, but not by both"
+                )
+            if self.average is not None:
+                _check_like(state["average"], self.trained, "averages")
             if (self.scheduler is None) != (state["scheduler"] is None):
                 raise ValueError("a scheduler is used by the checkpoint or by this run, but not by both")
             if state["random"].shape != torch.get_rng_state().shape:
@@ -342,6 +370,9 @@ class Run:
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if self.average is not None:
+            self.average.load(self.trained, state["average"], state["average_steps"])
+        self.recent = list(state.get("recent", []))
         self.settings = state["settings"]
         self.identity = self.settings.get("identity", self.identity)
         vars(self.history).update(vars(state["history"]))
@@ -387,7 +418,7 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
         guide: built as the guide of the run was.
         checkpoint: the file that ``fit(..., checkpoint=...)`` wrote.
         best: whether to load the parameters of the best validation epoch, if the run had ``patience``; otherwise
-            those of the last epoch.
+            those of the last epoch (their average, if the run kept one).
 
     Returns:
         The :class:`~jensen.inference.History` so far.
@@ -414,7 +445,10 @@ def restore(model: Program, guide: Program, checkpoint: str | os.PathLike[str], 
     parameters = {p for module in own_modules(model, guide) for p in module.parameters()}
     own = {f"{owned[id(p)]} {list(p.shape)}": p for p in parameters}
     buffers = [buffer for module in owners_of(model, guide) for buffer in module.buffers()]
-    values = state["best"] if best and state["best"] is not None else state["parameters"]
+    values = state["parameters"]
+    if average := state.get("average"):
+        values = [*values[: -len(average)], *average]
+    values = state["best"] if best and state["best"] is not None else values
     values, given = values[-len(names) :], values[: -len(names)]
     buffers = buffers[: len(given)]  # a file of 0.1.0 lacks those of modules that functions hold
     if set(names) - set(own) or [b.shape for b in buffers] != [b.shape for b in given]:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,18 @@ from jensen.kernel.weights import Program, check_pair, parameters_of
 from jensen.missing import Missing
 from jensen.progress import progress_bar
 
+from .averaging import Average, Averaging
 from .callbacks import Callback, watched
 from .checkpoint import MakeScheduler, Run, Settings, mark_of, read_contents
 from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
+from .schedules import Schedule
 from .seconds import add_seconds
 from .shares import shares_of
 from .steps import BLOCK, Steps
+from .stopping import WINDOW, has_converged
 from .validation import Validation
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
@@ -83,8 +86,13 @@ def fit(
     lr: float = 1e-3,
     optimizer: MakeOptimizer = torch.optim.Adam,
     scheduler: MakeScheduler | None = None,
+    schedule: Schedule = "constant",
+    clip: float | None = None,
+    weight_decay: float | None = None,
+    average: Averaging | None = None,
     validation: Data | None = None,
     patience: int | None = None,
+    tolerance: float | None = None,
     seed: int | None = None,
     device: Device = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -105,6 +113,9 @@ def fit(
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+        Polyak and Juditsky (1992), Acceleration of Stochastic Approximation by Averaging.
+        Dhaka et al. (2020), Robust, Accurate Stochastic Optimization for Variational Inference.
+        https://arxiv.org/abs/2009.00666
         Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets.
         https://arxiv.org/abs/1812.02633
 
@@ -122,9 +133,20 @@ def fit(
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
+        schedule: the learning rate over the steps of all epochs: ``"cosine"`` falls to 0, ``"warmup"`` rises in the
+            first twentieth, ``"warmup-cosine"`` does both. ``"constant"``: unchanged.
+        clip: the largest norm of the gradient of all parameters; longer gradients are shortened.
+        weight_decay: given to the optimizer, if not None: ``optimizer(parameters, lr=lr, weight_decay=weight_decay)``.
+        average: ``"ema"`` or ``"polyak"``: the parameters are averaged over the steps, exponentially with a memory of
+            up to 1,000 steps, or over all steps with weights that forget the first ones (as t^8). The
+            averages are what is validated, kept and left in model and guide; callbacks see the present values.
         validation: data like ``data``, whose ELBO, rate and distortion are computed after every epoch (8 particles, the
             same samples every time).
         patience: stop after this many epochs without a better validation ELBO, and restore the best parameters.
+        tolerance: stop when the averaged parameters (``"ema"`` if ``average`` is None) have converged: when their
+            improvement of the validation ELBO over the last 10 epochs is below this number of nats per data point,
+            also at its upper limit of two standard errors (:mod:`~jensen.inference.training.stopping`). The averages of
+            the last epoch are kept. Needs validation data with weights per data point.
         seed: makes the run reproducible, with a random stream of its own; None uses the user's stream.
         device: where to run; modules (which stay there) and batches are moved. None: no move.
         checkpoint: a file written after every epoch, in full or not at all.
@@ -180,6 +202,8 @@ def fit(
     if validation is not None:
         held_out = Batches(as_tensors(validation, held=True), batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
+    _check_rates(schedule, scheduler, clip, tolerance, patience, held_out)
+    average = "ema" if tolerance is not None and average is None else average
     ensure_cache()
     frozen = [freeze] if isinstance(freeze, nn.Module) else list(freeze)
     shaped = isinstance(objective, Objective) and objective.shaped
@@ -234,7 +258,13 @@ def fit(
                 "there is nothing to train: model and guide have no parameters, or all are frozen. Modules that a "
                 "function calls count if pyro.module(name, module) registers them"
             )
-        run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
+        processes.of_first_process([*tensors_of(model, guide), *trained])
+        run = Run(model, guide, trained, _optimizer(optimizer, trained, lr, weight_decay), scheduler, history)
+        if average is not None:
+            run.average = Average(average, trained)
+        if schedule != "constant":
+            for group in run.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
         run.written = mark
@@ -253,8 +283,7 @@ def fit(
                 f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
                 stacklevel=outside(),
             )
-        processes.of_first_process([*tensors_of(model, guide), *trained])
-        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares)
+        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, clip, schedule)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
         falls = Falls(lr, patience is not None)
@@ -267,6 +296,8 @@ def fit(
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
+                    break
+                if tolerance is not None and has_converged(run.recent, tolerance):
                     break
                 losses, bounds, last, rows = steps.epoch(train)
                 if unproved is not None and isfinite(losses[0]):
@@ -299,9 +330,14 @@ def fit(
                 if run.scheduler is not None:
                     run.scheduler.step()
                 if held_out is not None:
-                    measure(history)
-                    if patience is not None and history.validation[-1] >= max(history.validation):
-                        run.best, history.best_epoch = run.snapshot(), epoch + 1
+                    with run.measured():
+                        each = measure(history)
+                        if patience is not None and history.validation[-1] >= max(history.validation):
+                            run.best, history.best_epoch = run.snapshot(), epoch + 1
+                    if tolerance is not None:
+                        if each is None:
+                            raise ValueError(_NO_ERROR)
+                        run.recent = [*run.recent, each][-1 - WINDOW :]
                 falls.look(first_bound, history, epoch == epochs - 1)
                 history.seconds = before + time.perf_counter() - start
                 history.elapsed.append(history.seconds)
@@ -316,6 +352,8 @@ def fit(
                     shares.agree(run.trained)
         if patience is not None and run.best is not None:
             run.restore(run.best)
+        elif run.average is not None:
+            run.average.write(run.trained)
     history.seconds = before + time.perf_counter() - start
     add_seconds(guide, history.seconds, before)
     history.compiled, history.route = steps.compiled, steps.route
@@ -353,6 +391,35 @@ def _check_settings(
         raise ValueError("resume needs a checkpoint: give its file as checkpoint")
     if objective is not None:
         check_objective(objective)
+
+
+def _check_rates(
+    schedule: Schedule,
+    scheduler: MakeScheduler | None,
+    clip: float | None,
+    tolerance: float | None,
+    patience: int | None,
+    held_out: Batches | None,
+) -> None:
+    if schedule != "constant" and scheduler is not None:
+        raise ValueError(f"schedule={schedule!r} and scheduler both set the learning rate: give one of them")
+    if clip is not None and not 0 < clip < inf:
+        raise ValueError(f"clip is the largest norm of a gradient, above 0, but got {clip}")
+    if tolerance is None:
+        return
+    if not 0 < tolerance < inf:
+        raise ValueError(f"tolerance is an improvement of the validation ELBO in nats, above 0, but got {tolerance}")
+    if held_out is None or patience is not None:
+        raise ValueError(
+            "tolerance stops when the validation ELBO no longer improves: give validation data, and no patience (which "
+            "keeps the best epoch instead)"
+        )
+
+
+_NO_ERROR = (
+    "tolerance needs a validation ELBO for each data point, to know the error of their mean, but the weights of this "
+    "model and guide are joint, or the guide is a point estimate: use patience, or a fixed number of epochs"
+)
 
 
 def check_objective(objective: object) -> None:
@@ -397,10 +464,13 @@ def _instead(objective: Any) -> str:
     return f"{lacks}: train with {way}, and measure the trained model and guide with evaluate and compare"
 
 
-def _optimizer(make: MakeOptimizer, trained: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def _optimizer(
+    make: MakeOptimizer, trained: list[nn.Parameter], lr: float, weight_decay: float | None
+) -> torch.optim.Optimizer:
+    more = {} if weight_decay is None else {"weight_decay": weight_decay}
     fused = make in _FUSED and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
     try:
-        made = make(trained, lr=lr, **({"fused": True} if fused else {}))
+        made = make(trained, lr=lr, **more, **({"fused": True} if fused else {}))
     except TypeError as error:
         raise TypeError(f"optimizer(parameters, lr=lr) fails: {error}; {_REMEDY}") from error
     except ValueError as error:

@@ -41,6 +41,7 @@ from jensen.kernel.plain import PlainState
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
+from .schedules import Schedule, factor
 from .shares import Shares
 from .updates import Update, update_of
 
@@ -78,6 +79,8 @@ class Steps:
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
         shares: how processes share the batches; None: this process is alone.
+        clip: the largest norm of the gradient; None: any.
+        schedule: of the learning rate over all these steps.
 
     Attributes:
         begun: whether a resumed run was compiled; None: the run starts here.
@@ -95,9 +98,12 @@ class Steps:
         ahead: int,
         rest: int,
         shares: Shares | None = None,
+        clip: float | None = None,
+        schedule: Schedule = "constant",
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest, self.shares = ahead, rest, shares
+        self.ahead, self.rest, self.shares, self.clip = ahead, rest, shares, clip
+        self.schedule = schedule
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
         self._state = PlainState(run.model, run.guide, objective)
@@ -119,6 +125,10 @@ class Steps:
         if (here := self._state.now()) != self._here:
             self._arrive(here)
         way = self._way(batch, shapes)
+        if self.schedule != "constant":
+            scale = factor(self.schedule, self.run.history.steps, self.ahead + self.rest)
+            for group in self.run.optimizer.param_groups:
+                group["lr"] = scale * group["initial_lr"]
         self._unread.append(way.step(batch))
         self._done[shapes] += 1
         self._lasted += 1
@@ -210,10 +220,18 @@ class Steps:
         losses += new[:kept]
         bounds += of[:kept]
 
+    def _hyper(self, update: Update, step: int) -> Tensor:
+        """The numbers of the update at a step, and the weight of the step in the average of the parameters."""
+        average, numbers = self.run.average, update.hyper(step)
+        weight = 0.0 if average is None else average.weight(average.steps + step)
+        return torch.cat([numbers, torch.full_like(numbers[:, :1], weight)], 1)
+
     def settle(self) -> None:
-        """Record in the optimizer the steps taken without it."""
+        """Record in the optimizer, and in the average of the parameters, the steps taken without them."""
         if self._update is not None and self._taken:
             self._update.tell(self._taken)
+            if self.run.average is not None:
+                self.run.average.steps += self._taken
             self._taken = 0
 
     def _route(self, batch: Batch, shapes: Any, often: str, wait: bool) -> Route[_Way]:
@@ -290,7 +308,11 @@ class Steps:
         good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_([p for p in run.trained if p.grad is not None], self.clip)
             run.optimizer.step()
+            if run.average is not None:
+                run.average.take(run.trained)
             if self._update is not None:
                 self._update.recount()
         run.optimizer.zero_grad()
@@ -305,18 +327,22 @@ class Steps:
         update = None if self.shares else update_of(self.run.optimizer, list(loss_graph.moved))
         if update is None:
             return _Way(self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held)))
-        moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in update.moments for m in moments)]
+        average = self.run.average
+        means = [None] * len(loss_graph.moved) if average is None else [[mean] for mean in average.of(loss_graph.moved)]
+        state = [[*moments, *(mean or [])] for moments, mean in zip(update.moments, means, strict=True)]
+        moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in state for m in moments)]
+        hyper, sizes = self._hyper(update, 1), [len(moments) for moments in state]
         with buffers_kept(self.run.model, self.run.guide):
-            whole = _with_update(loss_graph, update, (*_copies(moving), update.hyper(1), *held))
-            fast = compiled(whole, *_copies(moving), update.hyper(1), *held)
-            _compare(whole, fast, update, moving, held)
+            whole = _with_update(loss_graph, update, sizes, self.clip, (*_copies(moving), hyper, *held))
+            fast = compiled(whole, *_copies(moving), hyper, *held)
+            _compare(whole, fast, hyper, moving, len(loss_graph.trained), held)
 
         def step(batch: Batch) -> tuple[Tensor, Tensor]:
             if where != (now := [t.data_ptr() for t in read]):  # user code has assigned p.data
                 where[:], moving[:n] = now, (t.detach() for t in read[:n])
                 kept[:] = (t.detach() for t in read[n:])
             self._taken += 1
-            hyper = update.hyper(self._taken)
+            hyper = self._hyper(update, self._taken)
             loss, bound = fast(*moving, hyper, *kept, self._knobs(batch), *batch)
             return loss, bound
 
@@ -331,9 +357,14 @@ def _copies(tensors: list[Any]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
-def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, ...]) -> Graph:
-    """The graph of a full step: (trained, moments, hyper, held, knobs, batch) to (loss, bound), written in place."""
-    n, sizes = len(loss_graph.trained), [len(moments) for moments in update.moments]
+def _with_update(
+    loss_graph: LossGraph, update: Update, sizes: list[int], clip: float | None, example: tuple[Tensor, ...]
+) -> Graph:
+    """The graph of a full step: (trained, states, hyper, held, knobs, batch) to (loss, bound), written in place.
+
+    The state of a parameter, of the given size, is its moments, and its average if there is one.
+    """
+    n = len(loss_graph.trained)
     witnesses = Witnesses(loss_graph.graph, first=2)
     place_of = {p: i for i, p in enumerate(loss_graph.trained)}
     places = [place_of[p] for p in loss_graph.moved]
@@ -344,9 +375,14 @@ def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, .
         loss, bound, *slopes = witnesses.graph.module(*trained, *flat[end + 1 :])
         slopes, extra = slopes[: len(places)], slopes[len(places) :]
         good = loss.isfinite() & witnesses.finite(extra)
+        if clip is not None:
+            norm = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+            slopes = [slope * (clip / (norm + 1e-6)).clamp(max=1.0) for slope in slopes]
         for i, (place, slope, size) in enumerate(zip(places, slopes, sizes, strict=True)):
             old = [trained[place], *(next(moments) for _ in range(size))]
-            new = update.apply(i, old[0], slope, old[1:], hyper[i if len(hyper) > 1 else 0])
+            end, numbers = 1 + len(update.moments[i]), hyper[i if len(hyper) > 1 else 0]
+            new = update.apply(i, old[0], slope, old[1:end], numbers[:-1])
+            new += [mean + numbers[-1] * (new[0] - mean) for mean in old[end:]]
             for before, after in zip(old, new, strict=True):
                 before.copy_(torch.where(good, after, before))
         nan = torch.full_like(loss, math.nan)
@@ -357,18 +393,17 @@ def _with_update(loss_graph: LossGraph, update: Update, example: tuple[Tensor, .
 
 
 def _compare(
-    whole: Graph, fast: Callable[..., Outputs], update: Update, moving: list[Tensor], held: tuple[Tensor, ...]
+    whole: Graph, fast: Callable[..., Outputs], hyper: Tensor, moving: list[Tensor], n: int, held: tuple[Tensor, ...]
 ) -> None:
     """Raise CannotCompile unless a step of the compiled graph changes copies as the traced one does.
 
     Adam's first step is the sign of the gradient, and rounding changes the sign of a gradient that is almost zero: so
     changes of parameters are compared loosely, loss and moments strictly.
     """
-    n = len(moving) - sum(map(len, update.moments))
 
     def once(run: Callable[..., Outputs], moves: bool) -> Outputs:
         copies = _copies(moving)
-        values = run(*copies, update.hyper(1), *held)
+        values = run(*copies, hyper, *held)
         return tuple(a - b for a, b in zip(copies[:n], moving, strict=False)) if moves else (*values, *copies[n:])
 
     for moves, tolerance in ((False, None), (True, 0.5)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Validation"]
 
 import torch
+from torch import Tensor
 
 from jensen import processes
 from jensen.graphs.compile import Compile
@@ -56,11 +57,15 @@ class Validation:
         self.weights = LogWeights(Pair(model, guide, layout), mode, observed=self.split)
         self.ahead = epochs * -(-data.n // data.size)
 
-    def __call__(self, history: History) -> None:
-        """Add the ELBO of the data to a history; and its rate and distortion, if weights are per data point."""
+    def __call__(self, history: History) -> Tensor | None:
+        """Add the ELBO of the data to a history; and its rate and distortion, if weights are per data point.
+
+        Returns:
+            The ELBO of each data point [N], if weights are per data point.
+        """
         weights, data = self.weights, self.data
         parts = torch.arange(data.n).split(self.rows)
-        sums: list[tuple[float, float]] = []
+        sums: list[tuple[float, float, Tensor | None]] = []
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             for part in processes.own_share(len(parts)):
@@ -71,9 +76,12 @@ class Validation:
                         weights.parts(batch, _PARTICLES, self.ahead)
                 drawn = weights.parts(batch, _PARTICLES, self.ahead)
                 observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
-                sums.append((float(drawn.elbo.mean(0).sum()), observed))
-        elbo, observed = (sum(values) for values in zip(*processes.in_order(sums, len(parts)), strict=True))
+                each = drawn.elbo.mean(0).cpu() if self.split else None
+                sums.append((float(drawn.elbo.mean(0).sum()), observed, each))
+        elbos, distortions, rows = zip(*processes.in_order(sums, len(parts)), strict=True)
+        elbo, observed = sum(elbos), sum(distortions)
         history.validation.append(elbo / self.count)
         if self.split:
             history.distortion.append(-observed / self.count)
             history.rate.append(-history.validation[-1] - history.distortion[-1])
+        return torch.cat(rows) if self.split else None
