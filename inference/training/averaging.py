@@ -5,7 +5,7 @@ r"""The average of the parameters over the steps, which is closer to the optimum
 | average | weight of step t |
 | --- | --- |
 | ``"ema"`` | 1 - min(0.999, (1 + t) / (10 + t)): an exponential moving average whose memory grows with the run |
-| ``"polyak"`` | (1 + 8) / (t + 8), at most 1: all steps, weighted by t^8, so that the first ones are forgotten |
+| ``"polyak"`` | 4 / (t + 3), at most 1: all steps, weighted as t^3, so that the first ones are forgotten |
 
 References:
     Polyak and Juditsky (1992), Acceleration of Stochastic Approximation by Averaging.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 Averaging = Literal["ema", "polyak"]
 
 _DECAY = 0.999
-_POWER = 8
+_POWER = 3
 
 
 class Average:

@@ -138,7 +138,7 @@ def fit(
         clip: the largest norm of the gradient of all parameters; longer gradients are shortened.
         weight_decay: given to the optimizer, if not None: ``optimizer(parameters, lr=lr, weight_decay=weight_decay)``.
         average: ``"ema"`` or ``"polyak"``: the parameters are averaged over the steps, exponentially with a memory of
-            up to 1,000 steps, or over all steps with weights that forget the first ones (as t^8). The
+            up to 1,000 steps, or over all steps with weights that forget the first ones (as t^3). The
             averages are what is validated, kept and left in model and guide; callbacks see the present values.
         validation: data like ``data``, whose ELBO, rate and distortion are computed after every epoch (8 particles, the
             same samples every time).
