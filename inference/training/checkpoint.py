@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 from jensen.checked import checked, shown
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
+from jensen.kernel.randomness import accelerator_states, set_accelerator_states
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 from jensen.results.schema import decoded
@@ -281,7 +282,7 @@ class Run:
                 "history": self.history.to_dict(),
                 "settings": {**self.settings, "configuration": self.configuration},
                 "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "random_cuda": accelerator_states(),
             },
         )
         self.written = mark_of(path)
@@ -337,8 +338,7 @@ class Run:
         self.identity = self.settings.get("identity", self.identity)
         vars(self.history).update(vars(state["history"]))
         torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        set_accelerator_states(state["random_cuda"])
 
 
 def named_parameters(model: Program, guide: Program) -> dict[int, str]:

@@ -201,6 +201,11 @@ at::Tensor& set_storage(
   return self;
 }
 
+at::Tensor& set_whole_storage(at::Tensor& self, at::Storage source) {
+  const auto size = static_cast<int64_t>(source.nbytes() / self.dtype().itemsize());
+  return set_storage(self, std::move(source), 0, {size}, {1});
+}
+
 // Assignment to .data across devices, which PyTorch allows between the processor and a GPU.
 struct Open : c10::TensorImpl {
   using c10::TensorImpl::copy_tensor_metadata;
@@ -224,6 +229,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("_copy_from", &copy_from);
+  m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
 }
 

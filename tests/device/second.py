@@ -7,6 +7,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -60,5 +61,11 @@ def _let_parameters_move():
         else:
             torch.ops.second.move_data(self, new.detach())
 
-    torch._has_compatible_shallow_copy_type = lambda a, b: True
+    apply = torch.nn.Module._apply
+
+    def moving(self, fn, recurse=True):
+        with mock.patch.object(torch, "_has_compatible_shallow_copy_type", lambda a, b: True):
+            return apply(self, fn, recurse)
+
+    torch.nn.Module._apply = moving
     torch.nn.Parameter.data = property(usual.__get__, assign)
