@@ -39,6 +39,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import shown
 from jensen.missing import expect_holes, has_holes
 from jensen.progress import progress_bar
@@ -122,9 +123,10 @@ class Batches(NamedTuple):
         """The batch of the first rows."""
         return self.take(torch.arange(min(self.size, self.n)))
 
-    def shuffled(self) -> tuple[Tensor, ...]:
+    def shuffled(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Rows of shuffled batches; a single batch keeps the order, as guides with a value per data point need."""
-        return torch.randperm(self.n).split(self.size) if self.size < self.n else (torch.arange(self.n),)
+        order = torch.randperm(self.n, generator=generator) if self.size < self.n else torch.arange(self.n)
+        return tuple(order.split(self.size))
 
 
 def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:
@@ -174,6 +176,7 @@ class Part:
         ahead: how many parts of that size remain, this one included.
         at_once: how many (data point, particle) combinations are run at once.
         joint: whether the weights are joint, one for all data.
+        of: how many parts all data have.
         advance: reports finished units of progress.
         pair: model and guide as they are run: on all data, without factors that are not densities (see
             :mod:`~jensen.kernel.measured`).
@@ -186,6 +189,7 @@ class Part:
     ahead: int
     at_once: int
     joint: bool
+    of: int
     advance: Callable[[int], None]
     pair: Pair = field(repr=False)
     _proven: bool = field(repr=False)
@@ -228,6 +232,7 @@ def stream(
     max_plate_nesting: int | None = None,
     progress: bool = True,
     seed: int | None = None,
+    shared: bool = False,
 ) -> Iterator[Part]:
     """Iterate over the data in parts of about the same size.
 
@@ -250,6 +255,7 @@ def stream(
         progress: whether to show a progress bar.
         seed: gives each part its own random stream, that of (seed, what, first row), inside a stream that is
             private already; None leaves the stream as it is.
+        shared: whether several processes share the parts: each gets its own (``processes.in_order`` joins results).
 
     Yields:
         The :class:`Part`.
@@ -280,21 +286,26 @@ def stream(
         n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
-    total = None if units is None else n * units
+    firsts = range(0, n, rows)
+    own = processes.own_share(len(firsts)) if shared else range(len(firsts))
+    firsts = firsts[own.start : own.stop]
+    begin, end = firsts[0], min(n, firsts[-1] + rows)
+    total = None if units is None else (end - begin) * units
     pair = Pair(model, guide, layout)
     with progress_bar(what, n if data else 0, total=total, progress=progress, unit_scale=True) as bar:
-        for first in range(0, n, rows):
-            if first % looked_at == 0:
-                some = tuple(x[first : first + looked_at] for x in data)
+        for first in firsts:
+            if (first - begin) % looked_at == 0:
+                some = tuple(x[first : min(end, first + looked_at)] for x in data)
                 layout = nested(check_pair(model, guide, *some), max_plate_nesting)
                 if weights != "none" and not joint:
                     check_rows(layout, some, len(some[0]) if some else n)
             batch = tuple(x[first : first + rows] for x in data)
             if seed is not None:
                 torch.manual_seed(derived_seed(seed, what, first))
-            yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
+            ahead, of = (end - first) // rows, -(-n // rows)
+            yield Part(batch, first, layout, rows, ahead, at_once, joint, of, bar.update, pair, rows < n)
             if units is not None:
-                bar.update(units * min(n, first + rows) - bar.n)
+                bar.update(units * (min(n, first + rows) - begin) - bar.n)
 
 
 def _check_density(layout: Layout) -> None:

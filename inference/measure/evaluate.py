@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
@@ -292,6 +293,7 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 
 
 @checked
+@processes.together()
 def evaluate(
     model: Program,
     guide: Program,
@@ -386,16 +388,18 @@ def evaluate(
         (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
+    seed, device = processes.shared_seed(seed), processes.place(device)
     exactly = model
     model, data = prepared(model, data, missing)
     tensors = as_tensors(data, held=True)
+    processes.check_alike(data=processes.facts_of(tensors), seed=seed, particles=particles)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
-        counted = 0.0
+        counts: list[float] = []
         weights: LogWeights | None = None
         kind: Kind | None = None
         for part in stream(
@@ -411,13 +415,14 @@ def evaluate(
             max_plate_nesting=max_plate_nesting,
             progress=progress,
             seed=seed,
+            shared=True,
         ):
             if weights is None:
                 kind = kind_of(model, guide, part.data)
                 if part.joint:
                     warn_of_no_plate(model, guide, part.data)
             weights = LogWeights(part.pair, compile) if weights is None else weights
-            counted += _observed_of(model, guide, part.data) if tensors else numbers
+            counts.append(_observed_of(model, guide, part.data) if tensors else numbers)
 
             def draw(
                 positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights
@@ -432,6 +437,8 @@ def evaluate(
                 equally(draw, part, particles) if tolerance is None else as_needed(draw, part, tolerance, max_particles)
             )
             parts.append({name: values.cpu() for name, values in reduced.items()})
+        parts = processes.in_order(parts, part.of)
+        counted = sum(processes.in_order(counts, part.of))
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(exactly, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None

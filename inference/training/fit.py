@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pyro.infer import (
 )
 from torch import Tensor, nn
 
+from jensen import processes
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
 from jensen.graphs.products import product_route
@@ -49,19 +50,20 @@ from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
 from jensen.kernel.looks import held_by, layout_on, look_at, warn_of_no_plate
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
-from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
+from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept, tensors_of
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 from jensen.missing import Missing
 from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run, mark_of, read_contents
+from .checkpoint import MakeScheduler, Run, Settings, mark_of, read_contents
 from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
 from .seconds import add_seconds
+from .shares import shares_of
 from .steps import BLOCK, Steps
 from .validation import Validation
 
@@ -69,6 +71,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @checked
+@processes.together()
 def fit(
     model: Program,
     guide: Program,
@@ -170,6 +173,7 @@ def fit(
     """
     warn_if_busy()
     start = time.perf_counter()
+    device = processes.place(device)
     model, data = prepared(model, data, missing)
     train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
     held_out = None
@@ -182,18 +186,20 @@ def fit(
     history = History()
 
     mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
-    earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
-    state = None if earlier is None else read_contents(earlier)
-    begun = {} if state is None else state["settings"]  # a resumed run keeps its first settings
-    if checkpoint is not None:
+    earlier = checkpoint if resume else None
+    state = processes.of_first(lambda: None if earlier is None or mark is None else read_contents(earlier))
+    begun: Settings = {} if state is None else state["settings"]  # a resumed run keeps its first settings
+    if checkpoint is not None and processes.rank() == 0:
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    seed = processes.shared_seed(begun.get("seed", seed))
     with (
         watched(callbacks, model, guide) as look_on,
-        _training(model, guide, frozen, seed, device),
+        _training(model, guide, frozen, processes.own_seed(seed), device),
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
+        shares = shares_of(model, guide, train, layout, objective, seed)
         with buffers_kept(model, guide):
             count = data_in_epoch(model, guide, train)[1]
         history.data = count
@@ -216,7 +222,7 @@ def fit(
                 f"{type(objective).__name__} samples {sorted(layout.enumerated)} from the model, since the guide "
                 "leaves these sites to be enumerated: use pyro.infer.TraceEnum_ELBO("
                 f"max_plate_nesting={layout.nesting}), which sums over their states as evaluate does",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         with buffers_kept(model, guide):
             first = train.first()
@@ -236,14 +242,28 @@ def fit(
             run.load(earlier, state)
         before, size = history.seconds, min(train.size, train.n)
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
-        steps = Steps(run, objective, layout, fixed, compile, full, rest)
+        processes.check_alike(
+            parameters=run.names(),
+            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
+            data=processes.facts_of(train.tensors),
+        )
+        if shares is not None and shares.reason:
+            warnings.warn(
+                f"{processes.count()} processes take the same batches, each with its own noise, since "
+                f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
+                stacklevel=outside(),
+            )
+        processes.of_first_process([*tensors_of(model, guide), *trained])
+        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         points = train.n if train.tensors else 0
-        with progress_bar("fit", points, range(good_epoch, epochs), progress=progress, unit="epoch") as bar:
+        interruptible = nullcontext() if shares is None else shares.interruptible()
+        left = range(good_epoch, epochs)
+        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -253,9 +273,12 @@ def fit(
                     good, good_epoch = unproved
                 unproved = None
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
+                look = look or shares is not None
                 taken = history.steps - 1  # the last step
-                if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, layout, last, taken)):
+                fine = isfinite(losses[-1]) and (not look or loss_is_finite(run, objective, layout, last, taken))
+                if not all(processes.gathered(fine)):
                     bad = first_bad(run, objective, layout, last, rows, taken)
+                    bad = next(filter(None, processes.gathered(bad)), "")
                     run.restore(good)
                     raise FloatingPointError(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
@@ -282,9 +305,13 @@ def fit(
                 history.elapsed.append(history.seconds)
                 if checkpoint is not None:
                     run.settings = {"compiled": steps.compiled, "products": products}
+                    if shares is not None:
+                        run.settings["seed"] = shares.seed
                     run.save(checkpoint)
                 bar.set_postfix(elbo=f"{history.elbo[-1]:.3f}")
                 look_on(history)
+                if shares is not None:
+                    shares.agree(run.trained)
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
@@ -292,6 +319,8 @@ def fit(
     history.compiled, history.route = steps.compiled, steps.route
     if isinstance(objective, Objective) and objective.way in (VMAP, LOOP):
         history.route += f" (particles: {objective.way})"
+    if shares is not None:
+        history.route += f"; {shares.sentence}"
     return history
 
 
@@ -397,7 +426,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
             raise
         if data.size < data.n:
             _check_other_sizes(model, guide, data, layout)
-        for rows in parts[1:]:
+        for rows in (parts[i] for i in processes.own_share(len(parts)) if i):
             try:
                 check_pair(model, guide, *data.take(rows))
             except (IndexError, RuntimeError, ValueError) as error:

@@ -20,6 +20,7 @@ __all__ = ["BLOCK", "Steps"]
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ from jensen.kernel.plain import PlainState
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
+from .shares import Shares
 from .updates import Update, update_of
 
 Step = Callable[[Batch], tuple[Tensor, Tensor]]  # from a batch to its loss and its bound
@@ -75,6 +77,7 @@ class Steps:
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
+        shares: how processes share the batches; None: this process is alone.
 
     Attributes:
         begun: whether a resumed run was compiled; None: the run starts here.
@@ -91,9 +94,10 @@ class Steps:
         mode: Compile,
         ahead: int,
         rest: int,
+        shares: Shares | None = None,
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest = ahead, rest
+        self.ahead, self.rest, self.shares = ahead, rest, shares
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
         self._state = PlainState(run.model, run.guide, objective)
@@ -174,11 +178,18 @@ class Steps:
         """
         losses: list[float] = []
         bounds: list[float] = []
-        order = data.shuffled()
+        shares, trained = self.shares, self.run.trained
+        batch: Batch = ()
+        order = data.shuffled() if shares is None else shares.order(data, len(self.run.history.elbo))
         for rows in order:
-            batch = data.take(rows)
-            self(batch)
-            if len(self._unread) >= (BLOCK if self.compiled else 1):
+            with nullcontext() if shares is None else shares.step(trained):
+                if len(rows):
+                    batch = data.take(rows)
+                    self(batch)
+                else:  # other processes have rows of this batch
+                    self._unread.append(self._move(*self._nan_loss(), 0))
+                    self.run.history.steps += 1
+            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1):
                 self._read(losses, bounds)
                 if not math.isfinite(losses[-1]):
                     break
@@ -246,16 +257,14 @@ class Steps:
             except (ValueError, LinAlgError):  # distributions reject parameters that are not finite
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
-                return _nan_loss()
+                return self._move(*self._nan_loss(), rows_of(batch))
         # created by pyro.param in this step for the first time
         run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
-        if not bool(value.isfinite()):
-            return _nan_loss()
         run.optimizer.zero_grad()
-        if moving := [p for p in run.trained if p.requires_grad]:
+        if bool(value.isfinite()) and (moving := [p for p in run.trained if p.requires_grad]):
             torch.autograd.backward(loss, inputs=moving)
-        return self._move(value, bound)
+        return self._move(value, bound, rows_of(batch))
 
     def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Step:
         """Loss and gradients from a graph, traced or compiled, and a step of the optimizer."""
@@ -265,27 +274,32 @@ class Steps:
             try:
                 loss, bound, *slopes = graph(*fixed, self._knobs(batch), *batch)
             except LinAlgError:
-                return _nan_loss()
-            if not bool(loss.isfinite()):
-                return _nan_loss()
+                return self._move(*self._nan_loss(), rows_of(batch))
             self.run.optimizer.zero_grad()
             for p, slope in zip(loss_graph.moved, slopes, strict=True):
                 p.grad = slope
-            return self._move(loss.reshape(()), bound)
+            return self._move(loss.reshape(()), bound, rows_of(batch))
 
         return step
 
-    def _move(self, loss: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """The optimizer's step with the gradients that the parameters hold, if all of them are finite."""
+    def _move(self, loss: Tensor, bound: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """The optimizer's step with the gradients that the parameters hold, if they and the loss are finite."""
         run = self.run
-        good = all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
+        if self.shares is not None:
+            loss, bound = self.shares.reduce(loss, bound, run.trained, rows)
+        good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()
             run.optimizer.step()
             if self._update is not None:
                 self._update.recount()
         run.optimizer.zero_grad()
-        return (loss, bound.reshape(())) if good else _nan_loss()
+        return (loss, bound.reshape(())) if good else self._nan_loss()
+
+    def _nan_loss(self) -> tuple[Tensor, Tensor]:
+        """On the device of the other losses, with which it is read."""
+        nan = torch.tensor(math.nan, device=self.run.trained[0].device)
+        return nan, nan
 
     def _compiled(self, loss_graph: LossGraph, batch: Batch) -> _Way:
         """Loss, gradients and update as one compiled graph, if the update can be part of it."""
@@ -293,7 +307,7 @@ class Steps:
         n, where = len(loss_graph.trained), [t.data_ptr() for t in read]
         kept = [t.detach() for t in loss_graph.held]
         held = (*kept, self._knobs(batch), *batch)
-        update = update_of(self.run.optimizer, list(loss_graph.moved))
+        update = None if self.shares else update_of(self.run.optimizer, list(loss_graph.moved))
         if update is None:
             return _Way(self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held)))
         moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in update.moments for m in moments)]
@@ -312,10 +326,6 @@ class Steps:
             return loss, bound
 
         return _Way(step, update, len(update.hyper(1)))
-
-
-def _nan_loss() -> tuple[Tensor, Tensor]:
-    return torch.tensor(math.nan), torch.tensor(math.nan)
 
 
 def _copies(tensors: list[Any]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 // A second device, "second", whose memory is the processor's and whose operations are the processor's: it shows on any
 // machine what a program assumes about devices. As a GPU, it has a random stream of its own, and it refuses operations
-// that mix its tensors with the processor's (numbers without dimensions, and indices, are allowed).
+// that mix its tensors with the processor's (numbers without dimensions are allowed, and indices).
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -76,13 +76,13 @@ at::Tensor shaped(const c10::Storage& storage, c10::DispatchKeySet keys, const a
 struct Call {
   std::unordered_map<c10::StorageImpl*, c10::Storage> inner, outer;  // of the device -> of the processor, and back
   std::vector<std::pair<at::Tensor, at::Tensor>> seen;               // of the device, of the processor
-  bool on_device = false;
+  bool on_device = false, joining = false;  // whether tensors are joined, where even numbers must be on the device
   std::string elsewhere;
 
   at::Tensor in(const at::Tensor& t) {
     if (!t.defined()) return t;
     if (t.device().type() != TYPE) {
-      if (t.dim() > 0) elsewhere = t.device().str();
+      if (t.dim() > 0 || joining) elsewhere = t.device().str();
       return t;
     }
     on_device = true;
@@ -154,6 +154,7 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto count = schema.arguments().size();
   const auto first = stack->size() - count;
   Call call;
+  call.joining = name == "aten::cat" || name == "aten::stack";
   std::vector<c10::IValue> given;
   for (size_t i = 0; i < count; ++i) {
     c10::IValue value = call.in((*stack)[first + i]);
