@@ -25,7 +25,7 @@ MAY_IMPORT = {  # and every room jensen.checked, jensen.missing and jensen.progr
     "progress": set(),
     "module": set(),
     "missing": set(),
-    "imputer": {"families", "guides", "inference", "models", "networks"},
+    "imputer": {"families", "guides", "inference", "kernel", "models", "networks"},
     "networks": set(),
     "families": {"networks"},
     "models": {"families", "networks", "module"},

@@ -1,4 +1,4 @@
-"""Training and measurement where --device says: data and results on the CPU or there, with the device's random stream."""
+"""Training and measurement where --device says, with that device's random stream, and data on the CPU or there."""
 
 import copy
 import math
@@ -83,7 +83,22 @@ def test_evaluate_gives_the_exact_log_evidence(moved):
         lambda m, g, x: impute(m, PriorGuide(m), holes(x), 50, **QUIET),
         lambda m, g, x: held_out(m, PriorGuide(m), holes(x), x, 50, **QUIET),
     ],
-    ids="tolerance refine compare gaps bounds ais sandwich rate calibrate mcmc reconstruct encode impute held".split(),
+    ids=[
+        "tolerance",
+        "refine",
+        "compare",
+        "gaps",
+        "bounds",
+        "ais",
+        "sandwich",
+        "rate",
+        "calibrate",
+        "mcmc",
+        "reconstruct",
+        "encode",
+        "impute",
+        "held",
+    ],
 )
 def test_measurements_run_there_and_repeat(measured):
     model, guide, x = ppca()
@@ -171,6 +186,21 @@ def test_a_diverging_compiled_run_with_an_optimizer_of_pytorch_ends_with_its_rea
 def test_the_contract_holds_on_a_device_with_memory_and_random_stream_of_its_own():
     some = "(terms_add_up or mean_log_weight or objectives_serve or test_device) and not own"
     suites = [HERE / "test_device.py", HERE.parent / "test_contract.py"]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "0", "--device", "second", "-m", ""]
-    done = subprocess.run([*command, "-k", some, *map(str, suites)], capture_output=True, text=True, cwd=HERE.parents[1])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-n",
+        "0",
+        "--device",
+        "second",
+        "-m",
+        "",
+    ]
+    done = subprocess.run(
+        [*command, "-k", some, *map(str, suites)], capture_output=True, text=True, cwd=HERE.parents[1]
+    )
     assert done.returncode == 0, done.stdout[-3000:]
