@@ -20,7 +20,7 @@ import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -101,11 +101,16 @@ def _joined() -> bool:
         return False
     if os.environ.setdefault(_MARK, str(os.getpid())) != str(os.getpid()):
         return False
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(_local() % torch.cuda.device_count())
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+        backend = "cpu:gloo,cuda:nccl"
+    here, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    found, *_ = next(dist.rendezvous("env://", here, processes))  # type: ignore[attr-defined]
+    # started again, processes find the addresses of those before them under the same names: so each start has its own
+    start = f"jensen/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{processes}"
+    store = dist.PrefixStore(start, found)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=here, world_size=processes)
     atexit.register(_leave)
     return True
 
@@ -140,6 +145,15 @@ def _group(device: torch.device) -> Any:
     return _State.objects
 
 
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Raise PeerError if a process has ended without a word."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError("another process has ended without an error: its own output may tell why") from error
+
+
 def gathered(value: T) -> list[T]:
     """The values of all processes, in their order.
 
@@ -153,7 +167,8 @@ def gathered(value: T) -> list[T]:
 
 def _exchanged(said: tuple[Any, str | None]) -> list[Any]:
     found: list[Any] = [None] * count()
-    dist.all_gather_object(found, said, group=_group(torch.device("cpu")))
+    with _connected():
+        dist.all_gather_object(found, said, group=_group(torch.device("cpu")))
     failed = [f"process {i} of {count()}: {error}" for i, (_, error) in enumerate(found) if error is not None]
     if failed and said[1] is None:
         raise PeerError("; ".join(failed))
@@ -178,7 +193,8 @@ def together() -> Iterator[None]:
     except PeerError:
         raise
     except BaseException as error:
-        _exchanged((None, f"{type(error).__name__}: {error}"))
+        with suppress(PeerError):
+            _exchanged((None, f"{type(error).__name__}: {error}"))
         raise
     finally:
         _inside.reset(token)
@@ -193,7 +209,8 @@ def of_first(make: Callable[[], T]) -> T:
         return make()
     made = [make() if rank() == 0 else None]
     gathered(None)
-    dist.broadcast_object_list(made, 0, group=_group(torch.device("cpu")))
+    with _connected():
+        dist.broadcast_object_list(made, 0, group=_group(torch.device("cpu")))
     value: Any = made[0]
     return value  # type: ignore[no-any-return]
 
@@ -263,11 +280,13 @@ def of_first_process(tensors: Sequence[Tensor]) -> None:
         return
     for tensor in tensors:
         value = tensor.detach().clone().contiguous()
-        dist.broadcast(value, 0, group=_group(value.device))
+        with _connected():
+            dist.broadcast(value, 0, group=_group(value.device))
         tensor.copy_(value)
 
 
 def summed(flat: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place."""
-    dist.all_reduce(flat, group=_group(flat.device))
+    with _connected():
+        dist.all_reduce(flat, group=_group(flat.device))
     return flat

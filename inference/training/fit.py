@@ -275,9 +275,11 @@ def fit(
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
                 look = look or shares is not None
                 taken = history.steps - 1  # the last step
-                fine = isfinite(losses[-1]) and (not look or loss_is_finite(run, objective, layout, last, taken))
-                if not all(processes.gathered(fine)):
-                    bad = first_bad(run, objective, layout, last, rows, taken)
+                idle = len(last) < len(train.tensors)  # there are fewer rows than processes
+                fine = idle or not look or not isfinite(losses[-1])
+                fine = fine or loss_is_finite(run, objective, layout, last, taken)
+                if not isfinite(losses[-1]) or not all(processes.gathered(fine)):
+                    bad = "" if idle else first_bad(run, objective, layout, last, rows, taken)
                     bad = next(filter(None, processes.gathered(bad)), "")
                     run.restore(good)
                     raise FloatingPointError(
