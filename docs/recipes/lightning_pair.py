@@ -14,10 +14,12 @@ class LightningPair(lightning.LightningModule):
         self.loss = Trace_ELBO().differentiable_loss
 
     def training_step(self, batch, _):
+        """The loss of a batch."""
         (x,) = batch
         loss = self.loss(self.model, self.guide, x) / len(x)
         self.log("elbo", -loss.detach())
         return loss
 
     def configure_optimizers(self):
+        """The optimizer of both modules."""
         return torch.optim.Adam(self.parameters(), self.lr)
