@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import zuko
 from members import DEVICE, pair
 from torch import nn
 
 from jensen.families import FullCovariance, Gaussian, MeanField, Zuko
 from jensen.guides import ExactPosterior, PriorGuide, amortize
+from jensen.imputer import Imputer
 from jensen.inference import (
     ELBO,
     IWAE,
@@ -33,6 +35,7 @@ from jensen.inference import (
     sandwich,
     terms,
 )
+from jensen.kernel.randomness import accelerator_states
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
@@ -102,13 +105,11 @@ def test_evaluate_gives_the_exact_log_evidence(moved):
 )
 def test_measurements_run_there_and_repeat(measured):
     model, guide, x = ppca()
-    x, state = x.to(DEVICE), torch.get_rng_state()
-    own = torch.get_device_module(DEVICE).get_rng_state() if DEVICE.type != "cpu" else None
+    x, states = x.to(DEVICE), [torch.get_rng_state(), *accelerator_states()]
     first, again = measured(model, guide, x), measured(model, guide, x)
     if hasattr(first, "per_datum"):
         assert first.to_dict().keys() == again.to_dict().keys()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert own is None or torch.equal(torch.get_device_module(DEVICE).get_rng_state(), own)
+    assert all(torch.equal(*both) for both in zip(states, [torch.get_rng_state(), *accelerator_states()], strict=True))
 
 
 def guide_of(model):
@@ -122,7 +123,7 @@ def holes(x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [None, ELBO(2, "stl"), ELBO(analytic_kl=True), IWAE(3, "dreg")])
+@pytest.mark.parametrize("objective", [None, ELBO(2, "stl"), IWAE(3, "dreg")])
 @pytest.mark.parametrize("compiled", [False, "auto"])
 def test_fit_learns_the_optimum_of_the_model(objective, compiled):
     torch.manual_seed(0)
@@ -131,7 +132,7 @@ def test_fit_learns_the_optimum_of_the_model(objective, compiled):
     model, start = PPCA(5, 2).double(), PPCA(5, 2).double().fit_closed_form(x)
     model.load_state_dict(start.state_dict())
     guide = amortize(model, nn.Identity(), FullCovariance, context=5).double()
-    how = {"epochs": 150, "lr": 0.02, "batch_size": 200, "compile": compiled, "device": DEVICE, "validation": x}
+    how = {"epochs": 60, "lr": 0.05, "batch_size": 200, "compile": compiled, "device": DEVICE, "validation": x}
     fit(model, guide, x, objective, **how, **QUIET)
     found = evaluate(model, guide, x, 10, device=DEVICE, refine=False, **QUIET)
     assert next(model.parameters()).device.type == DEVICE.type
@@ -167,7 +168,6 @@ def test_the_second_run_of_a_guide_repeats_its_noise():
 
 
 def test_the_noise_of_a_zuko_flow_is_drawn_there():
-    zuko = pytest.importorskip("zuko")
     family = Zuko(2, 4, flow=lambda f, c: zuko.flows.NSF(f, c, transforms=1, hidden_features=(8,))).to(DEVICE)
     q = family(torch.randn(3, 4).to(DEVICE))
     state = torch.get_rng_state()
@@ -175,16 +175,25 @@ def test_the_noise_of_a_zuko_flow_is_drawn_there():
     assert torch.equal(torch.get_rng_state(), state) == (DEVICE.type != "cpu")
 
 
-def test_a_diverging_compiled_run_with_an_optimizer_of_pytorch_ends_with_its_reason():
+def test_the_imputer_leaves_the_random_streams():
+    imputer = Imputer(latent=1)
+    states = [torch.get_rng_state(), *accelerator_states()]
+    imputer.fit(holes(torch.randn(20, 3, generator=torch.Generator().manual_seed(0))).numpy())
+    assert all(torch.equal(*both) for both in zip(states, [torch.get_rng_state(), *accelerator_states()], strict=True))
+
+
+def test_a_diverging_compiled_run_with_an_optimizer_of_pytorch_ends_with_its_reason(monkeypatch):
+    """Its losses are read together: those of the device, and the last one."""
+    monkeypatch.setattr(sys.modules["jensen.inference.training.steps"], "compiled", lambda graph, *inputs: graph)
     torch.manual_seed(0)
     model, guide, x = pair("VAE, shared scale", "MeanField")
     with pytest.raises(FloatingPointError, match="not finite at or after step"):
-        fit(model, guide, x, optimizer=torch.optim.Adagrad, lr=1e8, epochs=50, batch_size=4, **QUIET)
+        fit(model, guide, x, optimizer=torch.optim.Adagrad, lr=1e8, epochs=50, batch_size=1, compile=True, **QUIET)
 
 
 @pytest.mark.slow
 def test_the_contract_holds_on_a_device_with_memory_and_random_stream_of_its_own():
-    some = "(terms_add_up or mean_log_weight or objectives_serve or test_device) and not own"
+    some = "terms_add_up or (test_device and not own)"
     suites = [HERE / "test_device.py", HERE.parent / "test_contract.py"]
     command = [
         sys.executable,
