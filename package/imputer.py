@@ -120,7 +120,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
         x = self._standardized(given)
         features = x.shape[1]
         latent = max(1, min(10, features // 2)) if self.latent is None else self.latent
-        with private_randomness(self._seed):
+        with torch.device("cpu"), private_randomness(self._seed):  # as the arrays, whatever the default device
             if self.model == "vae":
                 self._fit_vae(x.float(), latent)
             else:

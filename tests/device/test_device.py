@@ -12,6 +12,7 @@ import zuko
 from members import DEVICE, pair
 from torch import nn
 
+from jensen.datasets import bars, hide, linear_dynamics, linear_gaussian, load, pinwheel
 from jensen.families import FullCovariance, Gaussian, MeanField, Zuko
 from jensen.guides import ExactPosterior, PriorGuide, amortize
 from jensen.imputer import Imputer
@@ -118,7 +119,7 @@ def guide_of(model):
 
 
 def holes(x):
-    seen = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    seen = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), device="cpu") < 0.7
     return x.masked_fill(~seen.to(x.device), math.nan)
 
 
@@ -189,6 +190,37 @@ def test_a_diverging_compiled_run_with_an_optimizer_of_pytorch_ends_with_its_rea
     model, guide, x = pair("VAE, shared scale", "MeanField")
     with pytest.raises(FloatingPointError, match="not finite at or after step"):
         fit(model, guide, x, optimizer=torch.optim.Adagrad, lr=1e8, epochs=50, batch_size=1, compile=True, **QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of few particles and chains
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, g, x: m.rotated(0).weight,
+        lambda m, g, x: fit(m, guide_of(m), x, epochs=2, batch_size=5, validation=x, compile=True, **QUIET),
+        lambda m, g, x: evaluate(m, g, x, tolerance=0.3, max_particles=600, **QUIET),
+        lambda m, g, x: bounds(m, g, x, 8, **QUIET),
+        lambda m, g, x: calibrate(m, g, 100, 19, **QUIET).p_values,
+        lambda m, g, x: mcmc_posterior(m, x[:2], draws=4, warmup=2, chains=1, **QUIET).converged,
+        lambda m, g, x: mcmc_posterior(m, x[:2], method="rejection", draws=4, chains=1, **QUIET).converged,
+        lambda m, g, x: hide(load("digits"), rate=0.1),
+        lambda m, g, x: [make(100) for make in (bars, linear_dynamics, linear_gaussian, pinwheel)],
+        lambda m, g, x: Imputer(latent=1).fit(holes(x).cpu().numpy()).transform(holes(x).cpu().numpy()),
+    ],
+    ids=["rotated", "fit", "tolerance", "bounds", "calibrate", "nuts", "rejection", "digits", "synthetic", "imputer"],
+)
+def test_the_default_device_of_pytorch_may_be_another(call):
+    with torch.device(DEVICE):
+        model, guide, x = ppca()
+        call(model, guide, x.to(DEVICE))
+
+
+@pytest.mark.slow
+def test_synthetic_densities_are_computed_where_the_data_are():
+    with torch.device(DEVICE):
+        found = [make(100) for make in (bars, linear_dynamics, linear_gaussian, pinwheel)]
+        assert all(data.log_density(data.test).device.type == "cpu" for data in found)
 
 
 @pytest.mark.slow
