@@ -64,7 +64,7 @@ class Validation:
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             for part in processes.own_share(len(parts)):
-                torch.manual_seed(derived_seed(0, "validation", part))
+                torch.manual_seed(derived_seed(0, "validation", int(parts[part][0])))
                 batch = data.take(parts[part])
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
