@@ -198,7 +198,7 @@ def test_a_diverging_compiled_run_with_an_optimizer_of_pytorch_ends_with_its_rea
     "call",
     [
         lambda m, g, x: m.rotated(0).weight,
-        lambda m, g, x: fit(m, guide_of(m), x, epochs=2, batch_size=5, validation=x, compile=True, **QUIET),
+        lambda m, g, x: fit(m, guide_of(m), x, epochs=2, batch_size=5, validation=x, **QUIET),
         lambda m, g, x: evaluate(m, g, x, tolerance=0.3, max_particles=600, **QUIET),
         lambda m, g, x: bounds(m, g, x, 8, **QUIET),
         lambda m, g, x: calibrate(m, g, 100, 19, **QUIET).p_values,
