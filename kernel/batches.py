@@ -125,7 +125,10 @@ class Batches(NamedTuple):
 
     def shuffled(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Rows of shuffled batches; a single batch keeps the order, as guides with a value per data point need."""
-        order = torch.randperm(self.n, generator=generator) if self.size < self.n else torch.arange(self.n)
+        if self.size < self.n:
+            order = torch.randperm(self.n, generator=generator, device="cpu")
+        else:
+            order = torch.arange(self.n, device="cpu")
         return tuple(order.split(self.size))
 
 

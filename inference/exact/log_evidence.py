@@ -190,7 +190,7 @@ def exact_log_evidence(
         if method in (None, "closed form"):
             known = _closed_form(model, tensors, chunk_size)
             if known is not None:
-                zero = torch.zeros(n, dtype=torch.float64)
+                zero = torch.zeros(n, dtype=torch.float64, device="cpu")
                 return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): omit method, or give another one")

@@ -187,7 +187,7 @@ class Steps:
                     batch = data.take(rows)
                     self(batch)
                 else:  # other processes have rows of this batch
-                    self._unread.append(self._move(*_nan_loss(), 0))
+                    self._unread.append(self._move(*self._nan_loss(), 0))
                     self.run.history.steps += 1
             if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1):
                 self._read(losses, bounds)
@@ -257,7 +257,7 @@ class Steps:
             except (ValueError, LinAlgError):  # distributions reject parameters that are not finite
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
-                return self._move(*_nan_loss(), rows_of(batch))
+                return self._move(*self._nan_loss(), rows_of(batch))
         # created by pyro.param in this step for the first time
         run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
@@ -274,7 +274,7 @@ class Steps:
             try:
                 loss, bound, *slopes = graph(*fixed, self._knobs(batch), *batch)
             except LinAlgError:
-                return self._move(*_nan_loss(), rows_of(batch))
+                return self._move(*self._nan_loss(), rows_of(batch))
             self.run.optimizer.zero_grad()
             for p, slope in zip(loss_graph.moved, slopes, strict=True):
                 p.grad = slope
@@ -294,7 +294,12 @@ class Steps:
             if self._update is not None:
                 self._update.recount()
         run.optimizer.zero_grad()
-        return (loss, bound.reshape(())) if good else _nan_loss()
+        return (loss, bound.reshape(())) if good else self._nan_loss()
+
+    def _nan_loss(self) -> tuple[Tensor, Tensor]:
+        """On the device of the other losses, with which it is read."""
+        nan = torch.tensor(math.nan, device=self.run.trained[0].device)
+        return nan, nan
 
     def _compiled(self, loss_graph: LossGraph, batch: Batch) -> _Way:
         """Loss, gradients and update as one compiled graph, if the update can be part of it."""
@@ -321,10 +326,6 @@ class Steps:
             return loss, bound
 
         return _Way(step, update, len(update.hyper(1)))
-
-
-def _nan_loss() -> tuple[Tensor, Tensor]:
-    return torch.tensor(math.nan), torch.tensor(math.nan)
 
 
 def _copies(tensors: list[Any]) -> list[Tensor]:
