@@ -1,0 +1,758 @@
+"""Data that are read by the batch: files larger than memory, data sets of torch, sparse matrices, streams.
+
+| kind | order of an epoch |
+| --- | --- |
+| files (``.npy``, memory maps, Parquet): :class:`Blocks` | blocks of rows in random order, rows permuted in a window |
+| random access (torch ``Dataset``, sparse matrices): :class:`Items` | exact: a random permutation of the rows |
+| streams (``IterableDataset``, ``DataLoader`` with a sampler of its own): :class:`Flow` | their own |
+
+A file that fits into one window (32 MiB) is permuted exactly. A background thread prepares batches ahead. Files are
+read into new buffers (``preadv``), not mapped, so that pages of the file do not count as memory of the process.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Blocks",
+    "Flow",
+    "Items",
+    "Mapped",
+    "Parquet",
+    "Rows",
+    "Source",
+    "Sparse",
+    "Survey",
+    "as_source",
+    "converted",
+    "in_file",
+    "in_memory",
+    "prefetched",
+]
+
+import hashlib
+import mmap
+import os
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from .missing import has_holes
+
+Batch = tuple[Tensor, ...]
+Some = tuple[Tensor, Batch]  # the numbers of some rows in all data, and the rows
+T = TypeVar("T")
+
+BLOCK = 2**18  # bytes read at once
+WINDOW = 2**25  # bytes permuted together
+AHEAD = 2**24  # bytes of batches prepared ahead
+_LEAST = 64  # blocks of a file, so that several processes get equal shares
+
+
+class Survey(NamedTuple):
+    """What one pass over a source finds: the number of rows, and whether values are missing (NaN)."""
+
+    n: int
+    holes: bool
+
+
+class Source(ABC):
+    """Rows that are read by the batch: a tuple of tensors, one row per data point, as fit and evaluate take them.
+
+    A subclass implements ``pieces`` and ``shuffled``; users call :meth:`in_order`, :meth:`epoch` and :meth:`head`.
+
+    Attributes:
+        size: the rows of its own batches; None: those that the caller asks for.
+        background: whether a background thread may read it: not if its own code draws from torch's random stream.
+
+    Example:
+        >>> from scipy.sparse import csr_matrix
+        >>> source = as_source(csr_matrix(np.eye(5)))
+        >>> source.n, [len(x) for (x,) in source.in_order(2)]
+        (5, [2, 2, 1])
+        >>> sorted(row for rows, _ in source.epoch(2) for row in rows.tolist())
+        [0, 1, 2, 3, 4]
+    """
+
+    size: int | None = None
+    background = True
+    _n: int | None = None
+    _survey: Survey | None = None
+    _head: Batch | None = None
+
+    @property
+    def n(self) -> int | None:
+        """The number of rows; None for a stream that was not counted yet."""
+        return self._n
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Batch]:
+        """All rows in their order, in pieces of any size."""
+
+    @abstractmethod
+    def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
+        """The batches of :meth:`epoch`. Random numbers are drawn at the call, not by the iterator."""
+
+    def in_order(self, rows: int) -> Iterator[Batch]:
+        """All rows in their order, ``rows`` at a time; the last batch may be smaller."""
+        batches = _regrouped(self.pieces(), rows)
+        return prefetched(batches) if self.background else batches
+
+    def epoch(
+        self, size: int, generator: torch.Generator | None = None, rank: int = 0, count: int = 1
+    ) -> Iterator[Some]:
+        """One shuffled pass in batches: the numbers of the rows in all data, and the rows.
+
+        Args:
+            size: how many rows a step of all processes takes; at least n: all rows in their order.
+            generator: gives the order; None: torch's random stream. It must be equal in all processes.
+            rank: the number of this process.
+            count: how many processes share the pass: each row is in one batch of one process. Shares may be uneven.
+        """
+        batches = self.shuffled(size, generator, rank, count)
+        return prefetched(batches) if self.background else batches
+
+    def head(self, rows: int) -> Batch:
+        """The first rows, at most ``rows``; the random streams of the caller do not change.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self._head is None or (len(self._head[0]) < rows and len(self._head[0]) != self.n):
+            with torch.random.fork_rng(devices=[]):
+                self._head = next(_regrouped(self.pieces(), rows), None)
+        if self._head is None:
+            raise ValueError("data has no rows")
+        return tuple(x[:rows] for x in self._head)
+
+    def survey(self) -> Survey:
+        """The number of rows and whether values are missing, found in one pass at the first call."""
+        if self._survey is None:
+            n, holes = 0, False
+            for batch in self.in_order(_SURVEYED):
+                n += len(batch[0])
+                holes = holes or any(map(has_holes, batch))
+            if not n:
+                raise ValueError("data has no rows")
+            self._n, self._survey = n, Survey(n, holes)
+        return self._survey
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {'an unknown number of' if self.n is None else self.n} rows>"
+
+
+_SURVEYED = 4096
+
+
+class Mapped(Source):
+    """The rows of another source, changed by a function of a batch that treats each row separately.
+
+    Args:
+        source: the source.
+        change: from a batch to a batch with as many rows.
+    """
+
+    def __init__(self, source: Source, change: Callable[[Batch], Batch]) -> None:
+        self.source, self.change = source, change
+        self.size, self.background = source.size, source.background
+
+    @property
+    def n(self) -> int | None:
+        """The number of rows of the source."""
+        return self.source.n
+
+    def pieces(self) -> Iterator[Batch]:
+        """All rows in their order."""
+        return map(self.change, self.source.pieces())
+
+    def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
+        """The batches of an epoch."""
+        batches = self.source.shuffled(size, generator, rank, count)
+        return ((rows, self.change(batch)) for rows, batch in batches)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The given rows, in their order; not of a stream."""
+        return self.change(_taken(self.source, rows))
+
+
+def _taken(source: Source, rows: Tensor) -> Batch:
+    if not isinstance(source, Mapped | Blocks | Items):
+        raise TypeError(f"rows of {source!r} cannot be selected: they come in an order of their own")
+    return source.take(rows)
+
+
+class Blocks(Source):
+    """Rows that are stored in blocks, each of which is read at once.
+
+    Args:
+        edges: the first row of each block, and the number of rows in the end.
+        kept: the numbers of the rows to use, increasing; None: all of them.
+    """
+
+    def __init__(self, edges: Sequence[int], kept: NDArray[np.int64] | None = None) -> None:
+        self._edges = np.asarray(edges, np.int64)
+        self._kept = None if kept is None else np.asarray(kept, np.int64)
+        self._places = self._edges if self._kept is None else np.searchsorted(self._kept, self._edges)
+        self._n = int(self._places[-1])
+        if not self._n:
+            raise ValueError("data has no rows")
+        self._used = np.flatnonzero(np.diff(self._places)).tolist()  # blocks with a row to use
+
+    @abstractmethod
+    def read(self, first: int, last: int) -> Batch:
+        """The rows of one block."""
+
+    @abstractmethod
+    def only(self, kept: NDArray[np.int64]) -> Blocks:
+        """The same data, of which only these rows are used; their numbers increase."""
+
+    def _block(self, i: int) -> Some:
+        """The used rows of a block: their numbers among all used rows, and the rows."""
+        first, last = int(self._edges[i]), int(self._edges[i + 1])
+        begin, end = int(self._places[i]), int(self._places[i + 1])
+        rows, batch = torch.arange(begin, end), self.read(first, last)
+        if self._kept is not None and end - begin < last - first:
+            places = torch.from_numpy(self._kept[begin:end] - first)
+            batch = tuple(x.index_select(0, places) for x in batch)
+        return rows, batch
+
+    def pieces(self) -> Iterator[Batch]:
+        """All rows in their order."""
+        return (self._block(i)[1] for i in self._used)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The given rows, in their order."""
+        order = rows.argsort()
+        wanted = rows[order].numpy()
+        found, places = [], np.searchsorted(wanted, self._places)
+        for i in np.flatnonzero(np.diff(places)).tolist():
+            some = torch.from_numpy(wanted[places[i] : places[i + 1]] - self._places[i])
+            found.append(tuple(x.index_select(0, some) for x in self._block(i)[1]))
+        return tuple(torch.cat(parts).index_select(0, order.argsort()) for parts in zip(*found, strict=True))
+
+    def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
+        """Blocks in random order; the rows of a window of several blocks in random order."""
+        assert self._n is not None
+        if size >= self._n:
+            blocks = torch.tensor(self._used)[rank::count].tolist()
+            return _joined(self._block(i) for i in blocks) if blocks else iter(())
+        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        order = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)]
+        share = size // count + (rank < size % count)
+        own.manual_seed(int(torch.randint(2**62, (), generator=own)) + rank)
+        return self._windows(order[rank::count].tolist(), max(1, share), own)
+
+    def _windows(self, order: list[int], size: int, generator: torch.Generator) -> Iterator[Some]:
+        left: list[Some] = []  # fewer rows than a batch: they join the next window
+        some: list[Some] = []
+        held = 0
+        for k, i in enumerate(order):
+            some.append(self._block(i))
+            held += _bytes(some[-1][1])
+            if k + 1 < len(order) and (held < WINDOW or len(some) < 2):
+                continue
+            rows, batch = _cat([*left, *some])
+            some, held = [], 0
+            chunks = torch.randperm(len(rows), generator=generator).split(size)
+            whole = len(chunks) - (len(chunks[-1]) < size and k + 1 < len(order))
+            for chunk in chunks[:whole]:
+                yield _select(rows, batch, chunk)
+            left = [_select(rows, batch, chunk) for chunk in chunks[whole:]]
+
+
+class Rows(Blocks):
+    """The rows of an array in a file, which are stored one after the other.
+
+    Args:
+        path: the file.
+        shape: of the array.
+        dtype: of the array.
+        offset: of its first byte.
+        kept: as for :class:`Blocks`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        offset: int,
+        kept: NDArray[np.int64] | None = None,
+    ) -> None:
+        n, width = shape[0], int(np.prod(shape[1:])) * dtype.itemsize
+        rows = max(1, min(BLOCK // max(1, width), -(-n // _LEAST)))
+        super().__init__([*range(0, n, rows), n], kept)
+        self.path, self.shape, self.dtype, self.offset, self._width = Path(path), shape, dtype, offset, width
+        if offset + n * width > self.path.stat().st_size:
+            raise ValueError(
+                f"{path} is truncated: it has fewer bytes than its {n} rows of {width} bytes: write it again"
+            )
+        self._file = os.open(self.path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path, self.shape, self.dtype, self.offset, self._kept)
+
+    def only(self, kept: NDArray[np.int64]) -> Rows:
+        """The same data, of which only these rows are used."""
+        return Rows(self.path, self.shape, self.dtype, self.offset, kept)
+
+    def read(self, first: int, last: int) -> Batch:
+        """The rows of one block."""
+        made: NDArray[Any] = np.empty((last - first, *self.shape[1:]), self.dtype)
+        view, at = memoryview(made.reshape(-1).view(np.uint8)), self.offset + first * self._width
+        while len(view):
+            got = os.preadv(self._file, [view], at)
+            if not got:
+                raise ValueError(f"{self.path} became shorter while it was read: write it again")
+            view, at = view[got:], at + got
+        native = self.dtype.newbyteorder("=")
+        return (torch.from_numpy(made if made.dtype == native else made.astype(native)),)
+
+
+def _of_npy(path: Path) -> Rows:
+    """The array of a ``.npy`` file."""
+    from numpy.lib import format as npy
+
+    with path.open("rb") as file:
+        try:
+            version = npy.read_magic(file)
+            shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(
+                file
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a complete .npy file of numbers: save the array again ({error})"
+            ) from error
+        offset = file.tell()
+    if fortran and len(shape) > 1:
+        raise ValueError(
+            f"{path} stores the array column by column, but rows are read: save it again by "
+            f"numpy.save(path, numpy.ascontiguousarray(x))"
+        )
+    _check_array(str(path), shape, dtype)
+    return Rows(path, shape, dtype, offset)
+
+
+def _of_map(x: np.memmap[Any, Any]) -> Rows:
+    """The array of a memory map, or some of its rows."""
+    root: Any = x
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not x.flags.c_contiguous or x.mode == "c" or not isinstance(root.base, mmap.mmap) or x.filename is None:
+        raise ValueError(
+            "data is a memory map that is not a range of the rows of its file (columns or steps were selected, it is "
+            "stored column by column, or its mode is 'c'): give the whole map, or the path of the file, and select in "
+            "the model"
+        )
+    _check_array("data", x.shape, x.dtype)
+    if x.mode != "r":
+        x.flush()
+    moved = x.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return Rows(x.filename, x.shape, x.dtype, root.offset + moved)
+
+
+def _check_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise ValueError(f"{name} has dtype {dtype}, but numbers of at most 8 bytes were expected: save it as float32")
+    if len(shape) < 2 or not np.prod(shape):
+        raise ValueError(f"{name} has the shape {shape}, but [N, X] was expected")
+
+
+class Parquet(Blocks):
+    """The numeric columns of a Parquet file, or of all Parquet files of a folder in the order of their names.
+
+    Args:
+        paths: the files.
+        kept: as for :class:`Blocks`.
+
+    Raises:
+        ImportError: if pyarrow is not installed.
+        ValueError: for a column that is not numeric, and files with other columns.
+    """
+
+    def __init__(self, paths: Sequence[Path], kept: NDArray[np.int64] | None = None) -> None:
+        try:
+            from pyarrow import parquet, types
+        except ImportError as error:
+            raise ImportError("reading Parquet files needs pyarrow: pip install pyarrow") from error
+        self.paths = list(paths)
+        self._alone = threading.Lock()  # a file of pyarrow is read by one thread at a time
+        self._files = [parquet.ParquetFile(path, pre_buffer=False) for path in self.paths]
+        self._groups: list[tuple[int, int]] = []
+        edges = [0]
+        first = self._files[0].schema_arrow
+        for f, (path, file) in enumerate(zip(self.paths, self._files, strict=True)):
+            if file.schema_arrow.names != first.names:
+                raise ValueError(
+                    f"{path} has the columns {file.schema_arrow.names}, but {self.paths[0]} has {first.names}: write "
+                    "them alike"
+                )
+            for group in range(file.metadata.num_row_groups):
+                self._groups.append((f, group))
+                edges.append(edges[-1] + file.metadata.row_group(group).num_rows)
+        number = (types.is_integer, types.is_floating, types.is_boolean)
+        if wrong := [field.name for field in first if not any(kind(field.type) for kind in number)]:
+            raise ValueError(f"{self.paths[0]}: the columns {wrong} are not numeric: write the files without them")
+        super().__init__(edges, kept)
+
+    def only(self, kept: NDArray[np.int64]) -> Parquet:
+        """The same data, of which only these rows are used."""
+        return Parquet(self.paths, kept)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.paths, self._kept)
+
+    def read(self, first: int, last: int) -> Batch:
+        """The rows of one row group."""
+        f, group = self._groups[int(np.searchsorted(self._edges, first, "right")) - 1]
+        with self._alone:
+            table = self._files[f].read_row_group(group, use_threads=False)
+        wide = torch.get_default_dtype()
+        made = torch.empty(table.num_rows, table.num_columns, dtype=wide)
+        columns = made.numpy()
+        for i, column in enumerate(table.columns):  # null becomes NaN
+            values = column.cast("float64" if wide is torch.float64 else "float32", safe=False).to_numpy()
+            columns[:, i] = values
+        return (made,)
+
+
+class Items(Source):
+    """Rows with random access: a torch ``Dataset`` with a length.
+
+    Args:
+        dataset: its items are data points, or tuples of tensors.
+        collate: makes a batch of a list of items.
+        size: the rows of its own batches, if a ``DataLoader`` sets them.
+        shuffle: whether an epoch permutes the rows.
+        drop_last: whether an epoch leaves out a last batch that is smaller.
+        workers: settings of a ``DataLoader`` whose worker processes read the rows; without any, this process does.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        size: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        workers: dict[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(dataset, Sized):
+            raise TypeError(
+                f"the {type(dataset).__name__} has no length: define __len__, or derive it from "
+                "torch.utils.data.IterableDataset"
+            )
+        self.dataset, self.collate, self.size, self.shuffle, self.drop_last = dataset, collate, size, shuffle, drop_last
+        self._n = len(dataset)
+        if not self._n:
+            raise ValueError(f"the {type(dataset).__name__} is empty")
+        self.workers = workers or {}
+        before = torch.get_rng_state()
+        self.take(torch.arange(1))
+        self.background = not self.workers and torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The given rows, in their order."""
+        dataset: Any = self.dataset
+        if isinstance(dataset, TensorDataset) and self.collate is default_collate:
+            return tuple(x.index_select(0, rows.to(x.device)) for x in dataset.tensors)
+        numbers = rows.tolist()
+        many = getattr(dataset, "__getitems__", None)
+        return _as_batch(self.collate(many(numbers) if many is not None else [dataset[i] for i in numbers]))
+
+    def _read(self, batches: list[Tensor]) -> Iterator[Some]:
+        if not self.workers:
+            return ((rows, self.take(rows)) for rows in batches)
+        sampler: Any = [rows.tolist() for rows in batches]
+        loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=self.collate, **self.workers)
+        return zip(batches, map(_as_batch, iter(loader)), strict=True)
+
+    def pieces(self) -> Iterator[Batch]:
+        """All rows in their order."""
+        assert self._n is not None
+        return (batch for _, batch in self._read(list(torch.arange(self._n).split(self.size or _PIECE))))
+
+    def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
+        """A permutation of the rows in batches, of which each process takes its part."""
+        assert self._n is not None
+        same = size >= self._n or not self.shuffle
+        order = torch.arange(self._n) if same else torch.randperm(self._n, generator=generator)
+        batches = [batch for batch in order.split(size) if len(batch) == size or not self.drop_last]
+        own = [batch.tensor_split(count)[rank] for batch in batches] if count > 1 else batches
+        return self._read([rows for rows in own if len(rows)])
+
+
+_PIECE = 128
+
+
+class Sparse(Items):
+    """The rows of a SciPy sparse matrix, made dense by the batch.
+
+    Args:
+        matrix: [N, X], of any format; it is converted to CSR.
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix.tocsr()
+        if len(self.matrix.shape) != 2 or not all(self.matrix.shape):
+            raise ValueError(f"data has the shape {self.matrix.shape}, but [N, X] was expected")
+        super().__init__(range(self.matrix.shape[0]))
+
+    def take(self, rows: Tensor) -> Batch:
+        """The given rows, in their order."""
+        return (torch.from_numpy(self.matrix[rows.numpy()].toarray()).to(torch.get_default_dtype()),)
+
+
+class Flow(Source):
+    """A stream: batches in an order of its own, which may differ between passes in training, but not in measurements.
+
+    Args:
+        batches: makes an iterable of batches, for a number of rows per batch.
+        size: the rows of its own batches, if it sets them.
+        name: of the stream, for messages.
+    """
+
+    background = False  # a DataLoader has workers of its own, and its samplers draw from torch's random stream
+
+    def __init__(self, batches: Callable[[int], Iterable[Any]], size: int | None, name: str) -> None:
+        self._batches, self.size, self.name = batches, size, name
+        self._digest: list[bytes] = []
+
+    def pieces(self) -> Iterator[Batch]:
+        """All rows in their order.
+
+        Raises:
+            ValueError: if a complete pass has other rows than the first one.
+        """
+        digests: list[Any] = []  # of each tensor, whatever the batches are
+        n = 0
+        for given in self._batches(self.size or _PIECE):
+            batch = _as_batch(given)
+            digests = digests or [hashlib.blake2b(digest_size=16) for _ in batch]
+            for digest, x in zip(digests, batch, strict=True):
+                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            n += len(batch[0])
+            yield batch
+        self._n, found = n, [digest.digest() for digest in digests]
+        if self._digest and found != self._digest:
+            raise ValueError(
+                f"the {self.name} gives other rows, or another order, at each pass, but a measurement passes several "
+                "times over its data: give one without shuffling and random transformations, or tensors"
+            )
+        self._digest = found
+
+    def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
+        """The stream's own batches, of which each process takes every ``count``-th."""
+
+        def batches() -> Iterator[Some]:
+            n = 0
+            for k, given in enumerate(source):
+                batch = _as_batch(given)
+                if k % count == rank:
+                    yield torch.arange(n, n + len(batch[0])), batch
+                n += len(batch[0])
+            if not n:
+                raise ValueError(f"the {self.name} has no rows in this pass: its __iter__ must start anew at each pass")
+            self._n = n
+
+        share = self.size or size // count + (size % count > 0)
+        source = self._batches(max(1, share))
+        return batches()
+
+
+def _of_loader(loader: DataLoader[Any]) -> Source:
+    """A DataLoader: random access if its samplers are torch's own, else a stream."""
+    name = type(loader).__name__
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise ValueError(f"the {name} gives single rows (batch_size=None): give one with a batch_size")
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if isinstance(sampler, torch.utils.data.DistributedSampler):
+        raise ValueError(
+            "the DataLoader has a DistributedSampler, which repeats rows so that all processes get the same number: "
+            "give the data set itself; its rows are shared among the processes, each once per epoch"
+        )
+    plain = type(loader.batch_sampler) is BatchSampler and type(sampler) in (RandomSampler, SequentialSampler)
+    if isinstance(sampler, RandomSampler):
+        plain = plain and not sampler.replacement and sampler._num_samples is None
+    if plain and not isinstance(loader.dataset, IterableDataset):
+        workers = {}
+        if loader.num_workers:
+            names = ("num_workers", "prefetch_factor", "persistent_workers", "worker_init_fn", "pin_memory")
+            workers = {key: getattr(loader, key) for key in (*names, "multiprocessing_context", "timeout")}
+            workers["persistent_workers"] = False  # an epoch has its own order
+        shuffle = isinstance(sampler, RandomSampler)
+        return Items(loader.dataset, loader.collate_fn, loader.batch_size, shuffle, loader.drop_last, workers)
+    return Flow(lambda _: loader, loader.batch_size or getattr(loader.batch_sampler, "batch_size", None), name)
+
+
+def as_source(data: object) -> Source | None:
+    """The source of data that are read by the batch; None for anything else, such as tensors.
+
+    Args:
+        data: a source; a memory map of NumPy; the path of a ``.npy`` or Parquet file, or of a folder of Parquet files;
+            a ``Dataset``, ``IterableDataset`` or ``DataLoader`` of torch; or a SciPy sparse matrix.
+
+    Raises:
+        ValueError: for a file that is damaged, not of numbers, or stored column by column; and for a data set that is
+            empty.
+        TypeError: for a data set without a length.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, np.memmap):
+        return converted(_of_map(data))
+    if isinstance(data, DataLoader):
+        return _of_loader(data)
+    if isinstance(data, IterableDataset):
+        return Flow(lambda size: DataLoader(data, batch_size=size), None, type(data).__name__)
+    if isinstance(data, Dataset):
+        return Items(data)
+    if type(data).__module__.startswith("scipy.sparse") and hasattr(data, "tocsr"):
+        return Sparse(data)
+    if isinstance(data, str | os.PathLike) and (path := Path(data).expanduser()).exists():
+        found = in_file(path)
+        return None if found is None else converted(found)
+    return None
+
+
+def in_file(path: Path) -> Blocks | None:
+    """The rows of a ``.npy`` or Parquet file, or of a folder of Parquet files, as stored; None for another file."""
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        return Parquet(files) if files else None
+    if path.suffix == ".parquet":
+        return Parquet([path])
+    return _of_npy(path) if path.suffix == ".npy" else None
+
+
+def converted(source: Source, dtype: torch.dtype | None = None) -> Source:
+    """The source with its first tensor in another dtype; None: torch's default."""
+    to = dtype or torch.get_default_dtype()
+    return Mapped(source, lambda batch: (batch[0].to(to), *batch[1:]))
+
+
+def in_memory(source: Source) -> Batch:
+    """All rows of a source as tensors."""
+    return _cat([(torch.empty(0), batch) for batch in source.in_order(_SURVEYED)])[1]
+
+
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The items, prepared ahead by a background thread, which ends with the iteration.
+
+    An error of the thread is raised here.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+    room, ended = threading.Semaphore(2), threading.Event()
+
+    def work() -> None:
+        wider = False
+        try:
+            for item in items:
+                if not wider:  # more of small items
+                    wider = True
+                    for _ in range(min(64, AHEAD // max(1, _size(item))) - 2):
+                        room.release()
+                room.acquire()
+                if ended.is_set():
+                    return
+                ready.put((item, None))
+            ready.put((None, StopIteration()))
+        except BaseException as error:  # raised again by the caller
+            ready.put((None, error))
+
+    thread = threading.Thread(target=work, name="jensen reads data", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            room.release()
+            yield item  # type: ignore[misc]
+    finally:
+        ended.set()
+        room.release()
+        thread.join()
+
+
+def _regrouped(pieces: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """The same rows, ``rows`` at a time."""
+    left: list[Batch] = []
+    held = 0
+    for piece in pieces:
+        left.append(piece)
+        held += len(piece[0])
+        if held < rows:
+            continue
+        whole = _cat([(torch.empty(0), batch) for batch in left])[1]
+        end = held // rows * rows
+        yield from zip(*(x[:end].split(rows) for x in whole), strict=True)
+        left, held = ([tuple(x[end:] for x in whole)] if end < held else []), held - end
+    if held:
+        yield _cat([(torch.empty(0), batch) for batch in left])[1]
+
+
+def _joined(parts: Iterable[Some]) -> Iterator[Some]:
+    yield _cat(list(parts))
+
+
+def _cat(parts: list[Some]) -> Some:
+    if len(parts) == 1:
+        return parts[0]
+    rows, batches = zip(*parts, strict=True)
+    return torch.cat(rows), tuple(map(torch.cat, zip(*batches, strict=True)))
+
+
+def _select(rows: Tensor, batch: Batch, chunk: Tensor) -> Some:
+    return rows[chunk], tuple(x.index_select(0, chunk) for x in batch)
+
+
+def _as_batch(given: Any) -> Batch:
+    """A batch of a data set or loader as a tuple of tensors."""
+    batch = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not batch or not all(isinstance(x, Tensor) and x.dim() for x in batch):
+        kind = type(given).__name__
+        kinds = f"a {kind} of {[type(x).__name__ for x in batch]}" if isinstance(given, list | tuple) else f"a {kind}"
+        raise TypeError(
+            f"a batch must be a tensor or a tuple of tensors with one row per data point, but it is {kinds}: give a "
+            "DataLoader with a collate_fn that makes one, such as "
+            "collate_fn=lambda items: torch.stack([item['x'] for item in items])"
+        )
+    if len({len(x) for x in batch}) > 1:
+        raise ValueError(
+            f"the tensors of a batch must have the same number of rows, but have {[len(x) for x in batch]}"
+        )
+    return batch
+
+
+def _size(item: object) -> int:
+    parts = item if isinstance(item, tuple) else ()
+    return sum(x.numel() * x.element_size() if isinstance(x, Tensor) else _size(x) for x in parts)
+
+
+def _bytes(batch: Batch) -> int:
+    return _size(batch)
