@@ -43,9 +43,9 @@ from torch import Tensor
 from jensen.checked import shown
 from jensen.missing import expect_holes, has_holes
 from jensen.progress import progress_bar
-from jensen.sources import Mapped, Source
+from jensen.sources import Mapped, Source, as_source
 
-from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
+from .arguments import Batch, Data, Given, as_tensors, in_a_line, rows_of
 from .caller import outside
 from .layout import Layout
 from .looks import layout_on, look_at
@@ -114,12 +114,13 @@ class Batches(NamedTuple):
     source: Source | None = None
 
     @classmethod
-    def of(cls, data: Data | Source, size: int, device: Device, transform: Transform | None) -> Batches:
-        """The batches of tensors, or of a source, which may have a size of its own."""
-        if not isinstance(data, Source):
+    def of(cls, data: Given, size: int, device: Device, transform: Transform | None) -> Batches:
+        """The batches of tensors, or of data that are read by the batch, which may have a size of their own."""
+        source = as_source(data)
+        if source is None:
             return cls(as_tensors(data, held=True), size, device, transform)
-        size = data.size or size
-        return cls(as_tensors(data.head(size)), size, device, transform, data)
+        size = source.size or size
+        return cls(as_tensors(source.head(size)), size, device, transform, source)
 
     @property
     def known(self) -> int | None:
@@ -162,8 +163,10 @@ class Batches(NamedTuple):
         return (placed(batch, self.device, self.transform) for batch in self.source.in_order(rows))
 
     def epoch(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Shuffled batches and the numbers of their rows; a single batch keeps the order, as guides with a value per
-        data point need."""
+        """Shuffled batches and the numbers of their rows.
+
+        A single batch keeps the order, as guides with a value per data point need.
+        """
         if self.source is None:
             whole = (torch.arange(self.n),)
             order = torch.randperm(self.n).split(self.size) if self.size < self.n else whole
@@ -386,8 +389,8 @@ def _refuse_whole(needed: bool, what: str, reason: str) -> None:
     """Raise ValueError if all data are needed at once, but are read by the batch."""
     if needed:
         raise ValueError(
-            f"{what} reads these data by the batch, but {reason}: give a part of them that fits into memory, as tensors "
-            "(jensen.datasets.stream(...).head(rows))"
+            f"{what} reads these data by the batch, but {reason}: give a part of them that fits into memory, such as "
+            "jensen.datasets.stream(...).head(rows)"
         )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Items",
     "Mapped",
     "Parquet",
+    "Readable",
     "Rows",
     "Source",
     "Sparse",
@@ -320,7 +321,7 @@ class Rows(Blocks):
     def read(self, first: int, last: int) -> Batch:
         """The rows of one block."""
         made: NDArray[Any] = np.empty((last - first, *self.shape[1:]), self.dtype)
-        view, at = memoryview(made.reshape(-1).view(np.uint8)), self.offset + first * self._width
+        view, at = memoryview(made.reshape(-1).view(np.uint8).data), self.offset + first * self._width
         while len(view):
             got = os.preadv(self._file, [view], at)
             if not got:
@@ -463,7 +464,8 @@ class Items(Source):
                 f"the {type(dataset).__name__} has no length: define __len__, or derive it from "
                 "torch.utils.data.IterableDataset"
             )
-        self.dataset, self.collate, self.size, self.shuffle, self.drop_last = dataset, collate, size, shuffle, drop_last
+        self.dataset: Any = dataset
+        self.collate, self.size, self.shuffle, self.drop_last = collate, size, shuffle, drop_last
         self._n = len(dataset)
         if not self._n:
             raise ValueError(f"the {type(dataset).__name__} is empty")
@@ -475,7 +477,7 @@ class Items(Source):
 
     def take(self, rows: Tensor) -> Batch:
         """The given rows, in their order."""
-        dataset: Any = self.dataset
+        dataset = self.dataset
         if isinstance(dataset, TensorDataset) and self.collate is default_collate:
             return tuple(x.index_select(0, rows.to(x.device)) for x in dataset.tensors)
         numbers = rows.tolist()
@@ -486,7 +488,9 @@ class Items(Source):
         if not self.workers:
             return ((rows, self.take(rows)) for rows in batches)
         sampler: Any = [rows.tolist() for rows in batches]
-        loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=self.collate, **self.workers)
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset, batch_sampler=sampler, collate_fn=self.collate, **self.workers
+        )
         return zip(batches, map(_as_batch, iter(loader)), strict=True)
 
     def pieces(self) -> Iterator[Batch]:
@@ -605,6 +609,9 @@ def _of_loader(loader: DataLoader[Any]) -> Source:
         shuffle = isinstance(sampler, RandomSampler)
         return Items(loader.dataset, loader.collate_fn, loader.batch_size, shuffle, loader.drop_last, workers)
     return Flow(lambda _: loader, loader.batch_size or getattr(loader.batch_sampler, "batch_size", None), name)
+
+
+Readable = Source | np.memmap | Dataset | DataLoader | str | os.PathLike  # type: ignore[type-arg]
 
 
 def as_source(data: object) -> Source | None:

@@ -34,6 +34,7 @@ from jensen.graphs.guards import Witnesses
 from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
+from jensen.kernel.looks import Incoming
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import ParametersRead, own_modules
 from jensen.kernel.plain import PlainState
@@ -48,6 +49,7 @@ Key = tuple[Any, int]  # the shapes of a batch, the state of model and guide
 BLOCK = 100  # steps whose losses are read together
 _LEAST = 200  # steps that pay for a graph
 _KEPT = 16  # graphs
+_HELD = 2**26  # bytes of batches whose losses are not read yet
 
 
 class _Way(NamedTuple):
@@ -75,6 +77,7 @@ class Steps:
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
+        check: checks batches as they come, if the data are read by the batch.
 
     Attributes:
         begun: whether a resumed run was compiled; None: the run starts here.
@@ -91,9 +94,11 @@ class Steps:
         mode: Compile,
         ahead: int,
         rest: int,
+        check: Incoming | None = None,
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest = ahead, rest
+        self.ahead, self.rest, self.check = ahead, rest, check
+        self._epochs = 0
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
         self._state = PlainState(run.model, run.guide, objective)
@@ -174,19 +179,36 @@ class Steps:
         """
         losses: list[float] = []
         bounds: list[float] = []
-        order = data.shuffled()
-        for rows in order:
-            batch = data.take(rows)
+        unread: list[tuple[Tensor, Batch]] = []  # a source cannot be asked for these batches again
+        held = 0
+        for rows, batch in data.epoch():
+            if self.check is not None and self.check(batch, rows, self._epochs):
+                self._forget()
             self(batch)
-            if len(self._unread) >= (BLOCK if self.compiled else 1):
+            unread.append((rows, batch if self.check is not None else ()))
+            held += sum(x.numel() * x.element_size() for x in unread[-1][1])
+            if len(self._unread) >= (BLOCK if self.compiled else 1) or held > _HELD:
+                known = len(losses)
                 self._read(losses, bounds)
                 if not math.isfinite(losses[-1]):
                     break
-        self._read(losses, bounds)
+                unread.clear()
+                held = 0
+        else:
+            known = len(losses)
+            self._read(losses, bounds)
         self.settle()
-        if not math.isfinite(losses[-1]) and rows is not (rows := order[len(losses) - 1]):
-            batch = data.take(rows)
+        self._epochs += 1
+        if not math.isfinite(losses[-1]) and rows is not unread[len(losses) - 1 - known][0]:
+            rows, batch = unread[len(losses) - 1 - known]
+            batch = batch or data.take(rows)
         return losses, bounds, batch, rows
+
+    def _forget(self) -> None:
+        """Choose all routes again: graphs traced on complete data do not allow for missing values."""
+        self.settle()
+        self._routes.clear()
+        self._waiting.clear()
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
         """Add the unread losses, up to the first one that is not finite."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Validation"]
 
-import torch
 
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
@@ -47,8 +46,13 @@ class Validation:
         with running(model, guide, device=data.device), forked_rng():
             layout = nested(look_at(model, guide, data.first()), max_plate_nesting)
             self.rows = data.size if layout.sizes else data.n
-            for rows in torch.arange(data.n).split(self.rows):
-                check_pair(model, guide, *data.take(rows))
+            if data.source is not None and not layout.sizes:
+                raise ValueError(
+                    "the validation ELBO of joint weights needs all data at once, but they are read by the batch: give "
+                    "tensors"
+                )
+            for batch in data.in_order(self.rows):  # the only look at data in memory
+                check_pair(model, guide, *batch)
             spoken_of, full = data_in_epoch(model, guide, data._replace(size=self.rows))
             self.count = spoken_of if layout.sizes else full  # joint weights scale a subsample up
         self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
@@ -61,8 +65,7 @@ class Validation:
         elbo = observed = 0.0
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
-            for rows in torch.arange(data.n).split(self.rows):
-                batch = data.take(rows)
+            for batch in data.in_order(self.rows):
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)
