@@ -47,7 +47,7 @@ _PLAINLY = as_data([], "")
 _LITERALS = (bool, int, float, str, type(None))
 
 
-def as_tensors(data: Given, held: bool = False) -> Batch:
+def as_tensors(data: Data, held: bool = False) -> Batch:
     """Data as a tuple of tensors with the same first dimension, which is at least 1.
 
     Args:

@@ -35,7 +35,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class Batches(NamedTuple):
         """The batches of tensors, or of data that are read by the batch, which may have a size of their own."""
         source = as_source(data)
         if source is None:
-            return cls(as_tensors(data, held=True), size, device, transform)
+            return cls(as_tensors(cast(Data, data), held=True), size, device, transform)
         size = source.size or size
         return cls(as_tensors(source.head(size)), size, device, transform, source)
 

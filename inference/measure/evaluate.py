@@ -24,7 +24,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
-from jensen.kernel.arguments import prepared
-from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
+from jensen.kernel.arguments import Given, prepared
+from jensen.kernel.batches import Batch, Data, Part, Placed, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
@@ -44,6 +44,7 @@ from jensen.missing import Missing, has_holes
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
+from jensen.sources import Source, as_source
 
 from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
@@ -287,6 +288,7 @@ class Evidence(Measurement):
         return facts
 
 
+_LOOKED_AT = 10_000  # rows of a source that are searched for the reason of a low log p(x)
 _OF_REFINED = ("modes", "evaluations", "missed")
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
@@ -295,13 +297,13 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 def evaluate(
     model: Program,
     guide: Program,
-    data: Data,
+    data: Given,
     particles: int = 5000,
     *,
     tolerance: float | None = None,
     max_particles: int = 100_000,
     refine: Refine = "auto",
-    train: Data | None = None,
+    train: Given | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     missing: Missing = None,
@@ -388,10 +390,15 @@ def evaluate(
     check_settings(particles, tolerance, max_particles)
     exactly = model
     model, data = prepared(model, data, missing)
-    tensors = as_tensors(data, held=True)
+    source = as_source(data)
+    tensors = as_tensors(cast(Data, data), held=True) if source is None else as_tensors(source.head(1))
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
-        tensors = placed(tensors, device, batch_transform)
+        measured: Batch | Source
+        if source is None:
+            measured = tensors = placed(tensors, device, batch_transform)
+        else:
+            measured = Placed(source, device, batch_transform)
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
@@ -401,7 +408,7 @@ def evaluate(
         for part in stream(
             model,
             guide,
-            tensors,
+            measured,
             "evaluate",
             at_once=chunk_size,
             together=min(64, particles if tolerance is None else 64),
@@ -434,12 +441,12 @@ def evaluate(
             parts.append({name: values.cpu() for name, values in reduced.items()})
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
-        known = cheap_evidence(exactly, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
+        known = cheap_evidence(exactly, measured, budget=budget, rows=part.size, joint=part.joint) if tensors else None
         if known is not None and bool(known.isnan().any()):
             lost = int(known.isnan().sum())
             warnings.warn(
                 f"log_evidence of the model is NaN for {lost} data points, so the exact log p(x) is omitted"
-                + (": it does not accept missing values" if any(map(has_holes, tensors)) else ""),
+                + (": it does not accept missing values" if _holed(measured) else ""),
                 stacklevel=outside(),
             )
             known = None
@@ -460,17 +467,22 @@ def evaluate(
                 "compile": compile,
                 "progress": progress,
             }
-            evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
+            evidence = refined(evidence, model, guide, measured, refine, seed=seed, **settings)
     evidence = without_lower_exact(evidence)
-    return evidence if kind is None else beside_baseline(evidence, kind, tensors, train)
+    return evidence if kind is None else beside_baseline(evidence, kind, measured, train)
 
 
-def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
+def _holed(data: Batch | Source) -> bool:
+    return data.survey().holes if isinstance(data, Source) else any(map(has_holes, data))
+
+
+def beside_baseline(evidence: Evidence, kind: Kind, data: Batch | Source, train: Given | None) -> Evidence:
     """The evidence with the baseline of one distribution per feature, and the likely reason if it is lower."""
-    fitted = None if train is None else as_tensors(train)[0]
-    if fitted is None and len(data[0]) < 2:  # one data point has no variance to fit
-        return evidence
-    found = baseline(kind, data[0], fitted)
+    fitted = None if train is None else as_source(train) or as_tensors(cast(Data, train))[0]
+    x = data if isinstance(data, Source) else data[0]
+    if fitted is None and (data.survey().n if isinstance(data, Source) else len(data[0])) < 2:
+        return evidence  # one data point has no variance to fit
+    found = baseline(kind, x, fitted)
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
@@ -478,7 +490,9 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # p(x) penalizes its latents
     if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
-    reason = likely_reason(data[0] if fitted is None else fitted) if kind == "Gaussian" else ""
+    some = x if fitted is None else fitted
+    some = some.head(_LOOKED_AT)[0] if isinstance(some, Source) else some
+    reason = likely_reason(some) if kind == "Gaussian" else ""
     reason = reason or "a model that is too simple, trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
@@ -488,7 +502,7 @@ def refined(
     evidence: Evidence,
     model: Program,
     guide: Program,
-    data: tuple[Tensor, ...],
+    data: Batch | Source,
     refine: Refine,
     **how: Any,
 ) -> Evidence:
@@ -500,7 +514,7 @@ def refined(
         evidence: the result from the guide's samples.
         model: the model.
         guide: the guide, or another one of the same model.
-        data: the data, on their device.
+        data: the data, on their device, or a source of them.
         refine: as for :func:`evaluate`; not ``False``.
         how: settings of :func:`~jensen.inference.measure.refined.refine`.
     """
