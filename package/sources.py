@@ -23,9 +23,9 @@ __all__ = [
     "Source",
     "Sparse",
     "Survey",
+    "as_blocks",
     "as_source",
     "converted",
-    "in_file",
     "in_memory",
     "prefetched",
 ]
@@ -143,13 +143,19 @@ class Source(ABC):
             raise ValueError("data has no rows")
         return tuple(x[:rows] for x in self._head)
 
-    def survey(self) -> Survey:
-        """The number of rows and whether values are missing, found in one pass at the first call."""
-        if self._survey is None:
+    def survey(self, look: Callable[[Batch], None] | None = None) -> Survey:
+        """The number of rows and whether values are missing, found in one pass at the first call.
+
+        Args:
+            look: called with every piece of the rows; there is then always a pass.
+        """
+        if self._survey is None or look is not None:
             n, holes = 0, False
-            for batch in self.in_order(_SURVEYED):
+            for batch in prefetched(self.pieces()) if self.background else self.pieces():
                 n += len(batch[0])
                 holes = holes or any(map(has_holes, batch))
+                if look is not None:
+                    look(batch)
             if not n:
                 raise ValueError("data has no rows")
             self._n, self._survey = n, Survey(n, holes)
@@ -157,9 +163,6 @@ class Source(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {'an unknown number of' if self.n is None else self.n} rows>"
-
-
-_SURVEYED = 4096
 
 
 class Mapped(Source):
@@ -172,7 +175,7 @@ class Mapped(Source):
 
     def __init__(self, source: Source, change: Callable[[Batch], Batch]) -> None:
         self.source, self.change = source, change
-        self.size, self.background = source.size, source.background
+        self.size, self.background, self._survey = source.size, source.background, source._survey
 
     @property
     def n(self) -> int | None:
@@ -628,8 +631,9 @@ def as_source(data: object) -> Source | None:
     """
     if isinstance(data, Source):
         return data
-    if isinstance(data, np.memmap):
-        return converted(_of_map(data))
+    blocks = as_blocks(data)
+    if blocks is not None:
+        return converted(blocks)
     if isinstance(data, DataLoader):
         return _of_loader(data)
     if isinstance(data, IterableDataset):
@@ -638,14 +642,15 @@ def as_source(data: object) -> Source | None:
         return Items(data)
     if type(data).__module__.startswith("scipy.sparse") and hasattr(data, "tocsr"):
         return Sparse(data)
-    if isinstance(data, str | os.PathLike) and (path := Path(data).expanduser()).exists():
-        found = in_file(path)
-        return None if found is None else converted(found)
     return None
 
 
-def in_file(path: Path) -> Blocks | None:
-    """The rows of a ``.npy`` or Parquet file, or of a folder of Parquet files, as stored; None for another file."""
+def as_blocks(data: object) -> Blocks | None:
+    """The rows of a memory map, a ``.npy`` or Parquet file, or a folder of Parquet files, as stored; else None."""
+    if isinstance(data, np.memmap):
+        return _of_map(data)
+    if not isinstance(data, str | os.PathLike) or not (path := Path(data).expanduser()).exists():
+        return None
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         return Parquet(files) if files else None
@@ -662,7 +667,7 @@ def converted(source: Source, dtype: torch.dtype | None = None) -> Source:
 
 def in_memory(source: Source) -> Batch:
     """All rows of a source as tensors."""
-    return _cat([(torch.empty(0), batch) for batch in source.in_order(_SURVEYED)])[1]
+    return _cat([(torch.empty(0), batch) for batch in source.pieces()])[1]
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
