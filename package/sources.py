@@ -659,7 +659,7 @@ def as_blocks(data: object) -> Blocks | None:
     return _of_npy(path) if path.suffix == ".npy" else None
 
 
-def converted(source: Source, dtype: torch.dtype | None = None) -> Source:
+def converted(source: Source, dtype: torch.dtype | None = None) -> Mapped:
     """The source with its first tensor in another dtype; None: torch's default."""
     to = dtype or torch.get_default_dtype()
     return Mapped(source, lambda batch: (batch[0].to(to), *batch[1:]))
