@@ -9,7 +9,6 @@ __all__ = [
     "facts",
     "flat",
     "holds_bits",
-    "missing_of",
     "pick",
     "reopen",
     "settle",
@@ -140,7 +139,10 @@ def reopen(settings: Mapping[str, Any], streams: bool = False, **more: Any) -> D
     digest = settings.get("sha256")
     path = Path(settings["source"])
     if settings.get("streamed") and not streams:
-        raise ValueError(f"the run was trained on {path} by the batch, but this command needs all data at once")
+        raise ValueError(
+            f"the run was trained on {path} by the batch, but this command needs all data at once: use Python "
+            "(jensen.inference.restore loads the model and the guide)"
+        )
     if digest is not None and not path.exists():
         raise FileNotFoundError(
             f"the run was trained on {path}, but there is no such file now: restore it, or give its new path with "

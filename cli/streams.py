@@ -123,7 +123,7 @@ def is_large(settings: Mapping[str, Any]) -> bool:
     given = [name for name in _IN_MEMORY if settings.get(name)]
     given += ["binarize"] if settings["binarize"] in ("threshold", "sample") else []
     given += ["missing"] if settings.get("missing") not in (None, ["nan"]) else []
-    much = f"{path.name}: its data need {size_of(needed)}, and {size_of(free)} of memory are free"
+    much = f"{path.name}: its data need {size_of(needed)}, a quarter of the free memory is {size_of(free / 4)}"
     if given:
         option = f"--{given[0].replace('_', '-')}"
         if path.is_dir():
