@@ -57,6 +57,7 @@ from .weights import Pair, Program, check_pair, trace_pair
 
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
+Look = Callable[[Batch, Tensor], None]
 
 _CACHE = 2**23  # bytes: measured as near the optimum for decoders of 64 to 784 features
 _LOOKED_AT = 512  # data points checked at once
@@ -162,17 +163,29 @@ class Batches(NamedTuple):
             return map(self.take, torch.arange(self.n).split(rows))
         return (placed(batch, self.device, self.transform) for batch in self.source.in_order(rows))
 
-    def epoch(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    def epoch(self, look: Look | None = None) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         """Shuffled batches and the numbers of their rows.
 
         A single batch keeps the order, as guides with a value per data point need.
+
+        Args:
+            look: called with the batches of a source before they are moved and with their numbers, unless they are
+                transformed; then after it.
         """
         if self.source is None:
             whole = (torch.arange(self.n),)
             order = torch.randperm(self.n).split(self.size) if self.size < self.n else whole
             return ((rows, self.take(rows)) for rows in order)
-        batches = self.source.epoch(self.size)
-        return ((rows, placed(batch, self.device, self.transform)) for rows, batch in batches)
+        return self._looked_at(self.source.epoch(self.size), look)
+
+    def _looked_at(
+        self, batches: Iterator[tuple[Tensor, Batch]], look: Look | None
+    ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        for rows, batch in batches:
+            made = placed(batch, self.device, self.transform)
+            if look is not None:
+                look(batch if self.transform is None else made, rows)  # without synchronization with a GPU
+            yield rows, made
 
 
 class Placed(Mapped):

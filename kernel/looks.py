@@ -97,11 +97,11 @@ class Incoming:
     Args:
         model: the model.
         guide: its guide.
-        first: a batch that is checked already.
+        first: a batch that is checked already, on the device of model and guide.
     """
 
     def __init__(self, model: Program, guide: Program, first: Batch) -> None:
-        self.model, self.guide = model, guide
+        self.model, self.guide, self._device = model, guide, [x.device for x in first]
         self._form = [(x.dtype, x.shape[1:]) for x in first]
         self._supports: list[tuple[int, Any]] = []
         self._holed = {i for i, x in enumerate(first) if has_holes(x)}  # tensors with missing values
@@ -159,7 +159,8 @@ class Incoming:
         if wrong or (self._run and not epoch):
             try:
                 with forked_rng(), buffers_kept(self.model, self.guide):
-                    check_pair(self.model, self.guide, *batch)
+                    moved = (x.to(device) for x, device in zip(batch, self._device, strict=True))
+                    check_pair(self.model, self.guide, *moved)
             except ValueError as error:
                 raise ValueError(f"{error} (positions are those in a batch, of {_numbered(rows)})") from error
         return new

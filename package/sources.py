@@ -203,82 +203,107 @@ def _taken(source: Source, rows: Tensor) -> Batch:
 
 
 class Blocks(Source):
-    """Rows that are stored in blocks, each of which is read at once.
+    """Rows of one tensor that are stored in blocks, each of which is read at once.
 
     Args:
         edges: the first row of each block, and the number of rows in the end.
+        shape: of a row, as stored.
+        dtype: of the numbers, as they are read.
         kept: the numbers of the rows to use, increasing; None: all of them.
     """
 
-    def __init__(self, edges: Sequence[int], kept: NDArray[np.int64] | None = None) -> None:
-        self._edges = np.asarray(edges, np.int64)
+    def __init__(
+        self, edges: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype, kept: NDArray[np.int64] | None
+    ) -> None:
+        self._edges, self.shape, self.dtype = np.asarray(edges, np.int64), tuple(shape), dtype
         self._kept = None if kept is None else np.asarray(kept, np.int64)
         self._places = self._edges if self._kept is None else np.searchsorted(self._kept, self._edges)
         self._n = int(self._places[-1])
         if not self._n:
             raise ValueError("data has no rows")
-        self._used = np.flatnonzero(np.diff(self._places)).tolist()  # blocks with a row to use
+        self._used: list[int] = np.flatnonzero(np.diff(self._places)).tolist()  # blocks with a row to use
 
     @abstractmethod
-    def read(self, first: int, last: int) -> Batch:
-        """The rows of one block."""
+    def read(self, first: int, last: int, out: Tensor) -> None:
+        """Read the rows of one block into a tensor of their shape."""
 
     @abstractmethod
     def only(self, kept: NDArray[np.int64]) -> Blocks:
         """The same data, of which only these rows are used; their numbers increase."""
 
-    def _block(self, i: int) -> Some:
-        """The used rows of a block: their numbers among all used rows, and the rows."""
+    def _new(self, rows: int) -> Tensor:
+        return torch.empty((rows, *self.shape), dtype=self.dtype)
+
+    def _rows(self, i: int) -> tuple[int, int]:
+        """The numbers of the used rows of a block among all used rows: the first, and the last plus one."""
+        return int(self._places[i]), int(self._places[i + 1])
+
+    def _block(self, i: int, out: Tensor | None = None) -> Tensor:
+        """The used rows of a block."""
+        begin, end = self._rows(i)
         first, last = int(self._edges[i]), int(self._edges[i + 1])
-        begin, end = int(self._places[i]), int(self._places[i + 1])
-        rows, batch = torch.arange(begin, end), self.read(first, last)
-        if self._kept is not None and end - begin < last - first:
-            places = torch.from_numpy(self._kept[begin:end] - first)
-            batch = tuple(x.index_select(0, places) for x in batch)
-        return rows, batch
+        out = self._new(end - begin) if out is None else out
+        if self._kept is None or end - begin == last - first:
+            self.read(first, last, out)
+            return out
+        whole = self._new(last - first)
+        self.read(first, last, whole)
+        return torch.index_select(whole, 0, torch.from_numpy(self._kept[begin:end] - first), out=out)
 
     def pieces(self) -> Iterator[Batch]:
         """All rows in their order."""
-        return (self._block(i)[1] for i in self._used)
+        return ((self._block(i),) for i in self._used)
 
     def take(self, rows: Tensor) -> Batch:
         """The given rows, in their order."""
         order = rows.argsort()
         wanted = rows[order].numpy()
-        found, places = [], np.searchsorted(wanted, self._places)
+        made, places = self._new(len(rows)), np.searchsorted(wanted, self._places)
         for i in np.flatnonzero(np.diff(places)).tolist():
-            some = torch.from_numpy(wanted[places[i] : places[i + 1]] - self._places[i])
-            found.append(tuple(x.index_select(0, some) for x in self._block(i)[1]))
-        return tuple(torch.cat(parts).index_select(0, order.argsort()) for parts in zip(*found, strict=True))
+            first, last = int(places[i]), int(places[i + 1])
+            some = torch.from_numpy(wanted[first:last] - self._places[i])
+            made[order[first:last]] = self._block(i).index_select(0, some)
+        return (made,)
 
     def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
         """Blocks in random order; the rows of a window of several blocks in random order."""
         assert self._n is not None
-        if size >= self._n:
-            blocks = torch.tensor(self._used)[rank::count].tolist()
-            return _joined(self._block(i) for i in blocks) if blocks else iter(())
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        order = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)]
-        share = size // count + (rank < size % count)
+        if size >= self._n:
+            blocks = self._used[rank::count]
+            return self._windows([blocks] if blocks else [], size, None)
+        order = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)].tolist()[rank::count]
+        width = self._new(1).numel() * self._new(1).element_size()
+        windows: list[list[int]] = []
+        held = WINDOW
+        for i in order:
+            if held >= WINDOW and (not windows or len(windows[-1]) > 1):
+                windows.append([])
+                held = 0
+            windows[-1].append(i)
+            begin, end = self._rows(i)
+            held += (end - begin) * width
         own.manual_seed(int(torch.randint(2**62, (), generator=own)) + rank)
-        return self._windows(order[rank::count].tolist(), max(1, share), own)
+        return self._windows(windows, max(1, size // count + (rank < size % count)), own)
 
-    def _windows(self, order: list[int], size: int, generator: torch.Generator) -> Iterator[Some]:
-        left: list[Some] = []  # fewer rows than a batch: they join the next window
-        some: list[Some] = []
-        held = 0
-        for k, i in enumerate(order):
-            some.append(self._block(i))
-            held += _bytes(some[-1][1])
-            if k + 1 < len(order) and (held < WINDOW or len(some) < 2):
-                continue
-            rows, batch = _cat([*left, *some])
-            some, held = [], 0
-            chunks = torch.randperm(len(rows), generator=generator).split(size)
-            whole = len(chunks) - (len(chunks[-1]) < size and k + 1 < len(order))
-            for chunk in chunks[:whole]:
-                yield _select(rows, batch, chunk)
-            left = [_select(rows, batch, chunk) for chunk in chunks[whole:]]
+    def _windows(self, windows: list[list[int]], size: int, generator: torch.Generator | None) -> Iterator[Some]:
+        """The batches of windows of blocks, one after the other; without a generator in their order."""
+        most = max((sum(int(np.diff(self._rows(i))[0]) for i in window) for window in windows), default=0)
+        pool, numbers = self._new(most + (size - 1 if len(windows) > 1 else 0)), torch.empty(0, dtype=torch.int64)
+        left = 0  # fewer rows than a batch at the beginning of the pool: they join the next window
+        for k, window in enumerate(windows):
+            rows = torch.cat([numbers[:left], *(torch.arange(*self._rows(i)) for i in window)])
+            at = left
+            for i in window:
+                begin, end = self._rows(i)
+                self._block(i, pool[at : at + end - begin])
+                at += end - begin
+            order = torch.arange(at) if generator is None else torch.randperm(at, generator=generator)
+            left = at % size if k + 1 < len(windows) else 0
+            for chunk in order[: at - left].split(size):
+                yield rows[chunk], (pool.index_select(0, chunk),)
+            numbers = rows[order[at - left :]]
+            pool[:left] = pool.index_select(0, order[at - left :])
 
 
 class Rows(Blocks):
@@ -302,8 +327,9 @@ class Rows(Blocks):
     ) -> None:
         n, width = shape[0], int(np.prod(shape[1:])) * dtype.itemsize
         rows = max(1, min(BLOCK // max(1, width), -(-n // _LEAST)))
-        super().__init__([*range(0, n, rows), n], kept)
-        self.path, self.shape, self.dtype, self.offset, self._width = Path(path), shape, dtype, offset, width
+        native = torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
+        super().__init__([*range(0, n, rows), n], shape[1:], native, kept)
+        self.path, self.stored, self.offset, self._width = Path(path), (shape, dtype), offset, width
         if offset + n * width > self.path.stat().st_size:
             raise ValueError(
                 f"{path} is truncated: it has fewer bytes than its {n} rows of {width} bytes: write it again"
@@ -311,27 +337,27 @@ class Rows(Blocks):
         self._file = os.open(self.path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        if (file := vars(self).pop("_file", None)) is not None:
+            os.close(file)
 
     def __reduce__(self) -> Any:
-        return type(self), (self.path, self.shape, self.dtype, self.offset, self._kept)
+        return type(self), (self.path, *self.stored, self.offset, self._kept)
 
     def only(self, kept: NDArray[np.int64]) -> Rows:
         """The same data, of which only these rows are used."""
-        return Rows(self.path, self.shape, self.dtype, self.offset, kept)
+        return Rows(self.path, *self.stored, self.offset, kept)
 
-    def read(self, first: int, last: int) -> Batch:
-        """The rows of one block."""
-        made: NDArray[Any] = np.empty((last - first, *self.shape[1:]), self.dtype)
+    def read(self, first: int, last: int, out: Tensor) -> None:
+        """Read the rows of one block into a tensor of their shape."""
+        made: NDArray[Any] = out.numpy()
         view, at = memoryview(made.reshape(-1).view(np.uint8).data), self.offset + first * self._width
         while len(view):
             got = os.preadv(self._file, [view], at)
             if not got:
                 raise ValueError(f"{self.path} became shorter while it was read: write it again")
             view, at = view[got:], at + got
-        native = self.dtype.newbyteorder("=")
-        return (torch.from_numpy(made if made.dtype == native else made.astype(native)),)
+        if not self.stored[1].isnative:
+            made.byteswap(inplace=True)
 
 
 def _of_npy(path: Path) -> Rows:
@@ -418,7 +444,7 @@ class Parquet(Blocks):
         number = (types.is_integer, types.is_floating, types.is_boolean)
         if wrong := [field.name for field in first if not any(kind(field.type) for kind in number)]:
             raise ValueError(f"{self.paths[0]}: the columns {wrong} are not numeric: write the files without them")
-        super().__init__(edges, kept)
+        super().__init__(edges, (len(first.names),), torch.get_default_dtype(), kept)
 
     def only(self, kept: NDArray[np.int64]) -> Parquet:
         """The same data, of which only these rows are used."""
@@ -427,18 +453,14 @@ class Parquet(Blocks):
     def __reduce__(self) -> Any:
         return type(self), (self.paths, self._kept)
 
-    def read(self, first: int, last: int) -> Batch:
-        """The rows of one row group."""
+    def read(self, first: int, last: int, out: Tensor) -> None:
+        """Read the rows of one row group into a tensor of their shape."""
         f, group = self._groups[int(np.searchsorted(self._edges, first, "right")) - 1]
         with self._alone:
             table = self._files[f].read_row_group(group, use_threads=False)
-        wide = torch.get_default_dtype()
-        made = torch.empty(table.num_rows, table.num_columns, dtype=wide)
-        columns = made.numpy()
+        columns = out.numpy()
         for i, column in enumerate(table.columns):  # null becomes NaN
-            values = column.cast("float64" if wide is torch.float64 else "float32", safe=False).to_numpy()
-            columns[:, i] = values
-        return (made,)
+            columns[:, i] = column.cast("float64" if out.dtype is torch.float64 else "float32", safe=False).to_numpy()
 
 
 class Items(Source):
@@ -728,19 +750,11 @@ def _regrouped(pieces: Iterable[Batch], rows: int) -> Iterator[Batch]:
         yield _cat([(torch.empty(0), batch) for batch in left])[1]
 
 
-def _joined(parts: Iterable[Some]) -> Iterator[Some]:
-    yield _cat(list(parts))
-
-
 def _cat(parts: list[Some]) -> Some:
     if len(parts) == 1:
         return parts[0]
     rows, batches = zip(*parts, strict=True)
     return torch.cat(rows), tuple(map(torch.cat, zip(*batches, strict=True)))
-
-
-def _select(rows: Tensor, batch: Batch, chunk: Tensor) -> Some:
-    return rows[chunk], tuple(x.index_select(0, chunk) for x in batch)
 
 
 def _as_batch(given: Any) -> Batch:
@@ -764,7 +778,3 @@ def _as_batch(given: Any) -> Batch:
 def _size(item: object) -> int:
     parts = item if isinstance(item, tuple) else ()
     return sum(x.numel() * x.element_size() if isinstance(x, Tensor) else _size(x) for x in parts)
-
-
-def _bytes(batch: Batch) -> int:
-    return _size(batch)

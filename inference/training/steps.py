@@ -181,9 +181,7 @@ class Steps:
         bounds: list[float] = []
         unread: list[tuple[Tensor, Batch]] = []  # a source cannot be asked for these batches again
         held = 0
-        for rows, batch in data.epoch():
-            if self.check is not None and self.check(batch, rows, self._epochs):
-                self._forget()
+        for rows, batch in data.epoch(self._look):
             self(batch)
             unread.append((rows, batch if self.check is not None else ()))
             held += sum(x.numel() * x.element_size() for x in unread[-1][1])
@@ -204,11 +202,12 @@ class Steps:
             batch = batch or data.take(rows)
         return losses, bounds, batch, rows
 
-    def _forget(self) -> None:
-        """Choose all routes again: graphs traced on complete data do not allow for missing values."""
-        self.settle()
-        self._routes.clear()
-        self._waiting.clear()
+    def _look(self, batch: Batch, rows: Tensor) -> None:
+        """Check a batch of a source; graphs traced on complete data do not allow for the first missing values."""
+        if self.check is not None and self.check(batch, rows, self._epochs):
+            self.settle()
+            self._routes.clear()
+            self._waiting.clear()
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
         """Add the unread losses, up to the first one that is not finite."""
