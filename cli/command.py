@@ -9,7 +9,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+from jensen import processes
 
 from . import compare, datasets, evaluate, impute, sample, train
 from .memory import memory_told
@@ -23,15 +25,28 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, bool], None]] = {
     "impute": impute.run,
     "datasets": datasets.run,
 }
+_SHARED = ("compare", "train", "evaluate")  # by several processes; the others are run by one
 
 
 def main(options: argparse.Namespace) -> int:
     """Run a command and print an error in one line; returns the exit status of :func:`jensen.cli.main`."""
     as_json = options.json
     forget_notices()
+    if not processes.rank():
+        return _run(options, as_json)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # process 0 prints
+        return _run(options, as_json)
+
+
+def _run(options: argparse.Namespace, as_json: bool) -> int:
+    command = _COMMANDS[options.command]
     try:
-        with memory_told(), _warnings_as_lines():
-            _COMMANDS[options.command](options, sys.stderr.isatty())
+        with memory_told(), _warnings_as_lines(), processes.together():
+            if options.command in _SHARED:
+                command(options, sys.stderr.isatty())
+            elif not processes.rank():
+                with processes.apart():
+                    command(options, sys.stderr.isatty())
     except BrokenPipeError:  # the reader of stdout has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -43,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
         return fail(f"error: {error}", 1, as_json)
     except MemoryError as error:
         return fail(f"error: {error or 'not enough memory'}", 2, as_json)
-    except (ValueError, OSError, ImportError, TypeError, NotImplementedError) as error:
+    except (ValueError, OSError, ImportError, TypeError, NotImplementedError, processes.PeerError) as error:
         return fail(f"error: {error}", 2, as_json)
     return 0
 

@@ -6,7 +6,7 @@ __all__ = ["run"]
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jensen import processes
 from jensen.datasets import Dataset
 from jensen.families import Bernoulli, Gaussian
 from jensen.guides import ExactPosterior, Laplace, PriorGuide, amortize
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             f"got {options.guides}; --model ppca omits that block"
         )
     job = _Job(options, progress)
-    with _folder(options.out):
+    with _folder(options.out) if not processes.rank() else nullcontext():
         _report(job, guides)
 
 
@@ -66,8 +67,8 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def _report(job: _Job, guides: list[str]) -> None:
-    """Train, measure, print and draw."""
-    options, out = job.options, job.options.out
+    """Train, measure and print; process 0 draws."""
+    options = job.options
     blocks: Blocks = {}
     pairs: dict[str, dict[str, Pair]] = {}  # of each block; in figures stands the first seed
     if options.model in ("ppca", "all"):
@@ -81,7 +82,16 @@ def _report(job: _Job, guides: list[str]) -> None:
         blocks["trained-together"] = job.measure("Model and guide trained together", job.note, rows, histories)
         pairs["trained-together"] = {name: of[0] for name, of in rows.items()}
         for name, (model, guide) in pairs["trained-together"].items():
-            carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
+            with processes.apart():
+                carried(model, guide, job.test, options.seed, f"{name}: ", "train for longer (--epochs)")
+    if not processes.rank():
+        with processes.apart():
+            _write(job, blocks, pairs)
+
+
+def _write(job: _Job, blocks: Blocks, pairs: dict[str, dict[str, Pair]]) -> None:
+    """Draw figures, and write the reports."""
+    options, out = job.options, job.options.out
     settings = {name: v for name, v in vars(options).items() if name not in ("given", "words")} | {"out": str(out)}
     curves: dict[str, dict[str, Bounds]] = {}
     if not options.no_pictures:

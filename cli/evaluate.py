@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from jensen import processes
 from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.batches import placed
@@ -61,6 +62,22 @@ def run(options: argparse.Namespace, progress: bool) -> None:
             measured |= dict(zip(of, row.runs or [row.evidence], strict=True))
         lines = [f"{name}: {_describe(next(iter(of.values())))}{_runs(of)}" for name, of in groups.items()]
         text = "\n".join([head, *lines, "", _table(table, data, x, options.bits)])
+    if not processes.rank():
+        with processes.apart():
+            _deliver(options, folders, trained, data, x, measured, table, text)
+
+
+def _deliver(
+    options: argparse.Namespace,
+    folders: dict[str, RunFolder],
+    trained: dict[str, tuple[nn.Module, nn.Module, History]],
+    data: Dataset,
+    x: Tensor,
+    measured: dict[str, Evidence],
+    table: Comparison | None,
+    text: str,
+) -> None:
+    """Print the result, and write it into the folders of the runs."""
     active = {run: carried(model, guide, x, options.seed) for run, (model, guide, _) in trained.items()}
     for run, units in active.items():
         of_run = f" of {run}" * (len(active) > 1)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.datasets import Dataset
 from jensen.inference import Callback, History, fit, likely_reason
 from jensen.kernel.batches import placed
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         raise ValueError(f"--seeds must be at least 1, but got {options.seeds}")
     if options.seeds == 1:
         text, document = _one(options, progress)
+        if processes.rank():
+            return
         report(f"{text}\nmeasure it with: {command('evaluate', options.run)}", document, options.json)
         return
     if (options.run / "configuration.json").is_file():
@@ -65,25 +68,40 @@ def run(options: argparse.Namespace, progress: bool) -> None:
         own = {"seed": seed, "run": folder, "given": options.given - {"seed", "seeds"}, "whole": options}
         with named(f"seed {seed}"):
             made[folder.name] = _one(argparse.Namespace(**{**vars(options), **own}), progress)
+    if processes.rank():
+        return
     text = "\n".join(f"{name}: {text.splitlines()[0]}" for name, (text, _) in made.items())
     documents = {"runs": {name: document for name, (_, document) in made.items()}}
     report(f"{text}\nmeasure them with: {command('evaluate', options.run)}", documents, options.json)
 
 
 def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, Any]]:
-    """Train one run; returns the text to print and the JSON document."""
+    """Train one run; returns the text to print and the JSON document.
+
+    Several processes train together; process 0 alone writes the folder, and prints.
+    """
     with ExitStack() as stack:
         begin = _begin
+        begun = (options.run / "configuration.json").is_file()
+        if begun and processes.restarted():
+            options.resume, options.overwrite = True, False
         if options.resume:
-            begun = options.seeds == 1 or (options.run / "configuration.json").is_file()
-            begin = _again if begun else _begin_alike
-        return _train(options, *begin(options, stack), progress)
+            begin = _again if options.seeds == 1 or begun else _begin_alike
+        opened = None if processes.rank() else begin(options, stack)
+        configuration = processes.of_first(lambda: None if opened is None else opened[0].configuration)
+        if opened is None:
+            settings = configuration or {}
+            opened = RunFolder(options.run, settings), reopen(settings["data"], streams=True), False
+        return _train(options, *opened, progress)
 
 
 def _train(
     options: argparse.Namespace, folder: RunFolder, data: Dataset, new: bool, progress: bool
 ) -> tuple[str, dict[str, Any]]:
     """Train, save and draw the results; if training stops early, keep the completed epochs."""
+    if processes.rank():
+        _fit(folder, data, options.device, progress=False)
+        return "", {}
     training = folder.configuration["training"]
     pair = Design.of(folder.configuration["pair"])
     progress_line(f"training {pair.model} with the guide {pair.guide} on {data.name}: {training['epochs']} epochs")
@@ -114,6 +132,15 @@ def _train(
         if new:
             folder.discard()
         raise
+    with processes.apart():
+        return _finished(options, folder, data, history)
+
+
+def _finished(
+    options: argparse.Namespace, folder: RunFolder, data: Dataset, history: History
+) -> tuple[str, dict[str, Any]]:
+    """Save and draw the results of a finished run; returns the text to print and the JSON document."""
+    training = folder.configuration["training"]
     history.to_json(folder.path / "history.json")
     model, guide, _ = folder.trained()
     x, labels = _some(folder, data, 1000)

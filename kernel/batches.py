@@ -40,10 +40,11 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import shown
 from jensen.missing import expect_holes, has_holes
 from jensen.progress import progress_bar
-from jensen.sources import Mapped, Source, as_source
+from jensen.sources import Mapped, Order, Source, as_source, between
 
 from .arguments import Batch, Data, Given, as_tensors, in_a_line, rows_of
 from .caller import outside
@@ -157,31 +158,37 @@ class Batches(NamedTuple):
         """The first batch."""
         return self.head(self.size)
 
-    def in_order(self, rows: int) -> Iterator[tuple[Tensor, ...]]:
-        """All data in their order, ``rows`` at a time."""
+    def in_order(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """The data from one row to another in their order, ``rows`` at a time."""
         if self.source is None:
-            return map(self.take, torch.arange(self.n).split(rows))
-        return (placed(batch, self.device, self.transform) for batch in self.source.in_order(rows))
+            return map(self.take, torch.arange(self.n)[first:last].split(rows))
+        return (placed(batch, self.device, self.transform) for batch in self.source.in_order(rows, first, last))
 
-    def epoch(self, look: Look | None = None) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Shuffled batches and the numbers of their rows.
+    def epoch(self, order: Order, look: Look | None = None) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Shuffled batches and the numbers of their rows; without rows in a step that only other processes take.
 
         A single batch keeps the order, as guides with a value per data point need.
 
         Args:
+            order: the random stream of the order, and the share of this process.
             look: called with the batches of a source before they are moved and with their numbers, unless they are
                 transformed; then after it.
         """
-        if self.source is None:
-            whole = (torch.arange(self.n),)
-            order = torch.randperm(self.n).split(self.size) if self.size < self.n else whole
-            return ((rows, self.take(rows)) for rows in order)
-        return self._looked_at(self.source.epoch(self.size), look)
+        if self.source is not None:
+            return self._looked_at(self.source.epoch(self.size, *order), look)
+        n, generator = self.n, order.generator
+        batches = (torch.randperm(n, generator=generator) if self.size < n else torch.arange(n)).split(self.size)
+        if order.processes > 1:
+            batches = tuple(rows.tensor_split(order.processes)[order.rank] for rows in batches)
+        return ((rows, self.take(rows) if len(rows) else ()) for rows in batches)
 
     def _looked_at(
         self, batches: Iterator[tuple[Tensor, Batch]], look: Look | None
     ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         for rows, batch in batches:
+            if not len(rows):
+                yield rows, ()
+                continue
             made = placed(batch, self.device, self.transform)
             if look is not None:
                 look(batch if self.transform is None else made, rows)  # without synchronization with a GPU
@@ -204,13 +211,17 @@ class Placed(Mapped):
         self._transform = transform
         self._seed = None if transform is None else int(torch.randint(2**62, ()))
 
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order."""
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order."""
         if self._seed is None:
-            yield from super().pieces()
-            return
-        for block, batch in enumerate(self.source.in_order(_LOOKED_AT)):
-            with private_randomness(derived_seed(self._seed, "transform", block)):
+            return super().pieces(first, last)
+        begin = first // _LOOKED_AT
+        return between(self._blocks(self._seed, begin, last), first - begin * _LOOKED_AT, last and last - first)
+
+    def _blocks(self, seed: int, begin: int, last: int | None) -> Iterator[Batch]:
+        end = None if last is None else -(-last // _LOOKED_AT) * _LOOKED_AT
+        for block, batch in enumerate(self.source.in_order(_LOOKED_AT, begin * _LOOKED_AT, end), begin):
+            with private_randomness(derived_seed(seed, "transform", block)):
                 yield placed(self.change(batch), None, self._transform)
 
 
@@ -261,6 +272,7 @@ class Part:
         ahead: how many parts of that size remain, this one included.
         at_once: how many (data point, particle) combinations are run at once.
         joint: whether the weights are joint, one for all data.
+        of: how many parts all data have.
         advance: reports finished units of progress.
         pair: model and guide as they are run: on all data, without factors that are not densities (see
             :mod:`~jensen.kernel.measured`).
@@ -273,6 +285,7 @@ class Part:
     ahead: int
     at_once: int
     joint: bool
+    of: int
     advance: Callable[[int], None]
     pair: Pair = field(repr=False)
     _proven: bool = field(repr=False)
@@ -315,6 +328,7 @@ def stream(
     max_plate_nesting: int | None = None,
     progress: bool = True,
     seed: int | None = None,
+    shared: bool = False,
 ) -> Iterator[Part]:
     """Iterate over the data in parts of about the same size.
 
@@ -338,6 +352,7 @@ def stream(
         progress: whether to show a progress bar.
         seed: gives each part its own random stream, that of (seed, what, first row), inside a stream that is
             private already; None leaves the stream as it is.
+        shared: whether several processes share the parts: each gets its own (``processes.in_order`` joins results).
 
     Yields:
         The :class:`Part`.
@@ -377,25 +392,30 @@ def stream(
         n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
-    total = None if units is None else n * units
+    firsts = range(0, n, rows)
+    own = processes.own_share(len(firsts)) if shared else range(len(firsts))
+    firsts = firsts[own.start : own.stop]
+    begin, end = firsts[0], min(n, firsts[-1] + rows)
+    total = None if units is None else (end - begin) * units
     pair = Pair(model, guide, layout)
-    pieces = _pieces(data, n, looked_at) if source is None else source.in_order(looked_at)
+    pieces = _pieces(data, begin, end, looked_at) if source is None else source.in_order(looked_at, begin, end)
     with progress_bar(what, n if data else 0, total=total, progress=progress, unit_scale=True) as bar:
-        for start, some in zip(range(0, n, looked_at), pieces, strict=True):
+        for start, some in zip(range(begin, end, looked_at), pieces, strict=True):
             layout = nested(check_pair(model, guide, *some), max_plate_nesting)
             if weights != "none" and not joint:
                 check_rows(layout, some, len(some[0]) if some else n)
-            for first in range(start, min(n, start + looked_at), rows):
+            for first in range(start, min(end, start + looked_at), rows):
                 batch = tuple(x[first - start : first - start + rows] for x in some)
                 if seed is not None:
                     torch.manual_seed(derived_seed(seed, what, first))
-                yield Part(batch, first, layout, rows, (n - first) // rows, at_once, joint, bar.update, pair, rows < n)
+                ahead, of = (end - first) // rows, -(-n // rows)
+                yield Part(batch, first, layout, rows, ahead, at_once, joint, of, bar.update, pair, rows < n)
                 if units is not None:
-                    bar.update(units * min(n, first + rows) - bar.n)
+                    bar.update(units * (min(n, first + rows) - begin) - bar.n)
 
 
-def _pieces(data: Batch, n: int, rows: int) -> Iterator[Batch]:
-    return (tuple(x[first : first + rows] for x in data) for first in range(0, n, rows))
+def _pieces(data: Batch, first: int, last: int, rows: int) -> Iterator[Batch]:
+    return (tuple(x[i : min(last, i + rows)] for x in data) for i in range(first, last, rows))
 
 
 def _refuse_whole(needed: bool, what: str, reason: str) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import tqdm
 
+from . import processes
+
 _name: ContextVar[str] = ContextVar("name", default="")
 
 
@@ -54,7 +56,7 @@ def progress_bar(
         ...     list(epochs)
         [0, 1, 2]
     """
-    if not progress or not watched():
+    if not progress or processes.rank() or not watched():
         return tqdm.tqdm(over, disable=True)
     with warnings.catch_warnings():  # a notebook without ipywidgets shows a text bar
         warnings.simplefilter("ignore", tqdm.TqdmWarning)

@@ -17,6 +17,7 @@ __all__ = [
     "Flow",
     "Items",
     "Mapped",
+    "Order",
     "Parquet",
     "Readable",
     "Rows",
@@ -25,6 +26,7 @@ __all__ = [
     "Survey",
     "as_blocks",
     "as_source",
+    "between",
     "converted",
     "in_memory",
     "prefetched",
@@ -37,6 +39,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,10 +64,20 @@ Batch = tuple[Tensor, ...]
 Some = tuple[Tensor, Batch]  # the numbers of some rows in all data, and the rows
 T = TypeVar("T")
 
+_NOTHING: Some = (torch.empty(0, dtype=torch.int64), ())  # this process has no rows in a step of the others
+
 BLOCK = 2**18  # bytes read at once
 WINDOW = 2**25  # bytes permuted together
 AHEAD = 2**24  # bytes of batches prepared ahead
 _LEAST = 64  # blocks of a file, so that several processes get equal shares
+
+
+class Order(NamedTuple):
+    """The random stream that gives the order of an epoch (None: torch's), and the share of process ``rank``."""
+
+    generator: torch.Generator | None = None
+    rank: int = 0
+    processes: int = 1
 
 
 class Survey(NamedTuple):
@@ -104,16 +117,16 @@ class Source(ABC):
         return self._n
 
     @abstractmethod
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order, in pieces of any size."""
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order, in pieces of any size."""
 
     @abstractmethod
     def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
         """The batches of :meth:`epoch`. Random numbers are drawn at the call, not by the iterator."""
 
-    def in_order(self, rows: int) -> Iterator[Batch]:
-        """All rows in their order, ``rows`` at a time; the last batch may be smaller."""
-        batches = _regrouped(self.pieces(), rows)
+    def in_order(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order, ``rows`` at a time; the last batch may be smaller."""
+        batches = _regrouped(self.pieces(first, last), rows)
         return prefetched(batches) if self.background else batches
 
     def epoch(
@@ -125,7 +138,8 @@ class Source(ABC):
             size: how many rows a step of all processes takes; at least n: all rows in their order.
             generator: gives the order; None: torch's random stream. It must be equal in all processes.
             rank: the number of this process.
-            count: how many processes share the pass: each row is in one batch of one process. Shares may be uneven.
+            count: how many processes share the pass: each row is in one batch of one process. All of them get the same
+                number of batches, of which some have no rows.
         """
         batches = self.shuffled(size, generator, rank, count)
         return prefetched(batches) if self.background else batches
@@ -182,14 +196,14 @@ class Mapped(Source):
         """The number of rows of the source."""
         return self.source.n
 
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order."""
-        return map(self.change, self.source.pieces())
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order."""
+        return map(self.change, self.source.pieces(first, last))
 
     def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
         """The batches of an epoch."""
         batches = self.source.shuffled(size, generator, rank, count)
-        return ((rows, self.change(batch)) for rows, batch in batches)
+        return ((rows, self.change(batch) if len(rows) else ()) for rows, batch in batches)
 
     def take(self, rows: Tensor) -> Batch:
         """The given rows, in their order; not of a stream."""
@@ -250,9 +264,12 @@ class Blocks(Source):
         self.read(first, last, whole)
         return torch.index_select(whole, 0, torch.from_numpy(self._kept[begin:end] - first), out=out)
 
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order."""
-        return ((self._block(i),) for i in self._used)
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order."""
+        begin = next((k for k, i in enumerate(self._used) if self._rows(i)[1] > first), len(self._used))
+        skipped = self._rows(self._used[begin])[0] if begin < len(self._used) else first
+        blocks = ((self._block(i),) for i in self._used[begin:])
+        return between(blocks, first - skipped, None if last is None else last - first)
 
     def take(self, rows: Tensor) -> Batch:
         """The given rows, in their order."""
@@ -271,8 +288,12 @@ class Blocks(Source):
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
         if size >= self._n:
             blocks = self._used[rank::count]
-            return self._windows([blocks] if blocks else [], size, None)
-        order = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)].tolist()[rank::count]
+            return self._windows([blocks], size, None) if blocks else iter([_NOTHING])
+        whole = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)].tolist()
+        shares = [max(1, size // count + (r < size % count)) for r in range(count)]
+        held_by = [sum(int(np.diff(self._rows(i))[0]) for i in whole[r::count]) for r in range(count)]
+        steps = max(-(-rows // share) for rows, share in zip(held_by, shares, strict=True))
+        order = whole[rank::count]
         width = self._new(1).numel() * self._new(1).element_size()
         windows: list[list[int]] = []
         held = WINDOW
@@ -284,7 +305,8 @@ class Blocks(Source):
             begin, end = self._rows(i)
             held += (end - begin) * width
         own.manual_seed(int(torch.randint(2**62, (), generator=own)) + rank)
-        return self._windows(windows, max(1, size // count + (rank < size % count)), own)
+        batches = self._windows(windows, shares[rank], own)
+        return chain(batches, repeat(_NOTHING, steps - -(-held_by[rank] // shares[rank])))
 
     def _windows(self, windows: list[list[int]], size: int, generator: torch.Generator | None) -> Iterator[Some]:
         """The batches of windows of blocks, one after the other; without a generator in their order."""
@@ -511,17 +533,19 @@ class Items(Source):
 
     def _read(self, batches: list[Tensor]) -> Iterator[Some]:
         if not self.workers:
-            return ((rows, self.take(rows)) for rows in batches)
-        sampler: Any = [rows.tolist() for rows in batches]
+            return ((rows, self.take(rows)) if len(rows) else _NOTHING for rows in batches)
+        sampler: Any = [rows.tolist() for rows in batches if len(rows)]
         loader: DataLoader[Any] = DataLoader(
             self.dataset, batch_sampler=sampler, collate_fn=self.collate, **self.workers
         )
-        return zip(batches, map(_as_batch, iter(loader)), strict=True)
+        read = map(_as_batch, iter(loader))
+        return ((rows, next(read)) if len(rows) else _NOTHING for rows in batches)
 
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order."""
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order."""
         assert self._n is not None
-        return (batch for _, batch in self._read(list(torch.arange(self._n).split(self.size or _PIECE))))
+        rows = torch.arange(self._n)[first:last].split(self.size or _PIECE)
+        return (batch for _, batch in self._read(list(rows)))
 
     def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
         """A permutation of the rows in batches, of which each process takes its part."""
@@ -530,7 +554,7 @@ class Items(Source):
         order = torch.arange(self._n) if same else torch.randperm(self._n, generator=generator)
         batches = [batch for batch in order.split(size) if len(batch) == size or not self.drop_last]
         own = [batch.tensor_split(count)[rank] for batch in batches] if count > 1 else batches
-        return self._read([rows for rows in own if len(rows)])
+        return self._read(own)
 
 
 _PIECE = 128
@@ -569,12 +593,15 @@ class Flow(Source):
         self._batches, self.size, self.name = batches, size, name
         self._digest: list[bytes] = []
 
-    def pieces(self) -> Iterator[Batch]:
-        """All rows in their order.
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order.
 
         Raises:
             ValueError: if a complete pass has other rows than the first one.
         """
+        return between(self._whole(), first, None if last is None or last == self._n else last - first)
+
+    def _whole(self) -> Iterator[Batch]:
         digests: list[Any] = []  # of each tensor, whatever the batches are
         n = 0
         for given in self._batches(self.size or _PIECE):
@@ -596,12 +623,17 @@ class Flow(Source):
         """The stream's own batches, of which each process takes every ``count``-th."""
 
         def batches() -> Iterator[Some]:
-            n = 0
+            n, own, k = 0, _NOTHING, -1
             for k, given in enumerate(source):
                 batch = _as_batch(given)
                 if k % count == rank:
-                    yield torch.arange(n, n + len(batch[0])), batch
+                    own = torch.arange(n, n + len(batch[0])), batch
                 n += len(batch[0])
+                if (k + 1) % count == 0:  # a step of all processes
+                    yield own
+                    own = _NOTHING
+            if (k + 1) % count:
+                yield own
             if not n:
                 raise ValueError(f"the {self.name} has no rows in this pass: its __iter__ must start anew at each pass")
             self._n = n
@@ -731,6 +763,23 @@ def prefetched(items: Iterator[T]) -> Iterator[T]:
         ended.set()
         room.release()
         thread.join()
+
+
+def between(pieces: Iterator[Batch], first: int, rows: int | None) -> Iterator[Batch]:
+    """The same pieces without the first rows, and without those after the given number of rows."""
+    for piece in pieces:
+        n = len(piece[0])
+        if first >= n:
+            first -= n
+            continue
+        end = n if rows is None else first + rows
+        some = tuple(x[first:end] for x in piece)
+        first = 0
+        yield some
+        if rows is not None:
+            rows -= len(some[0])
+            if rows <= 0:
+                return
 
 
 def _regrouped(pieces: Iterable[Batch], rows: int) -> Iterator[Batch]:

@@ -100,6 +100,7 @@ ALONE: dict[str, tuple[str, ...]] = {
     "imputer": ("Imputer",),
     "missing": ("observed_only", "draw_missing", "as_holes", "Observed"),
     "module": ("UniqueModule",),
+    "processes": ("apart", "count", "rank"),
 }
 
 

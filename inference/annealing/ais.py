@@ -47,6 +47,7 @@ import torch
 from pyro import poutine, validation_enabled
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.kernel.batches import Data, Device, Transform, as_tensors, placed, stream
 from jensen.kernel.coordinates import Coordinates
@@ -395,6 +396,7 @@ class AIS(Measurement):
 
 
 @checked
+@processes.together()
 def ais(
     model: Program,
     guide: Program | None,
@@ -470,26 +472,24 @@ def ais(
     """
     betas = temperatures_of(temperatures, schedule)
     check_settings(guide, chains, leapfrog, pilot, start)
+    seed, device = processes.shared_seed(seed), processes.place(device)
     origin = guide if start == "guide" else None
     tensors = as_tensors(data)
-    log_w: list[Tensor] = []
-    acceptance: list[Tensor] = []
-    exact: list[Tensor] = []
-    steps: list[Tensor] = []
+    results: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
     evaluated = 0
     proposal = prior_of(model) if origin is None else origin
     with running(model, proposal, "ais", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         how: dict[str, Any] = {"at_once": chunk_size, "together": chains, "progress": progress, "seed": seed}
-        for part in stream(model, proposal, tensors, "ais", **how):
+        for part in stream(model, proposal, tensors, "ais", shared=True, **how):
             path = Path(part.pair.model, None if origin is None else part.pair.guide, part.data, part.layout.nesting)
             tuning, evaluated = tune(path, betas, leapfrog, pilot)
             weights, accepted = anneal(path, path.draw(chains), betas, tuning, leapfrog)
-            log_w.append(weights.cpu())
-            acceptance.append(accepted.double().cpu())
-            steps.append(tuning.steps.cpu())
             known = exact_evidence(model, part.data)
-            exact += [] if known is None else [known.cpu()]
+            known = None if known is None else known.cpu()
+            results.append((weights.cpu(), accepted.double().cpu(), tuning.steps.cpu(), known))
+    log_w, acceptance, steps, known_of = zip(*processes.in_order(results, part.of), strict=True)
+    exact = [known for known in known_of if known is not None]
     return AIS(
         log_weights=torch.cat(log_w, 1),
         acceptance=torch.cat(acceptance),

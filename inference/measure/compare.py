@@ -25,6 +25,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.graphs.products import product_route
 from jensen.kernel.arguments import Given
@@ -441,6 +442,7 @@ Key = tuple[str, int]  # the name of a row, and the index of its training run
 
 
 @checked
+@processes.together()
 def compare(
     pairs: Mapping[str, Pair | Sequence[Pair]],
     data: Data,
@@ -498,6 +500,7 @@ def compare(
         >>> list(table.rows), table.rows["exact"].parameters
         (['exact'], 16)
     """
+    seed, device = processes.shared_seed(seed), processes.place(device)
     each = _each(pairs)
     took = _times(each, histories or {})
     if gaps and tolerance is not None:

@@ -29,6 +29,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
@@ -294,6 +295,7 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 
 
 @checked
+@processes.together()
 def evaluate(
     model: Program,
     guide: Program,
@@ -388,10 +390,13 @@ def evaluate(
         (torch.Size([20]), torch.Size([20]))
     """
     check_settings(particles, tolerance, max_particles)
+    seed, device = processes.shared_seed(seed), processes.place(device)
     exactly = model
     model, data = prepared(model, data, missing)
     source = as_source(data)
     tensors = as_tensors(cast(Data, data), held=True) if source is None else as_tensors(source.head(1))
+    facts = processes.facts_of(tensors) if source is None else [repr(source)]
+    processes.check_alike(data=facts, seed=seed, particles=particles)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         measured: Batch | Source
@@ -402,7 +407,7 @@ def evaluate(
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
-        counted = 0.0
+        counts: list[float] = []
         weights: LogWeights | None = None
         kind: Kind | None = None
         for part in stream(
@@ -418,13 +423,14 @@ def evaluate(
             max_plate_nesting=max_plate_nesting,
             progress=progress,
             seed=seed,
+            shared=True,
         ):
             if weights is None:
                 kind = kind_of(model, guide, part.data)
                 if part.joint:
                     warn_of_no_plate(model, guide, part.data)
             weights = LogWeights(part.pair, compile) if weights is None else weights
-            counted += _observed_of(model, guide, part.data) if tensors else numbers
+            counts.append(_observed_of(model, guide, part.data) if tensors else numbers)
 
             def draw(
                 positions: Tensor | None, k: int, part: Part = part, weights: LogWeights = weights
@@ -439,6 +445,8 @@ def evaluate(
                 equally(draw, part, particles) if tolerance is None else as_needed(draw, part, tolerance, max_particles)
             )
             parts.append({name: values.cpu() for name, values in reduced.items()})
+        parts = processes.in_order(parts, part.of)
+        counted = sum(processes.in_order(counts, part.of))
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
         known = cheap_evidence(exactly, measured, budget=budget, rows=part.size, joint=part.joint) if tensors else None

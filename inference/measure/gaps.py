@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.products import product_route
@@ -175,6 +176,7 @@ class Gaps(Measurement):
 
 
 @checked
+@processes.together()
 def gaps(
     model: Program,
     guide: Program,
@@ -266,6 +268,7 @@ def gaps(
             "amortize(...), or add that method: it returns a guide with separate parameters for each of these data "
             "points"
         )
+    seed, device = processes.shared_seed(seed), processes.place(device)
     tensors = as_tensors(data)
     with private_randomness(seed, "gaps", "data"):
         tensors = placed(tensors, device, batch_transform)
@@ -277,16 +280,15 @@ def gaps(
             "total gap is evaluate(model, guide, data).gap"
         )
     start = time.perf_counter()
-    measured: list[Evidence] = []
-    gain: list[Tensor] = []
-    converged: list[Tensor] = []
-    most, spent = 0, 0.0
+    results: list[tuple[Evidence, Tensor, Tensor, int]] = []
+    spent = 0.0
     where = place_of(tensors, device, model, guide)
     with originals_kept(model, guide), running(model, guide, "gaps", seed=seed, device=device), product_route(where):
         search: LocalSearch | None = None
         land: Landscape | None = None
         at_once = in_cache(tensors)
-        for part in stream(model, guide, tensors, "gaps", at_once=batch_size, progress=progress, seed=seed):
+        settings: Any = {"progress": progress, "seed": seed, "shared": True}
+        for part in stream(model, guide, tensors, "gaps", at_once=batch_size, **settings):
             batch, parts = part.data, -(-len(tensors[0]) // part.size)
             local = copy.deepcopy(guide) if is_autoguide(guide) else guide.local(*batch)  # type: ignore[attr-defined]
             land = Landscape(model, part.layout.nesting, compile, parts) if land is None else land
@@ -299,14 +301,13 @@ def gaps(
             theirs = _rows(evidence.by_guide or evidence, part.rows)
             if search.free:  # else the same guide
                 theirs = _measured(search, replace(part, at_once=at_once), particles, parts, theirs)
-            measured.append(theirs)
+            gain, converged = change.clamp_min(0.0).double().cpu(), (change.abs() <= tolerance + 2 * error).cpu()
+            results.append((theirs, gain, converged, done))
             start = time.perf_counter()
-            gain.append(change.clamp_min(0.0).double().cpu())
-            converged.append((change.abs() <= tolerance + 2 * error).cpu())
-            most = max(most, done)
+    measured, gains, reached, rounds_done = zip(*processes.in_order(results, part.of), strict=True)
     local_best = _joined(measured)
     warn_of_impossible_elbo(local_best)
-    return Gaps(evidence, local_best, torch.cat(gain), torch.cat(converged), most, spent)
+    return Gaps(evidence, local_best, torch.cat(gains), torch.cat(reached), max(rounds_done), spent)
 
 
 def _measured(search: LocalSearch, part: Part, particles: int, parts: int, of_guide: Evidence) -> Evidence:

@@ -10,12 +10,13 @@ __all__ = ["Refined", "Strata", "bounds_of", "refine", "target_of"]
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from jensen import processes
 from jensen.graphs.compile import Compile
 from jensen.kernel.arguments import in_a_line
 from jensen.kernel.batches import Batch, Part, stream
@@ -92,16 +93,32 @@ def refine(
     """
     if (least := Plan.of(budget, 1).least(1)) > budget:
         return f"a data point needs a budget of at least {least} evaluations, not {budget}"
-    parts: list[Refined] = []
     how: Any = {"weights": "any", "max_plate_nesting": max_plate_nesting, "progress": progress, "seed": seed}
+    parts = stream(model, guide, data, "refine", at_once=_BLOCK, shared=look is None, **how)
+    found = _refined_parts(parts, budget, compile, look)
+    if look is None:
+        reasons = processes.gathered(found if isinstance(found, str) else None)
+        found = next(filter(None, reasons), found)
+    if isinstance(found, str):
+        return found
+    results, of = found
+    whole = processes.in_order(results, of) if look is None else results
+    return Refined(*(torch.cat(values) for values in zip(*whole, strict=True)))
+
+
+def _refined_parts(
+    parts: Iterator[Part], budget: int, compile: Compile, look: Look | None
+) -> tuple[list[Refined], int] | str:
+    """The results of parts of the data, and how many parts all data have; or the reason why there are none."""
+    results: list[Refined] = []
     target: Target | None = None
-    for part in stream(model, guide, data, "refine", at_once=_BLOCK, **how):
+    for part in parts:
         if target is None:
             program, funnels = without_funnels(part.pair.model, *part.data)
         blocks = _blocks(part, program, funnels)
         if isinstance(blocks, str):
             return blocks
-        first = part.first
+        first, found = part.first, []
         for block, given in blocks:
             if target is None:
                 made = target_of(part, budget, False if funnels else compile, program, block, given)
@@ -114,9 +131,10 @@ def refine(
                 target.move_to(block, given)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*runs one particle after the other")
-                parts.append(_refined(target, plan, look, first))
+                found.append(_refined(target, plan, look, first))
             first += len(target)
-    return Refined(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+        results.append(Refined(*(torch.cat(values).cpu() for values in zip(*found, strict=True))))
+    return results, part.of
 
 
 def _blocks(part: Part, program: Program, funnels: list[str]) -> list[tuple[tuple[Tensor, ...], Tensor | None]] | str:

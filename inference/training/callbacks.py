@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
+from jensen import processes
 from jensen.checked import checked
 from jensen.kernel.modes import modes_kept
 from jensen.kernel.parameters import owners_of
@@ -63,12 +64,14 @@ class Callback(Protocol):
 
 
 class _Logger(Callback):
-    """Writes each epoch of a run once, including those before a resumption, from the history."""
+    """Writes each epoch of a run once, including those before a resumption, from the history; process 0 alone does."""
 
     def __init__(self) -> None:
         self._written = 0
 
     def after_epoch(self, history: History, model: Program, guide: Program) -> None:
+        if processes.rank():
+            return
         columns = history.per_epoch()
         n = len(columns["epoch"])
         rows = [{name: values[i] for name, values in columns.items()} for i in range(self._written, n)]

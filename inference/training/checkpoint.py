@@ -16,9 +16,11 @@ import pyro
 import torch
 from torch import Tensor, nn, optim
 
+from jensen import processes
 from jensen.checked import checked, shown
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
+from jensen.kernel.randomness import derived_seed
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 from jensen.results.schema import decoded
@@ -52,6 +54,7 @@ class Settings(TypedDict):
     compiled: NotRequired[bool]
     identity: NotRequired[str]
     products: NotRequired[Route]
+    seed: NotRequired[int]
 
 
 class OptimizerState(TypedDict):
@@ -75,6 +78,7 @@ class Contents(TypedDict):
     settings: Settings
     random: Tensor
     random_cuda: list[Tensor]
+    random_of: NotRequired[list[Tensor]]
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
@@ -91,8 +95,9 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
             raise ValueError(f"there are {len(found['parameters'])} values for {len(found['names'])} parameters")
         if found["best"] is not None and len(found["best"]) != len(found["parameters"]):
             raise ValueError(f"there are {len(found['best'])} best values for {len(found['parameters'])}")
-        for name in ("random", "random_cuda"):
-            for stream in [found["random"]] if name == "random" else found["random_cuda"]:
+        streams = {"random": [found["random"]], "random_cuda": found["random_cuda"]}
+        for name, some in {**streams, "random_of": found.get("random_of", [])}.items():
+            for stream in some:
                 if stream.dtype != torch.uint8 or stream.dim() != 1:
                     raise ValueError(f"{name} is {stream.dtype} of shape {list(stream.shape)}: no state of a generator")
         for values in (found["parameters"], found["best"] or ()):
@@ -263,11 +268,14 @@ class Run:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, in process 0 only, with the random streams of all processes.
 
         Raises:
             FileExistsError: if another run writes to the same file.
         """
+        streams = processes.gathered(torch.get_rng_state())
+        if processes.rank():
+            return
         self._check_alone(path)
         self.settings["identity"] = self.identity
         write_checkpoint(
@@ -282,6 +290,7 @@ class Run:
                 "settings": {**self.settings, "configuration": self.configuration},
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                **({"random_of": streams} if len(streams) > 1 else {}),
             },
         )
         self.written = mark_of(path)
@@ -336,7 +345,11 @@ class Run:
         self.settings = state["settings"]
         self.identity = self.settings.get("identity", self.identity)
         vars(self.history).update(vars(state["history"]))
-        torch.set_rng_state(state["random"])
+        streams, here = state.get("random_of", [state["random"]]), processes.rank()
+        if here and len(streams) != processes.count():  # there were fewer or more: a new stream for each epoch
+            torch.manual_seed(derived_seed(torch.initial_seed(), "epoch", len(self.history.elbo)))
+            return
+        torch.set_rng_state(streams[here])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
 

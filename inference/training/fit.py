@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pyro.infer import (
 )
 from torch import Tensor, nn
 
+from jensen import processes
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
 from jensen.graphs.products import product_route
@@ -47,19 +48,20 @@ from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
 from jensen.kernel.looks import Incoming, held_by, layout_on, look_at, warn_of_no_plate
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
-from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept
+from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept, tensors_of
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
 from jensen.missing import Missing
 from jensen.progress import progress_bar
 
 from .callbacks import Callback, watched
-from .checkpoint import MakeScheduler, Run, mark_of, read_contents
+from .checkpoint import MakeScheduler, Run, Settings, mark_of, read_contents
 from .diagnosis import Falls, first_bad
 from .gradients import loss_is_finite
 from .history import History
 from .objectives import Objective
 from .seconds import add_seconds
+from .shares import shares_of
 from .steps import BLOCK, Steps
 from .validation import Validation
 
@@ -67,6 +69,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @checked
+@processes.together()
 def fit(
     model: Program,
     guide: Program,
@@ -168,6 +171,7 @@ def fit(
     """
     warn_if_busy()
     start = time.perf_counter()
+    device = processes.place(device)
     model, data = prepared(model, data, missing)
     train = Batches.of(data, batch_size, device, batch_transform)
     held_out = None
@@ -180,18 +184,20 @@ def fit(
     history = History()
 
     mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
-    earlier = checkpoint if resume and checkpoint is not None and os.path.exists(checkpoint) else None
-    state = None if earlier is None else read_contents(earlier)
-    begun = {} if state is None else state["settings"]  # a resumed run keeps its first settings
-    if checkpoint is not None:
+    earlier = checkpoint if resume else None
+    state = processes.of_first(lambda: None if earlier is None or mark is None else read_contents(earlier))
+    begun: Settings = {} if state is None else state["settings"]  # a resumed run keeps its first settings
+    if checkpoint is not None and processes.rank() == 0:
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    seed = processes.shared_seed(begun.get("seed", seed))
     with (
         watched(callbacks, model, guide) as look_on,
-        _training(model, guide, frozen, seed, device),
+        _training(model, guide, frozen, processes.own_seed(seed), device),
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
+        shares = shares_of(model, guide, train, layout, objective, seed)
         count = 0 if train.known is None else _counted(model, guide, train)
         history.data = count or None
         if held_out is not None:
@@ -215,7 +221,7 @@ def fit(
                 f"{type(objective).__name__} samples {sorted(layout.enumerated)} from the model, since the guide "
                 "leaves these sites to be enumerated: use pyro.infer.TraceEnum_ELBO("
                 f"max_plate_nesting={layout.nesting}), which sums over their states as evaluate does",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         with buffers_kept(model, guide):
             first = train.first()
@@ -237,15 +243,29 @@ def fit(
         n = train.known or _ASSUMED * train.size
         before, size = history.seconds, min(train.size, n)
         full, rest = epochs * (n // size), epochs * (n % size > 0)
+        processes.check_alike(
+            parameters=run.names(),
+            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
+            data=processes.facts_of(train.tensors) if train.source is None else [repr(train.source)],
+        )
+        if shares is not None and shares.reason:
+            warnings.warn(
+                f"{processes.count()} processes take the same batches, each with its own noise, since "
+                f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
+                stacklevel=outside(),
+            )
+        processes.of_first_process([*tensors_of(model, guide), *trained])
         check = None if train.source is None else Incoming(model, guide, first)
-        steps = Steps(run, objective, layout, fixed, compile, full, rest, check)
+        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, check)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         points = train.known or 0 if train.tensors else 0
-        with progress_bar("fit", points, range(good_epoch, epochs), progress=progress, unit="epoch") as bar:
+        interruptible = nullcontext() if shares is None else shares.interruptible()
+        left = range(good_epoch, epochs)
+        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -255,9 +275,14 @@ def fit(
                     good, good_epoch = unproved
                 unproved = None
                 look = checkpoint is not None or held_out is not None or epoch == epochs - 1 or not steps.compiled
+                look = look or shares is not None
                 taken = history.steps - 1  # the last step
-                if not isfinite(losses[-1]) or (look and not loss_is_finite(run, objective, layout, last, taken)):
-                    bad = first_bad(run, objective, layout, last, rows, taken)
+                idle = len(last) < len(train.tensors)  # there are fewer rows than processes
+                fine = idle or not look or not isfinite(losses[-1])
+                fine = fine or loss_is_finite(run, objective, layout, last, taken)
+                if not isfinite(losses[-1]) or not all(processes.gathered(fine)):
+                    bad = "" if idle else first_bad(run, objective, layout, last, rows, taken)
+                    bad = next(filter(None, processes.gathered(bad)), "")
                     run.restore(good)
                     raise FloatingPointError(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
@@ -286,9 +311,13 @@ def fit(
                 history.elapsed.append(history.seconds)
                 if checkpoint is not None:
                     run.settings = {"compiled": steps.compiled, "products": products}
+                    if shares is not None:
+                        run.settings["seed"] = shares.seed
                     run.save(checkpoint)
                 bar.set_postfix(elbo=f"{history.elbo[-1]:.3f}")
                 look_on(history)
+                if shares is not None:
+                    shares.agree(run.trained)
         if patience is not None and run.best is not None:
             run.restore(run.best)
     history.seconds = before + time.perf_counter() - start
@@ -296,6 +325,8 @@ def fit(
     history.compiled, history.route = steps.compiled, steps.route
     if isinstance(objective, Objective) and objective.way in (VMAP, LOOP):
         history.route += f" (particles: {objective.way})"
+    if shares is not None:
+        history.route += f"; {shares.sentence}"
     return history
 
 
@@ -410,7 +441,8 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
             raise
         if data.size < whole:
             _check_other_sizes(model, guide, data, layout)
-        for rows in torch.arange(data.n).split(data.size)[1:] if data.source is None else ():
+        parts = torch.arange(data.n).split(data.size) if data.source is None else ()
+        for rows in (parts[i] for i in processes.own_share(len(parts)) if i) if parts else ():
             try:
                 check_pair(model, guide, *data.take(rows))
             except (IndexError, RuntimeError, ValueError) as error:

@@ -90,6 +90,10 @@ class Objective(pyro.infer.ELBO):
         scores: whether :meth:`value` gives sites without ``rsample`` the gradient of their score; else a guide with
             such sites is rejected.
 
+    Attributes:
+        coupled: whether the loss of a batch is not a sum over its data points (free bits are an average over the
+            batch): several processes then take whole batches instead of sharing them. False unless a subclass sets it.
+
     Raises:
         ValueError: for ``num_particles`` below 1 and an unknown gradient; when used, for a guide that has sites
             without ``rsample`` unless ``scores``, for parameters that model and guide share under ``"dreg"``, and for
@@ -134,6 +138,7 @@ class Objective(pyro.infer.ELBO):
             raise ValueError(f"gradient is one of {get_args(Gradient)}, but got {gradient!r}")
         super().__init__(num_particles=num_particles)  # type: ignore[no-untyped-call]
         self.gradient, self.shaped, self.scores = gradient, shaped, scores
+        self.coupled = False
         self._knobs = tuple(knobs)
         self._step = 0
         self._bound = torch.tensor(math.nan)
@@ -628,6 +633,7 @@ class ELBO(Objective):
         )
         self.analytic_kl, self.beta = analytic_kl, beta
         self.free_bits, self.free_bits_per = free_bits, free_bits_per
+        self.coupled = any(floors)
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, shaped by beta and free bits, and the ELBO."""

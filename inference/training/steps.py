@@ -20,6 +20,7 @@ __all__ = ["BLOCK", "Steps"]
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,9 +39,11 @@ from jensen.kernel.looks import Incoming
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import ParametersRead, own_modules
 from jensen.kernel.plain import PlainState
+from jensen.sources import Order
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
+from .shares import Shares
 from .updates import Update, update_of
 
 Step = Callable[[Batch], tuple[Tensor, Tensor]]  # from a batch to its loss and its bound
@@ -77,6 +80,7 @@ class Steps:
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
+        shares: how processes share the batches; None: this process is alone.
         check: checks batches as they come, if the data are read by the batch.
 
     Attributes:
@@ -94,10 +98,11 @@ class Steps:
         mode: Compile,
         ahead: int,
         rest: int,
+        shares: Shares | None = None,
         check: Incoming | None = None,
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest, self.check = ahead, rest, check
+        self.ahead, self.rest, self.shares, self.check = ahead, rest, shares, check
         self._epochs = 0
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
@@ -179,22 +184,34 @@ class Steps:
         """
         losses: list[float] = []
         bounds: list[float] = []
+        shares, trained = self.shares, self.run.trained
         unread: list[tuple[Tensor, Batch]] = []  # a source cannot be asked for these batches again
         held = 0
-        for rows, batch in data.epoch(self._look):
-            self(batch)
+        known = 0  # losses before those of the unread steps
+        rows: Tensor
+        batch: Batch
+        order = Order() if shares is None else shares.order(len(self.run.history.elbo))
+        batches = data.epoch(order, self._look)
+        while True:
+            with nullcontext() if shares is None else shares.step(trained):
+                given = next(batches, None)
+                if given is None:
+                    break
+                rows, batch = given
+                if len(rows):
+                    self(batch)
+                else:  # other processes have rows of this batch
+                    self._unread.append(self._move(*_nan_loss(), 0))
+                    self.run.history.steps += 1
             unread.append((rows, batch if self.check is not None else ()))
             held += sum(x.numel() * x.element_size() for x in unread[-1][1])
-            if len(self._unread) >= (BLOCK if self.compiled else 1) or held > _HELD:
-                known = len(losses)
+            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1) or held > _HELD:
                 self._read(losses, bounds)
                 if not math.isfinite(losses[-1]):
                     break
                 unread.clear()
-                held = 0
-        else:
-            known = len(losses)
-            self._read(losses, bounds)
+                held, known = 0, len(losses)
+        self._read(losses, bounds)
         self.settle()
         self._epochs += 1
         if not math.isfinite(losses[-1]) and rows is not unread[len(losses) - 1 - known][0]:
@@ -267,16 +284,14 @@ class Steps:
             except (ValueError, LinAlgError):  # distributions reject parameters that are not finite
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
-                return _nan_loss()
+                return self._move(*_nan_loss(), rows_of(batch))
         # created by pyro.param in this step for the first time
         run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
-        if not bool(value.isfinite()):
-            return _nan_loss()
         run.optimizer.zero_grad()
-        if moving := [p for p in run.trained if p.requires_grad]:
+        if bool(value.isfinite()) and (moving := [p for p in run.trained if p.requires_grad]):
             torch.autograd.backward(loss, inputs=moving)
-        return self._move(value, bound)
+        return self._move(value, bound, rows_of(batch))
 
     def _with_optimizer(self, loss_graph: LossGraph, graph: Callable[..., Outputs]) -> Step:
         """Loss and gradients from a graph, traced or compiled, and a step of the optimizer."""
@@ -286,20 +301,20 @@ class Steps:
             try:
                 loss, bound, *slopes = graph(*fixed, self._knobs(batch), *batch)
             except LinAlgError:
-                return _nan_loss()
-            if not bool(loss.isfinite()):
-                return _nan_loss()
+                return self._move(*_nan_loss(), rows_of(batch))
             self.run.optimizer.zero_grad()
             for p, slope in zip(loss_graph.moved, slopes, strict=True):
                 p.grad = slope
-            return self._move(loss.reshape(()), bound)
+            return self._move(loss.reshape(()), bound, rows_of(batch))
 
         return step
 
-    def _move(self, loss: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """The optimizer's step with the gradients that the parameters hold, if all of them are finite."""
+    def _move(self, loss: Tensor, bound: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """The optimizer's step with the gradients that the parameters hold, if they and the loss are finite."""
         run = self.run
-        good = all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
+        if self.shares is not None:
+            loss, bound = self.shares.reduce(loss, bound, run.trained, rows)
+        good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()
             run.optimizer.step()
@@ -314,7 +329,7 @@ class Steps:
         n, where = len(loss_graph.trained), [t.data_ptr() for t in read]
         kept = [t.detach() for t in loss_graph.held]
         held = (*kept, self._knobs(batch), *batch)
-        update = update_of(self.run.optimizer, list(loss_graph.moved))
+        update = None if self.shares else update_of(self.run.optimizer, list(loss_graph.moved))
         if update is None:
             return _Way(self._with_optimizer(loss_graph, compiled(loss_graph.graph, *loss_graph.trained, *held)))
         moving = [*(p.detach() for p in loss_graph.trained), *(m for moments in update.moments for m in moments)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 __all__ = ["Validation"]
 
+import torch
 
+from jensen import processes
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
 from jensen.kernel.batches import Batches, data_in_epoch, nested
 from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
-from jensen.kernel.randomness import forked_rng
+from jensen.kernel.randomness import derived_seed, forked_rng
 from jensen.kernel.weights import Pair, Program, check_pair
 
 from .history import History
@@ -62,16 +64,21 @@ class Validation:
     def __call__(self, history: History) -> None:
         """Add the ELBO of the data to a history; and its rate and distortion, if weights are per data point."""
         weights, data = self.weights, self.data
-        elbo = observed = 0.0
+        parts = -(-data.n // self.rows)
+        own = processes.own_share(parts)
+        sums: list[tuple[float, float]] = []
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
-            for batch in data.in_order(self.rows):
+            batches = data.in_order(self.rows, own.start * self.rows, min(data.n, own.stop * self.rows))
+            for part, batch in zip(own, batches, strict=True):
+                torch.manual_seed(derived_seed(0, "validation", part))
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)
                 drawn = weights.parts(batch, _PARTICLES, self.ahead)
-                elbo += float(drawn.elbo.mean(0).sum())
-                observed += 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
+                observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
+                sums.append((float(drawn.elbo.mean(0).sum()), observed))
+        elbo, observed = (sum(values) for values in zip(*processes.in_order(sums, parts), strict=True))
         history.validation.append(elbo / self.count)
         if self.split:
             history.distortion.append(-observed / self.count)
