@@ -4,7 +4,7 @@
 
 Pace: an epoch of ``fit`` without the first one, which traces and compiles, on equal rows in memory, in a ``.npy`` file,
 in a folder of Parquet files, in a torch ``Dataset`` and in a sparse matrix. Contenders run in turn, in separate
-processes; a ratio is the median (minimum to maximum) of the ratios of the rounds. The target of files and memory maps
+processes; a ratio is the median (minimum to maximum) of the ratios of the rounds. The target of files
 is a pace of at least 0.9 times that of data in memory.
 
 Memory: for each size a file is written, removed from the page cache, and read in one epoch by a new process, whose peak
@@ -76,8 +76,6 @@ def data_of(kind, rows, folder):
     path = Path(folder) / f"{rows}.npy"
     if kind == ".npy file":
         return path
-    if kind == "memory map":
-        return np.load(path, mmap_mode="r")
     x = np.load(path)
     if kind == "in memory":
         return torch.from_numpy(x)
@@ -107,7 +105,7 @@ def data_of(kind, rows, folder):
     return Rows()
 
 
-KINDS = ("in memory", ".npy file", "memory map", "Parquet folder", "Dataset", "sparse matrix")
+KINDS = ("in memory", ".npy file", "Parquet folder", "Dataset", "sparse matrix")
 
 
 def epoch(kind, setting):
