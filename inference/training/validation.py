@@ -70,8 +70,9 @@ class Validation:
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             batches = data.in_order(self.rows, own.start * self.rows, min(data.n, own.stop * self.rows))
-            for part, batch in zip(own, batches, strict=True):
-                torch.manual_seed(derived_seed(0, "validation", part))
+            for part in own:
+                torch.manual_seed(derived_seed(0, "validation", part * self.rows))
+                batch = next(batches)
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)

@@ -215,7 +215,7 @@ def test_patience_keeps_the_best_validation_epoch():
     assert len(history.validation) == best + 3 < 50
     assert history.validation[best - 1] == max(history.validation)
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(derived_seed(0, "validation"))
+        torch.manual_seed(derived_seed(0, "validation", 0))
         again = log_weights(model, guide, held_out, particles=8).mean().item()
     assert again == pytest.approx(history.validation[best - 1], rel=1e-5)
     assert f"kept epoch {best}" in str(history)
