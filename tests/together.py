@@ -6,11 +6,13 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule
+from torch.utils.data import IterableDataset, TensorDataset
 
 import jensen.processes as processes
 from jensen.families import Gaussian, MeanField
@@ -100,6 +102,22 @@ def started_apart():
 
 def batches():
     return _trained(*_pair(), _x(), batch_size=20)
+
+
+def read_by_the_batch(folder):
+    """A data set with random access, a file in blocks of other shares, and a stream."""
+    path = folder / f"x-{processes.count()}-{processes.rank()}.npy"
+    np.save(path, _x().numpy())
+    torch.set_default_dtype(torch.float64)
+    found = [_trained(*_pair(), data, batch_size=20) for data in (TensorDataset(_x()), path, _Stream())]
+    measured = evaluate(*_vae(), path, particles=50, seed=0, compile=False, progress=False, refine=False)
+    torch.set_default_dtype(torch.float32)
+    return found, measured.log_evidence
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter(_x())
 
 
 def fewer_rows_than_processes():

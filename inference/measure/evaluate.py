@@ -339,7 +339,9 @@ def evaluate(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
-            without arguments: weights are then joint, or one for each element of the plate around every site.
+            without arguments: weights are then joint, or one for each element of the plate around every site; or data
+            that are read by the batch, as for :func:`fit`: the numbers are those of the same rows in memory. They are
+            read several times, in the same order.
         particles: the number K of samples per data point; not used with a tolerance.
         tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each data point. None: K samples.
         max_particles: with a tolerance, the maximal number of samples per data point, at least 512. If it is reached
@@ -354,7 +356,8 @@ def evaluate(
         train: training data to fit the baseline: one distribution per feature. None: it is fitted to the
             measured data, which favours it, and its row is marked.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
-        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
+        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random. To data
+            that are read by the batch, in blocks of 512 rows, with the same result at each pass.
         missing: ``"nan"``, or a Boolean mask of the first tensor, as for :func:`fit`: log p(x) is then that of the
             observed values.
         chunk_size: how many (data point, particle) combinations are run at once (how many particles, if the model holds
@@ -370,7 +373,8 @@ def evaluate(
 
     Raises:
         ValueError: for ``particles`` below 1, a tolerance that is not positive, ``max_particles`` below 512, data
-            that are empty or not finite, a guide that holds values for other data, and the errors of
+            that are empty or not finite, a guide that holds values for other data, data read by the batch that change
+            from pass to pass or that model and guide need at once, and the errors of
             :func:`~jensen.inference.log_weights`.
         TypeError: for data that are not tensors, and a call that does not match the arguments of model or guide.
         FloatingPointError: if a log weight is NaN or plus infinity.

@@ -110,13 +110,16 @@ def fit(
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
-            without arguments, one step per epoch.
+            without arguments, one step per epoch; or data that are read by the batch: a memory map or file, a
+            ``Dataset``, ``IterableDataset`` or ``DataLoader`` of torch, a SciPy sparse matrix, a result of
+            :func:`jensen.datasets.stream`. These are checked as they come. A file is shuffled by blocks, random access
+            exactly, and streams keep their order.
         objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
             or your own), which is not changed: its knobs follow the steps of this run. None: ``Trace_ELBO()``, or
             ``TraceEnum_ELBO`` if there are sites to be enumerated.
         epochs: passes over the data.
         batch_size: data points per step, shuffled; the last batch of an epoch may be smaller. If at least N: all data
-            in their own order.
+            in their own order. A ``DataLoader`` has its own.
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
