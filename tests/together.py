@@ -15,6 +15,7 @@ from pyro.nn import PyroModule
 from torch.utils.data import IterableDataset, TensorDataset
 
 import jensen.processes as processes
+from jensen.datasets import stream
 from jensen.families import Gaussian, MeanField
 from jensen.guides import amortize
 from jensen.inference import ELBO, Callback, CSVLogger, ais, compare, evaluate, fit, gaps
@@ -108,10 +109,9 @@ def read_by_the_batch(folder):
     """A data set with random access, a file in blocks of other shares, and a stream."""
     path = folder / f"x-{processes.count()}-{processes.rank()}.npy"
     np.save(path, _x().numpy())
-    torch.set_default_dtype(torch.float64)
-    found = [_trained(*_pair(), data, batch_size=20) for data in (TensorDataset(_x()), path, _Stream())]
-    measured = evaluate(*_vae(), path, particles=50, seed=0, compile=False, progress=False, refine=False)
-    torch.set_default_dtype(torch.float32)
+    file = stream(path, dtype=torch.float64)
+    found = [_trained(*_pair(), data, batch_size=20) for data in (TensorDataset(_x()), file, _Stream())]
+    measured = evaluate(*_vae(), file, particles=50, seed=0, compile=False, progress=False, refine=False)
     return found, measured.log_evidence
 
 
