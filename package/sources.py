@@ -94,6 +94,7 @@ class Source(ABC):
 
     Attributes:
         size: the rows of its own batches; None: those that the caller asks for.
+        sized: whether the number of rows is known without a pass.
         background: whether a background thread may read it: not if its own code draws from torch's random stream.
 
     Example:
@@ -106,6 +107,7 @@ class Source(ABC):
     """
 
     size: int | None = None
+    sized = True
     background = True
     _n: int | None = None
     _survey: Survey | None = None
@@ -189,7 +191,8 @@ class Mapped(Source):
 
     def __init__(self, source: Source, change: Callable[[Batch], Batch]) -> None:
         self.source, self.change = source, change
-        self.size, self.background, self._survey = source.size, source.background, source._survey
+        self.size, self.sized, self.background = source.size, source.sized, source.background
+        self._survey = source._survey
 
     @property
     def n(self) -> int | None:
@@ -587,6 +590,7 @@ class Flow(Source):
         name: of the stream, for messages.
     """
 
+    sized = False
     background = False  # a DataLoader has workers of its own, and its samplers draw from torch's random stream
 
     def __init__(self, batches: Callable[[int], Iterable[Any]], size: int | None, name: str) -> None:

@@ -466,6 +466,36 @@ print(status("VmHWM") - before)
 """
 
 
+_WHOLE = """
+import sys
+from jensen.datasets import stream
+from jensen.families import Gaussian, MeanField
+from jensen.guides import amortize
+from jensen.inference import fit
+from jensen.models import VAE
+from jensen.networks import mlp
+model = VAE(mlp(4, [32]), Gaussian(1000, 32, scale="shared"), latent=4)
+guide = amortize(model, mlp(1000, [32]), MeanField, context=32)
+fit(model, guide, stream(sys.argv[1], standardize=True), epochs=1, batch_size=1000, progress=False)
+with open("/proc/self/status") as f:
+    print(next(int(line.split()[1]) for line in f if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells the peak: /proc")
+def test_a_file_of_2_gb_trains_in_1_gb_in_all(tmp_path):
+    made = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (500_000, 1000))
+    random = np.random.default_rng(0).standard_normal((10_000, 1000), dtype=np.float32)
+    for first in range(0, 500_000, 10_000):
+        made[first : first + 10_000] = random
+    del made
+    command = [sys.executable, "-c", _WHOLE, str(tmp_path / "x.npy")]
+    peak = 1024 * int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    print(f"peak of the whole process: {peak / 1e9:.2f} GB")
+    assert peak < 1e9
+
+
 def _peak(path, kind):
     command = [sys.executable, "-c", _PEAK, str(path), kind]
     return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout) / 1024

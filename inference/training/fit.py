@@ -238,7 +238,7 @@ def fit(
             )
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr), scheduler, history)
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
-        known = {} if train.known is None else {"n": train.known}
+        known = {"n": train.n} if train.source is None or train.source.sized else {}
         run.configuration |= known | {"batch_size": min(train.size, train.known or train.size), "lr": lr}
         run.written = mark
         if earlier is not None and state is not None:
