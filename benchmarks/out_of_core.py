@@ -29,8 +29,7 @@ import _common as common
 
 FEATURES = 784
 SETTINGS = {
-    "784-400-20, batch 128, compiled": {"hidden": [400], "latent": 20, "batch": 128, "compile": True},
-    "784-200-200-50, batch 128": {"hidden": [200, 200], "latent": 50, "batch": 128, "compile": "auto"},
+    "784-400-20, batch 128": {"hidden": [400], "latent": 20, "batch": 128, "compile": "auto"},
     "784-20-2, batch 1000": {"hidden": [20], "latent": 2, "batch": 1000, "compile": "auto"},
 }
 LARGE = {"hidden": [100], "latent": 10, "batch": 500, "compile": "auto"}
