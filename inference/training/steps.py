@@ -35,9 +35,11 @@ from jensen.graphs.guards import Witnesses
 from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
+from jensen.kernel.looks import Incoming
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import ParametersRead, own_modules
 from jensen.kernel.plain import PlainState
+from jensen.sources import Order
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
@@ -50,6 +52,7 @@ Key = tuple[Any, int]  # the shapes of a batch, the state of model and guide
 BLOCK = 100  # steps whose losses are read together
 _LEAST = 200  # steps that pay for a graph
 _KEPT = 16  # graphs
+_HELD = 2**26  # bytes of batches whose losses are not read yet
 
 
 class _Way(NamedTuple):
@@ -78,6 +81,7 @@ class Steps:
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
         shares: how processes share the batches; None: this process is alone.
+        check: checks batches as they come, if the data are read by the batch.
 
     Attributes:
         begun: whether a resumed run was compiled; None: the run starts here.
@@ -95,9 +99,11 @@ class Steps:
         ahead: int,
         rest: int,
         shares: Shares | None = None,
+        check: Incoming | None = None,
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest, self.shares = ahead, rest, shares
+        self.ahead, self.rest, self.shares, self.check = ahead, rest, shares, check
+        self._epochs = 0
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
         self._state = PlainState(run.model, run.guide, objective)
@@ -179,25 +185,46 @@ class Steps:
         losses: list[float] = []
         bounds: list[float] = []
         shares, trained = self.shares, self.run.trained
-        batch: Batch = ()
-        order = data.shuffled() if shares is None else shares.order(data, len(self.run.history.elbo))
-        for rows in order:
+        unread: list[tuple[Tensor, Batch]] = []  # a source cannot be asked for these batches again
+        held = 0
+        known = 0  # losses before those of the unread steps
+        rows: Tensor
+        batch: Batch
+        order = Order() if shares is None else shares.order(len(self.run.history.elbo))
+        batches = data.epoch(order, self._look)
+        while True:
             with nullcontext() if shares is None else shares.step(trained):
+                given = next(batches, None)
+                if given is None:
+                    break
+                rows, batch = given
                 if len(rows):
-                    batch = data.take(rows)
                     self(batch)
                 else:  # other processes have rows of this batch
                     self._unread.append(self._move(*self._nan_loss(), 0))
                     self.run.history.steps += 1
-            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1):
+            unread.append((rows, batch if self.check is not None else ()))
+            held += sum(x.numel() * x.element_size() for x in unread[-1][1])
+            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1) or held > _HELD:
                 self._read(losses, bounds)
                 if not math.isfinite(losses[-1]):
                     break
+                unread.clear()
+                held, known = 0, len(losses)
         self._read(losses, bounds)
         self.settle()
-        if not math.isfinite(losses[-1]) and rows is not (rows := order[len(losses) - 1]):
-            batch = data.take(rows)
+        self._epochs += 1
+        if not math.isfinite(losses[-1]) and rows is not unread[len(losses) - 1 - known][0]:
+            rows, batch = unread[len(losses) - 1 - known]
+            batch = batch or data.take(rows)
         return losses, bounds, batch, rows
+
+    def _look(self, batch: Batch, rows: Tensor) -> None:
+        """Check a batch of a source; graphs traced on complete data do not allow for the first missing values."""
+        if self.check is not None and self.check(batch, rows, self._epochs):
+            self.settle()
+            self._routes.clear()
+            self._waiting.clear()
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
         """Add the unread losses, up to the first one that is not finite."""
