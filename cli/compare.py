@@ -183,7 +183,7 @@ class _Job:
         _, data, indexed = settle(settings, density=True)
         self.data: Dataset = flat(data, "compare")
         self.epochs = options.epochs or max(1, round(3000 * 128 / len(self.data.train)))
-        rows = pick(self.data.test, options.test_size, options.seed)
+        rows = pick(len(self.data.test), options.test_size, options.seed)
         self.test = self.data.test[rows]
         self.labels = self.data.labels["test"][rows] if self.data.labels else None
         self.features = self.data.train.shape[1]

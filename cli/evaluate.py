@@ -16,11 +16,13 @@ from jensen.datasets import Dataset
 from jensen.inference import Comparison, Evidence, History, compare, evaluate
 from jensen.kernel.batches import placed
 from jensen.kernel.randomness import private_randomness
+from jensen.sources import Source
 
 from .page import about, curves_of, page_of, shown_by
 from .report import carried
 from .runs import RunFolder
 from .sources import added_bits, batch_transform, pick, reopen
+from .streams import count, picked, rows_in
 from .terminal import SCHEMA, Unkept, report, say, versions, write_json
 
 
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace, progress: bool) -> None:
                 f"({listed}), so their numbers cannot be compared: evaluate them one at a time"
             )
     trained = {run: folder.trained() for run, folder in folders.items()}
-    data = reopen(first.data_settings(options.data))
+    data = reopen(first.data_settings(options.data), streams=True)
     x = _rows(data, first.configuration["data"], options)
     how: dict[str, Any] = {"seed": options.seed, "device": options.device, "progress": progress}
     how |= {"tolerance": options.tolerance, "particles": options.particles, "refine": options.refine}
@@ -155,8 +157,9 @@ def _runs(of: dict[str, RunFolder]) -> str:
 def _identity(folder: RunFolder) -> dict[str, Any]:
     """The settings that identify the data of a run; a user's file is identified by its contents, not its path."""
     data = folder.configuration["data"]
-    own = data.get("sha256") is not None
-    return {name: value for name, value in data.items() if value is not None and not (own and name == "source")}
+    own = data.get("sha256") is not None  # its hash identifies it
+    left = ("streamed", "source") if own else ("streamed",)
+    return {name: value for name, value in data.items() if value is not None and name not in left}
 
 
 def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) -> Tensor:
@@ -164,17 +167,18 @@ def _rows(data: Dataset, settings: dict[str, Any], options: argparse.Namespace) 
     for name in ("particles", "test_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(options, name)}")
-    x: Tensor = getattr(data, options.split)
-    if not len(x):
+    n = count(data, options.split)
+    if not n:
         raise ValueError(f"--split {options.split} is empty for {data.name}: use another split")
-    x, transform = x[pick(x, options.test_size, options.seed)], batch_transform(settings)
+    x = picked(data, options.split, pick(n, options.test_size, options.seed))
+    transform = batch_transform(settings)
     with private_randomness(options.seed, "evaluate", "data"):
         return placed((x,), None, transform)[0]
 
 
-def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | None:
+def _fitted_to(data: Dataset, options: argparse.Namespace) -> Tensor | Source | None:
     """The data for the baseline: the training data, unless these are measured themselves."""
-    return None if options.split == "train" else data.train
+    return None if options.split == "train" else rows_in(data, "train")
 
 
 def _fell(history: History) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Within", "memory_told", "of_machine", "size_of", "training_memory"]
+__all__ = ["Within", "free_memory", "memory_told", "of_machine", "size_of", "training_memory"]
 
 import os
 import re
@@ -60,6 +60,22 @@ def of_machine() -> float:
     for place in _LIMITS:
         with suppress(OSError, ValueError):  # the file holds "max" if there is no limit
             found.append(int(Path(place).read_text()))
+    return min(found)
+
+
+def free_memory() -> float:
+    """The free memory of this machine or container in bytes; ``JENSEN_FREE_MEMORY`` replaces it."""
+    if given := os.environ.get("JENSEN_FREE_MEMORY"):
+        return float(given)
+    found = [of_machine()]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(stat.get("file", 0)))  # pages of files are given back
     return min(found)
 
 

@@ -61,6 +61,7 @@ class _Data(TypedDict):
     image_shape: list[int] | None
     standardize: bool
     sha256: NotRequired[str]
+    streamed: NotRequired[bool]
 
 
 class _Facts(TypedDict):
@@ -237,7 +238,7 @@ class RunFolder:
             raise ValueError(
                 f"--data is only for a file of your own, but {self.path} was trained on {settings['source']}: omit it"
             )
-        if not moved.is_file():
+        if not moved.exists():
             raise FileNotFoundError(f"--data {moved}: there is no such file")
         return {**settings, "source": str(moved.resolve())}
 

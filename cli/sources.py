@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["OWN", "added_bits", "batch_transform", "facts", "flat", "holds_bits", "pick", "reopen", "settle"]
+__all__ = [
+    "OWN",
+    "added_bits",
+    "batch_transform",
+    "facts",
+    "flat",
+    "holds_bits",
+    "pick",
+    "reopen",
+    "settle",
+]
 
 import hashlib
 import warnings
@@ -17,6 +27,7 @@ from torch import Tensor
 from jensen.datasets import Dataset, load
 from jensen.datasets.findings import IndexColumnWarning
 
+from .streams import Streamed, count, is_large, opened, values_of
 from .terminal import say
 
 OWN = ("label", "header", "drop", "only", "missing", "member", "levels", "image_shape", "standardize")
@@ -50,6 +61,10 @@ def _open(settings: Mapping[str, Any], aloud: bool = False, **more: Any) -> tupl
 
 
 def _sha256(path: Path) -> str:
+    """The SHA-256 of a file, or of the names and hashes of the Parquet files of a folder."""
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        return hashlib.sha256("".join(f"{file.name} {_sha256(file)}\n" for file in files).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -64,7 +79,7 @@ def batch_transform(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] |
     return torch.bernoulli if settings["binarize"] == "dynamic" else None
 
 
-def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dataset, bool]:
+def settle(settings: dict[str, Any], density: bool, streams: bool = False) -> tuple[dict[str, Any], Dataset, bool]:
     """Load data; grey levels are dequantized if the likelihood is a density.
 
     Returns the final settings, the data, and whether an index column was found.
@@ -72,29 +87,33 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     Args:
         settings: as for :func:`_open`; if ``dequantize`` is None, this function chooses it and prints the choice.
         density: whether the likelihood is a density.
+        streams: whether a file above a quarter of the free memory is read by the batch.
     """
     if settings["binarize"] == "dynamic":
         if settings["dequantize"]:
             raise ValueError("--binarize makes zeros and ones, --dequantize makes real numbers: use only one of them")
         settings = {**settings, "dequantize": False}
     path = Path(settings["source"])
-    if path.is_file():
+    if path.is_file() or (streams and path.is_dir()):
         digest = _sha256(path)
         settings = {**settings, "source": str(path.resolve()), "sha256": digest}
-    data, indexed = _open(settings, aloud=True)
+    data: Dataset
+    if streams and path.exists() and is_large(settings):
+        settings, indexed = {**settings, "streamed": True}, False
+        data = opened(settings)
+    else:
+        data, indexed = _open(settings, aloud=True)
     if settings.get("label") is not None:
         classes = len(data.classes) or len(torch.cat(list(data.labels.values())).unique())
         say(f"{data.name}: --label {settings['label']} has {classes} classes")
     if settings.get("missing") is not None:
-        masks, values = data.masks.values(), sum(x.numel() for x in (data.train, data.validation, data.test))
-        say(f"{data.name}: {100 * sum(int(mask.sum()) for mask in masks) / values:.2g} % of the values are missing")
+        say(f"{data.name}: {100 * _missing_of(data):.2g} % of the values are missing")
     if settings["binarize"] == "dynamic":
-        observed = data.train if settings.get("missing") is None else data.train[~data.train.isnan()]
-        low, high = float(observed.min()), float(observed.max())
-        if low < 0 or high > 1:
+        values = values_of(data)
+        if values.low < 0 or values.high > 1:
             raise ValueError(
-                f"--binarize dynamic needs values between 0 and 1, but {data.name} holds values from {low:g} to "
-                f"{high:g}: rescale them"
+                f"--binarize dynamic needs values between 0 and 1, but {data.name} holds values from {values.low:g} to "
+                f"{values.high:g}: rescale them"
             )
     grey = data.levels is not None and data.levels > 2 and settings["binarize"] is None
     if density and grey and not data.dequantized and settings["dequantize"] is None:
@@ -110,23 +129,36 @@ def settle(settings: dict[str, Any], density: bool) -> tuple[dict[str, Any], Dat
     return {**settings, "dequantize": data.dequantized if grey else settings["dequantize"]}, data, indexed
 
 
-def reopen(settings: Mapping[str, Any], **more: Any) -> Dataset:
+def reopen(settings: Mapping[str, Any], streams: bool = False, **more: Any) -> Dataset:
     """The data of an earlier run; ``more`` are other arguments of :func:`jensen.datasets.load`.
 
     Raises:
-        ValueError: if the file of the user has changed.
+        ValueError: if the file of the user has changed, or is larger than memory and the command does not stream.
         FileNotFoundError: if it does not exist any more.
     """
     digest = settings.get("sha256")
     path = Path(settings["source"])
-    if digest is not None and not path.is_file():
+    if settings.get("streamed") and not streams:
+        raise ValueError(
+            f"the run was trained on {path} by the batch, but this command needs all data at once: use Python "
+            "(jensen.inference.restore loads the model and the guide)"
+        )
+    if digest is not None and not path.exists():
         raise FileNotFoundError(
             f"the run was trained on {path}, but there is no such file now: restore it, or give its new path with "
             "--data FILE"
         )
     if digest is not None and _sha256(path) != digest:
         raise ValueError(f"{path} has changed since the run was started: restore the file, or train again")
-    return _open(settings, **more)[0]
+    return opened(settings) if settings.get("streamed") else _open(settings, **more)[0]
+
+
+def _missing_of(data: Dataset) -> float:
+    """The share of the values that are missing."""
+    if isinstance(data, Streamed):
+        return data.values.missing / data.values.count
+    parts = (data.train, data.validation, data.test)
+    return sum(int(mask.sum()) for mask in data.masks.values()) / sum(x.numel() for x in parts)
 
 
 def flat(data: Dataset, command: str) -> Dataset:
@@ -147,6 +179,8 @@ def flat(data: Dataset, command: str) -> Dataset:
 
 def holds_bits(data: Dataset) -> bool:
     """Whether every observed value is 0 or 1."""
+    if isinstance(data, Streamed):
+        return data.values.bits
     return all(bool(((x == 0) | (x == 1) | x.isnan()).all()) for x in (data.train, data.validation, data.test))
 
 
@@ -155,9 +189,7 @@ def facts(data: Dataset) -> dict[str, Any]:
     return {
         "name": data.name,
         "features": data.train[0].numel(),
-        "train": len(data.train),
-        "validation": len(data.validation),
-        "test": len(data.test),
+        **{split: count(data, split) for split in ("train", "validation", "test")},
         "image_shape": data.image_shape,
         "channels": data.channels,
         "value_range": data.value_range,
@@ -175,6 +207,6 @@ def added_bits(data: Dataset) -> str:
     return " and ".join(grey + (own if data.scale is not None else []))
 
 
-def pick(x: Tensor, size: int, seed: int) -> Tensor:
-    """Random positions of at most ``size`` rows."""
-    return torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]
+def pick(n: int, size: int, seed: int) -> Tensor:
+    """Random positions of at most ``size`` of ``n`` rows."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size]

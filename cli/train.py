@@ -30,6 +30,7 @@ from .pairs import DENSITIES, MODELS, Design, objective_of
 from .report import carried, draw_run
 from .runs import RunFolder
 from .sources import OWN, batch_transform, facts, flat, holds_bits, pick, reopen, settle
+from .streams import count, holed, rows_in, values_of
 from .terminal import command, report, say, versions
 from .terminal import progress as progress_line
 
@@ -90,7 +91,7 @@ def _one(options: argparse.Namespace, progress: bool) -> tuple[str, dict[str, An
         configuration = processes.of_first(lambda: None if opened is None else opened[0].configuration)
         if opened is None:
             settings = configuration or {}
-            opened = RunFolder(options.run, settings), reopen(settings["data"]), False
+            opened = RunFolder(options.run, settings), reopen(settings["data"], streams=True), False
         return _train(options, *opened, progress)
 
 
@@ -197,13 +198,13 @@ def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> Histo
     return fit(
         model,
         guide,
-        data.train,
+        rows_in(data, "train"),
         objective_of(training),
         epochs=training["epochs"],
         batch_size=training["batch_size"],
         lr=training["lr"],
         scheduler=cosine if training["schedule"] == "cosine" else None,
-        validation=data.validation if len(data.validation) else None,
+        validation=rows_in(data, "validation") if count(data, "validation") else None,
         patience=training["patience"],
         seed=training["seed"],
         device=device,
@@ -237,7 +238,7 @@ def _some(folder: RunFolder, data: Dataset, size: int) -> tuple[Tensor, Tensor |
     settings, seed = folder.configuration, folder.configuration["training"]["seed"]
     split = "test" if len(data.test) else "train"
     x: Tensor = getattr(data, split)
-    rows, transform = pick(x, size, seed), batch_transform(settings["data"])
+    rows, transform = pick(len(x), size, seed), batch_transform(settings["data"])
     labels = data.labels[split][rows] if data.labels else None
     with private_randomness(seed, "train", "pictures"):
         return placed((x[rows],), None, transform)[0], labels
@@ -256,7 +257,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
         **{name: getattr(options, name) for name in OWN},
     }
     density = (likelihood is None and settings["binarize"] is None) or likelihood in DENSITIES
-    settings, data, indexed = settle(settings, density)
+    settings, data, indexed = settle(settings, density, streams=True)
     binary = data.levels == 2 or settings["binarize"] is not None
     flat(data, "train")
     if kind.observes and likelihood is None:
@@ -267,7 +268,7 @@ def _begin(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     if kind.mixes and options.components is None:
         design = replace(design, components=10)
     _check_support(design, data, binary)
-    design = replace(design, masked=bool(data.masks))
+    design = replace(design, masked=holed(data))
     training = {name: getattr(options, name) for name in _TRAINING}
     if training["particles"] is None:
         training["particles"] = 1 if options.objective == "elbo" else 10
@@ -285,7 +286,7 @@ def _again(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFolder, Da
     _check_again(options, folder)
     stack.enter_context(folder.alone())
     data = _data_now(options, folder)
-    opened = reopen(data)
+    opened = reopen(data, streams=True)
     if data != folder.configuration["data"]:
         folder.configuration["data"] = data
         folder.write()
@@ -314,7 +315,7 @@ def _begin_alike(options: argparse.Namespace, stack: ExitStack) -> tuple[RunFold
     if "epochs" in options.given:
         training["epochs"] = options.epochs
     configuration = {**other.configuration, "data": data, "training": training}
-    return RunFolder.begin(options.run, configuration, False, stack), reopen(data), True
+    return RunFolder.begin(options.run, configuration, False, stack), reopen(data, streams=True), True
 
 
 def _check_again(options: argparse.Namespace, folder: RunFolder) -> None:
@@ -402,14 +403,13 @@ def _check_support(design: Design, data: Dataset, binary: bool) -> None:
             f"{what} is a density of real numbers, which is unbounded on binary data such as {data.name}: use --model "
             "vae --likelihood bernoulli"
         )
-    x = data.train
-    if likelihood == "bernoulli" and not binary and bool(((x != 0) & (x != 1)).any()):
-        low, high = float(x.min()), float(x.max())
+    values = values_of(data)
+    if likelihood == "bernoulli" and not binary and not values.bits:
         raise ValueError(
-            f"--likelihood bernoulli needs zeros and ones, but {data.name} holds values from {low:g} to {high:g}: "
-            "binarize them (--binarize threshold, sample or dynamic), or use --likelihood gaussian"
+            f"--likelihood bernoulli needs zeros and ones, but {data.name} holds values from {values.low:g} to "
+            f"{values.high:g}: binarize them (--binarize threshold, sample or dynamic), or use --likelihood gaussian"
         )
-    if design.likelihood in ("poisson", "negative-binomial") and bool(((x < 0) | (x != x.floor())).any()):
+    if design.likelihood in ("poisson", "negative-binomial") and not (values.low >= 0 and values.whole):
         raise ValueError(
             f"--likelihood {design.likelihood} needs counts 0, 1, 2, ..., but {data.name} holds other values: use "
             "--likelihood gaussian"

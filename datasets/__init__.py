@@ -3,7 +3,7 @@
 Files of published sets are searched for in the folder ``JENSEN_DATA``, then in the user's cache, and otherwise
 downloaded and checked. Synthetic sets have an exact log-density. Your own data come from arrays and files. Pickled data
 are never loaded, archives are expanded only up to a limit, and data are binarized, dequantized or standardized only on
-request. Values that were not observed are NaN (``missing=``).
+request. Values that were not observed are NaN (``missing=``). Data beyond memory are read by the batch (``stream``).
 """
 
 from .cards import Card, Result, cards
@@ -11,6 +11,7 @@ from .dataset import Dataset
 from .hiding import hide
 from .loaders import load
 from .own import from_array
+from .streams import stream
 from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "linear_gaussian",
     "load",
     "pinwheel",
+    "stream",
 ]

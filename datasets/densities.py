@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from .places import on_cpu
+
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussianDensity:
@@ -26,6 +28,7 @@ class LinearGaussianDensity:
     mean: Tensor
     noise: float
 
+    @on_cpu
     def __call__(self, x: Tensor) -> Tensor:
         """Log-density of x, [N]."""
         _check(x, (len(self.mean),))
@@ -50,6 +53,7 @@ class PinwheelDensity:
     tangential: float
     rate: float
 
+    @on_cpu
     def __call__(self, x: Tensor) -> Tensor:
         """Log-density of x, [N]."""
         _check(x, (2,))
@@ -88,6 +92,7 @@ class BarsDensity:
         if not 0 < self.flip < 0.5:
             raise ValueError(f"flip must be between 0 and 1/2, but got {self.flip}")
 
+    @on_cpu
     def __call__(self, x: Tensor) -> Tensor:
         """Log-probability of x, [N]."""
         _check(x, (self.size**2,))
@@ -129,6 +134,7 @@ class LinearDynamicsDensity:
     drive: float
     noise: float
 
+    @on_cpu
     def __call__(self, x: Tensor) -> Tensor:
         """Log-density of each sequence, [N], by the Kalman filter."""
         features, latent = self.emission.shape

@@ -15,6 +15,7 @@ from jensen.checked import check_data, checked
 from jensen.missing import as_holes
 
 from .dataset import Dataset
+from .places import on_cpu
 from .preparation import SPLITS
 
 
@@ -23,6 +24,7 @@ def hide(x: Tensor, rate: float, mechanism: Literal["mcar", "mar"] = "mcar", see
 @overload
 def hide(x: Dataset, rate: float, mechanism: Literal["mcar", "mar"] = "mcar", seed: int = 0) -> Dataset: ...
 @checked
+@on_cpu
 def hide(
     x: Tensor | Dataset, rate: float, mechanism: Literal["mcar", "mar"] = "mcar", seed: int = 0
 ) -> Tensor | Dataset:

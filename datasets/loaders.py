@@ -21,6 +21,7 @@ from .dataset import Dataset
 from .formats import READ, is_path, read_table
 from .missing import Missing
 from .own import from_array
+from .places import on_cpu
 from .preparation import Split, prepare
 from .published import READERS
 from .synthetic import bars, linear_dynamics, linear_gaussian, pinwheel
@@ -37,6 +38,7 @@ _SYNTHETIC: dict[str, Callable[..., Dataset]] = {
 
 
 @checked
+@on_cpu
 def load(
     name: _Name,
     *,

@@ -24,11 +24,13 @@ from .findings import Findings
 from .images import Images, images_of
 from .labels import encode, warn_of_many
 from .missing import Missing
+from .places import on_cpu
 from .preparation import Moments, Split, check_scale, draw_split, prepare
 from .tables import Table
 
 
 @checked
+@on_cpu
 def from_array(
     x: Any,
     labels: Any = None,

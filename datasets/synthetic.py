@@ -20,12 +20,14 @@ from jensen.checked import checked
 from .cards import cards
 from .dataset import Dataset
 from .densities import BarsDensity, LinearDynamicsDensity, LinearGaussianDensity, PinwheelDensity
+from .places import on_cpu
 from .preparation import SPLITS, Split, draw_split
 
 _SPLIT: Split = (0.8, 0.1, 0.1)
 
 
 @checked
+@on_cpu
 def linear_gaussian(
     n: int = 5000,
     features: int = 8,
@@ -74,6 +76,7 @@ def linear_gaussian(
 
 
 @checked
+@on_cpu
 def pinwheel(
     n: int = 5000,
     arms: int = 5,
@@ -129,6 +132,7 @@ def pinwheel(
 
 
 @checked
+@on_cpu
 def bars(
     n: int = 5000,
     size: int = 4,
@@ -182,6 +186,7 @@ def bars(
 
 
 @checked
+@on_cpu
 def linear_dynamics(
     n: int = 1000,
     steps: int = 20,

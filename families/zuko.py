@@ -90,7 +90,8 @@ class _Placed(Drawn):
         if not isinstance(normal := getattr(noise, "base_dist", None), Normal):
             drawn: tuple[Tensor, Tensor] = self.base.rsample_and_log_prob(sample_shape)
             return drawn
-        e = normal.loc + normal.scale * torch.randn(*sample_shape, *self.loc.shape).to(self.loc)
+        shape = (*sample_shape, *self.loc.shape)
+        e = normal.loc + normal.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         y, log_det = self.base.transform.inv.call_and_ladj(e)
         return y, noise.log_prob(e) - log_det
 

@@ -12,7 +12,7 @@ original function, on other data and another seed, before it is used.
 
 from __future__ import annotations
 
-__all__ = ["CannotCapture", "Graph", "agrees", "capture", "is_view", "split_draws"]
+__all__ = ["CannotCapture", "Graph", "agrees", "capture", "is_view", "split_draws", "storage_of", "writes"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,10 +159,8 @@ def split_draws(graph: Graph) -> tuple[Graph, Graph]:
 
 def _depend_on_draws(nodes: list[Node]) -> set[Node]:
     """The operations that sample, all that use their results, and all tensors that are ever written to in place."""
-    storage: dict[Node, Node] = {}  # the node whose memory a node shares
-    for node in nodes:
-        storage[node] = storage[node.all_input_nodes[0]] if is_view(node) and node.all_input_nodes else node
-    written = {storage[node.all_input_nodes[0]] for node in nodes if _writes(node)}
+    storage = storage_of(nodes)
+    written = {storage[node.all_input_nodes[0]] for node in nodes if writes(node)}
     drawn: set[Node] = set()
     for node in nodes:
         if node.op == "call_function" and (
@@ -176,7 +174,16 @@ def _draws(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _writes(node: Node) -> bool:
+def storage_of(nodes: list[Node]) -> dict[Node, Node]:
+    """For each node the node whose memory it shares: itself, unless it is a view."""
+    storage: dict[Node, Node] = {}
+    for node in nodes:
+        storage[node] = storage[node.all_input_nodes[0]] if is_view(node) and node.all_input_nodes else node
+    return storage
+
+
+def writes(node: Node) -> bool:
+    """Whether an operation writes to its first input."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 

@@ -28,6 +28,7 @@ from jensen.kernel.caller import outside
 from jensen.kernel.randomness import forked_rng
 
 from .capture import Graph, Outputs
+from .recorded import Recorded, recordable, written_inputs
 from .rewrites import rewritten
 
 Compile = Literal["auto"] | bool
@@ -86,7 +87,8 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
     """A graph compiled for inputs like these, to which its in-place operations may write.
 
     Random samples come from PyTorch's own generators, so the same seed gives the same numbers as without compiling. On
-    a CUDA device the graph is replayed as a CUDA graph.
+    a CUDA device the compiled function is replayed as a CUDA graph if :func:`~jensen.graphs.recorded.cuda_graphs` says
+    so. Inductor's own CUDA graphs are not used: they leave out functions that write to their inputs, such as steps.
 
     Raises:
         CannotCompile: if there is no C++ compiler, or the compiler fails.
@@ -99,6 +101,8 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     fast, constants = _cache[key], graph.constants
+    if recordable(arguments):
+        fast = Recorded(fast, written_inputs(graph))
 
     def run(*values: Tensor) -> Outputs:
         with torch.no_grad():
@@ -109,9 +113,7 @@ def compiled(graph: Graph, *inputs: Tensor) -> Callable[..., Outputs]:
 
 def _compile(graph: Graph, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
     ensure_cache()
-    options: dict[str, Any] = {"fallback_random": True}
-    if any(t.is_cuda for t in arguments):
-        options["triton.cudagraphs"] = True
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": False}
     copies: list[Any] = [_copy(t.detach()) for t in arguments]
     try:
         import torch._inductor  # here, because its import takes longer than that of Pyro

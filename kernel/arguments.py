@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "Batch",
     "Data",
+    "Given",
     "as_tensors",
     "check_tensors",
     "explained",
@@ -32,10 +33,12 @@ from torch.nn.utils.rnn import PackedSequence
 from jensen.checked import as_data, check_data
 from jensen.missing import Missing, expect_holes
 from jensen.missing import prepared as with_missing
+from jensen.sources import Readable, as_source
 
 from .alone import on_one_thread_if_forked
 
 Data = Tensor | tuple[Tensor, ...]
+Given = Data | Readable  # what fit and evaluate take
 Batch = tuple[Tensor, ...]
 
 _SHAPES = "Trace Shapes:"  # the heading under which Pyro appends the shapes of sites to an error
@@ -87,9 +90,21 @@ def check_tensors(data: Any) -> None:
 
 
 def prepared(model: Any, data: Any, missing: Missing) -> tuple[Any, Any]:
-    """:func:`jensen.missing.prepared`, also in a forked process."""
+    """:func:`jensen.missing.prepared`, also in a forked process, and for data that are read by the batch.
+
+    Raises:
+        ValueError: for a mask of data that are read by the batch.
+    """
     on_one_thread_if_forked()
-    return with_missing(model, data, missing)
+    source = as_source(data)
+    if source is not None and isinstance(missing, Tensor):
+        raise ValueError(
+            "missing is a mask of the first tensor of the data, but data is read by the batch: put NaN where a value "
+            "is missing, and give missing='nan'"
+        )
+    if source is not None and missing is not None:
+        expect_holes(torch.tensor([torch.nan]))
+    return with_missing(model, data if source is None else source, missing)
 
 
 def in_a_line(error: BaseException) -> str:

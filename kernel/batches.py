@@ -13,6 +13,7 @@ __all__ = [
     "Data",
     "Device",
     "Part",
+    "Placed",
     "Transform",
     "as_tensors",
     "check_rows",
@@ -34,7 +35,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -43,19 +44,21 @@ from jensen import processes
 from jensen.checked import shown
 from jensen.missing import expect_holes, has_holes
 from jensen.progress import progress_bar
+from jensen.sources import Mapped, Order, Source, as_source, between
 
-from .arguments import Batch, Data, as_tensors, in_a_line, rows_of
+from .arguments import Batch, Data, Given, as_tensors, in_a_line, rows_of
 from .caller import outside
 from .layout import Layout
 from .looks import layout_on, look_at
 from .measured import in_full, without_penalties
 from .parameters import is_autoguide, tensors_of
-from .randomness import derived_seed, forked_rng
+from .randomness import derived_seed, forked_rng, private_randomness
 from .sites import enclosing_plates, plates_of, sites_of
 from .weights import Pair, Program, check_pair, trace_pair
 
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
+Look = Callable[[Batch, Tensor], None]
 
 _CACHE = 2**23  # bytes: measured as near the optimum for decoders of 64 to 784 features
 _LOOKED_AT = 512  # data points checked at once
@@ -102,31 +105,127 @@ def place_of(tensors: tuple[Tensor, ...], device: Device, *programs: Program) ->
 class Batches(NamedTuple):
     """The data, the rows per batch, the device, and the transform of the first tensor.
 
-    Data without tensors are one batch without tensors.
+    Data without tensors are one batch without tensors. Data of a source are read by the batch; ``tensors`` are then its
+    first rows.
     """
 
     tensors: tuple[Tensor, ...]
     size: int
     device: Device
     transform: Transform | None
+    source: Source | None = None
+
+    @classmethod
+    def of(cls, data: Given, size: int, device: Device, transform: Transform | None) -> Batches:
+        """The batches of tensors, or of data that are read by the batch, which may have a size of their own."""
+        source = as_source(data)
+        if source is None:
+            return cls(as_tensors(cast(Data, data), held=True), size, device, transform)
+        size = source.size or size
+        return cls(as_tensors(source.head(size)), size, device, transform, source)
+
+    @property
+    def known(self) -> int | None:
+        """The number of data points; None for a stream in its first pass."""
+        return rows_of(self.tensors) if self.source is None else self.source.n
 
     @property
     def n(self) -> int:
-        """The number of data points."""
-        return rows_of(self.tensors)
+        """The number of data points; a stream that was not counted yet is counted by a pass."""
+        known = self.known
+        if known is None:
+            assert self.source is not None
+            return self.source.survey().n
+        return known
+
+    @property
+    def whole(self) -> bool:
+        """Whether one batch has all data."""
+        known = self.known
+        return known is not None and known <= self.size
 
     def take(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The batch of the given rows."""
+        """The batch of the given rows; not of a source."""
         return placed((x.index_select(0, rows.to(x.device)) for x in self.tensors), self.device, self.transform)
 
-    def first(self) -> tuple[Tensor, ...]:
+    def head(self, rows: int) -> tuple[Tensor, ...]:
         """The batch of the first rows."""
-        return self.take(torch.arange(min(self.size, self.n)))
+        if self.source is None:
+            return self.take(torch.arange(min(rows, self.n), device="cpu"))
+        return placed(self.source.head(rows), self.device, self.transform)
 
-    def shuffled(self, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """Rows of shuffled batches; a single batch keeps the order, as guides with a value per data point need."""
-        order = torch.randperm(self.n, generator=generator) if self.size < self.n else torch.arange(self.n)
-        return tuple(order.split(self.size))
+    def first(self) -> tuple[Tensor, ...]:
+        """The first batch."""
+        return self.head(self.size)
+
+    def in_order(self, rows: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """The data from one row to another in their order, ``rows`` at a time."""
+        if self.source is None:
+            return map(self.take, torch.arange(self.n, device="cpu")[first:last].split(rows))
+        return (placed(batch, self.device, self.transform) for batch in self.source.in_order(rows, first, last))
+
+    def epoch(self, order: Order, look: Look | None = None) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Shuffled batches and the numbers of their rows; without rows in a step that only other processes take.
+
+        A single batch keeps the order, as guides with a value per data point need.
+
+        Args:
+            order: the random stream of the order, and the share of this process.
+            look: called with the batches of a source before they are moved and with their numbers, unless they are
+                transformed; then after it.
+        """
+        if self.source is not None:
+            return self._looked_at(self.source.epoch(self.size, *order), look)
+        n, generator = self.n, order.generator
+        if self.size < n:
+            batches = torch.randperm(n, generator=generator, device="cpu").split(self.size)
+        else:
+            batches = (torch.arange(n, device="cpu"),)
+        if order.processes > 1:
+            batches = tuple(rows.tensor_split(order.processes)[order.rank] for rows in batches)
+        return ((rows, self.take(rows) if len(rows) else ()) for rows in batches)
+
+    def _looked_at(
+        self, batches: Iterator[tuple[Tensor, Batch]], look: Look | None
+    ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        for rows, batch in batches:
+            if not len(rows):
+                yield rows, ()
+                continue
+            made = placed(batch, self.device, self.transform)
+            if look is not None:
+                look(batch if self.transform is None else made, rows)  # without synchronization with a GPU
+            yield rows, made
+
+
+class Placed(Mapped):
+    """A source for a measurement: its batches on their device, transformed; random transforms repeat at each pass.
+
+    Args:
+        source: the source.
+        device: as for :func:`placed`.
+        transform: as for :func:`placed`; it runs on blocks of 512 rows, each with a random stream of its own, which
+            derives from the present one.
+    """
+
+    def __init__(self, source: Source, device: Device, transform: Transform | None) -> None:
+        super().__init__(source, lambda batch: placed(batch, device, None))
+        self.background = source.background and transform is None and device is None
+        self._transform = transform
+        self._seed = None if transform is None else int(torch.randint(2**62, ()))
+
+    def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """The rows from one number to another in their order."""
+        if self._seed is None:
+            return super().pieces(first, last)
+        begin = first // _LOOKED_AT
+        return between(self._blocks(self._seed, begin, last), first - begin * _LOOKED_AT, last and last - first)
+
+    def _blocks(self, seed: int, begin: int, last: int | None) -> Iterator[Batch]:
+        end = None if last is None else -(-last // _LOOKED_AT) * _LOOKED_AT
+        for block, batch in enumerate(self.source.in_order(_LOOKED_AT, begin * _LOOKED_AT, end), begin):
+            with private_randomness(derived_seed(seed, "transform", block)):
+                yield placed(self.change(batch), None, self._transform)
 
 
 def in_cache(tensors: tuple[Tensor, ...], numbers: int = 1) -> int:
@@ -221,7 +320,7 @@ class Part:
 def stream(
     model: Program,
     guide: Program,
-    data: Batch,
+    data: Batch | Source,
     what: str,
     *,
     at_once: int,
@@ -242,7 +341,8 @@ def stream(
     Args:
         model: any Pyro model.
         guide: its guide.
-        data: tensors whose first dimension is N, on their device; none for a model that holds its data.
+        data: tensors whose first dimension is N, on their device; none for a model that holds its data; or a source of
+            them, which is read by the batch.
         what: the name of the measurement, for the progress bar and errors.
         at_once: how many (data point, particle) combinations may run at once; without data, how many particles.
         together: how many particles of one data point must run at once.
@@ -265,12 +365,20 @@ def stream(
             that holds values for other data, and the errors of :func:`~jensen.kernel.weights.check_pair`.
         TypeError: for a call that does not match the program's arguments.
     """
-    expect_holes(*data)
-    n = rows_of(data)
+    source = data if isinstance(data, Source) else None
+    if isinstance(data, Source):
+        n, holes = data.survey()
+        if holes:
+            expect_holes(torch.tensor([math.nan]))
+        _refuse_whole(is_autoguide(guide), what, "an AutoGuide is run on all data at once")
+        data = as_tensors(data.head(max(_LOOKED_AT, min(n, most or n, max(1, at_once // together)))))
+    else:
+        expect_holes(*data)
+        n = rows_of(data)
     rows = n if is_autoguide(guide) else min(n, max(1, at_once // together), most or n)
     layout = layout_on(model, guide, data, rows)
     if isinstance(layout, Exception):
-        if rows == n:
+        if rows == n or source is not None:
             raise layout
         rows, layout = n, look_at(model, guide, data)
     if not data and layout.sizes:
@@ -282,6 +390,7 @@ def stream(
         _check_joint(layout, what, weights == "per datum")
         check_rows(layout, data, rows)
     joint = not layout.sizes
+    _refuse_whole(joint and source is not None, what, "the weights of this model and guide are joint over all data")
     if not data and joint:
         n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
@@ -292,20 +401,33 @@ def stream(
     begin, end = firsts[0], min(n, firsts[-1] + rows)
     total = None if units is None else (end - begin) * units
     pair = Pair(model, guide, layout)
+    pieces = _pieces(data, begin, end, looked_at) if source is None else source.in_order(looked_at, begin, end)
     with progress_bar(what, n if data else 0, total=total, progress=progress, unit_scale=True) as bar:
-        for first in firsts:
-            if (first - begin) % looked_at == 0:
-                some = tuple(x[first : min(end, first + looked_at)] for x in data)
-                layout = nested(check_pair(model, guide, *some), max_plate_nesting)
-                if weights != "none" and not joint:
-                    check_rows(layout, some, len(some[0]) if some else n)
-            batch = tuple(x[first : first + rows] for x in data)
-            if seed is not None:
-                torch.manual_seed(derived_seed(seed, what, first))
-            ahead, of = (end - first) // rows, -(-n // rows)
-            yield Part(batch, first, layout, rows, ahead, at_once, joint, of, bar.update, pair, rows < n)
-            if units is not None:
-                bar.update(units * (min(n, first + rows) - begin) - bar.n)
+        for start, some in zip(range(begin, end, looked_at), pieces, strict=True):
+            layout = nested(check_pair(model, guide, *some), max_plate_nesting)
+            if weights != "none" and not joint:
+                check_rows(layout, some, len(some[0]) if some else n)
+            for first in range(start, min(end, start + looked_at), rows):
+                batch = tuple(x[first - start : first - start + rows] for x in some)
+                if seed is not None:
+                    torch.manual_seed(derived_seed(seed, what, first))
+                ahead, of = (end - first) // rows, -(-n // rows)
+                yield Part(batch, first, layout, rows, ahead, at_once, joint, of, bar.update, pair, rows < n)
+                if units is not None:
+                    bar.update(units * (min(n, first + rows) - begin) - bar.n)
+
+
+def _pieces(data: Batch, first: int, last: int, rows: int) -> Iterator[Batch]:
+    return (tuple(x[i : min(last, i + rows)] for x in data) for i in range(first, last, rows))
+
+
+def _refuse_whole(needed: bool, what: str, reason: str) -> None:
+    """Raise ValueError if all data are needed at once, but are read by the batch."""
+    if needed:
+        raise ValueError(
+            f"{what} reads these data by the batch, but {reason}: give a part of them that fits into memory, such as "
+            "jensen.datasets.stream(...).head(rows)"
+        )
 
 
 def _check_density(layout: Layout) -> None:
@@ -429,5 +551,5 @@ def data_in_epoch(model: Program, guide: Program, data: Batches) -> tuple[int, i
     """The sums of :func:`data_in` over all batches; only the last batch may differ in size."""
     full, rest = divmod(data.n, min(data.size, data.n))
     first = data_in(model, guide, data.first())
-    last = data_in(model, guide, data.take(torch.arange(rest))) if rest else (0, 0)
+    last = data_in(model, guide, data.head(rest)) if rest else (0, 0)
     return full * first[0] + last[0], full * first[1] + last[1]

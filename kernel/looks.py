@@ -6,7 +6,7 @@ only the data that it was made for. PyTorch's error is then about broadcasting; 
 
 from __future__ import annotations
 
-__all__ = ["Held", "held_by", "layout_on", "look_at", "warn_of_no_plate"]
+__all__ = ["Held", "Incoming", "held_by", "layout_on", "look_at", "warn_of_no_plate"]
 
 import warnings
 from collections.abc import Iterator
@@ -18,6 +18,9 @@ import torch
 from pyro.infer.autoguide import AutoGaussian, AutoGuideList, AutoStructured
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
+from torch.distributions import constraints
+
+from jensen.missing import expect_holes, has_holes, same_values
 
 from .arguments import Batch, check_tensors, explained, misfit, other_lengths, rows_of
 from .caller import outside
@@ -26,7 +29,8 @@ from .modes import buffers_kept
 from .parameters import ParametersRead, is_autoguide, owners_of
 from .randomness import forked_rng
 from .sites import AtMode, base_of, plates_of, sites_of
-from .weights import Program, check_pair, model_sites, trace_pair
+from .supports import bounds_of
+from .weights import Program, check_pair, model_sites, observed_sites, trace_pair
 
 
 def look_at(model: Program, guide: Program, data: Batch) -> Layout:
@@ -82,6 +86,93 @@ def warn_of_no_plate(model: Program, guide: Program, data: Batch) -> None:
             "pyro.plate('data', len(x), dim=-1), with one to_event dimension less",
             stacklevel=outside(),
         )
+
+
+class Incoming:
+    """The check of batches as they come, at the cost of a sum: shape, type, finite values, support.
+
+    The model and guide are run (:func:`check_pair`) only on a batch with missing values, on one that fails, and, in the
+    first epoch, on every batch if a site observes something else than a tensor of the data in a fixed support.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        first: a batch that is checked already, on the device of model and guide.
+    """
+
+    def __init__(self, model: Program, guide: Program, first: Batch) -> None:
+        self.model, self.guide, self._device = model, guide, [x.device for x in first]
+        self._form = [(x.dtype, x.shape[1:]) for x in first]
+        self._supports: list[tuple[int, Any]] = []
+        self._holed = {i for i, x in enumerate(first) if has_holes(x)}  # tensors with missing values
+        with forked_rng(), torch.no_grad(), buffers_kept(model, guide):
+            seen = observed_sites(model, guide, first)
+        self._run = not all(self._known(site["fn"], site["value"], first) for site in seen)
+
+    def _known(self, fn: Any, value: Any, first: Batch) -> bool:
+        """Whether the data of a site can be checked without a run of the model."""
+        try:
+            support = fn.support
+        except NotImplementedError:
+            return True
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support is constraints.real or (support is constraints.real_vector):
+            return True
+        for i, x in enumerate(first):
+            if (
+                isinstance(value, torch.Tensor)
+                and value.numel() == x.numel()
+                and same_values(value.reshape(x.shape), x)
+            ):
+                if bounds_of(fn) or support.event_dim:
+                    return False
+                self._supports.append((i, support))
+                return True
+        return False
+
+    def __call__(self, batch: Batch, rows: torch.Tensor, epoch: int = 0) -> bool:
+        """Check a batch; returns whether it is the first one with missing values.
+
+        Args:
+            batch: the batch.
+            rows: the numbers of its rows, for the message.
+            epoch: how many complete passes were checked before.
+
+        Raises:
+            ValueError: if model and guide do not run on it.
+        """
+        if [(x.dtype, x.shape[1:]) for x in batch] != self._form:
+            came = [f"{x.dtype} {list(x.shape[1:])}" for x in batch]
+            raise ValueError(
+                f"the data points of {_numbered(rows)} have the types and shapes {came}, but those of the first batch "
+                f"{[f'{dtype} {list(shape)}' for dtype, shape in self._form]}: make them alike"
+            )
+        odd = {i for i, x in enumerate(batch) if x.is_floating_point() and not bool(x.sum().isfinite())}
+        holed = {i for i in odd if has_holes(batch[i])}
+        wrong = holed - self._holed or any(bool(batch[i].isinf().any()) for i in odd)
+        wrong = wrong or any(not _inside(support, batch[i], i in holed) for i, support in self._supports)
+        new = bool(holed) and not self._holed
+        self._holed |= holed
+        if new:
+            expect_holes(*batch)
+        if wrong or (self._run and not epoch):
+            try:
+                with forked_rng(), buffers_kept(self.model, self.guide):
+                    moved = (x.to(device) for x, device in zip(batch, self._device, strict=True))
+                    check_pair(self.model, self.guide, *moved)
+            except ValueError as error:
+                raise ValueError(f"{error} (positions are those in a batch, of {_numbered(rows)})") from error
+        return new
+
+
+def _inside(support: Any, x: torch.Tensor, holed: bool) -> bool:
+    inside = support.check(x)
+    return bool((inside | x.isnan() if holed else inside).all())
+
+
+def _numbered(rows: torch.Tensor) -> str:
+    return f"rows {', '.join(map(str, rows[:3].tolist()))}{', ...' * (len(rows) > 3)}"
 
 
 class Held(NamedTuple):

@@ -6,21 +6,32 @@ data must not sample the same latent values again.
 
 from __future__ import annotations
 
-__all__ = ["derived_seed", "forked_rng", "private_randomness", "stream"]
+__all__ = [
+    "accelerator_states",
+    "derived_seed",
+    "forked_rng",
+    "private_randomness",
+    "set_accelerator_states",
+    "stream",
+]
 
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """Restore the user's random stream afterwards, on the CPU and on every CUDA device in use."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    """Restore the user's random stream afterwards, on the CPU and on the accelerators in use."""
+    back = stream()
+    try:
         yield
+    finally:
+        back()
 
 
 def derived_seed(seed: int, *of: str | int) -> int:
@@ -55,13 +66,33 @@ def private_randomness(seed: int | None, *of: str) -> Iterator[None]:
 
 
 def stream() -> Callable[[], None]:
-    """A function that restores the user's random stream as it is now, on the CPU and on the CUDA devices in use."""
-    state = torch.get_rng_state()
-    others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    """A function that restores the user's random stream as it is now, on the CPU and on the accelerators in use."""
+    state, others = torch.get_rng_state(), accelerator_states()
 
     def back() -> None:
         torch.set_rng_state(state)
-        if others:
-            torch.cuda.set_rng_state_all(others)
+        set_accelerator_states(others)
 
     return back
+
+
+def accelerator_states() -> list[Tensor]:
+    """The state of the random stream of each accelerator (a GPU), in their order; none if no accelerator is in use."""
+    module = _accelerator()
+    return [] if module is None else list(module.get_rng_state_all())
+
+
+def set_accelerator_states(states: list[Tensor]) -> None:
+    """Set the random streams of the accelerators, as far as there are that many."""
+    module = _accelerator() if states else None
+    if module is not None:
+        module.set_rng_state_all(states[: module.device_count()])
+
+
+def _accelerator() -> Any:
+    """The functions of PyTorch for the kind of accelerator in use, such as ``torch.cuda``; None if none is in use."""
+    device = torch.accelerator.current_accelerator()  # the kind that PyTorch was built for
+    if device is None or device.type == "mps":  # which has no numbered devices
+        return None
+    module: Any = torch.get_device_module(device)
+    return module if module.is_initialized() else None

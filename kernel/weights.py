@@ -47,7 +47,7 @@ from .layout import Layout, layout_of, without_auxiliary
 from .lifts import Call, Half, Lifted, LiftedPair, Run, Way, for_proof, slowest
 from .modes import watched_modes
 from .parameters import ParametersRead, claim_parameters, claiming, own_modules, store_kept, trainable
-from .randomness import forked_rng
+from .randomness import forked_rng, stream
 from .sites import AtMode, Program, Scored, Site, facts_of, folded, nesting_of, shared_plates, sites_of
 from .terms import Terms, stopped_log_q
 
@@ -243,7 +243,7 @@ class Pair:
 
     def terms(self, data: tuple[Tensor, ...], particles: int, stopped: bool = False) -> Terms:
         """The terms of log weights of fresh samples: see :func:`terms`."""
-        state = torch.get_rng_state()
+        back = stream()
         p, q, keep, elbo = self._run(data, particles, tapped=stopped)
         model, guide = self._lifted if len(self._lifted) == 2 else (None, None)
         shape = (particles, *(frame.size for frame in keep))
@@ -261,7 +261,7 @@ class Pair:
         if stopped and guide is not None:  # the guide runs again, at leaves that replace its values
             leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in drawn.items()}
             with torch.enable_grad(), forked_rng():
-                torch.set_rng_state(state)
+                back()
                 again = guide(data, particles, leaves, q.ranks, q.rows)
                 log_q_stopped, repeated = stopped_log_q(q, again, leaves, log_q, keep)
         call = Call(data, particles, drawn, q.ranks, p.rows)

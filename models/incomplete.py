@@ -260,7 +260,7 @@ def climb(parameters: Iterable[Tensor], losses: Callable[[], Iterable[Tensor]], 
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for part in losses():
             part.backward()
             total += part.detach().cpu()

@@ -161,9 +161,9 @@ class PPCA(UniqueModule):
         """
         features, latent = self.weight.shape
         generator = torch.Generator().manual_seed(seed)
-        q, r = torch.linalg.qr(torch.randn(latent, latent, generator=generator, dtype=torch.float64))
+        q, r = torch.linalg.qr(torch.randn(latent, latent, generator=generator, dtype=torch.float64, device="cpu"))
         rotation = (q * r.diagonal().sign()).to(self.weight)
-        with torch.random.fork_rng(devices=[]):  # the random initial weight of a new model is not used
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the random initial weight is not used
             turned = PPCA(features, latent, self.prior_scale).to(self.weight)
         return turned._assign(self.mean, self.weight @ rotation, self.noise.square())
 

@@ -121,6 +121,10 @@ def as_data(value: object, name: str) -> str:
     kind = type(value).__module__.partition(".")[0]
     if isinstance(getattr(value, "train", None), Tensor):  # a data set in splits
         return f"use {name}.train (and {name}.validation, {name}.test)"
+    from .sources import Source  # which stands on this file
+
+    if isinstance(value, Source):
+        return f"only fit and evaluate read data by the batch: use a part that fits into memory, {name}.head(1000)"
     if isinstance(value, torch.utils.data.DataLoader):
         made = as_data(value.dataset, f"{name}.dataset")
         call = f"({name}.dataset)" * made.endswith("as_tensor")

@@ -20,6 +20,7 @@ from torch import Tensor
 from jensen.families import MeanField, StudentT
 from jensen.guides import ExactPosterior, amortize
 from jensen.inference import IWAE, Imputation, evaluate, fit, impute
+from jensen.kernel.randomness import private_randomness
 from jensen.models import PPCA, VAE, FactorAnalysis, MixtureOfPPCA
 from jensen.networks import Masked, mlp
 
@@ -119,8 +120,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
         x = self._standardized(given)
         features = x.shape[1]
         latent = max(1, min(10, features // 2)) if self.latent is None else self.latent
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with torch.device("cpu"), private_randomness(self._seed):  # as the arrays, whatever the default device
             if self.model == "vae":
                 self._fit_vae(x.float(), latent)
             else:

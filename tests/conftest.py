@@ -17,7 +17,16 @@ DATA_FILES = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="run the contract of models and guides there: cpu, cuda, second")
+
+
 def pytest_configure(config):
+    os.environ["JENSEN_TEST_DEVICE"] = device = config.getoption("--device")  # read by members.py
+    if device == "second":
+        import second
+
+        second.register()
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # no warning about a busy machine, here or in subprocesses of tests
     if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the processors: one thread each
         torch.set_num_threads(1)

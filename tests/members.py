@@ -1,5 +1,6 @@
 """The lists of models and guides of the contract tests: a new member needs one entry here."""
 
+import os
 from functools import partial
 
 import torch
@@ -37,6 +38,8 @@ from jensen.models import PPCA, VAE, Banana, Ring
 from jensen.networks import mlp
 
 Distribution._validate_args = True  # importing zuko turned it off
+
+DEVICE = torch.device(os.environ.get("JENSEN_TEST_DEVICE", "cpu"))  # the option --device of the suite
 
 X, D, H = 5, 2, 16  # features, latents, context of every member below
 
@@ -152,9 +155,10 @@ OBJECTIVES = {
 
 
 def pair(model_name, guide_name):
-    """A new model and guide, and seven data points sampled from the model."""
+    """A new model and guide on the device of the suite, and seven data points sampled from the model."""
     model = MODELS[model_name]()
     guide = GUIDES[guide_name](model)
+    model.to(DEVICE), guide.to(DEVICE)
     with torch.no_grad():
         x = model(n=7)
     return model, guide, x

@@ -6,13 +6,16 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule
+from torch.utils.data import IterableDataset, TensorDataset
 
 import jensen.processes as processes
+from jensen.datasets import stream
 from jensen.families import Gaussian, MeanField
 from jensen.guides import amortize
 from jensen.inference import ELBO, Callback, CSVLogger, ais, compare, evaluate, fit, gaps
@@ -100,6 +103,21 @@ def started_apart():
 
 def batches():
     return _trained(*_pair(), _x(), batch_size=20)
+
+
+def read_by_the_batch(folder):
+    """A data set with random access, a file in blocks of other shares, and a stream."""
+    path = folder / f"x-{processes.count()}-{processes.rank()}.npy"
+    np.save(path, _x().numpy())
+    file = stream(path, dtype=torch.float64)
+    found = [_trained(*_pair(), data, batch_size=20) for data in (TensorDataset(_x()), file, _Stream())]
+    measured = evaluate(*_vae(), file, particles=50, seed=0, compile=False, progress=False, refine=False)
+    return found, measured.log_evidence
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter(_x())
 
 
 def fewer_rows_than_processes():

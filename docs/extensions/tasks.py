@@ -80,6 +80,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "datasets": {
         "Load data": ("load", "from_array", "Dataset", "cards", "Card", "Result"),
+        "Data beyond memory": ("stream",),
         "Missing values": ("hide",),
         "Synthetic data": ("linear_gaussian", "linear_dynamics", "pinwheel", "bars"),
     },
@@ -101,6 +102,7 @@ ALONE: dict[str, tuple[str, ...]] = {
     "missing": ("observed_only", "draw_missing", "as_holes", "Observed"),
     "module": ("UniqueModule",),
     "processes": ("apart", "count", "rank"),
+    "sources": ("Source",),
 }
 
 

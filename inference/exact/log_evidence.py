@@ -26,6 +26,7 @@ from jensen.progress import progress_bar
 from jensen.results.records import Record
 from jensen.results.standard_errors import standard_error_of_mean
 from jensen.results.tables import Table, with_error
+from jensen.sources import Source
 
 from .latents import Latents, read_latents
 from .quadrature import Integral, first_evaluations, integrate
@@ -34,6 +35,7 @@ METHODS = ("closed form", "enumeration", "quadrature")
 _MOST_STATES = 2**20
 _MOST_DIMENSIONS = 3
 _ROWS = {0: 4096, 1: 1024, 2: 64, 3: 8}  # data points at once, by dimension
+_OF_PRIOR = 256  # samples of the prior that locate it
 _PROBE = 4  # data points tried first
 _CHEAP = 1e-4  # nats: allowed error of a cheap value
 
@@ -190,7 +192,7 @@ def exact_log_evidence(
         if method in (None, "closed form"):
             known = _closed_form(model, tensors, chunk_size)
             if known is not None:
-                zero = torch.zeros(n, dtype=torch.float64)
+                zero = torch.zeros(n, dtype=torch.float64, device="cpu")
                 return ExactEvidence(known, zero, METHODS[0], zero.long(), tolerance)
             if method:
                 raise ValueError(f"{type(model).__name__} has no log_evidence(x): omit method, or give another one")
@@ -223,12 +225,14 @@ def exact_log_evidence(
     return evidence
 
 
-def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: int, joint: bool) -> Tensor | None:
+def cheap_evidence(
+    model: Program, data: Sequence[Tensor] | Source, budget: int, rows: int, joint: bool
+) -> Tensor | None:
     """Log p(x) in float64, [N], by a closed form, or if it needs no more evaluations than sampling did; else None.
 
     A closed form is always used ([1], the sum, for joint weights). A sum or an integral, to 1e-4 nats, may need
     ``budget`` evaluations per data point, on average; a few data points are tried first, and if one of them fails there
-    is no exact value. The user's random stream is not used, and no error is raised.
+    is no exact value. The user's random stream is not used, and no error is raised. A source is read by the batch.
     """
     known = _closed_form(model, data, rows)
     if known is not None:
@@ -242,33 +246,40 @@ def cheap_evidence(model: Program, data: Sequence[Tensor], budget: int, rows: in
         return None
 
 
-def _within(model: Program, data: Sequence[Tensor], budget: int) -> Tensor | None:
-    latents = read_latents(model, tuple(x[:1] for x in data), draws=1)
+def _within(model: Program, data: Sequence[Tensor] | Source, budget: int) -> Tensor | None:
+    some = data.head(_OF_PRIOR) if isinstance(data, Source) else data
+    latents = read_latents(model, tuple(x[:1] for x in some), draws=1)
     D, states = latents.dimension, latents.combinations
     if D > _MOST_DIMENSIONS or states * (first_evaluations(D) if D else 1) > budget:
         return None
-    latents = read_latents(model, data)
+    latents = read_latents(model, some, _OF_PRIOR)
     values: list[Tensor] = []
-    for part in (tuple(x[:_PROBE] for x in data), data):
+    for part in (tuple(x[:_PROBE] for x in some), data):
         values, spent = [], 0
+        n = part.survey().n if isinstance(part, Source) else len(part[0])
         for value, error, evaluations in _parts(model, part, latents, _CHEAP, 4 * budget, 4096):
             spent += int(evaluations.sum())
             rounding = 256 * torch.finfo(latents.dtype).eps * (1 + value.abs())
-            if spent > budget * len(part[0]) or not (error <= _CHEAP + rounding).all():
+            if spent > budget * n or not (error <= _CHEAP + rounding).all():
                 return None
             values.append(value.cpu())
     return torch.cat(values)
 
 
-def _closed_form(model: object, data: Sequence[Tensor], rows: int) -> Tensor | None:
-    batches = zip(*(x.split(rows) for x in data), strict=True)
-    known = [value.cpu() for batch in batches if (value := exact_evidence(model, batch)) is not None]
+def _closed_form(model: object, data: Sequence[Tensor] | Source, rows: int) -> Tensor | None:
+    if not isinstance(model, HasEvidence):
+        return None
+    known = [value.cpu() for batch in _batches(data, rows) if (value := exact_evidence(model, batch)) is not None]
     return torch.cat(known) if known else None
+
+
+def _batches(data: Sequence[Tensor] | Source, rows: int) -> Iterator[tuple[Tensor, ...]]:
+    return data.in_order(rows) if isinstance(data, Source) else zip(*(x.split(rows) for x in data), strict=True)
 
 
 def _parts(
     model: Program,
-    data: Sequence[Tensor],
+    data: Sequence[Tensor] | Source,
     latents: Latents,
     tolerance: float,
     max_evaluations: int,
@@ -276,7 +287,7 @@ def _parts(
 ) -> Iterator[Integral]:
     """The evidence of consecutive parts of the rows."""
     S, D = latents.combinations, latents.dimension
-    for batch in zip(*(x.split(_ROWS[D]) for x in data), strict=True):
+    for batch in _batches(data, _ROWS[D]):
         m = len(batch[0])
         density = partial(latents.log_density, model, batch, at_once=at_once)
         if D:

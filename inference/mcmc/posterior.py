@@ -288,7 +288,7 @@ def mcmc_posterior(
     n = len(tensors[0])
     draws, warmup = _lengths(n, method, draws, warmup, chains)
     rejecting = method == "rejection"
-    above = torch.zeros(n, dtype=torch.float64)
+    above = torch.zeros(n, dtype=torch.float64, device="cpu")
     with running(model, model, "mcmc_posterior", seed=seed, device=device):
         tensors = placed(tensors, device, batch_transform)
         runs = []
@@ -355,9 +355,9 @@ def _rejected(path: Path, draws: int) -> tuple[_Run, Tensor]:
     began = time.perf_counter()
     sample = posterior_draws(path.draw(4096), path.log_joint, draws)
     n = sample.u.shape[1]
-    seconds = torch.full((n,), (time.perf_counter() - began) / n, dtype=torch.float64)
+    seconds = torch.full((n,), (time.perf_counter() - began) / n, dtype=torch.float64, device="cpu")
     u = sample.u.transpose(0, 1).unsqueeze(1)  # [N, 1, S, F]
-    return _Run(u, sample.kept.double().cpu(), torch.zeros(n, dtype=torch.long), seconds), sample.above
+    return _Run(u, sample.kept.double().cpu(), torch.zeros(n, dtype=torch.long, device="cpu"), seconds), sample.above
 
 
 def _chains(
@@ -404,9 +404,9 @@ def _chains(
         advance(1)
     return _Run(
         torch.stack(samples).unsqueeze(0),
-        torch.tensor([accepted], dtype=torch.float64),
-        torch.tensor([divergences]),
-        torch.tensor([time.perf_counter() - began], dtype=torch.float64),
+        torch.tensor([accepted], dtype=torch.float64, device="cpu"),
+        torch.tensor([divergences], device="cpu"),
+        torch.tensor([time.perf_counter() - began], dtype=torch.float64, device="cpu"),
     )
 
 

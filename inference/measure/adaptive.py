@@ -88,10 +88,10 @@ def as_needed(draw: Draw, part: Part, tolerance: float, max_particles: int) -> d
 
 def _piloted(draw: Draw, part: Part, rows: Tensor, tolerance: float, max_particles: int) -> tuple[Tensor, Tensor]:
     """The number of fresh samples that each data point needs, and that its pilot used: [N] each, on the CPU."""
-    active = torch.arange(len(rows))
+    active = torch.arange(len(rows), device="cpu")
     weights = RunningWeights(max_particles // _EXTRAPOLATED, rows)
-    need = torch.zeros(len(rows), dtype=torch.float64)  # never decreases
-    taken = torch.zeros(len(rows), dtype=torch.long)
+    need = torch.zeros(len(rows), dtype=torch.float64, device="cpu")  # never decreases
+    taken = torch.zeros(len(rows), dtype=torch.long, device="cpu")
     target = PILOT
     while True:
         positions, rows_run = (active, len(active)) if part.divisible else (None, part.size)
@@ -112,7 +112,9 @@ def _piloted(draw: Draw, part: Part, rows: Tensor, tolerance: float, max_particl
 
 def _numbers(part: Part) -> Tensor:
     """The row numbers of the weights of a part; joint weights count as one data point, the first."""
-    return torch.zeros(1).long() if part.joint else torch.arange(part.first, part.first + len(part))
+    if part.joint:
+        return torch.zeros(1, dtype=torch.long, device="cpu")
+    return torch.arange(part.first, part.first + len(part), device="cpu")
 
 
 def _needed(weights: RunningWeights, tolerance: float) -> Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 __all__ = ["Baseline", "Kind", "baseline", "kind_of", "likely_reason"]
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,7 @@ from jensen.checked import check_data, checked
 from jensen.kernel.sites import base_of
 from jensen.kernel.weights import Program, observed_sites
 from jensen.missing import has_holes
+from jensen.sources import Source
 
 Kind = Literal["Gaussian", "Bernoulli", "Poisson"]
 
@@ -83,12 +85,12 @@ def kind_of(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Kind | 
 
 
 @checked
-def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
+def baseline(kind: Kind, x: Tensor | Source, train: Tensor | Source | None = None) -> Baseline:
     """Fit one distribution per feature to training data, or to the measured data if there are none.
 
     Args:
         kind: the distribution.
-        x: the data to measure, [N, ...].
+        x: the data to measure, [N, ...], or a source of them.
         train: the data for the fit, with the same features.
 
     Returns:
@@ -105,27 +107,68 @@ def baseline(kind: Kind, x: Tensor, train: Tensor | None = None) -> Baseline:
         (True, True)
     """
     own = train is None
-    rows = _rows(x, "x")  # [N, X]
-    fitted = rows if train is None else _rows(train, "train")
-    seen, of_fit = ~rows.isnan(), ~fitted.isnan()
-    if fitted.shape[1] != rows.shape[1]:
-        raise ValueError(f"x and train need the same features, but got {list(x.shape)} and {list(fitted.shape)}")
-    rows, fitted = rows.nan_to_num(0.0), fitted.nan_to_num(0.0)
-    count = of_fit.sum(0).clamp_min(1)
-    if kind == "Gaussian":
-        location = fitted.sum(0) / count
-        variance = torch.where(of_fit, fitted - location, 0.0).square().sum(0) / count
-        low, high = (torch.where(of_fit, fitted, end) for end in (math.inf, -math.inf))
-        constant = low.amin(0) >= high.amax(0)
-        variance = variance.clamp_min(1e-300).masked_fill(constant, 1 / (2 * math.pi))
-        log_f = -0.5 * ((rows - location).square() / variance + (2 * math.pi * variance).log())
-    else:
-        mean = (fitted.sum(0) + 0.5) / (of_fit.sum(0) + 1)
-        log_f = rows * mean.log()
-        log_f = log_f + ((1 - rows) * (-mean).log1p() if kind == "Bernoulli" else -mean - torch.lgamma(rows + 1))
-    log_f = torch.where(seen, log_f, 0.0)
-    parameters = rows.shape[1] * (2 if kind == "Gaussian" else 1)
-    return Baseline(kind, log_f.sum(1), own, favour=parameters / len(rows) if own else 0.0)
+    fit: _Fit | None = None
+    for fitted in _pieces(x if train is None else train, "x" if own else "train"):
+        fit = fit or _Fit(kind, fitted.shape[1])
+        fit.add(fitted)
+    assert fit is not None
+    values = []
+    for rows in _pieces(x, "x"):
+        if rows.shape[1] != len(fit.count):
+            raise ValueError(f"x and train need the same features, but got {rows.shape[1]} and {len(fit.count)}")
+        values.append(fit.log_prob(rows))
+    n, parameters = sum(map(len, values)), len(fit.count) * (2 if kind == "Gaussian" else 1)
+    return Baseline(kind, torch.cat(values), own, favour=parameters / n if own else 0.0)
+
+
+def _pieces(x: Tensor | Source, name: str) -> Iterator[Tensor]:
+    """The data in float64, some rows at a time: the same rows for a tensor and a source, so that sums are equal."""
+    if isinstance(x, Source):
+        return (_rows(batch[0], name) for batch in x.in_order(_PIECE))
+    check_data(x, name)
+    if not x.numel() or not x.dim():
+        _rows(x, name)
+    return (_rows(part, name) for part in x.split(_PIECE))
+
+
+class _Fit:
+    """The sums of a fit, over pieces of the data: counts, means and squared deviations (Chan, Golub, LeVeque 1979)."""
+
+    def __init__(self, kind: Kind, features: int) -> None:
+        self.kind = kind
+        self.count, self.mean, self.squares, self.total = torch.zeros(4, features, dtype=torch.float64)
+        self.low, self.high = (torch.full((features,), end, dtype=torch.float64) for end in (math.inf, -math.inf))
+
+    def add(self, x: Tensor) -> None:
+        """Add rows [n, X]; NaN is left out."""
+        seen = ~x.isnan()
+        n, m = self.count, seen.sum(0)
+        self.total = self.total + x.nan_to_num(0.0).sum(0)
+        mean = x.nan_to_num(0.0).sum(0) / m.clamp_min(1)
+        squares = torch.where(seen, x - mean, 0.0).square().sum(0)
+        off, both = mean - self.mean, (n + m).clamp_min(1)
+        self.squares = self.squares + squares + off.square() * n * m / both
+        self.mean = torch.where(n > 0, self.mean + off * m / both, mean)
+        self.count = n + m
+        self.low = torch.minimum(self.low, torch.where(seen, x, math.inf).amin(0))
+        self.high = torch.maximum(self.high, torch.where(seen, x, -math.inf).amax(0))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density of rows [n, X]: [n]."""
+        seen, rows = ~x.isnan(), x.nan_to_num(0.0)
+        if self.kind == "Gaussian":
+            variance = self.squares / self.count.clamp_min(1)
+            variance = variance.clamp_min(1e-300).masked_fill(self.low >= self.high, 1 / (2 * math.pi))
+            log_f = -0.5 * ((rows - self.mean).square() / variance + (2 * math.pi * variance).log())
+        else:
+            mean = (self.total + 0.5) / (self.count + 1)
+            log_f = rows * mean.log()
+            other = (1 - rows) * (-mean).log1p() if self.kind == "Bernoulli" else -mean - torch.lgamma(rows + 1)
+            log_f = log_f + other
+        return torch.where(seen, log_f, 0.0).sum(1)
+
+
+_PIECE = 8192  # rows
 
 
 def _rows(x: Tensor, name: str) -> Tensor:

@@ -155,7 +155,7 @@ def bounds(
     if latents is not None:
         check_latents(latents, n, batch_transform)
     sizes = [2**i for i in range(particles.bit_length())]
-    means, squares = torch.zeros(len(sizes)).double(), torch.zeros(len(sizes)).double()
+    means, squares = torch.zeros(2, len(sizes), dtype=torch.float64, device="cpu")
     upper: list[Tensor] = []
     lower: list[Tensor] = []
     with running(model, guide, "bounds", seed=seed, device=device):
@@ -180,7 +180,7 @@ def bounds(
     if latents is None:
         return curve
     above, below = torch.cat(upper, 1), torch.cat(lower)  # [sizes, N], [N]
-    apart = torch.tensor([standard_error_of_mean(row) for row in above - below], dtype=torch.float64)
+    apart = torch.tensor([standard_error_of_mean(row) for row in above - below], dtype=torch.float64, device="cpu")
     shared = curve.error[-1].nan_to_num(0.0)  # the sampling noise of both sides cancels in their difference
     return replace(curve, upper=above.mean(1), upper_error=torch.hypot(apart, shared))
 

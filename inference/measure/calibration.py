@@ -78,7 +78,7 @@ class Calibration(Record):
         At most 20 bins (deviations are smooth), as equal as L + 1 ranks allow, with about 20 data points or more each.
         """
         bins = min(20, len(self.pooled) // 20, self.draws + 1)
-        return torch.arange(bins + 1) * (self.draws + 1) // bins
+        return torch.arange(bins + 1, device="cpu") * (self.draws + 1) // bins
 
     @property
     def counts(self) -> Tensor:
@@ -101,7 +101,7 @@ class Calibration(Record):
     @property
     def p_values(self) -> Tensor:
         """The probability of at least this statistic under uniform ranks, of each feature, uncorrected: float64 [F]."""
-        half = torch.tensor((len(self.edges) - 2) / 2, dtype=torch.float64)
+        half = torch.tensor((len(self.edges) - 2) / 2, dtype=torch.float64, device="cpu")
         p: Tensor = torch.special.gammaincc(half, self.statistic / 2)
         return p
 
@@ -123,7 +123,7 @@ class Calibration(Record):
     @property
     def coverage_error(self) -> Tensor:
         """The binomial standard error of ``coverage`` if the guide is calibrated: float64 [levels]."""
-        level = torch.tensor(self.levels, dtype=torch.float64)
+        level = torch.tensor(self.levels, dtype=torch.float64, device="cpu")
         return (level * (1 - level) / len(self.pooled)).sqrt()
 
     @property
@@ -373,4 +373,4 @@ def _ranks(site: str, true: Tensor, drawn: Tensor) -> Tensor:
     if not (true.isfinite().all() and drawn.isfinite().all()):
         raise FloatingPointError(f"true values or samples at site '{site}' are NaN or infinite: check the parameters")
     below, ties = (drawn < true).sum(0).cpu(), (drawn == true).sum(0).cpu()
-    return below + (torch.rand(ties.shape, dtype=torch.float64) * (ties + 1)).long()
+    return below + (torch.rand(ties.shape, dtype=torch.float64, device="cpu") * (ties + 1)).long()

@@ -28,6 +28,7 @@ from torch import Tensor
 from jensen import processes
 from jensen.checked import checked
 from jensen.graphs.products import product_route
+from jensen.kernel.arguments import Given
 from jensen.kernel.batches import Data, Part, Transform, as_tensors, place_of, placed, stream
 from jensen.kernel.modes import buffers_kept, running
 from jensen.kernel.randomness import private_randomness
@@ -452,7 +453,7 @@ def compare(
     max_particles: int = 100_000,
     refine: Refine = "auto",
     histories: Mapping[str, History | Sequence[History]] | None = None,
-    train: Data | None = None,
+    train: Given | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     max_plate_nesting: int | None = None,

@@ -24,7 +24,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ from jensen.checked import checked
 from jensen.graphs.compile import Compile
 from jensen.graphs.draws import LogWeights
 from jensen.graphs.products import product_route
-from jensen.kernel.arguments import prepared
-from jensen.kernel.batches import Data, Part, Transform, as_tensors, in_cache, place_of, placed, stream
+from jensen.kernel.arguments import Given, prepared
+from jensen.kernel.batches import Batch, Data, Part, Placed, Transform, as_tensors, in_cache, place_of, placed, stream
 from jensen.kernel.caller import outside
 from jensen.kernel.looks import look_at, warn_of_no_plate
 from jensen.kernel.modes import running
@@ -45,6 +45,7 @@ from jensen.missing import Missing, has_holes
 from jensen.results.records import Measurement, Quantity
 from jensen.results.standard_errors import mc_error, significant, standard_error_of_mean
 from jensen.results.tables import Table, decimals, percent, with_error
+from jensen.sources import Source, as_source
 
 from ..exact.log_evidence import cheap_evidence
 from .adaptive import as_needed, check_settings, equally
@@ -288,6 +289,7 @@ class Evidence(Measurement):
         return facts
 
 
+_LOOKED_AT = 10_000  # rows of a source that are searched for the reason of a low log p(x)
 _OF_REFINED = ("modes", "evaluations", "missed")
 _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed": "  Pareto-smoothed"}
 
@@ -297,13 +299,13 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 def evaluate(
     model: Program,
     guide: Program,
-    data: Data,
+    data: Given,
     particles: int = 5000,
     *,
     tolerance: float | None = None,
     max_particles: int = 100_000,
     refine: Refine = "auto",
-    train: Data | None = None,
+    train: Given | None = None,
     seed: int | None = None,
     batch_transform: Transform | None = None,
     missing: Missing = None,
@@ -337,7 +339,9 @@ def evaluate(
         model: any Pyro model, called as ``model(*data)``.
         guide: its guide, called with the same data.
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
-            without arguments: weights are then joint, or one for each element of the plate around every site.
+            without arguments: weights are then joint, or one for each element of the plate around every site; or data
+            that are read by the batch, as for :func:`fit`: the numbers are those of the same rows in memory. They are
+            read several times, in the same order.
         particles: the number K of samples per data point; not used with a tolerance.
         tolerance: the Monte Carlo standard error of log p(x), in nats, to reach for each data point. None: K samples.
         max_particles: with a tolerance, the maximal number of samples per data point, at least 512. If it is reached
@@ -352,7 +356,8 @@ def evaluate(
         train: training data to fit the baseline: one distribution per feature. None: it is fitted to the
             measured data, which favours it, and its row is marked.
         seed: makes the samples reproducible, with a random stream of its own; None uses the user's stream.
-        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random.
+        batch_transform: applied to the first tensor, once: ``torch.bernoulli`` binarizes grey images at random. To data
+            that are read by the batch, in blocks of 512 rows, with the same result at each pass.
         missing: ``"nan"``, or a Boolean mask of the first tensor, as for :func:`fit`: log p(x) is then that of the
             observed values.
         chunk_size: how many (data point, particle) combinations are run at once (how many particles, if the model holds
@@ -368,7 +373,8 @@ def evaluate(
 
     Raises:
         ValueError: for ``particles`` below 1, a tolerance that is not positive, ``max_particles`` below 512, data
-            that are empty or not finite, a guide that holds values for other data, and the errors of
+            that are empty or not finite, a guide that holds values for other data, data read by the batch that change
+            from pass to pass or that model and guide need at once, and the errors of
             :func:`~jensen.inference.log_weights`.
         TypeError: for data that are not tensors, and a call that does not match the arguments of model or guide.
         FloatingPointError: if a log weight is NaN or plus infinity.
@@ -391,11 +397,17 @@ def evaluate(
     seed, device = processes.shared_seed(seed), processes.place(device)
     exactly = model
     model, data = prepared(model, data, missing)
-    tensors = as_tensors(data, held=True)
-    processes.check_alike(data=processes.facts_of(tensors), seed=seed, particles=particles)
+    source = as_source(data)
+    tensors = as_tensors(cast(Data, data), held=True) if source is None else as_tensors(source.head(1))
+    facts = processes.facts_of(tensors) if source is None else [repr(source)]
+    processes.check_alike(data=facts, seed=seed, particles=particles)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
-        tensors = placed(tensors, device, batch_transform)
+        measured: Batch | Source
+        if source is None:
+            measured = tensors = placed(tensors, device, batch_transform)
+        else:
+            measured = Placed(source, device, batch_transform)
         numbers = tensors[0].numel() if tensors else _observed(model, guide)
         chunk_size = in_cache(tensors, numbers) if chunk_size is None else chunk_size
         parts: list[dict[str, Tensor]] = []
@@ -405,7 +417,7 @@ def evaluate(
         for part in stream(
             model,
             guide,
-            tensors,
+            measured,
             "evaluate",
             at_once=chunk_size,
             together=min(64, particles if tolerance is None else 64),
@@ -441,12 +453,12 @@ def evaluate(
         counted = sum(processes.in_order(counts, part.of))
         joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         budget = int(joined["spent"].double().mean())
-        known = cheap_evidence(exactly, tensors, budget=budget, rows=part.size, joint=part.joint) if tensors else None
+        known = cheap_evidence(exactly, measured, budget=budget, rows=part.size, joint=part.joint) if tensors else None
         if known is not None and bool(known.isnan().any()):
             lost = int(known.isnan().sum())
             warnings.warn(
                 f"log_evidence of the model is NaN for {lost} data points, so the exact log p(x) is omitted"
-                + (": it does not accept missing values" if any(map(has_holes, tensors)) else ""),
+                + (": it does not accept missing values" if _holed(measured) else ""),
                 stacklevel=outside(),
             )
             known = None
@@ -467,17 +479,22 @@ def evaluate(
                 "compile": compile,
                 "progress": progress,
             }
-            evidence = refined(evidence, model, guide, tensors, refine, seed=seed, **settings)
+            evidence = refined(evidence, model, guide, measured, refine, seed=seed, **settings)
     evidence = without_lower_exact(evidence)
-    return evidence if kind is None else beside_baseline(evidence, kind, tensors, train)
+    return evidence if kind is None else beside_baseline(evidence, kind, measured, train)
 
 
-def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], train: Data | None) -> Evidence:
+def _holed(data: Batch | Source) -> bool:
+    return data.survey().holes if isinstance(data, Source) else any(map(has_holes, data))
+
+
+def beside_baseline(evidence: Evidence, kind: Kind, data: Batch | Source, train: Given | None) -> Evidence:
     """The evidence with the baseline of one distribution per feature, and the likely reason if it is lower."""
-    fitted = None if train is None else as_tensors(train)[0]
-    if fitted is None and len(data[0]) < 2:  # one data point has no variance to fit
-        return evidence
-    found = baseline(kind, data[0], fitted)
+    fitted = None if train is None else as_source(train) or as_tensors(cast(Data, train))[0]
+    x = data if isinstance(data, Source) else data[0]
+    if fitted is None and (data.survey().n if isinstance(data, Source) else len(data[0])) < 2:
+        return evidence  # one data point has no variance to fit
+    found = baseline(kind, x, fitted)
     known = found.log_prob.sum(0, keepdim=True) if evidence.joint else found.log_prob
     below, label = float((known - evidence.best).mean()), f"{kind} per feature{', fitted here' * found.own}"
     error = standard_error_of_mean(known - evidence.best) if len(known) > 1 else 0.0
@@ -485,7 +502,9 @@ def beside_baseline(evidence: Evidence, kind: Kind, data: tuple[Tensor, ...], tr
     favour = found.favour * (n * (1 + 0.5 * math.log(n)) if evidence.joint else 1)  # p(x) penalizes its latents
     if not significant(below - favour - 1e-6 * abs(float(known.mean())), error, len(known) - 1 or math.inf):
         return replace(evidence, baseline=known, baseline_kind=label, below="")
-    reason = likely_reason(data[0] if fitted is None else fitted) if kind == "Gaussian" else ""
+    some = x if fitted is None else fitted
+    some = some.head(_LOOKED_AT)[0] if isinstance(some, Source) else some
+    reason = likely_reason(some) if kind == "Gaussian" else ""
     reason = reason or "a model that is too simple, trained too short, or with too high an lr"
     words = f"by {with_error(below, error) if error else decimals(below, 1)} {evidence.unit}: {reason}"
     return replace(evidence, baseline=known, baseline_kind=label, below=words)
@@ -495,7 +514,7 @@ def refined(
     evidence: Evidence,
     model: Program,
     guide: Program,
-    data: tuple[Tensor, ...],
+    data: Batch | Source,
     refine: Refine,
     **how: Any,
 ) -> Evidence:
@@ -507,7 +526,7 @@ def refined(
         evidence: the result from the guide's samples.
         model: the model.
         guide: the guide, or another one of the same model.
-        data: the data, on their device.
+        data: the data, on their device, or a source of them.
         refine: as for :func:`evaluate`; not ``False``.
         how: settings of :func:`~jensen.inference.measure.refined.refine`.
     """

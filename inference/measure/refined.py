@@ -19,10 +19,11 @@ from torch import Tensor
 from jensen import processes
 from jensen.graphs.compile import Compile
 from jensen.kernel.arguments import in_a_line
-from jensen.kernel.batches import Part, stream
+from jensen.kernel.batches import Batch, Part, stream
 from jensen.kernel.coordinates import Coordinates
 from jensen.kernel.terms import Terms
 from jensen.kernel.weights import Program
+from jensen.sources import Source
 
 from .diagnostics import RunningWeights
 from .plan import FRESH, STARTS, Plan
@@ -67,7 +68,7 @@ class Refined(NamedTuple):
 def refine(
     model: Program,
     guide: Program,
-    data: tuple[Tensor, ...],
+    data: Batch | Source,
     budget: int,
     *,
     seed: int | None = None,
@@ -81,7 +82,7 @@ def refine(
     Args:
         model: the model.
         guide: its guide.
-        data: the data.
+        data: the data, or a source of them.
         budget: the maximal number of evaluations of log p(x, z) per data point, at least a quarter for fresh samples.
         seed: as for :func:`~jensen.inference.evaluate`.
         max_plate_nesting: as for :func:`~jensen.inference.evaluate`.

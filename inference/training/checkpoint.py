@@ -20,7 +20,7 @@ from jensen import processes
 from jensen.checked import checked, shown
 from jensen.graphs.products import Route
 from jensen.kernel.parameters import own_modules, owners_of
-from jensen.kernel.randomness import derived_seed
+from jensen.kernel.randomness import accelerator_states, derived_seed, set_accelerator_states
 from jensen.kernel.weights import Program
 from jensen.results.files import read_checkpoint, write_checkpoint
 from jensen.results.schema import decoded
@@ -301,7 +301,7 @@ class Run:
                 "history": self.history.to_dict(),
                 "settings": {**self.settings, "configuration": self.configuration},
                 "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "random_cuda": accelerator_states(),
                 **({"random_of": streams} if len(streams) > 1 else {}),
             },
         )
@@ -381,8 +381,7 @@ class Run:
             torch.manual_seed(derived_seed(torch.initial_seed(), "epoch", len(self.history.elbo)))
             return
         torch.set_rng_state(streams[here])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        set_accelerator_states(state["random_cuda"])
 
 
 def named_parameters(model: Program, guide: Program) -> dict[int, str]:

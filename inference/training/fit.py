@@ -31,13 +31,11 @@ from jensen import processes
 from jensen.checked import checked, shown
 from jensen.graphs.compile import Compile, ensure_cache
 from jensen.graphs.products import product_route
-from jensen.kernel.arguments import prepared
+from jensen.kernel.arguments import Given, prepared
 from jensen.kernel.batches import (
     Batches,
-    Data,
     Device,
     Transform,
-    as_tensors,
     check_rows,
     data_in_epoch,
     listed,
@@ -48,7 +46,7 @@ from jensen.kernel.caller import outside
 from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
-from jensen.kernel.looks import held_by, layout_on, look_at, warn_of_no_plate
+from jensen.kernel.looks import Incoming, held_by, layout_on, look_at, warn_of_no_plate
 from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept, tensors_of
 from jensen.kernel.randomness import forked_rng, private_randomness
@@ -78,7 +76,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 def fit(
     model: Program,
     guide: Program,
-    data: Data,
+    data: Given,
     objective: ELBO | None = None,
     *,
     epochs: int = 100,
@@ -90,7 +88,7 @@ def fit(
     clip: float | None = None,
     weight_decay: float | None = None,
     average: Averaging | None = None,
-    validation: Data | None = None,
+    validation: Given | None = None,
     patience: int | None = None,
     tolerance: float | None = None,
     seed: int | None = None,
@@ -123,13 +121,16 @@ def fit(
         model: any Pyro model, called as ``model(*batch)``.
         guide: its guide, called with the same batch.
         data: a tensor [N, ...], or a tuple of such tensors; ``()`` if model and guide hold their data and are called
-            without arguments, one step per epoch.
+            without arguments, one step per epoch; or data that are read by the batch: a memory map or file, a
+            ``Dataset``, ``IterableDataset`` or ``DataLoader`` of torch, a SciPy sparse matrix, a result of
+            :func:`jensen.datasets.stream`. These are checked as they come. A file is shuffled by blocks, random access
+            exactly, and streams keep their order.
         objective: a Pyro objective with ``differentiable_loss``, or an :class:`~jensen.inference.Objective` (jensen's
             or your own), which is not changed: its knobs follow the steps of this run. None: ``Trace_ELBO()``, or
             ``TraceEnum_ELBO`` if there are sites to be enumerated.
         epochs: passes over the data.
         batch_size: data points per step, shuffled; the last batch of an epoch may be smaller. If at least N: all data
-            in their own order.
+            in their own order. A ``DataLoader`` has its own.
         lr: the learning rate.
         optimizer: called as ``optimizer(parameters, lr=lr)``: a class of ``torch.optim``.
         scheduler: called as ``scheduler(optimizer)``; its result is stepped after every epoch.
@@ -197,10 +198,10 @@ def fit(
     start = time.perf_counter()
     device = processes.place(device)
     model, data = prepared(model, data, missing)
-    train = Batches(as_tensors(data, held=True), batch_size, device, batch_transform)
+    train = Batches.of(data, batch_size, device, batch_transform)
     held_out = None
     if validation is not None:
-        held_out = Batches(as_tensors(validation, held=True), batch_size, device, batch_transform)
+        held_out = Batches.of(validation, batch_size, device, batch_transform)
     _check_settings(objective, epochs, batch_size, patience, held_out, resume, checkpoint)
     _check_rates(schedule, scheduler, clip, tolerance, patience, held_out)
     average = "ema" if tolerance is not None and average is None else average
@@ -224,21 +225,22 @@ def fit(
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
         shares = shares_of(model, guide, train, layout, objective, seed)
-        with buffers_kept(model, guide):
-            count = data_in_epoch(model, guide, train)[1]
-        history.data = count
+        count = 0 if train.known is None else _counted(model, guide, train)
+        history.data = count or None
         if held_out is not None:
             measure = Validation(model, guide, held_out, max_plate_nesting, compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None:
             warn_of_no_plate(model, guide, train.first())
-        if not layout.sizes and layout.full_size is None and train.size < train.n:
+        if not layout.sizes and layout.full_size is None and not train.whole:
+            batches = "the number of batches" + f", {-(-(train.known or 0) // train.size)}" * (train.known is not None)
+            more = f"batch_size={train.known}, or " if train.source is None else ""
             warnings.warn(
                 f"the pyro.factor {listed(layout.joining)} is outside every plate, so each batch counts all of it: use "
-                f"batch_size={train.n}, or divide it by the number of batches, {-(-train.n // train.size)}"
+                f"{more}divide it by {batches}"
                 if layout.joining
                 else "a latent site is outside every plate, so each batch is scored against its whole prior: use "
-                f"batch_size={train.n}, or subsample in the model (pyro.plate(..., subsample_size=...))",
+                f"{more}subsample in the model (pyro.plate(..., subsample_size=...))",
                 stacklevel=outside(),
             )
         if layout.enumerated and isinstance(objective, Trace_ELBO):
@@ -266,16 +268,18 @@ def fit(
             for group in run.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
-        run.configuration |= {"n": train.n, "batch_size": min(train.size, train.n), "lr": lr}
+        known = {"n": train.n} if train.source is None or train.source.sized else {}
+        run.configuration |= known | {"batch_size": min(train.size, train.known or train.size), "lr": lr}
         run.written = mark
         if earlier is not None and state is not None:
             run.load(earlier, state)
-        before, size = history.seconds, min(train.size, train.n)
-        full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
+        n = train.known or _ASSUMED * train.size
+        before, size = history.seconds, min(train.size, n)
+        full, rest = epochs * (n // size), epochs * (n % size > 0)
         processes.check_alike(
             parameters=run.names(),
             settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
-            data=processes.facts_of(train.tensors),
+            data=processes.facts_of(train.tensors) if train.source is None else [repr(train.source)],
         )
         if shares is not None and shares.reason:
             warnings.warn(
@@ -283,13 +287,14 @@ def fit(
                 f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
                 stacklevel=outside(),
             )
-        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, clip, schedule)
+        check = None if train.source is None else Incoming(model, guide, first)
+        steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, check, clip, schedule)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
-        points = train.n if train.tensors else 0
+        points = train.known or 0 if train.tensors else 0
         interruptible = nullcontext() if shares is None else shares.interruptible()
         left = range(good_epoch, epochs)
         with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
@@ -317,6 +322,8 @@ def fit(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
                         f"parameters are those at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                if not count:  # a stream, now counted
+                    count = history.data = _counted(model, guide, train)
                 if not history.elbo:
                     first_bound = bounds[0] * train.n / (size * count)
                 if look:
@@ -362,6 +369,12 @@ def fit(
     if shares is not None:
         history.route += f"; {shares.sentence}"
     return history
+
+
+def _counted(model: Program, guide: Program, data: Batches) -> int:
+    """The number of data points by which the bounds of an epoch are divided."""
+    with buffers_kept(model, guide):
+        return data_in_epoch(model, guide, data)[1]
 
 
 def _default(layout: Layout) -> ELBO:
@@ -485,20 +498,24 @@ _REMEDY = "give a class such as torch.optim.Adam (Pyro's own optimizers are for 
 
 
 def _look(model: Program, guide: Program, data: Batches) -> Layout:
-    """Check every data point once, in batches of the given size, before the first step; returns the layout."""
+    """Check every data point once, in batches of the given size, before the first step; returns the layout.
+
+    Of data that are read by the batch, the first batch; the others are checked as they come.
+    """
     with forked_rng(), buffers_kept(model, guide):
-        parts = torch.arange(data.n).split(data.size)
+        whole = data.known or data.size + 1
         try:
-            layout = look_at(model, guide, data.take(parts[0]))
+            layout = look_at(model, guide, data.first())
         except (IndexError, RuntimeError, ValueError) as error:
-            if len(parts[0]) == 1 < data.n and isinstance(_on(model, guide, data, 2), Layout):
+            if min(data.size, whole) == 1 < whole and isinstance(_on(model, guide, data, 2), Layout):
                 raise ValueError(
                     f"model and guide run on 2 rows but not on 1: give batch_size of 2 or more ({_why(error)})"
                 ) from error
             raise
-        if data.size < data.n:
+        if data.size < whole:
             _check_other_sizes(model, guide, data, layout)
-        for rows in (parts[i] for i in processes.own_share(len(parts)) if i):
+        parts = torch.arange(data.n).split(data.size) if data.source is None else ()
+        for rows in (parts[i] for i in processes.own_share(len(parts)) if i) if parts else ():
             try:
                 check_pair(model, guide, *data.take(rows))
             except (IndexError, RuntimeError, ValueError) as error:
@@ -510,7 +527,7 @@ def _look(model: Program, guide: Program, data: Batches) -> Layout:
 
 def _on(model: Program, guide: Program, data: Batches, rows: int) -> Layout | Exception:
     """The layout on the first ``rows`` rows, or the error that occurs there."""
-    return layout_on(model, guide, data.take(torch.arange(rows)), rows)
+    return layout_on(model, guide, data.head(rows), rows)
 
 
 def _check_other_sizes(model: Program, guide: Program, data: Batches, layout: Layout) -> None:
@@ -524,20 +541,21 @@ def _check_other_sizes(model: Program, guide: Program, data: Batches, layout: La
             break
     first, other = others[0], tried[others[0]]
     if isinstance(other, Exception) and all(isinstance(outcome, Exception) for outcome in tried.values()):
-        held = held_by(model, guide, data.take(torch.arange(first)))
+        held = held_by(model, guide, data.head(first))
         where = f"model and guide run on {size} rows but not on {' or '.join(map(str, others))}"
         if held is not None:
+            more = "give tensors" if data.source is not None else f"give batch_size={data.n} or more"
             raise ValueError(
-                f"{where}: {held}, so it needs all data at every step. Create a new guide, and give "
-                f"batch_size={data.n} or more"
+                f"{where}: {held}, so it needs all data at every step. Create a new guide, and {more}"
             ) from other
+        more = f"batch_size={data.n} or more" if data.source is None else "tensors, and a batch_size of all of them"
         raise ValueError(
             f"{where}: {str(other).splitlines()[0]}; compute the number of rows, len(x), instead of the constant "
-            f"{size}. If there is a value per data point, give batch_size={data.n} or more"
+            f"{size}. If there is a value per data point, give {more}"
         ) from other
     for k, laid_out in {size: layout, **tried}.items():  # the plate may have one of these sizes by chance
         if isinstance(laid_out, Layout) and laid_out.full_size is None and k not in laid_out.sizes:
-            check_rows(laid_out, data.take(torch.arange(k)), k)
+            check_rows(laid_out, data.head(k), k)
 
 
 def _last_batch(model: Program, guide: Program, data: Batches, rows: int, error: Exception) -> str:
@@ -561,6 +579,7 @@ def _why(error: Exception) -> str:
 
 
 _TRIED = 20  # batch sizes
+_ASSUMED = 100  # batches of a stream of unknown length
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from jensen.kernel.parameters import is_autoguide, owners_of
 from jensen.kernel.randomness import derived_seed, forked_rng
 from jensen.kernel.sites import sites_of
 from jensen.kernel.weights import Program, trace_pair
+from jensen.sources import Order
 
 from .objectives import Objective
 
@@ -63,17 +64,10 @@ class Shares:
         each = "each with a share of every batch" if self.kind != "whole" else f"each on whole batches: {self.reason}"
         return f"{processes.count()} processes, {each}"
 
-    def order(self, data: Batches, epoch: int) -> tuple[Tensor, ...]:
-        """The rows of this process in each batch of an epoch; a last batch may leave some process without rows."""
+    def order(self, epoch: int) -> Order:
+        """The order of an epoch and the share of this process; a batch may leave some process without rows."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
-        batches = data.shuffled(generator)
-        return batches if self.kind == "whole" else tuple(self.part(rows) for rows in batches)
-
-    def part(self, rows: Tensor) -> Tensor:
-        """The rows of this process among those of a batch."""
-        if self.kind == "whole":
-            return rows
-        return rows.tensor_split(processes.count())[processes.rank()]
+        return Order(generator) if self.kind == "whole" else Order(generator, processes.rank(), processes.count())
 
     def reduce(self, loss: Tensor, bound: Tensor, parameters: list[nn.Parameter], rows: int) -> tuple[Tensor, Tensor]:
         """Loss and bound of the step, and in the parameters its gradients, from those of all processes.
@@ -188,7 +182,8 @@ def _divided(
     model: Program, guide: Program, data: Batches, layout: Layout, objective: ELBO
 ) -> tuple[Literal["sum", "mean", "whole"], str]:
     """Whether losses of parts of a batch are summed or averaged; else why batches are not divided."""
-    size, count = min(data.size, data.n), processes.count()
+    n = data.known or data.size
+    size, count = min(data.size, n), processes.count()
     if not data.tensors:
         return "whole", "the model holds its data"
     if not layout.sizes:
@@ -199,11 +194,11 @@ def _divided(
         return "whole", f"{type(guide).__name__} holds a value for each data point"
     if any(isinstance(part, _NormBase) for owner in owners_of(model, guide) for part in owner.modules()):
         return "whole", "batch normalisation couples the data points of a batch"
-    parts = {some for rows in (size, data.n % size) for some in (rows // count, -(-rows // count))} - {0}
+    parts = {some for rows in (size, n % size) for some in (rows // count, -(-rows // count))} - {0}
     whole = _scales(model, guide, data, size)
     kinds: set[str] = set()
     for rows in parts - {size}:
-        found = layout_on(model, guide, data.take(torch.arange(rows)), rows)
+        found = layout_on(model, guide, data.head(rows), rows)
         if not isinstance(found, Layout) or found.sizes != (rows,):
             return "whole", f"model and guide do not run on {rows} of the {size} rows of a batch"
         some = _scales(model, guide, data, rows)
@@ -223,7 +218,7 @@ def _divided(
 def _scales(model: Program, guide: Program, data: Batches, rows: int) -> list[float]:
     """The smallest and largest scale of the sites on a batch of this size, sorted by name."""
     with torch.no_grad(), forked_rng(), buffers_kept(model, guide):
-        p, q = trace_pair(model, guide, data.take(torch.arange(rows)))
+        p, q = trace_pair(model, guide, data.head(rows))
     made: list[float] = []
     for site in sorted([*sites_of(p), *sites_of(q)], key=lambda site: str(site["name"])):
         scale = torch.as_tensor(site["scale"], dtype=torch.float64)

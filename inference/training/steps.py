@@ -35,9 +35,11 @@ from jensen.graphs.guards import Witnesses
 from jensen.graphs.routes import Route, Work, fastest
 from jensen.kernel.batches import Batch, Batches, rows_of
 from jensen.kernel.layout import Layout
+from jensen.kernel.looks import Incoming
 from jensen.kernel.modes import buffers_kept
 from jensen.kernel.parameters import ParametersRead, own_modules
 from jensen.kernel.plain import PlainState
+from jensen.sources import Order
 
 from .checkpoint import Run
 from .gradients import LossGraph, capture_loss, knobs_of, loss_and_bound, loss_is_finite, obstacle
@@ -51,6 +53,7 @@ Key = tuple[Any, int]  # the shapes of a batch, the state of model and guide
 BLOCK = 100  # steps whose losses are read together
 _LEAST = 200  # steps that pay for a graph
 _KEPT = 16  # graphs
+_HELD = 2**26  # bytes of batches whose losses are not read yet
 
 
 class _Way(NamedTuple):
@@ -79,6 +82,7 @@ class Steps:
         ahead: the number of future steps with a full batch.
         rest: the number of those with a smaller last batch.
         shares: how processes share the batches; None: this process is alone.
+        check: checks batches as they come, if the data are read by the batch.
         clip: the largest norm of the gradient; None: any.
         schedule: of the learning rate over all these steps.
 
@@ -98,12 +102,14 @@ class Steps:
         ahead: int,
         rest: int,
         shares: Shares | None = None,
+        check: Incoming | None = None,
         clip: float | None = None,
         schedule: Schedule = "constant",
     ) -> None:
         self.run, self.objective, self.layout, self.frozen, self.mode = run, objective, layout, frozen, mode
-        self.ahead, self.rest, self.shares, self.clip = ahead, rest, shares, clip
-        self.schedule = schedule
+        self.ahead, self.rest, self.shares, self.check = ahead, rest, shares, check
+        self.clip, self.schedule = clip, schedule
+        self._epochs = 0
         self.begun: bool | None = None
         self.compiled, self.route = False, ""
         self._state = PlainState(run.model, run.guide, objective)
@@ -189,25 +195,46 @@ class Steps:
         losses: list[float] = []
         bounds: list[float] = []
         shares, trained = self.shares, self.run.trained
-        batch: Batch = ()
-        order = data.shuffled() if shares is None else shares.order(data, len(self.run.history.elbo))
-        for rows in order:
+        unread: list[tuple[Tensor, Batch]] = []  # a source cannot be asked for these batches again
+        held = 0
+        known = 0  # losses before those of the unread steps
+        rows: Tensor
+        batch: Batch
+        order = Order() if shares is None else shares.order(len(self.run.history.elbo))
+        batches = data.epoch(order, self._look)
+        while True:
             with nullcontext() if shares is None else shares.step(trained):
+                given = next(batches, None)
+                if given is None:
+                    break
+                rows, batch = given
                 if len(rows):
-                    batch = data.take(rows)
                     self(batch)
                 else:  # other processes have rows of this batch
-                    self._unread.append(self._move(*_nan_loss(), 0))
+                    self._unread.append(self._move(*self._nan_loss(), 0))
                     self.run.history.steps += 1
-            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1):
+            unread.append((rows, batch if self.check is not None else ()))
+            held += sum(x.numel() * x.element_size() for x in unread[-1][1])
+            if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1) or held > _HELD:
                 self._read(losses, bounds)
                 if not math.isfinite(losses[-1]):
                     break
+                unread.clear()
+                held, known = 0, len(losses)
         self._read(losses, bounds)
         self.settle()
-        if not math.isfinite(losses[-1]) and rows is not (rows := order[len(losses) - 1]):
-            batch = data.take(rows)
+        self._epochs += 1
+        if not math.isfinite(losses[-1]) and rows is not unread[len(losses) - 1 - known][0]:
+            rows, batch = unread[len(losses) - 1 - known]
+            batch = batch or data.take(rows)
         return losses, bounds, batch, rows
+
+    def _look(self, batch: Batch, rows: Tensor) -> None:
+        """Check a batch of a source; graphs traced on complete data do not allow for the first missing values."""
+        if self.check is not None and self.check(batch, rows, self._epochs):
+            self.settle()
+            self._routes.clear()
+            self._waiting.clear()
 
     def _read(self, losses: list[float], bounds: list[float]) -> None:
         """Add the unread losses, up to the first one that is not finite."""
@@ -275,7 +302,7 @@ class Steps:
             except (ValueError, LinAlgError):  # distributions reject parameters that are not finite
                 if loss_is_finite(run, objective, layout, batch, run.history.steps):
                     raise
-                return self._move(*_nan_loss(), rows_of(batch))
+                return self._move(*self._nan_loss(), rows_of(batch))
         # created by pyro.param in this step for the first time
         run.adopt(p for p in reads.parameters if p.requires_grad and p not in self.frozen)
         value = loss.detach().reshape(())
@@ -292,7 +319,7 @@ class Steps:
             try:
                 loss, bound, *slopes = graph(*fixed, self._knobs(batch), *batch)
             except LinAlgError:
-                return self._move(*_nan_loss(), rows_of(batch))
+                return self._move(*self._nan_loss(), rows_of(batch))
             self.run.optimizer.zero_grad()
             for p, slope in zip(loss_graph.moved, slopes, strict=True):
                 p.grad = slope
@@ -316,7 +343,12 @@ class Steps:
             if self._update is not None:
                 self._update.recount()
         run.optimizer.zero_grad()
-        return (loss, bound.reshape(())) if good else _nan_loss()
+        return (loss, bound.reshape(())) if good else self._nan_loss()
+
+    def _nan_loss(self) -> tuple[Tensor, Tensor]:
+        """On the device of the other losses, with which it is read."""
+        nan = torch.tensor(math.nan, device=self.run.trained[0].device)
+        return nan, nan
 
     def _compiled(self, loss_graph: LossGraph, batch: Batch) -> _Way:
         """Loss, gradients and update as one compiled graph, if the update can be part of it."""
@@ -347,10 +379,6 @@ class Steps:
             return loss, bound
 
         return _Way(step, update, len(update.hyper(1)))
-
-
-def _nan_loss() -> tuple[Tensor, Tensor]:
-    return torch.tensor(math.nan), torch.tensor(math.nan)
 
 
 def _copies(tensors: list[Any]) -> list[Tensor]:

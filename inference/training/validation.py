@@ -49,8 +49,13 @@ class Validation:
         with running(model, guide, device=data.device), forked_rng():
             layout = nested(look_at(model, guide, data.first()), max_plate_nesting)
             self.rows = data.size if layout.sizes else data.n
-            for rows in torch.arange(data.n).split(self.rows):
-                check_pair(model, guide, *data.take(rows))
+            if data.source is not None and not layout.sizes:
+                raise ValueError(
+                    "the validation ELBO of joint weights needs all data at once, but they are read by the batch: give "
+                    "tensors"
+                )
+            for batch in data.in_order(self.rows):  # the only look at data in memory
+                check_pair(model, guide, *batch)
             spoken_of, full = data_in_epoch(model, guide, data._replace(size=self.rows))
             self.count = spoken_of if layout.sizes else full  # joint weights scale a subsample up
         self.split = bool(layout.sizes) and not (layout.points or layout.enumerated)
@@ -64,13 +69,15 @@ class Validation:
             The ELBO of each data point [N], if weights are per data point.
         """
         weights, data = self.weights, self.data
-        parts = torch.arange(data.n).split(self.rows)
+        parts = -(-data.n // self.rows)
+        own = processes.own_share(parts)
         sums: list[tuple[float, float, Tensor | None]] = []
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
-            for part in processes.own_share(len(parts)):
-                torch.manual_seed(derived_seed(0, "validation", int(parts[part][0])))
-                batch = data.take(parts[part])
+            batches = data.in_order(self.rows, own.start * self.rows, min(data.n, own.stop * self.rows))
+            for part in own:
+                torch.manual_seed(derived_seed(0, "validation", part * self.rows))
+                batch = next(batches)
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)
@@ -78,7 +85,7 @@ class Validation:
                 observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
                 each = drawn.elbo.mean(0).cpu() if self.split else None
                 sums.append((float(drawn.elbo.mean(0).sum()), observed, each))
-        elbos, distortions, rows = zip(*processes.in_order(sums, len(parts)), strict=True)
+        elbos, distortions, rows = zip(*processes.in_order(sums, parts), strict=True)
         elbo, observed = sum(elbos), sum(distortions)
         history.validation.append(elbo / self.count)
         if self.split:

@@ -14,7 +14,7 @@ import together
 import torch
 
 SHARED = (
-    "full_batch,started_apart,batches,fewer_rows_than_processes,scaled,global_latent,value_per_datum,free_bits,"
+    "full_batch,started_apart,batches,read_by_the_batch,fewer_rows_than_processes,scaled,global_latent,value_per_datum,free_bits,"
     "validated,noise,resumed,logged,measured,unseeded,apart"
 )
 
@@ -74,6 +74,18 @@ def test_every_row_is_in_one_batch_of_one_process_and_noise_differs(count):
     sizes = [[len(values) for values, _ in of_process] for of_process in batches]
     assert all(sum(step) == 20 for step in zip(*sizes, strict=False) if step != (1,))
     assert len({noise for of_process in batches for _, noise in of_process}) == sum(map(len, batches))
+
+
+@pytest.mark.parametrize("count", TWO_AND_THREE)
+def test_data_that_are_read_by_the_batch_are_shared(count):
+    results, folder = _by(count)
+    alone = together.read_by_the_batch(folder)
+    for found in results:
+        (exact, *others), measured = found["read_by_the_batch"]
+        _alike(exact, found["batches"], 0.0)
+        for one, other in zip(others, results[0]["read_by_the_batch"][0][1:], strict=True):
+            _alike(one, other, 0.0)  # the processes stay together
+        assert torch.allclose(measured, alone[1], rtol=1e-12)
 
 
 def test_the_order_of_batches_is_shared():

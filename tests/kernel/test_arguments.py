@@ -209,7 +209,7 @@ _ROWS = torch.arange(24.0).reshape(12, 2).sin()
 )
 def test_what_holds_data_comes_with_the_code_that_makes_a_tensor_of_it(data):
     with pytest.raises(TypeError, match="data is a tensor or a tuple of tensors, but got") as caught:
-        fit(_model, _guide, data, epochs=1, progress=False)
+        as_tensors(data)
     codes = re.split("use | for the training rows, or | for all rows| \\(and", str(caught.value))[1:]
     for code in [code for code in codes if code.startswith(("data", "jensen", "torch"))]:
         rows = eval(code, {"data": data, "jensen": jensen, "torch": torch, "numpy": np})

@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from jensen.guides import PriorGuide
+from jensen.families import FullCovariance
+from jensen.guides import PriorGuide, amortize
 from jensen.inference import (
     IWAE,
     ais,
@@ -21,7 +22,9 @@ from jensen.inference import (
     rate_distortion,
     reconstruct,
     sandwich,
+    terms,
 )
+from jensen.kernel import randomness
 from jensen.kernel.randomness import derived_seed, private_randomness
 from jensen.models import PPCA
 
@@ -117,3 +120,70 @@ def test_streams_of_functions_stages_and_parts_are_different_and_repeat():
     assert len(set(seeds)) == len(seeds)
     assert seeds == [derived_seed(seed, *of) for seed in (0, 1, -1, 2**40) for of in names]
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+class Accelerator(torch.nn.Module):
+    """PyTorch's functions for a device with a random stream of its own, and a network that samples from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def get_rng_state_all(self):
+        return [self.generator.get_state()]
+
+    def set_rng_state_all(self, states):
+        self.generator.set_state(*states)
+
+    def device_count(self):
+        return 1
+
+    def forward(self, h):
+        return h + torch.randn(h.shape, generator=self.generator)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    device = Accelerator()
+    monkeypatch.setattr(randomness, "_accelerator", lambda: device)
+    return device
+
+
+def test_the_second_run_of_a_guide_rewinds_the_stream_of_the_accelerator(accelerator):
+    model = PPCA(5, 2)
+    guide = amortize(model, accelerator, FullCovariance, context=5)
+    found = terms(model, guide, torch.randn(7, 5), particles=1, stopped=True)
+    torch.testing.assert_close(sum(found.log_q_stopped.values()), sum(found.log_q.values()))
+
+
+def test_private_randomness_restores_the_stream_of_the_accelerator(accelerator):
+    state = accelerator.generator.get_state()
+    with private_randomness(0):
+        accelerator(torch.zeros(3))
+    assert torch.equal(accelerator.generator.get_state(), state)
+
+
+def test_a_resumed_run_continues_the_stream_of_the_accelerator(accelerator, tmp_path):
+    found = []
+    for parts in ((4,), (2, 4)):
+        torch.manual_seed(0)
+        accelerator.generator.manual_seed(0)
+        model, path = PPCA(5, 2), tmp_path / f"{len(parts)}.pt"
+        guide, x = amortize(model, accelerator, FullCovariance, context=5), torch.randn(7, 5)
+        for epochs in parts:
+            fit(model, guide, x, epochs=epochs, checkpoint=path, resume=epochs != parts[0], compile=False, **QUIET)
+            accelerator(torch.zeros(3))  # something else samples between the parts
+        found.append(model.weight.detach().clone())
+    assert torch.equal(*found)
+
+
+def test_the_accelerator_of_pytorch_is_asked_once_it_is_in_use(monkeypatch):
+    class Module:
+        is_initialized = staticmethod(lambda: used)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
+    used = False
+    assert randomness._accelerator() is None
+    used = True
+    assert randomness._accelerator() is Module
