@@ -273,7 +273,7 @@ def fit(
         run.written = mark
         if earlier is not None and state is not None:
             run.load(earlier, state)
-        n = train.known or _ASSUMED * train.size
+        n = train.known or (_ASSUMED * train.size if schedule == "constant" else train.n)
         before, size = history.seconds, min(train.size, n)
         full, rest = epochs * (n // size), epochs * (n % size > 0)
         processes.check_alike(

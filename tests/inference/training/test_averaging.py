@@ -144,7 +144,7 @@ def test_stopping_compares_an_improvement_with_its_error():
 
 def _stopped(seed):
     """How far from the optimum a run stops, and how many times the steps of the first that is near."""
-    x, (model, _) = _data(200), _pair(seed)
+    x, (model, _) = _data(400), _pair(seed)
     best = float(PPCA(5, latent=2).fit_closed_form(x).log_evidence(x).mean().detach())
     gaps = []
 
@@ -154,7 +154,7 @@ def _stopped(seed):
 
     pair = model, ExactPosterior(model)
     history, _ = _fitted(
-        pair, x, epochs=400, tolerance=0.01, validation=x, lr=3e-3, seed=seed, batch_size=50, callbacks=[Gap()]
+        pair, x, epochs=400, tolerance=0.01, validation=x, lr=7e-3, seed=seed, batch_size=40, callbacks=[Gap()]
     )
     near = next((i + 1 for i, gap in enumerate(gaps) if gap < 0.01), None)
     return best - float(model.log_evidence(x).mean().detach()), len(history.elbo), near
