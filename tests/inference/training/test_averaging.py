@@ -74,8 +74,8 @@ def test_polyak_weights_are_those_of_their_formula():
 @pytest.mark.parametrize(
     "how",
     [
-        {"average": "ema"},
-        {"average": "polyak", "optimizer": torch.optim.SGD, "clip": 1.0},
+        pytest.param({"average": "ema"}, marks=pytest.mark.slow),
+        pytest.param({"average": "polyak", "optimizer": torch.optim.SGD, "clip": 1.0}, marks=pytest.mark.slow),
         {
             "average": "ema",
             "clip": 5.0,
