@@ -52,7 +52,7 @@ from .measured import in_full, without_penalties
 from .parameters import is_autoguide, tensors_of
 from .randomness import derived_seed, forked_rng
 from .sites import enclosing_plates, plates_of, sites_of
-from .weights import Pair, Program, check_pair, trace_pair
+from .weights import Pair, Program, check_pair, parameters_of, trace_pair
 
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
@@ -262,7 +262,7 @@ def stream(
 
     Raises:
         ValueError: for a guide that is a point estimate, joint weights, plates that are not those of the data, a guide
-            that holds values for other data, and the errors of :func:`~jensen.kernel.weights.check_pair`.
+            that holds values for other data, data or parameters that differ between processes, and the errors of :func:`~jensen.kernel.weights.check_pair`.
         TypeError: for a call that does not match the program's arguments.
     """
     expect_holes(*data)
@@ -286,6 +286,11 @@ def stream(
         n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
+    if shared and processes.count() > 1:
+        read = [p for half in parameters_of(model, guide, *(x[:rows] for x in data)) for p in half]
+        values = {id(t): t for t in (*tensors_of(model, guide), *read)}.values()
+        facts, of = processes.facts_of(data), processes.facts_of([*values])
+        processes.check_alike(data=facts, parameters=of, seed=seed, rows=rows)
     firsts = range(0, n, rows)
     own = processes.own_share(len(firsts)) if shared else range(len(firsts))
     firsts = firsts[own.start : own.stop]

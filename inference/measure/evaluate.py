@@ -293,7 +293,7 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 
 
 @checked
-@processes.together()
+@processes.together("evaluate")
 def evaluate(
     model: Program,
     guide: Program,
@@ -392,7 +392,8 @@ def evaluate(
     exactly = model
     model, data = prepared(model, data, missing)
     tensors = as_tensors(data, held=True)
-    processes.check_alike(data=processes.facts_of(tensors), seed=seed, particles=particles)
+    needs = {"particles": particles, "tolerance": tolerance, "max_particles": max_particles, "refine": refine}
+    processes.check_alike(seed=seed, settings=needs)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         tensors = placed(tensors, device, batch_transform)

@@ -71,7 +71,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @checked
-@processes.together()
+@processes.together("fit")
 def fit(
     model: Program,
     guide: Program,
@@ -244,8 +244,12 @@ def fit(
         full, rest = epochs * (train.n // size), epochs * (train.n % size > 0)
         processes.check_alike(
             parameters=run.names(),
-            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
+            settings={
+                **run.configuration,
+                **{"particles": objective.num_particles, "epochs": epochs, "seed": seed, "patience": patience},
+            },
             data=processes.facts_of(train.tensors),
+            validation=processes.facts_of(() if held_out is None else held_out.tensors),
         )
         if shares is not None and shares.reason:
             warnings.warn(
