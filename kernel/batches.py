@@ -262,7 +262,8 @@ def stream(
 
     Raises:
         ValueError: for a guide that is a point estimate, joint weights, plates that are not those of the data, a guide
-            that holds values for other data, data or parameters that differ between processes, and the errors of :func:`~jensen.kernel.weights.check_pair`.
+            that holds values for other data, processes with other data or parameters, and the errors of
+            :func:`~jensen.kernel.weights.check_pair`.
         TypeError: for a call that does not match the program's arguments.
     """
     expect_holes(*data)
@@ -289,8 +290,8 @@ def stream(
     if shared and processes.count() > 1:
         read = [p for half in parameters_of(model, guide, *(x[:rows] for x in data)) for p in half]
         values = {id(t): t for t in (*tensors_of(model, guide), *read)}.values()
-        facts, of = processes.facts_of(data), processes.facts_of([*values])
-        processes.check_alike(data=facts, parameters=of, seed=seed, rows=rows)
+        facts, states = processes.facts_of(data), processes.facts_of([*values])
+        processes.check_alike(data=facts, parameters=states, seed=seed, rows=rows)
     firsts = range(0, n, rows)
     own = processes.own_share(len(firsts)) if shared else range(len(firsts))
     firsts = firsts[own.start : own.stop]

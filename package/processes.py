@@ -246,7 +246,9 @@ def _exchanged(said: tuple[Any, str | None]) -> list[Any]:
     other = next((i for i, at in enumerate(where) if at != where[0]), None)
     if other is not None:
         inside = where[0][0] != where[other][0]
-        ours, theirs = (" > ".join(at[0]) or "no function of jensen" if inside else at[1] for at in (where[0], where[other]))
+        ours, theirs = (
+            " > ".join(at[0]) or "no function of jensen" if inside else at[1] for at in (where[0], where[other])
+        )
         raise PeerError(
             f"the processes do not call the same functions: process 0 is in {ours}, process {other} in {theirs}; call "
             "functions that share work in every process (in a callback as well), or let one work for itself (with "
@@ -372,7 +374,7 @@ def facts_of(tensors: Sequence[Tensor]) -> list[str]:
 
 def _checksum(x: Tensor) -> int:
     whole = x.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(whole.view(torch.uint8).numpy()) if len(whole) else 0
+    return zlib.crc32(whole.view(torch.uint8).numpy().data) if len(whole) else 0
 
 
 @torch.no_grad()

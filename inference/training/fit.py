@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
-    mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
+    mark = None if checkpoint is None or processes.rank() else mark_of(checkpoint)  # before reading it
     earlier = checkpoint if resume else None
     state = processes.of_first(lambda: None if earlier is None or mark is None else read_contents(earlier))
     begun: Settings = {} if state is None else state["settings"]  # a resumed run keeps its first settings
@@ -196,10 +196,10 @@ def fit(
         watched(callbacks, model, guide) as look_on,
         _training(model, guide, frozen, processes.own_seed(seed), device),
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
+        ExitStack() as stack,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
-        shares = shares_of(model, guide, train, layout, objective, seed)
         with buffers_kept(model, guide):
             count = data_in_epoch(model, guide, train)[1]
         history.data = count
@@ -251,13 +251,15 @@ def fit(
             data=processes.facts_of(train.tensors),
             validation=processes.facts_of(() if held_out is None else held_out.tensors),
         )
+        processes.of_first_process([*tensors_of(model, guide), *trained])
+        if (shares := shares_of(run, objective, layout, train, seed)) is not None:
+            stack.enter_context(shares.interruptible())
         if shares is not None and shares.reason:
             warnings.warn(
                 f"{processes.count()} processes take the same batches, each with its own noise, since "
                 f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
                 stacklevel=outside(),
             )
-        processes.of_first_process([*tensors_of(model, guide), *trained])
         steps = Steps(run, objective, layout, fixed, compile, full, rest, shares)
         steps.begun = begun.get("compiled")
         good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
@@ -265,9 +267,8 @@ def fit(
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         points = train.n if train.tensors else 0
-        interruptible = nullcontext() if shares is None else shares.interruptible()
         left = range(good_epoch, epochs)
-        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
+        with progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -290,6 +291,7 @@ def fit(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
                         f"parameters are those at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                processes.of_first_process(run.buffers)
                 if not history.elbo:
                     first_bound = bounds[0] * train.n / (size * count)
                 if look:

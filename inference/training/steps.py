@@ -116,8 +116,7 @@ class Steps:
         """Take a step."""
         shapes = tuple((x.shape, x.dtype) for x in batch)
         self._full = self._full or shapes
-        if (here := self._state.now()) != self._here:
-            self._arrive(here)
+        self._look()
         way = self._way(batch, shapes)
         self._unread.append(way.step(batch))
         self._done[shapes] += 1
@@ -126,6 +125,11 @@ class Steps:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for owner in own_modules(self.run.model, self.run.guide) for p in owner.parameters()]
+
+    def _look(self) -> None:
+        """Notice a new state."""
+        if (here := self._state.now()) != self._here:
+            self._arrive(here)
 
     def _arrive(self, state: int) -> None:
         """A new state: train parameters that are new, or require a gradient now."""
@@ -157,8 +161,7 @@ class Steps:
         often = self._state.often
         wait = bool(often) and self._lasted < _LEAST
         route = self._route(batch, shapes, often, wait)
-        if (here := self._state.now()) != self._here:  # a first run may create state
-            self._arrive(here)
+        self._look()  # a first run may create state
         key = (shapes, self._here)
         self._routes[key] = route
         if route.run.update is not None:  # its step count was read before it created missing state
@@ -181,12 +184,13 @@ class Steps:
         shares, trained = self.shares, self.run.trained
         batch: Batch = ()
         order = data.shuffled() if shares is None else shares.order(data, len(self.run.history.elbo))
-        for rows in order:
-            with nullcontext() if shares is None else shares.step(trained):
+        for i, rows in enumerate(order):
+            with nullcontext() if shares is None else shares.step(trained, i == len(order) - 1):
                 if len(rows):
                     batch = data.take(rows)
                     self(batch)
                 else:  # other processes have rows of this batch
+                    self._look()
                     self._unread.append(self._move(*_nan_loss(), 0))
                     self.run.history.steps += 1
             if len(self._unread) >= (BLOCK if self.compiled and shares is None else 1):
@@ -286,7 +290,7 @@ class Steps:
         """The optimizer's step with the gradients that the parameters hold, if they and the loss are finite."""
         run = self.run
         if self.shares is not None:
-            loss, bound = self.shares.reduce(loss, bound, run.trained, rows)
+            loss, bound = self.shares.reduce(loss, bound, run.trained, rows, run.names)
         good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()
