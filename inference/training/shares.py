@@ -90,7 +90,7 @@ class Shares:
             names: returns the names of the parameters.
 
         Raises:
-            ValueError: if a step creates parameters in some processes only.
+            ValueError: if parameters are new in some processes only.
         """
         known = parameters[: self._agreed]
         weight = {"sum": 1.0, "mean": float(rows), "whole": 1.0}[self.kind]
@@ -137,10 +137,10 @@ class Shares:
         for i, other in enumerate(found):
             if other != found[0]:
                 raise ValueError(
-                    f"the parameters that a step creates must be equal in all processes, but process 0 creates "
-                    f"{found[0][0]} and process {i} {other[0]}"
+                    f"the parameters that a step trains for the first time must be equal in all processes, but they "
+                    f"are {found[0][0]} in process 0 and {other[0]} in process {i}"
                     + ", of other values" * (found[0][0] == other[0])
-                    + ": create them before fit, or in the first run of model and guide"
+                    + ": create or unfreeze them in every process, before fit or in a callback"
                 )
         self._agreed = len(parameters)
 
