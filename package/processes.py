@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,7 @@ _started_by_torchrun()  # before this process starts others
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.1)  # its threads may outlive it: one that frees a tensor after the interpreter's end would abort
 
 
 def _local() -> int:

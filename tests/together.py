@@ -182,7 +182,7 @@ def of_mean():
     def optimizer(parameters, lr):
         return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=0.1)
 
-    return _trained(*_pair(), _x(), objective=OfBatch(torch.mean), optimizer=optimizer, epochs=8)
+    return _trained(*_pair(), _x(), objective=OfBatch(torch.mean), optimizer=optimizer, epochs=8, lr=1e-2)
 
 
 def normed():
