@@ -58,14 +58,7 @@ MAY_IMPORT = {  # and every room jensen.checked, jensen.missing, jensen.processe
 }
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FILES = (
-    "checked",
-    "imputer",
-    "missing",
-    "module",
-    "processes",
-    "progress",
-)  # files of the package itself, which rooms stand on
+FILES = ("checked", "imputer", "missing", "module", "processes", "progress")  # files of the package itself, which rooms stand on
 SOURCES = {
     **{room: sorted((ROOT / room.replace(".", "/")).glob("*.py")) for room in MAY_IMPORT if room not in FILES},
     **{name: [ROOT / "package" / f"{name}.py"] for name in FILES},
