@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @checked
-@processes.together()
+@processes.together("fit")
 def fit(
     model: Program,
     guide: Program,
@@ -186,7 +186,7 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
-    mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
+    mark = None if checkpoint is None or processes.rank() else mark_of(checkpoint)  # before reading it
     earlier = checkpoint if resume else None
     state = processes.of_first(lambda: None if earlier is None or mark is None else read_contents(earlier))
     begun: Settings = {} if state is None else state["settings"]  # a resumed run keeps its first settings
@@ -197,10 +197,10 @@ def fit(
         watched(callbacks, model, guide) as look_on,
         _training(model, guide, frozen, processes.own_seed(seed), device),
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
+        ExitStack() as stack,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
-        shares = shares_of(model, guide, train, layout, objective, seed)
         count = 0 if train.known is None else _counted(model, guide, train)
         history.data = count or None
         if held_out is not None:
@@ -248,16 +248,22 @@ def fit(
         full, rest = epochs * (n // size), epochs * (n % size > 0)
         processes.check_alike(
             parameters=run.names(),
-            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
-            data=processes.facts_of(train.tensors) if train.source is None else [repr(train.source)],
+            settings={
+                **run.configuration,
+                **{"particles": objective.num_particles, "epochs": epochs, "seed": seed, "patience": patience},
+            },
+            data=train.facts(),
+            validation=[] if held_out is None else held_out.facts(),
         )
+        processes.of_first_process([*tensors_of(model, guide), *trained])
+        if (shares := shares_of(run, objective, layout, train, seed)) is not None:
+            stack.enter_context(shares.interruptible())
         if shares is not None and shares.reason:
             warnings.warn(
                 f"{processes.count()} processes take the same batches, each with its own noise, since "
                 f"{shares.reason}: gradients are averaged, but an epoch takes as long as with one process",
                 stacklevel=outside(),
             )
-        processes.of_first_process([*tensors_of(model, guide), *trained])
         check = None if train.source is None else Incoming(model, guide, first)
         steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, check)
         steps.begun = begun.get("compiled")
@@ -266,9 +272,8 @@ def fit(
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         points = train.known or 0 if train.tensors else 0
-        interruptible = nullcontext() if shares is None else shares.interruptible()
         left = range(good_epoch, epochs)
-        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
+        with progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -291,6 +296,7 @@ def fit(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
                         f"parameters are those at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                processes.of_first_process(run.buffers)
                 if not count:  # a stream, now counted
                     count = history.data = _counted(model, guide, train)
                 if not history.elbo:
