@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, as_json: bool) -> int:
     command = _COMMANDS[options.command]
     try:
-        with memory_told(), _warnings_as_lines(), processes.together():
+        with memory_told(), _warnings_as_lines(), processes.together(f"jensen {options.command}"):
             if options.command in _SHARED:
                 command(options, sys.stderr.isatty())
             elif not processes.rank():

@@ -120,6 +120,14 @@ def _train(
         raise FloatingPointError(
             f"{error}. {folder.path} keeps the earlier epochs; start again with a lower --lr and --overwrite"
         ) from error
+    except processes.PeerError as error:
+        if new and not folder.checkpoint.is_file():
+            folder.discard()
+            raise
+        epochs = folder.keep_history()
+        raise processes.PeerError(
+            f"{error}; {folder.path} holds epoch {epochs} of {training['epochs']}; continue with: {_go_on(options)}"
+        ) from error
     except (OSError, MemoryError) as error:
         if new and not folder.checkpoint.is_file():
             with suppress(OSError):

@@ -54,7 +54,7 @@ from .measured import in_full, without_penalties
 from .parameters import is_autoguide, tensors_of
 from .randomness import derived_seed, forked_rng, private_randomness
 from .sites import enclosing_plates, plates_of, sites_of
-from .weights import Pair, Program, check_pair, trace_pair
+from .weights import Pair, Program, check_pair, parameters_of, trace_pair
 
 Device = torch.device | str | None
 Transform = Callable[[Tensor], Tensor]
@@ -137,6 +137,11 @@ class Batches(NamedTuple):
             assert self.source is not None
             return self.source.survey().n
         return known
+
+    def facts(self) -> list[str]:
+        """Words that differ if data differ, to compare those of several processes."""
+        named = [] if self.source is None else [repr(self.source)]
+        return [*named, *processes.facts_of(self.tensors)]
 
     @property
     def whole(self) -> bool:
@@ -362,7 +367,8 @@ def stream(
 
     Raises:
         ValueError: for a guide that is a point estimate, joint weights, plates that are not those of the data, a guide
-            that holds values for other data, and the errors of :func:`~jensen.kernel.weights.check_pair`.
+            that holds values for other data, processes with other data or parameters, and the errors of
+            :func:`~jensen.kernel.weights.check_pair`.
         TypeError: for a call that does not match the program's arguments.
     """
     source = data if isinstance(data, Source) else None
@@ -395,6 +401,12 @@ def stream(
         n = rows = 1
     rows = n if joint else -(-n // -(-n // rows))
     looked_at = rows * max(1, _LOOKED_AT // rows)
+    if shared and processes.count() > 1:
+        read = [p for half in parameters_of(model, guide, *(x[:rows] for x in data)) for p in half]
+        values = {id(t): t for t in (*tensors_of(model, guide), *read)}.values()
+        facts, states = processes.facts_of(data), processes.facts_of([*values])
+        named = [] if source is None else [repr(source)]
+        processes.check_alike(data=[*named, *facts], parameters=states, seed=seed, rows=rows)
     firsts = range(0, n, rows)
     own = processes.own_share(len(firsts)) if shared else range(len(firsts))
     firsts = firsts[own.start : own.stop]

@@ -8,8 +8,9 @@ The processes talk through the default group of ``torch.distributed``. If the pr
 :func:`apart` makes each process work for itself, for example to train a different model in each.
 
 There are two kinds of exchange. :func:`gathered` collects objects, and also errors: a process that fails inside
-:func:`together` tells the others, which raise an error instead of waiting for it. The other kind is the sum of
-gradients in training, which carries a flag for the same purpose.
+:func:`together` tells the others, which raise an error instead of waiting for it. Each says where in the program it
+stands, so that processes which call different functions raise an error as well. The other kind is the sum of
+gradients in training, which carries a flag for the same purpose. Ctrl-C waits for the end of an exchange.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ __all__ = ["apart", "count", "rank"]
 
 import atexit
 import os
+import signal
+import sys
+import threading
+import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -30,14 +36,17 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_MARK = "JENSEN_PROCESS"  # the process that has read torchrun's environment; its own children have not been asked to
+_MARK = "JENSEN_PROCESS"  # the process that torchrun has started; its own children inherit the environment
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
+_inside: ContextVar[tuple[str, ...]] = ContextVar("inside", default=())  # the names of the calls of together
 
 
 class _State:
     objects: Any = None  # the group for objects, if the default group cannot carry them
     forked = False
+    apart = 0  # how many blocks of apart() are open in all threads
+    left = False  # whether this process has stopped without telling the others
 
 
 def _begin_anew() -> None:
@@ -55,7 +64,7 @@ class PeerError(RuntimeError):
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Inside the block, this process works for itself, as if there were no others.
+    """Inside the block, and in the threads started there, this process works for itself, as if there were no others.
 
     Example:
         >>> with apart():
@@ -63,10 +72,21 @@ def apart() -> Iterator[None]:
         (0, 1)
     """
     token = _apart.set(True)
+    with _lock:
+        _State.apart += 1
     try:
         yield
     finally:
         _apart.reset(token)
+        with _lock:
+            _State.apart -= 1
+
+
+_lock = threading.Lock()
+
+
+def _main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def count() -> int:
@@ -76,7 +96,7 @@ def count() -> int:
         >>> count()
         1
     """
-    if _apart.get() or _State.forked or not _joined():
+    if _apart.get() or (_State.apart and not _main()) or _State.forked or not _joined():
         return 1
     return dist.get_world_size()
 
@@ -97,9 +117,7 @@ def _joined() -> bool:
         return False
     if dist.is_initialized():
         return True
-    if not all(name in os.environ for name in _TORCHRUN) or int(os.environ["WORLD_SIZE"]) < 2:
-        return False
-    if os.environ.setdefault(_MARK, str(os.getpid())) != str(os.getpid()):
+    if not _started_by_torchrun() or int(os.environ["WORLD_SIZE"]) < 2:
         return False
     backend = "gloo"
     if torch.cuda.is_available():
@@ -115,9 +133,25 @@ def _joined() -> bool:
     return True
 
 
+def _started_by_torchrun() -> bool:
+    """Whether torchrun has started this process itself, not one of its parents; marks the environment if so."""
+    if not all(name in os.environ for name in _TORCHRUN):
+        return False
+    launch = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    marked = os.environ.get(_MARK, "").partition("@")
+    if marked[2] != launch:
+        os.environ[_MARK] = f"{os.getpid()}@{launch}"
+        return True
+    return marked[0] == str(os.getpid())
+
+
+_started_by_torchrun()  # before this process starts others
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.1)  # its threads may outlive it: one that frees a tensor after the interpreter's end would abort
 
 
 def _local() -> int:
@@ -147,18 +181,54 @@ def _group(device: torch.device) -> Any:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Raise PeerError if a process has ended without a word."""
+    """Inside the block, Ctrl-C waits; raise PeerError if a process has ended without a word."""
+    if _State.left:
+        raise PeerError("this process was interrupted and has left the others: start all of them again")
+    try:
+        with _undisturbed():
+            yield
+    except PeerError:
+        raise
+    except RuntimeError as error:
+        if "timed out" in str(error).lower():
+            raise PeerError(
+                "another process has not come here for too long; if it is only slow, give it more time: "
+                "torch.distributed.init_process_group(timeout=...) at the beginning of the program"
+            ) from error
+        raise PeerError("another process has ended without an error: its own output may tell why") from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C inside the block takes effect at its end: else others would wait for the second half of an exchange."""
+    if not _main() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
     try:
         yield
-    except RuntimeError as error:
-        raise PeerError("another process has ended without an error: its own output may tell why") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
+
+
+def leave() -> None:
+    """This process stops without an exchange; the others notice it when it ends."""
+    _State.left = True
+
+
+def has_left() -> bool:
+    """Whether :func:`leave` was called."""
+    return _State.left
 
 
 def gathered(value: T) -> list[T]:
     """The values of all processes, in their order.
 
     Raises:
-        PeerError: if another process has failed instead of coming here.
+        PeerError: if another process has failed, or is in another function, instead of coming here.
     """
     if count() == 1:
         return [value]
@@ -168,24 +238,53 @@ def gathered(value: T) -> list[T]:
 def _exchanged(said: tuple[Any, str | None]) -> list[Any]:
     found: list[Any] = [None] * count()
     with _connected():
-        dist.all_gather_object(found, said, group=_group(torch.device("cpu")))
-    failed = [f"process {i} of {count()}: {error}" for i, (_, error) in enumerate(found) if error is not None]
-    if failed and said[1] is None:
-        raise PeerError("; ".join(failed))
-    return [value for value, _ in found]
+        dist.all_gather_object(found, (*said, _inside.get(), _place()), group=_group(torch.device("cpu")))
+    failed = [f"process {i} of {count()}: {error}" for i, (_, error, *_) in enumerate(found) if error is not None]
+    if failed:
+        if said[1] is None:
+            raise PeerError("; ".join(failed))
+        return []
+    where = [(inside, place) for *_, inside, place in found]
+    other = next((i for i, at in enumerate(where) if at != where[0]), None)
+    if other is not None:
+        inside = where[0][0] != where[other][0]
+        ours, theirs = (
+            " > ".join(at[0]) or "no function of jensen" if inside else at[1] for at in (where[0], where[other])
+        )
+        raise PeerError(
+            f"the processes do not call the same functions: process 0 is in {ours}, process {other} in {theirs}; call "
+            "functions that share work in every process (in a callback as well), or let one work for itself (with "
+            "jensen.processes.apart(): ...)"
+        )
+    return [value for value, *_ in found]
+
+
+def _place() -> str:
+    """The line of jensen that makes an exchange."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}, line {frame.f_lineno}"
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(name: str) -> Iterator[None]:
     """The other processes hear of an error inside the block at their next exchange; others than process 0 do not warn.
 
     Whatever is exchanged inside the block is exchanged by :func:`gathered`.
+
+    Args:
+        name: of the function that the block is.
     """
-    if count() == 1 or _inside.get():
+    if count() == 1:
         yield
         return
-    token = _inside.set(True)
+    outer = _inside.get()
+    token = _inside.set((*outer, name))
     try:
+        if outer:
+            yield
+            return
         with warnings.catch_warnings():
             if rank():
                 warnings.simplefilter("ignore", UserWarning)
@@ -193,14 +292,12 @@ def together() -> Iterator[None]:
     except PeerError:
         raise
     except BaseException as error:
-        with suppress(PeerError):
-            _exchanged((None, f"{type(error).__name__}: {error}"))
+        if not outer and not _State.left:
+            with suppress(PeerError):
+                _exchanged((None, f"{type(error).__name__}: {error}"))
         raise
     finally:
         _inside.reset(token)
-
-
-_inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 def of_first(make: Callable[[], T]) -> T:
@@ -208,9 +305,10 @@ def of_first(make: Callable[[], T]) -> T:
     if count() == 1:
         return make()
     made = [make() if rank() == 0 else None]
-    gathered(None)
-    with _connected():
-        dist.broadcast_object_list(made, 0, group=_group(torch.device("cpu")))
+    with _undisturbed():
+        gathered(None)
+        with _connected():
+            dist.broadcast_object_list(made, 0, group=_group(torch.device("cpu")))
     value: Any = made[0]
     return value  # type: ignore[no-any-return]
 
@@ -263,14 +361,22 @@ def _differing(one: Any, other: Any) -> Any:
     """The part of a fact that differs from another one."""
     if isinstance(one, dict):
         return {key: value for key, value in one.items() if repr(value) != repr(other.get(key))}
-    return [value for value in one if value not in other] if isinstance(one, list) else one
+    if not isinstance(one, list):
+        return one
+    differing = [value for value in one if value not in other]
+    return differing if len(differing) < 4 else [*differing[:2], f"and {len(differing) - 2} others"]
 
 
 def facts_of(tensors: Sequence[Tensor]) -> list[str]:
-    """Words that differ if data differ: the shape, type and sum of each tensor."""
+    """Words that differ if data differ, also in their order: the shape, type and checksum of each tensor."""
     if count() == 1:
         return []
-    return [f"{x.dtype} {list(x.shape)}, sum {float(x.nansum(dtype=torch.float64))!r}" for x in tensors]
+    return [f"{x.dtype} {list(x.shape)}, checksum {_checksum(x):08x}" for x in tensors]
+
+
+def _checksum(x: Tensor) -> int:
+    whole = x.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(whole.view(torch.uint8).numpy().data) if len(whole) else 0
 
 
 @torch.no_grad()
@@ -278,11 +384,11 @@ def of_first_process(tensors: Sequence[Tensor]) -> None:
     """Write the values of process 0 into the tensors of all processes."""
     if count() == 1:
         return
-    for tensor in tensors:
-        value = tensor.detach().clone().contiguous()
-        with _connected():
+    with _connected():
+        for tensor in tensors:
+            value = tensor.detach().clone().contiguous()
             dist.broadcast(value, 0, group=_group(value.device))
-        tensor.copy_(value)
+            tensor.copy_(value)
 
 
 def summed(flat: Tensor) -> Tensor:

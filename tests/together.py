@@ -1,9 +1,12 @@
 """What several processes do together, for tests/inference/test_processes.py: ``torchrun together.py FOLDER NAMES``."""
 
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import jensen.processes as processes
 from jensen.datasets import stream
 from jensen.families import Gaussian, MeanField
 from jensen.guides import amortize
-from jensen.inference import ELBO, Callback, CSVLogger, ais, compare, evaluate, fit, gaps
+from jensen.inference import ELBO, IWAE, Callback, CSVLogger, Objective, ais, compare, evaluate, fit, gaps
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
@@ -66,6 +69,39 @@ class Twice(PyroModule):
             pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
 
 
+class Centred(torch.nn.Module):
+    """A network that reads the difference from the mean of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(5, [8])
+
+    def forward(self, x):
+        return self.net(x - x.mean(0))
+
+
+class OfBatch(Objective):
+    """A loss made of the ELBOs of a batch."""
+
+    def __init__(self, made):
+        super().__init__(2)
+        self.made = made
+
+    def value(self, terms, knobs):
+        made = self.made(terms.log_weights.mean(0))
+        return -made, made
+
+
+class Late(torch.optim.SGD):
+    """Fails in process 1 at the last step of the second epoch."""
+
+    def step(self, closure=None):
+        self.taken = getattr(self, "taken", 0) + 1
+        if processes.rank() and self.taken == 12:
+            raise RuntimeError("of the optimizer")
+        return super().step(closure)
+
+
 def _x(n=N):
     return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -75,10 +111,14 @@ def _pair():
     return PPCA(5, latent=2).double(), PointGuide()
 
 
-def _vae(seed=2):
+def _vae(seed=2, encoder=None, decoder=None):
     torch.manual_seed(seed)
-    model = VAE(mlp(2, [8]), Gaussian(5, 8, scale="shared"), latent=2).double()
-    return model, amortize(model, mlp(5, [8]), MeanField, context=8).double()
+    model = VAE(decoder or mlp(2, [8]), Gaussian(5, 8, scale="shared"), latent=2).double()
+    return model, amortize(model, encoder or mlp(5, [8]), MeanField, context=8).double()
+
+
+def _normed():
+    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
 
 
 def _trained(model, guide, x, **how):
@@ -138,6 +178,47 @@ def global_latent():
 def value_per_datum():
     model, _ = _pair()
     return _trained(model, AutoNormal(model), _x())
+
+
+def divided():
+    """How batches are shared, by model and objective."""
+    dropped = torch.nn.Sequential(Centred(), torch.nn.Dropout())
+    cases = {
+        "dropout": (_vae(encoder=torch.nn.Sequential(mlp(5, [8]), torch.nn.Dropout())), None),
+        "importance": (_vae(), IWAE(3)),
+        "mean": (_vae(), OfBatch(torch.mean)),
+        "centred": (_vae(encoder=dropped), None),
+        "norm": (_vae(decoder=_normed()), None),
+        "spread": (_vae(), OfBatch(lambda bounds: bounds.sum() + 0.1 * bounds.std())),
+    }
+    return {name: _trained(*pair, _x(), objective=objective)[2] for name, (pair, objective) in cases.items()}
+
+
+def of_mean():
+    """A loss that is a mean over the batch, by an optimizer with momentum and weight decay."""
+
+    def optimizer(parameters, lr):
+        return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=0.1)
+
+    return _trained(*_pair(), _x(), objective=OfBatch(torch.mean), optimizer=optimizer, epochs=8, lr=1e-2)
+
+
+def normed():
+    """Buffers are equal in all processes after training, so that these can measure together."""
+    model, guide = _vae(decoder=_normed())
+    _trained(model, guide, _x(100), batch_size=20)
+    return evaluate(model, guide, _x(), particles=20, seed=0, progress=False, refine=False, compile=False).elbo
+
+
+def children():
+    """How many processes work together: in a thread started apart, and in a process that this one starts."""
+    seen = []
+    with processes.apart():
+        thread = threading.Thread(target=lambda: seen.append(processes.count()))
+        thread.start()
+        thread.join()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return processes.count(), *seen, pool.apply(processes.count)
 
 
 def free_bits():
@@ -212,6 +293,12 @@ def apart():
         return _trained(model, guide, _x() + processes.rank())
 
 
+MISTAKES = (
+    *("data", "order", "seed", "model", "validation", "parameters", "function", "elsewhere", "infinite", "callback"),
+    *("interrupt", "moved", "step", "optimizer", "unfrozen", "nan", "after"),
+)
+
+
 def mistakes():
     """What each process hears of mistakes, some of them in process 1 alone."""
     here, heard = processes.rank(), {}
@@ -224,12 +311,17 @@ def mistakes():
             if self.what == "callback" and here == 1:
                 raise ValueError("of my own")
             if self.what == "interrupt" and here == 1 and len(history.elbo) == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(2):  # torchrun sends it again
+                    os.kill(os.getpid(), signal.SIGINT)
+            if self.what == "elsewhere" and not here:
+                evaluate(model, guide, _x(), particles=20, progress=False)
+            if self.what == "unfrozen":
+                model.requires_grad_(here == 1)
             if self.what == "moved" and here == 1:
                 with torch.no_grad():
                     next(guide.parameters()).add_(1.0)
 
-    for what in ("data", "seed", "model", "infinite", "callback", "interrupt", "moved", "step", "nan", "after"):
+    for what in MISTAKES:
         model, guide = _vae()
         x, calls = _x(), []
 
@@ -242,6 +334,14 @@ def mistakes():
         how = {"epochs": 30, "batch_size": 20, "batch_transform": transform, "callbacks": [Falling(what)]}
         if what == "data":
             x = x + here
+        if what == "order":
+            x = x.round().flip(0) if here else x.round()
+        if what == "optimizer":
+            how["optimizer"] = Late
+        if what == "unfrozen":
+            model.requires_grad_(False)
+        if what == "validation":
+            how["validation"] = x + here
         if what == "seed":
             how["seed"] = here
         if what == "model" and here:
@@ -249,7 +349,13 @@ def mistakes():
         if what == "infinite" and here:
             how["validation"] = x.clone().index_fill(0, torch.tensor([50]), float("inf"))
         try:
-            heard[what] = _trained(model, guide, x, **how)[1]
+            if what == "function" and here:
+                evaluate(model, guide, x, progress=False)
+            if what == "parameters":
+                evaluate(*_vae(here), x, particles=20, progress=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pyro's, of parameters that require no gradient
+                heard[what] = _trained(model, guide, x, **how)[1]
         except (Exception, KeyboardInterrupt) as error:
             heard[what] = f"{type(error).__name__}: {error}"
     return heard

@@ -396,7 +396,7 @@ class AIS(Measurement):
 
 
 @checked
-@processes.together()
+@processes.together("ais")
 def ais(
     model: Program,
     guide: Program | None,

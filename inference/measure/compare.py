@@ -442,7 +442,7 @@ Key = tuple[str, int]  # the name of a row, and the index of its training run
 
 
 @checked
-@processes.together()
+@processes.together("compare")
 def compare(
     pairs: Mapping[str, Pair | Sequence[Pair]],
     data: Data,

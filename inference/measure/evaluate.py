@@ -295,7 +295,7 @@ _LABELS = {"delta": "  delta-corrected", "jackknife": "  jackknifed", "smoothed"
 
 
 @checked
-@processes.together()
+@processes.together("evaluate")
 def evaluate(
     model: Program,
     guide: Program,
@@ -399,8 +399,8 @@ def evaluate(
     model, data = prepared(model, data, missing)
     source = as_source(data)
     tensors = as_tensors(cast(Data, data), held=True) if source is None else as_tensors(source.head(1))
-    facts = processes.facts_of(tensors) if source is None else [repr(source)]
-    processes.check_alike(data=facts, seed=seed, particles=particles)
+    needs = {"particles": particles, "tolerance": tolerance, "max_particles": max_particles, "refine": refine}
+    processes.check_alike(seed=seed, settings=needs)
     where = place_of(tensors, device, model, guide)
     with running(model, guide, "evaluate", seed=seed, device=device), product_route(where):
         measured: Batch | Source

@@ -176,7 +176,7 @@ class Gaps(Measurement):
 
 
 @checked
-@processes.together()
+@processes.together("gaps")
 def gaps(
     model: Program,
     guide: Program,

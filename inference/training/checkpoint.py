@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import chain
 from typing import Any, NotRequired, TypedDict, cast
 
 import pyro
@@ -82,7 +83,7 @@ class Contents(TypedDict):
     settings: Settings
     random: Tensor
     random_cuda: list[Tensor]
-    random_of: NotRequired[list[Tensor]]
+    random_of: NotRequired[tuple[list[Tensor], list[list[Tensor]]]]  # of all processes
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
@@ -99,8 +100,13 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
             raise ValueError(f"there are {len(found['parameters'])} values for {len(found['names'])} parameters")
         if found["best"] is not None and len(found["best"]) != len(found["parameters"]):
             raise ValueError(f"there are {len(found['best'])} best values for {len(found['parameters'])}")
-        streams = {"random": [found["random"]], "random_cuda": found["random_cuda"]}
-        for name, some in {**streams, "random_of": found.get("random_of", [])}.items():
+        of, others = found.get("random_of", ([], []))
+        streams = {
+            "random": [found["random"]],
+            "random_cuda": found["random_cuda"],
+            "random_of": [*of, *chain(*others)],
+        }
+        for name, some in streams.items():
             for stream in some:
                 if stream.dtype != torch.uint8 or stream.dim() != 1:
                     raise ValueError(f"{name} is {stream.dtype} of shape {list(stream.shape)}: no state of a generator")
@@ -284,7 +290,7 @@ class Run:
         Raises:
             FileExistsError: if another run writes to the same file.
         """
-        streams = processes.gathered(torch.get_rng_state())
+        streams = processes.gathered((torch.get_rng_state(), accelerator_states()))
         if processes.rank():
             return
         self._check_alone(path)
@@ -302,7 +308,7 @@ class Run:
                 "settings": {**self.settings, "configuration": self.configuration},
                 "random": torch.get_rng_state(),
                 "random_cuda": accelerator_states(),
-                **({"random_of": streams} if len(streams) > 1 else {}),
+                **({"random_of": [list(of) for of in zip(*streams, strict=True)]} if len(streams) > 1 else {}),
             },
         )
         self.written = mark_of(path)
@@ -376,12 +382,12 @@ class Run:
         self.settings = state["settings"]
         self.identity = self.settings.get("identity", self.identity)
         vars(self.history).update(vars(state["history"]))
-        streams, here = state.get("random_of", [state["random"]]), processes.rank()
+        (streams, others), here = state.get("random_of", ([state["random"]], [state["random_cuda"]])), processes.rank()
         if here and len(streams) != processes.count():  # there were fewer or more: a new stream for each epoch
             torch.manual_seed(derived_seed(torch.initial_seed(), "epoch", len(self.history.elbo)))
             return
         torch.set_rng_state(streams[here])
-        set_accelerator_states(state["random_cuda"])
+        set_accelerator_states(others[here])
 
 
 def named_parameters(model: Program, guide: Program) -> dict[int, str]:

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @checked
-@processes.together()
+@processes.together("fit")
 def fit(
     model: Program,
     guide: Program,
@@ -210,7 +210,7 @@ def fit(
     shaped = isinstance(objective, Objective) and objective.shaped
     history = History()
 
-    mark = None if checkpoint is None else mark_of(checkpoint)  # before reading it
+    mark = None if checkpoint is None or processes.rank() else mark_of(checkpoint)  # before reading it
     earlier = checkpoint if resume else None
     state = processes.of_first(lambda: None if earlier is None or mark is None else read_contents(earlier))
     begun: Settings = {} if state is None else state["settings"]  # a resumed run keeps its first settings
@@ -221,10 +221,10 @@ def fit(
         watched(callbacks, model, guide) as look_on,
         _training(model, guide, frozen, processes.own_seed(seed), device),
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
+        ExitStack() as stack,
     ):
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
-        shares = shares_of(model, guide, train, layout, objective, seed)
         count = 0 if train.known is None else _counted(model, guide, train)
         history.data = count or None
         if held_out is not None:
@@ -260,27 +260,34 @@ def fit(
                 "there is nothing to train: model and guide have no parameters, or all are frozen. Modules that a "
                 "function calls count if pyro.module(name, module) registers them"
             )
-        processes.of_first_process([*tensors_of(model, guide), *trained])
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr, weight_decay), scheduler, history)
-        if average is not None:
-            run.average = Average(average, trained)
         if schedule != "constant":
             for group in run.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         run.configuration = {"objective": type(objective).__name__, "optimizer": type(run.optimizer).__name__}
         known = {"n": train.n} if train.source is None or train.source.sized else {}
         run.configuration |= known | {"batch_size": min(train.size, train.known or train.size), "lr": lr}
+        run.configuration |= {"schedule": schedule, "clip": clip, "average": average, "tolerance": tolerance}
         run.written = mark
-        if earlier is not None and state is not None:
-            run.load(earlier, state)
         n = train.known or (_ASSUMED * train.size if schedule == "constant" else train.n)
-        before, size = history.seconds, min(train.size, n)
+        size = min(train.size, n)
         full, rest = epochs * (n // size), epochs * (n % size > 0)
         processes.check_alike(
             parameters=run.names(),
-            settings={**run.configuration, "epochs": epochs, "seed": seed, "patience": patience},
-            data=processes.facts_of(train.tensors) if train.source is None else [repr(train.source)],
+            settings={
+                **run.configuration,
+                **{"particles": objective.num_particles, "epochs": epochs, "seed": seed, "patience": patience},
+            },
+            data=train.facts(),
+            validation=[] if held_out is None else held_out.facts(),
         )
+        processes.of_first_process([*tensors_of(model, guide), *trained])
+        if average is not None:
+            run.average = Average(average, trained)
+        if earlier is not None and state is not None:
+            run.load(earlier, state)
+        if (shares := shares_of(run, objective, layout, train, seed)) is not None:
+            stack.enter_context(shares.interruptible())
         if shares is not None and shares.reason:
             warnings.warn(
                 f"{processes.count()} processes take the same batches, each with its own noise, since "
@@ -290,14 +297,13 @@ def fit(
         check = None if train.source is None else Incoming(model, guide, first)
         steps = Steps(run, objective, layout, fixed, compile, full, rest, shares, check, clip, schedule)
         steps.begun = begun.get("compiled")
-        good, good_epoch, kept = run.snapshot(), len(history.elbo), history.steps
+        before, good, good_epoch, kept = history.seconds, run.snapshot(), len(history.elbo), history.steps
         falls = Falls(lr, patience is not None)
         first_bound = history.elbo[0] if history.elbo else 0.0
         unproved: tuple[list[Tensor], int] | None = None
         points = train.known or 0 if train.tensors else 0
-        interruptible = nullcontext() if shares is None else shares.interruptible()
         left = range(good_epoch, epochs)
-        with interruptible, progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
+        with progress_bar("fit", points, left, progress=progress, unit="epoch") as bar:
             for epoch in bar:
                 best = history.best_epoch
                 if patience is not None and best is not None and len(history.validation) - best >= patience:
@@ -322,6 +328,7 @@ def fit(
                         f"the loss is not finite at or after step {history.steps} (epoch {epoch + 1}){bad}; the "
                         f"parameters are those at the end of epoch {good_epoch}; lower lr={lr:g}, or scale the data"
                     )
+                processes.of_first_process(run.buffers)
                 if not count:  # a stream, now counted
                     count = history.data = _counted(model, guide, train)
                 if not history.elbo:

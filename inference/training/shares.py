@@ -4,8 +4,9 @@ r"""Several processes that take the steps of one run: each computes a part of th
 
 where the loss is a sum over the data points of a batch, so that a step is that of one process. A loss that is scaled
 like an average (``pyro.plate("data", N, subsample_size=len(x))``) is averaged with the numbers of rows as weights.
-Other losses (a global latent, a guide with a value per data point, free bits, batch normalisation) do not divide:
-then each process takes the whole batch with its own noise, and gradients are averaged.
+Other losses (a global latent, a guide with a value per data point, free bits, batch normalisation) do not divide, as
+:mod:`~jensen.inference.training.division` finds out: then each process takes the whole batch with its own noise, and
+gradients are averaged.
 
 The gradients of a step are summed as one flat tensor, between the graph that computes them and the update.
 """
@@ -14,32 +15,27 @@ from __future__ import annotations
 
 __all__ = ["Shares", "shares_of"]
 
-import math
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from jensen import processes
 from jensen.kernel.batches import Batches
 from jensen.kernel.layout import Layout
-from jensen.kernel.looks import layout_on
-from jensen.kernel.modes import buffers_kept
-from jensen.kernel.parameters import is_autoguide, owners_of
-from jensen.kernel.randomness import derived_seed, forked_rng
-from jensen.kernel.sites import sites_of
-from jensen.kernel.weights import Program, trace_pair
+from jensen.kernel.randomness import derived_seed
 from jensen.sources import Order
 
-from .objectives import Objective
+from .checkpoint import Run
+from .division import Kind, divided
 
-_SUMS = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, ReweightedWakeSleep)  # over the data, by their definition
+_AGAIN = 2.0  # seconds: an interrupt that comes sooner after the first is the same one, which torchrun sends again
 
 
 class Shares:
@@ -51,11 +47,12 @@ class Shares:
             averaged.
         reason: why batches are not divided; else empty.
         seed: of the order of the data, the same in all processes.
+        agreed: how many parameters all processes train.
     """
 
-    def __init__(self, kind: Literal["sum", "mean", "whole"], reason: str, seed: int) -> None:
-        self.kind, self.reason, self.seed = kind, reason, seed
-        self._interrupted = self._telling = False
+    def __init__(self, kind: Kind, reason: str, seed: int, agreed: int) -> None:
+        self.kind, self.reason, self.seed, self._agreed = kind, reason, seed, agreed
+        self._interrupted = self._telling = self._summed = False
         self._error: BaseException | None = None
 
     @property
@@ -69,7 +66,14 @@ class Shares:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         return Order(generator) if self.kind == "whole" else Order(generator, processes.rank(), processes.count())
 
-    def reduce(self, loss: Tensor, bound: Tensor, parameters: list[nn.Parameter], rows: int) -> tuple[Tensor, Tensor]:
+    def reduce(
+        self,
+        loss: Tensor,
+        bound: Tensor,
+        parameters: list[nn.Parameter],
+        rows: int,
+        names: Callable[[], list[str]],
+    ) -> tuple[Tensor, Tensor]:
         """Loss and bound of the step, and in the parameters its gradients, from those of all processes.
 
         Args:
@@ -77,40 +81,62 @@ class Shares:
             bound: of this process.
             parameters: those trained; the gradient of some may be None.
             rows: of this process in the batch.
+            names: returns the names of the parameters.
+
+        Raises:
+            ValueError: if parameters are new in some processes only.
         """
+        known = parameters[: self._agreed]
         weight = {"sum": 1.0, "mean": float(rows), "whole": 1.0}[self.kind]
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-        place = parameters[0].device
-        slopes = [p.grad for p in parameters]
-        facts = [weight, self._interrupted, self._error is not None, *(g is not None for g in slopes)]
+        dtype = torch.float64 if any(p.dtype in _LONG for p in known) else torch.float32
+        place = known[0].device
+        slopes = [p.grad for p in known]
+        new = len(parameters) > len(known)
+        facts = [weight, self._interrupted, self._error is not None, new, *(g is not None for g in slopes)]
         numbers = [loss.detach(), bound.detach()] if rows else [torch.zeros(()), torch.zeros(())]
-        head = torch.tensor(facts, dtype=dtype, device=place)
+        sizes = [1, 1, *(torch.view_as_real(p).numel() if p.is_complex() else p.numel() for p in known)]
         flat = torch.cat(
             [
-                head,
+                torch.tensor(facts, dtype=dtype, device=place),
                 *(weight * x.to(place, dtype).reshape(1) for x in numbers),
                 *(
-                    torch.zeros(p.numel(), dtype=dtype, device=place) if g is None else weight * g.to(dtype).flatten()
-                    for p, g in zip(parameters, slopes, strict=True)
+                    torch.zeros(size, dtype=dtype, device=place) if g is None else weight * _real(g).to(place, dtype)
+                    for size, g in zip(sizes[2:], slopes, strict=True)
                 ),
             ]
         )
         self._telling = True
         processes.summed(flat)
-        total, interrupted, failed, *seen = flat[: len(facts)].tolist()
+        total, interrupted, failed, some_new, *seen = flat[: len(facts)].tolist()
         if failed:
             self._raise_all()
         if interrupted:
             raise KeyboardInterrupt
-        self._telling = False
+        if some_new:
+            self._agree_on(parameters, names()[len(known) :])
+            return self.reduce(loss, bound, parameters, rows, names)
+        self._telling, self._summed = False, True
         rest = flat[len(facts) :]
         if self.kind != "sum":
             rest = rest / total
-        sizes = [1, 1, *(p.numel() for p in parameters)]
         loss, bound, *parts = rest.split(sizes)
-        for p, g, some in zip(parameters, parts, seen, strict=True):
-            p.grad = g.view(p.shape).to(p.dtype) if some else None
+        for p, g, some in zip(known, parts, seen, strict=True):
+            g = torch.view_as_complex(g.reshape(*p.shape, 2)) if p.is_complex() else g.view(p.shape)
+            p.grad = g.to(p.device, p.dtype) if some else None
         return loss.reshape(()), bound.reshape(())
+
+    def _agree_on(self, parameters: list[nn.Parameter], names: list[str]) -> None:
+        """Sum the gradients of new parameters as well, if all processes have the same ones."""
+        found = processes.gathered((names, processes.facts_of(parameters[self._agreed :])))
+        for i, other in enumerate(found):
+            if other != found[0]:
+                raise ValueError(
+                    f"the parameters that a step trains for the first time must be equal in all processes, but they "
+                    f"are {found[0][0]} in process 0 and {other[0]} in process {i}"
+                    + ", of other values" * (found[0][0] == other[0])
+                    + ": create or unfreeze them in every process, before fit or in a callback"
+                )
+        self._agreed = len(parameters)
 
     def _raise_all(self) -> None:
         """Raise the error of this process, or one that names those of the others."""
@@ -120,17 +146,22 @@ class Shares:
         processes.gathered(None)
 
     @contextmanager
-    def step(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """A step of this process; the others hear of its error when they sum gradients, and raise one as well."""
-        self._telling = False
+    def step(self, parameters: list[nn.Parameter], last: bool) -> Iterator[None]:
+        """A step of this process; the others hear of its error when they sum gradients, and raise one as well.
+
+        Args:
+            parameters: those trained.
+            last: whether no sum of gradients follows this step; then an error after its own is told later.
+        """
+        self._telling = self._summed = False
         try:
             yield
         except BaseException as error:
-            if not self._telling:
+            if not (self._telling or processes.has_left() or (self._summed and last)):
                 self._error = error
                 for p in parameters:
                     p.grad = None
-                self.reduce(torch.zeros(()), torch.zeros(()), parameters, 0)
+                self.reduce(torch.zeros(()), torch.zeros(()), parameters[: self._agreed], 0, list)
             raise
 
     @contextmanager
@@ -139,17 +170,24 @@ class Shares:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        first = 0.0
 
         def note(*_: Any) -> None:
-            if self._interrupted:
+            nonlocal first
+            if not self._interrupted:
+                self._interrupted, first = True, time.monotonic()
+            elif time.monotonic() > first + _AGAIN:
+                processes.leave()
                 raise KeyboardInterrupt
-            self._interrupted = True
 
         before = signal.signal(signal.SIGINT, note)
         try:
+            processes.gathered(None)  # from here on, all processes stop at the same step
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+        if self._interrupted:  # after the last step
+            raise KeyboardInterrupt
 
     def agree(self, parameters: list[nn.Parameter]) -> None:
         """Raise an error if the processes were interrupted, or if their parameters are not equal after an epoch."""
@@ -166,61 +204,22 @@ class Shares:
                 )
 
 
-def shares_of(
-    model: Program, guide: Program, data: Batches, layout: Layout, objective: ELBO, seed: int | None
-) -> Shares | None:
+_LONG = (torch.float64, torch.complex128)
+
+
+def _real(g: Tensor) -> Tensor:
+    """The numbers of a gradient in a row."""
+    g = g.to_dense() if g.layout != torch.strided else g
+    return (torch.view_as_real(g.resolve_conj()) if g.is_complex() else g).flatten()
+
+
+def shares_of(run: Run, objective: ELBO, layout: Layout, data: Batches, seed: int | None) -> Shares | None:
     """How the processes share the batches of the data; None for one process alone."""
     if processes.count() == 1 or seed is None:
         return None
-    kind, reason = _divided(model, guide, data, layout, objective)
+    kind, reason = divided(run, objective, layout, data)
     found = processes.gathered((kind, reason))
-    whole = [reason for kind, reason in found if kind == "whole"]
-    return Shares("whole", whole[0], seed) if whole else Shares(kind, "", seed)
-
-
-def _divided(
-    model: Program, guide: Program, data: Batches, layout: Layout, objective: ELBO
-) -> tuple[Literal["sum", "mean", "whole"], str]:
-    """Whether losses of parts of a batch are summed or averaged; else why batches are not divided."""
-    n = data.known or data.size
-    size, count = min(data.size, n), processes.count()
-    if not data.tensors:
-        return "whole", "the model holds its data"
-    if not layout.sizes:
-        return "whole", "a latent site is outside of the plate of the data"
-    if type(objective) not in _SUMS and not (isinstance(objective, Objective) and not objective.coupled):
-        return "whole", f"{type(objective).__name__} does not sum over the data points of a batch"
-    if is_autoguide(guide):
-        return "whole", f"{type(guide).__name__} holds a value for each data point"
-    if any(isinstance(part, _NormBase) for owner in owners_of(model, guide) for part in owner.modules()):
-        return "whole", "batch normalisation couples the data points of a batch"
-    parts = {some for rows in (size, n % size) for some in (rows // count, -(-rows // count))} - {0}
-    whole = _scales(model, guide, data, size)
-    kinds: set[str] = set()
-    for rows in parts - {size}:
-        found = layout_on(model, guide, data.head(rows), rows)
-        if not isinstance(found, Layout) or found.sizes != (rows,):
-            return "whole", f"model and guide do not run on {rows} of the {size} rows of a batch"
-        some = _scales(model, guide, data, rows)
-        if all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(some, whole, strict=True)):
-            kinds.add("sum")
-        elif all(math.isclose(a * rows, b * size, rel_tol=1e-5) for a, b in zip(some, whole, strict=True)):
-            kinds.add("mean")
-        else:
-            kinds.add("neither")
-    if kinds <= {"sum"}:
-        return "sum", ""
-    if kinds == {"mean"}:
-        return "mean", ""
-    return "whole", "the scale of the loss does not follow the number of rows"
-
-
-def _scales(model: Program, guide: Program, data: Batches, rows: int) -> list[float]:
-    """The smallest and largest scale of the sites on a batch of this size, sorted by name."""
-    with torch.no_grad(), forked_rng(), buffers_kept(model, guide):
-        p, q = trace_pair(model, guide, data.head(rows))
-    made: list[float] = []
-    for site in sorted([*sites_of(p), *sites_of(q)], key=lambda site: str(site["name"])):
-        scale = torch.as_tensor(site["scale"], dtype=torch.float64)
-        made += [float(scale.min()), float(scale.max())]
-    return made
+    other = [reason for other, reason in found if other != kind and other == "whole"]
+    if other and kind != "whole":
+        kind, reason = "whole", other[0]
+    return Shares(kind, reason, seed, len(run.trained))

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -128,8 +129,7 @@ class Steps:
         """Take a step."""
         shapes = tuple((x.shape, x.dtype) for x in batch)
         self._full = self._full or shapes
-        if (here := self._state.now()) != self._here:
-            self._arrive(here)
+        self._notice()
         way = self._way(batch, shapes)
         if self.schedule != "constant":
             scale = factor(self.schedule, self.run.history.steps, self.ahead + self.rest)
@@ -142,6 +142,11 @@ class Steps:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for owner in own_modules(self.run.model, self.run.guide) for p in owner.parameters()]
+
+    def _notice(self) -> None:
+        """Notice a new state."""
+        if (here := self._state.now()) != self._here:
+            self._arrive(here)
 
     def _arrive(self, state: int) -> None:
         """A new state: train parameters that are new, or require a gradient now."""
@@ -173,8 +178,7 @@ class Steps:
         often = self._state.often
         wait = bool(often) and self._lasted < _LEAST
         route = self._route(batch, shapes, often, wait)
-        if (here := self._state.now()) != self._here:  # a first run may create state
-            self._arrive(here)
+        self._notice()  # a first run may create state
         key = (shapes, self._here)
         self._routes[key] = route
         if route.run.update is not None:  # its step count was read before it created missing state
@@ -202,8 +206,9 @@ class Steps:
         batch: Batch
         order = Order() if shares is None else shares.order(len(self.run.history.elbo))
         batches = data.epoch(order, self._look)
-        while True:
-            with nullcontext() if shares is None else shares.step(trained):
+        last = -(-data.n // data.size) - 1 if data.source is None else -1  # of a source it is not known
+        for i in count():
+            with nullcontext() if shares is None else shares.step(trained, i == last):
                 given = next(batches, None)
                 if given is None:
                     break
@@ -211,6 +216,7 @@ class Steps:
                 if len(rows):
                     self(batch)
                 else:  # other processes have rows of this batch
+                    self._notice()
                     self._unread.append(self._move(*self._nan_loss(), 0))
                     self.run.history.steps += 1
             unread.append((rows, batch if self.check is not None else ()))
@@ -331,7 +337,7 @@ class Steps:
         """The optimizer's step with the gradients that the parameters hold, if they and the loss are finite."""
         run = self.run
         if self.shares is not None:
-            loss, bound = self.shares.reduce(loss, bound, run.trained, rows)
+            loss, bound = self.shares.reduce(loss, bound, run.trained, rows, run.names)
         good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
         if good:
             self.settle()

@@ -14,8 +14,8 @@ import together
 import torch
 
 SHARED = (
-    "full_batch,started_apart,batches,read_by_the_batch,fewer_rows_than_processes,scaled,global_latent,value_per_datum,free_bits,"
-    "validated,noise,resumed,logged,measured,unseeded,apart"
+    "full_batch,started_apart,batches,read_by_the_batch,fewer_rows_than_processes,scaled,global_latent,value_per_datum,"
+    "free_bits,divided,of_mean,normed,children,validated,noise,resumed,logged,measured,unseeded,apart"
 )
 
 
@@ -53,7 +53,7 @@ def _alike(one, other, tolerance):
 
 
 @pytest.mark.parametrize("count", TWO_AND_THREE)
-@pytest.mark.parametrize("name", ["full_batch", "fewer_rows_than_processes", "scaled", "global_latent"])
+@pytest.mark.parametrize("name", ["full_batch", "fewer_rows_than_processes", "scaled", "of_mean", "global_latent"])
 def test_a_full_batch_moves_parameters_as_in_one_process(count, name):
     alone = getattr(together, name)()
     for found in _by(count)[0]:
@@ -108,6 +108,33 @@ def test_what_does_not_divide_is_averaged_and_said(name, reason):
     assert reason in first[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dropout", "each with a share of every batch"),
+        ("importance", "each with a share of every batch"),
+        ("mean", "each with a share of every batch"),
+        ("centred", "each on whole batches: the loss of a batch is not the sum of those of its parts"),
+        ("norm", "each on whole batches: the loss of a batch is not the sum of those of its parts"),
+        ("spread", "each on whole batches: the loss of a batch is not the sum of those of its parts"),
+    ],
+)
+def test_batches_are_divided_if_their_loss_is(name, said):
+    for found in _by(2)[0]:
+        assert found["divided"][name].endswith(said)
+
+
+def test_processes_measure_together_what_they_trained():
+    first, second = (found["normed"] for found in _by(2)[0])
+    assert first.equal(second)
+    assert first.isfinite().all()
+
+
+def test_threads_started_apart_and_child_processes_work_alone():
+    for found in _by(2)[0]:
+        assert found["children"] == (2, 1, 1)
+
+
 @pytest.mark.parametrize("count", TWO_AND_THREE)
 def test_measurements_do_not_depend_on_the_number_of_processes(count):
     alone = together.measured()
@@ -158,23 +185,30 @@ def test_apart_each_works_for_itself():
 
 def test_an_error_in_one_process_reaches_all():
     first, second = (found["mistakes"] for found in _by(2, "mistakes")[0])
-    for what in ("data", "seed", "model"):
+    for what in ("data", "order", "seed", "model", "validation", "parameters"):
         assert "ValueError: the processes call the same function with different" in first[what], what
         assert "jensen.processes.apart" in first[what]
         assert first[what] == second[what]
-    assert "sum" in first["data"]
+    assert "checksum" in first["order"]
     assert "{'seed': 0} in process 0" in first["seed"]
-    for what, said in {"infinite": "NaN or infinite", "callback": "of my own", "step": "of the transform"}.items():
-        assert said in second[what]
-        assert first[what].startswith("PeerError: process 1 of 2: ValueError")
-        assert said in first[what]
     for what, said in {
+        "infinite": "ValueError: data[0] holds 5 values that are NaN or infinite",
+        "callback": "ValueError: of my own",
+        "step": "ValueError: batch_transform fails",
+        "optimizer": "RuntimeError: of the optimizer",
+    }.items():
+        assert second[what].startswith(said), what
+        assert first[what].startswith(f"PeerError: process 1 of 2: {said}"), what
+    for what, said in {
+        "function": "process 0 is in fit, process 1 in evaluate",
+        "elsewhere": "process 0 is in fit > evaluate, process 1 in fit;",
         "interrupt": "KeyboardInterrupt",
         "moved": "parameters of process 1 differ",
+        "unfrozen": "they are [] in process 0 and ['model.",
         "nan": "rows",
     }.items():
-        assert said in first[what]
-        assert first[what] == second[what]
+        assert said in first[what], what
+        assert first[what] == second[what], what
     assert first["after"] == second["after"]
     assert len(first["after"]) == 30
 
