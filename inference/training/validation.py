@@ -76,8 +76,10 @@ class Validation:
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             batches = data.in_order(self.rows, own.start * self.rows, min(data.n, own.stop * self.rows))
             for part in own:
-                torch.manual_seed(derived_seed(0, "validation", part * self.rows))
+                first = part * self.rows
+                torch.manual_seed(derived_seed(0, "validation", "data", first))  # of transforms, and of loaders
                 batch = next(batches)
+                torch.manual_seed(derived_seed(0, "validation", first))
                 if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
                     with forked_rng():  # of a resumed run equal those of an uninterrupted one
                         weights.parts(batch, _PARTICLES, self.ahead)

@@ -208,7 +208,7 @@ def test_validation_of_joint_weights_does_not_depend_on_the_batch_size(float64):
 
     with pytest.warns(UserWarning, match="whole prior"):
         history = fit(shifted, forgetful, x, epochs=1, batch_size=10, lr=1e-9, validation=x, progress=False)
-    torch.manual_seed(derived_seed(0, "validation"))
+    torch.manual_seed(derived_seed(0, "validation", 0))
     whole = log_weights(shifted, forgetful, x, particles=8, max_plate_nesting=1).mean().item() / 40
     assert history.validation[0] == pytest.approx(whole)
 
