@@ -129,7 +129,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(how, tmp_path):
 def test_a_checkpoint_with_an_average_is_not_continued_without(tmp_path):
     how = {"checkpoint": tmp_path / "run.pt", "epochs": 2}
     _fitted(_pair(), _data(), average="ema", **how)
-    with pytest.raises(ValueError, match="started with {'average': 'ema'}, but now got {'average': None}"):
+    with pytest.raises(ValueError, match=r"started with \{'average': 'ema'\}, but now got \{'average': None\}"):
         _fitted(_pair(), _data(), **{**how, "epochs": 3}, resume=True)
 
 
