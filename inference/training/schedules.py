@@ -34,7 +34,7 @@ def factor(schedule: Schedule, step: int, total: int) -> float:
 
     Example:
         >>> [round(factor("warmup-cosine", step, 100), 2) for step in (0, 4, 5, 52, 99)]
-        [0.2, 1.0, 1.0, 0.5, 0.0]
+        [0.2, 1.0, 1.0, 0.51, 0.0]
     """
     warm = math.ceil(_WARM * total) if schedule.startswith("warmup") else 0
     if step < warm:

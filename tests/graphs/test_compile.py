@@ -386,14 +386,18 @@ def test_the_graph_of_a_step_guards_its_update():
     x = torch.randn(30, 5)
     run, _, found = _captured(model, guide, x, Trace_ELBO())
     update = stepping.update_of(run.optimizer, list(found.moved))
-    moving = [*(p.detach().clone() for p in found.trained), *(m for moments in update.moments for m in moments)]
+    averages = [torch.zeros_like(p) for p in found.moved]
+    states = [[*moments, mean] for moments, mean in zip(update.moments, averages, strict=True)]
+    moving = [*(p.detach().clone() for p in found.trained), *(m for state in states for m in state)]
     held = (*found.held, knobs_of(Trace_ELBO(), 0, (x,)))
-    whole = stepping._with_update(found, update, (*(m.clone() for m in moving), update.hyper(1), *held, x))
+    hyper = torch.cat([update.hyper(1), torch.full((1, 1), 0.5, dtype=torch.float64)], 1)  # with the average's weight
+    example = (*(m.clone() for m in moving), hyper, *held, x)
+    whole = stepping._with_update(found, update, [len(state) for state in states], 10.0, example)
     before = [m.clone() for m in moving]
-    loss, _ = whole(*moving, update.hyper(1), *held, x.index_fill(1, torch.tensor([0]), 101.0))
+    loss, _ = whole(*moving, hyper, *held, x.index_fill(1, torch.tensor([0]), 101.0))
     assert loss.isnan()
     assert all(map(torch.equal, moving, before))
-    loss, _ = whole(*moving, update.hyper(1), *held, x)
+    loss, _ = whole(*moving, hyper, *held, x)
     assert loss.isfinite()
     assert not any(map(torch.equal, moving, before))
 
