@@ -7,8 +7,8 @@ The processes talk through the default group of ``torch.distributed``. If the pr
 
 :func:`apart` makes each process work for itself, for example to train a different model in each.
 
-There are two kinds of exchange. :func:`gathered` collects objects, and also errors: a process that fails inside
-:func:`together` tells the others, which raise an error instead of waiting for it. Each says where in the program it
+There are two kinds of exchange. ``gathered`` collects objects, and also errors: a process that fails inside
+``together`` tells the others, which raise an error instead of waiting for it. Each says where in the program it
 stands, so that processes which call different functions raise an error as well. The other kind is the sum of
 gradients in training, which carries a flag for the same purpose. Ctrl-C waits for the end of an exchange.
 """
@@ -271,7 +271,7 @@ def _place() -> str:
 def together(name: str) -> Iterator[None]:
     """The other processes hear of an error inside the block at their next exchange; others than process 0 do not warn.
 
-    Whatever is exchanged inside the block is exchanged by :func:`gathered`.
+    Whatever is exchanged inside the block is exchanged by ``gathered``.
 
     Args:
         name: of the function that the block is.

@@ -2,9 +2,9 @@
 
 | kind | order of an epoch |
 | --- | --- |
-| files (``.npy``, memory maps, Parquet): :class:`Blocks` | blocks of rows in random order, rows permuted in a window |
-| random access (torch ``Dataset``, sparse matrices): :class:`Items` | exact: a random permutation of the rows |
-| streams (``IterableDataset``, ``DataLoader`` with a sampler of its own): :class:`Flow` | their own |
+| files (``.npy``, memory maps, Parquet): ``Blocks`` | blocks of rows in random order, rows permuted in a window |
+| random access (torch ``Dataset``, sparse matrices): ``Items`` | exact: a random permutation of the rows |
+| streams (``IterableDataset``, ``DataLoader`` with a sampler of its own): ``Flow`` | their own |
 
 A file that fits into one window (32 MiB) is permuted exactly. A background thread prepares batches ahead. Files are
 read into new buffers (``preadv``), not mapped, so that pages of the file do not count as memory of the process.
