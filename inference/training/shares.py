@@ -15,6 +15,7 @@ from __future__ import annotations
 
 __all__ = ["Shares", "shares_of"]
 
+import math
 import signal
 import threading
 import time
@@ -73,7 +74,7 @@ class Shares:
         parameters: list[nn.Parameter],
         rows: int,
         names: Callable[[], list[str]],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, bool]:
         """Loss and bound of the step, and in the parameters its gradients, from those of all processes.
 
         Args:
@@ -82,6 +83,9 @@ class Shares:
             parameters: those trained; the gradient of some may be None.
             rows: of this process in the batch.
             names: returns the names of the parameters.
+
+        Returns:
+            The loss, the bound, and whether these and the gradients are finite.
 
         Raises:
             ValueError: if parameters are new in some processes only.
@@ -123,7 +127,8 @@ class Shares:
         for p, g, some in zip(known, parts, seen, strict=True):
             g = torch.view_as_complex(g.reshape(*p.shape, 2)) if p.is_complex() else g.view(p.shape)
             p.grad = g.to(p.device, p.dtype) if some else None
-        return loss.reshape(()), bound.reshape(())
+        finite = math.isfinite(float(rest.sum())) or bool(rest.isfinite().all())  # the sum is faster, and may overflow
+        return loss.reshape(()), bound.reshape(()), finite
 
     def _agree_on(self, parameters: list[nn.Parameter], names: list[str]) -> None:
         """Sum the gradients of new parameters as well, if all processes have the same ones."""

@@ -337,8 +337,10 @@ class Steps:
         """The optimizer's step with the gradients that the parameters hold, if they and the loss are finite."""
         run = self.run
         if self.shares is not None:
-            loss, bound = self.shares.reduce(loss, bound, run.trained, rows, run.names)
-        good = bool(loss.isfinite()) and all(bool(p.grad.isfinite().all()) for p in run.trained if p.grad is not None)
+            loss, bound, good = self.shares.reduce(loss, bound, run.trained, rows, run.names)
+        else:
+            slopes = (p.grad for p in run.trained if p.grad is not None)
+            good = bool(loss.isfinite()) and all(bool(slope.isfinite().all()) for slope in slopes)
         if good:
             self.settle()
             if self.clip is not None:
