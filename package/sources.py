@@ -64,7 +64,10 @@ Batch = tuple[Tensor, ...]
 Some = tuple[Tensor, Batch]  # the numbers of some rows in all data, and the rows
 T = TypeVar("T")
 
-_NOTHING: Some = (torch.empty(0, dtype=torch.int64), ())  # this process has no rows in a step of the others
+_NOTHING: Some = (
+    torch.empty(0, dtype=torch.int64, device="cpu"),
+    (),
+)  # this process has no rows in a step of the others
 
 BLOCK = 2**18  # bytes read at once
 WINDOW = 2**25  # bytes permuted together
@@ -249,7 +252,7 @@ class Blocks(Source):
         """The same data, of which only these rows are used; their numbers increase."""
 
     def _new(self, rows: int) -> Tensor:
-        return torch.empty((rows, *self.shape), dtype=self.dtype)
+        return torch.empty((rows, *self.shape), dtype=self.dtype, device="cpu")
 
     def _rows(self, i: int) -> tuple[int, int]:
         """The numbers of the used rows of a block among all used rows: the first, and the last plus one."""
@@ -314,16 +317,23 @@ class Blocks(Source):
     def _windows(self, windows: list[list[int]], size: int, generator: torch.Generator | None) -> Iterator[Some]:
         """The batches of windows of blocks, one after the other; without a generator in their order."""
         most = max((sum(int(np.diff(self._rows(i))[0]) for i in window) for window in windows), default=0)
-        pool, numbers = self._new(most + (size - 1 if len(windows) > 1 else 0)), torch.empty(0, dtype=torch.int64)
+        pool, numbers = (
+            self._new(most + (size - 1 if len(windows) > 1 else 0)),
+            torch.empty(0, dtype=torch.int64, device="cpu"),
+        )
         left = 0  # fewer rows than a batch at the beginning of the pool: they join the next window
         for k, window in enumerate(windows):
-            rows = torch.cat([numbers[:left], *(torch.arange(*self._rows(i)) for i in window)])
+            rows = torch.cat([numbers[:left], *(torch.arange(*self._rows(i), device="cpu") for i in window)])
             at = left
             for i in window:
                 begin, end = self._rows(i)
                 self._block(i, pool[at : at + end - begin])
                 at += end - begin
-            order = torch.arange(at) if generator is None else torch.randperm(at, generator=generator)
+            order = (
+                torch.arange(at, device="cpu")
+                if generator is None
+                else torch.randperm(at, generator=generator, device="cpu")
+            )
             left = at % size if k + 1 < len(windows) else 0
             for chunk in order[: at - left].split(size):
                 yield rows[chunk], (pool.index_select(0, chunk),)
@@ -521,7 +531,7 @@ class Items(Source):
             raise ValueError(f"the {type(dataset).__name__} is empty")
         self.workers = workers or {}
         before = torch.get_rng_state()
-        self.take(torch.arange(1))
+        self.take(torch.arange(1, device="cpu"))
         self.background = not self.workers and torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
 
@@ -547,14 +557,16 @@ class Items(Source):
     def pieces(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         """The rows from one number to another in their order."""
         assert self._n is not None
-        rows = torch.arange(self._n)[first:last].split(self.size or _PIECE)
+        rows = torch.arange(self._n, device="cpu")[first:last].split(self.size or _PIECE)
         return (batch for _, batch in self._read(list(rows)))
 
     def shuffled(self, size: int, generator: torch.Generator | None, rank: int, count: int) -> Iterator[Some]:
         """A permutation of the rows in batches, of which each process takes its part."""
         assert self._n is not None
         same = size >= self._n or not self.shuffle
-        order = torch.arange(self._n) if same else torch.randperm(self._n, generator=generator)
+        order = (
+            torch.arange(self._n, device="cpu") if same else torch.randperm(self._n, generator=generator, device="cpu")
+        )
         batches = [batch for batch in order.split(size) if len(batch) == size or not self.drop_last]
         own = [batch.tensor_split(count)[rank] for batch in batches] if count > 1 else batches
         return self._read(own)
@@ -631,7 +643,7 @@ class Flow(Source):
             for k, given in enumerate(source):
                 batch = _as_batch(given)
                 if k % count == rank:
-                    own = torch.arange(n, n + len(batch[0])), batch
+                    own = torch.arange(n, n + len(batch[0]), device="cpu"), batch
                 n += len(batch[0])
                 if (k + 1) % count == 0:  # a step of all processes
                     yield own
@@ -725,7 +737,7 @@ def converted(source: Source, dtype: torch.dtype | None = None) -> Mapped:
 
 def in_memory(source: Source) -> Batch:
     """All rows of a source as tensors."""
-    return _cat([(torch.empty(0), batch) for batch in source.pieces()])[1]
+    return _cat([(_NOTHING[0], batch) for batch in source.pieces()])[1]
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
@@ -795,12 +807,12 @@ def _regrouped(pieces: Iterable[Batch], rows: int) -> Iterator[Batch]:
         held += len(piece[0])
         if held < rows:
             continue
-        whole = _cat([(torch.empty(0), batch) for batch in left])[1]
+        whole = _cat([(_NOTHING[0], batch) for batch in left])[1]
         end = held // rows * rows
         yield from zip(*(x[:end].split(rows) for x in whole), strict=True)
         left, held = ([tuple(x[end:] for x in whole)] if end < held else []), held - end
     if held:
-        yield _cat([(torch.empty(0), batch) for batch in left])[1]
+        yield _cat([(_NOTHING[0], batch) for batch in left])[1]
 
 
 def _cat(parts: list[Some]) -> Some:

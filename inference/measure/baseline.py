@@ -136,8 +136,8 @@ class _Fit:
 
     def __init__(self, kind: Kind, features: int) -> None:
         self.kind = kind
-        self.count, self.mean, self.squares, self.total = torch.zeros(4, features, dtype=torch.float64)
-        self.low, self.high = (torch.full((features,), end, dtype=torch.float64) for end in (math.inf, -math.inf))
+        self.count, self.mean, self.squares, self.total = torch.zeros(4, features, dtype=torch.float64, device="cpu")
+        self.low, self.high = torch.full_like(self.count, math.inf), torch.full_like(self.count, -math.inf)
 
     def add(self, x: Tensor) -> None:
         """Add rows [n, X]; NaN is left out."""

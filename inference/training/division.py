@@ -50,14 +50,14 @@ def divided(run: Run, objective: ELBO, layout: Layout, data: Batches) -> tuple[K
     kinds: set[Kind] = {"sum", "mean"}
     size = min(data.size, data.n)
     for rows in {size, data.n % size} - {0, 1}:
-        parts = [part for part in torch.arange(rows).tensor_split(processes.count()) if len(part)]
+        parts = [part for part in torch.arange(rows, device="cpu").tensor_split(processes.count()) if len(part)]
 
         def slopes(part: Tensor) -> list[Tensor]:
             return _loss_and_slopes(run, objective, layout, data, part)
 
         with _nudged(run.trained), forked_rng(), buffers_kept(run.model, run.guide):
             try:
-                whole = slopes(torch.arange(rows))
+                whole = slopes(torch.arange(rows, device="cpu"))
             except _ERRORS:
                 return "whole", "its loss cannot be computed with equal noise in all rows"
             try:
