@@ -336,7 +336,8 @@ class Blocks(Source):
             )
             left = at % size if k + 1 < len(windows) else 0
             for chunk in order[: at - left].split(size):
-                yield rows[chunk], (pool.index_select(0, chunk),)
+                # NumPy's gather has one thread: torch's, in this thread, would spin beside those of the computation
+                yield rows[chunk], (torch.from_numpy(np.take(pool.numpy(), chunk.numpy(), axis=0)),)
             numbers = rows[order[at - left :]]
             pool[:left] = pool.index_select(0, order[at - left :])
 
