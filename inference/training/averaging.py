@@ -23,6 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jensen.kernel.modes import tensors_kept
+
 Averaging = Literal["ema", "polyak"]
 
 _DECAY = 0.999
@@ -70,14 +72,9 @@ class Average:
     @contextmanager
     def used(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """Inside the block, the parameters are their averages."""
-        before = [p.detach().clone() for p in parameters]
-        self.write(parameters)
-        try:
+        with tensors_kept(parameters):
+            self.write(parameters)
             yield
-        finally:
-            with torch.no_grad():
-                for p, value in zip(parameters, before, strict=True):
-                    p.copy_(value)
 
     @torch.no_grad()
     def write(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jensen import processes
 from jensen.kernel.batches import Batches
 from jensen.kernel.layout import Layout
-from jensen.kernel.modes import buffers_kept
+from jensen.kernel.modes import buffers_kept, tensors_kept
 from jensen.kernel.parameters import is_autoguide
 from jensen.kernel.randomness import forked_rng
 
@@ -108,19 +108,14 @@ def _equal(whole: list[Tensor], parts: list[list[Tensor]], weights: list[float])
 @contextmanager
 def _nudged(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside the block, the parameters have values nearby."""
-    before = [p.detach().clone() for p in parameters]
     generator = torch.Generator().manual_seed(0)
-    try:
+    with tensors_kept(parameters):
         with torch.no_grad():
             for p in parameters:
                 if p.is_floating_point() and p.numel():
                     noise = torch.randn(p.shape, generator=generator).to(p)
                     p.add_(_NUDGE * (p.abs().mean() + _NUDGE) * noise)
         yield
-    finally:
-        with torch.no_grad():
-            for p, value in zip(parameters, before, strict=True):
-                p.copy_(value)
 
 
 class _EqualNoise(TorchDispatchMode):

@@ -85,8 +85,8 @@ class Validation:
                         weights.parts(batch, _PARTICLES, self.ahead)
                 drawn = weights.parts(batch, _PARTICLES, self.ahead)
                 observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
-                each = drawn.elbo.mean(0).cpu() if self.split else None
-                sums.append((float(drawn.elbo.mean(0).sum()), observed, each))
+                each = drawn.elbo.mean(0)
+                sums.append((float(each.sum()), observed, each.cpu() if self.split else None))
         elbos, distortions, rows = zip(*processes.in_order(sums, parts), strict=True)
         elbo, observed = sum(elbos), sum(distortions)
         history.validation.append(elbo / self.count)
