@@ -258,6 +258,11 @@ class Blocks(Source):
         """The numbers of the used rows of a block among all used rows: the first, and the last plus one."""
         return int(self._places[i]), int(self._places[i + 1])
 
+    def _held(self, i: int) -> int:
+        """The number of used rows of a block."""
+        begin, end = self._rows(i)
+        return end - begin
+
     def _block(self, i: int, out: Tensor | None = None) -> Tensor:
         """The used rows of a block."""
         begin, end = self._rows(i)
@@ -297,7 +302,7 @@ class Blocks(Source):
             return self._windows([blocks], size, None) if blocks else iter([_NOTHING])
         whole = torch.tensor(self._used)[torch.randperm(len(self._used), generator=own)].tolist()
         shares = [max(1, size // count + (r < size % count)) for r in range(count)]
-        held_by = [sum(int(np.diff(self._rows(i))[0]) for i in whole[r::count]) for r in range(count)]
+        held_by = [sum(self._held(i) for i in whole[r::count]) for r in range(count)]
         steps = max(-(-rows // share) for rows, share in zip(held_by, shares, strict=True))
         order = whole[rank::count]
         width = self._new(1).numel() * self._new(1).element_size()
@@ -308,27 +313,22 @@ class Blocks(Source):
                 windows.append([])
                 held = 0
             windows[-1].append(i)
-            begin, end = self._rows(i)
-            held += (end - begin) * width
+            held += self._held(i) * width
         own.manual_seed(int(torch.randint(2**62, (), generator=own)) + rank)
         batches = self._windows(windows, shares[rank], own)
         return chain(batches, repeat(_NOTHING, steps - -(-held_by[rank] // shares[rank])))
 
     def _windows(self, windows: list[list[int]], size: int, generator: torch.Generator | None) -> Iterator[Some]:
         """The batches of windows of blocks, one after the other; without a generator in their order."""
-        most = max((sum(int(np.diff(self._rows(i))[0]) for i in window) for window in windows), default=0)
-        pool, numbers = (
-            self._new(most + (size - 1 if len(windows) > 1 else 0)),
-            torch.empty(0, dtype=torch.int64, device="cpu"),
-        )
+        most = max((sum(self._held(i) for i in window) for window in windows), default=0)
+        pool, numbers = self._new(most + (size - 1 if len(windows) > 1 else 0)), _NOTHING[0]
         left = 0  # fewer rows than a batch at the beginning of the pool: they join the next window
         for k, window in enumerate(windows):
             rows = torch.cat([numbers[:left], *(torch.arange(*self._rows(i), device="cpu") for i in window)])
             at = left
             for i in window:
-                begin, end = self._rows(i)
-                self._block(i, pool[at : at + end - begin])
-                at += end - begin
+                self._block(i, pool[at : at + self._held(i)])
+                at += self._held(i)
             order = (
                 torch.arange(at, device="cpu")
                 if generator is None
