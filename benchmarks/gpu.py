@@ -113,7 +113,6 @@ def by_hand(kind):
 
     def make(setting, device):
         import torch
-        from torch.func import functional_call, grad_and_value
 
         torch._dynamo.reset()
         x, net = on_cpu.bits(setting).to(device), on_cpu.by_hand(setting).to(device)
@@ -130,12 +129,7 @@ def by_hand(kind):
 
         @torch.no_grad()
         def whole(x):
-            slopes, loss = grad_and_value(lambda values: functional_call(net, values, (x,)))(values)
-            for name, p in values.items():
-                m = first[name].lerp_(slopes[name], 0.1)
-                v = second[name].mul_(0.999).addcmul_(slopes[name], slopes[name], value=0.001)
-                p.sub_(m * bias[0] / ((v * bias[1]).sqrt() + 1e-8))
-            return loss
+            return on_cpu.adam_step(net, values, first, second, bias, x)
 
         step = torch.compile(whole, dynamic=False, fullgraph=True) if kind else usual
         if kind == "CUDA graphs":
@@ -357,19 +351,8 @@ def contract(options, limit):
     """Run the suites on the device, in a process: the counts of the summary line, and the end of the output."""
     suites = ["tests/device"] if options.quick else ["tests/device", "tests/test_contract.py"]
     workers = "0" if options.device == "cpu" else str(min(12, os.cpu_count() or 1))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-n",
-        workers,
-        "--device",
-        options.device,
-    ]
-    command += ["--maxprocesses", "12", "--device", options.device]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
+    command += ["-n", workers, "--maxprocesses", "12", "--device", options.device]
     command += ["-k", "evaluate"] if options.quick else ["-m", "", "-k", "not of_its_own"]
     begin = time.perf_counter()
     try:

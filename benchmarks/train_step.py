@@ -175,10 +175,21 @@ def by_hand_usual(setting):
     return timing(steps)
 
 
+def adam_step(net, values, first, second, bias, x):
+    """The loss of a batch, and Adam's update by its gradients, in place; ``bias``: the rate, and 1 / (1 - b2^t)."""
+    from torch.func import functional_call, grad_and_value
+
+    slopes, loss = grad_and_value(lambda values: functional_call(net, values, (x,)))(values)
+    for name, p in values.items():
+        m = first[name].lerp_(slopes[name], 0.1)
+        v = second[name].mul_(0.999).addcmul_(slopes[name], slopes[name], value=0.001)
+        p.sub_(m * bias[0] / ((v * bias[1]).sqrt() + 1e-8))
+    return loss
+
+
 def by_hand_best(setting):
     """Loss, gradients and update in place as one compiled function."""
     import torch
-    from torch.func import functional_call, grad_and_value
 
     torch._dynamo.reset()
     x, net = bits(setting), by_hand(setting)
@@ -187,12 +198,7 @@ def by_hand_best(setting):
 
     @torch.compile(dynamic=False, fullgraph=True)
     def step(values, first, second, bias, x):
-        slopes, loss = grad_and_value(lambda values: functional_call(net, values, (x,)))(values)
-        for name, p in values.items():
-            m = first[name].lerp_(slopes[name], 0.1)
-            v = second[name].mul_(0.999).addcmul_(slopes[name], slopes[name], value=0.001)
-            p.sub_(m * bias[0] / ((v * bias[1]).sqrt() + 1e-8))
-        return loss
+        return adam_step(net, values, first, second, bias, x)
 
     done = 0
 
