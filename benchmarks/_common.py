@@ -200,6 +200,47 @@ def write(options, name, about, results, text):
     (options.out / f"{name}.md").write_text(text + "\n")
 
 
+class Results:
+    """Results in NAME.json and NAME.md, by table and key, each written when it is there; earlier ones are kept.
+
+    Args:
+        options: of the script.
+        script: its file.
+        name: of the results.
+        texts: for each table, a function from its contents to markdown.
+        fresh: whether to measure again what the file holds.
+    """
+
+    def __init__(self, options, script, name, texts, fresh=False):
+        self.options, self.script, self.name, self.texts, self.fresh = options, script, name, texts, fresh
+        self.start, self.failed = started(), 0
+        self.commit = provenance(script, options, self.start)["commit"]
+        path = options.out / f"{name}.json"
+        self.tables = json.loads(path.read_text())["tables"] if path.exists() else {}
+
+    def measure(self, table, key, function, settings):
+        """``function()``, a dictionary of numbers, unless the file holds it already, with the same settings."""
+        kept = self.tables.setdefault(table, {"made": [], "cells": {}})
+        only = [part.strip() for part in self.options.only.split(";") if part.strip()]
+        if only and not set(only) & set(key.split("/")):
+            return
+        if not self.fresh and kept["cells"].get(key, {}).get("settings") == settings:
+            return
+        try:
+            found = function()
+        except Exception as error:  # the other results are still measured, and a later run measures this one
+            print(table, key, f"{type(error).__name__}: {error}", flush=True)
+            self.failed += 1
+            return
+        kept["cells"][key] = {**found, "settings": settings}
+        print(table, key, {k: v for k, v in kept["cells"][key].items() if not isinstance(v, list)}, flush=True)
+        about = provenance(self.script, self.options, self.start) | {"commit": self.commit}
+        line = made_by(about)
+        kept["made"] = [old for old in kept["made"] if old.split(" on ")[0] != line.split(" on ")[0]] + [line]
+        texts = [self.texts[name](self.tables[name]) for name in self.texts if name in self.tables]
+        write(self.options, self.name, about, {"tables": self.tables}, "\n\n".join(texts))
+
+
 def add_arguments(parser, rounds=5):
     """Add the options of all scripts."""
     add = parser.add_argument

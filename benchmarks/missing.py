@@ -27,7 +27,6 @@ that the file already holds with the same settings are kept. ``--fresh`` measure
 import argparse
 import copy
 import itertools
-import json
 import math
 import statistics
 import time
@@ -83,44 +82,12 @@ def main():
     wanted = [name.strip() for name in options.tables.split(",") if name.strip()]
     if unknown := set(wanted) - set(TABLES):
         parser.error(f"--tables are some of {', '.join(TABLES)}, but got {', '.join(sorted(unknown))}")
-    results = Results(options)
+    results = common.Results(options, __file__, "missing", TEXTS, fresh=options.fresh)
+    results.settings = QUICK if options.quick else FULL
     for name in wanted:
         {"uci": uci, "mnist": mnist, "speed": speed}[name](options, results)
     if results.failed:
         raise SystemExit(f"{results.failed} results are missing")
-
-
-class Results:
-    """The results so far, by table and key, in the file of results."""
-
-    def __init__(self, options):
-        self.options, self.start, self.failed = options, common.started(), 0
-        self.commit = common.provenance(__file__, options, self.start)["commit"]
-        path = options.out / "missing.json"
-        self.tables = json.loads(path.read_text())["tables"] if path.exists() else {}
-        self.settings = QUICK if options.quick else FULL
-
-    def measure(self, table, key, function, settings):
-        """``function()``, a dictionary of numbers, unless the file holds it already, with the same settings."""
-        kept = self.tables.setdefault(table, {"made": [], "cells": {}})
-        only = [part.strip() for part in self.options.only.split(";") if part.strip()]
-        if only and not set(only) & set(key.split("/")):
-            return
-        if not self.options.fresh and kept["cells"].get(key, {}).get("settings") == settings:
-            return
-        try:
-            found = function()
-        except Exception as error:  # the other results are still measured, and a later run measures this one
-            print(table, key, f"{type(error).__name__}: {error}", flush=True)
-            self.failed += 1
-            return
-        kept["cells"][key] = {**found, "settings": settings}
-        print(table, key, {k: v for k, v in kept["cells"][key].items() if not isinstance(v, list)}, flush=True)
-        about = common.provenance(__file__, self.options, self.start) | {"commit": self.commit}
-        line = common.made_by(about)
-        kept["made"] = [old for old in kept["made"] if old.split(" on ")[0] != line.split(" on ")[0]] + [line]
-        texts = [TEXTS[name](self.tables[name]) for name in TABLES if name in self.tables]
-        common.write(self.options, "missing", about, {"tables": self.tables}, "\n\n".join(texts))
 
 
 def error_of(filled, truth, where):
