@@ -167,7 +167,7 @@ def provenance(script, options, start, **more):
         "load_before": start["load"],
         "load_after": os.getloadavg(),
         "seconds": round(time.perf_counter() - start["time"]),
-        "settings": {name: v for name, v in vars(options).items() if name != "out"},
+        "settings": {name: v for name, v in vars(options).items() if not isinstance(v, Path)},
         **more,
     }
 
