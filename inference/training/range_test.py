@@ -163,6 +163,7 @@ class _Seen(Callback):
 
 
 @checked
+@processes.together("learning_rates")
 def learning_rates(
     model: Program,
     guide: Program,
@@ -184,7 +185,8 @@ def learning_rates(
     """Find a learning rate: train for some steps while the rate grows, and put model and guide back as they were.
 
     The rate grows geometrically with every step of :func:`~jensen.inference.fit`. The sweep ends early where training
-    diverges. Parameters, buffers, Pyro's parameter store and the random stream are restored.
+    diverges. Parameters, buffers, Pyro's parameter store and the random stream are restored. Of several processes, the
+    first one sweeps, and all get its result.
 
     The suggestion is a fifth of the rate with the least loss. On the digits, with Adam (PPCA, factor analysis, a VAE),
     the validation ELBO after 150 epochs is above the best of nine fixed rates, or within 0.9 nats of it; after 30
@@ -236,38 +238,42 @@ def learning_rates(
         raise ValueError(f"steps is the number of learning rates, at least {_LEAST}, but got {steps}")
     model, data = prepared(model, data, missing)
     growth = (most / least) ** (1 / (steps - 1))
-    seen = _Seen()
-    with processes.apart(), forked_rng(), store_restored(), named("learning rates"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "training diverged")
-        if seed is not None:
-            torch.manual_seed(derived_seed(seed, "learning_rates"))
-        for owner in owners_of(model, guide) if device is not None else ():
-            owner.to(device)
-        batches = Batches.of(data, batch_size, device, batch_transform)
-        with buffers_kept(model, guide):
-            look_at(model, guide, batches.first())  # an AutoGuide makes its parameters
-        with tensors_kept(tensors_of(model, guide)):
-            try:
-                history = fit(
-                    model,
-                    guide,
-                    data if batches.whole else _Single(batches),
-                    objective,
-                    epochs=steps,
-                    batch_size=batch_size,
-                    lr=least,
-                    optimizer=optimizer,
-                    scheduler=lambda made: torch.optim.lr_scheduler.ExponentialLR(made, growth),
-                    device=device,
-                    batch_transform=batch_transform if batches.whole else None,
-                    freeze=freeze,
-                    callbacks=[seen],
-                    progress=progress,
-                )
-                add_seconds(guide, -history.seconds, 0.0)
-            except FloatingPointError:  # the rate was too large
-                if not seen.history.elbo:
-                    raise
-    found = seen.history
-    losses = -torch.tensor(found.elbo, dtype=torch.float64)
-    return LearningRates(torch.tensor(found.learning_rate, dtype=torch.float64), losses, steps, found.data)
+
+    def sweep() -> LearningRates:
+        seen = _Seen()
+        with processes.apart(), forked_rng(), store_restored(), named("learning rates"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "training diverged")
+            if seed is not None:
+                torch.manual_seed(derived_seed(seed, "learning_rates"))
+            for owner in owners_of(model, guide) if device is not None else ():
+                owner.to(device)
+            batches = Batches.of(data, batch_size, device, batch_transform)
+            with buffers_kept(model, guide):
+                look_at(model, guide, batches.first())  # an AutoGuide makes its parameters
+            with tensors_kept(tensors_of(model, guide)):
+                try:
+                    history = fit(
+                        model,
+                        guide,
+                        data if batches.whole else _Single(batches),
+                        objective,
+                        epochs=steps,
+                        batch_size=batch_size,
+                        lr=least,
+                        optimizer=optimizer,
+                        scheduler=lambda made: torch.optim.lr_scheduler.ExponentialLR(made, growth),
+                        device=device,
+                        batch_transform=batch_transform if batches.whole else None,
+                        freeze=freeze,
+                        callbacks=[seen],
+                        progress=progress,
+                    )
+                    add_seconds(guide, -history.seconds, 0.0)
+                except FloatingPointError:  # the rate was too large
+                    if not seen.history.elbo:
+                        raise
+        found = seen.history
+        losses = -torch.tensor(found.elbo, dtype=torch.float64)
+        return LearningRates(torch.tensor(found.learning_rate, dtype=torch.float64), losses, steps, found.data)
+
+    return processes.of_first(sweep)
