@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AVERAGES",
     "DEFAULT_GUIDES",
     "FAMILIES",
     "GRADIENTS",
@@ -13,6 +14,7 @@ __all__ = [
     "LIKELIHOODS",
     "MODELS",
     "OBJECTIVES",
+    "SCHEDULES",
     "TRAINED",
     "suggestion",
 ]
@@ -48,6 +50,8 @@ LIKELIHOODS = (
     "negative-binomial",
 )
 OBJECTIVES = ("elbo", "iwae", "renyi")
+SCHEDULES = ("constant", "cosine", "warmup", "warmup-cosine")
+AVERAGES = ("ema", "polyak")
 GRADIENTS = ("standard", "stl", "dreg")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jensen import __version__
 
-from .names import DEFAULT_GUIDES, GRADIENTS, GUIDES, LIKELIHOODS, MODELS, OBJECTIVES, TRAINED
+from .names import AVERAGES, DEFAULT_GUIDES, GRADIENTS, GUIDES, LIKELIHOODS, MODELS, OBJECTIVES, SCHEDULES, TRAINED
 from .parser import Parser, choices, groups, numbers, refinement, whole_or
 
 _EXITS = """exit status:
@@ -163,10 +163,27 @@ def _train(command: Parser) -> None:
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
     add(
         "--schedule",
-        type=choices("schedule", ("constant", "cosine")),
+        type=choices("schedule", SCHEDULES),
         default="constant",
         metavar="NAME",
-        help="learning rate: constant, or cosine (decreases to 0 at the last epoch)",
+        help="learning rate: constant; cosine (falls to 0 at the last epoch); warmup (rises in the first twentieth of "
+        "the steps); warmup-cosine",
+    )
+    add("--clip", type=float, metavar="NORM", help="shorten gradients to this norm at most (default: any norm)")
+    add("--weight-decay", type=float, metavar="W", help="L2 penalty of the weights in Adam (default: none)")
+    add(
+        "--average",
+        type=choices("average", AVERAGES),
+        metavar="NAME",
+        help="average the parameters over the steps, exponentially (ema) or over all steps with weights that forget "
+        "the first ones (polyak); the averages are validated and kept (default: no average)",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        metavar="NATS",
+        help="stop when the averaged parameters improve the validation ELBO by less than this over 10 epochs, up to "
+        "two standard errors; not with --patience. (--tolerance of jensen evaluate is the error of log p(x) instead)",
     )
     add("--patience", type=int, metavar="P", help="stop P epochs after the best validation ELBO; keep the best epoch")
     add("--seed", type=int, default=0, help="seed of initial parameters, batches and samples")

@@ -104,9 +104,13 @@ class _Training(TypedDict):
     epochs: int
     batch_size: int
     lr: float
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "warmup", "warmup-cosine"]
     patience: int | None
     seed: int
+    clip: NotRequired[float | None]
+    weight_decay: NotRequired[float | None]
+    average: NotRequired[Literal["ema", "polyak"] | None]
+    tolerance: NotRequired[float | None]
 
 
 class _Configuration(TypedDict):

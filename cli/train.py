@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .streams import count, holed, rows_in, values_of
 from .terminal import command, report, say, versions
 from .terminal import progress as progress_line
 
+_LATER = ("clip", "weight_decay", "average", "tolerance")  # absent from the folders of earlier versions
 _TRAINING = (
     "objective",
     "particles",
@@ -46,6 +48,7 @@ _TRAINING = (
     "schedule",
     "patience",
     "seed",
+    *_LATER,
 )
 
 
@@ -201,6 +204,7 @@ def _go_on(options: argparse.Namespace) -> str:
 
 def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> History:
     training = folder.configuration["training"]
+    by_epochs = training["schedule"] == "cosine"  # as in the checkpoints of earlier versions
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=training["epochs"])
     model, guide = folder.pair()
     return fit(
@@ -211,9 +215,11 @@ def _fit(folder: RunFolder, data: Dataset, device: str, progress: bool) -> Histo
         epochs=training["epochs"],
         batch_size=training["batch_size"],
         lr=training["lr"],
-        scheduler=cosine if training["schedule"] == "cosine" else None,
+        scheduler=cosine if by_epochs else None,
+        schedule="constant" if by_epochs else training["schedule"],
         validation=rows_in(data, "validation") if count(data, "validation") else None,
         patience=training["patience"],
+        **{name: training.get(name) for name in _LATER},
         seed=training["seed"],
         device=device,
         checkpoint=folder.checkpoint,
@@ -332,7 +338,14 @@ def _check_again(options: argparse.Namespace, folder: RunFolder) -> None:
         raise ValueError("--resume continues a run, --overwrite replaces it: use only one of them")
     training, data = folder.configuration["training"], folder.configuration["data"]
     pair = Design.of(folder.configuration["pair"])
-    begun = {**dict.fromkeys(OWN), **vars(pair), **training, **data, "data": data["source"], "data_seed": data["seed"]}
+    begun = {
+        **dict.fromkeys((*OWN, *_LATER)),
+        **vars(pair),
+        **training,
+        **data,
+        "data": data["source"],
+        "data_seed": data["seed"],
+    }
     begun["seed"] = training["seed"]
     begun["image_shape"] = tuple(data["image_shape"] or ()) or None
     for name in sorted(options.given & set(begun) - {"epochs"}):
@@ -360,10 +373,10 @@ def _take_epochs(folder: RunFolder, options: argparse.Namespace) -> None:
     training = folder.configuration["training"]
     if "epochs" not in options.given or options.epochs == training["epochs"]:
         return
-    if training["schedule"] == "cosine":
+    if training["schedule"] != "constant":
         raise ValueError(
-            f"--epochs cannot be {options.epochs} now, because the learning rate follows a cosine over "
-            f"{training['epochs']} epochs: omit it, or use another folder"
+            f"--epochs cannot be {options.epochs} now, because the learning rate follows a schedule "
+            f"({training['schedule']}) over {training['epochs']} epochs: omit it, or use another folder"
         )
     done = folder.keep_history()
     if options.epochs < max(1, done):
@@ -381,8 +394,16 @@ def _check_numbers(options: argparse.Namespace) -> None:
         if not 0 <= getattr(options, name) < 2**32:
             option, value = name.replace("_", "-"), getattr(options, name)
             raise ValueError(f"--{option} must be between 0 and 2^32 - 1, but got {value}")
-    if not 0 < options.lr < float("inf"):
-        raise ValueError(f"--lr must be a positive number, but got {options.lr:g}")
+    for name in ("lr", "clip", "tolerance"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < inf:
+            raise ValueError(f"--{name} must be a positive number, but got {value:g}")
+    if options.weight_decay is not None and not 0 <= options.weight_decay < inf:
+        raise ValueError(f"--weight-decay must be 0 or a positive number, but got {options.weight_decay:g}")
+    if options.tolerance is not None and options.patience is not None:
+        raise ValueError(
+            "--tolerance keeps the averaged parameters at convergence, --patience those of the best epoch: use only one"
+        )
 
 
 def _check_device(device: str) -> None:

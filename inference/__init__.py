@@ -29,6 +29,7 @@ from .training.fit import fit
 from .training.gradient_signal import GradientSignal, gradient_signal
 from .training.history import History
 from .training.objectives import ELBO, IWAE, CyclicalAnnealing, LinearAnnealing, Objective, Renyi
+from .training.range_test import LearningRates, learning_rates
 
 __all__ = [
     "AIS",
@@ -52,6 +53,7 @@ __all__ = [
     "HeldOut",
     "History",
     "Imputation",
+    "LearningRates",
     "LinearAnnealing",
     "MCMCConvergenceWarning",
     "Objective",
@@ -78,6 +80,7 @@ __all__ = [
     "gradient_signal",
     "held_out",
     "impute",
+    "learning_rates",
     "likely_reason",
     "log_joint",
     "log_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["buffers_kept", "calls_seen", "modes_kept", "running", "tensors_kept", "watched_modes"]
+__all__ = ["buffers_kept", "calls_seen", "modes_kept", "running", "store_restored", "tensors_kept", "watched_modes"]
 
 import inspect
 import warnings
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -19,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .alone import alone
 from .caller import outside
 from .load import warn_if_busy
 from .parameters import owners_of, store_kept
@@ -49,6 +51,22 @@ def tensors_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
             for tensor, value in zip(kept, before, strict=True):
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+@contextmanager
+def store_restored() -> Iterator[None]:
+    """Restore Pyro's store in full: its names, and their parameters with their values."""
+    with alone():
+        store = pyro.get_param_store()
+        tables = [getattr(store, name) for name in ("_params", "_constraints", "_param_to_name")]
+        before = [dict(table) for table in tables]
+        try:
+            with tensors_kept(store._params.values()):
+                yield
+        finally:
+            for table, entries in zip(tables, before, strict=True):
+                table.clear()
+                table.update(entries)
 
 
 def buffers_kept(*programs: Program) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from .gradient_signal import plot_signal
 from .images import plot_images
 from .imputations import plot_imputations
 from .latent import plot_latent
+from .learning_rates import plot_learning_rates
 from .live import LiveCurves
 from .manifold import plot_manifold
 from .missing import plot_missing
@@ -39,6 +40,7 @@ __all__ = [
     "plot_imputations",
     "plot_interpolations",
     "plot_latent",
+    "plot_learning_rates",
     "plot_manifold",
     "plot_missing",
     "plot_pareto_k",

@@ -59,7 +59,10 @@ _MEANINGS = {
     r"validation": "ELBO of the validation data after the epoch.",
     r"rate": "Mean of log q(z|x) - log p(z) on the validation data: nats that z carries.",
     r"distortion": "Mean of -log p(x|z) on the validation data: the error of reconstruction, in nats.",
-    r"learning rate|learning_rate": "Learning rate of the optimizer in the epoch.",
+    r"learning rate|learning_rate": "Learning rate of the optimizer in the epoch, or in the step.",
+    r"step": "Steps of the optimizer, one batch each.",
+    r"loss": "Minus the bound on the batch of the step.",
+    r"smoothed": "The losses, smoothed over neighbouring steps.",
     r"elapsed": "Seconds since the start.",
     # of single data points
     r"data point": "Its place in the data that were measured, counted from 0.",

@@ -22,12 +22,14 @@ from jensen.inference import (
     HeldOut,
     History,
     Imputation,
+    LearningRates,
     RateDistortion,
 )
 from jensen.inference import Gaps as Split
 from jensen.plots import (
     plot_bounds,
     plot_gaps,
+    plot_learning_rates,
     plot_missing,
     plot_ranks,
     plot_rate_distortion,
@@ -197,6 +199,12 @@ def _(result: History, material: Material) -> list[Section]:
     if result.elbo:
         blocks.append(drawn(plot_training(result), "Training: bounds in nats per data point, epoch by epoch."))
     return [Section("Training", [*blocks, grid_of(result._table())])]
+
+
+@sections_of.register
+def _(result: LearningRates, material: Material) -> list[Section]:
+    figure = drawn(plot_learning_rates(result), "Loss of each step against its learning rate.")
+    return [Section("Learning rates", [figure, grid_of(result._table())])]
 
 
 @sections_of.register

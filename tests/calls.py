@@ -200,6 +200,7 @@ class World:
         self.bounds = inference.bounds(model, guide, self.x, 4, **quiet)
         self.gaps = inference.gaps(model, guide, self.x, 8, rounds=1, steps=2, **quiet)
         self.rate = inference.rate_distortion(model, guide, self.x, 4, **quiet)
+        self.rates = inference.learning_rates(model, guide, self.x, steps=10, **quiet)
         self.calibration = inference.calibrate(model, guide, 100, 19, **quiet)
         self.signal = inference.gradient_signal(model, guide, self.x, inference.ELBO(2), repeats=3, seed=0)
         self.posterior = inference.mcmc_posterior(model, self.x[:1], draws=4, warmup=1, chains=1, **quiet)
@@ -271,6 +272,7 @@ def _suits(world, target):
         ("inference.Renyi", "num_particles"): 2,
         ("inference.ELBO", "num_particles"): 2,
         ("inference.fit", "epochs"): 1,
+        ("inference.learning_rates", "steps"): 10,
         ("inference.gaps", "rounds"): 1,
         ("inference.gaps", "steps"): 2,
         ("inference.gaps", "draws"): 2,
@@ -285,6 +287,7 @@ def _suits(world, target):
         ("plots.plot_gaps", "results"): {"a": world.gaps},
         ("plots.plot_rate_distortion", "results"): {"a": world.rate},
         ("plots.plot_signal", "results"): {"a": {1: world.signal}},
+        ("plots.plot_learning_rates", "result"): world.rates,
         ("plots.plot_latent", "z"): torch.randn(6, 2),
         ("plots.plot_latent", "labels"): torch.arange(6) % 2,
         ("plots.plot_imputations", "imputed"): (world.x, world.x, world.x[None]),

@@ -17,6 +17,7 @@ from jensen.inference import (
     Gaps,
     GuideDistance,
     History,
+    LearningRates,
     Row,
     Sandwich,
     bounds,
@@ -71,4 +72,5 @@ def one_of_each():
         GuideDistance(one[:1], one[:1], half, half.abs(), half.exp(), half.abs(), ("z[0]", "z[1]")),
         impute(model, PriorGuide(model), holes, 50, **settings),
         held_out(model, PriorGuide(model), holes, x, 50, **settings),
+        LearningRates(torch.logspace(-3, -1, 12).double(), torch.linspace(3, 1, 12).double(), 12, 128),
     ]

@@ -21,7 +21,19 @@ import jensen.processes as processes
 from jensen.datasets import stream
 from jensen.families import Gaussian, MeanField
 from jensen.guides import amortize
-from jensen.inference import ELBO, IWAE, Callback, CSVLogger, Objective, ais, compare, evaluate, fit, gaps
+from jensen.inference import (
+    ELBO,
+    IWAE,
+    Callback,
+    CSVLogger,
+    Objective,
+    ais,
+    compare,
+    evaluate,
+    fit,
+    gaps,
+    learning_rates,
+)
 from jensen.models import PPCA, VAE
 from jensen.networks import mlp
 
@@ -285,6 +297,13 @@ def unseeded():
     torch.manual_seed(processes.rank())
     how = {"particles": 50, "compile": False, "progress": False, "refine": False}
     return [evaluate(model, guide, _x(), **how).log_evidence for _ in range(2)]
+
+
+def swept():
+    model, guide = _pair()
+    before = [p.detach().clone() for p in model.parameters()]
+    found = learning_rates(model, guide, _x(), steps=20, most=0.1, batch_size=16, progress=False)
+    return found.losses, all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def apart():

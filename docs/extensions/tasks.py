@@ -47,7 +47,16 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "inference": {
-        "Train": ("fit", "History", "restore", "Callback", "CSVLogger", "TensorBoardLogger"),
+        "Train": (
+            "fit",
+            "History",
+            "restore",
+            "learning_rates",
+            "LearningRates",
+            "Callback",
+            "CSVLogger",
+            "TensorBoardLogger",
+        ),
         "Training objectives": (
             "ELBO",
             "IWAE",
@@ -85,7 +94,7 @@ TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         "Synthetic data": ("linear_gaussian", "linear_dynamics", "pinwheel", "bars"),
     },
     "plots": {
-        "Training": ("plot_training", "LiveCurves"),
+        "Training": ("plot_training", "LiveCurves", "plot_learning_rates"),
         "Bounds and gaps": ("plot_bounds", "plot_gaps", "plot_rate_distortion", "plot_signal"),
         "Diagnostics": ("plot_pareto_k", "plot_ess", "plot_ranks", "plot_worst"),
         "Posteriors": ("plot_posterior", "plot_draws"),

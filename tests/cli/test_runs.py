@@ -324,6 +324,80 @@ def test_patience_keeps_the_best_epoch(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(state["best"], state["parameters"], strict=True))
 
 
+_MOVES = ("average", "clip", "weight_decay", "schedule", "tolerance")
+_MOVED = ["--average", "polyak", "--clip", "5", "--weight-decay", "1e-4", "--schedule", "warmup-cosine"]
+
+
+def test_how_parameters_move_is_recorded_and_resumed(tmp_path, monkeypatch, capsys):
+    from jensen.cli import train
+
+    given = []
+    monkeypatch.setattr(train, "fit", lambda *data, **how: given.append(how) or fit(*data, **how))
+    folder = tmp_path / "r"
+    assert main(["train", "--run", str(folder), *_SMALL, *_MOVED]) == 0
+    kept = json.loads((folder / "configuration.json").read_text())["training"]
+    assert [kept[name] for name in _MOVES] == ["polyak", 5.0, 1e-4, "warmup-cosine", None]
+    assert main(["train", "--run", str(folder), "--resume", "--no-pictures"]) == 0
+    for how in given:
+        assert [how[name] for name in _MOVES] == [kept[name] for name in _MOVES]
+    model, guide, _ = RunFolder.open(folder).trained()
+    parameters = [*model.parameters(), *guide.parameters()]
+    for mean in _state(folder)["average"]:
+        assert any(torch.equal(mean, p) for p in parameters if p.shape == mean.shape)
+    for more in (["--clip", "2"], ["--tolerance", "0.1"], ["--epochs", "9"]):
+        assert main(["train", "--run", str(folder), "--resume", *more]) == 2
+    shown = capsys.readouterr().err
+    assert "--clip was 5.0 when" in shown
+    assert "--tolerance was not given when" in shown
+    assert "follows a schedule (warmup-cosine) over 3 epochs" in shown
+
+
+def test_tolerance_stops_a_run(tmp_path):
+    folder = tmp_path / "r"
+    options = [*_SMALL, "--epochs", "40", "--tolerance", "1000"]
+    assert main(["train", "--run", str(folder), *options]) == 0
+    assert len(_history(folder).elbo) == 11  # the window of ten epochs is full
+    assert "average" in _state(folder)
+
+
+def test_a_folder_of_an_earlier_version_is_resumed(run, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    (folder / "configuration.json").write_bytes((run / "configuration.json").read_bytes())
+
+    def older(configuration):
+        for name in ("clip", "weight_decay", "average", "tolerance"):
+            del configuration["training"][name]
+
+    _edited(older)(folder)
+    assert main(["train", "--run", str(folder), "--resume", "--average", "ema"]) == 2
+    assert "--average was not given when" in capsys.readouterr().err
+    assert main(["train", "--run", str(folder), "--resume", "--epochs", "4", "--no-pictures"]) == 0
+    assert _epochs(folder) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clip", "0"], "--clip must be a positive number, but got 0"),
+        (["--tolerance", "nan"], "--tolerance must be a positive number, but got nan"),
+        (["--weight-decay", "-1"], "--weight-decay must be 0 or a positive number, but got -1"),
+        (["--tolerance", "0.1", "--patience", "3"], "use only one"),
+        (["--average", "emma"], "there is no average 'emma'; did you mean ema?"),
+    ],
+)
+def test_impossible_ways_to_move_are_refused_before_anything_is_written(options, message, tmp_path, capsys):
+    folder = tmp_path / "r"
+    try:
+        status = main(["train", "--run", str(folder), *_SMALL, *options])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def _edited(change, digest=True):
     """A change of the configuration, with a new digest."""
 

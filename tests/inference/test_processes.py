@@ -15,7 +15,7 @@ import torch
 
 SHARED = (
     "full_batch,started_apart,batches,read_by_the_batch,fewer_rows_than_processes,scaled,global_latent,value_per_datum,"
-    "free_bits,divided,of_mean,normed,children,validated,noise,resumed,logged,measured,unseeded,apart"
+    "free_bits,divided,of_mean,normed,children,validated,noise,resumed,logged,measured,unseeded,swept,apart"
 )
 
 
@@ -175,6 +175,13 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one():
 def test_the_first_process_alone_writes():
     lines = (_by(2)[1] / "log-2.csv").read_text().splitlines()
     assert len(lines) == 5
+
+
+def test_the_first_process_sweeps_learning_rates_for_all():
+    (losses, kept), (others, others_kept) = (found["swept"] for found in _by(2)[0])
+    assert torch.equal(losses, others)
+    assert kept
+    assert others_kept
 
 
 def test_apart_each_works_for_itself():

@@ -18,6 +18,7 @@ from jensen.inference import (
     evaluate,
     fit,
     gradient_signal,
+    learning_rates,
     mcmc_posterior,
     rate_distortion,
     reconstruct,
@@ -62,6 +63,7 @@ MEASURED = {
     "encode": lambda m, g, x: encode(m, g, x, 8, seed=0),
     "reconstruct": lambda m, g, x: reconstruct(m, g, x, 8, seed=0),
     "gradient_signal": lambda m, g, x: gradient_signal(m, g, x, IWAE(4), repeats=2, seed=0),
+    "learning_rates": lambda m, g, x: learning_rates(m, g, x, steps=10, **QUIET),
 }
 
 

@@ -28,6 +28,7 @@ from jensen.inference import (
     Gaps,
     GradientSignal,
     History,
+    LearningRates,
     RateDistortion,
     decode,
     encode,
@@ -49,6 +50,7 @@ from jensen.plots import (
     plot_imputations,
     plot_interpolations,
     plot_latent,
+    plot_learning_rates,
     plot_manifold,
     plot_missing,
     plot_pareto_k,
@@ -124,6 +126,11 @@ def _signals():
     return {"standard": signals, "doubly reparameterized": {1: signals[1], 4: signals[1]}}
 
 
+def _sweep():
+    rates = torch.logspace(-6, -0.2, 180).double()
+    return LearningRates(rates, (rates.log10() + 2).abs() * 10 + torch.randn(180).double(), 200, 128)
+
+
 def _walk():
     model, guide, x = _ppca()
     return plot_interpolations(model, guide, x[:3], x[3:6], SHAPE)
@@ -179,6 +186,7 @@ PICTURES = {
     "ranks": lambda: plot_ranks(Calibration({"z": torch.randint(100, (300, 3))}, 99)),
     "rate-distortion": lambda: plot_rate_distortion({f"β = {b}": _rates(10.0 / b) for b in (1, 2, 4)}),
     "signal": lambda: plot_signal(_signals()),
+    "learning rates": lambda: plot_learning_rates(_sweep()),
 }
 
 

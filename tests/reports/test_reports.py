@@ -17,7 +17,7 @@ from jensen.reports import Report
 from jensen.reports.meanings import meaning_of
 from jensen.reports.page import Thumbnails, grid_of
 
-KINDS = range(13)
+KINDS = range(16)
 _LOADS = {"src", "href", "xlink:href", "srcset", "action", "data", "poster"}
 
 

@@ -23,6 +23,7 @@ from jensen.inference import (
     HeldOut,
     History,
     Imputation,
+    LearningRates,
     RateDistortion,
     Sandwich,
     compare,
@@ -38,7 +39,7 @@ def measured():
     return one_of_each()
 
 
-KINDS = range(15)
+KINDS = range(16)
 
 
 def _same(one, two):
@@ -432,7 +433,7 @@ def test_every_result_has_a_frame_and_a_dict(measured, kind):
 def test_the_kinds_are_all_here(measured):
     kinds = {type(result) for result in measured}
     kept = {Evidence, Comparison, Gaps, Bounds, RateDistortion, History, Calibration, AIS, Sandwich, ExactEvidence}
-    assert kinds == kept | {GuideDistance, Imputation, HeldOut}
+    assert kinds == kept | {GuideDistance, Imputation, HeldOut, LearningRates}
     assert len(measured) == len(KINDS)
 
 
