@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["buffers_kept", "calls_seen", "modes_kept", "running", "store_restored", "tensors_kept", "watched_modes"]
+__all__ = [
+    "buffers_kept",
+    "calls_seen",
+    "fix",
+    "fixed_parameters",
+    "modes_kept",
+    "running",
+    "store_restored",
+    "tensors_kept",
+    "watched_modes",
+]
 
 import inspect
 import warnings
@@ -37,6 +47,17 @@ def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for part, mode in before:
             part.training = mode
+
+
+def fixed_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that require no gradient. Pyro requires one as soon as it puts them into its store."""
+    return [p for module in modules for p in module.parameters() if not p.requires_grad]
+
+
+def fix(parameters: Iterable[nn.Parameter]) -> None:
+    """Require no gradient."""
+    for p in parameters:
+        p.requires_grad_(False)
 
 
 @contextmanager
@@ -96,8 +117,12 @@ def running(
             if device is not None:
                 module.to(device)
             module.eval()
-        with buffers_kept(model, guide), _Watch(modules):
-            yield
+        fixed = fixed_parameters(modules)
+        try:
+            with buffers_kept(model, guide), _Watch(modules):
+                yield
+        finally:
+            fix(fixed)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ from jensen.kernel.layout import Layout
 from jensen.kernel.lifts import LOOP, VMAP
 from jensen.kernel.load import warn_if_busy
 from jensen.kernel.looks import Incoming, held_by, layout_on, look_at, warn_of_no_plate
-from jensen.kernel.modes import buffers_kept, calls_seen, modes_kept
+from jensen.kernel.modes import buffers_kept, calls_seen, fix, fixed_parameters, modes_kept
 from jensen.kernel.parameters import mark_trained, own_modules, owners_of, store_kept, tensors_of
 from jensen.kernel.randomness import forked_rng, private_randomness
 from jensen.kernel.weights import Program, check_pair, parameters_of
@@ -106,7 +106,8 @@ def fit(
     """Train a model and guide by stochastic variational inference.
 
     One step is that of ``pyro.infer.SVI``: the objective's loss on a batch, its gradient, one update. ``fit`` trains
-    the parameters of model and guide if they are modules, and all parameters of ``pyro.param`` and ``pyro.module``.
+    the parameters of model and guide if they are modules, and all parameters of ``pyro.param`` and ``pyro.module``,
+    except those that require no gradient.
 
     References:
         Hoffman, Blei, Wang and Paisley (2013), Stochastic Variational Inference. https://arxiv.org/abs/1206.7051
@@ -223,6 +224,7 @@ def fit(
         product_route(place_of(train.tensors, device, model, guide), begun.get("products")) as products,
         ExitStack() as stack,
     ):
+        still = fixed_parameters(owners_of(model, guide))
         layout = nested(_look(model, guide, train), max_plate_nesting)
         objective = _default(layout) if objective is None else objective
         count = 0 if train.known is None else _counted(model, guide, train)
@@ -255,10 +257,11 @@ def fit(
             trained = _trained(model, guide, first, frozen)
             if isinstance(objective, Objective):
                 objective.check(model, guide, layout, *first)
-        if not trained:
+        fix(still)
+        if not any(p.requires_grad for p in trained):
             raise ValueError(
-                "there is nothing to train: model and guide have no parameters, or all are frozen. Modules that a "
-                "function calls count if pyro.module(name, module) registers them"
+                "there is nothing to train: model and guide have no parameters, or all are frozen or require no "
+                "gradient. Modules that a function calls count if pyro.module(name, module) registers them"
             )
         run = Run(model, guide, trained, _optimizer(optimizer, trained, lr, weight_decay), scheduler, history)
         if schedule != "constant":

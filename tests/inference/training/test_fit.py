@@ -394,3 +394,24 @@ def test_the_exact_posterior_follows_the_model(float64):
     fit(model, amortize(model, nn.Identity(), FullCovariance, 5), x, epochs=3, lr=1e-1, progress=False)
     torch.testing.assert_close(log_weights(model, ExactPosterior(model), x)[0], model.log_evidence(x))
     torch.testing.assert_close(log_weights(model, guide, x)[0], model.log_evidence(x))
+
+
+@pytest.mark.parametrize("before", ["nothing", "evaluate"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_parameters_that_require_no_gradient_stay_as_they_are(before, compile):
+    """Pyro requires a gradient of every parameter that it puts into its store."""
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    model = PPCA(5, latent=2)
+    model.log_noise.requires_grad_(False).fill_(-0.5)
+    guide = ExactPosterior(model)
+    if before == "evaluate":
+        evaluate(model, guide, x, 10, progress=False)
+    weight = model.weight.detach().clone()
+    fit(model, guide, x, epochs=3, lr=0.01, batch_size=100, compile=compile, seed=0, progress=False)
+    assert float(model.log_noise) == -0.5
+    assert not model.log_noise.requires_grad
+    assert not torch.equal(model.weight, weight)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"nothing to train: .* require no gradient"):
+        fit(model, guide, x, epochs=1, progress=False)
