@@ -65,11 +65,16 @@ def main():
     failed = 0
     for name in TABLES if options.table == "all" else [options.table]:
         make, text = TABLES[name]
-        results = common.Results(options, __file__, name, {name: text}, fresh=options.fresh)
+        results = common.Results(options, __file__, name, {name: partial(titled, name, text)}, fresh=options.fresh)
         make(options, results)
         failed += results.failed
     if failed:
         raise SystemExit(f"{failed} results are missing")
+
+
+def titled(name, text, table):
+    """A table under its title."""
+    return "\n\n".join([f"# {TITLES[name]}", *table["made"], text(table)])
 
 
 # Pairs of the papers
@@ -267,15 +272,16 @@ def images(options, results, table, rows, train, validation, test, transform=Non
                 **likelihoods(model, guide, test, options, how),
                 "minutes": round(sum(history.seconds for history in histories) / 60, 2),
                 "passes": sum(len(history.elbo) for history in histories),
+                "threads": options.threads,
                 "route": histories[-1].route,
                 "curve": curves(histories),
             }
 
-        settings = {"stages": schedule, **how, "seed": options.seed, "threads": options.threads}
+        settings = {"stages": schedule, **how, "seed": options.seed}
         results.measure(table, f"{name}/{options.schedule}", measured, settings)
 
 
-def images_text(title, table):
+def images_text(table):
     """Published and measured -log p(x), ranked by the refined value."""
     rows = []
     for key, cell in sorted(table["cells"].items(), key=lambda item: item[1]["refined"][0]):
@@ -299,8 +305,7 @@ def images_text(title, table):
     head = ["", "schedule", "published", "5,000 draws", "refined", "± data", "-ELBO", "k-hat > 0.7", "active units"]
     return "\n\n".join(
         [
-            *table["made"],
-            f"{title}: -log p(x) of the test images in nats, lower is better. ±: Monte Carlo error; the error by the "
+            "-log p(x) of the test images in nats, lower is better. ±: Monte Carlo error; the error by the "
             "choice of images has its own column. k-hat: the share of images where it is above 0.7, by draws of the "
             "guide and refined. Minutes of training with the threads above.",
             common.table([*head, "passes", "minutes"], rows),
@@ -425,7 +430,6 @@ def gaps_text(table):
     head = ["", "schedule", "log p(x)", "approximation gap", "amortization gap", "amortization of all"]
     return "\n\n".join(
         [
-            *table["made"],
             "Gaps in nats per test image, ± of the mean over images; log p(x) is refined. Cremer et al. (2018) find "
             "that inference often falls short by amortization rather than by the family, and that the parameters of a "
             "flow also help to generalize. Their figures are for other networks and are not quoted.",
@@ -551,7 +555,6 @@ def linear_text(table):
     head += ["log p(x) - ELBO", "test (closed form)", "active units (eigenvalues above)", "passes", "minutes"]
     return "\n\n".join(
         [
-            *table["made"],
             "The linear VAE on the 60,000 grey images of MNIST in [0, 1], trained by SVI, beside the closed form of "
             "PPCA; exact log p(x) in nats per image. Lucas et al. (2019) prove that the ELBO adds no local maxima to "
             "those of log p(x), and that a unit collapses where its eigenvalue is below sigma^2. A unit is active if "
@@ -672,7 +675,6 @@ def frey_text(table):
         )
     return "\n\n".join(
         [
-            *table["made"],
             "log p(x) of test data in nats, ± of the mean over data; latent sizes and numbers of components are chosen "
             "on validation data. Frey faces are grey values in [0, 1], oil flow is standardized.",
             common.table(["data", "density", "latent", "log p(x)", "seconds"], rows),
@@ -802,7 +804,6 @@ def methods_text(table):
     head = ["decoder", "method", "mean difference", "root mean square", "largest", "within 2 errors", "seconds"]
     return "\n\n".join(
         [
-            *table["made"],
             "log p(x) of test images by each method, minus a reference (refined, other seeds and starts, 60,000 "
             "evaluations per image), in nats.",
             common.table(head, rows),
@@ -813,11 +814,19 @@ def methods_text(table):
     )
 
 
+TITLES = {
+    "static_mnist": "Statically binarized MNIST, after Burda et al. 2016",
+    "dynamic_mnist": "Dynamically binarized MNIST, after Burda et al. 2016",
+    "inference_gaps": "Approximation and amortization gaps, after Cremer et al. 2018",
+    "linear_vae": "The linear VAE is PPCA, after Lucas et al. 2019",
+    "frey_oil": "Frey faces and oil flow: linear models, mixtures and VAEs",
+    "evidence_methods": "Importance weighting, AIS and refined evidence, after Wu et al. 2017",
+}
 LEVELS = (0.5, 0.2, 0.1, 0.05)  # nats
 
 TABLES = {
-    "static_mnist": (static_mnist, partial(images_text, "Statically binarized MNIST")),
-    "dynamic_mnist": (dynamic_mnist, partial(images_text, "Dynamically binarized MNIST")),
+    "static_mnist": (static_mnist, images_text),
+    "dynamic_mnist": (dynamic_mnist, images_text),
     "inference_gaps": (inference_gaps, gaps_text),
     "linear_vae": (linear_vae, linear_text),
     "frey_oil": (frey_oil, frey_text),

@@ -238,6 +238,8 @@ def _benchmarks() -> Iterator[tuple[str, str]]:
         about = ast.get_docstring(ast.parse(script.read_text())) if script.exists() else None
         title = (about or path.stem).splitlines()[0].rstrip(".").split(":")[0]
         text = re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", path.read_text())
+        if text.startswith("# "):  # one of several tables of a script
+            title, text = text[2:].split("\n", 1)
         yield f"benchmarks/{path.name}", f"# {title}\n\n{text}"
         entries.append((path.stem, title))
     listed = "".join(f"- [{title}](benchmarks/{name}.md)\n" for name, title in entries)
