@@ -255,9 +255,9 @@ def add_arguments(parser, rounds=5):
 
 
 def _arguments():
-    """The command-line arguments except for the output folder."""
+    """The command-line arguments except for the folders of output and checkpoints."""
     given = sys.argv[1:]
-    return [a for before, a in zip(["", *given], given, strict=False) if "--out" not in (before, a)]
+    return [a for before, a in zip(["", *given], given, strict=False) if not {"--out", "--runs"} & {before, a}]
 
 
 def _version(name):
