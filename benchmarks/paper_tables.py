@@ -313,8 +313,8 @@ def images_text(table):
     )
 
 
-EASY = [short(200, warm=50), short(60, 5, lr=1e-3)]  # to K = 5
-HARD = [short(200, warm=50), short(30, 10, lr=1e-3), short(16, 50, lr=1e-3)]  # to K = 50
+EASY = [short(450, warm=50), short(60, 5, lr=1e-3)]  # to K = 5
+HARD = [short(450, warm=50), short(14, 50, lr=1e-3)]  # to K = 50
 
 # 1. Statically binarized MNIST
 
