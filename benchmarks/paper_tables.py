@@ -82,8 +82,10 @@ def titled(name, text, table):
 
 def started(means, model, guide):
     """The initial parameters of the published code: Glorot's weights, and the pixels' log-odds as the last bias."""
-    for layer in [*model.modules(), *guide.modules()]:
-        if isinstance(layer, nn.Linear):
+    parts = [*model.modules(), *guide.modules()]
+    flows = {layer for part in parts if isinstance(part, IAF) for layer in part.modules()}  # which start near zero
+    for layer in parts:
+        if isinstance(layer, nn.Linear) and layer not in flows:
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == 784][-1]
