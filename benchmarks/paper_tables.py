@@ -219,6 +219,11 @@ def curves(histories):
     return found
 
 
+def some_of(x, n, options):
+    """The positions of n random rows."""
+    return torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))[:n]
+
+
 def mean_of(values):
     """Mean and standard error over the data."""
     return [round(float(values.mean()), 4), round(float(values.std() / len(values) ** 0.5), 4)]
@@ -234,7 +239,7 @@ def likelihoods(model, guide, test, options, how):
     start = time.perf_counter()
     by_guide = evaluate(model, guide, test, how["draws"], refine=False, seed=options.seed, progress=False)
     between = time.perf_counter()
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))[: how["refined"]]
+    order = some_of(test, how["refined"], options)
     some = evaluate(model, guide, test[order], 256, refine=how["budget"], seed=options.seed, progress=False)
     more = some.log_evidence - by_guide.log_evidence[order]
     value, error = mean_of(by_guide.log_evidence)
@@ -258,12 +263,7 @@ def images(options, results, table, rows, train, validation, test, transform=Non
     """Train and measure the rows of a table."""
     how = {"draws": 5000, "refined": 1000, "budget": 5000}
     if options.quick:
-        train, validation, test, how = (
-            train[:200],
-            validation[:20],
-            test[:10],
-            {"draws": 20, "refined": 4, "budget": 800},
-        )
+        how = {"draws": 20, "refined": 4, "budget": 800}
     for name, row in rows.items():
         schedule = described(row.schedule(options))
 
@@ -333,7 +333,7 @@ def of_images(options, name, size, rest):
     if options.quick:
         x = load("digits", binarize="threshold").train
         x = nn.functional.pad(x, (0, size - x.shape[1]))
-        return x[:200], x[200:220], x[220:240]
+        return x[:200], x[200:220], x[220:230]
     data = load(name)
     return data.train, data.validation[:rest], data.test
 
@@ -390,8 +390,7 @@ def inference_gaps(options, results):
         def measured(name=name, row=row, source=source, how=how):
             train, validation, test = of_binary(options, source)
             model, guide, (history,) = trained(options, "inference_gaps", name, row, train, validation)
-            order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
-            x = test[order[: how["images"]]]
+            x = test[some_of(test, how["images"], options)]
             rounds = {"rounds": 1, "steps": 3} if options.quick else {}
             found = gaps(
                 model, guide, x, how["particles"], refine=how["refine"], seed=options.seed, progress=False, **rounds
@@ -714,8 +713,7 @@ def evidence_methods(options, results):
         row = STATIC[name]
         train, validation, test = of_images(options, "binarized_mnist", 784, 2000)
         model, guide, _ = trained(options, "static_mnist", name, row, train, validation)
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(options.seed))
-        x = test[order[:n]]
+        x = test[some_of(test, n, options)]
         how = {"seed": options.seed, "progress": False}
         settings = {"images": n, "stages": described(row.schedule(options)), "seed": options.seed}
 
