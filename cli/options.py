@@ -182,10 +182,10 @@ def _train(command: Parser) -> None:
         "--tolerance",
         type=float,
         metavar="NATS",
-        help="stop when the averaged parameters improve the validation ELBO by less than this over 10 epochs, up to "
+        help="stop when the averaged parameters improve the validation bound by less than this over 10 epochs, up to "
         "two standard errors; not with --patience. (--tolerance of jensen evaluate is the error of log p(x) instead)",
     )
-    add("--patience", type=int, metavar="P", help="stop P epochs after the best validation ELBO; keep the best epoch")
+    add("--patience", type=int, metavar="P", help="stop P epochs after the best validation bound; keep the best epoch")
     add("--seed", type=int, default=0, help="seed of initial parameters, batches and samples")
     add(
         "--seeds",

@@ -19,7 +19,7 @@ from .axes import COLOURS, MARKERS, own_axes, styled, text_size
 CURVES = {
     "elbo": ("training bound", "bound on log p(x)"),
     "shaped": ("objective", "bound on log p(x)"),
-    "validation": ("validation ELBO", "bound on log p(x)"),
+    "validation": ("validation bound", "bound on log p(x)"),
     "rate": ("rate", "rate KL(q(z|x) ‖ p(z))"),
     "distortion": ("distortion", "distortion -E log p(x|z)"),
 }
@@ -63,7 +63,7 @@ def plot_training(history: History, curves: Sequence[str] = _BOUNDS, ax: Axes | 
         >>> history = fit(model, guide, x[:100], validation=x[100:], **how)
         >>> ax = plot_training(history)
         >>> [line.get_label() for line in ax.get_lines()]
-        ['training bound', 'validation ELBO', 'kept']
+        ['training bound', 'validation bound', 'kept']
     """
     if unknown := sorted(set(curves) - set(CURVES)):
         raise ValueError(f"curves are among {list(CURVES)}, but got {unknown}")

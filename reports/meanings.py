@@ -56,7 +56,7 @@ _MEANINGS = {
     r"epoch": "Passes over the training data.",
     r"elbo": "Bound on the training data that the objective reports, averaged over the epoch.",
     r"shaped": "Minus the loss, where the objective is not the bound itself.",
-    r"validation": "ELBO of the validation data after the epoch.",
+    r"validation": "The objective's bound on the validation data after the epoch.",
     r"rate": "Mean of log q(z|x) - log p(z) on the validation data: nats that z carries.",
     r"distortion": "Mean of -log p(x|z) on the validation data: the error of reconstruction, in nats.",
     r"learning rate|learning_rate": "Learning rate of the optimizer in the epoch, or in the step.",

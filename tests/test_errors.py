@@ -171,7 +171,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
     [
         ({"epochs": 0}, "epochs and batch_size are at least 1, but got 0 and 128"),
         ({"batch_size": 0}, "epochs and batch_size are at least 1, but got 100 and 0"),
-        ({"patience": 3}, "patience counts epochs without a better validation ELBO: give validation data"),
+        ({"patience": 3}, "patience counts epochs without a better validation bound: give validation data"),
         ({"resume": True}, "resume needs a checkpoint: give its file"),
     ],
 )

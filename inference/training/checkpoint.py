@@ -209,7 +209,7 @@ class Run:
     Attributes:
         best: a snapshot of the best epoch by validation.
         average: the average of the parameters over the steps, if it is kept.
-        recent: the validation ELBO of each data point after the last epochs, if the run stops by it.
+        recent: the validation bound of each data point after the last epochs, if the run stops by it.
         identity: of the run, in every checkpoint that it writes.
         written: the identity of the checkpoint file as this run last saw it.
     """

@@ -142,11 +142,12 @@ def fit(
         average: ``"ema"`` or ``"polyak"``: the parameters are averaged over the steps, exponentially with a memory of
             up to 1,000 steps, or over all steps with weights that forget the first ones (as t^3). The
             averages are what is validated, kept and left in model and guide; callbacks see the present values.
-        validation: data like ``data``, whose ELBO, rate and distortion are computed after every epoch (8 particles, the
-            same samples every time).
-        patience: stop after this many epochs without a better validation ELBO, and restore the best parameters.
+        validation: data like ``data``, whose bound, rate and distortion are computed after every epoch, with the same
+            samples every time: the ELBO (8 particles), or the bound that :class:`~jensen.inference.IWAE` or
+            :class:`~jensen.inference.Renyi` trains, with their number of particles.
+        patience: stop after this many epochs without a better validation bound, and restore the best parameters.
         tolerance: stop when the averaged parameters (``"ema"`` if ``average`` is None) have converged: when their
-            improvement of the validation ELBO over the last 10 epochs is below this number of nats per data point,
+            improvement of the validation bound over the last 10 epochs is below this number of nats per data point,
             also at its upper limit of two standard errors (:mod:`~jensen.inference.training.stopping`). The averages of
             the last epoch are kept. Needs validation data with weights per data point.
         seed: makes the run reproducible, with a random stream of its own; None uses the user's stream.
@@ -230,7 +231,7 @@ def fit(
         count = 0 if train.known is None else _counted(model, guide, train)
         history.data = count or None
         if held_out is not None:
-            measure = Validation(model, guide, held_out, max_plate_nesting, compile, epochs)
+            measure = Validation(model, guide, objective, held_out, max_plate_nesting, compile, epochs)
         fixed = {p for module in frozen for p in module.parameters()}
         if not layout.sizes and layout.full_size is None:
             warn_of_no_plate(model, guide, train.first())
@@ -407,7 +408,7 @@ def _check_settings(
         raise ValueError(f"epochs and batch_size are at least 1, but got {epochs} and {batch_size}")
     if patience is not None and (held_out is None or patience < 1):
         raise ValueError(
-            "patience counts epochs without a better validation ELBO: give validation data, and patience of at least "
+            "patience counts epochs without a better validation bound: give validation data, and patience of at least "
             f"1 (got {patience})"
         )
     if resume and checkpoint is None:
@@ -431,16 +432,16 @@ def _check_rates(
     if tolerance is None:
         return
     if not 0 < tolerance < inf:
-        raise ValueError(f"tolerance is an improvement of the validation ELBO in nats, above 0, but got {tolerance}")
+        raise ValueError(f"tolerance is an improvement of the validation bound in nats, above 0, but got {tolerance}")
     if held_out is None or patience is not None:
         raise ValueError(
-            "tolerance stops when the validation ELBO no longer improves: give validation data, and no patience (which "
-            "keeps the best epoch instead)"
+            "tolerance stops when the validation bound no longer improves: give validation data, and no patience "
+            "(which keeps the best epoch instead)"
         )
 
 
 _NO_ERROR = (
-    "tolerance needs a validation ELBO for each data point, to know the error of their mean, but the weights of this "
+    "tolerance needs a validation bound for each data point, to know the error of their mean, but the weights of this "
     "model and guide are joint, or the guide is a point estimate: use patience, or a fixed number of epochs"
 )
 

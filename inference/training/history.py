@@ -29,9 +29,11 @@ class History(Record):
         elbo: the objective's bound on the training data, nats per data point, averaged over the epoch.
         shaped: minus the loss, if the objective shapes it (beta, free bits) so that it differs from the bound; else
             empty.
-        validation: the ELBO of the validation data after each epoch, nats per data point; empty without such data.
-        rate: from the same samples, the mean of log q(z | x) - log p(z), nats per data point; the ELBO is minus the sum
-            of rate and distortion. Empty without validation data, for joint weights, and for a guide without a density.
+        validation: the objective's bound on the validation data after each epoch, nats per data point; empty without
+            such data.
+        rate: from the same samples, the mean of log q(z | x) - log p(z), nats per data point; their ELBO is minus the
+            sum of rate and distortion. Empty without validation data, for joint weights, and for a guide without a
+            density.
         distortion: from the same samples, the mean of -log p(x | z), nats per data point; empty if ``rate`` is.
         learning_rate: that of each epoch (of the optimizer's first group).
         elapsed: wall-clock seconds from the start to the end of each epoch, without breaks before a resumption.

@@ -93,6 +93,8 @@ class Objective(pyro.infer.ELBO):
     Attributes:
         coupled: whether the loss of a batch is not a sum over its data points (free bits are an average over the
             batch): several processes then take whole batches instead of sharing them. False unless a subclass sets it.
+        power: the bound of a data point is the power mean of its K weights with this power: 0 for the ELBO (unless a
+            subclass sets it), 1 for the importance-weighted bound. ``fit`` computes it of the validation data.
 
     Raises:
         ValueError: for ``num_particles`` below 1 and an unknown gradient; when used, for a guide that has sites
@@ -138,7 +140,7 @@ class Objective(pyro.infer.ELBO):
             raise ValueError(f"gradient is one of {get_args(Gradient)}, but got {gradient!r}")
         super().__init__(num_particles=num_particles)  # type: ignore[no-untyped-call]
         self.gradient, self.shaped, self.scores = gradient, shaped, scores
-        self.coupled = False
+        self.coupled, self.power = False, 0.0
         self._knobs = tuple(knobs)
         self._step = 0
         self._bound = torch.tensor(math.nan)
@@ -449,10 +451,11 @@ class IWAE(Objective):
     @checked
     def __init__(self, num_particles: int = 10, gradient: Gradient = "standard") -> None:
         super().__init__(num_particles, gradient, scores=gradient == "standard")
+        self.power = 1.0
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the log of the mean weight, and that log."""
-        return power_loss(terms, path_log_weights(terms), 1.0, self.gradient)
+        return power_loss(terms, path_log_weights(terms), self.power, self.gradient)
 
 
 class Renyi(Objective):
@@ -487,11 +490,11 @@ class Renyi(Objective):
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is the order of the bound, a finite number, but got {alpha}")
         super().__init__(num_particles, gradient, scores=gradient == "standard")
-        self.alpha = alpha
+        self.alpha, self.power = alpha, 1.0 - alpha
 
     def value(self, terms: Terms, knobs: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the power mean of the weights with power 1 - alpha, and that mean."""
-        return power_loss(terms, path_log_weights(terms), 1.0 - self.alpha, self.gradient)
+        return power_loss(terms, path_log_weights(terms), self.power, self.gradient)
 
 
 @checked_fields

@@ -1,7 +1,7 @@
 r"""When to stop: once the parameters no longer improve, as far as the noise of validation shows.
 
 Validation uses the same samples every time, so the improvement of a data point over the last W = 10 epochs is a paired
-difference, :math:`d_n = \text{ELBO}_n(\text{now}) - \text{ELBO}_n(W \text{ epochs ago})`, in which most of the noise
+difference, :math:`d_n = \mathcal{L}_n(\text{now}) - \mathcal{L}_n(W \text{ epochs ago})`, in which most of the noise
 cancels. Training stops if even its upper limit,
 
 .. math:: \bar d + 2 \, \text{sd}(d) / \sqrt{N},
@@ -29,7 +29,7 @@ def has_converged(recent: Sequence[Tensor], tolerance: float) -> bool:
     """Whether the improvement over the window is below a tolerance, with its error.
 
     Args:
-        recent: the validation ELBO of each data point [N] after each of the last epochs; the last one is the present.
+        recent: the validation bound of each data point [N] after each of the last epochs; the last one is the present.
         tolerance: in nats per data point.
 
     Example:

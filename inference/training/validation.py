@@ -1,4 +1,4 @@
-"""The validation pass of :func:`~jensen.inference.fit`: the ELBO of held-out data, and its two parts."""
+"""The validation pass of :func:`~jensen.inference.fit`: the bound of held-out data, and the two parts of their ELBO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jensen import processes
 from jensen.graphs.compile import Compile
-from jensen.graphs.draws import LogWeights
+from jensen.graphs.draws import Draws, LogWeights
 from jensen.kernel.batches import Batches, data_in_epoch, nested
 from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
@@ -17,16 +17,21 @@ from jensen.kernel.randomness import derived_seed, forked_rng
 from jensen.kernel.weights import Pair, Program, check_pair
 
 from .history import History
+from .objectives import Objective, power_mean
 
 _PARTICLES = 8
 
 
 class Validation:
-    """The ELBO per data point, from 8 particles that are equal at every call; joint weights use all data at once.
+    """The bound per data point, from particles that are equal at every call; joint weights use all data at once.
+
+    It is the bound that the objective trains: the ELBO, from 8 particles, or a power mean of the weights of its K
+    particles, the mean over as many groups of K as make 8.
 
     Args:
         model: the model.
         guide: its guide.
+        objective: the objective of the training.
         data: the held-out data, all of which are checked.
         max_plate_nesting: as for :func:`~jensen.inference.fit`.
         mode: the setting ``compile`` of :func:`~jensen.inference.fit`.
@@ -40,19 +45,23 @@ class Validation:
         self,
         model: Program,
         guide: Program,
+        objective: object,
         data: Batches,
         max_plate_nesting: int | None,
         mode: Compile,
         epochs: int,
     ) -> None:
         self.data = data
+        self.power = objective.power if isinstance(objective, Objective) else 0.0
+        K = objective.num_particles if isinstance(objective, Objective) and self.power else 1
+        self.groups, self.particles = -(-_PARTICLES // K), -(-_PARTICLES // K) * K
         with running(model, guide, device=data.device), forked_rng():
             layout = nested(look_at(model, guide, data.first()), max_plate_nesting)
             self.rows = data.size if layout.sizes else data.n
             if data.source is not None and not layout.sizes:
                 raise ValueError(
-                    "the validation ELBO of joint weights needs all data at once, but they are read by the batch: give "
-                    "tensors"
+                    "the validation bound of joint weights needs all data at once, but they are read by the batch: "
+                    "give tensors"
                 )
             for batch in data.in_order(self.rows):  # the only look at data in memory
                 check_pair(model, guide, *batch)
@@ -63,15 +72,15 @@ class Validation:
         self.ahead = epochs * -(-data.n // data.size)
 
     def __call__(self, history: History) -> Tensor | None:
-        """Add the ELBO of the data to a history; and its rate and distortion, if weights are per data point.
+        """Add the bound of the data to a history; and rate and distortion, if weights are per data point.
 
         Returns:
-            The ELBO of each data point [N], if weights are per data point.
+            The bound of each data point [N], if weights are per data point.
         """
         weights, data = self.weights, self.data
         parts = -(-data.n // self.rows)
         own = processes.own_share(parts)
-        sums: list[tuple[float, float, Tensor | None]] = []
+        sums: list[tuple[float, float, float, Tensor | None]] = []
         weights.forget()
         with running(weights.pair.model, weights.pair.guide, "validation", seed=0, device=data.device):
             batches = data.in_order(self.rows, own.start * self.rows, min(data.n, own.stop * self.rows))
@@ -80,17 +89,24 @@ class Validation:
                 torch.manual_seed(derived_seed(0, "validation", "data", first))  # of transforms, and of loaders
                 batch = next(batches)
                 torch.manual_seed(derived_seed(0, "validation", first))
-                if weights.pair.way_for(batch, _PARTICLES) is None:  # find the final route first, so that the numbers
-                    with forked_rng():  # of a resumed run equal those of an uninterrupted one
-                        weights.parts(batch, _PARTICLES, self.ahead)
-                drawn = weights.parts(batch, _PARTICLES, self.ahead)
+                if weights.pair.way_for(batch, self.particles) is None:
+                    with forked_rng():  # find the final route first: so a resumed run equals an uninterrupted one
+                        weights.parts(batch, self.particles, self.ahead)
+                drawn = weights.parts(batch, self.particles, self.ahead)
                 observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
-                each = drawn.elbo.mean(0)
-                sums.append((float(each.sum()), observed, each.cpu() if self.split else None))
-        elbos, distortions, rows = zip(*processes.in_order(sums, parts), strict=True)
-        elbo, observed = sum(elbos), sum(distortions)
-        history.validation.append(elbo / self.count)
+                elbo = float(drawn.elbo.mean(0).sum())
+                each = self._bounds(drawn)
+                sums.append((float(each.sum()), elbo, observed, each.cpu() if self.split else None))
+        bounds, elbos, distortions, rows = zip(*processes.in_order(sums, parts), strict=True)
+        history.validation.append(sum(bounds) / self.count)
         if self.split:
-            history.distortion.append(-observed / self.count)
-            history.rate.append(-history.validation[-1] - history.distortion[-1])
+            history.distortion.append(-sum(distortions) / self.count)
+            history.rate.append((sum(distortions) - sum(elbos)) / self.count)
         return torch.cat(rows) if self.split else None
+
+    def _bounds(self, drawn: Draws) -> Tensor:
+        """The bound of each data point, or of all if joint: the mean over groups of particles."""
+        if not self.power:
+            return drawn.elbo.mean(0)
+        groups = drawn.log_weights.unflatten(0, (self.groups, -1))
+        return power_mean(groups.movedim(1, 0), self.power).mean(0)

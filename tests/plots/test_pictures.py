@@ -574,9 +574,9 @@ def test_a_logarithmic_axis_has_ticks_to_read_within_less_than_a_decade():
 def test_curves_are_those_of_the_history():
     ax = plot_training(HISTORY)
     lines = {line.get_label(): line for line in ax.lines}
-    assert list(lines) == ["training bound", "validation ELBO", "kept"]
+    assert list(lines) == ["training bound", "validation bound", "kept"]
     assert lines["training bound"].get_ydata().tolist() == HISTORY.elbo
-    assert lines["validation ELBO"].get_ydata().tolist() == HISTORY.validation
+    assert lines["validation bound"].get_ydata().tolist() == HISTORY.validation
     assert list(lines["training bound"].get_xdata()) == list(range(1, 31))
     assert set(lines["kept"].get_xdata()) == {28}
     assert ax.get_ylim()[0] == pytest.approx(HISTORY.validation[3] - 0.06 * 785)  # all but the first tenth

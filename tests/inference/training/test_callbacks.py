@@ -14,7 +14,19 @@ from members import pair
 from jensen.families import Delta, Gaussian
 from jensen.graphs.draws import LogWeights
 from jensen.guides import amortize
-from jensen.inference import Callback, CSVLogger, History, TensorBoardLogger, fit, log_weights, rate_distortion, terms
+from jensen.inference import (
+    ELBO,
+    IWAE,
+    Callback,
+    CSVLogger,
+    History,
+    Renyi,
+    TensorBoardLogger,
+    fit,
+    log_weights,
+    rate_distortion,
+    terms,
+)
 from jensen.kernel.randomness import derived_seed
 from jensen.kernel.weights import Pair
 from jensen.models import VAE
@@ -119,6 +131,22 @@ def test_the_validation_elbo_is_that_of_the_kernel_and_minus_rate_and_distortion
     assert history.distortion[-1] == pytest.approx(-t.log_p["x"].mean().item(), rel=1e-12)
     sums = [-(r + d) for r, d in zip(history.rate, history.distortion, strict=True)]
     assert sums == pytest.approx(history.validation, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("objective", "K", "power"), [(ELBO(20), 1, 0), (IWAE(5), 5, 1.0), (IWAE(20), 20, 1.0), (Renyi(-0.5, 4), 4, 1.5)]
+)
+def test_the_validation_bound_is_that_of_the_objective(float64, objective, K, power):
+    """Of groups of its K particles, at least 8 particles in all."""
+    x = _data()
+    model, guide, history = _fit(validation=x, batch_size=100, objective=objective)
+    groups = -(-8 // K)
+    with torch.no_grad():
+        torch.manual_seed(derived_seed(0, "validation", 0))
+        log_w = log_weights(model, guide, x, particles=groups * K).reshape(groups, K, len(x))
+    means = (power * log_w).exp().mean(1).log() / power if power else log_w.mean(1)
+    assert history.validation[-1] == pytest.approx(means.mean().item(), rel=1e-12)
+    assert history.rate[-1] + history.distortion[-1] == pytest.approx(-log_w.mean().item(), rel=1e-12)
 
 
 def test_rate_and_distortion_of_batches_add_up():

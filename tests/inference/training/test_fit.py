@@ -17,7 +17,7 @@ from torch import nn
 
 from jensen.families import FullCovariance
 from jensen.guides import ExactPosterior, PriorGuide, amortize
-from jensen.inference import History, evaluate, fit, log_weights
+from jensen.inference import IWAE, History, evaluate, fit, log_weights
 from jensen.kernel.randomness import derived_seed
 from jensen.models import PPCA
 from jensen.module import UniqueModule
@@ -219,6 +219,31 @@ def test_patience_keeps_the_best_validation_epoch():
         again = log_weights(model, guide, held_out, particles=8).mean().item()
     assert again == pytest.approx(history.validation[best - 1], rel=1e-5)
     assert f"kept epoch {best}" in str(history)
+
+
+def test_patience_of_an_importance_weighted_run_follows_its_own_bound():
+    """A factorized guide at the maximum of the ELBO: the bound of 20 samples prefers it wider, so the ELBO falls."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 0.3), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.full((2,), 1 / 2.09))  # of the posterior mean
+        scale = pyro.param("scale", torch.full((2,), 12.1111**-0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x[:, None], scale).to_event(1))
+
+    torch.manual_seed(0)
+    x = 2.09**0.5 * torch.randn(400)
+    how = {"validation": x, "patience": 5, "lr": 5e-3, "seed": 0, "progress": False}
+    history = fit(model, guide, x, IWAE(20, "dreg"), epochs=40, **how)
+    elbos = [-r - d for r, d in zip(history.rate, history.distortion, strict=True)]
+    assert history.best_epoch >= 20
+    assert history.validation[19] > history.validation[0] + 0.05
+    assert elbos[19] < elbos[0] - 0.05
+    assert pyro.param("scale").min() > 1.1 * 12.1111**-0.5
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
