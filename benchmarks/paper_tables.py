@@ -344,12 +344,15 @@ def static_mnist(options, results):
 
 # 2. Dynamically binarized MNIST
 
+FIRST = short(900, warm=100)  # new images in every pass: longer training does not overfit
+FIVE = [FIRST, short(60, 5, lr=1e-3)]
+FIFTY = [FIRST, short(30, 50, lr=1e-3)]
 DYNAMIC = {
-    "VAE": Row(vae, [short(450, warm=50)], published={BURDA: 86.76}),
-    "IWAE, K = 5": Row(vae, EASY, 5, published={BURDA: 85.54}),
-    "IWAE, K = 50": Row(vae, HARD, 50, published={BURDA: 84.78}),
-    "DReG, K = 5": Row(vae, EASY, 5, "dreg", published={NBIP: 84.90}),
-    "DReG, K = 50": Row(vae, HARD, 50, "dreg", published={NBIP: 84.32}),
+    "VAE": Row(vae, [FIRST], published={BURDA: 86.76}),
+    "IWAE, K = 5": Row(vae, FIVE, 5, published={BURDA: 85.54}),
+    "IWAE, K = 50": Row(vae, FIFTY, 50, published={BURDA: 84.78}),
+    "DReG, K = 5": Row(vae, FIVE, 5, "dreg", published={NBIP: 84.90}),
+    "DReG, K = 50": Row(vae, FIFTY, 50, "dreg", published={NBIP: 84.32}),
     "two layers, VAE": Row(two_layers, [short(450, warm=50)], published={BURDA: 85.33}),
     "two layers, IWAE, K = 5": Row(two_layers, EASY, 5, published={BURDA: 83.89}),
     "two layers, IWAE, K = 50": Row(two_layers, HARD, 50, published={BURDA: 82.90}),
