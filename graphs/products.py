@@ -30,6 +30,7 @@ Route = Literal["auto", "default", "onednn"]
 _PAYS = 0.75  # of the time of the default library: far from 1, so that a busy moment does not change a run's digits
 
 _chosen: Route = "auto"
+_ours = False  # whether the present setting is that of a surrounding block with oneDNN
 
 
 @checked
@@ -58,6 +59,8 @@ def float32_products(route: Literal["auto", "default"]) -> None:
 def product_route(device: torch.device, route: Route | None = None) -> Iterator[Route]:
     """Use the faster library, or the requested one, inside the block; yields the one in use.
 
+    Blocks may be nested, as where a callback of a run trains or measures: each has its own library.
+
     Args:
         device: the device of the products.
         route: the library of a resumed run, which is used without a trial, so that its digits do not change. None: the
@@ -66,8 +69,11 @@ def product_route(device: torch.device, route: Route | None = None) -> Iterator[
     Warns:
         UserWarning: if the resumed run used oneDNN's products, which are not available here.
     """
+    global _ours
+    before, outer = _setting(), _ours
+    free = before == "highest" or (outer and before == "medium")
     begun, route = route, _chosen if route is None else route
-    allowed = route != "default" and device.type == "cpu" and _setting() == "highest"
+    allowed = route != "default" and device.type == "cpu" and free
     taken: Route = "onednn" if allowed and (_is_accurate() if begun == "onednn" else _pays()) else "default"
     if begun == "onednn" != taken:
         warnings.warn(
@@ -76,13 +82,16 @@ def product_route(device: torch.device, route: Route | None = None) -> Iterator[
             "its last digits differ from those of an uninterrupted run",
             stacklevel=outside(),
         )
-    if taken == "onednn":
-        torch.set_float32_matmul_precision("medium")
+    here = ("medium" if taken == "onednn" else "highest") if free else before
+    if here != before:
+        torch.set_float32_matmul_precision(here)
+    _ours = free and taken == "onednn"
     try:
         yield taken
     finally:
-        if taken == "onednn":
-            torch.set_float32_matmul_precision("highest")
+        _ours = outer
+        if here != before:
+            torch.set_float32_matmul_precision(before)
 
 
 def _setting() -> str:
@@ -123,11 +132,12 @@ def _factors() -> tuple[Tensor, Tensor]:
 
 
 def _product(a: Tensor, b: Tensor, precision: str) -> Tensor:
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         return a @ b
     finally:
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision(before)
 
 
 def is_float32(error: float, terms: int) -> bool:

@@ -667,6 +667,30 @@ def test_the_users_setting_of_products_is_kept(pays, monkeypatch):
         float32_products("fast")
 
 
+def test_a_call_inside_a_run_has_products_of_its_own(monkeypatch):
+    monkeypatch.setattr(products, "_pays", lambda: True)
+    monkeypatch.setattr(products, "_is_accurate", lambda: True)
+    cpu, setting = torch.device("cpu"), torch.get_float32_matmul_precision
+    with product_route(cpu):
+        for begun, expected in ((None, "onednn"), ("onednn", "onednn"), ("default", "default")):
+            with product_route(cpu, begun) as taken:
+                assert taken == expected
+                assert setting() == ("medium" if expected == "onednn" else "highest")
+                with product_route(cpu) as third:
+                    assert (third, setting()) == ("onednn", "medium")
+            assert setting() == "medium"
+        with product_route(torch.device("cuda")) as taken:  # where "medium" would round to TF32
+            assert (taken, setting()) == ("default", "highest")
+        assert setting() == "medium"
+    assert setting() == "highest"
+    torch.set_float32_matmul_precision("medium")  # by the user
+    try:
+        with product_route(cpu) as outer, product_route(cpu) as inner:
+            assert (outer, inner, setting()) == ("default", "default", "medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_products_of_a_run_that_goes_on_are_not_timed_again(monkeypatch):
     def timed():
         raise AssertionError("timed")
