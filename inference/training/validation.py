@@ -5,11 +5,12 @@ from __future__ import annotations
 __all__ = ["Validation"]
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from jensen import processes
 from jensen.graphs.compile import Compile
-from jensen.graphs.draws import Draws, LogWeights
+from jensen.graphs.draws import LogWeights
 from jensen.kernel.batches import Batches, data_in_epoch, nested
 from jensen.kernel.looks import look_at
 from jensen.kernel.modes import running
@@ -45,7 +46,7 @@ class Validation:
         self,
         model: Program,
         guide: Program,
-        objective: object,
+        objective: ELBO,
         data: Batches,
         max_plate_nesting: int | None,
         mode: Compile,
@@ -53,7 +54,7 @@ class Validation:
     ) -> None:
         self.data = data
         self.power = objective.power if isinstance(objective, Objective) else 0.0
-        K = objective.num_particles if isinstance(objective, Objective) and self.power else 1
+        K = objective.num_particles if self.power else 1
         self.groups, self.particles = -(-_PARTICLES // K), -(-_PARTICLES // K) * K
         with running(model, guide, device=data.device), forked_rng():
             layout = nested(look_at(model, guide, data.first()), max_plate_nesting)
@@ -95,7 +96,8 @@ class Validation:
                 drawn = weights.parts(batch, self.particles, self.ahead)
                 observed = 0.0 if drawn.observed is None else float(drawn.observed.mean(0).sum())
                 elbo = float(drawn.elbo.mean(0).sum())
-                each = self._bounds(drawn)
+                groups = (drawn.log_weights if self.power else drawn.elbo).unflatten(0, (self.groups, -1))
+                each = power_mean(groups.movedim(1, 0), self.power).mean(0)
                 sums.append((float(each.sum()), elbo, observed, each.cpu() if self.split else None))
         bounds, elbos, distortions, rows = zip(*processes.in_order(sums, parts), strict=True)
         history.validation.append(sum(bounds) / self.count)
@@ -103,10 +105,3 @@ class Validation:
             history.distortion.append(-sum(distortions) / self.count)
             history.rate.append((sum(distortions) - sum(elbos)) / self.count)
         return torch.cat(rows) if self.split else None
-
-    def _bounds(self, drawn: Draws) -> Tensor:
-        """The bound of each data point, or of all if joint: the mean over groups of particles."""
-        if not self.power:
-            return drawn.elbo.mean(0)
-        groups = drawn.log_weights.unflatten(0, (self.groups, -1))
-        return power_mean(groups.movedim(1, 0), self.power).mean(0)
